@@ -1,0 +1,27 @@
+//! Compiles `proto/` with protox, so that a machine needs no `protoc`, and keeps the descriptors: reflection serves them, and
+//! the authorization and error tables are read back from them.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const FILES: [&str; 4] = [
+    "appferry/v1/app_sync.proto",
+    "appferry/v1/authorization.proto",
+    "appferry/v1/error.proto",
+    "appferry/v1/image.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(FILES)?;
+
+    // Encoded by the compiler itself: through `prost_types` the custom options would be lost.
+    let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("appferry.v1.bin");
+    fs::write(descriptors, compiler.encode_file_descriptor_set())?;
+
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        .compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}

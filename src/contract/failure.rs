@@ -1,0 +1,130 @@
+//! A failed call on its way out: the one place where an error becomes a `google.rpc.Status`.
+
+use std::time::Duration;
+
+use prost::Message as _;
+use tonic::{Status, metadata::MetadataMap};
+use tonic_types::pb;
+
+use super::{
+    Code, ErrorRows,
+    v1::{self, CommonErrorCode, ErrorCode},
+};
+
+/// The `domain` of `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "appferry";
+
+/// A field of a request and what is wrong with its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The field's name, as the proto spells it.
+    pub field: &'static str,
+    /// What is wrong, with the value.
+    pub description: String,
+}
+
+/// Why a call failed, in the contract's terms.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    code: Code,
+    cause: String,
+    regions: Vec<String>,
+    violations: Vec<Violation>,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure of a code, with what is known about this case.
+    #[must_use]
+    pub fn new(code: impl Into<Code>, cause: impl Into<String>) -> Self {
+        Self { code: code.into(), cause: cause.into(), regions: Vec::new(), violations: Vec::new(), retry_after: None }
+    }
+
+    /// `InvalidParams` for one field.
+    #[must_use]
+    pub fn invalid(violation: Violation) -> Self {
+        let cause = format!("{}: {}", violation.field, violation.description);
+        Self { violations: vec![violation], ..Self::new(ErrorCode::InvalidParams, cause) }
+    }
+
+    /// `ServiceUnavailable`: the same call may be repeated after `retry_after`.
+    #[must_use]
+    pub fn unavailable(cause: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(ErrorCode::ServiceUnavailable, cause) }
+    }
+
+    /// `RequestTimeout`: the deadline passed.
+    #[must_use]
+    pub fn timeout(deadline: Duration) -> Self {
+        Self::new(CommonErrorCode::RequestTimeout, format!("{deadline:?}"))
+    }
+
+    /// Names the regions that it is about.
+    #[must_use]
+    pub fn in_regions(self, regions: impl IntoIterator<Item = impl ToString>) -> Self {
+        Self { regions: regions.into_iter().map(|r| r.to_string()).collect(), ..self }
+    }
+
+    /// Its code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The contract's `ErrorDetail` of it.
+    #[must_use]
+    pub fn detail(&self, rows: &ErrorRows, request_id: &str) -> v1::ErrorDetail {
+        let row = rows.row(self.code);
+        v1::ErrorDetail {
+            reason: Some(match self.code {
+                Code::Own(code) => v1::error_detail::Reason::Code(code.into()),
+                Code::Common(code) => v1::error_detail::Reason::CommonCode(code.into()),
+            }),
+            http_status: row.http_status,
+            message: row.message(&self.cause),
+            request_id: request_id.to_owned(),
+            region_ids: self.regions.clone(),
+        }
+    }
+
+    /// The reply: `google.rpc.Status` with every detail that the contract promises.
+    #[must_use]
+    pub fn status(&self, rows: &ErrorRows, request_id: &str) -> Status {
+        let row = rows.row(self.code);
+        let detail = self.detail(rows, request_id);
+        let message = detail.message.clone();
+        let mut details = vec![
+            any("google.rpc.ErrorInfo", &pb::ErrorInfo {
+                reason: row.code.clone(),
+                domain: DOMAIN.to_owned(),
+                metadata: [("http_status".to_owned(), row.http_status.to_string())].into(),
+            }),
+            any("google.rpc.RequestInfo", &pb::RequestInfo {
+                request_id: request_id.to_owned(),
+                serving_data: String::new(),
+            }),
+            any("appferry.v1.ErrorDetail", &detail),
+        ];
+        if !self.violations.is_empty() {
+            let field_violations = self.violations.iter().map(|v| pb::bad_request::FieldViolation {
+                field: v.field.to_owned(),
+                description: v.description.clone(),
+                ..Default::default()
+            });
+            details.push(any("google.rpc.BadRequest", &pb::BadRequest {
+                field_violations: field_violations.collect(),
+            }));
+        }
+        if let Some(retry_after) = self.retry_after {
+            details.push(any("google.rpc.RetryInfo", &pb::RetryInfo {
+                retry_delay: prost_types::Duration::try_from(retry_after).ok(),
+            }));
+        }
+        let status = pb::Status { code: row.grpc_status as i32, message: message.clone(), details };
+        Status::with_details_and_metadata(row.grpc_status, message, status.encode_to_vec().into(), MetadataMap::new())
+    }
+}
+
+fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
+    prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}

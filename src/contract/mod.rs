@@ -1,0 +1,73 @@
+//! The contract: the types generated from `proto/appferry/v1`, and the two tables that stand there as options, read back from
+//! the descriptors. Nothing in here knows how a call is carried out.
+
+mod authorization;
+mod error_row;
+mod failure;
+
+use prost_reflect::DescriptorPool;
+
+pub use authorization::{Authorization, Authorizations, MethodPath, Resource};
+pub use error_row::{Code, ErrorRow, ErrorRows};
+pub use failure::{Failure, Violation};
+
+/// The messages, clients and servers of `appferry.v1`.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("appferry.v1");
+}
+
+/// The encoded file descriptors of the contract, imports included.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/appferry.v1.bin"));
+
+/// The proto package of the contract.
+pub const PACKAGE: &str = "appferry.v1";
+
+/// Why the contract can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The descriptors don't decode.
+    #[error("the descriptors of the contract do not decode")]
+    Descriptors(#[from] prost_reflect::DescriptorError),
+    /// Something that the tables are read from is not in the descriptors.
+    #[error("{0} is not in the descriptors of the contract")]
+    Missing(&'static str),
+    /// A method says nothing about who may call it.
+    #[error("the method {0} has no (appferry.v1.authorization) option with an action and a resource")]
+    Unauthorized(String),
+    /// A method's resource template names a field that its request doesn't have.
+    #[error("the resource {template} of the method {method} names no string field of its request")]
+    Template {
+        /// The method's full name.
+        method: String,
+        /// The template as it stands in the option.
+        template: String,
+    },
+    /// An error code has no row, or one that makes no sense.
+    #[error("the enum value {0} has no usable (appferry.v1.error) option")]
+    Row(String),
+}
+
+/// The contract's two tables.
+#[derive(Debug)]
+pub struct Contract {
+    /// What each method asks for.
+    pub authorizations: Authorizations,
+    /// How each error looks.
+    pub errors: ErrorRows,
+}
+
+impl Contract {
+    /// Reads the tables from the descriptors that were compiled in.
+    pub fn load() -> Result<Self, Error> {
+        Self::from_pool(&DescriptorPool::decode(DESCRIPTORS)?)
+    }
+
+    /// Reads the tables from `pool`.
+    pub fn from_pool(pool: &DescriptorPool) -> Result<Self, Error> {
+        Ok(Self {
+            authorizations: Authorizations::read(pool)?,
+            errors: ErrorRows::read(pool)?,
+        })
+    }
+}
