@@ -1,0 +1,68 @@
+//! Digests of content, as OCI writes them.
+
+use std::{fmt, str::FromStr};
+
+/// A SHA-256 digest, written `sha256:` and 64 lower-case hexadecimal digits (OCI image specification 1.1, "Digests").
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; 32]);
+
+/// Why a text is not a digest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a digest of the form sha256: and 64 lower-case hexadecimal digits")]
+pub struct DigestError(String);
+
+impl Digest {
+    /// The digest whose value is `bytes`.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The hexadecimal digits alone, as they name a blob's file.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        hex::encode(self.0)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let refused = || DigestError(text.chars().take(160).collect());
+        let digits = text.strip_prefix("sha256:").ok_or_else(refused)?;
+        if digits.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(refused());
+        }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| refused())?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Digest;
+
+    #[test]
+    fn only_the_canonical_form_is_read() {
+        let hex = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        let digest: Digest = format!("sha256:{hex}").parse().expect("it is one");
+        assert_eq!(digest.hex(), hex);
+        for bad in [hex.to_owned(), format!("sha512:{hex}"), format!("sha256:{}", hex.to_uppercase()), "sha256:../x".into(), format!("sha256:{hex}0")] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
+}

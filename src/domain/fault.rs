@@ -1,0 +1,58 @@
+//! What goes wrong with a copy. It belongs to one region, and never touches another.
+
+use std::{fmt, str::FromStr};
+
+/// Who answered with the error: each kind is one row of the original's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// The store of a region.
+    Store,
+    /// The ECS API.
+    Ecs,
+    /// Another Alibaba Cloud product.
+    Aliyun,
+    /// The database.
+    Database,
+    /// The image has gone from the home region.
+    ImageNotFound,
+}
+
+impl FaultKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Store, Self::Ecs, Self::Aliyun, Self::Database, Self::ImageNotFound];
+
+    /// The kind's name in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "STORE",
+            Self::Ecs => "ECS",
+            Self::Aliyun => "ALIYUN",
+            Self::Database => "DATABASE",
+            Self::ImageNotFound => "IMAGE_NOT_FOUND",
+        }
+    }
+}
+
+impl FromStr for FaultKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("{text:?} is no kind of fault"))
+    }
+}
+
+/// Why a copy failed, as its region shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Who answered with it.
+    pub kind: FaultKind,
+    /// What was wrong, and with what.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

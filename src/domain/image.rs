@@ -1,0 +1,99 @@
+//! Images: what is carried.
+
+use std::{fmt, str::FromStr};
+
+use super::{Digest, ImageId, RegionId, Timestamp};
+
+/// What kind of image it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageKind {
+    /// A virtual machine's disk.
+    Vm,
+    /// A container image.
+    Container,
+}
+
+impl ImageKind {
+    /// The kind's name in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vm => "VM",
+            Self::Container => "CONTAINER",
+        }
+    }
+
+    /// What the ids that the service makes for this kind begin with.
+    #[must_use]
+    pub const fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Vm => "ci-vm-",
+            Self::Container => "ci-container-",
+        }
+    }
+
+    /// An id for a new image: the kind's prefix, and 12 letters and digits drawn by `pick`, which is given a bound and
+    /// returns a number below it.
+    pub fn new_id(self, mut pick: impl FnMut(usize) -> usize) -> Result<ImageId, super::IdError> {
+        const LETTERS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        let letters = (0..12).filter_map(|_| LETTERS.get(pick(LETTERS.len())).copied().map(char::from));
+        format!("{}{}", self.id_prefix(), letters.collect::<String>()).parse()
+    }
+}
+
+impl FromStr for ImageKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Vm, Self::Container]
+            .into_iter()
+            .find(|k| k.as_str() == text)
+            .ok_or_else(|| format!("{text:?} is no kind of image"))
+    }
+}
+
+/// The name by which the home region's store knows an image.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceName(pub String);
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Content by its digest (OCI image specification 1.1, "Content Descriptors").
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Descriptor {
+    /// What the content is.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A registered image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// What people call it.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is for.
+    pub description: String,
+    /// Its kind.
+    pub kind: ImageKind,
+    /// Where the home region's store has it.
+    pub source: SourceName,
+    /// The region it comes from.
+    pub home: RegionId,
+    /// Its root manifest or index.
+    pub root: Descriptor,
+    /// The size of all its content in bytes, each blob counted once.
+    pub size: u64,
+    /// When it was registered.
+    pub created_at: Timestamp,
+}

@@ -1,0 +1,23 @@
+//! What the service is about: ids, images, the replica's state machine, the decision to accept, and the reasons to refuse.
+//!
+//! Pure: no I/O, no clock, no randomness; they are passed in. Knows nothing of protobuf, SQL or stores.
+
+mod accept;
+mod digest;
+mod fault;
+mod ids;
+mod image;
+mod regions;
+mod replica;
+mod synchronization;
+mod time;
+
+pub use accept::{Accepted, Refusal, Standing, Step, accept};
+pub use digest::{Digest, DigestError};
+pub use fault::{Fault, FaultKind};
+pub use ids::{ClientToken, IdError, ImageId, MAX_ID_LENGTH, MAX_TOKEN_LENGTH, RegionId, RequestId};
+pub use image::{Descriptor, Image, ImageKind, SourceName};
+pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
+pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};
+pub use synchronization::{RegionStatus, RegionView, Synchronization, SynchronizationState};
+pub use time::{Clock, Timestamp};

@@ -1,0 +1,267 @@
+//! The state machine of one image in one region.
+//!
+//! ```text
+//! PENDING --claim--> COPYING --verified--> AVAILABLE
+//!    ^                 |  \--permanent fault, or faults used up--> FAILED
+//!    |--fault, later---/  \--cancel--> CANCELED      (PENDING --cancel--> CANCELED)
+//! COPYING whose lease ran out is claimed again, with a higher fence
+//! ```
+//!
+//! Every write of a worker carries the fence that its claim was given. A claim, a cancellation and a new request raise it,
+//! so that whoever was overtaken can change nothing.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{Fault, RegionStatus, Timestamp};
+
+/// Who holds a lease: one running process.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkerId(pub Arc<str>);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The right of one worker to copy, until it runs out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// Who holds it.
+    pub owner: WorkerId,
+    /// When it runs out, unless it is renewed.
+    pub until: Timestamp,
+}
+
+/// How far an attempt has come, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Progress {
+    /// The size of the image.
+    pub total: u64,
+    /// Moved by this attempt.
+    pub copied: u64,
+    /// Not moved, because the region had them.
+    pub skipped: u64,
+}
+
+/// Where a replica stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It waits for a worker.
+    Pending {
+        /// Not claimed before.
+        not_before: Timestamp,
+        /// Why the attempt before failed.
+        last: Option<Fault>,
+    },
+    /// A worker copies it.
+    Copying {
+        /// That worker's lease.
+        lease: Lease,
+        /// Why the attempt before failed.
+        last: Option<Fault>,
+    },
+    /// It is there, whole and verified.
+    Available,
+    /// It failed for good.
+    Failed(Fault),
+    /// It was canceled.
+    Canceled,
+}
+
+/// One image in one region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Where it stands.
+    pub state: State,
+    /// How often a copy was started since it was last requested.
+    pub attempt: u32,
+    /// How many of these attempts ended with a fault.
+    pub faults: u32,
+    /// Raised whenever whoever wrote before must not write any more.
+    pub fence: u64,
+    /// How far the last attempt has come.
+    pub progress: Progress,
+    /// When the first attempt started.
+    pub started_at: Option<Timestamp>,
+    /// When it reached a terminal state.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// What can happen to a replica.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A call asks for it.
+    Request,
+    /// A worker takes it.
+    Claim {
+        /// The worker.
+        owner: WorkerId,
+        /// How long its lease lasts.
+        lease: Duration,
+    },
+    /// Its worker is alive, and has come so far.
+    Renew {
+        /// The fence of its claim.
+        fence: u64,
+        /// How long the lease lasts from now.
+        lease: Duration,
+        /// How far it has come.
+        progress: Progress,
+    },
+    /// Its worker has verified the whole image in the region.
+    Verified {
+        /// The fence of its claim.
+        fence: u64,
+        /// What was moved and what was there.
+        progress: Progress,
+    },
+    /// Its worker met a fault.
+    Faulted {
+        /// The fence of its claim.
+        fence: u64,
+        /// The fault.
+        fault: Fault,
+        /// How long to wait before another attempt; nothing if there is to be none.
+        retry_after: Option<Duration>,
+        /// How far it had come.
+        progress: Progress,
+    },
+    /// Its worker hands it back untried, because it is shutting down or wants to try it alone.
+    Release {
+        /// The fence of its claim.
+        fence: u64,
+    },
+    /// Nobody wants it any more.
+    Cancel,
+}
+
+/// The event can't happen to the replica as it stands: whoever sent it was overtaken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the replica has moved on")]
+pub struct Stale;
+
+/// How a replica ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is there.
+    Available,
+    /// It failed.
+    Failed(Fault),
+    /// It was canceled.
+    Canceled,
+}
+
+impl Replica {
+    /// A replica that has just been asked for.
+    #[must_use]
+    pub fn requested(now: Timestamp) -> Self {
+        Self {
+            state: State::Pending { not_before: now, last: None },
+            attempt: 0,
+            faults: 0,
+            fence: 0,
+            progress: Progress::default(),
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    /// What becomes of the replica. Returns [`Stale`] and changes nothing where the event has no place.
+    pub fn apply(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
+        match (event, &self.state) {
+            (Event::Request, State::Pending { .. } | State::Copying { .. }) => Ok(self.clone()),
+            (Event::Request, State::Failed(_) | State::Canceled) => {
+                Ok(Self { fence: self.fence + 1, ..Self::requested(now) })
+            }
+            (Event::Claim { owner, lease }, _) if self.claimable(now) => Ok(Self {
+                state: State::Copying {
+                    lease: Lease { owner, until: now.after(lease) },
+                    last: self.last_fault().cloned(),
+                },
+                attempt: self.attempt + 1,
+                fence: self.fence + 1,
+                progress: Progress::default(),
+                started_at: self.started_at.or(Some(now)),
+                ..self.clone()
+            }),
+            (Event::Renew { fence, lease, progress }, State::Copying { lease: held, last }) if fence == self.fence => {
+                let lease = Lease { owner: held.owner.clone(), until: now.after(lease) };
+                Ok(Self { state: State::Copying { lease, last: last.clone() }, progress, ..self.clone() })
+            }
+            (Event::Verified { fence, progress }, State::Copying { .. }) if fence == self.fence => {
+                Ok(Self { progress, ..self.ended(State::Available, now) })
+            }
+            (Event::Faulted { fence, fault, retry_after, progress }, State::Copying { .. }) if fence == self.fence => {
+                let faults = self.faults + 1;
+                let next = match retry_after {
+                    Some(wait) => {
+                        let state = State::Pending { not_before: now.after(wait), last: Some(fault) };
+                        Self { state, ..self.clone() }
+                    }
+                    None => self.ended(State::Failed(fault), now),
+                };
+                Ok(Self { faults, progress, ..next })
+            }
+            (Event::Release { fence }, State::Copying { last, .. }) if fence == self.fence => Ok(Self {
+                state: State::Pending { not_before: now, last: last.clone() },
+                attempt: self.attempt.saturating_sub(1),
+                ..self.clone()
+            }),
+            (Event::Cancel, State::Pending { .. } | State::Copying { .. }) => {
+                Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
+            }
+            _ => Err(Stale),
+        }
+    }
+
+    /// Whether a worker may take it: it waits and is due, or its worker has not been heard of for the length of its lease.
+    #[must_use]
+    pub fn claimable(&self, now: Timestamp) -> bool {
+        match &self.state {
+            State::Pending { not_before, .. } => *not_before <= now,
+            State::Copying { lease, .. } => lease.until <= now,
+            State::Available | State::Failed(_) | State::Canceled => false,
+        }
+    }
+
+    /// How it ended; nothing while it has not.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        match &self.state {
+            State::Pending { .. } | State::Copying { .. } => None,
+            State::Available => Some(Outcome::Available),
+            State::Failed(fault) => Some(Outcome::Failed(fault.clone())),
+            State::Canceled => Some(Outcome::Canceled),
+        }
+    }
+
+    /// Its state as callers see it.
+    #[must_use]
+    pub fn status(&self) -> RegionStatus {
+        match &self.state {
+            State::Pending { .. } => RegionStatus::Pending,
+            State::Copying { .. } => RegionStatus::Copying,
+            State::Available => RegionStatus::Available,
+            State::Failed(_) => RegionStatus::Failed,
+            State::Canceled => RegionStatus::Canceled,
+        }
+    }
+
+    /// Why it failed, or why its last attempt did.
+    #[must_use]
+    pub fn last_fault(&self) -> Option<&Fault> {
+        match &self.state {
+            State::Pending { last, .. } | State::Copying { last, .. } => last.as_ref(),
+            State::Failed(fault) => Some(fault),
+            State::Available | State::Canceled => None,
+        }
+    }
+
+    fn ended(&self, state: State, now: Timestamp) -> Self {
+        Self { state, finished_at: Some(now), ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! The machine under arbitrary histories of several workers.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{Event, Progress, Replica, Stale, State, WorkerId};
+use crate::domain::{Fault, FaultKind, Timestamp};
+
+const LEASE: Duration = Duration::from_secs(10);
+
+/// What a scheduler may make happen next. A worker acts with the fence it was last given, however old that is.
+#[derive(Debug, Clone)]
+enum Move {
+    Pass(u32),
+    Request,
+    Claim(usize),
+    Renew(usize),
+    Verify(usize),
+    Retry(usize),
+    Fail(usize),
+    Release(usize),
+    Cancel,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let worker = 0..3usize;
+    let one = prop_oneof![
+        (0..15_000u32).prop_map(Move::Pass),
+        Just(Move::Request),
+        worker.clone().prop_map(Move::Claim),
+        worker.clone().prop_map(Move::Renew),
+        worker.clone().prop_map(Move::Verify),
+        worker.clone().prop_map(Move::Retry),
+        worker.clone().prop_map(Move::Fail),
+        worker.prop_map(Move::Release),
+        Just(Move::Cancel),
+    ];
+    prop::collection::vec(one, 0..60)
+}
+
+fn fault() -> Fault {
+    Fault { kind: FaultKind::Store, message: "the disk is full".into() }
+}
+
+fn event(step: &Move, fences: &[u64; 3]) -> Event {
+    let progress = Progress { total: 2, copied: 1, skipped: 1 };
+    match *step {
+        Move::Request | Move::Pass(_) => Event::Request,
+        Move::Claim(w) => Event::Claim { owner: WorkerId(format!("w{w}").into()), lease: LEASE },
+        Move::Renew(w) => Event::Renew { fence: fences[w], lease: LEASE, progress },
+        Move::Verify(w) => Event::Verified { fence: fences[w], progress },
+        Move::Retry(w) => {
+            let retry_after = Some(Duration::from_secs(1));
+            Event::Faulted { fence: fences[w], fault: fault(), retry_after, progress }
+        }
+        Move::Fail(w) => Event::Faulted { fence: fences[w], fault: fault(), retry_after: None, progress },
+        Move::Release(w) => Event::Release { fence: fences[w] },
+        Move::Cancel => Event::Cancel,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+    /// Whatever happens in whatever order: only the holder of the newest claim changes a copy, the fence never falls, a
+    /// replica that ended stays as it is until it is asked for again, and an AVAILABLE one for ever.
+    #[test]
+    fn only_the_newest_claim_writes(history in moves()) {
+        let mut now = Timestamp::from_millis(1_000);
+        let mut replica = Replica::requested(now);
+        let mut fences = [u64::MAX; 3];
+        let mut holder: Option<usize> = None;
+        for step in &history {
+            if let Move::Pass(millis) = step {
+                now = now.after(Duration::from_millis(u64::from(*millis)));
+                continue;
+            }
+            let before = replica.clone();
+            let result = replica.apply(event(step, &fences), now);
+            if let Ok(after) = &result {
+                prop_assert!(after.fence >= before.fence);
+                prop_assert!(!matches!(before.state, State::Available), "{step:?} changed an available replica");
+            }
+            match (step, result) {
+                (Move::Claim(worker), Ok(after)) => {
+                    prop_assert!(before.claimable(now));
+                    prop_assert!(after.fence > before.fence);
+                    prop_assert_eq!(after.attempt, before.attempt + 1);
+                    fences[*worker] = after.fence;
+                    holder = Some(*worker);
+                    replica = after;
+                }
+                (Move::Claim(_), Err(Stale)) => prop_assert!(!before.claimable(now)),
+                (Move::Request, Ok(after)) => {
+                    if before.outcome().is_some() {
+                        prop_assert!(after.fence > before.fence, "an old worker could still write");
+                        prop_assert_eq!(after.faults, 0);
+                        holder = None;
+                    } else {
+                        prop_assert_eq!(&after, &before, "joining changes nothing");
+                    }
+                    replica = after;
+                }
+                (Move::Request, Err(Stale)) => prop_assert!(matches!(before.state, State::Available)),
+                (Move::Cancel, Ok(after)) => {
+                    prop_assert!(before.outcome().is_none());
+                    holder = None;
+                    replica = after;
+                }
+                (Move::Cancel, Err(Stale)) => prop_assert!(before.outcome().is_some()),
+                (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Ok(after)) => {
+                    prop_assert_eq!(Some(*w), holder, "{:?} came from a worker that was overtaken", step);
+                    if !matches!(step, Move::Renew(_)) {
+                        holder = None;
+                    }
+                    prop_assert_eq!(matches!(after.state, State::Available), matches!(step, Move::Verify(_)));
+                    replica = after;
+                }
+                (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Err(Stale)) => {
+                    prop_assert_ne!(Some(*w), holder, "{:?} was refused to the holder", step);
+                }
+                (Move::Pass(_), _) => {}
+            }
+        }
+    }
+
+    /// Nothing is lost: from wherever a history ended, time and one willing worker bring every replica to its end.
+    #[test]
+    fn a_willing_worker_always_finishes(history in moves()) {
+        let mut now = Timestamp::from_millis(1_000);
+        let mut replica = Replica::requested(now);
+        let mut fences = [u64::MAX; 3];
+        for step in &history {
+            if let Move::Pass(millis) = step {
+                now = now.after(Duration::from_millis(u64::from(*millis)));
+            } else if let Ok(after) = replica.apply(event(step, &fences), now) {
+                if let Move::Claim(worker) = step {
+                    fences[*worker] = after.fence;
+                }
+                replica = after;
+            }
+        }
+        if replica.outcome().is_none() {
+            now = now.after(LEASE);
+            let owner = WorkerId("willing".into());
+            let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("it is claimable");
+            let done = Event::Verified { fence: claimed.fence, progress: claimed.progress };
+            let done = claimed.apply(done, now).expect("it holds the newest fence");
+            prop_assert_eq!(done.state, State::Available);
+        }
+    }
+}
+
+#[test]
+fn a_copy_handed_back_has_not_been_tried() {
+    let now = Timestamp::from_millis(5);
+    let owner = WorkerId("w".into());
+    let claimed = Replica::requested(now).apply(Event::Claim { owner, lease: LEASE }, now).expect("it is due");
+    let back = claimed.apply(Event::Release { fence: claimed.fence }, now).expect("it is held");
+    assert_eq!((back.attempt, back.claimable(now)), (0, true));
+}
