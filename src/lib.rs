@@ -1,3 +1,4 @@
 //! x
 pub mod contract;
 pub mod domain;
+pub mod state;

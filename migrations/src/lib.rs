@@ -1,1 +1,16 @@
-//! x
+//! The database schema of appferry, one file a step. A step that has been released is never changed; the next one follows it.
+
+use sea_orm_migration::prelude::*;
+pub use sea_orm_migration::MigratorTrait;
+
+mod m20261124_000001_create_state;
+
+/// All steps, in order.
+#[derive(Debug)]
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261124_000001_create_state::Migration)]
+    }
+}

@@ -1,0 +1,221 @@
+//! One group of calls: what must be known to decide about them, the decisions, and the rows that come of them.
+//!
+//! Each statement takes the whole group as one JSON array, so that its text never changes and it is prepared once.
+
+use std::collections::HashMap;
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, Statement};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{super::connection::execute, Ask};
+use crate::{
+    domain::{
+        Event, ImageId, RegionId, Regions, Refusal, Replica, RequestId, Standing, Step, SynchronizationState, Timestamp,
+        accept,
+    },
+    state::{Error, Result, entity},
+};
+
+/// What the database says about a group of calls.
+#[derive(Debug, Default)]
+pub struct Known {
+    homes: HashMap<String, RegionId>,
+    replicas: HashMap<String, Vec<(RegionId, Replica)>>,
+    tokens: HashMap<(String, String), Repeated>,
+}
+
+/// An earlier call with the same token.
+#[derive(Debug, Clone)]
+struct Repeated {
+    request_id: RequestId,
+    parameters: String,
+}
+
+#[derive(FromQueryResult)]
+struct HomeRow {
+    id: String,
+    home_region: String,
+}
+
+#[derive(FromQueryResult)]
+struct TokenRow {
+    principal: String,
+    client_token: String,
+    request_id: Uuid,
+    image_id: String,
+    targets: String,
+}
+
+impl Known {
+    /// Reads what the group needs.
+    pub async fn read(txn: &DatabaseTransaction, asks: &[Ask]) -> Result<Self> {
+        let mut known = Self::default();
+        let images: Vec<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
+        let images = json(&images)?;
+        let select = |sql: &str, values: &str| Statement::from_sql_and_values(txn.get_database_backend(), sql, [values.into()]);
+
+        let homes = "SELECT image.id, image.home_region FROM json_each(?) AS wanted CROSS JOIN image ON image.id = wanted.value";
+        for row in HomeRow::find_by_statement(select(homes, &images)).all(txn).await? {
+            known.homes.insert(row.id, parse(&row.home_region)?);
+        }
+        let replicas = "SELECT replica.* FROM (SELECT DISTINCT value FROM json_each(?)) AS wanted \
+                        CROSS JOIN replica ON replica.image_id = wanted.value";
+        for row in entity::replica::Model::find_by_statement(select(replicas, &images)).all(txn).await? {
+            let entry = (parse(&row.region_id)?, row.replica()?);
+            known.replicas.entry(row.image_id).or_default().push(entry);
+        }
+        let tokens: Vec<_> = asks
+            .iter()
+            .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
+            .collect();
+        if !tokens.is_empty() {
+            let sql = "SELECT s.principal, s.client_token, s.request_id, s.image_id, s.targets FROM json_each(?) AS wanted \
+                       CROSS JOIN synchronization AS s ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1";
+            for row in TokenRow::find_by_statement(select(sql, &json(&tokens)?)).all(txn).await? {
+                let parameters = parameters(&row.image_id, &row.targets);
+                let repeated = Repeated { request_id: row.request_id.into(), parameters };
+                known.tokens.insert((row.principal, row.client_token), repeated);
+            }
+        }
+        Ok(known)
+    }
+
+    fn replica(&self, image: &ImageId, region: &RegionId) -> Option<&Replica> {
+        self.replicas.get(image.as_str())?.iter().find(|(r, _)| r == region).map(|(_, replica)| replica)
+    }
+
+    fn set_replica(&mut self, image: &ImageId, region: &RegionId, replica: Replica) {
+        let of_image = self.replicas.entry(image.to_string()).or_default();
+        match of_image.iter_mut().find(|(r, _)| r == region) {
+            Some((_, known)) => *known = replica,
+            None => of_image.push((region.clone(), replica)),
+        }
+    }
+}
+
+/// The rows that a group of calls writes.
+#[derive(Debug, Default)]
+pub struct Rows {
+    synchronizations: Vec<SynchronizationRow>,
+    targets: Vec<(String, String)>,
+    replicas: Vec<ReplicaRow>,
+}
+
+/// request id, image, principal, token, targets, traceparent, tracestate, state, created, finished
+type SynchronizationRow = (
+    String,
+    String,
+    String,
+    Option<String>,
+    String,
+    Option<String>,
+    Option<String>,
+    &'static str,
+    i64,
+    Option<i64>,
+);
+
+/// image, region, due, fence
+type ReplicaRow = (String, String, i64, u64);
+
+/// Decides about the calls in their order; each sees what those before it have started.
+pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Rows) {
+    let mut rows = Rows::default();
+    let answers = asks.iter().map(|ask| decide_one(ask, &mut known, regions, now, &mut rows)).collect();
+    (answers, rows)
+}
+
+fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, rows: &mut Rows) -> Result<RequestId> {
+    let targets = ask.targets.canonical();
+    let parameters = parameters(ask.image.as_str(), &targets);
+    let token = ask.token.as_ref().map(|token| (ask.principal.clone(), token.as_str().to_owned()));
+    if let Some(repeated) = token.as_ref().and_then(|token| known.tokens.get(token)) {
+        return if repeated.parameters == parameters {
+            Ok(repeated.request_id)
+        } else {
+            Err(Error::TokenReused(repeated.request_id))
+        };
+    }
+    let home = known.homes.get(ask.image.as_str());
+    let standing = |region: &RegionId| Standing::of(known.replica(&ask.image, region));
+    let accepted = accept(&ask.targets, regions, home, standing).map_err(|refusal| match refusal {
+        Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
+        Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
+    })?;
+
+    for (region, step) in &accepted.0 {
+        rows.targets.push((hex(ask.request_id), region.to_string()));
+        if *step == Step::Start {
+            let replica = match known.replica(&ask.image, region) {
+                None => Replica::requested(now),
+                // `accept` starts a copy only where a request has a place.
+                Some(ended) => ended.apply(Event::Request, now).unwrap_or_else(|_| Replica::requested(now)),
+            };
+            rows.replicas.push((ask.image.to_string(), region.to_string(), now.as_millis(), replica.fence));
+            known.set_replica(&ask.image, region, replica);
+        }
+    }
+    let done = accepted.0.is_empty();
+    let state = if done { SynchronizationState::Succeeded } else { SynchronizationState::Running };
+    rows.synchronizations.push((
+        hex(ask.request_id),
+        ask.image.to_string(),
+        ask.principal.clone(),
+        token.as_ref().map(|(_, token)| token.clone()),
+        targets,
+        ask.trace.as_ref().map(|t| t.parent.clone()),
+        ask.trace.as_ref().and_then(|t| t.state.clone()),
+        state.as_str(),
+        now.as_millis(),
+        done.then_some(now.as_millis()),
+    ));
+    if let Some(token) = token {
+        known.tokens.insert(token, Repeated { request_id: ask.request_id, parameters });
+    }
+    Ok(ask.request_id)
+}
+
+impl Rows {
+    /// Writes them.
+    pub async fn write(self, txn: &DatabaseTransaction) -> Result<()> {
+        const SYNCHRONIZATIONS: &str = "INSERT INTO synchronization (request_id, image_id, principal, client_token, targets, \
+            traceparent, tracestate, state, created_at, finished_at) \
+            SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, \
+            value ->> 7, value ->> 8, value ->> 9 FROM json_each(?)";
+        const TARGETS: &str = "INSERT INTO synchronization_target (request_id, region_id) \
+            SELECT unhex(value ->> 0), value ->> 1 FROM json_each(?)";
+        const REPLICAS: &str = "INSERT INTO replica (image_id, region_id, state, due_at, fence) \
+            SELECT value ->> 0, value ->> 1, 'PENDING', value ->> 2, value ->> 3 FROM json_each(?) WHERE true \
+            ON CONFLICT (image_id, region_id) DO UPDATE SET state = excluded.state, due_at = excluded.due_at, \
+            fence = excluded.fence, attempt = 0, faults = 0, lease_owner = NULL, bytes_total = 0, bytes_copied = 0, \
+            bytes_skipped = 0, fault_kind = NULL, fault_message = NULL, started_at = NULL, finished_at = NULL";
+        if !self.synchronizations.is_empty() {
+            execute(txn, SYNCHRONIZATIONS, [json(&self.synchronizations)?.into()]).await?;
+        }
+        if !self.targets.is_empty() {
+            execute(txn, TARGETS, [json(&self.targets)?.into()]).await?;
+        }
+        if !self.replicas.is_empty() {
+            execute(txn, REPLICAS, [json(&self.replicas)?.into()]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a repeated call must have in common with the first.
+fn parameters(image: &str, targets: &str) -> String {
+    format!("{image} {targets}")
+}
+
+fn hex(id: RequestId) -> String {
+    id.as_uuid().simple().to_string()
+}
+
+fn parse(region: &str) -> Result<RegionId> {
+    Ok(region.parse().map_err(|error| sea_orm::DbErr::Type(format!("{region:?} is no region id: {error}")))?)
+}
+
+fn json(rows: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string(rows).map_err(|error| sea_orm::DbErr::Json(error.to_string()))?)
+}

@@ -1,0 +1,74 @@
+//! The table `image`.
+
+use sea_orm::entity::prelude::*;
+
+use super::{parse, signed, unsigned};
+use crate::domain::{Descriptor, Image, SourceName, Timestamp};
+
+/// A registered image.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "image")]
+#[allow(missing_docs)]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: String,
+    pub name: String,
+    pub version: String,
+    pub description: String,
+    pub kind: String,
+    pub source: String,
+    pub home_region: String,
+    pub root_media_type: String,
+    pub root_digest: String,
+    pub root_size: i64,
+    pub size: i64,
+    pub created_at: i64,
+}
+
+/// None is declared: what belongs together is read together by hand.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+impl From<&Image> for Model {
+    fn from(image: &Image) -> Self {
+        Self {
+            id: image.id.to_string(),
+            name: image.name.clone(),
+            version: image.version.clone(),
+            description: image.description.clone(),
+            kind: image.kind.as_str().to_owned(),
+            source: image.source.0.clone(),
+            home_region: image.home.to_string(),
+            root_media_type: image.root.media_type.clone(),
+            root_digest: image.root.digest.to_string(),
+            root_size: signed(image.root.size),
+            size: signed(image.size),
+            created_at: image.created_at.as_millis(),
+        }
+    }
+}
+
+impl TryFrom<Model> for Image {
+    type Error = DbErr;
+
+    fn try_from(row: Model) -> Result<Self, DbErr> {
+        Ok(Self {
+            id: parse("image.id", &row.id)?,
+            name: row.name,
+            version: row.version,
+            description: row.description,
+            kind: parse("image.kind", &row.kind)?,
+            source: SourceName(row.source),
+            home: parse("image.home_region", &row.home_region)?,
+            root: Descriptor {
+                media_type: row.root_media_type,
+                digest: parse("image.root_digest", &row.root_digest)?,
+                size: unsigned(row.root_size),
+            },
+            size: unsigned(row.size),
+            created_at: Timestamp::from_millis(row.created_at),
+        })
+    }
+}

@@ -1,0 +1,47 @@
+//! The rows of the four tables, and what they are in the domain.
+
+pub mod image;
+pub mod replica;
+pub mod synchronization;
+pub mod synchronization_target;
+
+use std::{fmt::Display, str::FromStr};
+
+use sea_orm::DbErr;
+
+use crate::domain::{Fault, FaultKind, Progress};
+
+/// Reads a column's text as what it must be; a row that holds anything else was not written by this service.
+fn parse<T>(column: &'static str, text: &str) -> Result<T, DbErr>
+where
+    T: FromStr<Err: Display>,
+{
+    text.parse().map_err(|error| DbErr::Type(format!("the column {column} holds {text:?}: {error}")))
+}
+
+/// A fault in its two columns.
+fn fault(kind: Option<&str>, message: Option<&str>) -> Result<Option<Fault>, DbErr> {
+    kind.map(|kind| {
+        let kind: FaultKind = parse("fault_kind", kind)?;
+        Ok(Fault { kind, message: message.unwrap_or_default().to_owned() })
+    })
+    .transpose()
+}
+
+/// Counts are stored as signed numbers, which every database has.
+pub(super) fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// See [`unsigned`]; no count comes near the bound.
+pub(super) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn count(value: i64) -> u32 {
+    u32::try_from(value).unwrap_or(0)
+}
+
+fn progress(total: i64, copied: i64, skipped: i64) -> Progress {
+    Progress { total: unsigned(total), copied: unsigned(copied), skipped: unsigned(skipped) }
+}
