@@ -52,11 +52,11 @@ impl FromStr for ImageKind {
     }
 }
 
-/// The name by which the home region's store knows an image.
+/// The name by which a store knows an image: in the home region its source, in the others its id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SourceName(pub String);
+pub struct ImageName(pub String);
 
-impl fmt::Display for SourceName {
+impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -87,7 +87,7 @@ pub struct Image {
     /// Its kind.
     pub kind: ImageKind,
     /// Where the home region's store has it.
-    pub source: SourceName,
+    pub source: ImageName,
     /// The region it comes from.
     pub home: RegionId,
     /// Its root manifest or index.

@@ -16,7 +16,7 @@ pub use accept::{Accepted, Refusal, Standing, Step, accept};
 pub use digest::{Digest, DigestError};
 pub use fault::{Fault, FaultKind};
 pub use ids::{ClientToken, IdError, ImageId, MAX_ID_LENGTH, MAX_TOKEN_LENGTH, RegionId, RequestId};
-pub use image::{Descriptor, Image, ImageKind, SourceName};
+pub use image::{Descriptor, Image, ImageKind, ImageName};
 pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
 pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};
 pub use synchronization::{RegionStatus, RegionView, Synchronization, SynchronizationState};

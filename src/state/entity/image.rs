@@ -3,7 +3,7 @@
 use sea_orm::entity::prelude::*;
 
 use super::{parse, signed, unsigned};
-use crate::domain::{Descriptor, Image, SourceName, Timestamp};
+use crate::domain::{Descriptor, Image, ImageName, Timestamp};
 
 /// A registered image.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -60,7 +60,7 @@ impl TryFrom<Model> for Image {
             version: row.version,
             description: row.description,
             kind: parse("image.kind", &row.kind)?,
-            source: SourceName(row.source),
+            source: ImageName(row.source),
             home: parse("image.home_region", &row.home_region)?,
             root: Descriptor {
                 media_type: row.root_media_type,

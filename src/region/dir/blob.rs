@@ -1,0 +1,226 @@
+//! One blob's file, `<image>/blobs/sha256/<hex>`. It gets that name only when it is whole, durable and verified; before, it
+//! bears the fence of the claim that writes it.
+
+use std::io::{self, Read as _, Write as _};
+
+use bytes::{Bytes, BytesMut};
+use cap_std::fs::{Dir, File, OpenOptions};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::layout;
+use crate::{
+    domain::{Descriptor, Digest, ImageName},
+    region::{CHUNK_BYTES, Chunk, Error, Result, Stage},
+};
+
+const PARTIAL: &str = ".partial";
+
+fn path(name: &ImageName, digest: Digest) -> String {
+    format!("{}/{}", layout::blobs(name), digest.hex())
+}
+
+fn partial(stage: &Stage, digest: Digest) -> String {
+    format!("{}.{}{PARTIAL}", path(&stage.name, digest), stage.fence)
+}
+
+/// The fence of the claim that an unfinished file belongs to; nothing if the file is no such one.
+pub fn fence_of_partial(file: &str) -> Option<u64> {
+    file.strip_suffix(PARTIAL)?.split_once('.')?.1.parse().ok()
+}
+
+/// Opens an ordinary file. Anything else (a directory, a pipe) is refused before it can block.
+fn open_file(dir: &Dir, path: &str) -> Result<File> {
+    let kind = dir.metadata(path).map_err(Error::io("reading", path))?;
+    if !kind.is_file() {
+        return Err(Error::malformed(path, "it is not a file"));
+    }
+    dir.open(path).map_err(Error::io("reading", path))
+}
+
+/// Reads a file of at most `most` bytes.
+pub fn read_bounded(dir: &Dir, path: &str, most: u64) -> Result<Vec<u8>> {
+    let file = open_file(dir, path)?;
+    let mut content = Vec::new();
+    file.take(most + 1).read_to_end(&mut content).map_err(Error::io("reading", path))?;
+    if content.len() as u64 > most {
+        return Err(Error::malformed(path, format!("it has more than {most} bytes")));
+    }
+    Ok(content)
+}
+
+/// Opens a blob for reading. It must have the size that it should have.
+pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<File> {
+    let file = match open_file(dir, &path(name, blob.digest)) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
+        }
+        other => other?,
+    };
+    let size = file.metadata().map_err(Error::io("reading", blob.digest.hex()))?.len();
+    if size == blob.size {
+        Ok(file)
+    } else {
+        Err(Error::SizeMismatch { image: name.to_string(), digest: blob.digest, expected: blob.size, actual: size })
+    }
+}
+
+/// Reads a small blob whole, and verifies it.
+pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Bytes> {
+    let mut content = Vec::new();
+    let file = open(dir, name, blob)?;
+    file.take(blob.size).read_to_end(&mut content).map_err(Error::io("reading", path(name, blob.digest)))?;
+    let actual = Digest::new(Sha256::digest(&content).into());
+    if actual == blob.digest {
+        Ok(content.into())
+    } else {
+        Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })
+    }
+}
+
+/// Reads an open blob and passes it on, until its end or until nobody receives any more.
+pub fn read(mut file: File, chunks: &mpsc::Sender<Result<Bytes>>) {
+    loop {
+        let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
+        let chunk = match fill(&mut file, &mut buffer) {
+            Ok(0) => return,
+            Ok(length) => {
+                buffer.truncate(length);
+                Ok(buffer.freeze())
+            }
+            Err(error) => Err(Error::io("reading", "a blob")(error)),
+        };
+        let failed = chunk.is_err();
+        if chunks.blocking_send(chunk).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// Whether the blob is there, whole and undamaged. A damaged one is removed. One that another image of the directory has is
+/// taken from there, by a hard link.
+pub fn has(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+    let own = path(&stage.name, blob.digest);
+    if verify(dir, &own, blob).is_ok() {
+        return Ok(true);
+    }
+    remove(dir, &own)?;
+    for entry in dir.entries().map_err(Error::io("listing", "."))? {
+        let other = entry.map_err(Error::io("listing", "."))?.file_name();
+        let Some(other) = other.to_str().map(|name| ImageName(name.to_owned())) else { continue };
+        let theirs = path(&other, blob.digest);
+        if other == stage.name || !dir.is_file(&theirs) || !layout::is_visible(dir, &other) {
+            continue;
+        }
+        // A file system without links, or a damaged blob over there: then the bytes are carried, as if there were none.
+        if dir.hard_link(&theirs, dir, &own).is_ok() {
+            if verify(dir, &own, blob).is_ok() {
+                return Ok(true);
+            }
+            remove(dir, &own)?;
+        }
+    }
+    Ok(false)
+}
+
+fn remove(dir: &Dir, path: &str) -> Result<()> {
+    match dir.remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a file again and compares its bytes with the digest.
+fn verify(dir: &Dir, path: &str, blob: &Descriptor) -> Result<()> {
+    let mut file = open_file(dir, path)?;
+    let (actual, size) = hash(&mut file).map_err(Error::io("reading", path))?;
+    if size != blob.size {
+        let image = path.to_owned();
+        return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual: size });
+    }
+    if actual != blob.digest {
+        return Err(Error::DigestMismatch { image: path.to_owned(), expected: blob.digest, actual });
+    }
+    Ok(())
+}
+
+fn hash(file: &mut File) -> io::Result<(Digest, u64)> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut size = 0;
+    loop {
+        let length = fill(file, &mut buffer)?;
+        if length == 0 {
+            return Ok((Digest::new(hasher.finalize().into()), size));
+        }
+        size += length as u64;
+        hasher.update(&buffer[..length]);
+    }
+}
+
+/// Writes a blob as its pieces come, and gives it its name when it is whole, durable and verified.
+pub fn write(dir: &Dir, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+    let partial = partial(stage, blob.digest);
+    let result = write_partial(dir, &partial, stage, blob, chunks).and_then(|()| verify(dir, &partial, blob));
+    if let Err(error) = result {
+        // What is wrong is told; that its remains could not be removed either would only hide it.
+        let _ = remove(dir, &partial);
+        return Err(error);
+    }
+    let own = path(&stage.name, blob.digest);
+    dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))
+}
+
+fn write_partial(
+    dir: &Dir,
+    path: &str,
+    stage: &Stage,
+    blob: &Descriptor,
+    mut chunks: mpsc::Receiver<Chunk>,
+) -> Result<()> {
+    let mut file = create(dir, path)?;
+    let mut written = 0;
+    loop {
+        match chunks.blocking_recv() {
+            Some(Chunk::Data(bytes)) => {
+                written += bytes.len() as u64;
+                if written > blob.size {
+                    break;
+                }
+                file.write_all(&bytes).map_err(Error::io("writing", path))?;
+            }
+            Some(Chunk::End) => break,
+            None => return Err(Error::Interrupted),
+        }
+    }
+    if written != blob.size {
+        let image = stage.name.to_string();
+        return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual: written });
+    }
+    file.sync_all().map_err(Error::io("syncing", path))
+}
+
+fn create(dir: &Dir, path: &str) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    dir.open_with(path, &options).map_err(Error::io("creating", path))
+}
+
+/// Writes a small file durably.
+pub fn write_file(dir: &Dir, path: &str, content: &[u8]) -> Result<()> {
+    let mut file = create(dir, path)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(Error::io("writing", path))
+}

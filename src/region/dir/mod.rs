@@ -1,0 +1,152 @@
+//! A directory of OCI image layouts: `<directory>/<image>/`, one layout an image, so that no index file is shared.
+//!
+//! Every path is opened beneath the directory, by capability: neither a name nor a symbolic link in a layout leads out of it.
+//! The directory itself is never created: one that is not there may be a disk that is not mounted.
+
+mod blob;
+mod layout;
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cap_std::{ambient_authority, fs::Dir};
+use tokio::sync::mpsc;
+
+use super::{BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Result, Source, Stage, Store, StoreKind};
+use crate::domain::{Descriptor, ImageId, ImageName};
+
+/// How many pieces of a blob may have been read and not yet passed on.
+const READ_AHEAD: usize = 4;
+
+/// A directory of OCI image layouts.
+#[derive(Debug, Clone)]
+pub struct DirStore(Arc<Settings>);
+
+#[derive(Debug)]
+struct Settings {
+    path: PathBuf,
+    tag: Option<String>,
+    keep_free: u64,
+}
+
+impl DirStore {
+    /// The store in a directory.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(Arc::new(Settings { path: path.into(), tag: None, keep_free: 0 }))
+    }
+
+    /// The same store, in which an image is what its layout has under `tag`.
+    #[must_use]
+    pub fn with_tag(&self, tag: Option<String>) -> Self {
+        Self(Arc::new(Settings { path: self.0.path.clone(), tag, keep_free: self.0.keep_free }))
+    }
+
+    /// The same store, which refuses an image that would leave fewer bytes free.
+    #[must_use]
+    pub fn keeping_free(&self, bytes: u64) -> Self {
+        Self(Arc::new(Settings { path: self.0.path.clone(), tag: self.0.tag.clone(), keep_free: bytes }))
+    }
+
+    /// Opens the directory anew: it may have been mounted, unmounted or replaced since.
+    fn dir(&self) -> Result<Dir> {
+        Dir::open_ambient_dir(&self.0.path, ambient_authority())
+            .map_err(|_| Error::Vanished(self.0.path.display().to_string()))
+    }
+
+    /// Does something on a thread that may block.
+    async fn blocking<T: Send + 'static>(&self, act: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || act(&store)).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Error::Interrupted),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for DirStore {
+    async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
+        let name = name.clone();
+        self.blocking(move |store| layout::root(&store.dir()?, &name, store.0.tag.as_deref())).await
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        let (name, manifest) = (name.clone(), manifest.clone());
+        if manifest.size > MAX_MANIFEST_BYTES {
+            let reason = format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", manifest.size);
+            return Err(Error::malformed(format!("the manifest {} of {name}", manifest.digest), reason));
+        }
+        self.blocking(move |store| blob::read_whole(&store.dir()?, &name, &manifest)).await
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor) -> Result<BlobChunks> {
+        let (name, blob) = (name.clone(), blob.clone());
+        let file = self.blocking(move |store| blob::open(&store.dir()?, &name, &blob)).await?;
+        let (chunks, received) = mpsc::channel(READ_AHEAD);
+        // Ends with the file, or when nobody receives any more.
+        tokio::task::spawn_blocking(move || blob::read(file, &chunks));
+        Ok(received)
+    }
+}
+
+#[async_trait]
+impl Store for DirStore {
+    fn kind(&self) -> StoreKind {
+        StoreKind::Dir
+    }
+
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+        let name = match spec {
+            ImageSpec::Vm(name) => name,
+            ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
+                format!("{url:.160?} is not of the form oci:NAME, and the home region's store is a directory")
+            })?,
+        };
+        let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
+        Ok(ImageName(name.to_string()))
+    }
+
+    async fn prepare(&self, stage: &Stage) -> Result<()> {
+        let stage = stage.clone();
+        self.blocking(move |store| layout::prepare(&store.dir()?, &stage)).await
+    }
+
+    async fn has_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+        let (stage, blob) = (stage.clone(), blob.clone());
+        self.blocking(move |store| blob::has(&store.dir()?, &stage, &blob)).await
+    }
+
+    async fn reserve(&self, bytes: u64) -> Result<()> {
+        self.blocking(move |store| {
+            let path = store.0.path.display().to_string();
+            let fs = rustix::fs::fstatvfs(&store.dir()?)
+                .map_err(|error| Error::io("asking for the free space of", path)(error.into()))?;
+            let available = fs.f_bavail.saturating_mul(fs.f_frsize);
+            let needed = bytes.saturating_add(store.0.keep_free);
+            if needed > available { Err(Error::NoSpace { needed, available }) } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+        let (stage, blob) = (stage.clone(), blob.clone());
+        self.blocking(move |store| blob::write(&store.dir()?, &stage, &blob, chunks)).await
+    }
+
+    async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
+        let (sender, chunks) = mpsc::channel(2);
+        // Both fit into the channel.
+        let _ = sender.try_send(Chunk::Data(content));
+        let _ = sender.try_send(Chunk::End);
+        drop(sender);
+        self.write_blob(stage, manifest, chunks).await
+    }
+
+    async fn publish(&self, stage: &Stage, root: &Descriptor) -> Result<()> {
+        let (stage, root) = (stage.clone(), root.clone());
+        self.blocking(move |store| layout::publish(&store.dir()?, &stage, &root)).await
+    }
+}

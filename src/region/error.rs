@@ -1,0 +1,139 @@
+//! What can be wrong with a store, and whether trying again is of any use.
+
+use std::io;
+
+use crate::domain::{DigestError, Digest};
+
+/// A result of a store.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What is wrong with a store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The store itself is not there.
+    #[error("the directory {0} does not exist or is no directory; create or mount it")]
+    Vanished(String),
+    /// The store has no image of that name.
+    #[error("{0} is not there")]
+    ImageMissing(String),
+    /// A blob of an image is not there.
+    #[error("the blob {digest} of {image} is not there")]
+    BlobMissing {
+        /// The blob.
+        digest: Digest,
+        /// The image.
+        image: String,
+    },
+    /// The bytes are not those that the digest promises.
+    #[error("the blob {expected} of {image} does not have that digest: its bytes have {actual}")]
+    DigestMismatch {
+        /// The image.
+        image: String,
+        /// The digest by which they are known.
+        expected: Digest,
+        /// The digest that they have.
+        actual: Digest,
+    },
+    /// There are more or fewer bytes than there should be.
+    #[error("the blob {digest} of {image} has {actual} bytes and should have {expected}")]
+    SizeMismatch {
+        /// The image.
+        image: String,
+        /// The blob.
+        digest: Digest,
+        /// How many there should be.
+        expected: u64,
+        /// How many there are, or more than that.
+        actual: u64,
+    },
+    /// A layout, an index or a manifest is not as OCI describes it.
+    #[error("{what} can't be used: {reason}")]
+    Malformed {
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// There is not enough room.
+    #[error("{needed} bytes are needed and {available} are free")]
+    NoSpace {
+        /// How many bytes are needed.
+        needed: u64,
+        /// How many there are.
+        available: u64,
+    },
+    /// The stream that was to be written broke off; whoever sent it knows why.
+    #[error("the bytes stopped coming")]
+    Interrupted,
+    /// Nothing went on for too long.
+    #[error("{0} took too long")]
+    Stalled(&'static str),
+}
+
+/// Whether trying again is of any use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The same may succeed later.
+    Retry,
+    /// It will fail again until somebody changes something.
+    Fail,
+}
+
+impl Error {
+    pub(super) fn io(action: &'static str, path: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(super) fn malformed(what: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Malformed { what: what.into(), reason: reason.to_string() }
+    }
+
+    pub(super) fn digest(what: impl Into<String>) -> impl FnOnce(DigestError) -> Self {
+        let what = what.into();
+        move |error| Self::malformed(what, error)
+    }
+
+    /// Whether trying again is of any use.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                Kind::PermissionDenied
+                | Kind::ReadOnlyFilesystem
+                | Kind::StorageFull
+                | Kind::QuotaExceeded
+                | Kind::NotADirectory
+                | Kind::IsADirectory
+                | Kind::FileTooLarge
+                | Kind::InvalidInput
+                | Kind::InvalidFilename => Verdict::Fail,
+                _ => Verdict::Retry,
+            },
+            Self::Vanished(_) | Self::Interrupted | Self::Stalled(_) => Verdict::Retry,
+            Self::ImageMissing(_)
+            | Self::BlobMissing { .. }
+            | Self::DigestMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::Malformed { .. }
+            | Self::NoSpace { .. } => Verdict::Fail,
+        }
+    }
+
+    /// Whether what is wrong is that the image, or a part of it, is not there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::ImageMissing(_) | Self::BlobMissing { .. })
+    }
+}

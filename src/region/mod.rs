@@ -1,0 +1,46 @@
+//! Where images live: the store of each region, behind one trait. Only this module knows how bytes are stored; it knows
+//! nothing of who asks for them, of databases or of protobuf.
+
+mod dir;
+mod disk;
+mod error;
+mod location;
+mod store;
+mod tree;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+pub use dir::DirStore;
+pub use disk::DiskFile;
+pub use error::{Error, Result, Verdict};
+pub use location::{Location, LocationError};
+pub use store::{BlobChunks, Chunk, ImageSpec, Source, Stage, Store, StoreKind};
+pub use tree::{MAX_MANIFEST_BYTES, MANIFEST_TYPE, Tree};
+
+use crate::domain::RegionId;
+
+/// How many bytes travel together.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// The store of every configured region.
+#[derive(Debug, Clone)]
+pub struct Stores(Arc<BTreeMap<RegionId, Arc<dyn Store>>>);
+
+impl Stores {
+    /// The stores of some regions.
+    #[must_use]
+    pub fn new(stores: impl IntoIterator<Item = (RegionId, Arc<dyn Store>)>) -> Self {
+        Self(Arc::new(stores.into_iter().collect()))
+    }
+
+    /// The store of a region; nothing if it is not configured.
+    #[must_use]
+    pub fn get(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
+        self.0.get(region)
+    }
+
+    /// The regions, sorted, each with its store.
+    pub fn iter(&self) -> impl Iterator<Item = (&RegionId, &Arc<dyn Store>)> {
+        self.0.iter()
+    }
+}

@@ -1,0 +1,18 @@
+//! The workers: they claim what is due, carry it, and report. They know the way of a call only from the database; whatever
+//! they were doing when they died, another one finds there and goes on.
+
+mod backoff;
+mod destination;
+mod heartbeat;
+mod import;
+mod pass;
+mod pump;
+mod settings;
+mod tracing_links;
+mod worker;
+
+pub use backoff::Backoff;
+pub use import::import;
+pub use pass::Trouble;
+pub use settings::Settings;
+pub use worker::Worker;
