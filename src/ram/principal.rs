@@ -1,0 +1,47 @@
+//! Who calls.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// The longest name of a principal.
+const MAX_LENGTH: usize = 256;
+
+/// A RAM principal: `acs:ram::ACCOUNT:user/NAME` or `acs:ram::ACCOUNT:role/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Principal(Arc<str>);
+
+/// Why a text is no principal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form acs:ram::ACCOUNT:user/NAME or acs:ram::ACCOUNT:role/NAME")]
+pub struct PrincipalError(String);
+
+impl Principal {
+    /// The principal's resource name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Principal {
+    type Err = PrincipalError;
+
+    fn from_str(text: &str) -> Result<Self, PrincipalError> {
+        let parts = || {
+            let (account, name) = text.strip_prefix("acs:ram::")?.split_once(':')?;
+            let name = name.strip_prefix("user/").or_else(|| name.strip_prefix("role/"))?;
+            let ordinary = |c: char| c.is_ascii_alphanumeric() || "._@-/".contains(c);
+            let account_is_one = !account.is_empty() && account.bytes().all(|b| b.is_ascii_alphanumeric());
+            (account_is_one && !name.is_empty() && name.chars().all(ordinary)).then_some(())
+        };
+        match parts() {
+            Some(()) if text.len() <= MAX_LENGTH => Ok(Self(text.into())),
+            _ => Err(PrincipalError(text.chars().take(MAX_LENGTH).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

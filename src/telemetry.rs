@@ -1,0 +1,93 @@
+//! Traces and logs on their way out.
+//!
+//! The standard `OTEL_*` variables configure the export. Without an endpoint nothing is exported, and no span is built for it.
+
+use std::{env, time::Duration};
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// The variables of which one names the endpoint to export to (OpenTelemetry specification, "OTLP Exporter Configuration").
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+/// How long the last spans may take to be sent.
+const FLUSH: Duration = Duration::from_secs(5);
+/// What is logged unless `RUST_LOG` says otherwise.
+const DEFAULT_LOG: &str = "info";
+/// What is traced: this service's own spans, whatever is logged.
+const TRACED: &str = "off,appferry=info";
+
+/// Why telemetry can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `RUST_LOG` can't be read.
+    #[error("RUST_LOG is not a filter")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The exporter can't be built.
+    #[error("traces can't be exported")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// The protocol is not supported.
+    #[error("OTEL_EXPORTER_OTLP_PROTOCOL: {0:?} is not supported; expected grpc")]
+    Protocol(String),
+    /// Something else has taken the place.
+    #[error("logs are set up already")]
+    Taken(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// What must be flushed at the end. Shut down after the last span has ended.
+#[derive(Debug)]
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+impl Telemetry {
+    /// Starts logs on standard error, and the export of traces if an endpoint is configured. Called within a runtime.
+    pub fn start() -> Result<Self, Error> {
+        let filter = match env::var(EnvFilter::DEFAULT_ENV) {
+            Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
+            _ => EnvFilter::try_new(DEFAULT_LOG)?,
+        };
+        let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
+        let provider = if exports() { Some(provider()?) } else { None };
+        let traces = provider.as_ref().map(|provider| {
+            let layer = tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer("appferry"))
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false)
+                .with_target(false);
+            EnvFilter::try_new(TRACED).map(|filter| layer.with_filter(filter))
+        });
+        tracing_subscriber::registry().with(logs).with(traces.transpose()?).try_init()?;
+        Ok(Self(provider))
+    }
+
+    /// Sends the spans that have ended, waiting for a bounded time. Must not be called on a thread of the runtime that may
+    /// not block.
+    pub fn shutdown(self) {
+        if let Some(Err(error)) = self.0.map(|provider| provider.shutdown_with_timeout(FLUSH)) {
+            tracing::warn!(%error, "the last spans could not be sent");
+        }
+    }
+}
+
+fn exports() -> bool {
+    let set = |name: &str| env::var(name).is_ok_and(|value| !value.is_empty());
+    let is = |name: &str, value: &str| env::var(name).is_ok_and(|v| v.eq_ignore_ascii_case(value));
+    ENDPOINTS.iter().any(|name| set(name)) && !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none")
+}
+
+fn provider() -> Result<SdkTracerProvider, Error> {
+    for name in ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"] {
+        match env::var(name) {
+            Ok(protocol) if !protocol.is_empty() && protocol != "grpc" => return Err(Error::Protocol(protocol)),
+            _ => {}
+        }
+    }
+    let exporter = SpanExporter::builder().with_tonic().build()?;
+    let mut resource = Resource::builder();
+    if env::var_os("OTEL_SERVICE_NAME").is_none() {
+        resource = resource.with_service_name("appferry");
+    }
+    let resource = resource.with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build())
+}
