@@ -16,6 +16,8 @@ pub struct Authorization {
     pub action: String,
     /// What it is performed on.
     pub resource: Resource,
+    /// Whether the method answers with a stream.
+    pub streams: bool,
 }
 
 /// What a method's action is performed on.
@@ -69,7 +71,7 @@ impl Authorizations {
                 let action = text("action").ok_or_else(unauthorized)?;
                 let resource = resource(&method, &text("resource").ok_or_else(unauthorized)?)?;
                 let path = format!("/{}/{}", service.full_name(), method.name());
-                rows.insert(path, Authorization { action, resource });
+                rows.insert(path, Authorization { action, resource, streams: method.is_server_streaming() });
             }
         }
         Ok(Self(rows))

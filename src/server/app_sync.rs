@@ -1,0 +1,217 @@
+//! `AppSyncService`: wire to domain, one call of the state, and back.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, stream};
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tokio_util::sync::CancellationToken;
+use tonic::{Extensions, Request, Response, Status, async_trait, metadata::MetadataMap};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::{Parts, RETRY_AFTER, page, permit::Permit, wire};
+use crate::{
+    contract::{
+        Contract, Failure, Violation,
+        v1::{self, app_sync_service_server::AppSyncService},
+    },
+    domain::{RequestId, Synchronization},
+    state::{Ask, Filter, Snapshots, State, TraceContext},
+};
+
+/// The most characters of a trace's headers that are kept.
+const MAX_TRACE: usize = 512;
+
+/// See the module.
+#[derive(Debug)]
+pub struct AppSync {
+    state: State,
+    contract: Arc<Contract>,
+    stop: CancellationToken,
+}
+
+impl AppSync {
+    pub fn new(parts: &Parts) -> Self {
+        Self { state: parts.state.clone(), contract: Arc::clone(&parts.contract), stop: parts.stop.clone() }
+    }
+
+    fn refuse(&self, extensions: &Extensions, failure: impl Into<Failure>) -> Status {
+        wire::refuse(&self.contract, extensions, &failure.into())
+    }
+
+    fn wire(&self, synchronization: &Synchronization) -> v1::Synchronization {
+        wire::synchronization(synchronization, &self.contract.errors)
+    }
+
+    /// Reads a call: everything that can be wrong with it by itself.
+    fn read(&self, request: Request<v1::SynchronizeAppRequest>, permit: &Permit) -> Result<Ask, Failure> {
+        let trace = trace(request.metadata());
+        let request_id = request.extensions().get().copied().unwrap_or_else(RequestId::generate);
+        let body = request.into_inner();
+        let targets = self.state.regions().parse_targets(&body.target_region_ids).map_err(|error| {
+            Failure::invalid(Violation { field: "target_region_ids", description: error.to_string() })
+        })?;
+        let token = match body.client_token.as_str() {
+            "" => None,
+            token => Some(wire::id("client_token", token)?),
+        };
+        let ask = Ask {
+            request_id,
+            image: wire::id("app_id", &body.app_id)?,
+            targets,
+            principal: permit.principal().to_string(),
+            token,
+            trace,
+        };
+        let span = Span::current();
+        span.record("appferry.app_id", ask.image.as_str());
+        span.record("appferry.target_region_ids", ask.targets.canonical());
+        Ok(ask)
+    }
+}
+
+/// The trace that a call belongs to: that of its own span, or, where nothing is exported, its caller's.
+fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
+    let mut own = std::collections::HashMap::new();
+    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut own);
+    let mut take = |name: &str| {
+        let callers = || metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        own.remove(name).or_else(callers).filter(|value| !value.is_empty() && value.len() <= MAX_TRACE)
+    };
+    Some(TraceContext { parent: take("traceparent")?, state: take("tracestate") })
+}
+
+/// A stream of snapshots on its way to a watcher.
+struct Watching {
+    snapshots: Snapshots,
+    contract: Arc<Contract>,
+    stop: CancellationToken,
+    extensions: Extensions,
+    next: Next,
+}
+
+/// What a watcher is sent next.
+enum Next {
+    /// The snapshot that there is.
+    First,
+    /// A snapshot when there is a new one.
+    Change,
+    /// Nothing: the last has been sent.
+    Nothing,
+}
+
+type Snapshot = Result<v1::WatchSynchronizationResponse, Status>;
+
+impl Watching {
+    async fn next(mut self) -> Option<(Snapshot, Self)> {
+        let there = match self.next {
+            Next::First => true,
+            Next::Change => tokio::select! {
+                changed = self.snapshots.changed() => changed.is_ok(),
+                () = self.stop.cancelled() => false,
+            },
+            Next::Nothing => return None,
+        };
+        if !there {
+            self.next = Next::Nothing;
+            let failure = Failure::unavailable("The service is shutting down; watch again", RETRY_AFTER);
+            let status = wire::refuse(&self.contract, &self.extensions, &failure);
+            return Some((Err(status), self));
+        }
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        self.next = if snapshot.state.is_terminal() { Next::Nothing } else { Next::Change };
+        let synchronization = Some(wire::synchronization(&snapshot, &self.contract.errors));
+        Some((Ok(v1::WatchSynchronizationResponse { synchronization }), self))
+    }
+}
+
+type Watch = Pin<Box<dyn Stream<Item = Result<v1::WatchSynchronizationResponse, Status>> + Send>>;
+
+#[async_trait]
+impl AppSyncService for AppSync {
+    async fn synchronize_app(
+        &self,
+        request: Request<v1::SynchronizeAppRequest>,
+    ) -> Result<Response<v1::SynchronizeAppResponse>, Status> {
+        let permit = Permit::of(&request)?;
+        let extensions = request.extensions().clone();
+        let ask = self.read(request, &permit).map_err(|failure| self.refuse(&extensions, failure))?;
+        let id = self.state.accept(ask).await.map_err(|error| self.refuse(&extensions, error))?;
+        Ok(Response::new(v1::SynchronizeAppResponse { request_id: id.to_string() }))
+    }
+
+    async fn get_synchronization(
+        &self,
+        request: Request<v1::GetSynchronizationRequest>,
+    ) -> Result<Response<v1::GetSynchronizationResponse>, Status> {
+        Permit::of(&request)?;
+        let (_, extensions, body) = request.into_parts();
+        let answer = async {
+            let id = wire::id("request_id", &body.request_id)?;
+            Ok::<_, Failure>(self.state.synchronization_get(id).await?)
+        };
+        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        Ok(Response::new(v1::GetSynchronizationResponse { synchronization: Some(self.wire(&found)) }))
+    }
+
+    async fn list_synchronizations(
+        &self,
+        request: Request<v1::ListSynchronizationsRequest>,
+    ) -> Result<Response<v1::ListSynchronizationsResponse>, Status> {
+        Permit::of(&request)?;
+        let (_, extensions, body) = request.into_parts();
+        let answer = async {
+            let image = match body.app_id.as_str() {
+                "" => None,
+                id => Some(wire::id("app_id", id)?),
+            };
+            let filter = Filter { image, state: wire::state_filter(body.state)? };
+            let before = page::after(&body.page_token)?;
+            Ok::<_, Failure>(self.state.synchronization_list(&filter, before, page::size(body.page_size)?).await?)
+        };
+        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let last = found.synchronizations.last().filter(|_| found.more);
+        Ok(Response::new(v1::ListSynchronizationsResponse {
+            next_page_token: last.map(|s| page::token(&s.request_id)).unwrap_or_default(),
+            synchronizations: found.synchronizations.iter().map(|s| self.wire(s)).collect(),
+        }))
+    }
+
+    type WatchSynchronizationStream = Watch;
+
+    async fn watch_synchronization(
+        &self,
+        request: Request<v1::WatchSynchronizationRequest>,
+    ) -> Result<Response<Watch>, Status> {
+        Permit::of(&request)?;
+        let (_, extensions, body) = request.into_parts();
+        let answer = async {
+            let id = wire::id("request_id", &body.request_id)?;
+            Ok::<_, Failure>(self.state.synchronization_watch(id).await?)
+        };
+        let snapshots = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let watch = Watching {
+            snapshots,
+            contract: Arc::clone(&self.contract),
+            stop: self.stop.clone(),
+            extensions,
+            next: Next::First,
+        };
+        Ok(Response::new(Box::pin(stream::unfold(watch, Watching::next))))
+    }
+
+    async fn cancel_synchronization(
+        &self,
+        request: Request<v1::CancelSynchronizationRequest>,
+    ) -> Result<Response<v1::CancelSynchronizationResponse>, Status> {
+        Permit::of(&request)?;
+        let (_, extensions, body) = request.into_parts();
+        let answer = async {
+            let id = wire::id("request_id", &body.request_id)?;
+            Ok::<_, Failure>(self.state.synchronization_cancel(id).await?)
+        };
+        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        Ok(Response::new(v1::CancelSynchronizationResponse { synchronization: Some(self.wire(&found)) }))
+    }
+}

@@ -1,0 +1,114 @@
+//! Bounds what a caller may send: the body ends with an error as soon as it is longer than a message may be.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::request_id;
+use crate::contract::{Contract, Failure, Violation};
+
+/// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
+const PREFIX: usize = 5;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct LimitBodyLayer {
+    most: usize,
+    contract: Arc<Contract>,
+}
+
+impl LimitBodyLayer {
+    pub fn new(most: usize, contract: Arc<Contract>) -> Self {
+        Self { most, contract }
+    }
+}
+
+impl<S> Layer<S> for LimitBodyLayer {
+    type Service = LimitBody<S>;
+
+    fn layer(&self, inner: S) -> LimitBody<S> {
+        LimitBody { inner, most: self.most, contract: Arc::clone(&self.contract) }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct LimitBody<S> {
+    inner: S,
+    most: usize,
+    contract: Arc<Contract>,
+}
+
+impl<S> Service<Request<Body>> for LimitBody<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let request_id = request_id(&request);
+        let contract = Arc::clone(&self.contract);
+        let most = self.most;
+        let request = request.map(|inner| {
+            Body::new(LimitedBody { inner, left: most + PREFIX, most, request_id, contract })
+        });
+        self.inner.call(request)
+    }
+}
+
+pin_project! {
+    struct LimitedBody {
+        #[pin]
+        inner: Body,
+        left: usize,
+        most: usize,
+        request_id: String,
+        contract: Arc<Contract>,
+    }
+}
+
+impl HttpBody for LimitedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        let frame = ready!(this.inner.poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            match this.left.checked_sub(data.remaining()) {
+                Some(left) => *this.left = left,
+                None => {
+                    let description = format!("it is larger than {} bytes", this.most);
+                    let failure = Failure::invalid(Violation { field: "the request", description });
+                    return Poll::Ready(Some(Err(failure.status(&this.contract.errors, this.request_id))));
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,228 @@
+//! Ends every call by its deadline, with DEADLINE_EXCEEDED: calls that are slow to answer, and streams that go on.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{Answer, refuse, request_id};
+use crate::contract::{Contract, Failure};
+
+/// The header by which a caller bounds its call (gRPC over HTTP/2, "Timeout").
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// The deadlines of calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// Of a call that names none.
+    pub default: Duration,
+    /// The latest.
+    pub longest: Duration,
+    /// The latest of a stream, and that of one that names none.
+    pub stream: Duration,
+}
+
+impl Deadlines {
+    fn of(&self, asked: Option<Duration>, streams: bool) -> Duration {
+        if streams { asked.unwrap_or(self.stream).min(self.stream) } else { asked.unwrap_or(self.default).min(self.longest) }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct DeadlineLayer {
+    deadlines: Deadlines,
+    contract: Arc<Contract>,
+}
+
+impl DeadlineLayer {
+    pub fn new(deadlines: Deadlines, contract: Arc<Contract>) -> Self {
+        Self { deadlines, contract }
+    }
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = WithDeadline<S>;
+
+    fn layer(&self, inner: S) -> WithDeadline<S> {
+        WithDeadline { inner, layer: self.clone() }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct WithDeadline<S> {
+    inner: S,
+    layer: DeadlineLayer,
+}
+
+impl<S> Service<Request<Body>> for WithDeadline<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let DeadlineLayer { deadlines, contract } = &self.layer;
+        let streams = contract.authorizations.get(request.uri().path()).is_some_and(|row| row.streams);
+        let allowed = deadlines.of(parse(request.headers()), streams);
+        let expiry = Expiry { allowed, request_id: request_id(&request), contract: Arc::clone(contract) };
+        let sleep = sleep_until(Instant::now() + allowed);
+        ResponseFuture { inner: self.inner.call(request), sleep, expiry: Some(expiry), streams }
+    }
+}
+
+/// A value of the header: at most eight digits and a unit.
+fn parse(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// What is answered when the deadline passes.
+#[derive(Debug)]
+struct Expiry {
+    allowed: Duration,
+    request_id: String,
+    contract: Arc<Contract>,
+}
+
+impl Expiry {
+    fn failure(&self) -> Failure {
+        Failure::timeout(self.allowed)
+    }
+
+    fn status(&self) -> Status {
+        self.failure().status(&self.contract.errors, &self.request_id)
+    }
+}
+
+pin_project! {
+    /// The answer, or one for it.
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        #[pin]
+        sleep: Sleep,
+        expiry: Option<Expiry>,
+        streams: bool,
+    }
+}
+
+impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let this = self.project();
+        if let Poll::Ready(Ok(response)) = this.inner.poll(cx) {
+            let deadline = this.sleep.deadline();
+            let expiry = this.expiry.take().filter(|_| *this.streams);
+            return Poll::Ready(Ok(match expiry {
+                Some(expiry) => response.map(|inner| {
+                    Body::new(BoundedBody { inner, sleep: sleep_until(deadline), expiry: Some(expiry) })
+                }),
+                None => response,
+            }));
+        }
+        if this.sleep.poll(cx).is_ready()
+            && let Some(expiry) = this.expiry.take()
+        {
+            return Poll::Ready(Ok(refuse(&expiry.failure(), &expiry.contract, &expiry.request_id)));
+        }
+        Poll::Pending
+    }
+}
+
+pin_project! {
+    /// A stream that ends by its deadline, with trailers that say so.
+    struct BoundedBody {
+        #[pin]
+        inner: Body,
+        #[pin]
+        sleep: Sleep,
+        expiry: Option<Expiry>,
+    }
+}
+
+impl HttpBody for BoundedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        if this.expiry.is_none() {
+            return Poll::Ready(None);
+        }
+        if this.sleep.poll(cx).is_ready()
+            && let Some(expiry) = this.expiry.take()
+        {
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(Some(expiry.status().add_header(&mut trailers).map(|()| Frame::trailers(trailers))));
+        }
+        this.inner.poll_frame(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::HeaderMap;
+
+    use super::{Deadlines, parse};
+
+    #[test]
+    fn a_timeout_is_read_as_grpc_writes_it() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", value.parse().expect("a header"));
+            parse(&headers)
+        };
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        for bad in ["", "S", "5", "-1S", "123456789S", "1s"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_capped() {
+        let [s1, s2, s9] = [1, 2, 9].map(Duration::from_secs);
+        let deadlines = Deadlines { default: s1, longest: s2, stream: s9 };
+        assert_eq!(deadlines.of(None, false), s1);
+        assert_eq!(deadlines.of(Some(s9), false), s2);
+        assert_eq!(deadlines.of(None, true), s9);
+        assert_eq!(deadlines.of(Some(s2), true), s2);
+    }
+}

@@ -1,0 +1,45 @@
+//! The layers of the stack, one file each.
+
+mod authenticate;
+mod authorize;
+mod body;
+mod deadline;
+mod panic;
+mod request_id;
+mod shed;
+mod trace;
+
+use std::convert::Infallible;
+
+use http::{Request, Response};
+use tonic::body::Body;
+
+pub use authenticate::AuthenticateLayer;
+pub use authorize::AuthorizeLayer;
+pub use body::LimitBodyLayer;
+pub use deadline::{DeadlineLayer, Deadlines};
+pub use panic::PanicLayer;
+pub use request_id::RequestIdLayer;
+pub use shed::ShedLayer;
+pub use trace::TraceLayer;
+
+use crate::{
+    contract::{Contract, Failure},
+    domain::RequestId,
+};
+
+/// What a service of the stack answers with. It always answers.
+type Answer = Result<Response<Body>, Infallible>;
+
+/// A service's answer that takes its time.
+type BoxFuture = std::pin::Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// The id of a call, as the contract writes it; empty before it has one.
+fn request_id<B>(request: &Request<B>) -> String {
+    request.extensions().get::<RequestId>().map(ToString::to_string).unwrap_or_default()
+}
+
+/// A failure as the whole answer.
+fn refuse(failure: &Failure, contract: &Contract, request_id: &str) -> Response<Body> {
+    failure.status(&contract.errors, request_id).into_http()
+}

@@ -1,0 +1,233 @@
+//! One span a call, as the OpenTelemetry semantic conventions for RPC have it (version 1.44), in the trace of its caller. It
+//! ends with the last byte of the answer, and knows how the call came out even if the caller went away.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use pin_project_lite::pin_project;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+use tracing::{Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::Answer;
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct TraceLayer;
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Trace<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Trace<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let method = request.uri().path().trim_start_matches('/');
+        let span = tracing::info_span!(
+            "call",
+            otel.name = method,
+            otel.kind = "server",
+            otel.status_code = Empty,
+            rpc.system.name = "grpc",
+            rpc.method = method,
+            rpc.response.status_code = Empty,
+            error.type = Empty,
+            appferry.request_id = Empty,
+            appferry.principal = Empty,
+            appferry.decision = Empty,
+            appferry.app_id = Empty,
+            appferry.target_region_ids = Empty,
+        );
+        if !span.is_disabled() && request.headers().contains_key("traceparent") {
+            let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
+            // It fails where nothing is exported, and then there is no trace to join.
+            let _ = span.set_parent(parent);
+        }
+        let inner = {
+            let _entered = span.enter();
+            self.inner.call(request)
+        };
+        ResponseFuture { inner, outcome: Some(Outcome { span, told: false }) }
+    }
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+/// The span of a call, and whether it knows how the call came out.
+#[derive(Debug)]
+struct Outcome {
+    span: Span,
+    told: bool,
+}
+
+impl Outcome {
+    fn tell(&mut self, headers: &HeaderMap) {
+        if let Some(code) = headers.get(Status::GRPC_STATUS) {
+            self.record(Code::from_bytes(code.as_bytes()));
+        }
+    }
+
+    fn record(&mut self, code: Code) {
+        self.told = true;
+        let name = name(code);
+        self.span.record("rpc.response.status_code", name);
+        if is_error(code) {
+            self.span.record("error.type", name);
+            self.span.record("otel.status_code", "ERROR");
+        }
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        // Nobody waited for the end.
+        if !self.told {
+            self.record(Code::Cancelled);
+        }
+    }
+}
+
+/// Which codes are errors of the server (semantic conventions for gRPC, "Server status").
+fn is_error(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
+/// A code's name as the gRPC specification writes it.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+pin_project! {
+    /// The answer, in the call's span.
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        outcome: Option<Outcome>,
+    }
+}
+
+impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let this = self.project();
+        let response = {
+            let _entered = this.outcome.as_ref().map(|outcome| outcome.span.enter());
+            let Ok(response) = ready!(this.inner.poll(cx));
+            response
+        };
+        Poll::Ready(Ok(match this.outcome.take() {
+            Some(mut outcome) => {
+                outcome.tell(response.headers());
+                response.map(|inner| Body::new(TracedBody { inner, outcome }))
+            }
+            None => response,
+        }))
+    }
+}
+
+pin_project! {
+    /// The body of an answer, in the call's span.
+    struct TracedBody {
+        #[pin]
+        inner: Body,
+        outcome: Outcome,
+    }
+}
+
+impl HttpBody for TracedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        let frame = {
+            let _entered = this.outcome.span.enter();
+            ready!(this.inner.poll_frame(cx))
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    this.outcome.tell(trailers);
+                }
+            }
+            Some(Err(status)) => this.outcome.record(status.code()),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

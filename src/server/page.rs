@@ -1,0 +1,36 @@
+//! Pages of lists (AIP-158): how many entries, and after which.
+
+use std::str::FromStr;
+
+use crate::contract::{Failure, Violation};
+
+const DEFAULT: i32 = 50;
+const MOST: i32 = 1_000;
+
+/// Reads a page size.
+pub fn size(asked: i32) -> Result<u64, Failure> {
+    match asked {
+        0 => Ok(DEFAULT.unsigned_abs().into()),
+        1..=MOST => Ok(asked.unsigned_abs().into()),
+        _ => Err(Failure::invalid(Violation {
+            field: "page_size",
+            description: format!("{asked} is not from 0 to {MOST}"),
+        })),
+    }
+}
+
+/// Makes the token of the page after `last`. Opaque to callers: they are not to make one themselves.
+pub fn token(last: &impl ToString) -> String {
+    hex::encode(last.to_string())
+}
+
+/// Reads what the page before ended with.
+pub fn after<T: FromStr>(token: &str) -> Result<Option<T>, Failure> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let read = || String::from_utf8(hex::decode(token).ok()?).ok()?.parse().ok();
+    let refused =
+        || Failure::invalid(Violation { field: "page_token", description: format!("{token:.80?} is not one of ours") });
+    read().map(Some).ok_or_else(refused)
+}

@@ -1,0 +1,214 @@
+//! Between the contract's types and the domain's.
+
+use std::{str::FromStr, time::Duration};
+
+use prost_types::Timestamp as WireTime;
+use tonic::{Extensions, Status};
+
+use super::RETRY_AFTER;
+use crate::{
+    contract::{
+        Contract, ErrorRows, Failure, Violation,
+        v1::{self, CommonErrorCode, ErrorCode},
+    },
+    domain::{
+        Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica, RequestId,
+        Synchronization, SynchronizationState, Timestamp,
+    },
+    state::Error,
+};
+
+/// Reads a field that is an id.
+pub fn id<T: FromStr<Err: std::fmt::Display>>(field: &'static str, value: &str) -> Result<T, Failure> {
+    value.parse().map_err(|error: T::Err| Failure::invalid(Violation { field, description: error.to_string() }))
+}
+
+/// Refuses a text that is too long, or empty though it must not be.
+pub fn text(field: &'static str, value: String, most: usize, required: bool) -> Result<String, Failure> {
+    let length = value.chars().count();
+    let description = if required && value.trim().is_empty() {
+        "it is empty".to_owned()
+    } else if length > most {
+        format!("it has {length} characters, the most is {most}")
+    } else {
+        return Ok(value);
+    };
+    Err(Failure::invalid(Violation { field, description }))
+}
+
+/// Answers with a failure in the contract's form.
+pub fn refuse(contract: &Contract, extensions: &Extensions, failure: &Failure) -> Status {
+    let request_id = extensions.get::<RequestId>().map(ToString::to_string).unwrap_or_default();
+    failure.status(&contract.errors, &request_id)
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let busy = |retry_after: Duration| {
+            Self::unavailable("Nothing was changed; repeat the call later", retry_after)
+        };
+        match &error {
+            Error::ImageNotFound(id) => Self::new(ErrorCode::ImageNotFound, format!("No image {id} is registered.")),
+            Error::ImageExists(id) => {
+                Self::new(ErrorCode::ImageAlreadyExists, format!("An image {id} is registered already."))
+            }
+            Error::ImageAlreadyThere { regions, .. } => {
+                Self::new(ErrorCode::ImageAlreadyExists, format!("{}.", sentence(&error))).in_regions(regions)
+            }
+            Error::ImageInUse { regions, .. } => Self::new(
+                CommonErrorCode::ImageInUse,
+                format!("{}; cancel the synchronization or wait for it.", sentence(&error)),
+            )
+            .in_regions(regions),
+            Error::SynchronizationNotFound(id) => {
+                Self::new(CommonErrorCode::SynchronizationNotFound, format!("There is none with the id {id}."))
+            }
+            Error::TokenReused(_) => {
+                Self::invalid(Violation { field: "client_token", description: error.to_string() })
+            }
+            Error::Busy | Error::Closed => busy(RETRY_AFTER),
+            Error::Unavailable(cause) => {
+                tracing::warn!(%cause, "the database can't be reached");
+                busy(RETRY_AFTER)
+            }
+            // What the database said may tell about its inside: it is logged, and not sent.
+            Error::Database(cause) => {
+                tracing::error!(%cause, "the database failed");
+                Self::new(ErrorCode::DbError, "")
+            }
+            Error::SchemaOld(_) | Error::SchemaUnknown(_) | Error::UnknownDatabase(_) => {
+                tracing::error!(%error, "the database can't be used");
+                Self::new(ErrorCode::DbError, "")
+            }
+        }
+    }
+}
+
+fn sentence(error: &Error) -> String {
+    let text = error.to_string();
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}
+
+fn time(timestamp: Timestamp) -> WireTime {
+    let millis = timestamp.as_millis();
+    let nanos = i32::try_from(millis.rem_euclid(1_000)).unwrap_or(0) * 1_000_000;
+    WireTime { seconds: millis.div_euclid(1_000), nanos }
+}
+
+fn bytes(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A region's state as the contract has it.
+pub fn region_state(status: RegionStatus) -> v1::RegionState {
+    match status {
+        RegionStatus::Pending => v1::RegionState::Pending,
+        RegionStatus::Copying => v1::RegionState::Copying,
+        RegionStatus::Available => v1::RegionState::Available,
+        RegionStatus::Failed => v1::RegionState::Failed,
+        RegionStatus::Canceled => v1::RegionState::Canceled,
+    }
+}
+
+fn fault(fault: &Fault, region: &RegionId, request_id: &str, rows: &ErrorRows) -> v1::ErrorDetail {
+    let code = match fault.kind {
+        FaultKind::Store => ErrorCode::ServiceApiError,
+        FaultKind::Ecs => ErrorCode::EcsError,
+        FaultKind::Aliyun => ErrorCode::AliyunError,
+        FaultKind::Database => ErrorCode::DbError,
+        FaultKind::ImageNotFound => ErrorCode::ImageNotFound,
+    };
+    Failure::new(code, fault.message.as_str()).in_regions([region]).detail(rows, request_id)
+}
+
+/// A synchronization as the contract has it.
+pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchronization {
+    let request_id = from.request_id.to_string();
+    let state = match from.state {
+        SynchronizationState::Running => v1::SynchronizationState::Running,
+        SynchronizationState::Succeeded => v1::SynchronizationState::Succeeded,
+        SynchronizationState::Failed => v1::SynchronizationState::Failed,
+        SynchronizationState::Canceled => v1::SynchronizationState::Canceled,
+    };
+    let region = |view: &RegionView| v1::RegionSynchronization {
+        region_id: view.region.to_string(),
+        state: region_state(view.status).into(),
+        bytes_total: bytes(view.progress.total),
+        bytes_copied: bytes(view.progress.copied),
+        bytes_skipped: bytes(view.progress.skipped),
+        attempt: i32::try_from(view.attempt).unwrap_or(i32::MAX),
+        next_attempt_time: view.next_attempt_at.map(time),
+        error: view.fault.as_ref().map(|f| fault(f, &view.region, &request_id, rows)),
+        start_time: view.started_at.map(time),
+        finish_time: view.finished_at.map(time),
+    };
+    v1::Synchronization {
+        app_id: from.image.to_string(),
+        principal: from.principal.clone(),
+        state: state.into(),
+        create_time: Some(time(from.created_at)),
+        finish_time: from.finished_at.map(time),
+        regions: from.regions.iter().map(region).collect(),
+        request_id,
+    }
+}
+
+/// Reads a filter by state.
+pub fn state_filter(state: i32) -> Result<Option<SynchronizationState>, Failure> {
+    let known = v1::SynchronizationState::try_from(state).map_err(|_| {
+        Failure::invalid(Violation { field: "state", description: format!("{state} is no SynchronizationState") })
+    })?;
+    Ok(match known {
+        v1::SynchronizationState::Unspecified => None,
+        v1::SynchronizationState::Running => Some(SynchronizationState::Running),
+        v1::SynchronizationState::Succeeded => Some(SynchronizationState::Succeeded),
+        v1::SynchronizationState::Failed => Some(SynchronizationState::Failed),
+        v1::SynchronizationState::Canceled => Some(SynchronizationState::Canceled),
+    })
+}
+
+/// An image as the contract has it, with every configured region.
+pub fn image(from: &Image, replicas: &[(RegionId, Replica)], regions: &Regions) -> v1::Image {
+    let there = |region: &RegionId| {
+        if *region == from.home {
+            return v1::RegionState::Available;
+        }
+        let replica = replicas.iter().find(|(r, _)| r == region);
+        replica.map_or(v1::RegionState::Unspecified, |(_, replica)| region_state(replica.status()))
+    };
+    let info = |region: &RegionId| {
+        let status = there(region);
+        let present = status == v1::RegionState::Available;
+        v1::AdditionalRegionInfo {
+            region_id: region.to_string(),
+            image_id: if present { from.id.to_string() } else { String::new() },
+            status: status.into(),
+        }
+    };
+    let (image_type, spec) = match from.kind {
+        ImageKind::Vm => (
+            v1::ImageType::Vm,
+            v1::image::ImageSpec::VmImageSpec(v1::VmImageSpec { image_id: from.source.to_string() }),
+        ),
+        ImageKind::Container => (
+            v1::ImageType::Container,
+            v1::image::ImageSpec::ContainerImageSpec(v1::ContainerImageSpec {
+                registry_url: format!("oci:{}", from.source),
+            }),
+        ),
+    };
+    v1::Image {
+        image_id: from.id.to_string(),
+        name: from.name.clone(),
+        image_version: from.version.clone(),
+        description: from.description.clone(),
+        image_type: image_type.into(),
+        image_spec: Some(spec),
+        home_region_id: from.home.to_string(),
+        digest: from.root.digest.to_string(),
+        size_bytes: bytes(from.size),
+        create_time: Some(time(from.created_at)),
+        additional_regions_info: regions.iter().map(info).collect(),
+    }
+}

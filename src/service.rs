@@ -1,0 +1,197 @@
+//! The composition root: every part is made here, given only what it needs, and brought down in order.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{self, Config},
+    contract::{self, Contract},
+    domain::{Clock, RegionId, WorkerId},
+    region::{DirStore, Location, Store, Stores},
+    server::{self, Deadlines, Health, Identities, Listener, ListenerSettings, Parts},
+    state::{self, State},
+    sync::{Backoff, Settings as SyncSettings, Worker},
+};
+
+/// Of the time that a shutdown may take, how much is left for what comes after the calls in flight.
+const AFTERWARDS: u32 = 4;
+
+/// Why the service can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The contract can't be read.
+    #[error(transparent)]
+    Contract(#[from] contract::Error),
+    /// The state can't be opened.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// Reflection can't be set up.
+    #[error("reflection can't be set up")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The address can't be listened on.
+    #[error("server.listen: {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It answers calls and carries images.
+    ServerAndWorker,
+    /// It carries images.
+    Worker,
+    /// It answers calls.
+    Server,
+}
+
+/// A running service.
+#[derive(Debug)]
+pub struct Service {
+    address: Option<SocketAddr>,
+    health: Option<Health>,
+    state: State,
+    state_tasks: state::Tasks,
+    state_stop: CancellationToken,
+    stop: CancellationToken,
+    abandon: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    shutdown: Duration,
+}
+
+/// The stores of the configured regions.
+pub fn stores(config: &Config) -> Result<Stores, config::Error> {
+    let open = |(region, location, keep_free): (RegionId, Location, u64)| {
+        let store: Arc<dyn Store> = match location {
+            Location::Dir(path) => Arc::new(DirStore::new(path).keeping_free(keep_free)),
+        };
+        (region, store)
+    };
+    Ok(Stores::new(config.locations()?.into_iter().map(open)))
+}
+
+impl Service {
+    /// Starts everything that the role asks for. The database's schema must be the current one.
+    pub async fn start(config: &Config, role: Role) -> Result<Self, Error> {
+        let contract = Arc::new(Contract::load()?);
+        let regions = config.regions()?;
+        let stores = stores(config)?;
+        let identities = Arc::new(Identities::new(config.principals()?));
+        let worker_regions = config.worker_regions(&regions)?;
+        let clock = Clock::system();
+        let (stop, abandon, state_stop) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+
+        // Before the state, which has tasks to be joined.
+        let listener = if role == Role::Worker { None } else { Some(listen(config).await?) };
+        let database = state::Settings::new(config.database.url.clone());
+        let (state, state_tasks) = State::open(&database, regions, clock.clone(), state_stop.clone()).await?;
+
+        let mut tasks = Vec::new();
+        let mut address = None;
+        let mut health = None;
+        if let Some((listener, bound)) = listener {
+            let seconds = Duration::from_secs;
+            let parts = Parts {
+                contract,
+                identities,
+                state: state.clone(),
+                stores: stores.clone(),
+                clock,
+                max_in_flight: config.server.max_in_flight,
+                deadlines: Deadlines {
+                    default: seconds(config.server.default_deadline_seconds),
+                    longest: seconds(config.server.max_deadline_seconds),
+                    stream: seconds(config.server.max_stream_seconds),
+                },
+                stop: stop.clone(),
+            };
+            let (entrance, reporter) = server::service(parts).await?;
+            tasks.push(tokio::spawn(listener.serve(entrance, stop.clone(), abandon.clone())));
+            address = Some(bound);
+            health = Some(reporter);
+        }
+        if role != Role::Server {
+            let settings = worker_settings(&config.worker, worker_regions);
+            tasks.push(tokio::spawn(Worker::new(state.clone(), stores, settings).run(stop.clone())));
+        }
+        let shutdown = Duration::from_secs(config.server.shutdown_seconds);
+        Ok(Self { address, health, state, state_tasks, state_stop, stop, abandon, tasks, shutdown })
+    }
+
+    /// Where it listens; nothing for workers alone.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Brings it down, in order: no new calls, those in flight answered, leases handed back, the database closed. Takes as
+    /// long as is configured at most, whatever clients do.
+    pub async fn shutdown(self) {
+        if let Some(health) = &self.health {
+            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        }
+        self.stop.cancel();
+        let abandon = self.abandon.clone();
+        let patience = self.shutdown - self.shutdown / AFTERWARDS;
+        let finish = async {
+            for task in self.tasks {
+                if let Err(error) = task.await {
+                    tracing::error!(%error, "a task of the service ended badly");
+                }
+            }
+        };
+        tokio::pin!(finish);
+        if tokio::time::timeout(patience, finish.as_mut()).await.is_err() {
+            tracing::warn!("calls are still in flight and are cut off");
+            abandon.cancel();
+            if tokio::time::timeout(self.shutdown / AFTERWARDS, finish).await.is_err() {
+                tracing::error!("the service could not be brought down in time; leases will run out");
+            }
+        }
+        self.state_stop.cancel();
+        if tokio::time::timeout(self.shutdown / AFTERWARDS, self.state_tasks.join()).await.is_err() {
+            tracing::error!("the database did not answer in time");
+        }
+        if let Err(error) = self.state.close().await {
+            tracing::warn!(%error, "the database could not be closed");
+        }
+    }
+}
+
+async fn listen(config: &Config) -> Result<(Listener, SocketAddr), Error> {
+    let address = config.server.listen;
+    let failed = |source| Error::Listen { address, source };
+    let settings = ListenerSettings { max_streams: config.server.max_streams_per_connection };
+    let listener = Listener::bind(address, settings).await.map_err(failed)?;
+    let bound = listener.address().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {
+    let millis = Duration::from_millis;
+    SyncSettings {
+        id: WorkerId(format!("worker-{}", uuid::Uuid::now_v7().simple()).into()),
+        regions,
+        concurrency: config.concurrency,
+        lease: millis(config.lease_ms),
+        heartbeat: millis(config.heartbeat_ms),
+        poll: millis(config.poll_ms),
+        patience: millis(config.patience_ms),
+        stall: millis(config.stall_ms),
+        backoff: Backoff {
+            first: millis(config.retry_first_ms),
+            longest: millis(config.retry_longest_ms),
+            attempts: config.attempts,
+        },
+    }
+}
