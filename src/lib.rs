@@ -1,10 +1,27 @@
-//! x
+//! appferry carries an HPC application's image from its home region to any number of other regions with one call,
+//! `SynchronizeApp(app_id, target_region_ids)`: authorized, durable, verified, traced, and visible while it happens.
+//!
+//! The map, from the outside in. Arrows point down this list only: [`domain`] and [`ram`] know nothing of the rest; [`server`]
+//! and [`sync`] never talk to each other but through [`state`]; only [`state`] knows sea-orm; only [`region`] knows how bytes
+//! are stored; only [`server`], [`contract`] and the command line know protobuf types.
+//!
+//! - [`cli`]: one file a command.
+//! - [`service`]: the composition root.
+//! - [`config`], [`telemetry`]: what comes in from the environment, what goes out of it.
+//! - [`server`]: the way in: the tower stack and the handlers.
+//! - [`sync`]: the workers: claim, plan, copy, report.
+//! - [`contract`]: the generated types and the tables of the descriptors.
+//! - [`state`]: the database.
+//! - [`region`]: the stores.
+//! - [`ram`]: who may do what.
+//! - [`domain`]: ids, images, the replica's machine, the decision to accept.
+
+pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod domain;
 pub mod ram;
 pub mod region;
-
 pub mod server;
 pub mod service;
 pub mod state;

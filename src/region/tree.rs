@@ -6,9 +6,10 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::{Error, Result, Source};
-use crate::domain::{Descriptor, ImageName};
+use crate::domain::{Descriptor, Digest, ImageName};
 
 /// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
@@ -77,6 +78,22 @@ impl Tree {
             }
         }
         Ok(tree)
+    }
+
+    /// Reads every blob again and compares it with its digest. The manifests were verified as they were read.
+    pub async fn verify(&self, source: &dyn Source, name: &ImageName) -> Result<()> {
+        for blob in &self.blobs {
+            let mut chunks = source.read_blob(name, blob).await?;
+            let mut hasher = Sha256::new();
+            while let Some(chunk) = chunks.recv().await {
+                hasher.update(chunk?);
+            }
+            let actual = Digest::new(hasher.finalize().into());
+            if actual != blob.digest {
+                return Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual });
+            }
+        }
+        Ok(())
     }
 
     /// The size of everything in bytes.

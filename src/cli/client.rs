@@ -1,0 +1,86 @@
+//! The service as a command's client sees it.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use clap::Args;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use super::{Error, Result, embedded};
+use crate::contract::v1::{
+    app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the service is, and who calls.
+#[derive(Debug, Clone, Args)]
+pub struct Connection {
+    /// The service's endpoint.
+    #[arg(long, env = "APPFERRY_ENDPOINT", default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    pub endpoint: String,
+    /// The file that holds the bearer token; without it, $APPFERRY_TOKEN, or that of ./appferry-data.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The bearer token.
+    #[arg(skip)]
+    pub token: Option<String>,
+}
+
+/// Puts the token on every call.
+#[derive(Clone)]
+pub struct Bearer(MetadataValue<Ascii>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Bearer>>;
+pub type Images = ImageServiceClient<InterceptedService<Channel, Bearer>>;
+
+impl Connection {
+    /// Connects without any credential.
+    pub async fn channel(&self) -> Result<Channel> {
+        let usage = |error: tonic::transport::Error| Error::Usage(format!("--endpoint {}: {error}", self.endpoint));
+        let endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(usage)?;
+        let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+        connected.map_err(Error::local(format!("no service answers at {}", self.endpoint)))
+    }
+
+    pub async fn app_sync(&self) -> Result<AppSync> {
+        Ok(AppSyncServiceClient::with_interceptor(self.channel().await?, self.bearer()?))
+    }
+
+    pub async fn images(&self) -> Result<Images> {
+        Ok(ImageServiceClient::with_interceptor(self.channel().await?, self.bearer()?))
+    }
+
+    fn bearer(&self) -> Result<Bearer> {
+        let environment = || std::env::var("APPFERRY_TOKEN").ok().filter(|token| !token.is_empty());
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(file)) => read(file)?,
+            (None, None) => match environment() {
+                Some(token) => token,
+                None => read(&PathBuf::from(embedded::DIRECTORY).join(embedded::TOKEN))?,
+            },
+        };
+        let value = format!("Bearer {}", token.trim());
+        let mut value: MetadataValue<Ascii> =
+            value.parse().map_err(|_| Error::Usage("the token has characters that no header may have".to_owned()))?;
+        value.set_sensitive(true);
+        Ok(Bearer(value))
+    }
+}
+
+fn read(file: &PathBuf) -> Result<String> {
+    let hint = format!("no token: --token-file and $APPFERRY_TOKEN are not given, and {}", file.display());
+    fs::read_to_string(file).map_err(Error::local(hint))
+}

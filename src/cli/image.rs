@@ -1,0 +1,270 @@
+//! `appferry image`.
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{Args, Subcommand};
+
+use super::{Error, Result, client::Connection, embedded, print, progress};
+use crate::{
+    config::Config,
+    contract::v1::{
+        AddImageRequest, ContainerImageSpec, GetImageRequest, Image, ImageType, ListImagesRequest, RegionState,
+        RemoveImageRequest, VmImageSpec, add_image_request,
+    },
+    domain::{ImageId, ImageKind, ImageName},
+    region::{DirStore, DiskFile, Source},
+    service,
+    sync::import,
+};
+
+/// Entries that are asked for at once.
+const PAGE: i32 = 200;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put an image into the home region's store and register it.
+    Add(Box<Add>),
+    /// List the images.
+    List(Plain),
+    /// Show an image and its regions.
+    Show(One),
+    /// Forget an image; its bytes stay where they are.
+    Remove(One),
+}
+
+#[derive(Debug, Args)]
+pub struct Add {
+    #[command(flatten)]
+    connection: Connection,
+    /// What people call it.
+    #[arg(long)]
+    name: String,
+    #[command(flatten)]
+    from: From,
+    /// The id to register it by; without it, one is made.
+    #[arg(long)]
+    id: Option<String>,
+    /// Its version.
+    #[arg(long, default_value = "")]
+    image_version: String,
+    /// What it is for.
+    #[arg(long, default_value = "")]
+    description: String,
+    /// The service's configuration file, which says where the home region's store is; without one, ./appferry-data.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct From {
+    /// A disk file, of any kind.
+    #[arg(long, value_name = "DISK")]
+    file: Option<PathBuf>,
+    /// An OCI image layout, as skopeo and buildah write it, and the tag in it.
+    #[arg(long, value_name = "LAYOUT[:TAG]")]
+    oci: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Plain {
+    #[command(flatten)]
+    connection: Connection,
+    /// Print JSON, a line each.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct One {
+    #[command(flatten)]
+    connection: Connection,
+    /// The image.
+    image_id: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of the commands.
+pub async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Add(add) => {
+            let json = add.json;
+            let id = add.run().await?;
+            if json { print::line(&serde_json::json!({ "imageId": id }).to_string()) } else { print::line(&id) }
+        }
+        Command::List(plain) => list(plain).await,
+        Command::Show(one) => show(one).await,
+        Command::Remove(one) => {
+            let request = RemoveImageRequest { image_id: one.image_id };
+            let response = one.connection.images().await?.remove_image(request).await?.into_inner();
+            if one.json { print::message("RemoveImageResponse", &response) } else { Ok(()) }
+        }
+    }
+}
+
+/// What an image is made from.
+struct Origin {
+    kind: ImageKind,
+    source: Arc<dyn Source>,
+    name: ImageName,
+}
+
+impl Origin {
+    async fn open(from: &From) -> Result<Self> {
+        match (&from.file, &from.oci) {
+            (Some(file), _) => {
+                let disk = DiskFile::open(file).await.map_err(Error::local("the disk file"))?;
+                Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
+            }
+            (None, Some(layout)) => Self::layout(layout),
+            (None, None) => Err(Error::Usage("--file or --oci is needed".to_owned())),
+        }
+    }
+
+    /// A layout may have a colon in its path: what there is, is taken as it stands.
+    fn layout(text: &str) -> Result<Self> {
+        let (path, tag) = match text.rsplit_once(':') {
+            Some((path, tag)) if !Path::new(text).exists() => (path, Some(tag.to_owned())),
+            _ => (text, None),
+        };
+        let full = Path::new(path).canonicalize().map_err(Error::local(format!("the layout {path}")))?;
+        let (Some(parent), Some(name)) = (full.parent(), full.file_name()) else {
+            return Err(Error::Usage(format!("--oci {path}: it is no layout")));
+        };
+        let name = ImageName(name.to_string_lossy().into_owned());
+        Ok(Self { kind: ImageKind::Container, source: Arc::new(DirStore::new(parent).with_tag(tag)), name })
+    }
+}
+
+impl Add {
+    /// What `demo` adds.
+    pub fn disk(connection: Connection, name: String, file: PathBuf) -> Self {
+        Self {
+            connection,
+            name,
+            from: From { file: Some(file), oci: None },
+            id: None,
+            image_version: env!("CARGO_PKG_VERSION").to_owned(),
+            description: String::new(),
+            config: None,
+            json: false,
+        }
+    }
+
+    /// Puts the image into the store, registers it, and returns its id.
+    pub async fn run(self) -> Result<String> {
+        let config = match &self.config {
+            Some(file) => Config::load(file),
+            None => embedded::config(Path::new(embedded::DIRECTORY)).map(Ok)?,
+        };
+        let config = config.map_err(Error::local("the configuration"))?;
+        let regions = config.regions().map_err(Error::local("the configuration"))?;
+        let stores = service::stores(&config).map_err(Error::local("the configuration"))?;
+        let home = regions.home().clone();
+        let store = stores.get(&home).ok_or_else(|| Error::Usage(format!("{home} has no store")))?;
+        // Asked first: bytes that nobody can register need not be carried.
+        let mut client = self.connection.images().await?;
+
+        let origin = Origin::open(&self.from).await?;
+        let id: ImageId = match &self.id {
+            Some(id) => id.parse().map_err(|error| Error::Usage(format!("--id: {error}")))?,
+            None => origin
+                .kind
+                .new_id(|bound| rand::random_range(0..bound))
+                .map_err(|error| Error::Usage(format!("an id can't be made: {error}")))?,
+        };
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal { progress::bar(home.as_str()) } else { indicatif::ProgressBar::hidden() };
+        let show = |progress: crate::domain::Progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.copied + progress.skipped);
+        };
+        let to = ImageName(id.to_string());
+        import(origin.source, origin.name, home, Arc::clone(store), to, show)
+            .await
+            .map_err(Error::local("the image could not be put into the home region's store"))?;
+        bar.finish_and_clear();
+
+        let (image_type, spec) = match origin.kind {
+            ImageKind::Vm => {
+                let spec = VmImageSpec { image_id: id.to_string() };
+                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(spec))
+            }
+            ImageKind::Container => {
+                let spec = ContainerImageSpec { registry_url: format!("oci:{id}") };
+                (ImageType::Container, add_image_request::ImageSpec::ContainerImageSpec(spec))
+            }
+        };
+        let request = AddImageRequest {
+            name: self.name,
+            image_version: self.image_version,
+            description: self.description,
+            image_type: image_type.into(),
+            image_spec: Some(spec),
+            image_id: id.to_string(),
+        };
+        Ok(client.add_image(request).await?.into_inner().image_id)
+    }
+}
+
+async fn list(plain: Plain) -> Result<()> {
+    let mut client = plain.connection.images().await?;
+    let mut images: Vec<Image> = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let page = client.list_images(ListImagesRequest { page_size: PAGE, page_token }).await?.into_inner();
+        images.extend(page.images);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    if plain.json {
+        return images.iter().try_for_each(|image| print::message("Image", image));
+    }
+    let rows: Vec<_> = images.into_iter().map(row).collect();
+    print::line(&print::table(["IMAGE", "NAME", "VERSION", "SIZE", "AVAILABLE IN"], &rows))
+}
+
+fn row(image: Image) -> [String; 5] {
+    let there = image.additional_regions_info.iter().filter(|i| i.status() == RegionState::Available);
+    let there = there.map(|i| i.region_id.clone()).collect::<Vec<_>>().join(" ");
+    [image.image_id, image.name, image.image_version, print::bytes(image.size_bytes), there]
+}
+
+async fn show(one: One) -> Result<()> {
+    let request = GetImageRequest { image_id: one.image_id };
+    let image = one.connection.images().await?.get_image(request).await?.into_inner().image.unwrap_or_default();
+    if one.json {
+        return print::message("Image", &image);
+    }
+    let regions: Vec<_> = image
+        .additional_regions_info
+        .iter()
+        .map(|info| {
+            let state = match info.status() {
+                RegionState::Unspecified => "-",
+                state => print::region_state(state),
+            };
+            [info.region_id.clone(), state.to_owned()]
+        })
+        .collect();
+    print::line(&format!(
+        "{}  {} {}  {}  {}\n{}",
+        image.image_id,
+        image.name,
+        image.image_version,
+        print::bytes(image.size_bytes),
+        image.digest,
+        print::table(["REGION", "STATE"], &regions)
+    ))
+}

@@ -1,0 +1,197 @@
+//! The command line, one file a command.
+//!
+//! What a command says goes to standard output, with `--json` as JSON and nothing else; progress and errors go to standard
+//! error. Exit status: 0 done, 1 failed, 2 usage.
+
+mod cancel;
+mod client;
+mod demo;
+mod embedded;
+mod health;
+mod image;
+mod list;
+mod migrate;
+mod print;
+mod progress;
+mod regions;
+mod serve;
+mod status;
+mod sync;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    contract::v1::ErrorDetail,
+    service::Role,
+    telemetry::Telemetry,
+};
+
+/// Carries an HPC application's image from its home region to any number of other regions.
+#[derive(Debug, Parser)]
+#[command(name = "appferry", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer calls and carry images.
+    Serve(ConfigFile),
+    /// Carry images, without answering calls.
+    Worker(ConfigFile),
+    /// Create the database or bring its schema up to date.
+    Migrate(ConfigFile),
+    /// Show the main job: start the embedded service, add an image, carry it to every region, verify it there.
+    Demo(demo::Arguments),
+    /// Add, list, show or remove images.
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Carry an image to other regions.
+    Sync(sync::Arguments),
+    /// Show where a synchronization stands.
+    Status(status::Arguments),
+    /// List synchronizations, newest first.
+    List(list::Arguments),
+    /// Cancel what a synchronization has not finished.
+    Cancel(cancel::Arguments),
+    /// List the configured regions.
+    Regions(regions::Arguments),
+    /// Ask a service whether it is healthy.
+    Health(health::Arguments),
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file; without one, the embedded default in ./appferry-data.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// The service refused, or could not be reached.
+    #[error("{}", refusal(.0))]
+    Refused(#[from] Box<tonic::Status>),
+    /// The synchronization ended otherwise than it should.
+    #[error("{0}")]
+    Ended(String),
+    /// Something on this machine.
+    #[error("{context}")]
+    Local {
+        /// What was being done.
+        context: String,
+        /// What was wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The command line makes no sense.
+    #[error("{0}")]
+    Usage(String),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl Error {
+    fn local<E>(context: impl Into<String>) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let context = context.into();
+        move |error| Self::Local { context, source: error.into() }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
+    }
+}
+
+/// A refusal as a person reads it: the code, the message, and the request to ask about.
+fn refusal(status: &tonic::Status) -> String {
+    use prost::Message as _;
+    use tonic_types::StatusExt as _;
+    let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
+    let detail = tonic_types::pb::Status::decode(status.details()).ok().and_then(|s| {
+        let own = s.details.into_iter().find(|any| any.type_url.ends_with("/appferry.v1.ErrorDetail"))?;
+        ErrorDetail::decode(&*own.value).ok()
+    });
+    let request = detail.map(|d| format!(" (request {})", d.request_id)).unwrap_or_default();
+    format!("{reason}: {}{request}", status.message())
+}
+
+impl Cli {
+    /// Runs the command. What goes wrong is told on standard error.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("appferry: the runtime can't be started: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let result = match self.command {
+            Command::Serve(file) => traced(&runtime, serve::run(file.config, Role::ServerAndWorker)),
+            Command::Worker(file) => traced(&runtime, serve::run(file.config, Role::Worker)),
+            Command::Demo(arguments) => traced(&runtime, demo::run(arguments)),
+            Command::Migrate(file) => runtime.block_on(migrate::run(file.config)),
+            Command::Image(command) => runtime.block_on(image::run(command)),
+            Command::Sync(arguments) => runtime.block_on(sync::run(arguments)),
+            Command::Status(arguments) => runtime.block_on(status::run(arguments)),
+            Command::List(arguments) => runtime.block_on(list::run(arguments)),
+            Command::Cancel(arguments) => runtime.block_on(cancel::run(arguments)),
+            Command::Regions(arguments) => runtime.block_on(regions::run(arguments)),
+            Command::Health(arguments) => runtime.block_on(health::run(arguments)),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("appferry: {}", with_causes(&error));
+                error.exit_code()
+            }
+        }
+    }
+}
+
+/// Runs something with logs and traces, and sends the last spans after everything has ended.
+fn traced(runtime: &tokio::runtime::Runtime, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let telemetry = runtime.block_on(async { Telemetry::start() }).map_err(Error::local("telemetry"))?;
+    let result = runtime.block_on(work);
+    telemetry.shutdown();
+    result
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// A message in the JSON form that protobuf prescribes for it.
+fn json(name: &str, message: &impl prost::Message) -> Result<serde_json::Value> {
+    let pool = prost_reflect::DescriptorPool::decode(crate::contract::DESCRIPTORS).map_err(Error::local("JSON"))?;
+    let descriptor = pool
+        .get_message_by_name(&format!("{}.{name}", crate::contract::PACKAGE))
+        .ok_or_else(|| Error::Ended(format!("{name} is not in the contract")))?;
+    let message = prost_reflect::DynamicMessage::decode(descriptor, &*message.encode_to_vec());
+    let options = prost_reflect::SerializeOptions::new().skip_default_fields(false);
+    message
+        .map_err(Error::local("JSON"))?
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(Error::local("JSON"))
+}

@@ -1,0 +1,79 @@
+//! What commands say.
+
+use std::io::{self, Write as _};
+
+use super::{Error, Result, json};
+use crate::contract::v1::{self, ErrorDetail, RegionState, SynchronizationState};
+
+/// Writes to standard output. A reader that has gone ends the command.
+pub fn line(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Error::local("standard output"))
+}
+
+/// Writes a message as JSON.
+pub fn message(name: &str, message: &impl prost::Message) -> Result<()> {
+    line(&json(name, message)?.to_string())
+}
+
+/// Lines up rows under a heading.
+pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = heading.map(|h| h.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let render = |cells: [&str; N]| {
+        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let body = rows.iter().map(|row| render(row.each_ref().map(String::as_str)));
+    [render(heading)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+}
+
+/// A synchronization as a person reads it.
+pub fn synchronization(s: &v1::Synchronization) -> String {
+    let rows: Vec<_> = s.regions.iter().map(region).collect();
+    let heading = ["REGION", "STATE", "COPIED", "SKIPPED", "TOTAL", "ATTEMPT", "ERROR"];
+    format!(
+        "{}  {}  {}  asked for by {}\n{}",
+        s.request_id,
+        s.app_id,
+        synchronization_state(s.state()),
+        s.principal,
+        table(heading, &rows)
+    )
+}
+
+fn region(r: &v1::RegionSynchronization) -> [String; 7] {
+    [
+        r.region_id.clone(),
+        region_state(r.state()).to_owned(),
+        bytes(r.bytes_copied),
+        bytes(r.bytes_skipped),
+        bytes(r.bytes_total),
+        r.attempt.to_string(),
+        r.error.as_ref().map(error).unwrap_or_default(),
+    ]
+}
+
+/// An error of a region, on one line.
+pub fn error(detail: &ErrorDetail) -> String {
+    detail.message.clone()
+}
+
+/// A count of bytes with a unit.
+pub fn bytes(count: i64) -> String {
+    indicatif::BinaryBytes(count.unsigned_abs()).to_string()
+}
+
+/// A state without its prefix.
+pub fn synchronization_state(state: SynchronizationState) -> &'static str {
+    state.as_str_name().trim_start_matches("SYNCHRONIZATION_STATE_")
+}
+
+/// A state without its prefix.
+pub fn region_state(state: RegionState) -> &'static str {
+    state.as_str_name().trim_start_matches("REGION_STATE_")
+}

@@ -1,0 +1,47 @@
+//! `appferry sync`.
+
+use clap::Args;
+
+use super::{Result, client::Connection, print, status};
+use crate::contract::v1::SynchronizeAppRequest;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    connection: Connection,
+    /// The image.
+    app_id: String,
+    /// A region to carry it to; may be repeated. Without it, all that have not got it.
+    #[arg(long, value_name = "REGION")]
+    to: Vec<String>,
+    /// A name for this call: repeated with the same name, it is not carried out again.
+    #[arg(long, value_name = "TOKEN", default_value = "")]
+    client_token: String,
+    /// Wait until it has ended, showing its progress; fail if it did.
+    #[arg(long)]
+    wait: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks for a synchronization, and follows it if that is wanted.
+pub async fn run(arguments: Arguments) -> Result<()> {
+    let request = SynchronizeAppRequest {
+        app_id: arguments.app_id,
+        target_region_ids: arguments.to,
+        client_token: arguments.client_token,
+    };
+    let mut client = arguments.connection.app_sync().await?;
+    let response = client.synchronize_app(request).await?.into_inner();
+    if arguments.wait {
+        let last = status::follow(&arguments.connection, &response.request_id, !arguments.json, |_| Ok(())).await?;
+        if arguments.json {
+            print::message("Synchronization", &last)?;
+        } else {
+            print::line(&print::synchronization(&last))?;
+        }
+        return status::judge(&last);
+    }
+    if arguments.json { print::message("SynchronizeAppResponse", &response) } else { print::line(&response.request_id) }
+}
