@@ -2,19 +2,24 @@
 //!
 //! The standard `OTEL_*` variables configure the export. Without an endpoint nothing is exported, and no span is built for it.
 
-use std::{env, time::Duration};
+use std::{env, io::IsTerminal as _, time::Duration};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 /// The variables of which one names the endpoint to export to (OpenTelemetry specification, "OTLP Exporter Configuration").
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 /// How long the last spans may take to be sent.
 const FLUSH: Duration = Duration::from_secs(5);
 /// What is logged unless `RUST_LOG` says otherwise.
-const DEFAULT_LOG: &str = "info";
+pub const DEFAULT_LOG: &str = "warn,appferry=info";
 /// What is traced: this service's own spans, whatever is logged.
 const TRACED: &str = "off,appferry=info";
 
@@ -40,13 +45,18 @@ pub enum Error {
 pub struct Telemetry(Option<SdkTracerProvider>);
 
 impl Telemetry {
-    /// Starts logs on standard error, and the export of traces if an endpoint is configured. Called within a runtime.
-    pub fn start() -> Result<Self, Error> {
+    /// Starts logs on standard error, of what `RUST_LOG` or else `default_log` names, and the export of traces if an endpoint is configured. Called within a runtime.
+    pub fn start(default_log: &str) -> Result<Self, Error> {
         let filter = match env::var(EnvFilter::DEFAULT_ENV) {
             Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
-            _ => EnvFilter::try_new(DEFAULT_LOG)?,
+            _ => EnvFilter::try_new(default_log)?,
         };
-        let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
+        // A line says everything by itself. Spans are for traces, and are not even made where nothing is exported.
+        let filter = filter.and(filter_fn(|metadata| metadata.is_event()));
+        let logs = tracing_subscriber::fmt::layer()
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr)
+            .with_filter(filter);
         let provider = if exports() { Some(provider()?) } else { None };
         let traces = provider.as_ref().map(|provider| {
             let layer = tracing_opentelemetry::layer()
@@ -55,7 +65,7 @@ impl Telemetry {
                 .with_threads(false)
                 .with_tracked_inactivity(false)
                 .with_target(false);
-            EnvFilter::try_new(TRACED).map(|filter| layer.with_filter(filter))
+            EnvFilter::try_new(TRACED).map(|filter| layer.with_filter(filter.and(filter_fn(|metadata| metadata.is_span()))))
         });
         tracing_subscriber::registry().with(logs).with(traces.transpose()?).try_init()?;
         Ok(Self(provider))

@@ -20,6 +20,9 @@ use crate::{
     service::{self, Role, Service},
 };
 
+/// The demo shows progress; logs would only disturb it.
+pub const LOG: &str = "warn";
+
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// A disk file to carry; without one, the program itself.

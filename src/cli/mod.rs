@@ -25,7 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     contract::v1::ErrorDetail,
     service::Role,
-    telemetry::Telemetry,
+    telemetry::{DEFAULT_LOG, Telemetry},
 };
 
 /// Carries an HPC application's image from its home region to any number of other regions.
@@ -139,9 +139,9 @@ impl Cli {
             }
         };
         let result = match self.command {
-            Command::Serve(file) => traced(&runtime, serve::run(file.config, Role::ServerAndWorker)),
-            Command::Worker(file) => traced(&runtime, serve::run(file.config, Role::Worker)),
-            Command::Demo(arguments) => traced(&runtime, demo::run(arguments)),
+            Command::Serve(file) => traced(&runtime, DEFAULT_LOG, serve::run(file.config, Role::ServerAndWorker)),
+            Command::Worker(file) => traced(&runtime, DEFAULT_LOG, serve::run(file.config, Role::Worker)),
+            Command::Demo(arguments) => traced(&runtime, demo::LOG, demo::run(arguments)),
             Command::Migrate(file) => runtime.block_on(migrate::run(file.config)),
             Command::Image(command) => runtime.block_on(image::run(command)),
             Command::Sync(arguments) => runtime.block_on(sync::run(arguments)),
@@ -162,8 +162,8 @@ impl Cli {
 }
 
 /// Runs something with logs and traces, and sends the last spans after everything has ended.
-fn traced(runtime: &tokio::runtime::Runtime, work: impl Future<Output = Result<()>>) -> Result<()> {
-    let telemetry = runtime.block_on(async { Telemetry::start() }).map_err(Error::local("telemetry"))?;
+fn traced(runtime: &tokio::runtime::Runtime, log: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let telemetry = runtime.block_on(async { Telemetry::start(log) }).map_err(Error::local("telemetry"))?;
     let result = runtime.block_on(work);
     telemetry.shutdown();
     result
