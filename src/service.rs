@@ -138,7 +138,9 @@ impl Service {
     /// long as is configured at most, whatever clients do.
     pub async fn shutdown(self) {
         if let Some(health) = &self.health {
-            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            for service in server::SERVICES {
+                health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+            }
         }
         self.stop.cancel();
         let abandon = self.abandon.clone();

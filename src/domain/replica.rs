@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Every write of a worker carries the fence that its claim was given. A claim, a cancellation and a new request raise it,
-//! so that whoever was overtaken can change nothing.
+//! so that whoever was overtaken can change nothing. It begins with the time of the request, not at zero: an image that was
+//! removed and added again has new replicas, and a worker that still copies the old one must not hold a fence of theirs.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -160,7 +161,7 @@ impl Replica {
             state: State::Pending { not_before: now, last: None },
             attempt: 0,
             faults: 0,
-            fence: 0,
+            fence: now.as_millis().unsigned_abs(),
             progress: Progress::default(),
             started_at: None,
             finished_at: None,
@@ -172,7 +173,8 @@ impl Replica {
         match (event, &self.state) {
             (Event::Request, State::Pending { .. } | State::Copying { .. }) => Ok(self.clone()),
             (Event::Request, State::Failed(_) | State::Canceled) => {
-                Ok(Self { fence: self.fence + 1, ..Self::requested(now) })
+                let anew = Self::requested(now);
+                Ok(Self { fence: anew.fence.max(self.fence + 1), ..anew })
             }
             (Event::Claim { owner, lease }, _) if self.claimable(now) => Ok(Self {
                 state: State::Copying {

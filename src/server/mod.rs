@@ -32,10 +32,14 @@ use crate::{
     region::Stores,
     state::State,
 };
-use layer::{AuthenticateLayer, AuthorizeLayer, DeadlineLayer, LimitBodyLayer, PanicLayer, RequestIdLayer, ShedLayer, TraceLayer};
+use layer::{AuthenticateLayer, AuthorizeLayer, ConformLayer, DeadlineLayer, LimitBodyLayer, PanicLayer, RequestIdLayer, ShedLayer, TraceLayer};
 
 /// The largest message that a caller may send, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+/// The services whose health is told: both of the contract, and, by the empty name, the whole.
+pub const SERVICES: [&str; 3] =
+    ["", v1::app_sync_service_server::SERVICE_NAME, v1::image_service_server::SERVICE_NAME];
 
 /// What the stack needs.
 #[derive(Debug, Clone)]
@@ -73,8 +77,9 @@ pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflectio
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
 
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<v1::app_sync_service_server::AppSyncServiceServer<app_sync::AppSync>>().await;
-    health.set_serving::<v1::image_service_server::ImageServiceServer<image::Images>>().await;
+    for service in SERVICES {
+        health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+    }
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -96,7 +101,9 @@ pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflectio
         // Before anything that can refuse: a refusal names the request.
         .layer(RequestIdLayer)
         // Around whatever may fail in a way that nobody foresaw.
-        .layer(PanicLayer::new(contract))
+        .layer(PanicLayer::new(Arc::clone(&contract)))
+        // Around everything that may refuse in words that are not the contract's.
+        .layer(ConformLayer::new(contract))
         .service(routes.prepare());
     Ok((Entrance::new(entrance), health))
 }

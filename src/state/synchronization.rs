@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, QueryTrait as _,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait as _,
     sea_query::{Expr, ExprTrait as _, Query},
 };
 use uuid::Uuid;
@@ -90,7 +90,7 @@ impl State {
             .filter(target::Column::Status.is_null())
             .all(&txn)
             .await?;
-        for mut row in open {
+        for row in open {
             let region: RegionId = text("synchronization_target.region_id", &row.region_id)?;
             let others = target::Entity::find()
                 .filter(target::Column::RequestId.in_subquery(running_of(&image)))
@@ -107,13 +107,18 @@ impl State {
                 let key = (image.to_string(), region.to_string());
                 let replica = ReplicaEntity::find_by_id(key).one(&txn).await?.map(|r| r.replica()).transpose()?;
                 let seen = replica.map(|r| view(&region, &r)).unwrap_or_else(|| waiting(&region));
-                row.end(&RegionView {
+                let ended = target::ended(&RegionView {
                     status: RegionStatus::Canceled,
                     next_attempt_at: None,
                     finished_at: Some(now),
                     ..seen
                 });
-                row.into_active_model().reset_all().update(&txn).await?;
+                target::Entity::update_many()
+                    .set(ended)
+                    .filter(target::Column::RequestId.eq(row.request_id))
+                    .filter(target::Column::RegionId.eq(row.region_id))
+                    .exec(&txn)
+                    .await?;
             }
         }
         finish(&txn, &image, now).await?;
@@ -124,7 +129,7 @@ impl State {
 }
 
 /// Writes the end of a replica down at every target that waits for it, and the end of every synchronization that waits for
-/// nothing any more.
+/// nothing any more. However many wait, the statements are the same few.
 pub(super) async fn settle(
     txn: &DatabaseTransaction,
     image: &ImageId,
@@ -132,17 +137,13 @@ pub(super) async fn settle(
     replica: &Replica,
     now: Timestamp,
 ) -> Result<()> {
-    let targets = target::Entity::find()
+    target::Entity::update_many()
+        .set(target::ended(&view(region, replica)))
         .filter(target::Column::RequestId.in_subquery(running_of(image)))
         .filter(target::Column::RegionId.eq(region.as_str()))
         .filter(target::Column::Status.is_null())
-        .all(txn)
+        .exec(txn)
         .await?;
-    let view = view(region, replica);
-    for mut row in targets {
-        row.end(&view);
-        row.into_active_model().reset_all().update(txn).await?;
-    }
     finish(txn, image, now).await
 }
 
@@ -154,21 +155,32 @@ async fn finish(txn: &DatabaseTransaction, image: &ImageId, now: Timestamp) -> R
         .and_where(Expr::col(target::Column::Status).is_null())
         .and_where(Expr::col(target::Column::RequestId).in_subquery(running_of(image)))
         .take();
-    let ended = sync::Entity::find()
-        .filter(sync::Column::ImageId.eq(image.as_str()))
-        .filter(sync::Column::State.eq(SynchronizationState::Running.as_str()))
-        .filter(sync::Column::RequestId.not_in_subquery(open))
+    let outcomes: Vec<(Uuid, String)> = target::Entity::find()
+        .select_only()
+        .columns([target::Column::RequestId, target::Column::Status])
+        .filter(target::Column::RequestId.in_subquery(running_of(image)))
+        .filter(target::Column::RequestId.not_in_subquery(open))
+        .distinct()
+        .into_tuple()
         .all(txn)
         .await?;
-    for row in ended {
-        let targets =
-            target::Entity::find().filter(target::Column::RequestId.eq(row.request_id)).all(txn).await?;
-        let outcomes = targets.iter().filter_map(|t| t.outcome().transpose()).collect::<std::result::Result<Vec<_>, DbErr>>()?;
-        let state = SynchronizationState::of(outcomes.iter().map(|o| o.status));
-        let mut row = row.into_active_model();
-        row.state = Set(state.as_str().to_owned());
-        row.finished_at = Set(Some(now.as_millis()));
-        row.update(txn).await?;
+    let mut of_request: BTreeMap<Uuid, Vec<RegionStatus>> = BTreeMap::new();
+    for (request, status) in outcomes {
+        of_request.entry(request).or_default().push(text("synchronization_target.status", &status)?);
+    }
+    let mut ended: HashMap<SynchronizationState, Vec<Uuid>> = HashMap::new();
+    for (request, statuses) in of_request {
+        ended.entry(SynchronizationState::of(statuses)).or_default().push(request);
+    }
+    for (state, requests) in ended {
+        for requests in requests.chunks(CHUNK) {
+            sync::Entity::update_many()
+                .col_expr(sync::Column::State, Expr::value(state.as_str()))
+                .col_expr(sync::Column::FinishedAt, Expr::value(now.as_millis()))
+                .filter(sync::Column::RequestId.is_in(requests.iter().copied()))
+                .exec(txn)
+                .await?;
+        }
     }
     Ok(())
 }

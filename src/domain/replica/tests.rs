@@ -153,6 +153,17 @@ proptest! {
 }
 
 #[test]
+fn a_worker_of_a_removed_image_holds_no_fence_of_the_next_one() {
+    let then = Timestamp::from_millis(1_000);
+    let claim = || Event::Claim { owner: WorkerId("w".into()), lease: LEASE };
+    let old = Replica::requested(then).apply(claim(), then).expect("it is due");
+    let later = then.after(Duration::from_secs(1));
+    let new = Replica::requested(later).apply(claim(), later).expect("it is due");
+    let late = Event::Verified { fence: old.fence, progress: Progress::default() };
+    assert_eq!(new.apply(late, later), Err(Stale));
+}
+
+#[test]
 fn a_copy_handed_back_has_not_been_tried() {
     let now = Timestamp::from_millis(5);
     let owner = WorkerId("w".into());

@@ -20,7 +20,7 @@ use super::{Answer, BoxFuture, refuse, request_id};
 use crate::{
     contract::{
         Contract, Failure, Resource, Violation,
-        v1::CommonErrorCode::{InternalError, NoPermission},
+        v1::CommonErrorCode::{InternalError, InvalidActionNotFound, NoPermission},
     },
     ram::{ALL_RESOURCES, Decision},
     server::{Identity, permit::Permit},
@@ -103,7 +103,7 @@ async fn authorize(contract: &Contract, request: &mut Request<Body>) -> Result<P
         return Err(Refusal::Failure(Failure::new(InternalError, "")));
     };
     let Some(row) = contract.authorizations.get(request.uri().path()) else {
-        return Err(Refusal::Status(Status::unimplemented("there is no such method")));
+        return Err(Refusal::Failure(Failure::new(InvalidActionNotFound, "")));
     };
     let resource = match &row.resource {
         Resource::All => ALL_RESOURCES.to_owned(),
@@ -127,7 +127,7 @@ async fn authorize(contract: &Contract, request: &mut Request<Body>) -> Result<P
     let request_id = request_id(request);
     let policy = policy.map(|p| format!("{}[{}]", p.policy, p.statement)).unwrap_or_default();
     if allowed {
-        tracing::debug!(target: "appferry::audit", %request_id, %principal, action = row.action, resource, policy, decision = "allow");
+        tracing::info!(target: "appferry::audit", %request_id, %principal, action = row.action, resource, policy, decision = "allow");
         return Ok(Permit::grant(principal.clone()));
     }
     tracing::info!(target: "appferry::audit", %request_id, %principal, action = row.action, resource, policy, decision = "deny");
@@ -145,7 +145,8 @@ async fn read_message(request: &mut Request<Body>) -> Result<Bytes, Refusal> {
     let body = mem::replace(request.body_mut(), Body::empty());
     let message = body.collect().await.map_err(Refusal::Status)?.to_bytes();
     if message.first().is_some_and(|flag| *flag != 0) {
-        return Err(Refusal::Status(Status::unimplemented("compressed messages are not supported")));
+        let cause = "Compressed messages are not supported.";
+        return Err(Refusal::Failure(Failure::new(InvalidActionNotFound, cause)));
     }
     *request.body_mut() = Body::new(Full::new(message.clone()));
     Ok(message)

@@ -3,6 +3,7 @@
 mod authenticate;
 mod authorize;
 mod body;
+mod conform;
 mod deadline;
 mod panic;
 mod request_id;
@@ -17,6 +18,7 @@ use tonic::body::Body;
 pub use authenticate::AuthenticateLayer;
 pub use authorize::AuthorizeLayer;
 pub use body::LimitBodyLayer;
+pub use conform::ConformLayer;
 pub use deadline::{DeadlineLayer, Deadlines};
 pub use panic::PanicLayer;
 pub use request_id::RequestIdLayer;

@@ -1,7 +1,7 @@
 //! The table `synchronization_target`: the regions of a synchronization. Until a target has ended, its replica's row tells
 //! how it stands; then the outcome is written here and stays, whatever becomes of the replica later.
 
-use sea_orm::entity::prelude::*;
+use sea_orm::{ActiveValue::Set, entity::prelude::*};
 
 use super::{count, fault, parse, progress, signed};
 use crate::domain::{RegionView, Timestamp};
@@ -33,20 +33,24 @@ pub enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-impl Model {
-    /// Writes down how the target ended.
-    pub fn end(&mut self, view: &RegionView) {
-        self.status = Some(view.status.as_str().to_owned());
-        self.attempt = view.attempt.into();
-        self.bytes_total = signed(view.progress.total);
-        self.bytes_copied = signed(view.progress.copied);
-        self.bytes_skipped = signed(view.progress.skipped);
-        self.fault_kind = view.fault.as_ref().map(|f| f.kind.as_str().to_owned());
-        self.fault_message = view.fault.as_ref().map(|f| f.message.clone());
-        self.started_at = view.started_at.map(Timestamp::as_millis);
-        self.finished_at = view.finished_at.map(Timestamp::as_millis);
+/// What is written down when a target has ended.
+pub fn ended(view: &RegionView) -> ActiveModel {
+    let fault = view.fault.as_ref();
+    ActiveModel {
+        status: Set(Some(view.status.as_str().to_owned())),
+        attempt: Set(view.attempt.into()),
+        bytes_total: Set(signed(view.progress.total)),
+        bytes_copied: Set(signed(view.progress.copied)),
+        bytes_skipped: Set(signed(view.progress.skipped)),
+        fault_kind: Set(fault.map(|f| f.kind.as_str().to_owned())),
+        fault_message: Set(fault.map(|f| f.message.clone())),
+        started_at: Set(view.started_at.map(Timestamp::as_millis)),
+        finished_at: Set(view.finished_at.map(Timestamp::as_millis)),
+        ..Default::default()
     }
+}
 
+impl Model {
     /// How the target ended; nothing if it has not.
     pub fn outcome(&self) -> Result<Option<RegionView>, DbErr> {
         let Some(status) = &self.status else { return Ok(None) };
