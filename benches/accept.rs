@@ -7,13 +7,16 @@
 //! Prints `ratio accept_256 VALUE`: calls a second, as a part of the bare calls a second.
 
 use std::{
+    convert::Infallible,
     error::Error,
     net::SocketAddr,
+    pin::Pin,
     process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -26,18 +29,21 @@ use appferry::{
     state,
     telemetry::Telemetry,
 };
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-    trace_service_server::{TraceService, TraceServiceServer},
-};
 use sea_orm::ConnectionTrait as _;
 use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic_prost::ProstCodec;
 use tonic::{
     Request, Response, Status,
+    body::Body,
+    server::{Grpc, NamedService, UnaryService},
     transport::{Channel, Endpoint, Server},
 };
+
+/// The one that the service runs with.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -65,7 +71,7 @@ async fn collect_for_a_child() -> Result<()> {
     let spans = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let collector = TraceServiceServer::new(Collector(Arc::clone(&spans)));
+    let collector = Collector(Arc::clone(&spans));
     tokio::spawn(Server::builder().add_service(collector).serve_with_incoming(TcpListenerStream::new(listener)));
     let mut child = Command::new(std::env::current_exe()?);
     child.args(std::env::args_os().skip(1)).env(ENDPOINT, format!("http://{address}"));
@@ -74,18 +80,58 @@ async fn collect_for_a_child() -> Result<()> {
     if status.success() { Ok(()) } else { Err("the measurement failed".into()) }
 }
 
+/// Counts spans without looking into them: what a collector does with them is not the service's work.
+#[derive(Clone)]
 struct Collector(Arc<AtomicUsize>);
 
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> std::result::Result<Response<ExportTraceServiceResponse>, Status> {
-        let scopes = request.get_ref().resource_spans.iter().flat_map(|r| &r.scope_spans);
+/// `ExportTraceServiceRequest`, down to the spans.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Export {
+    #[prost(message, repeated, tag = "1")]
+    resources: Vec<ResourceSpans>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ResourceSpans {
+    #[prost(message, repeated, tag = "2")]
+    scopes: Vec<ScopeSpans>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ScopeSpans {
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    spans: Vec<bytes::Bytes>,
+}
+
+impl UnaryService<Export> for Collector {
+    type Response = ();
+    type Future = std::future::Ready<std::result::Result<Response<()>, Status>>;
+
+    fn call(&mut self, request: Request<Export>) -> Self::Future {
+        let scopes = request.get_ref().resources.iter().flat_map(|r| &r.scopes);
         self.0.fetch_add(scopes.map(|s| s.spans.len()).sum(), Ordering::Relaxed);
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+        std::future::ready(Ok(Response::new(())))
     }
+}
+
+impl tower::Service<http::Request<Body>> for Collector {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = std::result::Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let collector = self.clone();
+        let mut grpc = Grpc::new(ProstCodec::<(), Export>::default());
+        Box::pin(async move { Ok(grpc.unary(collector, request).await) })
+    }
+}
+
+impl NamedService for Collector {
+    const NAME: &'static str = "opentelemetry.proto.collector.trace.v1.TraceService";
 }
 
 async fn measure() -> Result<()> {

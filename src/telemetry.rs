@@ -9,7 +9,7 @@ use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing_subscriber::{
     EnvFilter, Layer as _,
-    filter::{FilterExt as _, filter_fn},
+    filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
@@ -20,8 +20,6 @@ const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORT
 const FLUSH: Duration = Duration::from_secs(5);
 /// What is logged unless `RUST_LOG` says otherwise.
 pub const DEFAULT_LOG: &str = "warn,appferry=info";
-/// What is traced: this service's own spans, whatever is logged.
-const TRACED: &str = "off,appferry=info";
 
 /// Why telemetry can't start.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +55,8 @@ impl Telemetry {
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr)
             .with_filter(filter);
+        // This service's own spans, whatever is logged.
+        let traced = Targets::new().with_target("appferry", LevelFilter::INFO);
         let provider = if exports() { Some(provider()?) } else { None };
         let traces = provider.as_ref().map(|provider| {
             let layer = tracing_opentelemetry::layer()
@@ -64,10 +64,12 @@ impl Telemetry {
                 .with_location(false)
                 .with_threads(false)
                 .with_tracked_inactivity(false)
+                // Nobody here asks OpenTelemetry for the span they are in; they ask `tracing`.
+                .with_context_activation(false)
                 .with_target(false);
-            EnvFilter::try_new(TRACED).map(|filter| layer.with_filter(filter.and(filter_fn(|metadata| metadata.is_span()))))
+            layer.with_filter(traced.and(filter_fn(|metadata| metadata.is_span())))
         });
-        tracing_subscriber::registry().with(logs).with(traces.transpose()?).try_init()?;
+        tracing_subscriber::registry().with(logs).with(traces).try_init()?;
         Ok(Self(provider))
     }
 

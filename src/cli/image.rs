@@ -8,15 +8,15 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, client::Connection, embedded, print, progress};
+use super::{Error, Result, client::{Connection, Images}, embedded, print, progress};
 use crate::{
     config::Config,
     contract::v1::{
         AddImageRequest, ContainerImageSpec, GetImageRequest, Image, ImageType, ListImagesRequest, RegionState,
         RemoveImageRequest, VmImageSpec, add_image_request,
     },
-    domain::{ImageId, ImageKind, ImageName},
-    region::{DirStore, DiskFile, Source},
+    domain::{Clock, ImageId, ImageKind, ImageName},
+    region::{DirStore, DiskFile, Source, Stage},
     service,
     sync::import,
 };
@@ -173,10 +173,14 @@ impl Add {
         let store = stores.get(&home).ok_or_else(|| Error::Usage(format!("{home} has no store")))?;
         // Asked first: bytes that nobody can register need not be carried.
         let mut client = self.connection.images().await?;
+        let chosen = match &self.id {
+            Some(id) => Some(unregistered(&mut client, id).await?),
+            None => None,
+        };
 
         let origin = Origin::open(&self.from).await?;
-        let id: ImageId = match &self.id {
-            Some(id) => id.parse().map_err(|error| Error::Usage(format!("--id: {error}")))?,
+        let id = match chosen {
+            Some(id) => id,
             None => origin
                 .kind
                 .new_id(|bound| rand::random_range(0..bound))
@@ -188,8 +192,10 @@ impl Add {
             bar.set_length(progress.total);
             bar.set_position(progress.copied + progress.skipped);
         };
-        let to = ImageName(id.to_string());
-        import(origin.source, origin.name, home, Arc::clone(store), to, show)
+        // A later attempt has a higher fence, and clears away what an earlier one left.
+        let fence = Clock::system().now().as_millis().unsigned_abs();
+        let stage = Stage { name: ImageName(id.to_string()), fence };
+        import(origin.source, origin.name, home, Arc::clone(store), stage, show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
         bar.finish_and_clear();
@@ -213,6 +219,16 @@ impl Add {
             image_id: id.to_string(),
         };
         Ok(client.add_image(request).await?.into_inner().image_id)
+    }
+}
+
+/// The id, if no image is registered by it yet.
+async fn unregistered(client: &mut Images, id: &str) -> Result<ImageId> {
+    let id: ImageId = id.parse().map_err(|error| Error::Usage(format!("--id: {error}")))?;
+    match client.get_image(GetImageRequest { image_id: id.to_string() }).await {
+        Ok(_) => Err(Error::Ended(format!("ImageAlreadyExists: an image {id} is registered already"))),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(id),
+        Err(status) => Err(status.into()),
     }
 }
 

@@ -64,6 +64,9 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Another image bears the name already.
+    #[error("there is another image called {0} already; choose another id")]
+    Occupied(String),
     /// There is not enough room.
     #[error("{needed} bytes are needed and {available} are free")]
     NoSpace {
@@ -127,6 +130,7 @@ impl Error {
             | Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. }
             | Self::Malformed { .. }
+            | Self::Occupied(_)
             | Self::NoSpace { .. } => Verdict::Fail,
         }
     }

@@ -5,7 +5,7 @@ mod batch;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, instrument};
 
 use super::{Error, Result, State};
 use crate::domain::{ClientToken, ImageId, RequestId, Targets};
@@ -46,20 +46,14 @@ pub(super) struct Queued {
 impl State {
     /// Accepts a call. Returns its id after the commit, and never before; for a call that repeats an earlier one, the id of
     /// that one.
+    #[instrument(name = "INSERT synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn accept(&self, ask: Ask) -> Result<RequestId> {
-        let span = tracing::info_span!(
-            "accept",
-            otel.kind = "client",
-            db.system.name = "sqlite",
-            db.operation.name = "accept",
-            db.collection.name = "synchronization",
-        );
         let (reply, answer) = oneshot::channel();
         self.0.asks.try_send(Queued { ask, reply }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
-        answer.instrument(span).await.map_err(|_| Error::Closed)?
+        answer.await.map_err(|_| Error::Closed)?
     }
 }
 
@@ -104,10 +98,9 @@ async fn commit(state: &State, asks: Vec<Ask>) -> Vec<Result<RequestId>> {
 
 async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
     let span = tracing::info_span!(
-        "commit",
+        "COMMIT",
         otel.kind = "client",
         db.system.name = "sqlite",
-        db.operation.name = "COMMIT",
         db.operation.batch.size = asks.len(),
     );
     async {

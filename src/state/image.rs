@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, SqlErr,
 };
+use tracing::instrument;
 
 use super::{Error, Result, State, entity};
 use crate::domain::{Image, ImageId, RegionId, Replica};
@@ -20,6 +21,7 @@ pub struct ImagePage {
 
 impl State {
     /// Registers an image.
+    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn image_add(&self, image: &Image) -> Result<()> {
         let txn = self.write().await?;
         let row = entity::image::Model::from(image).into_active_model();
@@ -33,6 +35,7 @@ impl State {
     }
 
     /// An image and its replicas.
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn image_get(&self, id: &ImageId) -> Result<(Image, Vec<(RegionId, Replica)>)> {
         let db = &self.0.read;
         let row = entity::image::Entity::find_by_id(id.as_str()).one(db).await?;
@@ -45,6 +48,7 @@ impl State {
     }
 
     /// The images whose ids come after `after`, `limit` at most.
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn image_list(&self, after: Option<&ImageId>, limit: u64) -> Result<ImagePage> {
         use entity::{image, replica};
         let db = &self.0.read;
@@ -68,6 +72,7 @@ impl State {
     }
 
     /// Forgets an image and where it is, unless a copy of it is in flight. The bytes stay where they are.
+    #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
         let txn = self.write().await?;
         let replicas = entity::replica::Entity::find()

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
 };
+use tracing::instrument;
 
 use super::{Error, Result, State, TraceContext, entity, image::region_of, synchronization};
 use crate::domain::{Event, Image, ImageId, Progress, RegionId, Stale, WorkerId};
@@ -106,6 +107,7 @@ impl State {
     }
 
     /// Writes down how a copy went on. Returns [`Stale`] inside where its worker was overtaken and nothing was written.
+    #[instrument(name = "UPDATE replica", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn replica_report(&self, image: &ImageId, report: Report) -> Result<std::result::Result<(), Stale>> {
         let (pending, lost) = self.transit(image, vec![report]).await?;
         if pending {

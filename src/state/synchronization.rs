@@ -7,6 +7,7 @@ use sea_orm::{
     QueryFilter, QueryOrder, QuerySelect, QueryTrait as _,
     sea_query::{Expr, ExprTrait as _, Query},
 };
+use tracing::instrument;
 use uuid::Uuid;
 
 use super::{Error, Result, State, TraceContext, entity, replica};
@@ -42,11 +43,13 @@ pub struct SynchronizationPage {
 
 impl State {
     /// Where a synchronization stands.
+    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn synchronization_get(&self, id: RequestId) -> Result<Synchronization> {
         self.synchronizations(&[id]).await?.pop().ok_or(Error::SynchronizationNotFound(id))
     }
 
     /// The synchronizations that are older than `before`, `limit` at most.
+    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn synchronization_list(
         &self,
         filter: &Filter,
@@ -79,6 +82,7 @@ impl State {
     }
 
     /// Cancels what a synchronization has not finished. A copy that another running synchronization waits for goes on.
+    #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn synchronization_cancel(&self, id: RequestId) -> Result<Synchronization> {
         let now = self.0.clock.now();
         let txn = self.write().await?;

@@ -22,14 +22,14 @@ const STALL: Duration = Duration::from_secs(60);
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Carries the image that `source` knows as `from` into the store of `region`, where it is called `to`. `progress` is told how
-/// far it has come. Returns its root.
+/// Carries the image that `source` knows as `from` into the store of `region`, to `stage`. An image that is there by that name
+/// already must be the same one. `progress` is told how far it has come. Returns its root.
 pub async fn import(
     source: Arc<dyn Source>,
     from: ImageName,
     region: RegionId,
     store: Arc<dyn Store>,
-    to: ImageName,
+    stage: Stage,
     progress: impl Fn(Progress),
 ) -> Result<Descriptor, Trouble> {
     let missing = || Trouble::Source { region: region.clone(), error: Arc::new(Error::ImageMissing(from.to_string())) };
@@ -37,8 +37,12 @@ pub async fn import(
         Ok(root) => root.ok_or_else(missing)?,
         Err(error) => return Err(Trouble::Source { region, error: Arc::new(error) }),
     };
+    let destination = |error| Trouble::Destination(Arc::new(error));
+    let there = store.root(&stage.name).await.map_err(destination)?;
+    if there.is_some_and(|there| there.digest != root.digest) {
+        return Err(destination(Error::Occupied(stage.name.to_string())));
+    }
     let meter = Arc::<Meter>::default();
-    let stage = Stage { name: to, fence: 1 };
     let destination =
         Destination { region: region.clone(), store, stage, meter: Arc::clone(&meter), lost: CancellationToken::new() };
     let waits = Waits { patience: STALL, stall: STALL };

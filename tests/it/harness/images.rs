@@ -1,0 +1,134 @@
+//! OCI image layouts, made and checked by hand: the tests trust nothing of what they test.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+pub fn digest(content: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(content)))
+}
+
+/// Some bytes that nobody else has.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    // xorshift64*: fast, and different for every seed.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
+    });
+    words.flatten().take(length).collect()
+}
+
+/// Where a layout has a blob.
+pub fn blob_path(layout: &Path, digest: &str) -> PathBuf {
+    layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+}
+
+fn put(layout: &Path, media_type: &str, content: &[u8]) -> Value {
+    let digest = digest(content);
+    fs::write(blob_path(layout, &digest), content).expect("a blob is written");
+    json!({ "mediaType": media_type, "digest": digest, "size": content.len() })
+}
+
+/// Writes an image's manifest and its blobs into a layout, and returns its descriptor.
+fn put_image(layout: &Path, layers: &[Vec<u8>], config: &Value) -> Value {
+    let config = put(layout, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let layers: Vec<_> =
+        layers.iter().map(|layer| put(layout, "application/vnd.oci.image.layer.v1.tar", layer)).collect();
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
+    put(layout, MANIFEST, manifest.to_string().as_bytes())
+}
+
+fn begin(layout: &Path) {
+    fs::create_dir_all(layout.join("blobs/sha256")).expect("a layout's directories");
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("a layout's marker");
+}
+
+fn end(layout: &Path, entries: &Value) {
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+    fs::write(layout.join("index.json"), index.to_string()).expect("a layout's index");
+}
+
+/// Writes a layout of one image with these layers. Returns the digest of its manifest.
+pub fn write(layout: &Path, layers: &[Vec<u8>]) -> String {
+    begin(layout);
+    let manifest = put_image(layout, layers, &json!({ "architecture": "amd64", "os": "linux" }));
+    end(layout, &json!([manifest]));
+    manifest["digest"].as_str().expect("a digest").to_owned()
+}
+
+/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the index.
+pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
+    begin(layout);
+    let shared = noise(3_000, 1);
+    let entries: Vec<_> = ["amd64", "arm64"]
+        .into_iter()
+        .zip(2..)
+        .map(|(architecture, seed)| {
+            let config = json!({ "architecture": architecture, "os": "linux" });
+            let mut manifest = put_image(layout, &[shared.clone(), noise(5_000, seed)], &config);
+            manifest["platform"] = config;
+            manifest
+        })
+        .collect();
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+    let mut index = put(layout, INDEX, index.to_string().as_bytes());
+    index["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+    let mut other = put_image(layout, &[noise(100, 9)], &json!({}));
+    other["annotations"] = json!({ "org.opencontainers.image.ref.name": "other" });
+    end(layout, &json!([other, index]));
+    index["digest"].as_str().expect("a digest").to_owned()
+}
+
+/// The digests of a layout's layers, in order.
+pub fn layers(layout: &Path) -> Vec<String> {
+    let index: Value = read(&layout.join("index.json"));
+    let manifest = index["manifests"][0]["digest"].as_str().expect("a digest");
+    let manifest: Value = read(&blob_path(layout, manifest));
+    let layers = manifest["layers"].as_array().expect("layers");
+    layers.iter().map(|layer| layer["digest"].as_str().expect("a digest").to_owned()).collect()
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("it is there")).expect("it is JSON")
+}
+
+/// Reads a layout again, from its index down: everything that is referred to must be there and have its digest, and every file
+/// must be referred to. Returns the digest of its root.
+pub fn verify(layout: &Path) -> String {
+    let index = read(&layout.join("index.json"));
+    let entries = index["manifests"].as_array().expect("entries");
+    assert_eq!(entries.len(), 1, "one image a layout");
+    let mut open: Vec<Value> = entries.clone();
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(descriptor) = open.pop() {
+        let expected = descriptor["digest"].as_str().expect("a digest").to_owned();
+        let content = fs::read(blob_path(layout, &expected)).unwrap_or_else(|error| panic!("{expected}: {error}"));
+        assert_eq!(digest(&content), expected, "in {}", layout.display());
+        assert_eq!(Some(content.len() as u64), descriptor["size"].as_u64());
+        if seen.insert(expected) && [MANIFEST, INDEX].contains(&descriptor["mediaType"].as_str().unwrap_or_default()) {
+            let content: Value = serde_json::from_slice(&content).expect("a manifest");
+            let lists = ["manifests", "layers"].iter().filter_map(|key| content[key].as_array());
+            open.extend(lists.flatten().cloned().chain(content.get("config").cloned()));
+        }
+    }
+    let files = fs::read_dir(layout.join("blobs/sha256")).expect("blobs");
+    let files: std::collections::BTreeSet<_> =
+        files.map(|f| format!("sha256:{}", f.expect("a file").file_name().to_string_lossy())).collect();
+    assert_eq!(files, seen, "what lies in {} is what its index needs", layout.display());
+    entries[0]["digest"].as_str().expect("a digest").to_owned()
+}
+
+/// Whether a layout shows an image.
+pub fn visible(layout: &Path) -> bool {
+    layout.join("index.json").exists()
+}

@@ -1,0 +1,30 @@
+//! What tests stand on: a site with regions of its own, a service in this process or in one of its own, images, and a reader of
+//! refusals. Every test has its own directories, database and ports.
+
+pub mod collector;
+pub mod images;
+pub mod process;
+pub mod refusal;
+pub mod site;
+
+use std::time::Duration;
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `met` returns something, looking often.
+///
+/// # Panics
+///
+/// If it does not for [`PATIENCE`].
+pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T {
+    let look = async {
+        loop {
+            if let Some(found) = met().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("{what} did not come"))
+}

@@ -1,0 +1,105 @@
+//! The program itself, in a process of its own.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+};
+
+use super::until;
+
+/// The program that was built with the tests.
+pub const APPFERRY: &str = env!("CARGO_BIN_EXE_appferry");
+
+/// A command of the program in a directory, with nothing of the environment that could change what it does.
+pub fn command(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(APPFERRY);
+    clean(&mut command).args(arguments).current_dir(directory).stdin(Stdio::null());
+    command
+}
+
+/// Takes away what could change what the program does.
+pub fn clean(command: &mut Command) -> &mut Command {
+    let ours = |name: &str| ["APPFERRY_", "OTEL_", "RUST_LOG"].iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command to its end.
+pub fn run(directory: &Path, arguments: &[&str]) -> Output {
+    command(directory, arguments).output().expect("the program runs")
+}
+
+/// What a command printed, which must have gone well.
+pub fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A service in a process of its own. Killed when it is dropped.
+#[derive(Debug)]
+pub struct Served {
+    child: Child,
+    pub address: SocketAddr,
+    /// What it logs.
+    pub log: PathBuf,
+}
+
+impl Served {
+    /// Starts `appferry serve` and waits until it says where it listens.
+    pub async fn start(mut command: Command, log: PathBuf) -> Self {
+        let file = File::create(&log).expect("a log");
+        let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
+        let address = until("the service", async || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if let Some(status) = child.try_wait().expect("a child") {
+                panic!("the service ended with {status}: {text}");
+            }
+            let told = text.lines().find(|line| line.contains("serving"))?;
+            let (_, rest) = told.split_once("address=")?;
+            rest.split_whitespace().next()?.parse().ok()
+        })
+        .await;
+        Self { child, address, log }
+    }
+
+    /// Starts a service with a configuration file.
+    pub async fn configured(config: &Path) -> Self {
+        let directory = config.parent().expect("a directory");
+        let path = config.to_str().expect("text");
+        Self::start(command(directory, &["serve", "--config", path]), directory.join("log")).await
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    pub fn terminate(&self) {
+        let id = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).expect("an id")).expect("an id");
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it can be told");
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        until("the service's end", async || self.child.try_wait().expect("a child")).await
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

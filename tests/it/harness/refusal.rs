@@ -1,0 +1,68 @@
+//! A failed call as its caller reads it.
+
+use appferry::contract::v1::ErrorDetail;
+use prost::Message as _;
+use tonic::{Code, Status};
+use tonic_types::{StatusExt as _, pb};
+
+/// Everything that the contract promises of a failed call.
+#[derive(Debug)]
+pub struct Refusal {
+    pub code: Code,
+    /// `google.rpc.ErrorInfo.reason`.
+    pub reason: String,
+    pub message: String,
+    pub detail: ErrorDetail,
+    /// Seconds after which the call may be repeated.
+    pub retry_after: Option<f64>,
+    /// The fields that `google.rpc.BadRequest` names.
+    pub fields: Vec<String>,
+}
+
+/// Reads a refusal, and checks what must hold for each: that all of its parts are there and tell the same.
+pub fn read(status: &Status) -> Refusal {
+    let outer = pb::Status::decode(status.details()).expect("the details are a google.rpc.Status");
+    assert_eq!((outer.code, outer.message.as_str()), (status.code() as i32, status.message()), "{status:?}");
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "appferry");
+    let request = status.get_details_request_info().expect("a RequestInfo").request_id;
+    let own = outer.details.iter().find(|any| any.type_url == "type.googleapis.com/appferry.v1.ErrorDetail");
+    let detail = ErrorDetail::decode(&*own.expect("an ErrorDetail").value).expect("it decodes");
+    assert_eq!(detail.message, status.message());
+    assert_eq!(info.metadata["http_status"], detail.http_status.to_string());
+    assert_eq!(detail.request_id, request);
+    assert!(uuid::Uuid::try_parse(&request).is_ok() && request == request.to_uppercase(), "{request:?}");
+    if let Some(header) = status.metadata().get("x-request-id") {
+        assert_eq!(header.to_str().expect("text"), request);
+    } else {
+        panic!("no x-request-id in {status:?}");
+    }
+    Refusal {
+        code: status.code(),
+        reason: info.reason,
+        message: status.message().to_owned(),
+        detail,
+        retry_after: status.get_details_retry_info().and_then(|r| r.retry_delay).map(|d| d.as_secs_f64()),
+        fields: status
+            .get_details_bad_request()
+            .map(|b| b.field_violations.into_iter().map(|v| v.field).collect())
+            .unwrap_or_default(),
+    }
+}
+
+impl Refusal {
+    /// Refuses to be another refusal than this.
+    pub fn is(&self, code: Code, reason: &str, http_status: i32) -> &Self {
+        assert_eq!((self.code, self.reason.as_str(), self.detail.http_status), (code, reason, http_status), "{self:?}");
+        self
+    }
+
+    /// `InvalidParams` for a field, with what its message must say.
+    pub fn is_invalid(&self, field: &str, says: &[&str]) {
+        self.is(Code::InvalidArgument, "InvalidParams", 403);
+        assert_eq!(self.fields, [field], "{self:?}");
+        for text in says.iter().chain(&[field]) {
+            assert!(self.message.contains(text), "{:?} does not say {text:?}", self.message);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A directory with regions and a database, and a service in this process on it.
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use appferry::{
+    config::Config,
+    contract::v1::{
+        AddImageRequest, GetSynchronizationRequest, ImageType, Synchronization, SynchronizationState,
+        SynchronizeAppRequest, VmImageSpec, WatchSynchronizationRequest, add_image_request,
+        app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
+    },
+    service::{Role, Service},
+    state,
+};
+use sha2::{Digest as _, Sha256};
+use tonic::{
+    Request, Status,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use super::images;
+
+/// The token of somebody who may do everything.
+pub const ADMIN: &str = "the-administrators-token";
+/// The token of somebody who may synchronize, and nothing else.
+pub const SYNC_ONLY: &str = "the-pipelines-token";
+/// The token of somebody who may look, and nothing else.
+pub const READER: &str = "the-readers-token";
+
+pub const HOME: &str = "cn-hangzhou";
+pub const TARGETS: [&str; 3] = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
+
+/// Puts a token on every call, or none.
+#[derive(Debug, Clone)]
+pub struct Token(Option<String>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let value = format!("Bearer {token}").parse().map_err(|_| Status::internal("the test's token"))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Token>>;
+pub type Images = ImageServiceClient<InterceptedService<Channel, Token>>;
+
+/// A home region, three others, and a database, in a directory that goes with it.
+#[derive(Debug)]
+pub struct Site {
+    pub directory: tempfile::TempDir,
+    /// Sections that follow the configuration.
+    pub more: String,
+    /// Lines of `[server]`.
+    pub server: String,
+    /// Lines of `[worker]`.
+    pub worker: String,
+    /// A store that takes the place of a region's directory.
+    pub stores: Vec<(&'static str, String)>,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("appferry-").tempdir().expect("a directory");
+        for region in [HOME].iter().chain(&TARGETS) {
+            fs::create_dir(directory.path().join(region)).expect("a region's directory");
+        }
+        let worker = "heartbeat_ms = 50\nlease_ms = 2000\npoll_ms = 100\nretry_first_ms = 50\nattempts = 3".to_owned();
+        Self { directory, more: String::new(), server: String::new(), worker, stores: Vec::new() }
+    }
+
+    /// A region's directory.
+    pub fn region(&self, region: &str) -> PathBuf {
+        self.directory.path().join(region)
+    }
+
+    /// Where the service finds an image of a region.
+    pub fn image(&self, region: &str, image: &str) -> PathBuf {
+        self.region(region).join(image)
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.directory.path().join("state.db")
+    }
+
+    /// The configuration as its file has it.
+    pub fn config(&self) -> String {
+        let mut text = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n{}\n[worker]\n{}\n[database]\nurl = \"sqlite://{}\"\n[home]\nregion = \"{HOME}\"\n",
+            self.server,
+            self.worker,
+            self.database().display()
+        );
+        for region in [HOME].iter().chain(&TARGETS) {
+            let own = format!("dir://{}", self.region(region).display());
+            let store = self.stores.iter().find(|(r, _)| r == region).map_or(own, |(_, store)| store.clone());
+            text += &format!("[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n");
+        }
+        for (name, token, actions) in [
+            ("user/admin", ADMIN, "\"ehpc:*\""),
+            ("role/pipeline", SYNC_ONLY, "\"ehpc:SynchronizeApp\""),
+            ("user/reader", READER, "\"ehpc:Get*\",\"ehpc:List*\",\"ehpc:WatchSynchronization\""),
+        ] {
+            let digest = hex::encode(Sha256::digest(token));
+            text += &format!(
+                "[[principal]]\narn = \"acs:ram::1234:{name}\"\ntoken_sha256 = \"{digest}\"\npolicies = [\"{name}\"]\n\
+                 [[policy]]\nname = \"{name}\"\n\
+                 document = '{{\"Version\":\"1\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":[{actions}],\"Resource\":\"*\"}}]}}'\n"
+            );
+        }
+        text + &self.more
+    }
+
+    /// Writes the configuration down for a process.
+    pub fn write_config(&self) -> PathBuf {
+        let path = self.directory.path().join("appferry.toml");
+        fs::write(&path, self.config()).expect("the configuration is written");
+        path
+    }
+
+    /// Starts a service that answers calls and carries images.
+    pub async fn start(self) -> Running {
+        self.start_as(Role::ServerAndWorker).await
+    }
+
+    pub async fn start_as(self, role: Role) -> Running {
+        let config = Config::parse(&self.config()).expect("the configuration");
+        state::migrate(&state::Settings::new(config.database.url.clone())).await.expect("the schema");
+        let service = Service::start(&config, role).await.expect("the service starts");
+        let address = service.address().expect("it listens");
+        Running { site: self, service, address }
+    }
+}
+
+/// A running service, its site, and clients for it.
+#[derive(Debug)]
+pub struct Running {
+    pub site: Site,
+    service: Service,
+    pub address: SocketAddr,
+}
+
+impl Running {
+    /// Shuts the service down and leaves the site.
+    pub async fn stop(self) -> Site {
+        self.service.shutdown().await;
+        self.site
+    }
+
+    pub async fn channel(&self) -> Channel {
+        channel(self.address).await
+    }
+
+    pub async fn app_sync(&self) -> AppSync {
+        app_sync(self.address, Some(ADMIN)).await
+    }
+
+    pub async fn images(&self) -> Images {
+        images_client(self.address, Some(ADMIN)).await
+    }
+
+    /// Puts an image of some layers into the home region and registers it by the name.
+    pub async fn add(&self, name: &str, layers: &[Vec<u8>]) -> String {
+        images::write(&self.site.image(HOME, name), layers);
+        register(&mut self.images().await, name).await
+    }
+
+    /// Synchronizes an image; no regions are all regions.
+    pub async fn synchronize(&self, app: &str, regions: &[&str]) -> Result<String, Status> {
+        let response = self.app_sync().await.synchronize_app(ask(app, regions)).await?;
+        Ok(response.into_inner().request_id)
+    }
+
+    pub async fn get(&self, request_id: &str) -> Synchronization {
+        get(&mut self.app_sync().await, request_id).await
+    }
+
+    /// Watches a synchronization to its end.
+    pub async fn finished(&self, request_id: &str) -> Synchronization {
+        finished(&mut self.app_sync().await, request_id).await
+    }
+}
+
+pub async fn channel(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).expect("an address").connect().await.expect("it listens")
+}
+
+pub async fn app_sync(address: SocketAddr, token: Option<&str>) -> AppSync {
+    AppSyncServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
+}
+
+pub async fn images_client(address: SocketAddr, token: Option<&str>) -> Images {
+    ImageServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
+}
+
+/// A request to synchronize.
+pub fn ask(app: &str, regions: &[&str]) -> SynchronizeAppRequest {
+    SynchronizeAppRequest {
+        app_id: app.to_owned(),
+        target_region_ids: regions.iter().map(|&r| r.to_owned()).collect(),
+        client_token: String::new(),
+    }
+}
+
+/// A request to register what the home region's store has by `name`, by that id.
+pub fn registration(name: &str) -> AddImageRequest {
+    AddImageRequest {
+        name: name.to_owned(),
+        image_type: ImageType::Vm.into(),
+        image_spec: Some(add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id: name.to_owned() })),
+        image_id: name.to_owned(),
+        ..Default::default()
+    }
+}
+
+pub async fn register(client: &mut Images, name: &str) -> String {
+    client.add_image(registration(name)).await.expect("it is registered").into_inner().image_id
+}
+
+pub async fn get(client: &mut AppSync, request_id: &str) -> Synchronization {
+    let request = GetSynchronizationRequest { request_id: request_id.to_owned() };
+    let response = client.get_synchronization(request).await.expect("it is known");
+    response.into_inner().synchronization.expect("a synchronization")
+}
+
+pub async fn finished(client: &mut AppSync, request_id: &str) -> Synchronization {
+    let watch = async {
+        let request = WatchSynchronizationRequest { request_id: request_id.to_owned() };
+        let mut stream = client.watch_synchronization(request).await.expect("it can be watched").into_inner();
+        let mut last = None;
+        while let Some(message) = stream.message().await.expect("the stream goes on") {
+            last = message.synchronization;
+        }
+        last.expect("a snapshot")
+    };
+    let last = tokio::time::timeout(super::PATIENCE, watch).await.expect("it ends");
+    assert_ne!(last.state(), SynchronizationState::Running, "the stream ended early");
+    last
+}
