@@ -20,8 +20,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("appferry.v1.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
 
-    tonic_prost_build::configure()
-        .emit_rerun_if_changed(false)
-        .compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

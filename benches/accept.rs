@@ -22,9 +22,7 @@ use std::{
 
 use appferry::{
     config::Config,
-    contract::v1::{
-        SynchronizeAppRequest, SynchronizeAppResponse, app_sync_service_client::AppSyncServiceClient,
-    },
+    contract::v1::{SynchronizeAppRequest, SynchronizeAppResponse, app_sync_service_client::AppSyncServiceClient},
     service::{Role, Service},
     state,
     telemetry::Telemetry,
@@ -33,13 +31,13 @@ use sea_orm::ConnectionTrait as _;
 use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic_prost::ProstCodec;
 use tonic::{
     Request, Response, Status,
     body::Body,
     server::{Grpc, NamedService, UnaryService},
     transport::{Channel, Endpoint, Server},
 };
+use tonic_prost::ProstCodec;
 
 /// The one that the service runs with.
 #[global_allocator]
@@ -165,7 +163,12 @@ fn database(directory: &std::path::Path) -> String {
 
 async fn count(directory: &std::path::Path, table: &str) -> Result<usize> {
     let db = sea_orm::Database::connect(database(directory)).await?;
-    let row = db.query_one_raw(sea_orm::Statement::from_string(db.get_database_backend(), format!("SELECT count(*) AS n FROM {table}"))).await?;
+    let row = db
+        .query_one_raw(sea_orm::Statement::from_string(
+            db.get_database_backend(),
+            format!("SELECT count(*) AS n FROM {table}"),
+        ))
+        .await?;
     let count: i64 = row.ok_or("no count")?.try_get("", "n")?;
     Ok(usize::try_from(count)?)
 }

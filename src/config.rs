@@ -219,8 +219,10 @@ impl Config {
     /// Reads a text in the form of the file, and the environment over it.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let environment = Env::prefixed(PREFIX).filter(|key| key.as_str().contains(SEPARATOR)).split(SEPARATOR);
-        let config: Self =
-            Figment::from(Toml::string(text)).merge(environment).extract().map_err(|error| Error::Form(Box::new(error)))?;
+        let config: Self = Figment::from(Toml::string(text))
+            .merge(environment)
+            .extract()
+            .map_err(|error| Error::Form(Box::new(error)))?;
         config.check()?;
         Ok(config)
     }
@@ -279,7 +281,11 @@ impl Config {
         }
         let parse = |name: &String| {
             let id: RegionId = name.parse().map_err(|error| value("worker.regions", error))?;
-            if regions.contains(&id) { Ok(id) } else { Err(value("worker.regions", format!("{id} is not one of [[region]]"))) }
+            if regions.contains(&id) {
+                Ok(id)
+            } else {
+                Err(value("worker.regions", format!("{id} is not one of [[region]]")))
+            }
         };
         self.worker.regions.iter().map(parse).collect()
     }
@@ -325,30 +331,36 @@ impl Server {
                 ),
             ));
         }
-        positive("server", &[
-            ("max_in_flight", self.max_in_flight as u64),
-            ("max_streams_per_connection", self.max_streams_per_connection.into()),
-            ("default_deadline_seconds", self.default_deadline_seconds),
-            ("max_deadline_seconds", self.max_deadline_seconds),
-            ("max_stream_seconds", self.max_stream_seconds),
-            ("shutdown_seconds", self.shutdown_seconds),
-        ])
+        positive(
+            "server",
+            &[
+                ("max_in_flight", self.max_in_flight as u64),
+                ("max_streams_per_connection", self.max_streams_per_connection.into()),
+                ("default_deadline_seconds", self.default_deadline_seconds),
+                ("max_deadline_seconds", self.max_deadline_seconds),
+                ("max_stream_seconds", self.max_stream_seconds),
+                ("shutdown_seconds", self.shutdown_seconds),
+            ],
+        )
     }
 }
 
 impl Worker {
     fn check(&self) -> Result<(), Error> {
-        positive("worker", &[
-            ("concurrency", self.concurrency as u64),
-            ("lease_ms", self.lease_ms),
-            ("heartbeat_ms", self.heartbeat_ms),
-            ("poll_ms", self.poll_ms),
-            ("patience_ms", self.patience_ms),
-            ("stall_ms", self.stall_ms),
-            ("attempts", self.attempts.into()),
-            ("retry_first_ms", self.retry_first_ms),
-            ("retry_longest_ms", self.retry_longest_ms),
-        ])?;
+        positive(
+            "worker",
+            &[
+                ("concurrency", self.concurrency as u64),
+                ("lease_ms", self.lease_ms),
+                ("heartbeat_ms", self.heartbeat_ms),
+                ("poll_ms", self.poll_ms),
+                ("patience_ms", self.patience_ms),
+                ("stall_ms", self.stall_ms),
+                ("attempts", self.attempts.into()),
+                ("retry_first_ms", self.retry_first_ms),
+                ("retry_longest_ms", self.retry_longest_ms),
+            ],
+        )?;
         if self.heartbeat_ms.saturating_mul(3) > self.lease_ms {
             return Err(value("worker.heartbeat_ms", "it must be at most a third of worker.lease_ms"));
         }

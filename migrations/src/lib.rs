@@ -1,7 +1,7 @@
 //! The database schema of appferry, one file a step. A step that has been released is never changed; the next one follows it.
 
-use sea_orm_migration::prelude::*;
 pub use sea_orm_migration::MigratorTrait;
+use sea_orm_migration::prelude::*;
 
 mod m20261124_000001_create_state;
 

@@ -87,69 +87,87 @@ fn table(name: &'static str, key: &[&'static str], columns: Vec<ColumnDef>) -> T
 }
 
 fn image() -> TableCreateStatement {
-    table("image", &["id"], vec![
-        name("id"),
-        text("name"),
-        text("version"),
-        text("description"),
-        text("kind"),
-        text("source"),
-        name("home_region"),
-        text("root_media_type"),
-        text("root_digest"),
-        number("root_size"),
-        number("size"),
-        number("created_at"),
-    ])
+    table(
+        "image",
+        &["id"],
+        vec![
+            name("id"),
+            text("name"),
+            text("version"),
+            text("description"),
+            text("kind"),
+            text("source"),
+            name("home_region"),
+            text("root_media_type"),
+            text("root_digest"),
+            number("root_size"),
+            number("size"),
+            number("created_at"),
+        ],
+    )
 }
 
 fn replica() -> TableCreateStatement {
-    table("replica", &["image_id", "region_id"], vec![
-        name("image_id"),
-        name("region_id"),
-        text("state"),
-        maybe_number("due_at"),
-        number("attempt"),
-        number("faults"),
-        number("fence"),
-        maybe_text("lease_owner"),
-        number("bytes_total"),
-        number("bytes_copied"),
-        number("bytes_skipped"),
-        maybe_text("fault_kind"),
-        maybe_text("fault_message"),
-        maybe_number("started_at"),
-        maybe_number("finished_at"),
-    ])
+    table(
+        "replica",
+        &["image_id", "region_id"],
+        vec![
+            name("image_id"),
+            name("region_id"),
+            text("state"),
+            maybe_number("due_at"),
+            number("attempt"),
+            number("faults"),
+            number("fence"),
+            maybe_text("lease_owner"),
+            number("bytes_total"),
+            number("bytes_copied"),
+            number("bytes_skipped"),
+            maybe_text("fault_kind"),
+            maybe_text("fault_message"),
+            maybe_number("started_at"),
+            maybe_number("finished_at"),
+        ],
+    )
 }
 
 fn synchronization() -> TableCreateStatement {
-    table("synchronization", &["request_id"], vec![
-        request_id(),
-        name("image_id"),
-        text("principal"),
-        ColumnDef::new(Alias::new("client_token")).string_len(64).null().take(),
-        text("targets"),
-        maybe_text("traceparent"),
-        maybe_text("tracestate"),
-        ColumnDef::new(Alias::new("state")).string_len(16).not_null().take(),
-        number("created_at"),
-        maybe_number("finished_at"),
-    ])
+    table(
+        "synchronization",
+        &["request_id"],
+        vec![
+            request_id(),
+            name("image_id"),
+            text("principal"),
+            ColumnDef::new(Alias::new("client_token")).string_len(64).null().take(),
+            text("asked"),
+            text("targets"),
+            number("open"),
+            maybe_text("traceparent"),
+            maybe_text("tracestate"),
+            ColumnDef::new(Alias::new("state")).string_len(16).not_null().take(),
+            number("created_at"),
+            maybe_number("finished_at"),
+        ],
+    )
 }
 
 fn synchronization_target() -> TableCreateStatement {
-    table("synchronization_target", &["request_id", "region_id"], vec![
-        request_id(),
-        name("region_id"),
-        maybe_text("status"),
-        number("attempt"),
-        number("bytes_total"),
-        number("bytes_copied"),
-        number("bytes_skipped"),
-        maybe_text("fault_kind"),
-        maybe_text("fault_message"),
-        maybe_number("started_at"),
-        maybe_number("finished_at"),
-    ])
+    table(
+        "synchronization_target",
+        &["request_id", "region_id"],
+        vec![
+            request_id(),
+            name("region_id"),
+            text("status"),
+            number("attempt"),
+            number("bytes_total"),
+            number("bytes_copied"),
+            number("bytes_skipped"),
+            maybe_text("fault_kind"),
+            maybe_text("fault_message"),
+            maybe_number("started_at"),
+            maybe_number("finished_at"),
+        ],
+    )
 }

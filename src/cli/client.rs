@@ -11,9 +11,7 @@ use tonic::{
 };
 
 use super::{Error, Result, embedded};
-use crate::contract::v1::{
-    app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
-};
+use crate::contract::v1::{app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 

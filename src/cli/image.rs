@@ -8,7 +8,11 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, client::{Connection, Images}, embedded, print, progress};
+use super::{
+    Error, Result,
+    client::{Connection, Images},
+    embedded, print, progress,
+};
 use crate::{
     config::Config,
     contract::v1::{

@@ -32,9 +32,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         None => SynchronizationState::Unspecified,
         Some(name) => SynchronizationState::from_str_name(&format!("SYNCHRONIZATION_STATE_{}", name.to_uppercase()))
             .filter(|state| *state != SynchronizationState::Unspecified)
-            .ok_or_else(|| {
-                Error::Usage(format!("--state {name}: expected running, succeeded, failed or canceled"))
-            })?,
+            .ok_or_else(|| Error::Usage(format!("--state {name}: expected running, succeeded, failed or canceled")))?,
     };
     let mut client = arguments.connection.app_sync().await?;
     let mut found: Vec<Synchronization> = Vec::new();

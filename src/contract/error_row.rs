@@ -91,8 +91,7 @@ fn read_enum(
     rows: &mut HashMap<Code, ErrorRow>,
     code: impl Fn(i32) -> Option<Code>,
 ) -> Result<(), Error> {
-    let option =
-        pool.get_extension_by_name("appferry.v1.error").ok_or(Error::Missing("(appferry.v1.error)"))?;
+    let option = pool.get_extension_by_name("appferry.v1.error").ok_or(Error::Missing("(appferry.v1.error)"))?;
     let values = pool.get_enum_by_name(name).ok_or(Error::Missing(name))?;
     for value in values.values().filter(|v| v.number() != 0) {
         let unusable = || Error::Row(value.full_name().to_owned());

@@ -94,15 +94,18 @@ impl Failure {
         let detail = self.detail(rows, request_id);
         let message = detail.message.clone();
         let mut details = vec![
-            any("google.rpc.ErrorInfo", &pb::ErrorInfo {
-                reason: row.code.clone(),
-                domain: DOMAIN.to_owned(),
-                metadata: [("http_status".to_owned(), row.http_status.to_string())].into(),
-            }),
-            any("google.rpc.RequestInfo", &pb::RequestInfo {
-                request_id: request_id.to_owned(),
-                serving_data: String::new(),
-            }),
+            any(
+                "google.rpc.ErrorInfo",
+                &pb::ErrorInfo {
+                    reason: row.code.clone(),
+                    domain: DOMAIN.to_owned(),
+                    metadata: [("http_status".to_owned(), row.http_status.to_string())].into(),
+                },
+            ),
+            any(
+                "google.rpc.RequestInfo",
+                &pb::RequestInfo { request_id: request_id.to_owned(), serving_data: String::new() },
+            ),
             any("appferry.v1.ErrorDetail", &detail),
         ];
         if !self.violations.is_empty() {
@@ -111,14 +114,14 @@ impl Failure {
                 description: v.description.clone(),
                 ..Default::default()
             });
-            details.push(any("google.rpc.BadRequest", &pb::BadRequest {
-                field_violations: field_violations.collect(),
-            }));
+            details
+                .push(any("google.rpc.BadRequest", &pb::BadRequest { field_violations: field_violations.collect() }));
         }
         if let Some(retry_after) = self.retry_after {
-            details.push(any("google.rpc.RetryInfo", &pb::RetryInfo {
-                retry_delay: prost_types::Duration::try_from(retry_after).ok(),
-            }));
+            details.push(any(
+                "google.rpc.RetryInfo",
+                &pb::RetryInfo { retry_delay: prost_types::Duration::try_from(retry_after).ok() },
+            ));
         }
         let status = pb::Status { code: row.grpc_status as i32, message: message.clone(), details };
         Status::with_details_and_metadata(row.grpc_status, message, status.encode_to_vec().into(), MetadataMap::new())

@@ -65,9 +65,6 @@ impl Contract {
 
     /// Reads the tables from `pool`.
     pub fn from_pool(pool: &DescriptorPool) -> Result<Self, Error> {
-        Ok(Self {
-            authorizations: Authorizations::read(pool)?,
-            errors: ErrorRows::read(pool)?,
-        })
+        Ok(Self { authorizations: Authorizations::read(pool)?, errors: ErrorRows::read(pool)? })
     }
 }

@@ -61,7 +61,13 @@ mod tests {
         let hex = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
         let digest: Digest = format!("sha256:{hex}").parse().expect("it is one");
         assert_eq!(digest.hex(), hex);
-        for bad in [hex.to_owned(), format!("sha512:{hex}"), format!("sha256:{}", hex.to_uppercase()), "sha256:../x".into(), format!("sha256:{hex}0")] {
+        for bad in [
+            hex.to_owned(),
+            format!("sha512:{hex}"),
+            format!("sha256:{}", hex.to_uppercase()),
+            "sha256:../x".into(),
+            format!("sha256:{hex}0"),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -226,7 +226,10 @@ mod tests {
     #[test]
     fn actions_have_wildcards_and_no_case() {
         for action in ["*", "ehpc:*", "EHPC:synchronizeapp", "ehpc:Synchronize???", "ehpc:*App"] {
-            assert!(allows(&format!(r#"{{"Effect":"Allow","Action":["x","{action}"],"Resource":["*"]}}"#), SYNC, "*"), "{action}");
+            assert!(
+                allows(&format!(r#"{{"Effect":"Allow","Action":["x","{action}"],"Resource":["*"]}}"#), SYNC, "*"),
+                "{action}"
+            );
         }
         assert!(!allows(r#"{"Effect":"Allow","Action":"ehpc:Synchronize??","Resource":"*"}"#, SYNC, "*"));
     }

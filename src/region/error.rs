@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::domain::{DigestError, Digest};
+use crate::domain::{Digest, DigestError};
 
 /// A result of a store.
 pub type Result<T> = std::result::Result<T, Error>;

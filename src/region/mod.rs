@@ -15,7 +15,7 @@ pub use disk::DiskFile;
 pub use error::{Error, Result, Verdict};
 pub use location::{Location, LocationError};
 pub use store::{BlobChunks, Chunk, ImageSpec, Source, Stage, Store, StoreKind};
-pub use tree::{MAX_MANIFEST_BYTES, MANIFEST_TYPE, Tree};
+pub use tree::{MANIFEST_TYPE, MAX_MANIFEST_BYTES, Tree};
 
 use crate::domain::RegionId;
 

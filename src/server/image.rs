@@ -49,9 +49,9 @@ impl Images {
         let description = wire::text("description", body.description, MAX_DESCRIPTION, false)?;
         let (kind, spec) = spec(body.image_type, body.image_spec)?;
         let id = match body.image_id.as_str() {
-            "" => kind.new_id(|bound| rand::random_range(0..bound)).map_err(|error| {
-                Failure::invalid(Violation { field: "image_id", description: error.to_string() })
-            })?,
+            "" => kind
+                .new_id(|bound| rand::random_range(0..bound))
+                .map_err(|error| Failure::invalid(Violation { field: "image_id", description: error.to_string() }))?,
             id => wire::id("image_id", id)?,
         };
         Span::current().record("appferry.app_id", id.as_str());
@@ -114,20 +114,14 @@ fn spec(image_type: i32, spec: Option<add_image_request::ImageSpec>) -> Result<(
 
 #[async_trait]
 impl ImageService for Images {
-    async fn add_image(
-        &self,
-        request: Request<v1::AddImageRequest>,
-    ) -> Result<Response<v1::AddImageResponse>, Status> {
+    async fn add_image(&self, request: Request<v1::AddImageRequest>) -> Result<Response<v1::AddImageResponse>, Status> {
         Permit::of(&request)?;
         let (_, extensions, body) = request.into_parts();
         let id = self.add(body).await.map_err(|failure| self.refuse(&extensions, failure))?;
         Ok(Response::new(v1::AddImageResponse { image_id: id.to_string() }))
     }
 
-    async fn get_image(
-        &self,
-        request: Request<v1::GetImageRequest>,
-    ) -> Result<Response<v1::GetImageResponse>, Status> {
+    async fn get_image(&self, request: Request<v1::GetImageRequest>) -> Result<Response<v1::GetImageResponse>, Status> {
         Permit::of(&request)?;
         let (_, extensions, body) = request.into_parts();
         let answer = async {

@@ -3,12 +3,12 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use super::Entrance;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
-use super::Entrance;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

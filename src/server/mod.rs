@@ -2,8 +2,8 @@
 //! type, or is refused.
 
 mod app_sync;
-mod image;
 mod identity;
+mod image;
 mod layer;
 mod listener;
 mod page;
@@ -32,14 +32,16 @@ use crate::{
     region::Stores,
     state::State,
 };
-use layer::{AuthenticateLayer, AuthorizeLayer, ConformLayer, DeadlineLayer, LimitBodyLayer, PanicLayer, RequestIdLayer, ShedLayer, TraceLayer};
+use layer::{
+    AuthenticateLayer, AuthorizeLayer, ConformLayer, DeadlineLayer, LimitBodyLayer, PanicLayer, RequestIdLayer,
+    ShedLayer, TraceLayer,
+};
 
 /// The largest message that a caller may send, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// The services whose health is told: both of the contract, and, by the empty name, the whole.
-pub const SERVICES: [&str; 3] =
-    ["", v1::app_sync_service_server::SERVICE_NAME, v1::image_service_server::SERVICE_NAME];
+pub const SERVICES: [&str; 3] = ["", v1::app_sync_service_server::SERVICE_NAME, v1::image_service_server::SERVICE_NAME];
 
 /// What the stack needs.
 #[derive(Debug, Clone)]

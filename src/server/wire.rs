@@ -44,9 +44,7 @@ pub fn refuse(contract: &Contract, extensions: &Extensions, failure: &Failure) -
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let busy = |retry_after: Duration| {
-            Self::unavailable("Nothing was changed; repeat the call later", retry_after)
-        };
+        let busy = |retry_after: Duration| Self::unavailable("Nothing was changed; repeat the call later", retry_after);
         match &error {
             Error::ImageNotFound(id) => Self::new(ErrorCode::ImageNotFound, format!("No image {id} is registered.")),
             Error::ImageExists(id) => {
@@ -63,9 +61,7 @@ impl From<Error> for Failure {
             Error::SynchronizationNotFound(id) => {
                 Self::new(CommonErrorCode::SynchronizationNotFound, format!("There is none with the id {id}."))
             }
-            Error::TokenReused(_) => {
-                Self::invalid(Violation { field: "client_token", description: error.to_string() })
-            }
+            Error::TokenReused(_) => Self::invalid(Violation { field: "client_token", description: error.to_string() }),
             Error::Busy | Error::Closed => busy(RETRY_AFTER),
             Error::Unavailable(cause) => {
                 tracing::warn!(%cause, "the database can't be reached");

@@ -106,8 +106,9 @@ async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<Reque
     async {
         let txn = state.write().await?;
         let known = batch::Known::read(&txn, asks).await?;
-        let (answers, rows) = batch::decide(asks, known, &state.0.regions, state.0.clock.now());
-        rows.write(&txn).await?;
+        let now = state.0.clock.now();
+        let (answers, rows) = batch::decide(asks, known, &state.0.regions, now);
+        rows.write(&txn, now).await?;
         txn.commit().await?;
         state.0.due.raise();
         state.0.changed.raise();

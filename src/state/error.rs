@@ -102,10 +102,9 @@ fn is_unreachable(error: &sqlx::Error) -> bool {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
         // https://sqlite.org/rescode.html: SQLITE_BUSY is 5, SQLITE_LOCKED is 6; the low byte of an extended code is its
         // primary code.
-        sqlx::Error::Database(cause) => cause
-            .code()
-            .and_then(|code| code.parse::<u32>().ok())
-            .is_some_and(|code| matches!(code & 0xff, 5 | 6)),
+        sqlx::Error::Database(cause) => {
+            cause.code().and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 5 | 6))
+        }
         _ => false,
     }
 }

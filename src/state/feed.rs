@@ -40,9 +40,10 @@ impl State {
             return Ok(receiver);
         }
         let snapshot = Arc::new(self.synchronization_get(id).await?);
-        let receiver = self.0.subscriptions.with(|watched| {
-            watched.entry(id).or_insert_with(|| watch::Sender::new(snapshot)).subscribe()
-        });
+        let receiver = self
+            .0
+            .subscriptions
+            .with(|watched| watched.entry(id).or_insert_with(|| watch::Sender::new(snapshot)).subscribe());
         // What changed between the reading and the subscription is seen by the next round.
         self.0.changed.raise();
         Ok(receiver)

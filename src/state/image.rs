@@ -40,10 +40,8 @@ impl State {
         let db = &self.0.read;
         let row = entity::image::Entity::find_by_id(id.as_str()).one(db).await?;
         let image = row.ok_or_else(|| Error::ImageNotFound(id.clone()))?.try_into()?;
-        let replicas = entity::replica::Entity::find()
-            .filter(entity::replica::Column::ImageId.eq(id.as_str()))
-            .all(db)
-            .await?;
+        let replicas =
+            entity::replica::Entity::find().filter(entity::replica::Column::ImageId.eq(id.as_str())).all(db).await?;
         Ok((image, with_regions(replicas)?))
     }
 
@@ -75,10 +73,8 @@ impl State {
     #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
         let txn = self.write().await?;
-        let replicas = entity::replica::Entity::find()
-            .filter(entity::replica::Column::ImageId.eq(id.as_str()))
-            .all(&txn)
-            .await?;
+        let replicas =
+            entity::replica::Entity::find().filter(entity::replica::Column::ImageId.eq(id.as_str())).all(&txn).await?;
         let regions: Vec<_> = with_regions(replicas)?
             .into_iter()
             .filter(|(_, replica)| replica.outcome().is_none())

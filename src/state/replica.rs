@@ -11,7 +11,7 @@ use super::{Error, Result, State, TraceContext, entity, image::region_of, synchr
 use crate::domain::{Event, Image, ImageId, Progress, RegionId, Stale, WorkerId};
 
 /// How many of the traces that wait for a replica its copy is linked to at most.
-const LINKS: u64 = 8;
+const LINKS: usize = 8;
 
 /// Replicas of one image, claimed together, so that the source is read once for all.
 #[derive(Debug, Clone)]

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait as _,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel as _, QueryFilter,
+    QueryOrder, QuerySelect, QueryTrait as _,
     sea_query::{Expr, ExprTrait as _, Query},
 };
 use tracing::instrument;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Error, Result, State, TraceContext, entity, replica};
 use crate::domain::{
-    Event, ImageId, Progress, RegionId, RegionStatus, RegionView, Replica, RequestId, State as ReplicaState,
+    Event, ImageId, Progress, RegionId, RegionStatus, RegionView, Replica, RequestId, Stale, State as ReplicaState,
     Synchronization, SynchronizationState, Timestamp,
 };
 use entity::{
@@ -89,51 +89,67 @@ impl State {
         let row = sync::Entity::find_by_id(id.as_uuid()).one(&txn).await?;
         let row = row.ok_or(Error::SynchronizationNotFound(id))?;
         let image: ImageId = text("synchronization.image_id", &row.image_id)?;
-        let open = target::Entity::find()
-            .filter(target::Column::RequestId.eq(id.as_uuid()))
-            .filter(target::Column::Status.is_null())
-            .all(&txn)
-            .await?;
-        for row in open {
-            let region: RegionId = text("synchronization_target.region_id", &row.region_id)?;
-            let others = target::Entity::find()
-                .filter(target::Column::RequestId.in_subquery(running_of(&image)))
-                .filter(target::Column::RequestId.ne(id.as_uuid()))
-                .filter(target::Column::RegionId.eq(region.as_str()))
-                .filter(target::Column::Status.is_null())
-                .one(&txn)
-                .await?;
-            if others.is_none() {
-                if let Ok(after) = replica::apply(&txn, &image, &region, Event::Cancel, now).await? {
-                    settle(&txn, &image, &region, &after, now).await?;
-                }
-            } else {
-                let key = (image.to_string(), region.to_string());
-                let replica = ReplicaEntity::find_by_id(key).one(&txn).await?.map(|r| r.replica()).transpose()?;
-                let seen = replica.map(|r| view(&region, &r)).unwrap_or_else(|| waiting(&region));
-                let ended = target::ended(&RegionView {
-                    status: RegionStatus::Canceled,
-                    next_attempt_at: None,
-                    finished_at: Some(now),
-                    ..seen
-                });
-                target::Entity::update_many()
-                    .set(ended)
-                    .filter(target::Column::RequestId.eq(row.request_id))
-                    .filter(target::Column::RegionId.eq(row.region_id))
-                    .exec(&txn)
-                    .await?;
+        for region in targets(&row.targets)? {
+            let waiting = waiting(&txn, &image, &region).await?;
+            if !waiting.iter().any(|w| w.request_id == row.request_id) {
+                continue;
             }
+            let alone = waiting.len() == 1;
+            let canceled =
+                if alone { replica::apply(&txn, &image, &region, Event::Cancel, now).await? } else { Err(Stale) };
+            let seen = match canceled {
+                Ok(replica) => view(&region, &replica),
+                // The copy goes on for somebody else.
+                Err(Stale) => {
+                    let key = (image.to_string(), region.to_string());
+                    let replica = ReplicaEntity::find_by_id(key).one(&txn).await?.map(|r| r.replica()).transpose()?;
+                    replica.map_or_else(|| not_started(&region), |replica| view(&region, &replica))
+                }
+            };
+            let ended =
+                RegionView { status: RegionStatus::Canceled, next_attempt_at: None, finished_at: Some(now), ..seen };
+            end(&txn, &[row.request_id], &ended, now).await?;
         }
-        finish(&txn, &image, now).await?;
         txn.commit().await?;
         self.0.changed.raise();
         self.synchronization_get(id).await
     }
 }
 
-/// Writes the end of a replica down at every target that waits for it, and the end of every synchronization that waits for
-/// nothing any more. However many wait, the statements are the same few.
+/// A running synchronization that waits for a replica.
+struct Waiting {
+    request_id: Uuid,
+    trace: Option<TraceContext>,
+}
+
+/// The running synchronizations that wait for a replica, oldest first.
+async fn waiting(txn: &DatabaseTransaction, image: &ImageId, region: &RegionId) -> Result<Vec<Waiting>> {
+    let ended = Query::select()
+        .column(target::Column::RequestId)
+        .from(target::Entity)
+        .and_where(Expr::col(target::Column::RegionId).eq(region.as_str()))
+        .and_where(Expr::col(target::Column::RequestId).in_subquery(running_of(image)))
+        .take();
+    let rows: Vec<(Uuid, String, Option<String>, Option<String>)> = sync::Entity::find()
+        .select_only()
+        .columns([sync::Column::RequestId, sync::Column::Targets, sync::Column::Traceparent, sync::Column::Tracestate])
+        .filter(sync::Column::ImageId.eq(image.as_str()))
+        .filter(sync::Column::State.eq(SynchronizationState::Running.as_str()))
+        .filter(sync::Column::RequestId.not_in_subquery(ended))
+        .order_by_asc(sync::Column::RequestId)
+        .into_tuple()
+        .all(txn)
+        .await?;
+    let rows = rows.into_iter().filter(|(_, targets, ..)| targets.split(',').any(|target| target == region.as_str()));
+    let waiting = rows.map(|(request_id, _, parent, state)| Waiting {
+        request_id,
+        trace: parent.map(|parent| TraceContext { parent, state }),
+    });
+    Ok(waiting.collect())
+}
+
+/// Writes the end of a replica down at every synchronization that waits for it. However many do, the statements are the same
+/// few.
 pub(super) async fn settle(
     txn: &DatabaseTransaction,
     image: &ImageId,
@@ -141,29 +157,37 @@ pub(super) async fn settle(
     replica: &Replica,
     now: Timestamp,
 ) -> Result<()> {
-    target::Entity::update_many()
-        .set(target::ended(&view(region, replica)))
-        .filter(target::Column::RequestId.in_subquery(running_of(image)))
-        .filter(target::Column::RegionId.eq(region.as_str()))
-        .filter(target::Column::Status.is_null())
-        .exec(txn)
-        .await?;
-    finish(txn, image, now).await
+    let requests: Vec<Uuid> = waiting(txn, image, region).await?.into_iter().map(|w| w.request_id).collect();
+    end(txn, &requests, &view(region, replica), now).await
 }
 
-/// Ends every running synchronization of an image whose targets have all ended.
-async fn finish(txn: &DatabaseTransaction, image: &ImageId, now: Timestamp) -> Result<()> {
-    let open = Query::select()
-        .column(target::Column::RequestId)
-        .from(target::Entity)
-        .and_where(Expr::col(target::Column::Status).is_null())
-        .and_where(Expr::col(target::Column::RequestId).in_subquery(running_of(image)))
+/// Writes down at some synchronizations how a region has ended, and ends those that wait for no other.
+async fn end(txn: &DatabaseTransaction, requests: &[Uuid], view: &RegionView, now: Timestamp) -> Result<()> {
+    for requests in requests.chunks(CHUNK) {
+        let rows = requests.iter().map(|&request| target::Model::of(request, view).into_active_model());
+        target::Entity::insert_many(rows).exec_without_returning(txn).await?;
+        sync::Entity::update_many()
+            .col_expr(sync::Column::Open, Expr::col(sync::Column::Open).sub(1))
+            .filter(sync::Column::RequestId.is_in(requests.iter().copied()))
+            .exec(txn)
+            .await?;
+        finish(txn, requests, now).await?;
+    }
+    Ok(())
+}
+
+/// Ends those of the synchronizations whose regions have all ended.
+async fn finish(txn: &DatabaseTransaction, requests: &[Uuid], now: Timestamp) -> Result<()> {
+    let done = Query::select()
+        .column(sync::Column::RequestId)
+        .from(sync::Entity)
+        .and_where(Expr::col(sync::Column::RequestId).is_in(requests.iter().copied()))
+        .and_where(Expr::col(sync::Column::Open).eq(0))
         .take();
     let outcomes: Vec<(Uuid, String)> = target::Entity::find()
         .select_only()
         .columns([target::Column::RequestId, target::Column::Status])
-        .filter(target::Column::RequestId.in_subquery(running_of(image)))
-        .filter(target::Column::RequestId.not_in_subquery(open))
+        .filter(target::Column::RequestId.in_subquery(done))
         .distinct()
         .into_tuple()
         .all(txn)
@@ -177,14 +201,12 @@ async fn finish(txn: &DatabaseTransaction, image: &ImageId, now: Timestamp) -> R
         ended.entry(SynchronizationState::of(statuses)).or_default().push(request);
     }
     for (state, requests) in ended {
-        for requests in requests.chunks(CHUNK) {
-            sync::Entity::update_many()
-                .col_expr(sync::Column::State, Expr::value(state.as_str()))
-                .col_expr(sync::Column::FinishedAt, Expr::value(now.as_millis()))
-                .filter(sync::Column::RequestId.is_in(requests.iter().copied()))
-                .exec(txn)
-                .await?;
-        }
+        sync::Entity::update_many()
+            .col_expr(sync::Column::State, Expr::value(state.as_str()))
+            .col_expr(sync::Column::FinishedAt, Expr::value(now.as_millis()))
+            .filter(sync::Column::RequestId.is_in(requests))
+            .exec(txn)
+            .await?;
     }
     Ok(())
 }
@@ -194,24 +216,10 @@ pub(super) async fn traces(
     txn: &DatabaseTransaction,
     image: &ImageId,
     region: &RegionId,
-    limit: u64,
+    most: usize,
 ) -> Result<Vec<TraceContext>> {
-    let waiting = Query::select()
-        .column(target::Column::RequestId)
-        .from(target::Entity)
-        .and_where(Expr::col(target::Column::RegionId).eq(region.as_str()))
-        .and_where(Expr::col(target::Column::Status).is_null())
-        .and_where(Expr::col(target::Column::RequestId).in_subquery(running_of(image)))
-        .take();
-    let rows = sync::Entity::find()
-        .filter(sync::Column::RequestId.in_subquery(waiting))
-        .filter(sync::Column::Traceparent.is_not_null())
-        .order_by_asc(sync::Column::RequestId)
-        .limit(limit)
-        .all(txn)
-        .await?;
-    let context = |row: sync::Model| Some(TraceContext { parent: row.traceparent?, state: row.tracestate });
-    Ok(rows.into_iter().filter_map(context).collect())
+    let waiting = waiting(txn, image, region).await?;
+    Ok(waiting.into_iter().filter_map(|w| w.trace).take(most).collect())
 }
 
 fn running_of(image: &ImageId) -> sea_orm::sea_query::SelectStatement {
@@ -223,14 +231,14 @@ fn running_of(image: &ImageId) -> sea_orm::sea_query::SelectStatement {
         .take()
 }
 
-/// Puts the synchronizations of some rows together: their targets, and the replicas of those that have not ended.
+/// Puts the synchronizations of some rows together: their regions that have ended, and the replicas of those that have not.
 async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<Vec<Synchronization>> {
     let ids = rows.iter().map(|row| row.request_id);
-    let targets = target::Entity::find()
-        .filter(target::Column::RequestId.is_in(ids))
-        .order_by_asc(target::Column::RegionId)
-        .all(db)
-        .await?;
+    let mut ended: HashMap<(Uuid, String), RegionView> = HashMap::new();
+    for row in target::Entity::find().filter(target::Column::RequestId.is_in(ids)).all(db).await? {
+        let view = row.view()?;
+        ended.insert((row.request_id, row.region_id), view);
+    }
     let running: Vec<&str> = rows.iter().filter(|r| r.finished_at.is_none()).map(|r| r.image_id.as_str()).collect();
     let mut replicas: HashMap<(String, String), Replica> = HashMap::new();
     if !running.is_empty() {
@@ -239,23 +247,17 @@ async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<V
             replicas.insert((row.image_id, row.region_id), replica);
         }
     }
-    let mut by_request: BTreeMap<Uuid, Vec<target::Model>> = BTreeMap::new();
-    for row in targets {
-        by_request.entry(row.request_id).or_default().push(row);
-    }
     rows.into_iter()
         .map(|row| {
-            let targets = by_request.remove(&row.request_id).unwrap_or_default();
-            let regions = targets.iter().map(|target| {
-                let region: RegionId = text("synchronization_target.region_id", &target.region_id)?;
-                let replica = replicas.get(&(row.image_id.clone(), target.region_id.clone()));
-                let live = || replica.map_or_else(|| waiting(&region), |r| view(&region, r));
-                Ok(target.outcome()?.unwrap_or_else(live))
+            let regions = targets(&row.targets)?.into_iter().map(|region| {
+                let live = || replicas.get(&(row.image_id.clone(), region.to_string()));
+                let ended = ended.remove(&(row.request_id, region.to_string()));
+                ended.unwrap_or_else(|| live().map_or_else(|| not_started(&region), |r| view(&region, r)))
             });
             Ok(Synchronization {
                 request_id: row.request_id.into(),
                 image: text("synchronization.image_id", &row.image_id)?,
-                regions: regions.collect::<Result<_>>()?,
+                regions: regions.collect(),
                 principal: row.principal,
                 state: text("synchronization.state", &row.state)?,
                 created_at: Timestamp::from_millis(row.created_at),
@@ -263,6 +265,11 @@ async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<V
             })
         })
         .collect()
+}
+
+/// The regions of the column `targets`.
+fn targets(column: &str) -> Result<Vec<RegionId>> {
+    column.split(',').filter(|name| !name.is_empty()).map(|name| text("synchronization.targets", name)).collect()
 }
 
 /// A replica as callers see it.
@@ -283,8 +290,8 @@ fn view(region: &RegionId, replica: &Replica) -> RegionView {
     }
 }
 
-/// A target whose replica's row was read a moment before it was written.
-fn waiting(region: &RegionId) -> RegionView {
+/// A region whose replica's row was read a moment before it was written.
+fn not_started(region: &RegionId) -> RegionView {
     RegionView {
         region: region.clone(),
         status: RegionStatus::Pending,

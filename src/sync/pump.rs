@@ -46,7 +46,8 @@ pub async fn pump(
     let mut hasher = Sha256::new();
     let mut size = 0u64;
     loop {
-        let chunk = tokio::time::timeout(waits.stall, chunks.recv()).await.map_err(|_| Error::Stalled("reading a blob"))?;
+        let chunk =
+            tokio::time::timeout(waits.stall, chunks.recv()).await.map_err(|_| Error::Stalled("reading a blob"))?;
         let Some(chunk) = chunk else { break };
         let bytes = chunk?;
         size += bytes.len() as u64;

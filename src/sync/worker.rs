@@ -228,11 +228,7 @@ struct Copy {
 
 impl Copy {
     fn held(&self) -> Held {
-        Held {
-            region: self.claimed.region.clone(),
-            fence: self.claimed.fence,
-            meter: Arc::clone(&self.meter),
-        }
+        Held { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
     }
 }
 

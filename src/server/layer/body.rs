@@ -64,9 +64,8 @@ where
         let request_id = request_id(&request);
         let contract = Arc::clone(&self.contract);
         let most = self.most;
-        let request = request.map(|inner| {
-            Body::new(LimitedBody { inner, left: most + PREFIX, most, request_id, contract })
-        });
+        let request =
+            request.map(|inner| Body::new(LimitedBody { inner, left: most + PREFIX, most, request_id, contract }));
         self.inner.call(request)
     }
 }

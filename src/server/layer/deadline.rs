@@ -35,7 +35,11 @@ pub struct Deadlines {
 
 impl Deadlines {
     fn of(&self, asked: Option<Duration>, streams: bool) -> Duration {
-        if streams { asked.unwrap_or(self.stream).min(self.stream) } else { asked.unwrap_or(self.default).min(self.longest) }
+        if streams {
+            asked.unwrap_or(self.stream).min(self.stream)
+        } else {
+            asked.unwrap_or(self.default).min(self.longest)
+        }
     }
 }
 
@@ -148,9 +152,8 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
             let deadline = this.sleep.deadline();
             let expiry = this.expiry.take().filter(|_| *this.streams);
             return Poll::Ready(Ok(match expiry {
-                Some(expiry) => response.map(|inner| {
-                    Body::new(BoundedBody { inner, sleep: sleep_until(deadline), expiry: Some(expiry) })
-                }),
+                Some(expiry) => response
+                    .map(|inner| Body::new(BoundedBody { inner, sleep: sleep_until(deadline), expiry: Some(expiry) })),
                 None => response,
             }));
         }

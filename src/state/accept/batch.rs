@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::{super::connection::execute, Ask};
 use crate::{
     domain::{
-        Event, ImageId, RegionId, Regions, Refusal, Replica, RequestId, Standing, Step, SynchronizationState, Timestamp,
-        accept,
+        Event, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
+        SynchronizationState, Timestamp, accept,
     },
     state::{Error, Result, entity},
 };
@@ -44,7 +44,7 @@ struct TokenRow {
     client_token: String,
     request_id: Uuid,
     image_id: String,
-    targets: String,
+    asked: String,
 }
 
 impl Known {
@@ -53,7 +53,8 @@ impl Known {
         let mut known = Self::default();
         let images: Vec<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
         let images = json(&images)?;
-        let select = |sql: &str, values: &str| Statement::from_sql_and_values(txn.get_database_backend(), sql, [values.into()]);
+        let select =
+            |sql: &str, values: &str| Statement::from_sql_and_values(txn.get_database_backend(), sql, [values.into()]);
 
         let homes = "SELECT image.id, image.home_region FROM json_each(?) AS wanted CROSS JOIN image ON image.id = wanted.value";
         for row in HomeRow::find_by_statement(select(homes, &images)).all(txn).await? {
@@ -70,10 +71,10 @@ impl Known {
             .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
             .collect();
         if !tokens.is_empty() {
-            let sql = "SELECT s.principal, s.client_token, s.request_id, s.image_id, s.targets FROM json_each(?) AS wanted \
+            let sql = "SELECT s.principal, s.client_token, s.request_id, s.image_id, s.asked FROM json_each(?) AS wanted \
                        CROSS JOIN synchronization AS s ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1";
             for row in TokenRow::find_by_statement(select(sql, &json(&tokens)?)).all(txn).await? {
-                let parameters = parameters(&row.image_id, &row.targets);
+                let parameters = parameters(&row.image_id, &row.asked);
                 let repeated = Repeated { request_id: row.request_id.into(), parameters };
                 known.tokens.insert((row.principal, row.client_token), repeated);
             }
@@ -94,30 +95,21 @@ impl Known {
     }
 }
 
-/// The rows that a group of calls writes.
+/// The rows that a group of calls writes. What they have in common is bound once.
 #[derive(Debug, Default)]
 pub struct Rows {
     synchronizations: Vec<SynchronizationRow>,
-    targets: Vec<(String, String)>,
     replicas: Vec<ReplicaRow>,
+    /// Above every fence that one of the replicas had before.
+    fence: u64,
 }
 
-/// request id, image, principal, token, targets, traceparent, tracestate, state, created, finished
-type SynchronizationRow = (
-    String,
-    String,
-    String,
-    Option<String>,
-    String,
-    Option<String>,
-    Option<String>,
-    &'static str,
-    i64,
-    Option<i64>,
-);
+/// request id, image, principal, token, asked, targets, open, traceparent, tracestate, state
+type SynchronizationRow =
+    (String, String, String, Option<String>, String, String, usize, Option<String>, Option<String>, &'static str);
 
-/// image, region, due, fence
-type ReplicaRow = (String, String, i64, u64);
+/// image, region
+type ReplicaRow = (String, String);
 
 /// Decides about the calls in their order; each sees what those before it have started.
 pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Rows) {
@@ -127,8 +119,8 @@ pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp)
 }
 
 fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, rows: &mut Rows) -> Result<RequestId> {
-    let targets = ask.targets.canonical();
-    let parameters = parameters(ask.image.as_str(), &targets);
+    let asked = ask.targets.canonical();
+    let parameters = parameters(ask.image.as_str(), &asked);
     let token = ask.token.as_ref().map(|token| (ask.principal.clone(), token.as_str().to_owned()));
     if let Some(repeated) = token.as_ref().and_then(|token| known.tokens.get(token)) {
         return if repeated.parameters == parameters {
@@ -144,31 +136,28 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
     })?;
 
-    for (region, step) in &accepted.0 {
-        rows.targets.push((hex(ask.request_id), region.to_string()));
-        if *step == Step::Start {
-            let replica = match known.replica(&ask.image, region) {
-                None => Replica::requested(now),
-                // `accept` starts a copy only where a request has a place.
-                Some(ended) => ended.apply(Event::Request, now).unwrap_or_else(|_| Replica::requested(now)),
-            };
-            rows.replicas.push((ask.image.to_string(), region.to_string(), now.as_millis(), replica.fence));
-            known.set_replica(&ask.image, region, replica);
-        }
+    for (region, _) in accepted.0.iter().filter(|(_, step)| *step == Step::Start) {
+        let replica = match known.replica(&ask.image, region) {
+            None => Replica::requested(now),
+            // `accept` starts a copy only where a request has a place.
+            Some(ended) => ended.apply(Event::Request, now).unwrap_or_else(|_| Replica::requested(now)),
+        };
+        rows.fence = rows.fence.max(replica.fence);
+        rows.replicas.push((ask.image.to_string(), region.to_string()));
+        known.set_replica(&ask.image, region, replica);
     }
-    let done = accepted.0.is_empty();
-    let state = if done { SynchronizationState::Succeeded } else { SynchronizationState::Running };
+    let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
     rows.synchronizations.push((
-        hex(ask.request_id),
+        ask.request_id.as_uuid().simple().to_string(),
         ask.image.to_string(),
         ask.principal.clone(),
         token.as_ref().map(|(_, token)| token.clone()),
-        targets,
+        asked,
+        targets.join(","),
+        targets.len(),
         ask.trace.as_ref().map(|t| t.parent.clone()),
         ask.trace.as_ref().and_then(|t| t.state.clone()),
-        state.as_str(),
-        now.as_millis(),
-        done.then_some(now.as_millis()),
+        SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending)).as_str(),
     ));
     if let Some(token) = token {
         known.tokens.insert(token, Repeated { request_id: ask.request_id, parameters });
@@ -178,26 +167,23 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
 
 impl Rows {
     /// Writes them.
-    pub async fn write(self, txn: &DatabaseTransaction) -> Result<()> {
-        const SYNCHRONIZATIONS: &str = "INSERT INTO synchronization (request_id, image_id, principal, client_token, targets, \
-            traceparent, tracestate, state, created_at, finished_at) \
+    pub async fn write(self, txn: &DatabaseTransaction, now: Timestamp) -> Result<()> {
+        const SYNCHRONIZATIONS: &str = "INSERT INTO synchronization (request_id, image_id, principal, client_token, asked, \
+            targets, open, traceparent, tracestate, state, created_at, finished_at) \
             SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, \
-            value ->> 7, value ->> 8, value ->> 9 FROM json_each(?)";
-        const TARGETS: &str = "INSERT INTO synchronization_target (request_id, region_id) \
-            SELECT unhex(value ->> 0), value ->> 1 FROM json_each(?)";
+            value ->> 7, value ->> 8, value ->> 9, ?2, iif(value ->> 6 = 0, ?2, NULL) FROM json_each(?1)";
         const REPLICAS: &str = "INSERT INTO replica (image_id, region_id, state, due_at, fence) \
-            SELECT value ->> 0, value ->> 1, 'PENDING', value ->> 2, value ->> 3 FROM json_each(?) WHERE true \
+            SELECT value ->> 0, value ->> 1, 'PENDING', ?2, ?3 FROM json_each(?1) WHERE true \
             ON CONFLICT (image_id, region_id) DO UPDATE SET state = excluded.state, due_at = excluded.due_at, \
             fence = excluded.fence, attempt = 0, faults = 0, lease_owner = NULL, bytes_total = 0, bytes_copied = 0, \
             bytes_skipped = 0, fault_kind = NULL, fault_message = NULL, started_at = NULL, finished_at = NULL";
+        let now = now.as_millis();
         if !self.synchronizations.is_empty() {
-            execute(txn, SYNCHRONIZATIONS, [json(&self.synchronizations)?.into()]).await?;
-        }
-        if !self.targets.is_empty() {
-            execute(txn, TARGETS, [json(&self.targets)?.into()]).await?;
+            execute(txn, SYNCHRONIZATIONS, [json(&self.synchronizations)?.into(), now.into()]).await?;
         }
         if !self.replicas.is_empty() {
-            execute(txn, REPLICAS, [json(&self.replicas)?.into()]).await?;
+            let fence = entity::signed(self.fence);
+            execute(txn, REPLICAS, [json(&self.replicas)?.into(), now.into(), fence.into()]).await?;
         }
         Ok(())
     }
@@ -206,10 +192,6 @@ impl Rows {
 /// What a repeated call must have in common with the first.
 fn parameters(image: &str, targets: &str) -> String {
     format!("{image} {targets}")
-}
-
-fn hex(id: RequestId) -> String {
-    id.as_uuid().simple().to_string()
 }
 
 fn parse(region: &str) -> Result<RegionId> {

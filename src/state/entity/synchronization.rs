@@ -12,8 +12,12 @@ pub struct Model {
     pub image_id: String,
     pub principal: String,
     pub client_token: Option<String>,
-    /// The targets in their canonical form: whether a repeated call has the same parameters.
+    /// The targets as they were asked for, in their canonical form: whether a repeated call has the same parameters.
+    pub asked: String,
+    /// The regions that it goes to, sorted, with commas between them.
     pub targets: String,
+    /// How many of them have not ended.
+    pub open: i64,
     pub traceparent: Option<String>,
     pub tracestate: Option<String>,
     pub state: String,

@@ -1,12 +1,12 @@
-//! The table `synchronization_target`: the regions of a synchronization. Until a target has ended, its replica's row tells
-//! how it stands; then the outcome is written here and stays, whatever becomes of the replica later.
+//! The table `synchronization_target`: how the regions of a synchronization ended. Until one has, it has no row and its replica
+//! tells how it stands; the outcome that is written here stays, whatever becomes of the replica later.
 
-use sea_orm::{ActiveValue::Set, entity::prelude::*};
+use sea_orm::entity::prelude::*;
 
 use super::{count, fault, parse, progress, signed};
 use crate::domain::{RegionView, Timestamp};
 
-/// One region of a synchronization.
+/// How one region of a synchronization ended.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "synchronization_target")]
 #[allow(missing_docs)]
@@ -15,8 +15,7 @@ pub struct Model {
     pub request_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
     pub region_id: String,
-    /// The terminal state; nothing before it is reached.
-    pub status: Option<String>,
+    pub status: String,
     pub attempt: i64,
     pub bytes_total: i64,
     pub bytes_copied: i64,
@@ -33,36 +32,36 @@ pub enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// What is written down when a target has ended.
-pub fn ended(view: &RegionView) -> ActiveModel {
-    let fault = view.fault.as_ref();
-    ActiveModel {
-        status: Set(Some(view.status.as_str().to_owned())),
-        attempt: Set(view.attempt.into()),
-        bytes_total: Set(signed(view.progress.total)),
-        bytes_copied: Set(signed(view.progress.copied)),
-        bytes_skipped: Set(signed(view.progress.skipped)),
-        fault_kind: Set(fault.map(|f| f.kind.as_str().to_owned())),
-        fault_message: Set(fault.map(|f| f.message.clone())),
-        started_at: Set(view.started_at.map(Timestamp::as_millis)),
-        finished_at: Set(view.finished_at.map(Timestamp::as_millis)),
-        ..Default::default()
-    }
-}
-
 impl Model {
-    /// How the target ended; nothing if it has not.
-    pub fn outcome(&self) -> Result<Option<RegionView>, DbErr> {
-        let Some(status) = &self.status else { return Ok(None) };
-        Ok(Some(RegionView {
+    /// The row of a region that has ended.
+    pub fn of(request_id: Uuid, view: &RegionView) -> Self {
+        let fault = view.fault.as_ref();
+        Self {
+            request_id,
+            region_id: view.region.to_string(),
+            status: view.status.as_str().to_owned(),
+            attempt: view.attempt.into(),
+            bytes_total: signed(view.progress.total),
+            bytes_copied: signed(view.progress.copied),
+            bytes_skipped: signed(view.progress.skipped),
+            fault_kind: fault.map(|f| f.kind.as_str().to_owned()),
+            fault_message: fault.map(|f| f.message.clone()),
+            started_at: view.started_at.map(Timestamp::as_millis),
+            finished_at: view.finished_at.map(Timestamp::as_millis),
+        }
+    }
+
+    /// How the region ended.
+    pub fn view(&self) -> Result<RegionView, DbErr> {
+        Ok(RegionView {
             region: parse("synchronization_target.region_id", &self.region_id)?,
-            status: parse("synchronization_target.status", status)?,
+            status: parse("synchronization_target.status", &self.status)?,
             progress: progress(self.bytes_total, self.bytes_copied, self.bytes_skipped),
             attempt: count(self.attempt),
             next_attempt_at: None,
             fault: fault(self.fault_kind.as_deref(), self.fault_message.as_deref())?,
             started_at: self.started_at.map(Timestamp::from_millis),
             finished_at: self.finished_at.map(Timestamp::from_millis),
-        }))
+        })
     }
 }
