@@ -7,10 +7,12 @@ use std::{env, io::IsTerminal as _, time::Duration};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
+    EnvFilter, Layer,
     filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
     layer::SubscriberExt as _,
+    registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
 
@@ -50,26 +52,18 @@ impl Telemetry {
             _ => EnvFilter::try_new(default_log)?,
         };
         // A line says everything by itself. Spans are for traces, and are not even made where nothing is exported.
-        let filter = filter.and(filter_fn(|metadata| metadata.is_event()));
+        let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
         let logs = tracing_subscriber::fmt::layer()
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr)
-            .with_filter(filter);
-        // This service's own spans, whatever is logged.
-        let traced = Targets::new().with_target("appferry", LevelFilter::INFO);
+            .with_filter(filter.and(events));
+        let registry = tracing_subscriber::registry().with(logs);
         let provider = if exports() { Some(provider()?) } else { None };
-        let traces = provider.as_ref().map(|provider| {
-            let layer = tracing_opentelemetry::layer()
-                .with_tracer(provider.tracer("appferry"))
-                .with_location(false)
-                .with_threads(false)
-                .with_tracked_inactivity(false)
-                // Nobody here asks OpenTelemetry for the span they are in; they ask `tracing`.
-                .with_context_activation(false)
-                .with_target(false);
-            layer.with_filter(traced.and(filter_fn(|metadata| metadata.is_span())))
-        });
-        tracing_subscriber::registry().with(logs).with(traces).try_init()?;
+        match &provider {
+            Some(provider) => registry.with(traces(provider)).try_init()?,
+            // Not a layer that is `None`: it would have every span of every library made, for nobody.
+            None => registry.try_init()?,
+        }
         Ok(Self(provider))
     }
 
@@ -80,6 +74,24 @@ impl Telemetry {
             tracing::warn!(%error, "the last spans could not be sent");
         }
     }
+}
+
+/// Exports this service's own spans, whatever is logged.
+fn traces<S>(provider: &SdkTracerProvider) -> impl Layer<S> + Send + Sync + use<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let own = Targets::new().with_target("appferry", LevelFilter::INFO);
+    let spans = filter_fn(|metadata| metadata.is_span()).with_max_level_hint(LevelFilter::INFO);
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("appferry"))
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        // Nobody here asks OpenTelemetry for the span they are in; they ask `tracing`.
+        .with_context_activation(false)
+        .with_target(false)
+        .with_filter(own.and(spans))
 }
 
 fn exports() -> bool {
