@@ -1,6 +1,6 @@
 //! The decision to accept a call: what it means for each region, or why it is refused.
 
-use super::{RegionId, Regions, Replica, State, Targets};
+use super::{RegionId, RegionStatus, Regions, Targets};
 
 /// How an image stands in a region before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,11 +16,11 @@ pub enum Standing {
 impl Standing {
     /// How a replica stands; `None` is one that nobody has asked for.
     #[must_use]
-    pub fn of(replica: Option<&Replica>) -> Self {
-        match replica.map(|r| &r.state) {
-            None | Some(State::Failed(_) | State::Canceled) => Self::Missing,
-            Some(State::Pending { .. } | State::Copying { .. }) => Self::Underway,
-            Some(State::Available) => Self::Available,
+    pub fn of(replica: Option<RegionStatus>) -> Self {
+        match replica {
+            None | Some(RegionStatus::Failed | RegionStatus::Canceled) => Self::Missing,
+            Some(RegionStatus::Pending | RegionStatus::Copying) => Self::Underway,
+            Some(RegionStatus::Available) => Self::Available,
         }
     }
 }

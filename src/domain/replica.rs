@@ -168,14 +168,18 @@ impl Replica {
         }
     }
 
+    /// A replica that has just been asked for, after one that ended with `fence`.
+    #[must_use]
+    pub fn requested_again(fence: u64, now: Timestamp) -> Self {
+        let anew = Self::requested(now);
+        Self { fence: anew.fence.max(fence + 1), ..anew }
+    }
+
     /// What becomes of the replica. Returns [`Stale`] and changes nothing where the event has no place.
     pub fn apply(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
         match (event, &self.state) {
             (Event::Request, State::Pending { .. } | State::Copying { .. }) => Ok(self.clone()),
-            (Event::Request, State::Failed(_) | State::Canceled) => {
-                let anew = Self::requested(now);
-                Ok(Self { fence: anew.fence.max(self.fence + 1), ..anew })
-            }
+            (Event::Request, State::Failed(_) | State::Canceled) => Ok(Self::requested_again(self.fence, now)),
             (Event::Claim { owner, lease }, _) if self.claimable(now) => Ok(Self {
                 state: State::Copying {
                     lease: Lease { owner, until: now.after(lease) },

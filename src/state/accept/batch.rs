@@ -2,17 +2,16 @@
 //!
 //! Each statement takes the whole group as one JSON array, so that its text never changes and it is prepared once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt::Display, str::FromStr};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, Statement};
-use serde::Serialize;
-use uuid::Uuid;
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, Statement};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{super::connection::execute, Ask};
 use crate::{
     domain::{
-        Event, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
-        SynchronizationState, Timestamp, accept,
+        ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step, SynchronizationState,
+        Timestamp, accept,
     },
     state::{Error, Result, entity},
 };
@@ -21,8 +20,15 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Known {
     homes: HashMap<String, RegionId>,
-    replicas: HashMap<String, Vec<(RegionId, Replica)>>,
+    replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
     tokens: HashMap<(String, String), Repeated>,
+}
+
+/// What a call finds of a replica.
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    status: RegionStatus,
+    fence: u64,
 }
 
 /// An earlier call with the same token.
@@ -32,65 +38,63 @@ struct Repeated {
     parameters: String,
 }
 
+/// The answer to everything that is asked of the database about a group, each list as one JSON array: a row for every entry
+/// would have to be handed from the database's thread to this one.
 #[derive(FromQueryResult)]
-struct HomeRow {
-    id: String,
-    home_region: String,
-}
-
-#[derive(FromQueryResult)]
-struct TokenRow {
-    principal: String,
-    client_token: String,
-    request_id: Uuid,
-    image_id: String,
-    asked: String,
+struct Answer {
+    homes: String,
+    replicas: String,
+    tokens: String,
 }
 
 impl Known {
     /// Reads what the group needs.
     pub async fn read(txn: &DatabaseTransaction, asks: &[Ask]) -> Result<Self> {
-        let mut known = Self::default();
+        const READ: &str = "SELECT \
+            (SELECT json_group_array(json_array(image.id, image.home_region)) \
+             FROM (SELECT DISTINCT value FROM json_each(?1)) AS wanted CROSS JOIN image ON image.id = wanted.value) AS homes, \
+            (SELECT json_group_array(json_array(replica.image_id, replica.region_id, replica.state, replica.fence)) \
+             FROM (SELECT DISTINCT value FROM json_each(?1)) AS wanted CROSS JOIN replica ON replica.image_id = wanted.value) \
+             AS replicas, \
+            (SELECT json_group_array(json_array(s.principal, s.client_token, hex(s.request_id), s.image_id, s.asked)) \
+             FROM json_each(?2) AS wanted CROSS JOIN synchronization AS s \
+             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens";
         let images: Vec<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
-        let images = json(&images)?;
-        let select =
-            |sql: &str, values: &str| Statement::from_sql_and_values(txn.get_database_backend(), sql, [values.into()]);
-
-        let homes = "SELECT image.id, image.home_region FROM json_each(?) AS wanted CROSS JOIN image ON image.id = wanted.value";
-        for row in HomeRow::find_by_statement(select(homes, &images)).all(txn).await? {
-            known.homes.insert(row.id, parse(&row.home_region)?);
-        }
-        let replicas = "SELECT replica.* FROM (SELECT DISTINCT value FROM json_each(?)) AS wanted \
-                        CROSS JOIN replica ON replica.image_id = wanted.value";
-        for row in entity::replica::Model::find_by_statement(select(replicas, &images)).all(txn).await? {
-            let entry = (parse(&row.region_id)?, row.replica()?);
-            known.replicas.entry(row.image_id).or_default().push(entry);
-        }
         let tokens: Vec<_> = asks
             .iter()
             .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
             .collect();
-        if !tokens.is_empty() {
-            let sql = "SELECT s.principal, s.client_token, s.request_id, s.image_id, s.asked FROM json_each(?) AS wanted \
-                       CROSS JOIN synchronization AS s ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1";
-            for row in TokenRow::find_by_statement(select(sql, &json(&tokens)?)).all(txn).await? {
-                let parameters = parameters(&row.image_id, &row.asked);
-                let repeated = Repeated { request_id: row.request_id.into(), parameters };
-                known.tokens.insert((row.principal, row.client_token), repeated);
-            }
+        let values = [json(&images)?.into(), json(&tokens)?.into()];
+        let statement = Statement::from_sql_and_values(txn.get_database_backend(), READ, values);
+        let answer = Answer::find_by_statement(statement).one(txn).await?;
+        let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
+
+        let mut known = Self::default();
+        for (image, home) in from_json::<(String, String)>(&answer.homes)? {
+            known.homes.insert(image, parse(&home)?);
+        }
+        for (image, region, status, fence) in from_json::<(String, String, String, u64)>(&answer.replicas)? {
+            let ahead = Ahead { status: parse(&status)?, fence };
+            known.replicas.entry(image).or_default().push((parse(&region)?, ahead));
+        }
+        for (principal, token, request_id, image, asked) in
+            from_json::<(String, String, String, String, String)>(&answer.tokens)?
+        {
+            let repeated = Repeated { request_id: parse(&request_id)?, parameters: parameters(&image, &asked) };
+            known.tokens.insert((principal, token), repeated);
         }
         Ok(known)
     }
 
-    fn replica(&self, image: &ImageId, region: &RegionId) -> Option<&Replica> {
-        self.replicas.get(image.as_str())?.iter().find(|(r, _)| r == region).map(|(_, replica)| replica)
+    fn replica(&self, image: &ImageId, region: &RegionId) -> Option<Ahead> {
+        self.replicas.get(image.as_str())?.iter().find(|(r, _)| r == region).map(|(_, ahead)| *ahead)
     }
 
-    fn set_replica(&mut self, image: &ImageId, region: &RegionId, replica: Replica) {
+    fn set_replica(&mut self, image: &ImageId, region: &RegionId, ahead: Ahead) {
         let of_image = self.replicas.entry(image.to_string()).or_default();
         match of_image.iter_mut().find(|(r, _)| r == region) {
-            Some((_, known)) => *known = replica,
-            None => of_image.push((region.clone(), replica)),
+            Some((_, known)) => *known = ahead,
+            None => of_image.push((region.clone(), ahead)),
         }
     }
 }
@@ -130,7 +134,7 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
         };
     }
     let home = known.homes.get(ask.image.as_str());
-    let standing = |region: &RegionId| Standing::of(known.replica(&ask.image, region));
+    let standing = |region: &RegionId| Standing::of(known.replica(&ask.image, region).map(|r| r.status));
     let accepted = accept(&ask.targets, regions, home, standing).map_err(|refusal| match refusal {
         Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
@@ -139,12 +143,11 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
     for (region, _) in accepted.0.iter().filter(|(_, step)| *step == Step::Start) {
         let replica = match known.replica(&ask.image, region) {
             None => Replica::requested(now),
-            // `accept` starts a copy only where a request has a place.
-            Some(ended) => ended.apply(Event::Request, now).unwrap_or_else(|_| Replica::requested(now)),
+            Some(ended) => Replica::requested_again(ended.fence, now),
         };
         rows.fence = rows.fence.max(replica.fence);
         rows.replicas.push((ask.image.to_string(), region.to_string()));
-        known.set_replica(&ask.image, region, replica);
+        known.set_replica(&ask.image, region, Ahead { status: replica.status(), fence: replica.fence });
     }
     let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
     rows.synchronizations.push((
@@ -194,10 +197,14 @@ fn parameters(image: &str, targets: &str) -> String {
     format!("{image} {targets}")
 }
 
-fn parse(region: &str) -> Result<RegionId> {
-    Ok(region.parse().map_err(|error| sea_orm::DbErr::Type(format!("{region:?} is no region id: {error}")))?)
+fn parse<T: FromStr<Err: Display>>(text: &str) -> Result<T> {
+    Ok(text.parse().map_err(|error| DbErr::Type(format!("the database holds {text:?}: {error}")))?)
 }
 
 fn json(rows: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string(rows).map_err(|error| sea_orm::DbErr::Json(error.to_string()))?)
+    Ok(serde_json::to_string(rows).map_err(|error| DbErr::Json(error.to_string()))?)
+}
+
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
+    Ok(serde_json::from_str(text).map_err(|error| DbErr::Json(error.to_string()))?)
 }
