@@ -29,13 +29,14 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// The index of what is due holds the replicas that wait or are copied, and no others: it stays small whatever has been
-/// finished.
-const INDEXES: [&str; 5] = [
+/// The indexes of what is due, of what runs and of what went wrong hold those rows and no others: they stay small whatever has
+/// been finished, and accepting a call pays for none that it is not in.
+const INDEXES: [&str; 6] = [
     "CREATE INDEX replica_due ON replica (due_at) WHERE due_at IS NOT NULL",
     "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
-    "CREATE INDEX synchronization_in_state ON synchronization (state, request_id)",
-    "CREATE INDEX synchronization_running ON synchronization (image_id) WHERE state = 'RUNNING'",
+    "CREATE INDEX synchronization_running ON synchronization (image_id, request_id) WHERE state = 'RUNNING'",
+    "CREATE INDEX synchronization_failed ON synchronization (request_id) WHERE state = 'FAILED'",
+    "CREATE INDEX synchronization_canceled ON synchronization (request_id) WHERE state = 'CANCELED'",
     "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token) WHERE client_token IS NOT NULL",
 ];
 

@@ -10,6 +10,7 @@ use super::{
     Code, ErrorRows,
     v1::{self, CommonErrorCode, ErrorCode},
 };
+use crate::domain::RequestId;
 
 /// The `domain` of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "appferry";
@@ -73,7 +74,7 @@ impl Failure {
 
     /// The contract's `ErrorDetail` of it.
     #[must_use]
-    pub fn detail(&self, rows: &ErrorRows, request_id: &str) -> v1::ErrorDetail {
+    pub fn detail(&self, rows: &ErrorRows, request_id: RequestId) -> v1::ErrorDetail {
         let row = rows.row(self.code);
         v1::ErrorDetail {
             reason: Some(match self.code {
@@ -82,14 +83,14 @@ impl Failure {
             }),
             http_status: row.http_status,
             message: row.message(&self.cause),
-            request_id: request_id.to_owned(),
+            request_id: request_id.to_string(),
             region_ids: self.regions.clone(),
         }
     }
 
     /// The reply: `google.rpc.Status` with every detail that the contract promises.
     #[must_use]
-    pub fn status(&self, rows: &ErrorRows, request_id: &str) -> Status {
+    pub fn status(&self, rows: &ErrorRows, request_id: RequestId) -> Status {
         let row = rows.row(self.code);
         let detail = self.detail(rows, request_id);
         let message = detail.message.clone();
@@ -104,7 +105,7 @@ impl Failure {
             ),
             any(
                 "google.rpc.RequestInfo",
-                &pb::RequestInfo { request_id: request_id.to_owned(), serving_data: String::new() },
+                &pb::RequestInfo { request_id: request_id.to_string(), serving_data: String::new() },
             ),
             any("appferry.v1.ErrorDetail", &detail),
         ];

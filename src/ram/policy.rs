@@ -1,6 +1,6 @@
 //! Policy documents and their evaluation: an explicit Deny wins, then an Allow, else it is denied (RAM, "Policy evaluation").
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use serde::Deserialize;
 
@@ -167,6 +167,16 @@ pub enum Decision {
     Denied(StatementRef),
     /// No statement applies.
     NotAllowed,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allowed(by) => write!(f, "Statement[{}] of {} allows it", by.statement, by.policy),
+            Self::Denied(by) => write!(f, "Statement[{}] of {} denies it", by.statement, by.policy),
+            Self::NotAllowed => f.write_str("no statement allows it"),
+        }
+    }
 }
 
 /// The policies of a principal.

@@ -6,7 +6,7 @@ use futures_util::{Stream, stream};
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tokio_util::sync::CancellationToken;
-use tonic::{Extensions, Request, Response, Status, async_trait, metadata::MetadataMap};
+use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -16,7 +16,7 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, app_sync_service_server::AppSyncService},
     },
-    domain::{RequestId, Synchronization},
+    domain::Synchronization,
     state::{Ask, Filter, Snapshots, State, TraceContext},
 };
 
@@ -36,8 +36,8 @@ impl AppSync {
         Self { state: parts.state.clone(), contract: Arc::clone(&parts.contract), stop: parts.stop.clone() }
     }
 
-    fn refuse(&self, extensions: &Extensions, failure: impl Into<Failure>) -> Status {
-        wire::refuse(&self.contract, extensions, &failure.into())
+    fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
+        wire::refuse(&self.contract, permit, &failure.into())
     }
 
     fn wire(&self, synchronization: &Synchronization) -> v1::Synchronization {
@@ -47,7 +47,6 @@ impl AppSync {
     /// Reads a call: everything that can be wrong with it by itself.
     fn read(&self, request: Request<v1::SynchronizeAppRequest>, permit: &Permit) -> Result<Ask, Failure> {
         let trace = trace(request.metadata());
-        let request_id = request.extensions().get().copied().unwrap_or_else(RequestId::generate);
         let body = request.into_inner();
         let targets = self.state.regions().parse_targets(&body.target_region_ids).map_err(|error| {
             Failure::invalid(Violation { field: "target_region_ids", description: error.to_string() })
@@ -57,7 +56,7 @@ impl AppSync {
             token => Some(wire::id("client_token", token)?),
         };
         let ask = Ask {
-            request_id,
+            request_id: permit.request_id(),
             image: wire::id("app_id", &body.app_id)?,
             targets,
             principal: permit.principal().to_string(),
@@ -87,7 +86,7 @@ struct Watching {
     snapshots: Snapshots,
     contract: Arc<Contract>,
     stop: CancellationToken,
-    extensions: Extensions,
+    permit: Permit,
     next: Next,
 }
 
@@ -116,7 +115,7 @@ impl Watching {
         if !there {
             self.next = Next::Nothing;
             let failure = Failure::unavailable("The service is shutting down; watch again", RETRY_AFTER);
-            let status = wire::refuse(&self.contract, &self.extensions, &failure);
+            let status = wire::refuse(&self.contract, &self.permit, &failure);
             return Some((Err(status), self));
         }
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
@@ -135,9 +134,8 @@ impl AppSyncService for AppSync {
         request: Request<v1::SynchronizeAppRequest>,
     ) -> Result<Response<v1::SynchronizeAppResponse>, Status> {
         let permit = Permit::of(&request)?;
-        let extensions = request.extensions().clone();
-        let ask = self.read(request, &permit).map_err(|failure| self.refuse(&extensions, failure))?;
-        let id = self.state.accept(ask).await.map_err(|error| self.refuse(&extensions, error))?;
+        let ask = self.read(request, &permit).map_err(|failure| self.refuse(&permit, failure))?;
+        let id = self.state.accept(ask).await.map_err(|error| self.refuse(&permit, error))?;
         Ok(Response::new(v1::SynchronizeAppResponse { request_id: id.to_string() }))
     }
 
@@ -145,13 +143,13 @@ impl AppSyncService for AppSync {
         &self,
         request: Request<v1::GetSynchronizationRequest>,
     ) -> Result<Response<v1::GetSynchronizationResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
             Ok::<_, Failure>(self.state.synchronization_get(id).await?)
         };
-        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::GetSynchronizationResponse { synchronization: Some(self.wire(&found)) }))
     }
 
@@ -159,8 +157,8 @@ impl AppSyncService for AppSync {
         &self,
         request: Request<v1::ListSynchronizationsRequest>,
     ) -> Result<Response<v1::ListSynchronizationsResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let image = match body.app_id.as_str() {
                 "" => None,
@@ -170,7 +168,7 @@ impl AppSyncService for AppSync {
             let before = page::after(&body.page_token)?;
             Ok::<_, Failure>(self.state.synchronization_list(&filter, before, page::size(body.page_size)?).await?)
         };
-        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         let last = found.synchronizations.last().filter(|_| found.more);
         Ok(Response::new(v1::ListSynchronizationsResponse {
             next_page_token: last.map(|s| page::token(&s.request_id)).unwrap_or_default(),
@@ -184,18 +182,18 @@ impl AppSyncService for AppSync {
         &self,
         request: Request<v1::WatchSynchronizationRequest>,
     ) -> Result<Response<Watch>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
             Ok::<_, Failure>(self.state.synchronization_watch(id).await?)
         };
-        let snapshots = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let snapshots = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         let watch = Watching {
             snapshots,
             contract: Arc::clone(&self.contract),
             stop: self.stop.clone(),
-            extensions,
+            permit,
             next: Next::First,
         };
         Ok(Response::new(Box::pin(stream::unfold(watch, Watching::next))))
@@ -205,13 +203,13 @@ impl AppSyncService for AppSync {
         &self,
         request: Request<v1::CancelSynchronizationRequest>,
     ) -> Result<Response<v1::CancelSynchronizationResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
             Ok::<_, Failure>(self.state.synchronization_cancel(id).await?)
         };
-        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::CancelSynchronizationResponse { synchronization: Some(self.wire(&found)) }))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tonic::{Extensions, Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
 
 use super::{Parts, page, permit::Permit, wire};
@@ -39,8 +39,8 @@ impl Images {
         }
     }
 
-    fn refuse(&self, extensions: &Extensions, failure: impl Into<Failure>) -> Status {
-        wire::refuse(&self.contract, extensions, &failure.into())
+    fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
+        wire::refuse(&self.contract, permit, &failure.into())
     }
 
     async fn add(&self, body: v1::AddImageRequest) -> Result<ImageId, Failure> {
@@ -115,20 +115,20 @@ fn spec(image_type: i32, spec: Option<add_image_request::ImageSpec>) -> Result<(
 #[async_trait]
 impl ImageService for Images {
     async fn add_image(&self, request: Request<v1::AddImageRequest>) -> Result<Response<v1::AddImageResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
-        let id = self.add(body).await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
+        let id = self.add(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::AddImageResponse { image_id: id.to_string() }))
     }
 
     async fn get_image(&self, request: Request<v1::GetImageRequest>) -> Result<Response<v1::GetImageResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let id: ImageId = wire::id("image_id", &body.image_id)?;
             Ok::<_, Failure>(self.state.image_get(&id).await?)
         };
-        let (image, replicas) = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let (image, replicas) = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         let image = Some(wire::image(&image, &replicas, self.state.regions()));
         Ok(Response::new(v1::GetImageResponse { image }))
     }
@@ -137,13 +137,13 @@ impl ImageService for Images {
         &self,
         request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let after: Option<ImageId> = page::after(&body.page_token)?;
             Ok::<_, Failure>(self.state.image_list(after.as_ref(), page::size(body.page_size)?).await?)
         };
-        let found = answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         let last = found.images.last().filter(|_| found.more);
         let regions = self.state.regions();
         Ok(Response::new(v1::ListImagesResponse {
@@ -156,13 +156,13 @@ impl ImageService for Images {
         &self,
         request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
-        Permit::of(&request)?;
-        let (_, extensions, body) = request.into_parts();
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
         let answer = async {
             let id: ImageId = wire::id("image_id", &body.image_id)?;
             Ok::<_, Failure>(self.state.image_remove(&id).await?)
         };
-        answer.await.map_err(|failure| self.refuse(&extensions, failure))?;
+        answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 

@@ -3,9 +3,9 @@
 use std::{str::FromStr, time::Duration};
 
 use prost_types::Timestamp as WireTime;
-use tonic::{Extensions, Status};
+use tonic::Status;
 
-use super::RETRY_AFTER;
+use super::{RETRY_AFTER, permit::Permit};
 use crate::{
     contract::{
         Contract, ErrorRows, Failure, Violation,
@@ -36,10 +36,9 @@ pub fn text(field: &'static str, value: String, most: usize, required: bool) -> 
     Err(Failure::invalid(Violation { field, description }))
 }
 
-/// Answers with a failure in the contract's form.
-pub fn refuse(contract: &Contract, extensions: &Extensions, failure: &Failure) -> Status {
-    let request_id = extensions.get::<RequestId>().map(ToString::to_string).unwrap_or_default();
-    failure.status(&contract.errors, &request_id)
+/// Answers a call with a failure in the contract's form.
+pub fn refuse(contract: &Contract, permit: &Permit, failure: &Failure) -> Status {
+    failure.status(&contract.errors, permit.request_id())
 }
 
 impl From<Error> for Failure {
@@ -107,7 +106,7 @@ pub fn region_state(status: RegionStatus) -> v1::RegionState {
     }
 }
 
-fn fault(fault: &Fault, region: &RegionId, request_id: &str, rows: &ErrorRows) -> v1::ErrorDetail {
+fn fault(fault: &Fault, region: &RegionId, request_id: RequestId, rows: &ErrorRows) -> v1::ErrorDetail {
     let code = match fault.kind {
         FaultKind::Store => ErrorCode::ServiceApiError,
         FaultKind::Ecs => ErrorCode::EcsError,
@@ -120,7 +119,6 @@ fn fault(fault: &Fault, region: &RegionId, request_id: &str, rows: &ErrorRows) -
 
 /// A synchronization as the contract has it.
 pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchronization {
-    let request_id = from.request_id.to_string();
     let state = match from.state {
         SynchronizationState::Running => v1::SynchronizationState::Running,
         SynchronizationState::Succeeded => v1::SynchronizationState::Succeeded,
@@ -135,7 +133,7 @@ pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchron
         bytes_skipped: bytes(view.progress.skipped),
         attempt: i32::try_from(view.attempt).unwrap_or(i32::MAX),
         next_attempt_time: view.next_attempt_at.map(time),
-        error: view.fault.as_ref().map(|f| fault(f, &view.region, &request_id, rows)),
+        error: view.fault.as_ref().map(|f| fault(f, &view.region, from.request_id, rows)),
         start_time: view.started_at.map(time),
         finish_time: view.finished_at.map(time),
     };
@@ -146,7 +144,7 @@ pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchron
         create_time: Some(time(from.created_at)),
         finish_time: from.finished_at.map(time),
         regions: from.regions.iter().map(region).collect(),
-        request_id,
+        request_id: from.request_id.to_string(),
     }
 }
 

@@ -85,7 +85,7 @@ async fn connect(settings: &Settings, connections: u32) -> Result<DatabaseConnec
                 .pragma("synchronous", "FULL")
                 // A group of calls writes many pages; to fold them back after each would write everything twice at once.
                 .pragma("wal_autocheckpoint", "16384")
-                .pragma("cache_size", "-65536")
+                .pragma("cache_size", "-16384")
                 .pragma("temp_store", "MEMORY")
         });
     Ok(Database::connect(options).await?)

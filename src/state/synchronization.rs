@@ -59,7 +59,7 @@ impl State {
         let db = &self.0.read;
         let query = sync::Entity::find()
             .apply_if(filter.image.as_ref(), |q, image| q.filter(sync::Column::ImageId.eq(image.as_str())))
-            .apply_if(filter.state, |q, state| q.filter(sync::Column::State.eq(state.as_str())))
+            .apply_if(filter.state, |q, state| q.filter(in_state(state)))
             .apply_if(before, |q, before| q.filter(sync::Column::RequestId.lt(before.as_uuid())))
             .order_by_desc(sync::Column::RequestId)
             .limit(limit + 1);
@@ -134,7 +134,7 @@ async fn waiting(txn: &DatabaseTransaction, image: &ImageId, region: &RegionId) 
         .select_only()
         .columns([sync::Column::RequestId, sync::Column::Targets, sync::Column::Traceparent, sync::Column::Tracestate])
         .filter(sync::Column::ImageId.eq(image.as_str()))
-        .filter(sync::Column::State.eq(SynchronizationState::Running.as_str()))
+        .filter(in_state(SynchronizationState::Running))
         .filter(sync::Column::RequestId.not_in_subquery(ended))
         .order_by_asc(sync::Column::RequestId)
         .into_tuple()
@@ -222,12 +222,18 @@ pub(super) async fn traces(
     Ok(waiting.into_iter().filter_map(|w| w.trace).take(most).collect())
 }
 
+/// Whether a synchronization is in a state. The state stands in the text of the statement: by a value that is bound later, no
+/// index of the rows in one state can be chosen.
+fn in_state(state: SynchronizationState) -> Expr {
+    Expr::cust(format!("synchronization.state = '{}'", state.as_str()))
+}
+
 fn running_of(image: &ImageId) -> sea_orm::sea_query::SelectStatement {
     Query::select()
         .column(sync::Column::RequestId)
         .from(sync::Entity)
         .and_where(Expr::col(sync::Column::ImageId).eq(image.as_str()))
-        .and_where(Expr::col(sync::Column::State).eq(SynchronizationState::Running.as_str()))
+        .and_where(in_state(SynchronizationState::Running))
         .take()
 }
 

@@ -70,8 +70,8 @@ where
                 Either::Left(self.inner.call(request))
             }
             Err(failure) => {
-                tracing::info!(request_id = request_id(&request), "a call without a valid credential was refused");
-                Either::Right(ready(Ok(refuse(&failure, &self.layer.contract, &request_id(&request)))))
+                tracing::info!(request_id = %request_id(&request), "a call without a valid credential was refused");
+                Either::Right(ready(Ok(refuse(&failure, &self.layer.contract, request_id(&request)))))
             }
         }
     }

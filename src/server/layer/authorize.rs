@@ -22,6 +22,7 @@ use crate::{
         Contract, Failure, Resource, Violation,
         v1::CommonErrorCode::{InternalError, InvalidActionNotFound, NoPermission},
     },
+    domain::RequestId,
     ram::{ALL_RESOURCES, Decision},
     server::{Identity, permit::Permit},
 };
@@ -77,7 +78,7 @@ where
                     request.extensions_mut().insert(permit);
                     inner.call(request).await
                 }
-                Err(refusal) => refusal.answer(&contract, &request_id(&request)),
+                Err(refusal) => refusal.answer(&contract, request_id(&request)),
             }
         })
     }
@@ -90,7 +91,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn answer(self, contract: &Contract, request_id: &str) -> Answer {
+    fn answer(self, contract: &Contract, request_id: RequestId) -> Answer {
         Ok(match self {
             Self::Failure(failure) => refuse(&failure, contract, request_id),
             Self::Status(status) => status.into_http(),
@@ -116,27 +117,20 @@ async fn authorize(contract: &Contract, request: &mut Request<Body>) -> Result<P
             only_message(&message).and_then(|message| template.fill(message)).ok_or_else(malformed)?
         }
     };
-    let principal = &identity.principal;
-    let decision = identity.policies.decide(&row.action, &resource);
-    let (allowed, policy) = match &decision {
-        Decision::Allowed(statement) => (true, Some(statement)),
-        Decision::Denied(statement) => (false, Some(statement)),
-        Decision::NotAllowed => (false, None),
-    };
-    Span::current().record("appferry.decision", if allowed { "allow" } else { "deny" });
+    let Identity { principal, policies } = &*identity;
+    let decision = policies.decide(&row.action, &resource);
+    let (allowed, word) = if matches!(decision, Decision::Allowed(_)) { (true, "allow") } else { (false, "deny") };
     let request_id = request_id(request);
-    let policy = policy.map(|p| format!("{}[{}]", p.policy, p.statement)).unwrap_or_default();
+    Span::current().record("appferry.decision", word);
+    tracing::info!(
+        target: "appferry::audit",
+        %request_id, %principal, action = row.action, resource, decision = word, statement = %decision,
+    );
     if allowed {
-        tracing::info!(target: "appferry::audit", %request_id, %principal, action = row.action, resource, policy, decision = "allow");
-        return Ok(Permit::grant(principal.clone()));
+        return Ok(Permit::grant(request_id, principal.clone()));
     }
-    tracing::info!(target: "appferry::audit", %request_id, %principal, action = row.action, resource, policy, decision = "deny");
-    let on = if resource == ALL_RESOURCES { "all resources (*)".to_owned() } else { resource };
-    let why = match decision {
-        Decision::Denied(_) => "a statement denies it",
-        _ => "no statement allows it",
-    };
-    let cause = format!("{principal} may not perform {} on {on}: {why}", row.action);
+    let on = if resource == ALL_RESOURCES { "all resources (*)" } else { &resource };
+    let cause = format!("{principal} may not perform {} on {on}: {decision}", row.action);
     Err(Refusal::Failure(Failure::new(NoPermission, cause)))
 }
 

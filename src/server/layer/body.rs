@@ -15,6 +15,7 @@ use tower::{Layer, Service};
 
 use super::request_id;
 use crate::contract::{Contract, Failure, Violation};
+use crate::domain::RequestId;
 
 /// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
@@ -76,7 +77,7 @@ pin_project! {
         inner: Body,
         left: usize,
         most: usize,
-        request_id: String,
+        request_id: RequestId,
         contract: Arc<Contract>,
     }
 }
@@ -96,7 +97,7 @@ impl HttpBody for LimitedBody {
                 None => {
                     let description = format!("it is larger than {} bytes", this.most);
                     let failure = Failure::invalid(Violation { field: "the request", description });
-                    return Poll::Ready(Some(Err(failure.status(&this.contract.errors, this.request_id))));
+                    return Poll::Ready(Some(Err(failure.status(&this.contract.errors, *this.request_id))));
                 }
             }
         }

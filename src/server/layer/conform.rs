@@ -15,6 +15,7 @@ use tower::{Layer, Service};
 
 use super::{Answer, refuse, request_id};
 use crate::contract::{Contract, Failure, Violation, v1::CommonErrorCode};
+use crate::domain::RequestId;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -78,7 +79,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        request_id: String,
+        request_id: RequestId,
         contract: Arc<Contract>,
     }
 }
@@ -89,7 +90,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let this = self.project();
         let Ok(response) = ready!(this.inner.poll(cx));
-        let conforming = failure(&response).map(|failure| refuse(&failure, this.contract, this.request_id));
+        let conforming = failure(&response).map(|failure| refuse(&failure, this.contract, *this.request_id));
         Poll::Ready(Ok(conforming.unwrap_or(response)))
     }
 }

@@ -18,6 +18,7 @@ use tower::{Layer, Service};
 
 use super::{Answer, refuse, request_id};
 use crate::contract::{Contract, Failure};
+use crate::domain::RequestId;
 
 /// The header by which a caller bounds its call (gRPC over HTTP/2, "Timeout").
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -116,7 +117,7 @@ fn parse(headers: &HeaderMap) -> Option<Duration> {
 #[derive(Debug)]
 struct Expiry {
     allowed: Duration,
-    request_id: String,
+    request_id: RequestId,
     contract: Arc<Contract>,
 }
 
@@ -126,7 +127,7 @@ impl Expiry {
     }
 
     fn status(&self) -> Status {
-        self.failure().status(&self.contract.errors, &self.request_id)
+        self.failure().status(&self.contract.errors, self.request_id)
     }
 }
 
@@ -160,7 +161,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
         if this.sleep.poll(cx).is_ready()
             && let Some(expiry) = this.expiry.take()
         {
-            return Poll::Ready(Ok(refuse(&expiry.failure(), &expiry.contract, &expiry.request_id)));
+            return Poll::Ready(Ok(refuse(&expiry.failure(), &expiry.contract, expiry.request_id)));
         }
         Poll::Pending
     }

@@ -36,12 +36,12 @@ type Answer = Result<Response<Body>, Infallible>;
 /// A service's answer that takes its time.
 type BoxFuture = std::pin::Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-/// The id of a call, as the contract writes it; empty before it has one.
-fn request_id<B>(request: &Request<B>) -> String {
-    request.extensions().get::<RequestId>().map(ToString::to_string).unwrap_or_default()
+/// The id of a call. One that came another way than through [`RequestIdLayer`] gets its id here.
+fn request_id<B>(request: &Request<B>) -> RequestId {
+    request.extensions().get().copied().unwrap_or_else(RequestId::generate)
 }
 
 /// A failure as the whole answer.
-fn refuse(failure: &Failure, contract: &Contract, request_id: &str) -> Response<Body> {
+fn refuse(failure: &Failure, contract: &Contract, request_id: RequestId) -> Response<Body> {
     failure.status(&contract.errors, request_id).into_http()
 }

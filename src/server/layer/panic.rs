@@ -14,7 +14,10 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{Answer, refuse, request_id};
-use crate::contract::{Contract, Failure, v1::CommonErrorCode};
+use crate::{
+    contract::{Contract, Failure, v1::CommonErrorCode},
+    domain::RequestId,
+};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -65,7 +68,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: CatchUnwind<AssertUnwindSafe<F>>,
-        request_id: String,
+        request_id: RequestId,
         contract: Arc<Contract>,
     }
 }
@@ -78,7 +81,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
         Poll::Ready(ready!(this.inner.poll(cx)).unwrap_or_else(|_| {
             tracing::error!(request_id = %this.request_id, "a handler panicked");
             let failure = Failure::new(CommonErrorCode::InternalError, "");
-            Ok(refuse(&failure, this.contract, this.request_id))
+            Ok(refuse(&failure, this.contract, *this.request_id))
         }))
     }
 }

@@ -15,6 +15,7 @@ use tower::{BoxError, Layer, Service, load_shed::error::Overloaded};
 use super::{Answer, refuse, request_id};
 use crate::{
     contract::{Contract, Failure, v1::CommonErrorCode},
+    domain::RequestId,
     server::RETRY_AFTER,
 };
 
@@ -68,7 +69,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        request_id: String,
+        request_id: RequestId,
         contract: Arc<Contract>,
     }
 }
@@ -85,7 +86,7 @@ impl<F: Future<Output = Result<Response<Body>, BoxError>>> Future for ResponseFu
                 tracing::error!(%error, "the stack failed");
                 Failure::new(CommonErrorCode::InternalError, "")
             };
-            refuse(&failure, this.contract, this.request_id)
+            refuse(&failure, this.contract, *this.request_id)
         })))
     }
 }
