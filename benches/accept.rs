@@ -47,8 +47,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 256;
-const ROUNDS: usize = 3;
-const CALLS: usize = 60_000;
+const ROUNDS: usize = 10;
+const CALLS: usize = 20_000;
 const WARM_UP: usize = 10_000;
 const TOKEN: &str = "bench";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";

@@ -108,7 +108,7 @@ async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<Reque
         let known = batch::Known::read(&txn, asks).await?;
         let now = state.0.clock.now();
         let (answers, rows) = batch::decide(asks, known, &state.0.regions, now);
-        rows.write(&txn, now).await?;
+        rows.write(&txn).await?;
         txn.commit().await?;
         state.0.due.raise();
         state.0.changed.raise();

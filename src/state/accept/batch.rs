@@ -1,17 +1,17 @@
 //! One group of calls: what must be known to decide about them, the decisions, and the rows that come of them.
 //!
-//! Each statement takes the whole group as one JSON array, so that its text never changes and it is prepared once.
+//! A group is one question to the database and two statements that write, however many calls it has.
 
 use std::{collections::HashMap, fmt::Display, str::FromStr};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{super::connection::execute, Ask};
 use crate::{
     domain::{
-        ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step, SynchronizationState,
-        Timestamp, accept,
+        ClientToken, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
+        SynchronizationState, Timestamp, accept,
     },
     state::{Error, Result, entity},
 };
@@ -99,21 +99,12 @@ impl Known {
     }
 }
 
-/// The rows that a group of calls writes. What they have in common is bound once.
+/// The rows that a group of calls writes.
 #[derive(Debug, Default)]
 pub struct Rows {
-    synchronizations: Vec<SynchronizationRow>,
-    replicas: Vec<ReplicaRow>,
-    /// Above every fence that one of the replicas had before.
-    fence: u64,
+    synchronizations: Vec<[Value; 12]>,
+    replicas: Vec<[Value; 4]>,
 }
-
-/// request id, image, principal, token, asked, targets, open, traceparent, tracestate, state
-type SynchronizationRow =
-    (String, String, String, Option<String>, String, String, usize, Option<String>, Option<String>, &'static str);
-
-/// image, region
-type ReplicaRow = (String, String);
 
 /// Decides about the calls in their order; each sees what those before it have started.
 pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Rows) {
@@ -145,23 +136,27 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
             None => Replica::requested(now),
             Some(ended) => Replica::requested_again(ended.fence, now),
         };
-        rows.fence = rows.fence.max(replica.fence);
-        rows.replicas.push((ask.image.to_string(), region.to_string()));
+        let (due, fence) = (now.as_millis(), entity::signed(replica.fence));
+        rows.replicas.push([ask.image.as_str().into(), region.as_str().into(), due.into(), fence.into()]);
         known.set_replica(&ask.image, region, Ahead { status: replica.status(), fence: replica.fence });
     }
     let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
-    rows.synchronizations.push((
-        ask.request_id.as_uuid().simple().to_string(),
-        ask.image.to_string(),
-        ask.principal.clone(),
-        token.as_ref().map(|(_, token)| token.clone()),
-        asked,
-        targets.join(","),
-        targets.len(),
-        ask.trace.as_ref().map(|t| t.parent.clone()),
-        ask.trace.as_ref().and_then(|t| t.state.clone()),
-        SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending)).as_str(),
-    ));
+    let state = SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending));
+    let trace = ask.trace.as_ref();
+    rows.synchronizations.push([
+        ask.request_id.as_uuid().into(),
+        ask.image.as_str().into(),
+        ask.principal.as_str().into(),
+        ask.token.as_ref().map(ClientToken::as_str).into(),
+        asked.into(),
+        targets.join(",").into(),
+        (targets.len() as u64).into(),
+        trace.map(|t| t.parent.as_str()).into(),
+        trace.and_then(|t| t.state.as_deref()).into(),
+        state.as_str().into(),
+        now.as_millis().into(),
+        state.is_terminal().then_some(now.as_millis()).into(),
+    ]);
     if let Some(token) = token {
         known.tokens.insert(token, Repeated { request_id: ask.request_id, parameters });
     }
@@ -170,26 +165,37 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
 
 impl Rows {
     /// Writes them.
-    pub async fn write(self, txn: &DatabaseTransaction, now: Timestamp) -> Result<()> {
-        const SYNCHRONIZATIONS: &str = "INSERT INTO synchronization (request_id, image_id, principal, client_token, asked, \
-            targets, open, traceparent, tracestate, state, created_at, finished_at) \
-            SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, \
-            value ->> 7, value ->> 8, value ->> 9, ?2, iif(value ->> 6 = 0, ?2, NULL) FROM json_each(?1)";
-        const REPLICAS: &str = "INSERT INTO replica (image_id, region_id, state, due_at, fence) \
-            SELECT value ->> 0, value ->> 1, 'PENDING', ?2, ?3 FROM json_each(?1) WHERE true \
-            ON CONFLICT (image_id, region_id) DO UPDATE SET state = excluded.state, due_at = excluded.due_at, \
-            fence = excluded.fence, attempt = 0, faults = 0, lease_owner = NULL, bytes_total = 0, bytes_copied = 0, \
-            bytes_skipped = 0, fault_kind = NULL, fault_message = NULL, started_at = NULL, finished_at = NULL";
-        let now = now.as_millis();
-        if !self.synchronizations.is_empty() {
-            execute(txn, SYNCHRONIZATIONS, [json(&self.synchronizations)?.into(), now.into()]).await?;
-        }
-        if !self.replicas.is_empty() {
-            let fence = entity::signed(self.fence);
-            execute(txn, REPLICAS, [json(&self.replicas)?.into(), now.into(), fence.into()]).await?;
-        }
-        Ok(())
+    pub async fn write(self, txn: &DatabaseTransaction) -> Result<()> {
+        let into = "synchronization (request_id, image_id, principal, client_token, asked, targets, open, traceparent, \
+                    tracestate, state, created_at, finished_at)";
+        insert(txn, into, "*", self.synchronizations, "").await?;
+        let into = "replica (image_id, region_id, due_at, fence, state)";
+        let afresh = "ON CONFLICT (image_id, region_id) DO UPDATE SET state = excluded.state, due_at = excluded.due_at, \
+                      fence = excluded.fence, attempt = 0, faults = 0, lease_owner = NULL, bytes_total = 0, \
+                      bytes_copied = 0, bytes_skipped = 0, fault_kind = NULL, fault_message = NULL, started_at = NULL, \
+                      finished_at = NULL";
+        insert(txn, into, "*, 'PENDING'", self.replicas, afresh).await
     }
+}
+
+/// Inserts rows, whose first column is never null. The statement's text knows of their number only the next power of two, and
+/// the rest is filled up with rows that it leaves out: so it is one of a few texts, and each is prepared once.
+async fn insert<const N: usize>(
+    txn: &DatabaseTransaction,
+    into: &str,
+    select: &str,
+    rows: Vec<[Value; N]>,
+    conflict: &str,
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let count = rows.len().next_power_of_two();
+    let row = format!("({})", ["?"; N].join(","));
+    let values = vec![row; count].join(",");
+    let sql = format!("INSERT INTO {into} SELECT {select} FROM (VALUES {values}) WHERE column1 IS NOT NULL {conflict}");
+    let filling = std::iter::repeat_n(Value::Int(None), (count - rows.len()) * N);
+    Ok(execute(txn, &sql, rows.into_iter().flatten().chain(filling)).await?)
 }
 
 /// What a repeated call must have in common with the first.
