@@ -59,6 +59,7 @@ pub(super) async fn run(state: State, poll: Duration, stop: CancellationToken) {
             watched.retain(|_, sender| sender.receiver_count() > 0);
             watched.keys().copied().collect::<Vec<_>>()
         });
+        tracing::debug!(synchronizations = ids.len(), "feeding watchers");
         match state.synchronizations(&ids).await {
             Ok(snapshots) => {
                 trouble = false;

@@ -1,14 +1,17 @@
 //! A failed call as its caller reads it.
 
-use appferry::contract::v1::ErrorDetail;
+use appferry::contract::{
+    Code,
+    v1::{CommonErrorCode, ErrorCode, ErrorDetail, error_detail::Reason},
+};
 use prost::Message as _;
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_types::{StatusExt as _, pb};
 
 /// Everything that the contract promises of a failed call.
 #[derive(Debug)]
 pub struct Refusal {
-    pub code: Code,
+    pub code: tonic::Code,
     /// `google.rpc.ErrorInfo.reason`.
     pub reason: String,
     pub message: String,
@@ -52,17 +55,25 @@ pub fn read(status: &Status) -> Refusal {
 
 impl Refusal {
     /// Refuses to be another refusal than this.
-    pub fn is(&self, code: Code, reason: &str, http_status: i32) -> &Self {
+    pub fn is(&self, code: tonic::Code, reason: &str, http_status: i32) -> &Self {
         assert_eq!((self.code, self.reason.as_str(), self.detail.http_status), (code, reason, http_status), "{self:?}");
         self
     }
 
     /// `InvalidParams` for a field, with what its message must say.
     pub fn is_invalid(&self, field: &str, says: &[&str]) {
-        self.is(Code::InvalidArgument, "InvalidParams", 403);
+        self.is(tonic::Code::InvalidArgument, "InvalidParams", 403);
         assert_eq!(self.fields, [field], "{self:?}");
         for text in says.iter().chain(&[field]) {
             assert!(self.message.contains(text), "{:?} does not say {text:?}", self.message);
         }
+    }
+}
+
+/// The code in a detail.
+pub fn code(detail: &ErrorDetail) -> Code {
+    match detail.reason.expect("a reason") {
+        Reason::Code(code) => ErrorCode::try_from(code).expect("a code").into(),
+        Reason::CommonCode(code) => CommonErrorCode::try_from(code).expect("a code").into(),
     }
 }

@@ -1,0 +1,201 @@
+//! Every row of the error tables reaches a real client as the original's documentation has it, and the service tells about
+//! itself: reflection and health, which need no credential.
+
+use std::collections::HashMap;
+
+use appferry::{
+    contract::{
+        Code, Contract, Failure,
+        v1::{
+            CommonErrorCode, ErrorCode, SynchronizeAppRequest, SynchronizeAppResponse,
+            app_sync_service_client::AppSyncServiceClient,
+            app_sync_service_server::{AppSyncService, AppSyncServiceServer},
+        },
+    },
+    domain::RequestId,
+};
+use tokio::net::TcpListener;
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{Code as Grpc, Request, Response, Status, transport::Server};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::harness::{
+    refusal,
+    site::{self, Site},
+};
+
+/// The table of SynchronizeApp's errors, as the original's documentation prints it, and the gRPC status of each.
+const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
+    (ErrorCode::ImageAlreadyExists, 400, "ImageAlreadyExists", "The image id already exists.", Grpc::AlreadyExists),
+    (ErrorCode::InvalidParams, 403, "InvalidParams", "Invalid parameters: the cause.", Grpc::InvalidArgument),
+    (ErrorCode::ImageNotFound, 404, "ImageNotFound", "The specified image does not exist.", Grpc::NotFound),
+    (ErrorCode::DbError, 406, "DbError", "A database error occurred.", Grpc::Internal),
+    (
+        ErrorCode::ServiceApiError,
+        406,
+        "ServiceAPIError",
+        "Failed to call the operation. Cause:the cause.",
+        Grpc::Internal,
+    ),
+    (ErrorCode::EcsError, 406, "EcsError", "An error occurred while calling the ECS API operation.", Grpc::Internal),
+    (ErrorCode::AliyunError, 406, "AliyunError", "An Alibaba Cloud product error occurred.", Grpc::Internal),
+    (
+        ErrorCode::ServiceUnavailable,
+        503,
+        "ServiceUnavailable",
+        "The request has failed due to a temporary failure of the server.",
+        Grpc::Unavailable,
+    ),
+];
+
+/// The errors common to every operation of the product.
+const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
+    (CommonErrorCode::NoPermission, 403, "NoPermission", Grpc::PermissionDenied),
+    (CommonErrorCode::InvalidAccessKeyIdNotFound, 404, "InvalidAccessKeyId.NotFound", Grpc::Unauthenticated),
+    (CommonErrorCode::SignatureDoesNotMatch, 400, "SignatureDoesNotMatch", Grpc::Unauthenticated),
+    (CommonErrorCode::InvalidTimeStampExpired, 400, "InvalidTimeStamp.Expired", Grpc::Unauthenticated),
+    (CommonErrorCode::SignatureNonceUsed, 400, "SignatureNonceUsed", Grpc::Unauthenticated),
+    (CommonErrorCode::MissingCredentials, 401, "MissingCredentials", Grpc::Unauthenticated),
+    (CommonErrorCode::Throttling, 429, "Throttling", Grpc::ResourceExhausted),
+];
+
+/// A service that refuses every call with the failure that its `app_id` names.
+struct Refusing(Contract, HashMap<String, Code>);
+
+#[tonic::async_trait]
+impl AppSyncService for Refusing {
+    async fn synchronize_app(
+        &self,
+        request: Request<SynchronizeAppRequest>,
+    ) -> Result<Response<SynchronizeAppResponse>, Status> {
+        let code = self.1[&request.into_inner().app_id];
+        let id = RequestId::generate();
+        let mut status = Failure::new(code, "the cause").status(&self.0.errors, id);
+        status.metadata_mut().insert("x-request-id", id.to_string().parse().expect("text"));
+        Err(status)
+    }
+
+    async fn get_synchronization(
+        &self,
+        _: Request<appferry::contract::v1::GetSynchronizationRequest>,
+    ) -> Result<Response<appferry::contract::v1::GetSynchronizationResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_synchronizations(
+        &self,
+        _: Request<appferry::contract::v1::ListSynchronizationsRequest>,
+    ) -> Result<Response<appferry::contract::v1::ListSynchronizationsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type WatchSynchronizationStream = std::pin::Pin<
+        Box<dyn Stream<Item = Result<appferry::contract::v1::WatchSynchronizationResponse, Status>> + Send>,
+    >;
+
+    async fn watch_synchronization(
+        &self,
+        _: Request<appferry::contract::v1::WatchSynchronizationRequest>,
+    ) -> Result<Response<Self::WatchSynchronizationStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn cancel_synchronization(
+        &self,
+        _: Request<appferry::contract::v1::CancelSynchronizationRequest>,
+    ) -> Result<Response<appferry::contract::v1::CancelSynchronizationResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+#[tokio::test]
+async fn every_row_of_the_error_tables_reaches_a_client_as_it_is_documented() {
+    let codes = OWN.iter().map(|row| (row.2.to_owned(), Code::Own(row.0)));
+    let codes = codes.chain(COMMON.iter().map(|row| (row.2.to_owned(), Code::Common(row.0)))).collect();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let service = AppSyncServiceServer::new(Refusing(Contract::load().expect("the contract"), codes));
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    let mut client = AppSyncServiceClient::new(site::channel(address).await);
+
+    for (code, http_status, reason, message, grpc) in OWN {
+        let refused = client.synchronize_app(site::ask(reason, &[])).await.expect_err(reason);
+        let refused = refusal::read(&refused);
+        refused.is(grpc, reason, http_status);
+        assert!(refused.message.starts_with(message), "{:?}", refused.message);
+        assert_eq!(refusal::code(&refused.detail), code.into());
+    }
+    for (code, http_status, reason, grpc) in COMMON {
+        let refused = client.synchronize_app(site::ask(reason, &[])).await.expect_err(reason);
+        let refused = refusal::read(&refused);
+        refused.is(grpc, reason, http_status);
+        assert_eq!(refusal::code(&refused.detail), code.into());
+    }
+}
+
+#[tokio::test]
+async fn health_is_told_to_everybody_and_watched() {
+    let running = Site::new().start().await;
+    let mut client = HealthClient::new(running.channel().await);
+    for service in ["", "appferry.v1.AppSyncService", "appferry.v1.ImageService"] {
+        let check = HealthCheckRequest { service: service.to_owned() };
+        let status = client.check(check.clone()).await.expect("it is told").into_inner().status();
+        assert_eq!(status, ServingStatus::Serving, "{service}");
+    }
+    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is told").into_inner();
+    assert_eq!(watch.message().await.expect("it goes on").expect("a status").status(), ServingStatus::Serving);
+    let stopped = tokio::spawn(running.stop());
+    let last = watch.message().await.expect("it goes on").expect("a status");
+    assert_eq!(last.status(), ServingStatus::NotServing);
+    drop(watch);
+    stopped.await.expect("it stops");
+}
+
+#[tokio::test]
+async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
+    use tonic_reflection::pb::{v1, v1alpha};
+    let running = Site::new().start().await;
+
+    let ask = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1::server_reflection_request::MessageRequest::FileContainingSymbol(
+            "appferry.v1.AppSyncService".to_owned(),
+        )),
+    };
+    let list = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(running.channel().await);
+    let mut answers =
+        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is told").into_inner();
+    let answer = answers.message().await.expect("it goes on").expect("an answer");
+    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer.message_response
+    else {
+        panic!("{answer:?}");
+    };
+    let mut names: Vec<_> = services.service.into_iter().map(|s| s.name).collect();
+    names.sort();
+    for name in ["appferry.v1.AppSyncService", "appferry.v1.ImageService", "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|n| n == name), "{name} is not among {names:?}");
+    }
+    let answer = answers.message().await.expect("it goes on").expect("an answer");
+    let Some(v1::server_reflection_response::MessageResponse::FileDescriptorResponse(files)) = answer.message_response
+    else {
+        panic!("{answer:?}");
+    };
+    // The options are in what reflection serves, so that a client can read who may do what.
+    let action = b"ehpc:SynchronizeApp";
+    let told = files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
+    assert!(told, "the authorization option is lost");
+
+    let list = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(running.channel().await);
+    let mut answers = client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is told").into_inner();
+    let answer = format!("{:?}", answers.message().await.expect("it goes on"));
+    assert!(answer.contains("appferry.v1.AppSyncService"), "{answer}");
+    running.stop().await;
+}

@@ -1,0 +1,111 @@
+//! Deadlines and limits: a call ends by its deadline, and one that finds no room is told so at once; health is always told.
+
+use std::time::{Duration, Instant};
+
+use appferry::{contract::v1::WatchSynchronizationRequest, service::Role};
+use sea_orm::ConnectionTrait as _;
+use tonic::{Code, Request};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::harness::{
+    images::noise,
+    refusal,
+    site::{Running, Site, ask},
+    until,
+};
+
+/// Holds the write lock of a site's database until it is dropped.
+async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
+    let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", running.site.database().display()));
+    options.max_connections(1);
+    let other = sea_orm::Database::connect(options).await.expect("a connection");
+    other.execute_unprepared("BEGIN IMMEDIATE").await.expect("the lock");
+    other
+}
+
+#[tokio::test]
+async fn a_call_ends_by_the_deadline_that_its_caller_names() {
+    let running = Site::new().start_as(Role::Server).await;
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let held = hold(&running).await;
+    let mut client = running.app_sync().await;
+    let mut request = Request::new(ask(&app, &[]));
+    // Not by tonic's own method: that one gives up at the client, and here the service is to answer.
+    request.metadata_mut().insert("grpc-timeout", "150m".parse().expect("a header"));
+    let started = Instant::now();
+    let refused = client.synchronize_app(request).await.expect_err("it can't be committed");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let refused = refusal::read(&refused);
+    refused.is(Code::DeadlineExceeded, "RequestTimeout", 408);
+    assert!(refused.message.contains("150ms"), "{}", refused.message);
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_deadline_is_capped_and_a_call_that_names_none_has_one() {
+    let mut site = Site::new();
+    site.server = "default_deadline_seconds = 1\nmax_deadline_seconds = 1".to_owned();
+    let running = site.start_as(Role::Server).await;
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let held = hold(&running).await;
+    for timeout in [None, Some("1H")] {
+        let mut request = Request::new(ask(&app, &[]));
+        if let Some(timeout) = timeout {
+            request.metadata_mut().insert("grpc-timeout", timeout.parse().expect("a header"));
+        }
+        let refused = running.app_sync().await.synchronize_app(request).await.expect_err("it can't be committed");
+        refusal::read(&refused).is(Code::DeadlineExceeded, "RequestTimeout", 408);
+    }
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_by_its_deadline_too() {
+    let running = Site::new().start_as(Role::Server).await;
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let id = running.synchronize(&app, &[]).await.expect("it is accepted");
+    let mut request = Request::new(WatchSynchronizationRequest { request_id: id });
+    request.metadata_mut().insert("grpc-timeout", "300m".parse().expect("a header"));
+    let started = Instant::now();
+    let mut stream = running.app_sync().await.watch_synchronization(request).await.expect("a stream").into_inner();
+    stream.message().await.expect("it goes on").expect("a snapshot");
+    let ended = stream.message().await.expect_err("nothing changes, and time is up");
+    assert!(started.elapsed() >= Duration::from_millis(250), "{:?}", started.elapsed());
+    assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended:?}");
+    assert_eq!(tonic_types::StatusExt::get_details_error_info(&ended).expect("details").reason, "RequestTimeout");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_finds_no_room_is_told_at_once_and_health_is_told_all_the_same() {
+    let mut site = Site::new();
+    site.server = "max_in_flight = 2".to_owned();
+    let running = site.start_as(Role::Server).await;
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let held = hold(&running).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let mut client = running.app_sync().await;
+        let app = app.clone();
+        calls.spawn(async move {
+            let started = Instant::now();
+            (client.synchronize_app(ask(&app, &[])).await, started.elapsed())
+        });
+    }
+    let mut shed = 0;
+    while shed < 10 {
+        let (answer, took) = calls.join_next().await.expect("ten are shed").expect("no panic");
+        let refused = refusal::read(&answer.expect_err("the database is held"));
+        refused.is(Code::Unavailable, "ServiceUnavailable", 503);
+        assert_eq!(refused.retry_after, Some(1.0));
+        assert!(took < Duration::from_millis(1_500), "{took:?}");
+        shed += 1;
+    }
+    let mut health = HealthClient::new(running.channel().await);
+    health.check(HealthCheckRequest::default()).await.expect("it is told");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    until("room", async || running.synchronize(&app, &[]).await.ok()).await;
+    running.stop().await;
+}

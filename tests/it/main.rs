@@ -1,0 +1,16 @@
+//! The service as its users meet it: one binary, one module a promise.
+#![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod acceptance;
+mod authorization;
+mod contract;
+mod copying;
+mod crash;
+mod documents;
+mod harness;
+mod limits;
+mod program;
+mod refusals;
+mod shutdown;
+mod traces;
+mod watch;

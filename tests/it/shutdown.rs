@@ -1,0 +1,79 @@
+//! SIGTERM: nothing more is accepted, what is in flight is answered, leases are handed back, and the process ends with 0 by its
+//! own deadline, whatever its clients do.
+
+use std::{io::Write as _, net::TcpStream, time::Instant};
+
+use appferry::contract::v1::{RegionState, SynchronizationState, WatchSynchronizationRequest};
+use tonic::Code;
+
+use crate::harness::{
+    images, process,
+    process::Served,
+    site::{self, HOME, Site, app_sync, ask, images_client},
+    until,
+};
+
+async fn serve(site: &Site) -> Served {
+    let config = site.write_config();
+    let path = config.to_str().expect("text");
+    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
+    Served::configured(&config).await
+}
+
+#[tokio::test]
+async fn a_shutdown_answers_its_watchers_and_hands_back_its_copies() {
+    let mut site = Site::new();
+    // A copy that is not handed back would have to wait for its lease for longer than the test does.
+    site.worker = "lease_ms = 3600000\nheartbeat_ms = 100".to_owned();
+    let mut served = serve(&site).await;
+    images::write(&site.image(HOME, "a"), &[vec![1; 200 << 20], vec![2; 200 << 20]]);
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let id = client.synchronize_app(ask("a", &[])).await.expect("it is accepted").into_inner().request_id;
+    until("copies", async || {
+        let regions = site::get(&mut client, &id).await.regions;
+        regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
+    })
+    .await;
+    let request = WatchSynchronizationRequest { request_id: id.clone() };
+    let mut watch = client.watch_synchronization(request).await.expect("it starts").into_inner();
+    watch.message().await.expect("a snapshot").expect("a snapshot");
+
+    let started = Instant::now();
+    served.terminate();
+    let ended = loop {
+        match watch.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended as if the synchronization had"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    assert_eq!(served.ended().await.code(), Some(0));
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+
+    let served = serve(&site).await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let done = site::finished(&mut client, &id).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded);
+    assert!(done.regions.iter().all(|r| r.attempt == 1), "a copy that was handed back was not tried: {done:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_does_not_hold_the_service() {
+    let mut site = Site::new();
+    site.server = "shutdown_seconds = 2".to_owned();
+    let mut served = serve(&site).await;
+    // The preface of HTTP/2 and empty settings; then not a word more, not even when it is told to go away.
+    let mut silent = TcpStream::connect(served.address).expect("it listens");
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("it is sent");
+    // And one that does not even say that much.
+    let mute = TcpStream::connect(served.address).expect("it listens");
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("it answers, so both were accepted");
+    let started = Instant::now();
+    served.terminate();
+    assert_eq!(served.ended().await.code(), Some(0));
+    assert!(started.elapsed().as_secs() < 6, "{:?}", started.elapsed());
+    drop((silent, mute));
+}

@@ -1,0 +1,148 @@
+//! One trace, from the caller through the stack and the commit to each region's copy, through a crash too; told to a real
+//! collector.
+
+use std::{fs, process::Command};
+
+use appferry::contract::v1::{RegionState, SynchronizationState};
+use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
+use tonic::Request;
+
+use crate::harness::{
+    collector::{Collector, attribute},
+    images,
+    process::{self, Served},
+    site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
+    until,
+};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const SPAN: &str = "00f067aa0ba902b7";
+const METHOD: &str = "appferry.v1.AppSyncService/SynchronizeApp";
+
+fn command(site: &Site, endpoint: &str) -> Command {
+    let config = site.write_config();
+    let mut command = process::command(site.directory.path(), &["serve", "--config", "appferry.toml"]);
+    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "100");
+    command
+}
+
+/// Asks for an image in every region, as part of a caller's trace.
+async fn ask_traced(served: &Served, app: &str) -> String {
+    let mut request = Request::new(ask(app, &["cn-beijing", "cn-shanghai", "cn-shenzhen"]));
+    let parent = format!("00-{TRACE}-{SPAN}-01").parse().expect("a header");
+    request.metadata_mut().insert("traceparent", parent);
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    client.synchronize_app(request).await.expect("it is accepted").into_inner().request_id
+}
+
+fn only<'a>(spans: &'a [Span], what: &str) -> &'a Span {
+    assert_eq!(spans.len(), 1, "one {what}: {spans:?}");
+    &spans[0]
+}
+
+#[tokio::test]
+async fn a_call_and_its_copies_are_one_trace() {
+    let site = Site::new();
+    let (collector, endpoint) = Collector::start().await;
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
+    images::write(&site.image(HOME, "a"), &[images::noise(100_000, 1)]);
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let id = ask_traced(&served, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let done = site::finished(&mut client, &id).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded);
+    let refused = client.synchronize_app(ask("a", &["nowhere"])).await.expect_err("unknown");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    // What has ended by then is sent before the process ends.
+    served.terminate();
+    assert!(served.ended().await.success());
+
+    let calls: Vec<_> = collector.spans(METHOD);
+    let [call, refused] = &calls[..] else { panic!("two calls: {calls:?}") };
+    assert_eq!(hex::encode(&call.trace_id), TRACE);
+    assert_eq!(hex::encode(&call.parent_span_id), SPAN);
+    assert_eq!(call.kind(), SpanKind::Server);
+    for (key, value) in [
+        ("rpc.system.name", "grpc"),
+        ("rpc.method", METHOD),
+        ("rpc.response.status_code", "OK"),
+        ("appferry.request_id", &id),
+        ("appferry.principal", "acs:ram::1234:user/admin"),
+        ("appferry.decision", "allow"),
+        ("appferry.app_id", "a"),
+        ("appferry.target_region_ids", "cn-beijing,cn-shanghai,cn-shenzhen"),
+    ] {
+        assert_eq!(attribute(call, key).as_deref(), Some(value), "{key}");
+    }
+    // A refusal is an answer, and not an error of the server.
+    assert_eq!(attribute(refused, "rpc.response.status_code").as_deref(), Some("INVALID_ARGUMENT"));
+    assert_ne!(refused.status.clone().unwrap_or_default().code(), StatusCode::Error);
+
+    let insert = collector.spans("INSERT synchronization");
+    let insert = only(&insert, "insert");
+    assert_eq!((&insert.trace_id, &insert.parent_span_id), (&call.trace_id, &call.span_id));
+    assert_eq!(insert.kind(), SpanKind::Client);
+    assert_eq!(attribute(insert, "db.system.name").as_deref(), Some("sqlite"));
+    assert!(!collector.spans("COMMIT").is_empty());
+
+    for target in TARGETS {
+        let copies = collector.spans(&format!("copy {target}"));
+        let copy = only(&copies, "copy");
+        assert_eq!((&copy.trace_id, &copy.parent_span_id), (&call.trace_id, &call.span_id), "{target}");
+        assert_eq!((&copy.links[0].trace_id, &copy.links[0].span_id), (&call.trace_id, &call.span_id));
+        assert_eq!(attribute(copy, "appferry.region_id").as_deref(), Some(target));
+        assert_eq!(attribute(copy, "appferry.state").as_deref(), Some("AVAILABLE"));
+        let told = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
+        assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(told.to_string()));
+    }
+    let secret = |span: &Span| format!("{span:?}").contains(site::ADMIN);
+    assert!(!collector.all().iter().any(secret), "no secret is told");
+    assert!(!fs::read_to_string(&served.log).expect("a log").contains(site::ADMIN), "no secret is logged");
+}
+
+#[tokio::test]
+async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
+    let site = Site::new();
+    let (collector, endpoint) = Collector::start().await;
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
+    // Large enough to be killed in the midst of.
+    images::write(&site.image(HOME, "a"), &[vec![1; 200 << 20], vec![2; 200 << 20]]);
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let id = ask_traced(&served, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    until("copies", async || {
+        let regions = site::get(&mut client, &id).await.regions;
+        regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
+    })
+    .await;
+    served.kill();
+
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log-2")).await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let done = site::finished(&mut client, &id).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded);
+    assert!(done.regions.iter().all(|r| r.attempt == 2), "{done:?}");
+    served.terminate();
+    assert!(served.ended().await.success());
+    for target in TARGETS {
+        let copies = collector.spans(&format!("copy {target}"));
+        let copy = only(&copies, "copy that ended");
+        assert_eq!(attribute(copy, "appferry.attempt").as_deref(), Some("2"));
+        assert_eq!(copy.parent_span_id, Vec::<u8>::new(), "a later attempt is a trace of its own");
+        assert_eq!(hex::encode(&copy.links[0].trace_id), TRACE, "linked to the caller's");
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_costs_calls_nothing_but_their_spans() {
+    let site = Site::new();
+    let mut served = Served::start(command(&site, "http://127.0.0.1:9"), site.directory.path().join("log")).await;
+    images::write(&site.image(HOME, "a"), &[images::noise(1_000, 1)]);
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let id = ask_traced(&served, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    assert_eq!(site::finished(&mut client, &id).await.state(), SynchronizationState::Succeeded);
+    served.terminate();
+    assert!(served.ended().await.success());
+}
