@@ -4,6 +4,7 @@
 //! that can't be used; each names the key and what was expected.
 
 use std::{
+    fmt::Display,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -12,7 +13,7 @@ use figment::{
     Figment,
     providers::{Env, Format as _, Toml},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{
     domain::{RegionId, Regions},
@@ -36,9 +37,9 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// It is not of the right form; names the key.
-    #[error("{0}")]
-    Form(#[from] Box<figment::Error>),
+    /// It is not of the right form; names the keys.
+    #[error("{}", describe(.0))]
+    Form(Box<figment::Error>),
     /// A value can't be used.
     #[error("{key}: {problem}")]
     Value {
@@ -49,7 +50,22 @@ pub enum Error {
     },
 }
 
-fn value(key: impl Into<String>, problem: impl ToString) -> Error {
+/// What is wrong with a form, each fault with its key.
+fn describe(error: &figment::Error) -> String {
+    let one = |error: figment::Error| {
+        let key = error.path.join(".");
+        if key.is_empty() { error.kind.to_string() } else { format!("{key}: {}", error.kind) }
+    };
+    error.clone().into_iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Reads an address, and repeats what is none.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not of the form IP:PORT")))
+}
+
+fn value(key: impl Into<String>, problem: impl Display) -> Error {
     Error::Value { key: key.into(), problem: problem.to_string() }
 }
 
@@ -82,6 +98,7 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Where to listen.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// Whether a listener that others can reach may do without TLS.
     pub allow_plaintext: bool,
@@ -209,6 +226,9 @@ impl Default for Worker {
     }
 }
 
+/// A principal, the SHA-256 of its token, and its policies.
+pub type Grant = (Principal, [u8; 32], Vec<Policy>);
+
 impl Config {
     /// Reads a file, and the environment over it.
     pub fn load(path: &Path) -> Result<Self, Error> {
@@ -233,7 +253,7 @@ impl Config {
         self.worker.check()?;
         let regions = self.regions()?;
         for (place, region) in self.region.iter().enumerate() {
-            self.location(place, region)?;
+            Self::location(place, region)?;
         }
         self.worker_regions(&regions)?;
         self.principals().map(drop)
@@ -262,13 +282,13 @@ impl Config {
     /// Where the stores are.
     pub fn locations(&self) -> Result<Vec<(RegionId, Location, u64)>, Error> {
         let located = self.region.iter().enumerate().map(|(place, region)| {
-            let (id, location) = self.location(place, region)?;
+            let (id, location) = Self::location(place, region)?;
             Ok((id, location, region.keep_free_bytes))
         });
         located.collect()
     }
 
-    fn location(&self, place: usize, region: &Region) -> Result<(RegionId, Location), Error> {
+    fn location(place: usize, region: &Region) -> Result<(RegionId, Location), Error> {
         let id = region.id.parse().map_err(|error| value(format!("region[{place}].id"), error))?;
         let location = region.store.parse().map_err(|error| value(format!("region[{place}].store"), error))?;
         Ok((id, location))
@@ -291,7 +311,7 @@ impl Config {
     }
 
     /// The principals, each with the digest of its token and its policies.
-    pub fn principals(&self) -> Result<Vec<(Principal, [u8; 32], Vec<Policy>)>, Error> {
+    pub fn principals(&self) -> Result<Vec<Grant>, Error> {
         let mut policies: Vec<Policy> = Vec::with_capacity(self.policy.len());
         for (place, entry) in self.policy.iter().enumerate() {
             let document: Document =

@@ -144,7 +144,7 @@ impl Service {
         }
         self.stop.cancel();
         let abandon = self.abandon.clone();
-        let patience = self.shutdown - self.shutdown / AFTERWARDS;
+        let patience = self.shutdown.saturating_sub(self.shutdown / AFTERWARDS);
         let finish = async {
             for task in self.tasks {
                 if let Err(error) = task.await {

@@ -21,7 +21,7 @@ pub struct Connection {
     /// The service's endpoint.
     #[arg(long, env = "APPFERRY_ENDPOINT", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub endpoint: String,
-    /// The file that holds the bearer token; without it, $APPFERRY_TOKEN, or that of ./appferry-data.
+    /// The file that holds the bearer token; without it, `$APPFERRY_TOKEN`, or that of ./appferry-data.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// The bearer token.

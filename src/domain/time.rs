@@ -50,6 +50,7 @@ impl Clock {
     #[must_use]
     pub fn system() -> Self {
         Self::new(|| {
+            #[expect(clippy::disallowed_methods, reason = "this is the clock that everybody else is given")]
             let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             Timestamp::from_millis(0).after(elapsed)
         })

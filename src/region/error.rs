@@ -98,7 +98,7 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(super) fn malformed(what: impl Into<String>, reason: impl ToString) -> Self {
+    pub(super) fn malformed(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Malformed { what: what.into(), reason: reason.to_string() }
     }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{
     images::{self, noise},
     process::{self, Served},
-    site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
+    site::{self, HOME, Site, TARGETS, app_sync, app_sync_lazy, ask, images_client},
 };
 
 const IMAGES: usize = 350;
@@ -23,7 +23,7 @@ const KILLS: usize = 25;
 
 /// Calls for one image after the other, until there are no more or the service is gone. An acknowledged call is written down.
 async fn call(address: std::net::SocketAddr, next: Arc<AtomicUsize>, ledger: Arc<Mutex<Vec<(String, String)>>>) {
-    let mut client = app_sync(address, Some(site::ADMIN)).await;
+    let mut client = app_sync_lazy(address);
     loop {
         let image = next.fetch_add(1, Ordering::Relaxed);
         if image >= IMAGES {

@@ -255,5 +255,7 @@ fn the_demo_carries_an_image_everywhere_and_verifies_it() {
         .collect();
     assert_eq!(roots.len(), 1);
     assert_eq!(told.matches("verified ").count(), 4, "{told}");
-    failed(&run(directory.path(), &["demo", "--exit", "--image", "not-there"]), 1, &["not-there"]);
+    let refused = run(directory.path(), &["demo", "--exit", "--image", "not-there"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("not-there: No such file"), "{}", stderr(&refused));
 }

@@ -16,7 +16,7 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Span;
 
-use super::{Answer, BoxFuture, refuse, request_id};
+use super::{BoxFuture, refuse, request_id};
 use crate::{
     contract::{
         Contract, Failure, Resource, Violation,
@@ -78,7 +78,7 @@ where
                     request.extensions_mut().insert(permit);
                     inner.call(request).await
                 }
-                Err(refusal) => refusal.answer(&contract, request_id(&request)),
+                Err(refusal) => Ok(refusal.answer(&contract, request_id(&request))),
             }
         })
     }
@@ -91,11 +91,11 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn answer(self, contract: &Contract, request_id: RequestId) -> Answer {
-        Ok(match self {
+    fn answer(self, contract: &Contract, request_id: RequestId) -> Response<Body> {
+        match self {
             Self::Failure(failure) => refuse(&failure, contract, request_id),
             Self::Status(status) => status.into_http(),
-        })
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Ends every call by its deadline, with DEADLINE_EXCEEDED: calls that are slow to answer, and streams that go on.
+//! Ends every call by its deadline, with `DEADLINE_EXCEEDED`: calls that are slow to answer, and streams that go on.
 
 use std::{
     convert::Infallible,

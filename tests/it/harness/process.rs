@@ -77,10 +77,6 @@ impl Served {
         Self::start(command(directory, &["serve", "--config", path]), directory.join("log")).await
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     pub fn kill(&mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it ends");

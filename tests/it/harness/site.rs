@@ -1,6 +1,6 @@
 //! A directory with regions and a database, and a service in this process on it.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf};
 
 use appferry::{
     config::Config,
@@ -97,7 +97,7 @@ impl Site {
         for region in [HOME].iter().chain(&TARGETS) {
             let own = format!("dir://{}", self.region(region).display());
             let store = self.stores.iter().find(|(r, _)| r == region).map_or(own, |(_, store)| store.clone());
-            text += &format!("[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n");
+            write!(text, "[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n").expect("memory");
         }
         for (name, token, actions) in [
             ("user/admin", ADMIN, "\"ehpc:*\""),
@@ -105,11 +105,13 @@ impl Site {
             ("user/reader", READER, "\"ehpc:Get*\",\"ehpc:List*\",\"ehpc:WatchSynchronization\""),
         ] {
             let digest = hex::encode(Sha256::digest(token));
-            text += &format!(
+            write!(
+                text,
                 "[[principal]]\narn = \"acs:ram::1234:{name}\"\ntoken_sha256 = \"{digest}\"\npolicies = [\"{name}\"]\n\
                  [[policy]]\nname = \"{name}\"\n\
                  document = '{{\"Version\":\"1\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":[{actions}],\"Resource\":\"*\"}}]}}'\n"
-            );
+            )
+            .expect("memory");
         }
         text + &self.more
     }
@@ -190,6 +192,12 @@ pub async fn channel(address: SocketAddr) -> Channel {
 
 pub async fn app_sync(address: SocketAddr, token: Option<&str>) -> AppSync {
     AppSyncServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
+}
+
+/// A client that connects when it is used: the service may be gone by then.
+pub fn app_sync_lazy(address: SocketAddr) -> AppSync {
+    let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
+    AppSyncServiceClient::with_interceptor(channel, Token(Some(ADMIN.to_owned())))
 }
 
 pub async fn images_client(address: SocketAddr, token: Option<&str>) -> Images {
