@@ -94,7 +94,7 @@ pub struct Config {
 }
 
 /// `[server]`: the gRPC listener and its limits.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Where to listen.
@@ -184,7 +184,7 @@ pub struct PolicyEntry {
 }
 
 /// `[worker]`: how images are carried.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
     /// The regions that are served; all if none is named.

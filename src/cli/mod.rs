@@ -75,7 +75,7 @@ struct ConfigFile {
 enum Error {
     /// The service refused, or could not be reached.
     #[error("{}", refusal(.0))]
-    Refused(#[from] Box<tonic::Status>),
+    Refused(Box<tonic::Status>),
     /// The synchronization ended otherwise than it should.
     #[error("{0}")]
     Ended(String),

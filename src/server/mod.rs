@@ -86,6 +86,8 @@ pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflectio
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that clients which ask the service for types, like grpcurl, can show the details of an error.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
 
     // Health and reflection stand outside of every limit and need no credential: a busy service is not a dead one.

@@ -1,1 +1,233 @@
+//! The documents say what is true: the README's sessions are typed and print what stands there, and the example configuration is
+//! one, with the defaults that it claims.
 
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use appferry::config::{Config, Server, Worker};
+use figment::{
+    Figment,
+    providers::{Format as _, Toml},
+};
+use serde_json::Value;
+
+use crate::harness::process::{APPFERRY, clean};
+
+const README: &str = include_str!("../../README.md");
+const EXAMPLE: &str = include_str!("../../appferry.example.toml");
+
+/// A command of a session and what it prints.
+#[derive(Debug)]
+struct Step {
+    command: String,
+    prints: String,
+}
+
+/// The commands of all blocks marked `console`, in their order.
+fn steps(document: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut inside = false;
+    for line in document.lines() {
+        if line.starts_with("```") {
+            inside = line == "```console";
+        } else if inside && let Some(command) = line.strip_prefix("$ ") {
+            steps.push(Step { command: command.to_owned(), prints: String::new() });
+        } else if inside && let Some(step) = steps.last_mut() {
+            match line.strip_prefix("> ") {
+                Some(more) if step.command.ends_with('\\') => step.command = format!("{}\n{more}", step.command),
+                _ => step.prints = format!("{}{line}\n", step.prints),
+            }
+        }
+    }
+    steps
+}
+
+/// A shell that a session is typed into.
+struct Shell {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    fn start(directory: &Path, tools: &Path, address: &str) -> Self {
+        let mut command = Command::new("bash");
+        clean(&mut command).args(["--noprofile", "--norc"]).current_dir(directory);
+        let path = std::env::var("PATH").expect("a path");
+        command.env("PATH", format!("{}:{path}", tools.display()));
+        command.env("APPFERRY_SERVER__LISTEN", address).env("APPFERRY_ENDPOINT", format!("http://{address}"));
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("bash");
+        let (input, output) = (child.stdin.take().expect("input"), child.stdout.take().expect("output"));
+        let mut shell = Self { child, input, output: BufReader::new(output) };
+        shell.type_in("exec 2>&1");
+        shell
+    }
+
+    /// Types a command in, and returns what it prints.
+    fn type_in(&mut self, command: &str) -> String {
+        // A service that is started in the background is typed to when it answers.
+        let wait =
+            if command.ends_with('&') { "\nuntil appferry health >/dev/null 2>&1; do sleep 0.05; done" } else { "" };
+        writeln!(self.input, "{command}{wait}\necho; echo '<end>'").expect("it is typed");
+        let mut printed = String::new();
+        loop {
+            let mut line = String::new();
+            let length = self.output.read_line(&mut line).expect("it prints");
+            assert!(length > 0, "the shell ended in {command:?}: {printed}");
+            if line == "<end>\n" {
+                // The line break before the mark is not the command's.
+                printed.pop();
+                return printed;
+            }
+            printed += &line;
+        }
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = writeln!(self.input, "kill $(jobs -p); exit");
+        let _ = self.child.wait();
+    }
+}
+
+/// What differs from run to run, replaced by what it is.
+fn normalized(text: &str) -> String {
+    let uuid = |word: &str| uuid::Uuid::try_parse(word).is_ok() && word.len() == 36;
+    let time = |word: &str| word.len() > 19 && word.as_bytes()[10] == b'T' && word.ends_with('Z');
+    let mut normal = String::new();
+    let mut word = String::new();
+    for character in text.chars().chain(['\0']) {
+        if character.is_ascii_alphanumeric() || "-:.".contains(character) {
+            word.push(character);
+            continue;
+        }
+        normal += if uuid(&word) {
+            "ID"
+        } else if time(&word) {
+            "TIME"
+        } else if word.starts_with("sha256:") {
+            "DIGEST"
+        } else {
+            &word
+        };
+        word.clear();
+        normal.push(character);
+    }
+    normal
+}
+
+fn uuids(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    words.filter(|word| word.len() == 36 && uuid::Uuid::try_parse(word).is_ok()).map(str::to_owned).collect()
+}
+
+/// Whether something was printed as it stands in the document: JSON by what it says; an error of grpcurl by its message; anything
+/// else to the letter.
+fn same(printed: &str, expected: &str) -> bool {
+    let json = |text: &str| -> Option<Vec<Value>> {
+        serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().ok()
+    };
+    let (printed, expected) = (normalized(printed), normalized(expected));
+    if let Some(message) = expected.lines().find_map(|line| line.trim().strip_prefix("Message: ")) {
+        return printed.contains(message);
+    }
+    match (json(&printed), json(&expected)) {
+        (Some(printed), Some(expected)) if !expected.is_empty() => printed == expected,
+        _ => printed.split_whitespace().eq(expected.split_whitespace()),
+    }
+}
+
+/// A directory with the program in it, and something that can be called as grpcurl but is buf.
+fn tools(directory: &Path) -> PathBuf {
+    let tools = directory.join("tools");
+    fs::create_dir(&tools).expect("a directory");
+    std::os::unix::fs::symlink(APPFERRY, tools.join("appferry")).expect("a link");
+    let stand_in = r#"#!/usr/bin/env bash
+# Does with buf what `grpcurl -plaintext [-H HEADER] [-d DATA] ADDRESS METHOD` does.
+set -eu
+arguments=()
+while [ "$#" -gt 2 ]; do
+    case $1 in
+    -plaintext) shift ;;
+    *) arguments+=("$1" "$2"); shift 2 ;;
+    esac
+done
+if [ "$2" = list ]; then
+    exec buf curl --protocol grpc --http2-prior-knowledge --list-services "http://$1"
+fi
+exec buf curl --protocol grpc --http2-prior-knowledge "${arguments[@]}" "http://$1/$2"
+"#;
+    let path = tools.join("grpcurl");
+    fs::write(&path, stand_in).expect("it is written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it can be run");
+    tools
+}
+
+#[test]
+fn the_readmes_sessions_print_what_stands_there() {
+    let installed = Command::new("grpcurl").arg("-version").output().is_ok();
+    for stand_in in if installed { &[true, false][..] } else { &[true] } {
+        let directory = tempfile::tempdir().expect("a directory");
+        let tools = tools(directory.path());
+        if !stand_in {
+            fs::remove_file(tools.join("grpcurl")).expect("it was there");
+        }
+        type_the_readme(directory.path(), &tools);
+    }
+}
+
+fn type_the_readme(directory: &Path, tools: &Path) {
+    let steps = steps(README);
+    assert!(steps.len() > 10, "the sessions have gone: {steps:?}");
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let address = free.to_string();
+    let work = directory.join("work");
+    fs::create_dir(&work).expect("a directory");
+    let mut shell = Shell::start(&work, tools, &address);
+    // The ids of the document, and those of this run that stand for them.
+    let mut ids: HashMap<String, String> = HashMap::new();
+    for Step { command, prints } in steps {
+        let mut typed = command.replace("127.0.0.1:50051", &address);
+        for (documented, actual) in &ids {
+            typed = typed.replace(documented, actual);
+        }
+        let printed = shell.type_in(&typed).replace(&address, "127.0.0.1:50051");
+        assert!(same(&printed, &prints), "$ {command}\nprints\n{printed}\nand the README has\n{prints}");
+        ids.extend(uuids(&prints).into_iter().zip(uuids(&printed)));
+    }
+}
+
+#[test]
+fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
+    let config = Config::parse(EXAMPLE).expect("it is one");
+    assert_eq!(config.server, Server::default());
+    assert_eq!(config.worker, Worker::default());
+    assert_eq!(config.region[0].keep_free_bytes, 0);
+}
+
+#[test]
+fn the_readmes_table_has_every_key_with_its_default() {
+    let example: Value = Figment::from(Toml::string(EXAMPLE)).extract().expect("it is TOML");
+    for (section, keys) in example.as_object().expect("sections") {
+        let keys = keys.as_array().map_or(keys, |entries| &entries[0]);
+        for (key, value) in keys.as_object().expect("keys") {
+            let name =
+                if example[section].is_array() { format!("[[{section}]] {key}") } else { format!("{section}.{key}") };
+            let row = README.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            let row = row.unwrap_or_else(|| panic!("the README's table has no row for {name}"));
+            let default = row.split('|').nth(2).expect("a default").trim();
+            if ["server", "worker"].contains(&section.as_str()) {
+                assert_eq!(default, format!("`{value}`"), "{name}");
+            }
+        }
+    }
+}
