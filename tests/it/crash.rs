@@ -1,39 +1,47 @@
 //! `kill -9` at any moment: whatever was acknowledged goes on to its end, and every digest is right.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    net::SocketAddr,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use appferry::contract::v1::SynchronizationState;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
     images::{self, noise},
     process::{self, Served},
     site::{self, HOME, Site, TARGETS, app_sync, app_sync_lazy, ask, images_client},
+    until,
 };
 
 const IMAGES: usize = 350;
 const KILLS: usize = 25;
 
-/// Calls for one image after the other, until there are no more or the service is gone. An acknowledged call is written down.
-async fn call(address: std::net::SocketAddr, next: Arc<AtomicUsize>, ledger: Arc<Mutex<Vec<(String, String)>>>) {
-    let mut client = app_sync_lazy(address);
-    loop {
-        let image = next.fetch_add(1, Ordering::Relaxed);
-        if image >= IMAGES {
-            return;
-        }
-        let app = format!("image-{image}");
-        match client.synchronize_app(ask(&app, &[])).await {
-            Ok(response) => ledger.lock().expect("nobody panicked").push((app, response.into_inner().request_id)),
-            // Whether it was committed is not known; a caller would repeat it.
-            Err(_) => return,
+/// What the callers have yet to ask for, and what was acknowledged: kept outside of the service.
+#[derive(Debug, Clone, Default)]
+struct Ledger(Arc<Mutex<(Vec<String>, Vec<(String, String)>)>>);
+
+impl Ledger {
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<String>, &mut Vec<(String, String)>) -> T) -> T {
+        let (open, acknowledged) = &mut *self.0.lock().expect("nobody panicked");
+        act(open, acknowledged)
+    }
+
+    fn acknowledged(&self) -> usize {
+        self.with(|_, acknowledged| acknowledged.len())
+    }
+
+    /// Makes calls that are open, one after the other, until so many are acknowledged or the service is gone. A call that was not
+    /// answered stays open: nobody knows whether it was committed, and a caller repeats it.
+    async fn call(self, address: SocketAddr, most: usize) {
+        let mut client = app_sync_lazy(address);
+        while let Some(app) = self.with(|open, done| if done.len() < most { open.pop() } else { None }) {
+            match client.synchronize_app(ask(&app, &[])).await {
+                Ok(response) => self.with(|_, done| done.push((app, response.into_inner().request_id))),
+                Err(_) => return self.with(|open, _| open.push(app)),
+            }
         }
     }
 }
@@ -51,35 +59,31 @@ async fn every_acknowledged_call_is_finished_after_25_kills() {
     let mut served = Served::configured(&config).await;
     let mut registrar = images_client(served.address, Some(site::ADMIN)).await;
     let common = noise(200_000, 1);
+    let ledger = Ledger::default();
     for image in 0..IMAGES {
         let name = format!("image-{image}");
         images::write(&site.image(HOME, &name), &[common.clone(), noise(40_000, 100 + image as u64)]);
-        site::register(&mut registrar, &name).await;
+        let app = site::register(&mut registrar, &name).await;
+        ledger.with(|open, _| open.push(app));
     }
 
-    let (next, ledger) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<_>>>::default());
     for kill in 0..KILLS {
-        let moment = Duration::from_millis(random.random_range(0..250));
-        // Some images are left for each of the lives to come.
-        let so_far = IMAGES * (kill + 1) / KILLS;
-        let stop = CancellationToken::new();
-        let calls = tokio::spawn(stop.clone().run_until_cancelled_owned({
-            let (next, ledger, address) = (Arc::clone(&next), Arc::clone(&ledger), served.address);
-            async move {
-                while next.load(Ordering::Relaxed) < so_far {
-                    call(address, Arc::clone(&next), Arc::clone(&ledger)).await;
-                    tokio::task::yield_now().await;
-                }
-            }
-        }));
-        tokio::time::sleep(moment).await;
+        // Each in another part of the run, and at a moment that nobody chose.
+        let [so_far, most] = [kill, kill + 1].map(|kills| IMAGES * kills / KILLS);
+        let callers = [(); 2].map(|()| tokio::spawn(ledger.clone().call(served.address, most)));
+        until("calls", async || (ledger.acknowledged() >= so_far).then_some(())).await;
+        tokio::time::sleep(Duration::from_micros(random.random_range(0..60_000))).await;
         served.kill();
-        stop.cancel();
-        calls.await.expect("no panic");
+        for caller in callers {
+            caller.await.expect("no panic");
+        }
         served = Served::configured(&config).await;
     }
-    let ledger = ledger.lock().expect("nobody panicked").clone();
-    assert!(ledger.len() > IMAGES / 3, "only {} calls were acknowledged; seed {seed}", ledger.len());
+    ledger.clone().call(served.address, IMAGES).await;
+    let ledger = ledger.with(|open, acknowledged| {
+        assert_eq!((open.len(), acknowledged.len()), (0, IMAGES), "seed {seed}");
+        std::mem::take(acknowledged)
+    });
 
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     for (app, request_id) in &ledger {
