@@ -5,7 +5,8 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use appferry::{
     contract::v1::{
-        ErrorCode, GetImageRequest, RegionState, RegionSynchronization, Synchronization, SynchronizationState,
+        CancelSynchronizationRequest, ErrorCode, GetImageRequest, RegionState, RegionSynchronization, Synchronization,
+        SynchronizationState,
     },
     service::Role,
 };
@@ -309,6 +310,55 @@ async fn a_file_that_vanishes_on_the_way_is_told_and_the_service_goes_on() {
     let app = running.add("b", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
     assert_eq!(running.finished(&id).await.state(), SynchronizationState::Succeeded);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_outlasts_its_lease_is_kept_alive() {
+    let mut site = Site::new();
+    site.worker = "lease_ms = 150\nheartbeat_ms = 40\npoll_ms = 20".to_owned();
+    let running = site.start().await;
+    let app = running.add("a", &[vec![1; 150 << 20], vec![2; 150 << 20]]).await;
+    let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
+    let done = running.finished(&id).await;
+    let region = region(&done, "cn-beijing");
+    assert_eq!((region.state(), region.attempt), (RegionState::Available, 1), "nobody took it over");
+    let millis =
+        |time: &Option<prost_types::Timestamp>| time.map(|t| t.seconds * 1_000 + i64::from(t.nanos) / 1_000_000);
+    let took = millis(&region.finish_time).zip(millis(&region.start_time)).map(|(end, start)| end - start);
+    assert!(took.expect("both times") > 150, "the copy was over before its lease was");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_is_canceled_stops_and_never_becomes_visible() {
+    let running = Site::new().start().await;
+    let app = running.add("a", &[vec![1; 200 << 20], vec![2; 200 << 20]]).await;
+    let id = running.synchronize(&app, &[]).await.expect("it is accepted");
+    until("copies", async || {
+        running.get(&id).await.regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
+    })
+    .await;
+    let cancel = CancelSynchronizationRequest { request_id: id.clone() };
+    running.app_sync().await.cancel_synchronization(cancel).await.expect("it is canceled");
+    let canceled = running.get(&id).await;
+    assert_eq!(canceled.state(), SynchronizationState::Canceled);
+    assert!(canceled.regions.iter().all(|r| r.state() == RegionState::Canceled));
+    // A later image goes the same way; when it has arrived, the worker has long noticed.
+    let other = running.add("b", &[noise(1_000, 1)]).await;
+    let later = running.synchronize(&other, &[]).await.expect("it is accepted");
+    assert_eq!(running.finished(&later).await.state(), SynchronizationState::Succeeded);
+    let site = running.stop().await;
+    for target in TARGETS {
+        assert!(!images::visible(&site.image(target, "a")), "{target}");
+    }
+    let running = site.start().await;
+    let again = running.synchronize(&app, &[]).await.expect("it is accepted");
+    assert_eq!(running.finished(&again).await.state(), SynchronizationState::Succeeded);
+    assert_eq!(running.get(&id).await, canceled);
+    for target in TARGETS {
+        images::verify(&running.site.image(target, "a"));
+    }
     running.stop().await;
 }
 

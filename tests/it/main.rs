@@ -9,6 +9,7 @@ mod crash;
 mod documents;
 mod harness;
 mod limits;
+mod passes;
 mod program;
 mod refusals;
 mod shutdown;

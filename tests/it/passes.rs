@@ -1,0 +1,245 @@
+//! One pass reads the source once for all regions, and a region that lags leaves it: shown with stores that count, and that wait
+//! until they are let go.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use appferry::{
+    domain::{
+        Clock, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
+        Targets, WorkerId,
+    },
+    region::{BlobChunks, Chunk, DirStore, ImageSpec, Result, Source, Stage, Store, StoreKind, Stores, Tree},
+    state::{Ask, Settings as StateSettings, State, Tasks, migrate},
+    sync::{Backoff, Settings, Worker},
+};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{
+    images::{self, noise},
+    until,
+};
+
+const OTHERS: [&str; 3] = ["one", "three", "two"];
+
+/// A directory's store that counts what is read of its blobs, and whose writers wait until they are let go.
+#[derive(Debug, Clone)]
+struct Observed {
+    store: DirStore,
+    read: Arc<AtomicU64>,
+    open: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Source for Observed {
+    async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
+        self.store.root(name).await
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        self.store.read_manifest(name, manifest).await
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor) -> Result<BlobChunks> {
+        let mut chunks = self.store.read_blob(name, blob).await?;
+        let (counted, receiver) = mpsc::channel(1);
+        let read = Arc::clone(&self.read);
+        tokio::spawn(async move {
+            while let Some(chunk) = chunks.recv().await {
+                read.fetch_add(chunk.as_ref().map_or(0, |bytes| bytes.len() as u64), Ordering::Relaxed);
+                if counted.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
+    }
+}
+
+#[tonic::async_trait]
+impl Store for Observed {
+    fn kind(&self) -> StoreKind {
+        self.store.kind()
+    }
+
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+        self.store.locate(spec)
+    }
+
+    async fn prepare(&self, stage: &Stage) -> Result<()> {
+        self.store.prepare(stage).await
+    }
+
+    async fn has_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+        self.store.has_blob(stage, blob).await
+    }
+
+    async fn reserve(&self, bytes: u64) -> Result<()> {
+        self.store.reserve(bytes).await
+    }
+
+    async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+        self.open.clone().wait_for(|open| *open).await.expect("the test goes on");
+        self.store.write_blob(stage, blob, chunks).await
+    }
+
+    async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
+        self.store.write_manifest(stage, manifest, content).await
+    }
+
+    async fn publish(&self, stage: &Stage, root: &Descriptor) -> Result<()> {
+        self.store.publish(stage, root).await
+    }
+}
+
+/// A state, a worker, and four stores.
+struct House {
+    directory: tempfile::TempDir,
+    state: State,
+    state_tasks: Tasks,
+    worker: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+    /// Bytes that were read of blobs in the home region.
+    read: Arc<AtomicU64>,
+    /// Lets the writers of region `one` go.
+    gate: watch::Sender<bool>,
+}
+
+fn id(name: &str) -> RegionId {
+    name.parse().expect("an id")
+}
+
+impl House {
+    async fn build(layers: &[Vec<u8>], patience: Duration, gate_open: bool) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (gate, held) = watch::channel(gate_open);
+        let (_, open) = watch::channel(true);
+        let read = Arc::<AtomicU64>::default();
+        let observed = |region: &str| -> (RegionId, Arc<dyn Store>) {
+            let path = directory.path().join(region);
+            std::fs::create_dir(&path).expect("a region's directory");
+            let open = if region == "one" { held.clone() } else { open.clone() };
+            let read = if region == "home" { Arc::clone(&read) } else { Arc::default() };
+            (id(region), Arc::new(Observed { store: DirStore::new(path), read, open }))
+        };
+        let stores = Stores::new(["home"].into_iter().chain(OTHERS).map(observed));
+        images::write(&directory.path().join("home/a"), layers);
+
+        let settings = StateSettings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        migrate(&settings).await.expect("the schema");
+        let stop = CancellationToken::new();
+        let regions = Regions::new(id("home"), OTHERS.map(id));
+        let (state, state_tasks) =
+            State::open(&settings, regions, Clock::system(), stop.clone()).await.expect("it opens");
+        let name = ImageName("a".into());
+        let home = stores.get(&id("home")).expect("the home region");
+        let root = home.root(&name).await.expect("it is there").expect("it is there");
+        let size = Tree::read(&**home, &name, &root).await.expect("it is whole").size();
+        let image = Image {
+            id: "a".parse().expect("an id"),
+            name: "a".into(),
+            version: String::new(),
+            description: String::new(),
+            kind: ImageKind::Vm,
+            source: name,
+            home: id("home"),
+            root,
+            size,
+            created_at: Clock::system().now(),
+        };
+        state.image_add(&image).await.expect("it is added");
+        let seconds = Duration::from_secs;
+        let settings = Settings {
+            id: WorkerId("worker".into()),
+            regions: OTHERS.map(id).to_vec(),
+            concurrency: 2,
+            lease: seconds(5),
+            heartbeat: Duration::from_millis(50),
+            poll: Duration::from_millis(50),
+            patience,
+            stall: seconds(60),
+            backoff: Backoff { first: seconds(1), longest: seconds(1), attempts: 1 },
+        };
+        let worker = tokio::spawn(Worker::new(state.clone(), stores, settings).run(stop.clone()));
+        Self { directory, state, state_tasks, worker, stop, read, gate }
+    }
+
+    async fn synchronize(&self) -> RequestId {
+        let ask = Ask {
+            request_id: RequestId::generate(),
+            image: "a".parse().expect("an id"),
+            targets: Targets::All,
+            principal: "p".into(),
+            token: None,
+            trace: None,
+        };
+        self.state.accept(ask).await.expect("it is accepted")
+    }
+
+    /// Waits until these regions have the image, and returns how all stand then.
+    async fn available(&self, request: RequestId, regions: &[&str]) -> Synchronization {
+        until("the image", async || {
+            let found = self.state.synchronization_get(request).await.expect("it is known");
+            let there = |region: &&str| {
+                let view = found.regions.iter().find(|view| view.region == id(region)).expect("the region");
+                view.status == RegionStatus::Available
+            };
+            regions.iter().all(there).then_some(found)
+        })
+        .await
+    }
+
+    fn layout(&self, region: &str) -> PathBuf {
+        self.directory.path().join(region).join("a")
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.worker.await.expect("no panic");
+        self.state_tasks.join().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_is_read_once_for_all_regions() {
+    let layers = [noise(7 << 20, 1), noise(3 << 20, 2), noise(1_000, 3)];
+    let house = House::build(&layers, Duration::from_secs(30), true).await;
+    let request = house.synchronize().await;
+    house.available(request, &OTHERS).await;
+    let config = r#"{"architecture":"amd64","os":"linux"}"#.len();
+    let blobs: usize = layers.iter().map(Vec::len).sum::<usize>() + config;
+    assert_eq!(house.read.load(Ordering::Relaxed), blobs as u64);
+    for region in OTHERS {
+        images::verify(&house.layout(region));
+    }
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_lags_holds_nobody_and_goes_on_alone() {
+    let house = House::build(&[noise(24 << 20, 1), noise(9 << 20, 2)], Duration::from_millis(200), false).await;
+    let request = house.synchronize().await;
+    let seen = house.available(request, &["three", "two"]).await;
+    let held = &seen.regions[0];
+    assert_eq!(
+        (held.region.clone(), held.status),
+        (id("one"), RegionStatus::Copying),
+        "the others did not wait for it"
+    );
+    assert!(!images::visible(&house.layout("one")));
+
+    house.gate.send(true).expect("somebody waits");
+    let done = house.available(request, &OTHERS).await;
+    assert!(done.regions.iter().all(|region| region.attempt == 1), "lagging is no fault: {done:?}");
+    let root = images::verify(&house.layout("home"));
+    assert_eq!(images::verify(&house.layout("one")), root);
+    house.stop().await;
+}
