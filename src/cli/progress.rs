@@ -12,6 +12,8 @@ use super::print;
 use crate::contract::v1::{RegionState, RegionSynchronization, Synchronization};
 
 const BAR: &str = "{prefix:16} {bar:28} {binary_bytes:>11}/{binary_total_bytes:<11} {binary_bytes_per_sec:>13}  {msg}";
+/// Before it is known how much there is to copy.
+const WAITING: &str = "{prefix:16} {msg}";
 const TICK: Duration = Duration::from_millis(200);
 
 /// Shows the regions of a synchronization.
@@ -37,7 +39,7 @@ impl Progress {
         for region in &synchronization.regions {
             let bars = self.bars.as_ref();
             let shown = self.regions.entry(region.region_id.clone()).or_insert_with(|| Shown {
-                bar: bars.map_or_else(ProgressBar::hidden, |bars| bars.add(bar(&region.region_id))),
+                bar: bars.map_or_else(ProgressBar::hidden, |bars| shown_in(bars, &region.region_id)),
                 line: String::new(),
             });
             if bars.is_some() {
@@ -62,25 +64,39 @@ impl Progress {
 
 /// A bar for something that is carried.
 pub fn bar(prefix: &str) -> ProgressBar {
-    // The template is a constant, which a test draws.
-    let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(0).with_style(style.progress_chars("=> ")).with_prefix(prefix.to_owned());
+    let bar = ProgressBar::new(0).with_style(style(BAR)).with_prefix(prefix.to_owned());
     bar.enable_steady_tick(TICK);
     bar
+}
+
+/// One bar of several. It is drawn only when it has its place among them.
+fn shown_in(bars: &MultiProgress, prefix: &str) -> ProgressBar {
+    let bar = bars.add(ProgressBar::new(0).with_style(style(WAITING)).with_prefix(prefix.to_owned()));
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
+/// The templates are constants, which a test draws.
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("=> ")
 }
 
 fn draw(bar: &ProgressBar, region: &RegionSynchronization) {
     let total = region.bytes_total.unsigned_abs();
     let done = region.bytes_copied.saturating_add(region.bytes_skipped).unsigned_abs();
+    if total > 0 && bar.length() == Some(0) {
+        bar.set_style(style(BAR));
+    }
     bar.set_length(total);
     bar.set_position(done);
     let state = region.state();
-    let eta = if state == RegionState::Copying && done < total {
-        format!("COPYING, {} left", indicatif::HumanDuration(bar.eta()))
-    } else {
-        message(region)
-    };
-    bar.set_message(eta);
+    bar.set_message(match bar.eta() {
+        _ if state != RegionState::Copying || total == 0 => message(region),
+        // The bytes are there, and are read again.
+        left if left.as_secs() == 0 => "COPYING, verifying".to_owned(),
+        left => format!("COPYING, {} left", indicatif::HumanDuration(left)),
+    });
     if !matches!(state, RegionState::Pending | RegionState::Copying) {
         bar.abandon();
     }
@@ -113,7 +129,9 @@ mod tests {
     use indicatif::ProgressStyle;
 
     #[test]
-    fn the_bar_can_be_drawn() {
-        ProgressStyle::with_template(super::BAR).expect("a template");
+    fn the_bars_can_be_drawn() {
+        for template in [super::BAR, super::WAITING] {
+            ProgressStyle::with_template(template).expect("a template");
+        }
     }
 }
