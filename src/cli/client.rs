@@ -60,6 +60,15 @@ impl Connection {
         Ok(ImageServiceClient::with_interceptor(self.channel().await?, self.bearer()?))
     }
 
+    /// Whether the service is on this machine.
+    fn is_local(&self) -> bool {
+        let host = self.endpoint.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+        host.is_some_and(|host| {
+            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            address.map_or(host == "localhost", |address| address.is_loopback())
+        })
+    }
+
     fn bearer(&self) -> Result<Bearer> {
         let environment = || std::env::var("APPFERRY_TOKEN").ok().filter(|token| !token.is_empty());
         let token = match (&self.token, &self.token_file) {
@@ -67,7 +76,15 @@ impl Connection {
             (None, Some(file)) => read(file)?,
             (None, None) => match environment() {
                 Some(token) => token,
-                None => read(&PathBuf::from(embedded::DIRECTORY).join(embedded::TOKEN))?,
+                // It is the administrator's, of the service that was started here: nobody else is to see it.
+                None if self.is_local() => read(&PathBuf::from(embedded::DIRECTORY).join(embedded::TOKEN))?,
+                None => {
+                    let endpoint = &self.endpoint;
+                    return Err(Error::Usage(format!(
+                        "no token for {endpoint}: give --token-file or $APPFERRY_TOKEN; that of ./{} is only for this machine",
+                        embedded::DIRECTORY
+                    )));
+                }
             },
         };
         let value = format!("Bearer {}", token.trim());

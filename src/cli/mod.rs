@@ -28,6 +28,10 @@ use crate::{
     telemetry::{DEFAULT_LOG, Telemetry},
 };
 
+/// Every blob that is read from a directory or written to one takes a thread meanwhile. There must be more than all passes
+/// together can want, or readers would wait for writers that wait for them. They are made as they are needed.
+const BLOCKING_THREADS: usize = 8_192;
+
 /// Carries an HPC application's image from its home region to any number of other regions.
 #[derive(Debug, Parser)]
 #[command(name = "appferry", version, propagate_version = true)]
@@ -131,7 +135,8 @@ impl Cli {
     /// Runs the command. What goes wrong is told on standard error.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = match runtime.enable_all().max_blocking_threads(BLOCKING_THREADS).build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 eprintln!("appferry: the runtime can't be started: {error}");

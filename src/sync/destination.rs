@@ -17,6 +17,9 @@ use crate::{
     region::{Chunk, Error, Result, Stage, Store, Tree},
 };
 
+/// Blobs that one region writes and verifies at the same time. Further ones wait to be delivered.
+const WRITES_AT_ONCE: usize = 4;
+
 /// One region that an image is carried to.
 #[derive(Debug, Clone)]
 pub struct Destination {
@@ -126,7 +129,8 @@ impl Destination {
         let mut writes = FuturesUnordered::new();
         while !lacking.is_empty() {
             tokio::select! {
-                delivery = deliveries.recv(), if !deliveries.is_closed() || writes.is_empty() => match delivery {
+                delivery = deliveries.recv(),
+                    if writes.is_empty() || (writes.len() < WRITES_AT_ONCE && !deliveries.is_closed()) => match delivery {
                     Some(delivery) => writes.push(self.write(delivery)),
                     None if writes.is_empty() => return Err(Error::Interrupted),
                     None => {}

@@ -27,22 +27,27 @@ pub struct Heartbeat {
     image: ImageId,
     lease: Duration,
     interval: Duration,
+    next: Instant,
     renewed: Instant,
 }
 
 impl Heartbeat {
     /// The heartbeat of claims that were made just now.
     pub fn new(image: ImageId, lease: Duration, interval: Duration) -> Self {
-        Self { image, lease, interval, renewed: Instant::now() }
+        let now = Instant::now();
+        Self { image, lease, interval, next: now + interval, renewed: now }
     }
 
-    /// Waits for the next beat and renews the claims. Returns those that are lost: they moved on, or could not be renewed for
+    /// Waits for the next beat and renews the claims. May be given up at any moment and called again: the beat does not move
+    /// by that, however often other things happen. Returns those that are lost: they moved on, or could not be renewed for
     /// so long that they may have run out.
     pub async fn beat(&mut self, state: &State, held: &[Held]) -> Vec<RegionId> {
-        tokio::time::sleep(self.interval).await;
+        tokio::time::sleep_until(self.next).await;
         let claims: Vec<_> = held.iter().map(|h| (h.region.clone(), h.fence, h.meter.read())).collect();
         let started = Instant::now();
-        match state.replica_renew(&self.image, self.lease, &claims).await {
+        let renewed = state.replica_renew(&self.image, self.lease, &claims).await;
+        self.next = Instant::now() + self.interval;
+        match renewed {
             Ok(lost) => {
                 self.renewed = started;
                 lost
@@ -56,5 +61,40 @@ impl Heartbeat {
                 Vec::new()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::Heartbeat;
+    use crate::{
+        domain::{Clock, Regions},
+        state::{Settings, State, migrate},
+    };
+
+    /// Regions that end one after the other interrupt the wait for the beat; it must come all the same.
+    #[tokio::test]
+    async fn a_beat_that_is_interrupted_comes_in_its_time() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        migrate(&settings).await.expect("the schema");
+        let regions = Regions::new("home".parse().expect("an id"), []);
+        let stop = CancellationToken::new();
+        let (state, tasks) = State::open(&settings, regions, Clock::system(), stop.clone()).await.expect("it opens");
+        let interval = Duration::from_millis(100);
+        let mut heartbeat = Heartbeat::new("a".parse().expect("an id"), interval * 10, interval);
+        let mut beats = 0;
+        for _ in 0..20 {
+            if tokio::time::timeout(interval / 3, heartbeat.beat(&state, &[])).await.is_ok() {
+                beats += 1;
+            }
+        }
+        assert!(beats >= 3, "{beats} beats in the time of six");
+        stop.cancel();
+        tasks.join().await;
     }
 }

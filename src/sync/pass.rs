@@ -4,10 +4,14 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc::{self, error::SendTimeoutError},
+    task::JoinSet,
+};
 use tracing::{Instrument as _, Span};
 
 use super::{
@@ -131,7 +135,11 @@ impl Pass {
         let mut wanting = Vec::new();
         for ((destination, span), lacking) in members {
             let (deliveries, receiver) = mpsc::channel(BLOBS_AT_ONCE);
-            wanting.push(Wanting { region: destination.region.clone(), lacking: lacking.clone(), deliveries });
+            wanting.push(Wanting {
+                region: destination.region.clone(),
+                lacking: lacking.clone(),
+                deliveries: Mutex::new(Some(deliveries)),
+            });
             let tree = Arc::clone(&tree);
             receiving.spawn(async move {
                 let received = destination.receive(&tree, lacking, receiver).instrument(span.clone()).await;
@@ -188,10 +196,15 @@ impl Pass {
         let mut sinks = Vec::new();
         for member in wanting.iter().filter(|w| w.lacking.contains(&blob.digest)) {
             let (sink, chunks) = mpsc::channel(pump::QUEUE);
-            // A destination that has left takes no more deliveries.
-            if member.deliveries.send(Delivery { blob: blob.clone(), chunks }).await.is_ok() {
-                regions.push(&member.region);
-                sinks.push(Some(sink));
+            let delivery = Delivery { blob: blob.clone(), chunks };
+            let patience = if wanting.len() == 1 { self.waits.stall } else { self.waits.patience };
+            match member.deliver(delivery, patience).await {
+                Delivered::Taken => {
+                    regions.push(&member.region);
+                    sinks.push(Some(sink));
+                }
+                Delivered::Lagging => verdicts.lagged(&member.region),
+                Delivered::Gone => {}
             }
         }
         if sinks.is_empty() {
@@ -210,7 +223,37 @@ impl Pass {
 struct Wanting {
     region: RegionId,
     lacking: HashSet<Digest>,
-    deliveries: mpsc::Sender<Delivery>,
+    /// Nothing once it has been left behind.
+    deliveries: Mutex<Option<mpsc::Sender<Delivery>>>,
+}
+
+/// What became of a delivery.
+enum Delivered {
+    /// It was taken.
+    Taken,
+    /// The destination is still busy with those before. It gets no more.
+    Lagging,
+    /// The destination has left.
+    Gone,
+}
+
+impl Wanting {
+    /// The place holds nothing that a panic could leave half-done.
+    fn place(&self) -> MutexGuard<'_, Option<mpsc::Sender<Delivery>>> {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn deliver(&self, delivery: Delivery, patience: Duration) -> Delivered {
+        let Some(sender) = self.place().clone() else { return Delivered::Gone };
+        match sender.send_timeout(delivery, patience).await {
+            Ok(()) => Delivered::Taken,
+            Err(SendTimeoutError::Closed(_)) => Delivered::Gone,
+            Err(SendTimeoutError::Timeout(_)) => {
+                self.place().take();
+                Delivered::Lagging
+            }
+        }
+    }
 }
 
 /// Why streams broke off.

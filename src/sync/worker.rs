@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{Event, Fault, FaultKind, ImageId, ImageName, RegionId},
-    region::{Stage, Stores, Verdict},
+    region::{Error, Stage, Stores, Verdict},
     state::{Claim, ClaimedRegion, Report, State},
 };
 
@@ -145,8 +145,13 @@ impl Worker {
                         }
                         continue;
                     }
-                    // The pass is over and has not told of the rest: it ended badly. Their leases will run out.
-                    None => break,
+                    // The pass is over and has not told of the rest: it ended badly.
+                    None => {
+                        for copy in std::mem::take(&mut copies).into_values() {
+                            self.conclude(image, copy, Err(Trouble::Destination(Arc::new(Error::Interrupted)))).await;
+                        }
+                        break;
+                    }
                 },
                 lost = heartbeat.beat(&self.state, &held) => lost,
                 () = stop.cancelled() => break,

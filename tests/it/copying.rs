@@ -314,23 +314,6 @@ async fn a_file_that_vanishes_on_the_way_is_told_and_the_service_goes_on() {
 }
 
 #[tokio::test]
-async fn a_copy_that_outlasts_its_lease_is_kept_alive() {
-    let mut site = Site::new();
-    site.worker = "lease_ms = 150\nheartbeat_ms = 40\npoll_ms = 20".to_owned();
-    let running = site.start().await;
-    let app = running.add("a", &[vec![1; 150 << 20], vec![2; 150 << 20]]).await;
-    let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
-    let done = running.finished(&id).await;
-    let region = region(&done, "cn-beijing");
-    assert_eq!((region.state(), region.attempt), (RegionState::Available, 1), "nobody took it over");
-    let millis =
-        |time: &Option<prost_types::Timestamp>| time.map(|t| t.seconds * 1_000 + i64::from(t.nanos) / 1_000_000);
-    let took = millis(&region.finish_time).zip(millis(&region.start_time)).map(|(end, start)| end - start);
-    assert!(took.expect("both times") > 150, "the copy was over before its lease was");
-    running.stop().await;
-}
-
-#[tokio::test]
 async fn a_copy_that_is_canceled_stops_and_never_becomes_visible() {
     let running = Site::new().start().await;
     let app = running.add("a", &[vec![1; 200 << 20], vec![2; 200 << 20]]).await;

@@ -21,12 +21,20 @@ const KILLS: usize = 25;
 
 /// What the callers have yet to ask for, and what was acknowledged: kept outside of the service.
 #[derive(Debug, Clone, Default)]
-struct Ledger(Arc<Mutex<(Vec<String>, Vec<(String, String)>)>>);
+struct Ledger(Arc<Mutex<Entries>>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    /// Images that nobody has had an answer for.
+    open: Vec<String>,
+    /// Images with the request ids that were answered.
+    acknowledged: Vec<(String, String)>,
+}
 
 impl Ledger {
     fn with<T>(&self, act: impl FnOnce(&mut Vec<String>, &mut Vec<(String, String)>) -> T) -> T {
-        let (open, acknowledged) = &mut *self.0.lock().expect("nobody panicked");
-        act(open, acknowledged)
+        let entries = &mut *self.0.lock().expect("nobody panicked");
+        act(&mut entries.open, &mut entries.acknowledged)
     }
 
     fn acknowledged(&self) -> usize {

@@ -174,6 +174,7 @@ exec buf curl --protocol grpc --http2-prior-knowledge "${arguments[@]}" "http://
 
 #[test]
 fn the_readmes_sessions_print_what_stands_there() {
+    assert!(Command::new("buf").arg("--version").output().is_ok(), "buf is missing: scripts/test puts it on the path");
     let installed = Command::new("grpcurl").arg("-version").output().is_ok();
     for stand_in in if installed { &[true, false][..] } else { &[true] } {
         let directory = tempfile::tempdir().expect("a directory");

@@ -28,6 +28,7 @@ use crate::harness::{
     until,
 };
 
+const LEASE: Duration = Duration::from_secs(2);
 const OTHERS: [&str; 3] = ["one", "three", "two"];
 
 /// A directory's store that counts what is read of its blobs, and whose writers wait until they are let go.
@@ -36,6 +37,14 @@ struct Observed {
     store: DirStore,
     read: Arc<AtomicU64>,
     open: watch::Receiver<bool>,
+    writing: Arc<Writing>,
+}
+
+/// How many blobs are written at the same time, and how many were at most.
+#[derive(Debug, Default)]
+struct Writing {
+    now: AtomicU64,
+    most: AtomicU64,
 }
 
 #[tonic::async_trait]
@@ -87,8 +96,12 @@ impl Store for Observed {
     }
 
     async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+        let now = self.writing.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.writing.most.fetch_max(now, Ordering::Relaxed);
         self.open.clone().wait_for(|open| *open).await.expect("the test goes on");
-        self.store.write_blob(stage, blob, chunks).await
+        let written = self.store.write_blob(stage, blob, chunks).await;
+        self.writing.now.fetch_sub(1, Ordering::Relaxed);
+        written
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
@@ -109,6 +122,8 @@ struct House {
     stop: CancellationToken,
     /// Bytes that were read of blobs in the home region.
     read: Arc<AtomicU64>,
+    /// What region `one` writes.
+    writing: Arc<Writing>,
     /// Lets the writers of region `one` go.
     gate: watch::Sender<bool>,
 }
@@ -123,12 +138,14 @@ impl House {
         let (gate, held) = watch::channel(gate_open);
         let (_, open) = watch::channel(true);
         let read = Arc::<AtomicU64>::default();
+        let writing = Arc::<Writing>::default();
         let observed = |region: &str| -> (RegionId, Arc<dyn Store>) {
             let path = directory.path().join(region);
             std::fs::create_dir(&path).expect("a region's directory");
             let open = if region == "one" { held.clone() } else { open.clone() };
             let read = if region == "home" { Arc::clone(&read) } else { Arc::default() };
-            (id(region), Arc::new(Observed { store: DirStore::new(path), read, open }))
+            let writing = if region == "one" { Arc::clone(&writing) } else { Arc::default() };
+            (id(region), Arc::new(Observed { store: DirStore::new(path), read, open, writing }))
         };
         let stores = Stores::new(["home"].into_iter().chain(OTHERS).map(observed));
         images::write(&directory.path().join("home/a"), layers);
@@ -161,15 +178,15 @@ impl House {
             id: WorkerId("worker".into()),
             regions: OTHERS.map(id).to_vec(),
             concurrency: 2,
-            lease: seconds(5),
-            heartbeat: Duration::from_millis(50),
+            lease: LEASE,
+            heartbeat: LEASE / 20,
             poll: Duration::from_millis(50),
             patience,
             stall: seconds(60),
             backoff: Backoff { first: seconds(1), longest: seconds(1), attempts: 1 },
         };
         let worker = tokio::spawn(Worker::new(state.clone(), stores, settings).run(stop.clone()));
-        Self { directory, state, state_tasks, worker, stop, read, gate }
+        Self { directory, state, state_tasks, worker, stop, read, writing, gate }
     }
 
     async fn synchronize(&self) -> RequestId {
@@ -241,5 +258,32 @@ async fn a_region_that_lags_holds_nobody_and_goes_on_alone() {
     assert!(done.regions.iter().all(|region| region.attempt == 1), "lagging is no fault: {done:?}");
     let root = images::verify(&house.layout("home"));
     assert_eq!(images::verify(&house.layout("one")), root);
+    house.stop().await;
+}
+
+/// Blobs that fit into a queue whole must not pile up at a region that does not take them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_blobs_do_not_pile_up_at_a_region_that_lags() {
+    let layers: Vec<_> = (0..60).map(|seed| noise(50_000, seed)).collect();
+    let house = House::build(&layers, Duration::from_millis(200), false).await;
+    let request = house.synchronize().await;
+    house.available(request, &["three", "two"]).await;
+    assert!(house.writing.most.load(Ordering::Relaxed) <= 4, "{:?}", house.writing);
+    house.gate.send(true).expect("somebody waits");
+    house.available(request, &OTHERS).await;
+    assert_eq!(images::verify(&house.layout("one")), images::verify(&house.layout("home")));
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_outlasts_its_lease_is_kept_alive() {
+    let house = House::build(&[noise(50_000, 1)], Duration::from_secs(30), false).await;
+    let request = house.synchronize().await;
+    house.available(request, &["three", "two"]).await;
+    // Twice the time after which somebody else would take it over.
+    tokio::time::sleep(LEASE * 2).await;
+    house.gate.send(true).expect("somebody waits");
+    let done = house.available(request, &OTHERS).await;
+    assert_eq!(done.regions[0].attempt, 1, "nobody took it over: {done:?}");
     house.stop().await;
 }

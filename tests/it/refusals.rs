@@ -16,7 +16,7 @@ use tonic::Code;
 use crate::harness::{
     images::{self, noise},
     refusal,
-    site::{HOME, Running, Site, ask, registration},
+    site::{ADMIN, HOME, Running, SYNC_ONLY, Site, ask, images_client, registration},
 };
 
 async fn accepting() -> Running {
@@ -80,10 +80,12 @@ async fn a_message_of_a_mebibyte_is_refused() {
     let running = accepting().await;
     let refused = running.synchronize(&"x".repeat(1 << 20), &[]).await.expect_err("too large");
     refusal::read(&refused).is_invalid("the request", &["65536"]);
-    // Of a method whose resource is in its message, too.
-    let request = GetImageRequest { image_id: "x".repeat(1 << 20) };
-    let refused = running.images().await.get_image(request).await.expect_err("too large");
-    refusal::read(&refused).is_invalid("the request", &["65536"]);
+    // Of a method whose resource is in its message, too: it is not even read to its end, whoever sends it.
+    for token in [ADMIN, SYNC_ONLY] {
+        let request = GetImageRequest { image_id: "x".repeat(1 << 20) };
+        let refused = images_client(running.address, Some(token)).await.get_image(request).await;
+        refusal::read(&refused.expect_err("too large")).is_invalid("the request", &["65536"]);
+    }
     goes_on(&running).await;
     running.stop().await;
 }

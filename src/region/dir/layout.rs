@@ -70,14 +70,26 @@ pub fn is_visible(dir: &Dir, name: &ImageName) -> bool {
 pub fn prepare(dir: &Dir, stage: &Stage) -> Result<()> {
     let blobs = blobs(&stage.name);
     dir.create_dir_all(&blobs).map_err(Error::io("creating", &blobs))?;
-    for entry in dir.read_dir(&blobs).map_err(Error::io("listing", &blobs))? {
-        let entry = entry.map_err(Error::io("listing", &blobs))?;
+    clear(dir, &blobs, stage.fence, blob::fence_of_partial)?;
+    clear(dir, &stage.name.0, stage.fence, fence_of_replacement)
+}
+
+/// Removes the files of a directory that bear a fence before `fence`.
+fn clear(dir: &Dir, path: &str, fence: u64, fence_of: impl Fn(&str) -> Option<u64>) -> Result<()> {
+    for entry in dir.read_dir(path).map_err(Error::io("listing", path))? {
+        let entry = entry.map_err(Error::io("listing", path))?;
         let file = entry.file_name();
-        if file.to_str().and_then(blob::fence_of_partial).is_some_and(|fence| fence < stage.fence) {
+        if file.to_str().and_then(&fence_of).is_some_and(|left| left < fence) {
             entry.remove_file().or_else(gone_is_fine).map_err(Error::io("removing", file.to_string_lossy()))?;
         }
     }
     Ok(())
+}
+
+/// The fence of the claim that was about to replace a file of the layout.
+fn fence_of_replacement(file: &str) -> Option<u64> {
+    let (replaced, fence) = file.strip_prefix('.')?.rsplit_once('.')?;
+    if [INDEX, MARKER].contains(&replaced) { fence.parse().ok() } else { None }
 }
 
 fn gone_is_fine(error: io::Error) -> io::Result<()> {
