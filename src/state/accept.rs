@@ -117,3 +117,70 @@ async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<Reque
     .instrument(span)
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::{super::Settings, Ask, State, commit_together};
+    use crate::{
+        domain::{
+            Clock, Descriptor, Digest, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Targets,
+        },
+        state::{Error, Filter, migrate},
+    };
+
+    fn ask(image: &str) -> Ask {
+        Ask {
+            request_id: RequestId::generate(),
+            image: image.parse().expect("an id"),
+            targets: Targets::All,
+            principal: "p".into(),
+            token: None,
+            trace: None,
+        }
+    }
+
+    /// As many rows as no single statement could take, in one transaction.
+    #[tokio::test]
+    async fn a_group_of_many_calls_to_many_regions_is_committed_together() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        migrate(&settings).await.expect("the schema");
+        let home: RegionId = "home".parse().expect("an id");
+        let regions = Regions::new(home.clone(), (0..100).map(|n| format!("region-{n}").parse().expect("an id")));
+        let stop = CancellationToken::new();
+        let (state, tasks) = State::open(&settings, regions, Clock::system(), stop.clone()).await.expect("it opens");
+        for n in 0..100 {
+            let image = Image {
+                id: format!("image-{n}").parse().expect("an id"),
+                name: "n".into(),
+                version: String::new(),
+                description: String::new(),
+                kind: ImageKind::Vm,
+                source: ImageName("n".into()),
+                home: home.clone(),
+                root: Descriptor { media_type: String::new(), digest: Digest::new([0; 32]), size: 0 },
+                size: 0,
+                created_at: Clock::system().now(),
+            };
+            state.image_add(&image).await.expect("it is added");
+        }
+        let mut asks: Vec<_> = (0..100).map(|n| ask(&format!("image-{n}"))).collect();
+        asks.insert(50, ask("nobody-knows-it"));
+        let answers = commit_together(&state, &asks).await.expect("one transaction");
+        for (place, (answer, ask)) in answers.iter().zip(&asks).enumerate() {
+            match answer {
+                Ok(id) => assert_eq!(*id, ask.request_id),
+                Err(Error::ImageNotFound(_)) => assert_eq!(place, 50),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let page = state.synchronization_list(&Filter::default(), None, 1_000).await.expect("a page");
+        assert_eq!(page.synchronizations.len(), 100);
+        let pending = |s: &crate::domain::Synchronization| s.regions.iter().all(|r| r.status == RegionStatus::Pending);
+        assert!(page.synchronizations.iter().all(|s| s.regions.len() == 100 && pending(s)));
+        stop.cancel();
+        tasks.join().await;
+    }
+}

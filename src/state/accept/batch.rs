@@ -1,6 +1,6 @@
 //! One group of calls: what must be known to decide about them, the decisions, and the rows that come of them.
 //!
-//! A group is one question to the database and two statements that write, however many calls it has.
+//! A group is one question to the database and two kinds of rows that are written, whole lists of them at a time.
 
 use std::{collections::HashMap, fmt::Display, str::FromStr};
 
@@ -15,6 +15,9 @@ use crate::{
     },
     state::{Error, Result, entity},
 };
+
+/// Rows that one statement inserts at most: SQLite takes 32,766 values for one (https://sqlite.org/limits.html).
+const MOST_ROWS: usize = 512;
 
 /// What the database says about a group of calls.
 #[derive(Debug, Default)]
@@ -187,15 +190,18 @@ async fn insert<const N: usize>(
     rows: Vec<[Value; N]>,
     conflict: &str,
 ) -> Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let count = rows.len().next_power_of_two();
     let row = format!("({})", ["?"; N].join(","));
-    let values = vec![row; count].join(",");
-    let sql = format!("INSERT INTO {into} SELECT {select} FROM (VALUES {values}) WHERE column1 IS NOT NULL {conflict}");
-    let filling = std::iter::repeat_n(Value::Int(None), (count - rows.len()) * N);
-    Ok(execute(txn, &sql, rows.into_iter().flatten().chain(filling)).await?)
+    let mut rows = rows.into_iter();
+    while rows.len() > 0 {
+        let taken = rows.len().min(MOST_ROWS);
+        let count = taken.next_power_of_two();
+        let values = vec![row.as_str(); count].join(",");
+        let sql =
+            format!("INSERT INTO {into} SELECT {select} FROM (VALUES {values}) WHERE column1 IS NOT NULL {conflict}");
+        let filling = std::iter::repeat_n(Value::Int(None), (count - taken) * N);
+        execute(txn, &sql, rows.by_ref().take(taken).flatten().chain(filling)).await?;
+    }
+    Ok(())
 }
 
 /// What a repeated call must have in common with the first.
