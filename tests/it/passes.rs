@@ -13,7 +13,7 @@ use std::{
 use appferry::{
     domain::{
         Clock, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
-        Targets, WorkerId,
+        SynchronizationState, Targets, WorkerId,
     },
     region::{BlobChunks, Chunk, DirStore, ImageSpec, Result, Source, Stage, Store, StoreKind, Stores, Tree},
     state::{Ask, Settings as StateSettings, State, Tasks, migrate},
@@ -285,5 +285,22 @@ async fn a_copy_that_outlasts_its_lease_is_kept_alive() {
     house.gate.send(true).expect("somebody waits");
     let done = house.available(request, &OTHERS).await;
     assert_eq!(done.regions[0].attempt, 1, "nobody took it over: {done:?}");
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_joined_is_left_as_it_is() {
+    let house = House::build(&[noise(50_000, 1)], Duration::from_secs(30), false).await;
+    let first = house.synchronize().await;
+    let before = house.available(first, &["three", "two"]).await;
+    let second = house.synchronize().await;
+    let joined = house.state.synchronization_get(second).await.expect("it is known");
+    let [only] = &joined.regions[..] else { panic!("one region has not got it: {joined:?}") };
+    let own = |view: &appferry::domain::RegionView| (view.region.clone(), view.status, view.attempt, view.started_at);
+    assert_eq!(own(only), own(&before.regions[0]), "nothing is started anew");
+    house.gate.send(true).expect("somebody waits");
+    house.available(first, &OTHERS).await;
+    let done = house.available(second, &["one"]).await;
+    assert_eq!((done.state, done.regions[0].attempt), (SynchronizationState::Succeeded, 1));
     house.stop().await;
 }
