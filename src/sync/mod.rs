@@ -9,6 +9,7 @@ mod pass;
 mod pump;
 mod settings;
 mod tracing_links;
+mod wanting;
 mod worker;
 
 pub use backoff::Backoff;

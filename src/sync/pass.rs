@@ -3,20 +3,22 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    sync::mpsc::{self, error::SendTimeoutError},
+    sync::mpsc,
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 use tracing::{Instrument as _, Span};
 
 use super::{
     destination::{Delivery, Destination},
     pump::{self, Waits, pump},
+    wanting::Wanting,
 };
 use crate::{
     domain::{Descriptor, Digest, ImageName, RegionId},
@@ -63,6 +65,9 @@ pub type Tracked = (Destination, Span);
 /// A destination that has come to its end.
 pub type Ended = (RegionId, Result<(), Trouble>);
 
+/// A destination that knows what it lacks.
+type Planned = (Tracked, HashSet<Digest>);
+
 impl Pass {
     /// Carries the image to every destination, and tells of each as soon as it has ended.
     pub async fn run(self: Arc<Self>, destinations: Vec<Tracked>, ended: mpsc::Sender<Ended>) {
@@ -77,41 +82,47 @@ impl Pass {
                 return;
             }
         };
+        // With room for every destination: none waits here.
+        let (lagging, mut laggards) = mpsc::channel(destinations.len().max(1));
+        let group =
+            |members: Vec<Planned>| Arc::clone(&self).group(Arc::clone(&tree), members, ended.clone(), lagging.clone());
         let mut planning = JoinSet::new();
         for tracked in destinations {
-            let tree = Arc::clone(&tree);
-            planning.spawn(async move {
-                let span = tracked.1.clone();
-                let lacking = tracked.0.plan(&tree).instrument(span).await;
-                (tracked, lacking)
-            });
+            planning.spawn(plan(tracked, Arc::clone(&tree)));
         }
         // Those that know what they lack go together; whoever takes longer to find out goes with the next group.
+        let mut ready: Vec<Planned> = Vec::new();
+        let mut departure = None;
         let mut groups = JoinSet::new();
-        while let Some(first) = planning.join_next().await {
-            let mut group = Vec::new();
-            let deadline = tokio::time::Instant::now() + self.waits.patience;
-            let mut next = Some(first);
-            while let Some(planned) = next {
-                match planned {
-                    Ok((tracked, Ok(lacking))) => group.push((tracked, lacking)),
+        loop {
+            if !ready.is_empty() && (planning.is_empty() || departure.is_some_and(|at| at <= Instant::now())) {
+                groups.spawn(group(mem::take(&mut ready)));
+                departure = None;
+            }
+            if planning.is_empty() && groups.is_empty() && laggards.is_empty() {
+                return;
+            }
+            let boarding = departure.unwrap_or_else(Instant::now);
+            tokio::select! {
+                Some(planned) = planning.join_next() => match planned {
+                    Ok((tracked, Ok(lacking))) => {
+                        ready.push((tracked, lacking));
+                        departure.get_or_insert_with(|| Instant::now() + self.waits.patience);
+                    }
                     Ok((tracked, Err(error))) => {
                         tell(&ended, tracked.0.region, Err(Trouble::Destination(Arc::new(error)))).await;
                     }
                     Err(error) => tracing::error!(%error, "the planning of a copy ended badly"),
+                },
+                () = sleep_until(boarding), if departure.is_some() => {}
+                Some(tracked) = laggards.recv() => {
+                    let (destination, span) = &tracked;
+                    tracing::info!(parent: span, region = %destination.region, "the region is too slow for the others and goes on alone");
+                    planning.spawn(plan(tracked, Arc::clone(&tree)));
                 }
-                next = tokio::time::timeout_at(deadline, planning.join_next()).await.ok().flatten();
-            }
-            groups.spawn(Arc::clone(&self).group(Arc::clone(&tree), group, ended.clone()));
-        }
-        while let Some(lagging) = groups.join_next().await {
-            match lagging {
-                Ok(lagging) => {
-                    for alone in lagging {
-                        groups.spawn(Arc::clone(&self).group(Arc::clone(&tree), vec![alone], ended.clone()));
-                    }
-                }
-                Err(error) => tracing::error!(%error, "a group of copies ended badly"),
+                Some(carried) = groups.join_next() => if let Err(error) = carried {
+                    tracing::error!(%error, "a group of copies ended badly");
+                },
             }
         }
     }
@@ -124,176 +135,129 @@ impl Pass {
         Tree::read(&*self.source, &self.name, &self.root).await
     }
 
-    /// Carries what some destinations lack, each blob read once. Returns those that lagged and have to go on alone.
+    /// Carries what some destinations lack, each blob read once. Those that lag are passed on at once: they have to go on alone.
     async fn group(
         self: Arc<Self>,
         tree: Arc<Tree>,
-        members: Vec<(Tracked, HashSet<Digest>)>,
+        members: Vec<Planned>,
         ended: mpsc::Sender<Ended>,
-    ) -> Vec<(Tracked, HashSet<Digest>)> {
+        lagging: mpsc::Sender<Tracked>,
+    ) {
+        let alone = members.len() == 1;
         let mut receiving = JoinSet::new();
         let mut wanting = Vec::new();
         for ((destination, span), lacking) in members {
             let (deliveries, receiver) = mpsc::channel(BLOBS_AT_ONCE);
-            wanting.push(Wanting {
-                region: destination.region.clone(),
-                lacking: lacking.clone(),
-                deliveries: Mutex::new(Some(deliveries)),
-            });
+            let member = Wanting::new(destination.region.clone(), lacking.clone(), deliveries);
+            let left = member.left();
+            wanting.push(member);
             let tree = Arc::clone(&tree);
             receiving.spawn(async move {
-                let received = destination.receive(&tree, lacking, receiver).instrument(span.clone()).await;
-                (destination, span, received)
+                let received = tokio::select! {
+                    received = destination.receive(&tree, lacking, receiver).instrument(span.clone()) => received,
+                    // What its store is still doing, if it hangs in it, is not waited for.
+                    () = left.cancelled() => Err(Error::Interrupted),
+                };
+                (destination, span, left, received)
             });
         }
-        let verdicts = Verdicts::default();
-        let carry = self.carry(&tree, wanting, &verdicts);
+        let failures = Failures::default();
+        let carry = self.carry(&tree, wanting, &failures);
         let collect = async {
-            let mut lagging = Vec::new();
             while let Some(received) = receiving.join_next().await {
-                match received {
-                    Ok((destination, _, Ok(()))) => tell(&ended, destination.region, Ok(())).await,
-                    Ok((destination, span, Err(error))) => {
-                        match verdicts.explain(&destination.region, error, &self.home) {
-                            Some(trouble) => tell(&ended, destination.region, Err(trouble)).await,
-                            None => lagging.push((destination, span)),
-                        }
+                let (destination, span, left, received) = match received {
+                    Ok(received) => received,
+                    Err(error) => {
+                        tracing::error!(%error, "a copy ended badly");
+                        continue;
                     }
-                    Err(error) => tracing::error!(%error, "a copy ended badly"),
-                }
+                };
+                let region = destination.region.clone();
+                let trouble = match received {
+                    Ok(()) => {
+                        tell(&ended, region, Ok(())).await;
+                        continue;
+                    }
+                    Err(Error::Interrupted) => match failures.of(&region) {
+                        Some(error) => Trouble::Source { region: self.home.clone(), error },
+                        None if left.is_cancelled() && !alone => {
+                            // There is room for every destination.
+                            let _ = lagging.send((destination, span)).await;
+                            continue;
+                        }
+                        None if left.is_cancelled() => Trouble::Destination(Arc::new(Error::Stalled("writing a blob"))),
+                        None => Trouble::Destination(Arc::new(Error::Interrupted)),
+                    },
+                    Err(error) => Trouble::Destination(Arc::new(error)),
+                };
+                tell(&ended, region, Err(trouble)).await;
             }
-            lagging
         };
-        let ((), lagging) = tokio::join!(carry, collect);
-        let mut again = Vec::new();
-        for (destination, span) in lagging {
-            tracing::info!(parent: &span, region = %destination.region, "the region is too slow for the others and goes on alone");
-            match destination.plan(&tree).instrument(span.clone()).await {
-                Ok(lacking) => again.push(((destination, span), lacking)),
-                Err(error) => {
-                    tell(&ended, destination.region, Err(Trouble::Destination(Arc::new(error)))).await;
-                }
-            }
-        }
-        again
+        tokio::join!(carry, collect);
     }
 
     /// Reads each blob that somebody lacks, once, for all who lack it. Ends when everything has been read, when nobody listens
     /// any more, or when the source fails.
-    async fn carry(&self, tree: &Tree, wanting: Vec<Wanting>, verdicts: &Verdicts) {
+    async fn carry(&self, tree: &Tree, wanting: Vec<Wanting>, failures: &Failures) {
         let mut reading = FuturesUnordered::new();
         for blob in &tree.blobs {
             if reading.len() >= BLOBS_AT_ONCE {
                 reading.next().await;
             }
-            reading.push(self.carry_blob(blob, &wanting, verdicts));
+            reading.push(self.carry_blob(blob, &wanting, failures));
         }
         while reading.next().await.is_some() {}
     }
 
-    async fn carry_blob(&self, blob: &Descriptor, wanting: &[Wanting], verdicts: &Verdicts) {
-        let mut regions = Vec::new();
+    async fn carry_blob(&self, blob: &Descriptor, wanting: &[Wanting], failures: &Failures) {
+        let patience = if wanting.len() == 1 { self.waits.stall } else { self.waits.patience };
+        let mut members = Vec::new();
         let mut sinks = Vec::new();
-        for member in wanting.iter().filter(|w| w.lacking.contains(&blob.digest)) {
+        for member in wanting.iter().filter(|member| member.lacks(blob)) {
             let (sink, chunks) = mpsc::channel(pump::QUEUE);
-            let delivery = Delivery { blob: blob.clone(), chunks };
-            let patience = if wanting.len() == 1 { self.waits.stall } else { self.waits.patience };
-            match member.deliver(delivery, patience).await {
-                Delivered::Taken => {
-                    regions.push(&member.region);
-                    sinks.push(Some(sink));
-                }
-                Delivered::Lagging => verdicts.lagged(&member.region),
-                Delivered::Gone => {}
+            if member.deliver(Delivery { blob: blob.clone(), chunks }, patience).await {
+                members.push(member);
+                sinks.push(Some(sink));
             }
         }
         if sinks.is_empty() {
             return;
         }
-        let lagging = |place: usize| verdicts.lagged(regions[place]);
+        let lagging = |place: usize| members[place].leave();
         let result = pump(&*self.source, &self.name, blob, &mut sinks, self.waits, lagging).await;
         // Before the sinks are dropped: a destination whose stream breaks off asks why at once.
         if let Err(error) = result {
-            verdicts.source_failed(&regions, error);
+            failures.put(members.iter().map(|member| &member.region), error);
         }
     }
 }
 
-/// A destination as its group's source sees it.
-struct Wanting {
-    region: RegionId,
-    lacking: HashSet<Digest>,
-    /// Nothing once it has been left behind.
-    deliveries: Mutex<Option<mpsc::Sender<Delivery>>>,
+/// Makes a destination find out what it lacks.
+async fn plan(tracked: Tracked, tree: Arc<Tree>) -> (Tracked, Result<HashSet<Digest>, Error>) {
+    let lacking = tracked.0.plan(&tree).instrument(tracked.1.clone()).await;
+    (tracked, lacking)
 }
 
-/// What became of a delivery.
-enum Delivered {
-    /// It was taken.
-    Taken,
-    /// The destination is still busy with those before. It gets no more.
-    Lagging,
-    /// The destination has left.
-    Gone,
-}
-
-impl Wanting {
-    /// The place holds nothing that a panic could leave half-done.
-    fn place(&self) -> MutexGuard<'_, Option<mpsc::Sender<Delivery>>> {
-        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn deliver(&self, delivery: Delivery, patience: Duration) -> Delivered {
-        let Some(sender) = self.place().clone() else { return Delivered::Gone };
-        match sender.send_timeout(delivery, patience).await {
-            Ok(()) => Delivered::Taken,
-            Err(SendTimeoutError::Closed(_)) => Delivered::Gone,
-            Err(SendTimeoutError::Timeout(_)) => {
-                self.place().take();
-                Delivered::Lagging
-            }
-        }
-    }
-}
-
-/// Why streams broke off.
+/// Which destinations lost their stream because the source failed, and how.
 #[derive(Debug, Default)]
-struct Verdicts(Mutex<Reasons>);
+struct Failures(Mutex<HashMap<RegionId, Arc<Error>>>);
 
-#[derive(Debug, Default)]
-struct Reasons {
-    lagging: HashSet<RegionId>,
-    source: HashMap<RegionId, Arc<Error>>,
-}
-
-impl Verdicts {
-    /// The reasons hold nothing that a panic could leave half-done.
-    fn reasons(&self) -> MutexGuard<'_, Reasons> {
+impl Failures {
+    /// The failures hold nothing that a panic could leave half-done.
+    fn map(&self) -> MutexGuard<'_, HashMap<RegionId, Arc<Error>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lagged(&self, region: &RegionId) {
-        self.reasons().lagging.insert(region.clone());
-    }
-
-    fn source_failed(&self, regions: &[&RegionId], error: Error) {
+    fn put<'a>(&self, regions: impl Iterator<Item = &'a RegionId>, error: Error) {
         let error = Arc::new(error);
-        let mut reasons = self.reasons();
+        let mut map = self.map();
         for region in regions {
-            reasons.source.entry((*region).clone()).or_insert_with(|| Arc::clone(&error));
+            map.entry(region.clone()).or_insert_with(|| Arc::clone(&error));
         }
     }
 
-    /// What a destination's error means; nothing if it was only too slow for the others.
-    fn explain(&self, region: &RegionId, error: Error, home: &RegionId) -> Option<Trouble> {
-        if !matches!(error, Error::Interrupted) {
-            return Some(Trouble::Destination(Arc::new(error)));
-        }
-        let reasons = self.reasons();
-        if let Some(error) = reasons.source.get(region) {
-            return Some(Trouble::Source { region: home.clone(), error: Arc::clone(error) });
-        }
-        if reasons.lagging.contains(region) { None } else { Some(Trouble::Destination(Arc::new(error))) }
+    fn of(&self, region: &RegionId) -> Option<Arc<Error>> {
+        self.map().get(region).cloned()
     }
 }
 

@@ -47,6 +47,23 @@ struct Writing {
     most: AtomicU64,
 }
 
+/// Counts while it lives: a write may be given up.
+struct Writer<'a>(&'a Writing);
+
+impl<'a> Writer<'a> {
+    fn new(writing: &'a Writing) -> Self {
+        let now = writing.now.fetch_add(1, Ordering::Relaxed) + 1;
+        writing.most.fetch_max(now, Ordering::Relaxed);
+        Self(writing)
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[tonic::async_trait]
 impl Source for Observed {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
@@ -96,12 +113,9 @@ impl Store for Observed {
     }
 
     async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
-        let now = self.writing.now.fetch_add(1, Ordering::Relaxed) + 1;
-        self.writing.most.fetch_max(now, Ordering::Relaxed);
+        let _counted = Writer::new(&self.writing);
         self.open.clone().wait_for(|open| *open).await.expect("the test goes on");
-        let written = self.store.write_blob(stage, blob, chunks).await;
-        self.writing.now.fetch_sub(1, Ordering::Relaxed);
-        written
+        self.store.write_blob(stage, blob, chunks).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
@@ -134,6 +148,10 @@ fn id(name: &str) -> RegionId {
 
 impl House {
     async fn build(layers: &[Vec<u8>], patience: Duration, gate_open: bool) -> Self {
+        Self::build_with(layers, patience, Duration::from_secs(60), gate_open).await
+    }
+
+    async fn build_with(layers: &[Vec<u8>], patience: Duration, stall: Duration, gate_open: bool) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let (gate, held) = watch::channel(gate_open);
         let (_, open) = watch::channel(true);
@@ -182,7 +200,7 @@ impl House {
             heartbeat: LEASE / 20,
             poll: Duration::from_millis(50),
             patience,
-            stall: seconds(60),
+            stall,
             backoff: Backoff { first: seconds(1), longest: seconds(1), attempts: 1 },
         };
         let worker = tokio::spawn(Worker::new(state.clone(), stores, settings).run(stop.clone()));
@@ -205,6 +223,7 @@ impl House {
     async fn available(&self, request: RequestId, regions: &[&str]) -> Synchronization {
         until("the image", async || {
             let found = self.state.synchronization_get(request).await.expect("it is known");
+            assert_ne!(found.state, SynchronizationState::Failed, "{found:?}");
             let there = |region: &&str| {
                 let view = found.regions.iter().find(|view| view.region == id(region)).expect("the region");
                 view.status == RegionStatus::Available
@@ -302,5 +321,26 @@ async fn a_copy_that_is_joined_is_left_as_it_is() {
     house.available(first, &OTHERS).await;
     let done = house.available(second, &["one"]).await;
     assert_eq!((done.state, done.regions[0].attempt), (SynchronizationState::Succeeded, 1));
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_whose_store_hangs_is_given_up_and_holds_nobody() {
+    let (patience, stall) = (Duration::from_millis(100), Duration::from_millis(400));
+    let house = House::build_with(&[noise(24 << 20, 1)], patience, stall, false).await;
+    let request = house.synchronize().await;
+    let done = until("the end", async || {
+        let found = house.state.synchronization_get(request).await.expect("it is known");
+        found.state.is_terminal().then_some(found)
+    })
+    .await;
+    assert_eq!(done.state, SynchronizationState::Failed);
+    for (region, status) in OTHERS.iter().zip([RegionStatus::Failed, RegionStatus::Available, RegionStatus::Available])
+    {
+        let view = done.regions.iter().find(|view| view.region == id(region)).expect("the region");
+        assert_eq!(view.status, status, "{done:?}");
+    }
+    let fault = done.regions[0].fault.as_ref().expect("a reason");
+    assert_eq!(fault.message, "writing a blob took too long");
     house.stop().await;
 }

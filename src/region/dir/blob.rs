@@ -1,7 +1,10 @@
-//! One blob's file, `<image>/blobs/sha256/<hex>`. It gets that name only when it is whole, durable and verified; before, it
-//! bears the fence of the claim that writes it.
+//! One blob's file, `<image>/blobs/sha256/<hex>`. It gets that name only when it is whole, durable and verified; before, its
+//! name is its writer's alone, and bears the fence of the claim that it writes for.
 
-use std::io::{self, Read as _, Write as _};
+use std::{
+    io::{self, Read as _, Write as _},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use bytes::{Bytes, BytesMut};
 use cap_std::fs::{Dir, File, OpenOptions};
@@ -21,12 +24,24 @@ fn path(name: &ImageName, digest: Digest) -> String {
 }
 
 fn partial(stage: &Stage, digest: Digest) -> String {
-    format!("{}.{}{PARTIAL}", path(&stage.name, digest), stage.fence)
+    format!("{}.{}{PARTIAL}", path(&stage.name, digest), mark(stage))
+}
+
+/// What a name that nobody else writes to ends with: the claim's fence, and a number of this process. A writer that was given up
+/// may still be at work when the same claim writes the same thing again, and must neither write nor remove the other's file.
+pub fn mark(stage: &Stage) -> String {
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", stage.fence, WRITERS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The fence in a mark.
+pub fn fence_of_mark(mark: &str) -> Option<u64> {
+    mark.split_once('-')?.0.parse().ok()
 }
 
 /// The fence of the claim that an unfinished file belongs to; nothing if the file is no such one.
 pub fn fence_of_partial(file: &str) -> Option<u64> {
-    file.strip_suffix(PARTIAL)?.split_once('.')?.1.parse().ok()
+    fence_of_mark(file.strip_suffix(PARTIAL)?.split_once('.')?.1)
 }
 
 /// Opens an ordinary file. Anything else (a directory, a pipe) is refused before it can block.

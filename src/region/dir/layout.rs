@@ -88,8 +88,8 @@ fn clear(dir: &Dir, path: &str, fence: u64, fence_of: impl Fn(&str) -> Option<u6
 
 /// The fence of the claim that was about to replace a file of the layout.
 fn fence_of_replacement(file: &str) -> Option<u64> {
-    let (replaced, fence) = file.strip_prefix('.')?.rsplit_once('.')?;
-    if [INDEX, MARKER].contains(&replaced) { fence.parse().ok() } else { None }
+    let (replaced, mark) = file.strip_prefix('.')?.rsplit_once('.')?;
+    if [INDEX, MARKER].contains(&replaced) { blob::fence_of_mark(mark) } else { None }
 }
 
 fn gone_is_fine(error: io::Error) -> io::Result<()> {
@@ -121,7 +121,7 @@ pub fn publish(dir: &Dir, stage: &Stage, root: &Descriptor) -> Result<()> {
 /// Writes a file of the layout durably and in one step.
 fn replace(dir: &Dir, stage: &Stage, file: &str, content: &[u8]) -> Result<()> {
     let path = format!("{}/{file}", stage.name);
-    let partial = format!("{}/.{file}.{}", stage.name, stage.fence);
+    let partial = format!("{}/.{file}.{}", stage.name, blob::mark(stage));
     blob::write_file(dir, &partial, content)?;
     dir.rename(&partial, dir, &path).map_err(Error::io("renaming", path))
 }

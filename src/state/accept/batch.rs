@@ -16,7 +16,7 @@ use crate::{
     state::{Error, Result, entity},
 };
 
-/// Rows that one statement inserts at most: SQLite takes 32,766 values for one (https://sqlite.org/limits.html).
+/// Rows that one statement inserts at most: SQLite takes 32,766 values for one (<https://sqlite.org/limits.html>).
 const MOST_ROWS: usize = 512;
 
 /// What the database says about a group of calls.
