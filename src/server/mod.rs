@@ -33,8 +33,8 @@ use crate::{
     state::State,
 };
 use layer::{
-    AuthenticateLayer, AuthorizeLayer, ConformLayer, DeadlineLayer, LimitBodyLayer, PanicLayer, RequestIdLayer,
-    ShedLayer, TraceLayer,
+    AmendLayer, AuthenticateLayer, AuthorizeLayer, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, RequestIdLayer,
+    Shed, TraceLayer,
 };
 
 /// The largest message that a caller may send, in bytes.
@@ -105,9 +105,9 @@ pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflectio
         // Before anything that can refuse: a refusal names the request.
         .layer(RequestIdLayer)
         // Around whatever may fail in a way that nobody foresaw.
-        .layer(PanicLayer::new(Arc::clone(&contract)))
+        .layer(AmendLayer::<CatchPanic>::new(Arc::clone(&contract)))
         // Around everything that may refuse in words that are not the contract's.
-        .layer(ConformLayer::new(contract))
+        .layer(AmendLayer::<Conform>::new(contract))
         .service(routes.prepare());
     Ok((Entrance::new(entrance), health))
 }
@@ -136,7 +136,7 @@ where
         // Before a byte of the body is read by anybody.
         .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, Arc::clone(contract)))
         // Turns the overload that is found further in into an answer.
-        .layer(ShedLayer::new(Arc::clone(contract)))
+        .layer(AmendLayer::<Shed>::new(Arc::clone(contract)))
         .load_shed()
         .layer(limit)
         // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.

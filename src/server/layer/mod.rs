@@ -1,5 +1,6 @@
 //! The layers of the stack, one file each.
 
+mod amend;
 mod authenticate;
 mod authorize;
 mod body;
@@ -15,14 +16,15 @@ use std::convert::Infallible;
 use http::{Request, Response};
 use tonic::body::Body;
 
+pub use amend::AmendLayer;
 pub use authenticate::AuthenticateLayer;
 pub use authorize::AuthorizeLayer;
 pub use body::LimitBodyLayer;
-pub use conform::ConformLayer;
+pub use conform::Conform;
 pub use deadline::{DeadlineLayer, Deadlines};
-pub use panic::PanicLayer;
+pub use panic::CatchPanic;
 pub use request_id::RequestIdLayer;
-pub use shed::ShedLayer;
+pub use shed::Shed;
 pub use trace::TraceLayer;
 
 use crate::{
