@@ -86,7 +86,7 @@ impl Service {
         let regions = config.regions()?;
         let stores = stores(config)?;
         let identities = Arc::new(Identities::new(config.principals()?));
-        let worker_regions = config.worker_regions(&regions)?;
+        let worker_regions = config.worker.served(&regions)?;
         let clock = Clock::system();
         let (stop, abandon, state_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());

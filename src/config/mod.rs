@@ -3,9 +3,12 @@
 //! Every key can be given as `APPFERRY_SECTION__KEY`, which wins over the file. An unknown key is an error, and so is a value
 //! that can't be used; each names the key and what was expected.
 
+mod principal;
+mod server;
+mod worker;
+
 use std::{
     fmt::Display,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -13,11 +16,14 @@ use figment::{
     Figment,
     providers::{Env, Format as _, Toml},
 };
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::Deserialize;
+
+pub use principal::{Grant, PolicyEntry, PrincipalEntry};
+pub use server::Server;
+pub use worker::Worker;
 
 use crate::{
     domain::{RegionId, Regions},
-    ram::{Document, Policy, Principal},
     region::Location,
 };
 
@@ -59,12 +65,6 @@ fn describe(error: &figment::Error) -> String {
     error.clone().into_iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
-/// Reads an address, and repeats what is none.
-fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not of the form IP:PORT")))
-}
-
 fn value(key: impl Into<String>, problem: impl Display) -> Error {
     Error::Value { key: key.into(), problem: problem.to_string() }
 }
@@ -91,44 +91,6 @@ pub struct Config {
     /// The workers.
     #[serde(default)]
     pub worker: Worker,
-}
-
-/// `[server]`: the gRPC listener and its limits.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Server {
-    /// Where to listen.
-    #[serde(deserialize_with = "address")]
-    pub listen: SocketAddr,
-    /// Whether a listener that others can reach may do without TLS.
-    pub allow_plaintext: bool,
-    /// Calls that are carried out at the same time; one more is refused. Streams count until they have begun.
-    pub max_in_flight: usize,
-    /// Streams that one connection may have open.
-    pub max_streams_per_connection: u32,
-    /// The deadline of a call that names none, in seconds.
-    pub default_deadline_seconds: u64,
-    /// The latest deadline of a call, in seconds.
-    pub max_deadline_seconds: u64,
-    /// The longest life of a stream, in seconds; its client connects again and has lost nothing.
-    pub max_stream_seconds: u64,
-    /// How long a shutdown may take, in seconds.
-    pub shutdown_seconds: u64,
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 50051),
-            allow_plaintext: false,
-            max_in_flight: 1_024,
-            max_streams_per_connection: 1_024,
-            default_deadline_seconds: 30,
-            max_deadline_seconds: 60,
-            max_stream_seconds: 3_600,
-            shutdown_seconds: 20,
-        }
-    }
 }
 
 /// `[database]`: where the state is kept.
@@ -160,75 +122,6 @@ pub struct Region {
     pub keep_free_bytes: u64,
 }
 
-/// `[[principal]]`: somebody who may call.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PrincipalEntry {
-    /// The RAM principal.
-    pub arn: String,
-    /// The SHA-256 of its bearer token, as 64 hexadecimal digits.
-    pub token_sha256: String,
-    /// The names of its policies.
-    #[serde(default)]
-    pub policies: Vec<String>,
-}
-
-/// `[[policy]]`: a RAM policy document.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PolicyEntry {
-    /// Its name.
-    pub name: String,
-    /// The document, as JSON.
-    pub document: String,
-}
-
-/// `[worker]`: how images are carried.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Worker {
-    /// The regions that are served; all if none is named.
-    pub regions: Vec<String>,
-    /// Images that are carried at the same time.
-    pub concurrency: usize,
-    /// How long a claim is good for without a sign of life, in milliseconds.
-    pub lease_ms: u64,
-    /// How often a sign of life is given and progress is written down, in milliseconds.
-    pub heartbeat_ms: u64,
-    /// How often to look for work without being told of any, in milliseconds.
-    pub poll_ms: u64,
-    /// How long a region may keep the others of its pass waiting, in milliseconds.
-    pub patience_ms: u64,
-    /// How long nothing at all may move before an attempt is given up, in milliseconds.
-    pub stall_ms: u64,
-    /// How many attempts may end with a fault.
-    pub attempts: u32,
-    /// The wait after the first fault, in milliseconds. It doubles from there.
-    pub retry_first_ms: u64,
-    /// The longest wait, in milliseconds.
-    pub retry_longest_ms: u64,
-}
-
-impl Default for Worker {
-    fn default() -> Self {
-        Self {
-            regions: Vec::new(),
-            concurrency: 4,
-            lease_ms: 15_000,
-            heartbeat_ms: 500,
-            poll_ms: 1_000,
-            patience_ms: 5_000,
-            stall_ms: 60_000,
-            attempts: 6,
-            retry_first_ms: 1_000,
-            retry_longest_ms: 300_000,
-        }
-    }
-}
-
-/// A principal, the SHA-256 of its token, and its policies.
-pub type Grant = (Principal, [u8; 32], Vec<Policy>);
-
 impl Config {
     /// Reads a file, and the environment over it.
     pub fn load(path: &Path) -> Result<Self, Error> {
@@ -255,7 +148,7 @@ impl Config {
         for (place, region) in self.region.iter().enumerate() {
             Self::location(place, region)?;
         }
-        self.worker_regions(&regions)?;
+        self.worker.served(&regions)?;
         self.principals().map(drop)
     }
 
@@ -294,97 +187,9 @@ impl Config {
         Ok((id, location))
     }
 
-    /// The regions that this process's workers serve.
-    pub fn worker_regions(&self, regions: &Regions) -> Result<Vec<RegionId>, Error> {
-        if self.worker.regions.is_empty() {
-            return Ok(regions.iter().cloned().collect());
-        }
-        let parse = |name: &String| {
-            let id: RegionId = name.parse().map_err(|error| value("worker.regions", error))?;
-            if regions.contains(&id) {
-                Ok(id)
-            } else {
-                Err(value("worker.regions", format!("{id} is not one of [[region]]")))
-            }
-        };
-        self.worker.regions.iter().map(parse).collect()
-    }
-
     /// The principals, each with the digest of its token and its policies.
     pub fn principals(&self) -> Result<Vec<Grant>, Error> {
-        let mut policies: Vec<Policy> = Vec::with_capacity(self.policy.len());
-        for (place, entry) in self.policy.iter().enumerate() {
-            let document: Document =
-                entry.document.parse().map_err(|error| value(format!("policy[{place}].document"), error))?;
-            if policies.iter().any(|policy| *policy.name == *entry.name) {
-                return Err(value(format!("policy[{place}].name"), format!("{:?} is configured twice", entry.name)));
-            }
-            policies.push(Policy { name: entry.name.as_str().into(), document });
-        }
-        let read = |(place, entry): (usize, &PrincipalEntry)| {
-            let arn = entry.arn.parse().map_err(|error| value(format!("principal[{place}].arn"), error))?;
-            let mut digest = [0; 32];
-            // The value is not repeated: somebody may have put the token itself there.
-            hex::decode_to_slice(&entry.token_sha256, &mut digest)
-                .map_err(|_| value(format!("principal[{place}].token_sha256"), "expected 64 hexadecimal digits"))?;
-            let named = |name: &String| {
-                let found = policies.iter().find(|policy| *policy.name == **name).cloned();
-                found.ok_or_else(|| {
-                    value(format!("principal[{place}].policies"), format!("{name:?} is not one of [[policy]]"))
-                })
-            };
-            Ok((arn, digest, entry.policies.iter().map(named).collect::<Result<_, Error>>()?))
-        };
-        self.principal.iter().enumerate().map(read).collect()
-    }
-}
-
-impl Server {
-    fn check(&self) -> Result<(), Error> {
-        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
-            return Err(value(
-                "server.listen",
-                format!(
-                    "{} can be reached by others, and tokens would travel in clear: listen on a loopback address behind \
-                     something that speaks TLS, or set server.allow_plaintext = true",
-                    self.listen
-                ),
-            ));
-        }
-        positive(
-            "server",
-            &[
-                ("max_in_flight", self.max_in_flight as u64),
-                ("max_streams_per_connection", self.max_streams_per_connection.into()),
-                ("default_deadline_seconds", self.default_deadline_seconds),
-                ("max_deadline_seconds", self.max_deadline_seconds),
-                ("max_stream_seconds", self.max_stream_seconds),
-                ("shutdown_seconds", self.shutdown_seconds),
-            ],
-        )
-    }
-}
-
-impl Worker {
-    fn check(&self) -> Result<(), Error> {
-        positive(
-            "worker",
-            &[
-                ("concurrency", self.concurrency as u64),
-                ("lease_ms", self.lease_ms),
-                ("heartbeat_ms", self.heartbeat_ms),
-                ("poll_ms", self.poll_ms),
-                ("patience_ms", self.patience_ms),
-                ("stall_ms", self.stall_ms),
-                ("attempts", self.attempts.into()),
-                ("retry_first_ms", self.retry_first_ms),
-                ("retry_longest_ms", self.retry_longest_ms),
-            ],
-        )?;
-        if self.heartbeat_ms.saturating_mul(3) > self.lease_ms {
-            return Err(value("worker.heartbeat_ms", "it must be at most a third of worker.lease_ms"));
-        }
-        Ok(())
+        principal::grants(&self.principal, &self.policy)
     }
 }
 

@@ -1,0 +1,78 @@
+//! `[server]`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::{Error, positive, value};
+
+/// `[server]`: the gRPC listener and its limits.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Where to listen.
+    #[serde(deserialize_with = "address")]
+    pub listen: SocketAddr,
+    /// Whether a listener that others can reach may do without TLS.
+    pub allow_plaintext: bool,
+    /// Calls that are carried out at the same time; one more is refused. Streams count until they have begun.
+    pub max_in_flight: usize,
+    /// Streams that one connection may have open.
+    pub max_streams_per_connection: u32,
+    /// The deadline of a call that names none, in seconds.
+    pub default_deadline_seconds: u64,
+    /// The latest deadline of a call, in seconds.
+    pub max_deadline_seconds: u64,
+    /// The longest life of a stream, in seconds; its client connects again and has lost nothing.
+    pub max_stream_seconds: u64,
+    /// How long a shutdown may take, in seconds.
+    pub shutdown_seconds: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 50051),
+            allow_plaintext: false,
+            max_in_flight: 1_024,
+            max_streams_per_connection: 1_024,
+            default_deadline_seconds: 30,
+            max_deadline_seconds: 60,
+            max_stream_seconds: 3_600,
+            shutdown_seconds: 20,
+        }
+    }
+}
+
+impl Server {
+    /// Refuses what can't be used.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
+            return Err(value(
+                "server.listen",
+                format!(
+                    "{} can be reached by others, and tokens would travel in clear: listen on a loopback address behind \
+                     something that speaks TLS, or set server.allow_plaintext = true",
+                    self.listen
+                ),
+            ));
+        }
+        positive(
+            "server",
+            &[
+                ("max_in_flight", self.max_in_flight as u64),
+                ("max_streams_per_connection", self.max_streams_per_connection.into()),
+                ("default_deadline_seconds", self.default_deadline_seconds),
+                ("max_deadline_seconds", self.max_deadline_seconds),
+                ("max_stream_seconds", self.max_stream_seconds),
+                ("shutdown_seconds", self.shutdown_seconds),
+            ],
+        )
+    }
+}
+
+/// Reads an address, and repeats what is none.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not of the form IP:PORT")))
+}
