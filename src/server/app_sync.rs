@@ -37,7 +37,7 @@ impl AppSync {
     }
 
     fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
-        wire::refuse(&self.contract, permit, &failure.into())
+        failure.into().status(&self.contract.errors, permit.request_id())
     }
 
     fn wire(&self, synchronization: &Synchronization) -> v1::Synchronization {
@@ -115,7 +115,7 @@ impl Watching {
         if !there {
             self.next = Next::Nothing;
             let failure = Failure::unavailable("The service is shutting down; watch again", RETRY_AFTER);
-            let status = wire::refuse(&self.contract, &self.permit, &failure);
+            let status = failure.status(&self.contract.errors, self.permit.request_id());
             return Some((Err(status), self));
         }
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());

@@ -40,7 +40,7 @@ impl Images {
     }
 
     fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
-        wire::refuse(&self.contract, permit, &failure.into())
+        failure.into().status(&self.contract.errors, permit.request_id())
     }
 
     async fn add(&self, body: v1::AddImageRequest) -> Result<ImageId, Failure> {

@@ -3,12 +3,11 @@
 use std::{str::FromStr, time::Duration};
 
 use prost_types::Timestamp as WireTime;
-use tonic::Status;
 
-use super::{RETRY_AFTER, permit::Permit};
+use super::RETRY_AFTER;
 use crate::{
     contract::{
-        Contract, ErrorRows, Failure, Violation,
+        ErrorRows, Failure, Violation,
         v1::{self, CommonErrorCode, ErrorCode},
     },
     domain::{
@@ -34,11 +33,6 @@ pub fn text(field: &'static str, value: String, most: usize, required: bool) -> 
         return Ok(value);
     };
     Err(Failure::invalid(Violation { field, description }))
-}
-
-/// Answers a call with a failure in the contract's form.
-pub fn refuse(contract: &Contract, permit: &Permit, failure: &Failure) -> Status {
-    failure.status(&contract.errors, permit.request_id())
 }
 
 impl From<Error> for Failure {

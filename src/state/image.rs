@@ -1,9 +1,7 @@
 //! The registered images.
 
-use std::sync::Arc;
-
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DbErr, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, SqlErr,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, SqlErr,
 };
 use tracing::instrument;
 
@@ -100,8 +98,5 @@ fn with_regions(rows: Vec<entity::replica::Model>) -> Result<Vec<(RegionId, Repl
 }
 
 pub(super) fn region_of(row: &entity::replica::Model) -> Result<RegionId> {
-    row.region_id.parse().map_err(|error| {
-        let error = DbErr::Type(format!("replica.region_id holds {:?}: {error}", row.region_id));
-        Error::Database(Arc::new(error))
-    })
+    Ok(entity::parse("replica.region_id", &row.region_id)?)
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel as _, QueryFilter,
-    QueryOrder, QuerySelect, QueryTrait as _,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, IntoActiveModel as _, QueryFilter, QueryOrder,
+    QuerySelect, QueryTrait as _,
     sea_query::{Expr, ExprTrait as _, Query},
 };
 use tracing::instrument;
@@ -16,7 +16,7 @@ use crate::domain::{
     Synchronization, SynchronizationState, Timestamp,
 };
 use entity::{
-    synchronization as sync, synchronization_target as target,
+    parse, synchronization as sync, synchronization_target as target,
     {replica::Column as ReplicaColumn, replica::Entity as ReplicaEntity},
 };
 
@@ -88,7 +88,7 @@ impl State {
         let txn = self.write().await?;
         let row = sync::Entity::find_by_id(id.as_uuid()).one(&txn).await?;
         let row = row.ok_or(Error::SynchronizationNotFound(id))?;
-        let image: ImageId = text("synchronization.image_id", &row.image_id)?;
+        let image: ImageId = parse("synchronization.image_id", &row.image_id)?;
         for region in targets(&row.targets)? {
             let waiting = waiting(&txn, &image, &region).await?;
             if !waiting.iter().any(|w| w.request_id == row.request_id) {
@@ -194,7 +194,7 @@ async fn finish(txn: &DatabaseTransaction, requests: &[Uuid], now: Timestamp) ->
         .await?;
     let mut of_request: BTreeMap<Uuid, Vec<RegionStatus>> = BTreeMap::new();
     for (request, status) in outcomes {
-        of_request.entry(request).or_default().push(text("synchronization_target.status", &status)?);
+        of_request.entry(request).or_default().push(parse("synchronization_target.status", &status)?);
     }
     let mut ended: HashMap<SynchronizationState, Vec<Uuid>> = HashMap::new();
     for (request, statuses) in of_request {
@@ -262,10 +262,10 @@ async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<V
             });
             Ok(Synchronization {
                 request_id: row.request_id.into(),
-                image: text("synchronization.image_id", &row.image_id)?,
+                image: parse("synchronization.image_id", &row.image_id)?,
                 regions: regions.collect(),
                 principal: row.principal,
-                state: text("synchronization.state", &row.state)?,
+                state: parse("synchronization.state", &row.state)?,
                 created_at: Timestamp::from_millis(row.created_at),
                 finished_at: row.finished_at.map(Timestamp::from_millis),
             })
@@ -275,7 +275,7 @@ async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<V
 
 /// The regions of the column `targets`.
 fn targets(column: &str) -> Result<Vec<RegionId>> {
-    column.split(',').filter(|name| !name.is_empty()).map(|name| text("synchronization.targets", name)).collect()
+    column.split(',').filter(|name| !name.is_empty()).map(|name| Ok(parse("synchronization.targets", name)?)).collect()
 }
 
 /// A replica as callers see it.
@@ -308,8 +308,4 @@ fn not_started(region: &RegionId) -> RegionView {
         started_at: None,
         finished_at: None,
     }
-}
-
-fn text<T: std::str::FromStr<Err: std::fmt::Display>>(column: &str, value: &str) -> Result<T> {
-    Ok(value.parse().map_err(|error| DbErr::Type(format!("the column {column} holds {value:?}: {error}")))?)
 }

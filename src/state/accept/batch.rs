@@ -2,7 +2,7 @@
 //!
 //! A group is one question to the database and two kinds of rows that are written, whole lists of them at a time.
 
-use std::{collections::HashMap, fmt::Display, str::FromStr};
+use std::collections::HashMap;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
 use serde::{Serialize, de::DeserializeOwned};
@@ -13,7 +13,10 @@ use crate::{
         ClientToken, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
         SynchronizationState, Timestamp, accept,
     },
-    state::{Error, Result, entity},
+    state::{
+        Error, Result,
+        entity::{self, parse},
+    },
 };
 
 /// Rows that one statement inserts at most: SQLite takes 32,766 values for one (<https://sqlite.org/limits.html>).
@@ -74,16 +77,19 @@ impl Known {
 
         let mut known = Self::default();
         for (image, home) in from_json::<(String, String)>(&answer.homes)? {
-            known.homes.insert(image, parse(&home)?);
+            known.homes.insert(image, parse("image.home_region", &home)?);
         }
         for (image, region, status, fence) in from_json::<(String, String, String, u64)>(&answer.replicas)? {
-            let ahead = Ahead { status: parse(&status)?, fence };
-            known.replicas.entry(image).or_default().push((parse(&region)?, ahead));
+            let ahead = Ahead { status: parse("replica.state", &status)?, fence };
+            known.replicas.entry(image).or_default().push((parse("replica.region_id", &region)?, ahead));
         }
         for (principal, token, request_id, image, asked) in
             from_json::<(String, String, String, String, String)>(&answer.tokens)?
         {
-            let repeated = Repeated { request_id: parse(&request_id)?, parameters: parameters(&image, &asked) };
+            let repeated = Repeated {
+                request_id: parse("synchronization.request_id", &request_id)?,
+                parameters: parameters(&image, &asked),
+            };
             known.tokens.insert((principal, token), repeated);
         }
         Ok(known)
@@ -207,10 +213,6 @@ async fn insert<const N: usize>(
 /// What a repeated call must have in common with the first.
 fn parameters(image: &str, targets: &str) -> String {
     format!("{image} {targets}")
-}
-
-fn parse<T: FromStr<Err: Display>>(text: &str) -> Result<T> {
-    Ok(text.parse().map_err(|error| DbErr::Type(format!("the database holds {text:?}: {error}")))?)
 }
 
 fn json(rows: &impl Serialize) -> Result<String> {

@@ -12,7 +12,7 @@ use sea_orm::DbErr;
 use crate::domain::{Fault, FaultKind, Progress};
 
 /// Reads a column's text as what it must be; a row that holds anything else was not written by this service.
-fn parse<T>(column: &'static str, text: &str) -> Result<T, DbErr>
+pub(super) fn parse<T>(column: &'static str, text: &str) -> Result<T, DbErr>
 where
     T: FromStr<Err: Display>,
 {
