@@ -6,10 +6,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Open},
     contract::{self, Contract},
     domain::{Clock, RegionId, WorkerId},
-    region::{DirStore, Location, Store, Stores},
+    region::{self, DirStore, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
     server::{self, Deadlines, Health, Identities, Listener, ListenerSettings, Parts},
     state::{self, State},
     sync::{Backoff, Settings as SyncSettings, Worker},
@@ -30,6 +30,14 @@ pub enum Error {
     /// The state can't be opened.
     #[error(transparent)]
     State(#[from] state::Error),
+    /// A region's store can't be used.
+    #[error("the store of {region}: {source}")]
+    Store {
+        /// The region.
+        region: RegionId,
+        /// What is wrong with it.
+        source: region::Error,
+    },
     /// Reflection can't be set up.
     #[error("reflection can't be set up")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -69,14 +77,26 @@ pub struct Service {
 }
 
 /// The stores of the configured regions.
-pub fn stores(config: &Config) -> Result<Stores, config::Error> {
-    let open = |(region, location, keep_free): (RegionId, Location, u64)| {
-        let store: Arc<dyn Store> = match location {
-            Location::Dir(path) => Arc::new(DirStore::new(path).keeping_free(keep_free)),
-        };
-        (region, store)
-    };
-    Ok(Stores::new(config.locations()?.into_iter().map(open)))
+pub fn stores(config: &Config) -> Result<Stores, Error> {
+    let stores = config.stores()?.into_iter().map(|(region, store)| {
+        let opened = open(store).map_err(|source| Error::Store { region: region.clone(), source })?;
+        Ok((region, opened))
+    });
+    Ok(Stores::new(stores.collect::<Result<Vec<_>, Error>>()?))
+}
+
+fn open(store: Open) -> region::Result<Arc<dyn Store>> {
+    match store {
+        Open::Dir { path, keep_free } => Ok(Arc::new(DirStore::new(path).keeping_free(keep_free))),
+        Open::Registry { location, credentials, also_hosts, certificates, loopback } => {
+            let client =
+                RegistryClient::new(location, credentials, also_hosts, certificates.as_deref(), Guard::new(loopback))?;
+            Ok(Arc::new(RegistryStore::new(client)))
+        }
+        Open::Object { location, access, loopback } => {
+            Ok(Arc::new(open_bucket(location, &access, Guard::new(loopback))?))
+        }
+    }
 }
 
 impl Service {
@@ -85,6 +105,7 @@ impl Service {
         let contract = Arc::new(Contract::load()?);
         let regions = config.regions()?;
         let stores = stores(config)?;
+        let topology = config.topology()?;
         let identities = Arc::new(Identities::new(config.principals()?));
         let worker_regions = config.worker.served(&regions)?;
         let clock = Clock::system();
@@ -122,7 +143,7 @@ impl Service {
         }
         if role != Role::Server {
             let settings = worker_settings(&config.worker, worker_regions);
-            tasks.push(tokio::spawn(Worker::new(state.clone(), stores, settings).run(stop.clone())));
+            tasks.push(tokio::spawn(Worker::new(state.clone(), stores, topology, settings).run(stop.clone())));
         }
         let shutdown = Duration::from_secs(config.server.shutdown_seconds);
         Ok(Self { address, health, state, state_tasks, state_stop, stop, abandon, tasks, shutdown })

@@ -4,6 +4,7 @@ pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
 
 mod m20261124_000001_create_state;
+mod m20261125_000002_remember_uploads;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -11,6 +12,6 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261124_000001_create_state::Migration)]
+        vec![Box::new(m20261124_000001_create_state::Migration), Box::new(m20261125_000002_remember_uploads::Migration)]
     }
 }

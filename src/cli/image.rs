@@ -20,7 +20,7 @@ use crate::{
         RemoveImageRequest, VmImageSpec, add_image_request,
     },
     domain::{Clock, ImageId, ImageKind, ImageName},
-    region::{DirStore, DiskFile, Source, Stage},
+    region::{DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
     service,
     sync::import,
 };
@@ -198,7 +198,9 @@ impl Add {
         };
         // A later attempt has a higher fence, and clears away what an earlier one left.
         let fence = Clock::system().now().as_millis().unsigned_abs();
-        let stage = Stage { name: ImageName(id.to_string()), fence };
+        let name = spec_name(&**store, origin.kind, &id)?;
+        let stage =
+            Stage { name, fence, suspect: false, lenders: Arc::default(), journal: Arc::new(Memory::default()) };
         import(origin.source, origin.name, home, Arc::clone(store), stage, show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
@@ -224,6 +226,15 @@ impl Add {
         };
         Ok(client.add_image(request).await?.into_inner().image_id)
     }
+}
+
+/// What the home region's store calls an image that is registered by its id.
+fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
+    let spec = match kind {
+        ImageKind::Vm => ImageSpec::Vm(id.to_string()),
+        ImageKind::Container => ImageSpec::Container(format!("oci:{id}")),
+    };
+    store.locate(&spec).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))
 }
 
 /// The id, if no image is registered by it yet.

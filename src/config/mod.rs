@@ -4,6 +4,7 @@
 //! that can't be used; each names the key and what was expected.
 
 mod principal;
+mod region;
 mod server;
 mod worker;
 
@@ -19,13 +20,11 @@ use figment::{
 use serde::Deserialize;
 
 pub use principal::{Grant, PolicyEntry, PrincipalEntry};
+pub use region::{Link, Open, Region};
 pub use server::Server;
 pub use worker::Worker;
 
-use crate::{
-    domain::{RegionId, Regions},
-    region::Location,
-};
+use crate::domain::{RegionId, Regions, relay::Topology};
 
 /// The prefix of the variables that override keys.
 const PREFIX: &str = "APPFERRY_";
@@ -82,6 +81,9 @@ pub struct Config {
     pub home: Home,
     /// The regions.
     pub region: Vec<Region>,
+    /// What it costs to go from one to another.
+    #[serde(default)]
+    pub link: Vec<Link>,
     /// Who may call.
     #[serde(default)]
     pub principal: Vec<PrincipalEntry>,
@@ -109,19 +111,6 @@ pub struct Home {
     pub region: String,
 }
 
-/// `[[region]]`: a region and its store.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Region {
-    /// Its id.
-    pub id: String,
-    /// Its store, `dir://PATH`.
-    pub store: String,
-    /// Bytes that are kept free in the store.
-    #[serde(default)]
-    pub keep_free_bytes: u64,
-}
-
 impl Config {
     /// Reads a file, and the environment over it.
     pub fn load(path: &Path) -> Result<Self, Error> {
@@ -145,9 +134,8 @@ impl Config {
         self.server.check()?;
         self.worker.check()?;
         let regions = self.regions()?;
-        for (place, region) in self.region.iter().enumerate() {
-            Self::location(place, region)?;
-        }
+        self.stores()?;
+        self.topology()?;
         self.worker.served(&regions)?;
         self.principals().map(drop)
     }
@@ -156,7 +144,7 @@ impl Config {
     pub fn regions(&self) -> Result<Regions, Error> {
         let mut ids = Vec::with_capacity(self.region.len());
         for (place, region) in self.region.iter().enumerate() {
-            let id: RegionId = region.id.parse().map_err(|error| value(format!("region[{place}].id"), error))?;
+            let id = region.id(place)?;
             if ids.contains(&id) {
                 return Err(value(format!("region[{place}].id"), format!("{id} is configured twice")));
             }
@@ -172,19 +160,27 @@ impl Config {
         Ok(Regions::new(home, ids))
     }
 
-    /// Where the stores are.
-    pub fn locations(&self) -> Result<Vec<(RegionId, Location, u64)>, Error> {
-        let located = self.region.iter().enumerate().map(|(place, region)| {
-            let (id, location) = Self::location(place, region)?;
-            Ok((id, location, region.keep_free_bytes))
-        });
-        located.collect()
+    /// What is needed to open the stores.
+    pub fn stores(&self) -> Result<Vec<(RegionId, Open)>, Error> {
+        self.region.iter().enumerate().map(|(place, region)| Ok((region.id(place)?, region.open(place)?))).collect()
     }
 
-    fn location(place: usize, region: &Region) -> Result<(RegionId, Location), Error> {
-        let id = region.id.parse().map_err(|error| value(format!("region[{place}].id"), error))?;
-        let location = region.store.parse().map_err(|error| value(format!("region[{place}].store"), error))?;
-        Ok((id, location))
+    /// The limits of the regions, and the costs of the links between them.
+    pub fn topology(&self) -> Result<Topology, Error> {
+        let limits =
+            self.region.iter().enumerate().map(|(place, region)| Ok((region.id(place)?, region.limits(place)?)));
+        let limits = limits.collect::<Result<Vec<_>, Error>>()?;
+        let known = |place: usize, key: &str, name: &str| {
+            let id = name.parse().map_err(|error| value(format!("link[{place}].{key}"), error))?;
+            let missing = || value(format!("link[{place}].{key}"), format!("{id} is not one of [[region]]"));
+            if limits.iter().any(|(region, _)| *region == id) { Ok(id) } else { Err(missing()) }
+        };
+        let costs =
+            self.link.iter().enumerate().map(|(place, link)| {
+                Ok(((known(place, "from", &link.from)?, known(place, "to", &link.to)?), link.cost))
+            });
+        let costs = costs.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Topology::new(limits, costs))
     }
 
     /// The principals, each with the digest of its token and its policies.

@@ -8,6 +8,7 @@ mod fault;
 mod ids;
 mod image;
 mod regions;
+pub mod relay;
 mod replica;
 mod synchronization;
 mod time;

@@ -5,6 +5,7 @@
 //!    ^                 |  \--permanent fault, or faults used up--> FAILED
 //!    |--fault, later---/  \--cancel--> CANCELED      (PENDING --cancel--> CANCELED)
 //! COPYING whose lease ran out is claimed again, with a higher fence
+//! AVAILABLE --found damaged--> FAILED, which the next request starts afresh
 //! ```
 //!
 //! Every write of a worker carries the fence that its claim was given. A claim, a cancellation and a new request raise it,
@@ -81,6 +82,8 @@ pub struct Replica {
     pub faults: u32,
     /// Raised whenever whoever wrote before must not write any more.
     pub fence: u64,
+    /// Whether something of it was found damaged and has not been made good yet: then nothing that is there is believed.
+    pub suspect: bool,
     /// How far the last attempt has come.
     pub progress: Progress,
     /// When the first attempt started.
@@ -133,6 +136,11 @@ pub enum Event {
         /// The fence of its claim.
         fence: u64,
     },
+    /// Somebody read it again, and it is not what it should be.
+    Damaged {
+        /// What was found.
+        fault: Fault,
+    },
     /// Nobody wants it any more.
     Cancel,
 }
@@ -162,6 +170,7 @@ impl Replica {
             attempt: 0,
             faults: 0,
             fence: now.as_millis().unsigned_abs(),
+            suspect: false,
             progress: Progress::default(),
             started_at: None,
             finished_at: None,
@@ -179,7 +188,9 @@ impl Replica {
     pub fn apply(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
         match (event, &self.state) {
             (Event::Request, State::Pending { .. } | State::Copying { .. }) => Ok(self.clone()),
-            (Event::Request, State::Failed(_) | State::Canceled) => Ok(Self::requested_again(self.fence, now)),
+            (Event::Request, State::Failed(_) | State::Canceled) => {
+                Ok(Self { suspect: self.suspect, ..Self::requested_again(self.fence, now) })
+            }
             (Event::Claim { owner, lease }, _) if self.claimable(now) => Ok(Self {
                 state: State::Copying {
                     lease: Lease { owner, until: now.after(lease) },
@@ -196,7 +207,7 @@ impl Replica {
                 Ok(Self { state: State::Copying { lease, last: last.clone() }, progress, ..self.clone() })
             }
             (Event::Verified { fence, progress }, State::Copying { .. }) if fence == self.fence => {
-                Ok(Self { progress, ..self.ended(State::Available, now) })
+                Ok(Self { progress, suspect: false, ..self.ended(State::Available, now) })
             }
             (Event::Faulted { fence, fault, retry_after, progress }, State::Copying { .. }) if fence == self.fence => {
                 let faults = self.faults + 1;
@@ -214,6 +225,9 @@ impl Replica {
                 attempt: self.attempt.saturating_sub(1),
                 ..self.clone()
             }),
+            (Event::Damaged { fault }, State::Available) => {
+                Ok(Self { suspect: true, ..self.ended(State::Failed(fault), now) })
+            }
             (Event::Cancel, State::Pending { .. } | State::Copying { .. }) => {
                 Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
             }

@@ -2,7 +2,7 @@
 //! Usage").
 
 use std::{
-    io::Read as _,
+    io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -92,23 +92,26 @@ impl Source for DiskFile {
         Ok(self.manifest.clone())
     }
 
-    async fn read_blob(&self, _: &ImageName, blob: &Descriptor) -> Result<BlobChunks> {
+    async fn read_blob(&self, _: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
         let (sender, chunks) = mpsc::channel(2);
         if blob.digest == self.layer.digest {
             let path = self.path.clone();
             // Ends with the file, or when nobody receives any more.
-            tokio::task::spawn_blocking(move || read(&path, &sender));
+            tokio::task::spawn_blocking(move || read(&path, from, most.unwrap_or(u64::MAX), &sender));
         } else {
             // It fits into the channel.
-            let _ = sender.try_send(Ok(Bytes::from_static(EMPTY)));
+            let from = usize::try_from(from).unwrap_or(usize::MAX).min(EMPTY.len());
+            let _ = sender.try_send(Ok(Bytes::from_static(&EMPTY[from..])));
         }
         Ok(chunks)
     }
 }
 
-fn read(path: &Path, chunks: &mpsc::Sender<Result<Bytes>>) {
+fn read(path: &Path, from: u64, most: u64, chunks: &mpsc::Sender<Result<Bytes>>) {
     let read_all = || -> std::io::Result<()> {
         let mut file = std::fs::File::open(path)?;
+        file.seek(SeekFrom::Start(from))?;
+        let mut file = file.take(most);
         loop {
             let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
             let length = file.read(&mut buffer)?;

@@ -1,7 +1,8 @@
 //! What can be wrong with a store, and whether trying again is of any use.
 
-use std::io;
+use std::{io, time::Duration};
 
+use super::guard::Forbidden;
 use crate::domain::{Digest, DigestError};
 
 /// A result of a store.
@@ -75,6 +76,56 @@ pub enum Error {
         /// How many there are.
         available: u64,
     },
+    /// A registry or an object store refused.
+    #[error("{what}: {status}{detail}")]
+    Status {
+        /// What was asked of it.
+        what: String,
+        /// What it answered.
+        status: http::StatusCode,
+        /// What it said about that, with a separator before.
+        detail: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// A registry or an object store could not be reached, or the connection broke.
+    #[error("{what}: {problem}")]
+    Transport {
+        /// What was asked of it.
+        what: String,
+        /// What was wrong with the connection, down to its cause.
+        problem: String,
+    },
+    /// A store pointed to an address that is not dialed.
+    #[error("{what}: {source}")]
+    Forbidden {
+        /// What was asked of it.
+        what: String,
+        /// The address.
+        source: Forbidden,
+    },
+    /// A store pointed to somewhere else.
+    #[error(
+        "{what}: it points to {to}, which is not the configured store; if that is right, name the host in the region's also_hosts"
+    )]
+    Elsewhere {
+        /// What was asked of it.
+        what: String,
+        /// Where it pointed.
+        to: String,
+    },
+    /// An upload that was begun earlier is not there any more, or not as it should be.
+    #[error("{0}: the upload that was begun is gone; it begins anew")]
+    UploadGone(String),
+    /// The claim that the store is written for is not good any more.
+    #[error("the claim is not good any more")]
+    Overtaken,
+    /// Somebody else wrote at the same time.
+    #[error("{0} was changed by somebody else while it was written")]
+    Contended(String),
+    /// What a claim remembers could not be read or written.
+    #[error("the database: {0}")]
+    Journal(String),
     /// The stream that was to be written broke off; whoever sent it knows why.
     #[error("the bytes stopped coming")]
     Interrupted,
@@ -124,15 +175,35 @@ impl Error {
                 | Kind::InvalidFilename => Verdict::Fail,
                 _ => Verdict::Retry,
             },
-            Self::Vanished(_) | Self::Interrupted | Self::Stalled(_) => Verdict::Retry,
+            // RFC 9110: these say that it may go better later. A missing upload is one that expired.
+            Self::Status { status, .. } => match status.as_u16() {
+                408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
+                _ => Verdict::Fail,
+            },
+            Self::Vanished(_)
+            | Self::Interrupted
+            | Self::Stalled(_)
+            | Self::Transport { .. }
+            | Self::UploadGone(_)
+            | Self::Overtaken
+            | Self::Contended(_)
+            | Self::Journal(_) => Verdict::Retry,
             Self::ImageMissing(_)
             | Self::BlobMissing { .. }
             | Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. }
             | Self::Malformed { .. }
+            | Self::Forbidden { .. }
+            | Self::Elsewhere { .. }
             | Self::Occupied(_)
             | Self::NoSpace { .. } => Verdict::Fail,
         }
+    }
+
+    /// When the store wants to be asked again, if it said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        if let Self::Status { retry_after, .. } = self { *retry_after } else { None }
     }
 
     /// Whether what is wrong is that the image, or a part of it, is not there.

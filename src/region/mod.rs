@@ -4,7 +4,12 @@
 mod dir;
 mod disk;
 mod error;
+pub mod guard;
+mod journal;
+mod layout;
 mod location;
+mod object;
+mod registry;
 mod store;
 mod tree;
 
@@ -13,9 +18,12 @@ use std::{collections::BTreeMap, sync::Arc};
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use error::{Error, Result, Verdict};
-pub use location::{Location, LocationError};
-pub use store::{BlobChunks, Chunk, ImageSpec, Source, Stage, Store, StoreKind};
-pub use tree::{MANIFEST_TYPE, MAX_MANIFEST_BYTES, Tree};
+pub use journal::{Journal, Memory};
+pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation};
+pub use object::{Access, ObjectStore, Secret, open as open_bucket};
+pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
+pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
+pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 
 use crate::domain::RegionId;
 

@@ -1,25 +1,33 @@
 //! What a region's store can do. One trait, one module a kind behind it; what is only read needs less.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::Result;
-use crate::domain::{Descriptor, ImageName};
+use super::{Journal, Result, Tree, tree::Entry};
+use crate::domain::{Descriptor, Digest, Image, ImageName};
 
 /// Which kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
     /// A directory of OCI image layouts.
     Dir,
+    /// A bucket of OCI image layouts.
+    Object,
+    /// A registry that speaks the OCI distribution API.
+    Registry,
 }
 
 impl StoreKind {
-    /// The kind's name, as the scheme of its location has it.
+    /// The kind's name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Dir => "dir",
+            Self::Object => "object",
+            Self::Registry => "registry",
         }
     }
 }
@@ -38,13 +46,33 @@ pub enum ImageSpec {
 pub enum Chunk {
     /// The next bytes.
     Data(Bytes),
-    /// There are no more, and what was sent had the digest it should have. A stream that ends without this is to be thrown
-    /// away.
+    /// There are no more, and what was sent had the digest it should have, if it was sent from its beginning. A stream that
+    /// ends without this is to be thrown away.
     End,
 }
 
 /// A blob as it is read, in pieces of at most [`super::CHUNK_BYTES`].
 pub type BlobChunks = mpsc::Receiver<Result<Bytes>>;
+
+/// What a store has of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// All of it, verified by its digest.
+    Whole,
+    /// As many of its first bytes, in an upload that can be gone on with from there. Not verified.
+    Part(u64),
+    /// Nothing.
+    Absent,
+}
+
+/// Where an image lies within a service, so that another store of the same service can take blobs from there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The service: nothing that another one could be called.
+    pub service: String,
+    /// Where in it: a repository, or the prefix of a layout.
+    pub path: String,
+}
 
 /// An image that is being written, by one claim.
 #[derive(Debug, Clone)]
@@ -53,6 +81,12 @@ pub struct Stage {
     pub name: ImageName,
     /// The fence of the claim: what is not finished yet bears it, so that two claims never write to the same place.
     pub fence: u64,
+    /// Whether something of the image was found damaged here: then what is there is not believed but read again.
+    pub suspect: bool,
+    /// Where blobs may be taken from without carrying them, if they are of the same service.
+    pub lenders: Arc<[Place]>,
+    /// What the claim remembers beyond its worker, and whether it is still good.
+    pub journal: Arc<dyn Journal>,
 }
 
 /// Where an image can be read.
@@ -64,8 +98,19 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// A manifest or an index, verified. Those over [`super::MAX_MANIFEST_BYTES`] are refused.
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes>;
 
-    /// A blob from its beginning. What arrives is not verified.
-    async fn read_blob(&self, name: &ImageName, blob: &Descriptor) -> Result<BlobChunks>;
+    /// A blob from the byte `from` on; `most` bytes of it at most, if that is given. What arrives is not verified.
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks>;
+
+    /// Manifests whose subject is this one: signatures, bills of materials (OCI distribution specification 1.1, "Listing
+    /// Referrers").
+    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Vec<Entry>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether reading several ranges of a blob at once may be faster than reading it in one go.
+    fn reads_ranges(&self) -> bool {
+        false
+    }
 }
 
 /// A region's store. Every operation may be repeated.
@@ -77,21 +122,52 @@ pub trait Store: Source {
     /// The store's name for what a caller describes; refused with the reason if such an image can't be in it.
     fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String>;
 
+    /// The store's name for a registered image that is carried to it.
+    fn name_of(&self, image: &Image) -> ImageName;
+
+    /// What people pull an image by.
+    fn url(&self, name: &ImageName) -> String;
+
+    /// Where an image lies, for stores that can take blobs from each other.
+    fn place(&self, _name: &ImageName) -> Option<Place> {
+        None
+    }
+
     /// Makes the place where an image will be written, and clears away what claims before this one left unfinished.
     async fn prepare(&self, stage: &Stage) -> Result<()>;
 
-    /// Whether the blob is there already, verified by its digest, be it that another image of the store lent it.
-    async fn has_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<bool>;
+    /// Whether the whole image is there and visible already, as far as that can be told without looking at every blob.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool>;
+
+    /// What there is of a blob, be it that another image of the store lends it.
+    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;
+
+    /// Whether a manifest or an index is there already, verified by its digest.
+    async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
 
     /// Refuses if the store has no room for as many bytes more.
-    async fn reserve(&self, bytes: u64) -> Result<()>;
+    async fn reserve(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
 
-    /// Writes a blob. Returns when it is durable and its bytes, read again, have its digest.
-    async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()>;
+    /// Writes a blob, whose bytes come from `from` on: 0, or what [`Presence::Part`] said. Returns when it is durable and has
+    /// been verified by its digest.
+    async fn write_blob(
+        &self,
+        stage: &Stage,
+        blob: &Descriptor,
+        from: u64,
+        chunks: mpsc::Receiver<Chunk>,
+    ) -> Result<()>;
 
     /// Writes a manifest or an index, as [`Store::write_blob`] does.
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()>;
 
-    /// Makes the image visible, in one step, and durable. Everything under `root` must have been written.
-    async fn publish(&self, stage: &Stage, root: &Descriptor) -> Result<()>;
+    /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
+    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
+
+    /// Gives up an upload that nobody will go on with: `session` is what the journal says about it.
+    async fn abort(&self, _session: &str) -> Result<()> {
+        Ok(())
+    }
 }

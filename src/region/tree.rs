@@ -2,9 +2,13 @@
 //! Docker's image manifest version 2, schema 2). Manifests are carried byte for byte; only what they refer to is read from
 //! them.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashSet, VecDeque},
+    mem,
+};
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -19,13 +23,17 @@ const MAX_MANIFESTS_BYTES: u64 = 32 << 20;
 const MAX_MANIFESTS: usize = 1_000;
 /// The most blobs of an image.
 const MAX_BLOBS: usize = 20_000;
+/// Lists of referrers that are asked for at the same time.
+const LISTS_AT_ONCE: usize = 8;
 /// How deep indexes may lie in indexes.
 const MAX_DEPTH: usize = 8;
 
 /// The media type of an OCI image manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-const MANIFEST_TYPES: [&str; 2] = [MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json"];
-const INDEX_TYPES: [&str; 2] =
+/// Manifests of an image, OCI's first.
+pub(super) const MANIFEST_TYPES: [&str; 2] = [MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json"];
+/// Indexes of manifests, OCI's first.
+pub(super) const INDEX_TYPES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 
 /// Everything that an image is made of, each thing once.
@@ -33,62 +41,49 @@ const INDEX_TYPES: [&str; 2] =
 pub struct Tree {
     /// Its manifests and indexes with their content, every one before those that refer to it: the root is the last.
     pub manifests: Vec<(Descriptor, Bytes)>,
-    /// Its configurations and layers.
+    /// Its configurations and layers, and those of what refers to it.
     pub blobs: Vec<Descriptor>,
+    /// What refers to its manifests, and to what does so: signatures, bills of materials.
+    pub referrers: Vec<ReferrersIndex>,
 }
 
 impl Tree {
     /// Reads the manifests of an image, from `root` down.
     pub async fn read(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Self> {
-        let mut tree = Self { manifests: Vec::new(), blobs: Vec::new() };
-        let mut seen = HashSet::new();
-        let mut bytes = 0;
-        // Depth first; a manifest is put down after those below it.
-        let mut open = vec![(root.clone(), 0, None)];
-        while let Some((descriptor, depth, content)) = open.pop() {
-            if let Some(content) = content {
-                tree.manifests.push((descriptor, content));
-                continue;
-            }
-            if !seen.insert(descriptor.digest) {
-                continue;
-            }
-            let digest = descriptor.digest;
-            let what = || format!("the manifest {digest} of {name}");
-            let kind = descriptor.media_type.as_str();
-            if !INDEX_TYPES.contains(&kind) && !MANIFEST_TYPES.contains(&kind) {
-                if depth == 0 {
-                    return Err(Error::malformed(what(), format!("its media type is {kind:?}")));
+        let mut walk = Walk::default();
+        walk.down(source, name, root).await?;
+        Ok(walk.tree)
+    }
+
+    /// Reads the manifests of an image, and those of everything that refers to it: that travels with it.
+    pub async fn read_with_referrers(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Self> {
+        let mut walk = Walk::default();
+        walk.down(source, name, root).await?;
+        let image = mem::take(&mut walk.tree.manifests);
+        let mut subjects: VecDeque<Digest> = image.iter().map(|(manifest, _)| manifest.digest).collect();
+        while !subjects.is_empty() {
+            let asked: Vec<_> =
+                subjects.drain(..).map(|subject| ReferrersIndex::read(source, name, subject).boxed()).collect();
+            let found: Vec<_> = stream::iter(asked).buffered(LISTS_AT_ONCE).try_collect().await?;
+            for index in found.into_iter().filter(|index| !index.entries.is_empty()) {
+                for entry in &index.entries {
+                    let known = walk.tree.manifests.len();
+                    let what = format!("a referrer of {}", index.subject);
+                    walk.down(source, name, &entry.0.parse().map_err(Error::digest(what))?).await?;
+                    subjects.extend(walk.tree.manifests[known..].iter().map(|(manifest, _)| manifest.digest));
                 }
-                tree.blobs.push(descriptor);
-                continue;
-            }
-            bytes += descriptor.size;
-            if seen.len() > MAX_BLOBS || tree.manifests.len() + open.len() > MAX_MANIFESTS + MAX_BLOBS {
-                return Err(Error::malformed(what(), "the image has too many parts"));
-            }
-            if depth > MAX_DEPTH || bytes > MAX_MANIFESTS_BYTES || tree.manifests.len() > MAX_MANIFESTS {
-                return Err(Error::malformed(what(), "there are too many manifests, or too deep"));
-            }
-            let content = source.read_manifest(name, &descriptor).await?;
-            let below = references(kind, &content).map_err(|reason| Error::malformed(what(), reason))?;
-            open.push((descriptor, depth, Some(content)));
-            for reference in below {
-                open.push((reference.parse().map_err(Error::digest(what()))?, depth + 1, None));
+                walk.tree.referrers.push(index);
             }
         }
-        Ok(tree)
+        // The image's root stays the last.
+        walk.tree.manifests.extend(image);
+        Ok(walk.tree)
     }
 
     /// Reads every blob again and compares it with its digest. The manifests were verified as they were read.
     pub async fn verify(&self, source: &dyn Source, name: &ImageName) -> Result<()> {
         for blob in &self.blobs {
-            let mut chunks = source.read_blob(name, blob).await?;
-            let mut hasher = Sha256::new();
-            while let Some(chunk) = chunks.recv().await {
-                hasher.update(chunk?);
-            }
-            let actual = Digest::new(hasher.finalize().into());
+            let actual = digest_of(source, name, blob).await?;
             if actual != blob.digest {
                 return Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual });
             }
@@ -104,6 +99,143 @@ impl Tree {
     }
 }
 
+/// A walk through an image's manifests.
+#[derive(Debug)]
+struct Walk {
+    tree: Tree,
+    seen: HashSet<Digest>,
+    bytes: u64,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        let tree = Tree { manifests: Vec::new(), blobs: Vec::new(), referrers: Vec::new() };
+        Self { tree, seen: HashSet::new(), bytes: 0 }
+    }
+}
+
+impl Walk {
+    /// Takes in everything from a manifest or an index down that is not known yet.
+    async fn down(&mut self, source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<()> {
+        // Depth first; a manifest is put down after those below it.
+        let mut open = vec![(root.clone(), 0, None)];
+        while let Some((descriptor, depth, content)) = open.pop() {
+            if let Some(content) = content {
+                self.tree.manifests.push((descriptor, content));
+                continue;
+            }
+            if !self.seen.insert(descriptor.digest) {
+                continue;
+            }
+            let digest = descriptor.digest;
+            let what = || format!("the manifest {digest} of {name}");
+            let kind = descriptor.media_type.as_str();
+            if !INDEX_TYPES.contains(&kind) && !MANIFEST_TYPES.contains(&kind) {
+                if depth == 0 {
+                    return Err(Error::malformed(what(), format!("its media type is {kind:?}")));
+                }
+                self.tree.blobs.push(descriptor);
+                continue;
+            }
+            self.bytes += descriptor.size;
+            let manifests = self.tree.manifests.len();
+            if self.seen.len() > MAX_BLOBS || manifests + open.len() > MAX_MANIFESTS + MAX_BLOBS {
+                return Err(Error::malformed(what(), "the image has too many parts"));
+            }
+            if depth > MAX_DEPTH || self.bytes > MAX_MANIFESTS_BYTES || manifests > MAX_MANIFESTS {
+                return Err(Error::malformed(what(), "there are too many manifests, or too deep"));
+            }
+            let content = source.read_manifest(name, &descriptor).await?;
+            let below = references(kind, &content).map_err(|reason| Error::malformed(what(), reason))?;
+            open.push((descriptor, depth, Some(content)));
+            for reference in below {
+                open.push((reference.parse().map_err(Error::digest(what()))?, depth + 1, None));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The digest that a blob's bytes have.
+pub(super) async fn digest_of(source: &dyn Source, name: &ImageName, blob: &Descriptor) -> Result<Digest> {
+    let mut chunks = source.read_blob(name, blob, 0, None).await?;
+    let mut hasher = Sha256::new();
+    while let Some(chunk) = chunks.recv().await {
+        hasher.update(chunk?);
+    }
+    Ok(Digest::new(hasher.finalize().into()))
+}
+
+/// The digest of some bytes.
+pub(super) fn digest(content: &[u8]) -> Digest {
+    Digest::new(Sha256::digest(content).into())
+}
+
+/// What refers to one manifest.
+#[derive(Debug, Clone)]
+pub struct ReferrersIndex {
+    /// The manifest.
+    pub subject: Digest,
+    /// The manifests that refer to it.
+    pub entries: Vec<Entry>,
+}
+
+impl ReferrersIndex {
+    async fn read(source: &dyn Source, name: &ImageName, subject: Digest) -> Result<Self> {
+        Ok(Self { subject, entries: source.referrers(name, subject).await? })
+    }
+
+    /// The same, and what else is listed already.
+    pub(super) fn merged_with(&self, there: Vec<Entry>) -> Self {
+        let mut entries = self.entries.clone();
+        entries
+            .extend(there.into_iter().filter(|entry| !self.entries.iter().any(|own| own.0.digest == entry.0.digest)));
+        Self { subject: self.subject, entries }
+    }
+
+    /// The index that lists them (OCI distribution specification 1.1, "Referrers Tag Schema").
+    pub(super) fn index(&self) -> (Descriptor, Bytes) {
+        let manifests: Vec<&Reference> = self.entries.iter().map(|entry| &entry.0).collect();
+        let content = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": manifests });
+        let content = Bytes::from(content.to_string());
+        let descriptor =
+            Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest: digest(&content), size: content.len() as u64 };
+        (descriptor, content)
+    }
+}
+
+/// The tag by which what refers to a manifest is found where there is no other way ("Referrers Tag Schema").
+pub(super) fn referrers_tag(subject: Digest) -> String {
+    format!("sha256-{}", subject.hex())
+}
+
+/// Whether a tag is one that lists what refers to a manifest.
+pub(super) fn is_referrers_tag(tag: &str) -> bool {
+    tag.strip_prefix("sha256-").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// A manifest as an index lists it, with all that the index says of it.
+#[derive(Debug, Clone)]
+pub struct Entry(pub(super) Reference);
+
+impl Entry {
+    /// Its digest, if it is one that is understood.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.0.digest.parse().ok()
+    }
+}
+
+/// The manifests that an index lists.
+pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
+    #[derive(Deserialize)]
+    struct Index {
+        manifests: Vec<Reference>,
+    }
+    let index: Index = serde_json::from_slice(index)?;
+    Ok(index.manifests.into_iter().map(Entry).collect())
+}
+
 /// A descriptor as JSON has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -112,10 +244,17 @@ pub(super) struct Reference {
     pub digest: String,
     pub size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl Reference {
+    pub fn new(of: &Descriptor, annotations: Option<serde_json::Map<String, serde_json::Value>>) -> Self {
+        let digest = of.digest.to_string();
+        Self { media_type: of.media_type.clone(), digest, size: of.size, artifact_type: None, annotations }
+    }
+
     pub fn parse(&self) -> std::result::Result<Descriptor, crate::domain::DigestError> {
         Ok(Descriptor { media_type: self.media_type.clone(), digest: self.digest.parse()?, size: self.size })
     }
@@ -124,16 +263,12 @@ impl Reference {
 /// What a manifest or an index refers to.
 fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<Reference>> {
     #[derive(Deserialize)]
-    struct Index {
-        manifests: Vec<Reference>,
-    }
-    #[derive(Deserialize)]
     struct Manifest {
         config: Reference,
         layers: Vec<Reference>,
     }
     if INDEX_TYPES.contains(&kind) {
-        return Ok(serde_json::from_slice::<Index>(content)?.manifests);
+        return Ok(entries(content)?.into_iter().map(|entry| entry.0).collect());
     }
     let manifest: Manifest = serde_json::from_slice(content)?;
     Ok(manifest.layers.into_iter().chain([manifest.config]).collect())

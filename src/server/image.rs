@@ -11,7 +11,7 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, CommonErrorCode, ErrorCode, add_image_request, image_service_server::ImageService},
     },
-    domain::{Clock, Image, ImageId, ImageKind},
+    domain::{Clock, Image, ImageId, ImageKind, RegionId, Replica},
     region::{self, ImageSpec, Stores, Tree},
     state::State,
 };
@@ -41,6 +41,13 @@ impl Images {
 
     fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
         failure.into().status(&self.contract.errors, permit.request_id())
+    }
+
+    fn image(&self, image: &Image, replicas: &[(RegionId, Replica)]) -> v1::Image {
+        // A home region that is no longer configured has no store that could tell.
+        let store = self.stores.get(&image.home);
+        let url = store.map_or_else(|| image.source.to_string(), |store| store.url(&image.source));
+        wire::image(image, url, replicas, self.state.regions())
     }
 
     async fn add(&self, body: v1::AddImageRequest) -> Result<ImageId, Failure> {
@@ -129,7 +136,7 @@ impl ImageService for Images {
             Ok::<_, Failure>(self.state.image_get(&id).await?)
         };
         let (image, replicas) = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
-        let image = Some(wire::image(&image, &replicas, self.state.regions()));
+        let image = Some(self.image(&image, &replicas));
         Ok(Response::new(v1::GetImageResponse { image }))
     }
 
@@ -145,10 +152,9 @@ impl ImageService for Images {
         };
         let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         let last = found.images.last().filter(|_| found.more);
-        let regions = self.state.regions();
         Ok(Response::new(v1::ListImagesResponse {
             next_page_token: last.map(|(image, _)| page::token(&image.id)).unwrap_or_default(),
-            images: found.images.iter().map(|(image, replicas)| wire::image(image, replicas, regions)).collect(),
+            images: found.images.iter().map(|(image, replicas)| self.image(image, replicas)).collect(),
         }))
     }
 

@@ -156,8 +156,8 @@ pub fn state_filter(state: i32) -> Result<Option<SynchronizationState>, Failure>
     })
 }
 
-/// An image as the contract has it, with every configured region.
-pub fn image(from: &Image, replicas: &[(RegionId, Replica)], regions: &Regions) -> v1::Image {
+/// An image as the contract has it, with every configured region. `url` is what people pull it by.
+pub fn image(from: &Image, url: String, replicas: &[(RegionId, Replica)], regions: &Regions) -> v1::Image {
     let there = |region: &RegionId| {
         if *region == from.home {
             return v1::RegionState::Available;
@@ -181,9 +181,7 @@ pub fn image(from: &Image, replicas: &[(RegionId, Replica)], regions: &Regions) 
         ),
         ImageKind::Container => (
             v1::ImageType::Container,
-            v1::image::ImageSpec::ContainerImageSpec(v1::ContainerImageSpec {
-                registry_url: format!("oci:{}", from.source),
-            }),
+            v1::image::ImageSpec::ContainerImageSpec(v1::ContainerImageSpec { registry_url: url }),
         ),
     };
     v1::Image {

@@ -6,7 +6,7 @@ use sea_orm::{
 use tracing::instrument;
 
 use super::{Error, Result, State, entity};
-use crate::domain::{Image, ImageId, RegionId, Replica};
+use crate::domain::{Image, ImageId, RegionId, RegionStatus, Replica};
 
 /// A page of images, each with its replicas.
 #[derive(Debug, Clone)]
@@ -65,6 +65,23 @@ impl State {
             })
             .collect::<Result<_>>()?;
         Ok(ImagePage { images, more })
+    }
+
+    /// Other images that a region has, those that it got last first, `limit` at most.
+    pub async fn images_in(&self, region: &RegionId, but: &ImageId, limit: u64) -> Result<Vec<Image>> {
+        use entity::{image, replica};
+        let db = &self.0.read;
+        let replicas = replica::Entity::find()
+            .filter(replica::Column::RegionId.eq(region.as_str()))
+            .filter(replica::Column::State.eq(RegionStatus::Available.as_str()))
+            .filter(replica::Column::ImageId.ne(but.as_str()))
+            .order_by_desc(replica::Column::FinishedAt)
+            .limit(limit)
+            .all(db)
+            .await?;
+        let ids = replicas.iter().map(|row| row.image_id.as_str());
+        let images = image::Entity::find().filter(image::Column::Id.is_in(ids)).all(db).await?;
+        images.into_iter().map(|row| Ok(row.try_into()?)).collect()
     }
 
     /// Forgets an image and where it is, unless a copy of it is in flight. The bytes stay where they are.

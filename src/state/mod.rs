@@ -12,6 +12,7 @@ mod image;
 mod replica;
 mod signal;
 mod synchronization;
+mod upload;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +27,7 @@ pub use feed::Snapshots;
 pub use image::ImagePage;
 pub use replica::{Claim, ClaimedRegion, Report};
 pub use synchronization::{Filter, SynchronizationPage};
+pub use upload::Abandoned;
 
 use crate::domain::{Clock, Regions};
 use signal::Signal;

@@ -8,7 +8,9 @@ use sea_orm::{
 use tracing::instrument;
 
 use super::{Error, Result, State, TraceContext, entity, image::region_of, synchronization};
-use crate::domain::{Event, Image, ImageId, Progress, RegionId, Stale, WorkerId};
+use crate::domain::{
+    Event, Fault, Image, ImageId, Progress, RegionId, RegionStatus, Stale, State as ReplicaState, WorkerId,
+};
 
 /// How many of the traces that wait for a replica its copy is linked to at most.
 const LINKS: usize = 8;
@@ -20,6 +22,8 @@ pub struct Claim {
     pub image: Image,
     /// Its regions that are due.
     pub regions: Vec<ClaimedRegion>,
+    /// The regions that have got it already.
+    pub available: Vec<RegionId>,
 }
 
 /// One claimed replica.
@@ -33,6 +37,8 @@ pub struct ClaimedRegion {
     pub attempt: u32,
     /// How many attempts before ended with a fault.
     pub faults: u32,
+    /// Whether something of it was found damaged.
+    pub suspect: bool,
     /// The traces of the calls that wait for it.
     pub traces: Vec<TraceContext>,
 }
@@ -83,12 +89,19 @@ impl State {
                 fence: replica.fence,
                 attempt: replica.attempt,
                 faults: replica.faults,
+                suspect: replica.suspect,
                 traces,
             });
         }
+        let available = Entity::find()
+            .filter(Column::ImageId.eq(image.id.as_str()))
+            .filter(Column::State.eq(RegionStatus::Available.as_str()))
+            .all(&txn)
+            .await?;
+        let available = available.iter().map(region_of).collect::<Result<_>>()?;
         txn.commit().await?;
         self.0.changed.raise();
-        Ok(Some(Claim { image, regions: claimed }))
+        Ok(Some(Claim { image, regions: claimed, available }))
     }
 
     /// Renews leases and notes progress. Returns the regions whose replicas have moved on: their copies must stop.
@@ -104,6 +117,27 @@ impl State {
         });
         let (_, lost) = self.transit(image, reports.collect()).await?;
         Ok(lost)
+    }
+
+    /// Whether the claim with that fence is still good.
+    pub async fn replica_holds(&self, image: &ImageId, region: &RegionId, fence: u64) -> Result<bool> {
+        let key = (image.to_string(), region.to_string());
+        let Some(row) = entity::replica::Entity::find_by_id(key).one(&self.0.read).await? else { return Ok(false) };
+        let replica = row.replica()?;
+        let now = self.0.clock.now();
+        Ok(replica.fence == fence && matches!(&replica.state, ReplicaState::Copying { lease, .. } if lease.until > now))
+    }
+
+    /// Writes down that a replica was found damaged: the next call that asks for it makes it good.
+    pub async fn replica_damaged(
+        &self,
+        image: &ImageId,
+        region: &RegionId,
+        fault: Fault,
+    ) -> Result<std::result::Result<(), Stale>> {
+        let report = Report { region: region.clone(), event: Event::Damaged { fault } };
+        let (_, lost) = self.transit(image, vec![report]).await?;
+        Ok(if lost.is_empty() { Ok(()) } else { Err(Stale) })
     }
 
     /// Writes down how a copy went on. Returns [`Stale`] inside where its worker was overtaken and nothing was written.

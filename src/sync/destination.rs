@@ -1,24 +1,28 @@
 //! One region of a pass: what it lacks, how it gets that, and how it becomes visible.
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream, stream::FuturesUnordered};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, field::Empty};
 
+use super::{limits::Paces, wanting::Lacking};
 use crate::{
     domain::{Descriptor, Digest, Progress, RegionId},
-    region::{Chunk, Error, Result, Stage, Store, Tree},
+    region::{Chunk, Error, Presence, Result, Stage, Store, Tree},
 };
 
 /// Blobs that one region writes and verifies at the same time. Further ones wait to be delivered.
-const WRITES_AT_ONCE: usize = 4;
+pub const WRITES_AT_ONCE: usize = 16;
+/// Blobs and manifests that are looked for at the same time.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// One region that an image is carried to.
 #[derive(Debug, Clone)]
@@ -33,6 +37,12 @@ pub struct Destination {
     pub meter: Arc<Meter>,
     /// Canceled when its claim is lost: it stops then.
     pub lost: CancellationToken,
+    /// How fast it may be written.
+    pub paces: Arc<Paces>,
+    /// How often it has gone on within this attempt after its connection broke.
+    pub resumed: u32,
+    /// How long it waits before it looks what it lacks.
+    pub rest: Duration,
 }
 
 /// How far a destination has come, as it happens.
@@ -78,6 +88,8 @@ impl Meter {
 pub struct Delivery {
     /// The blob.
     pub blob: Descriptor,
+    /// How many of its first bytes are there, and don't come.
+    pub from: u64,
     /// Its pieces.
     pub chunks: mpsc::Receiver<Chunk>,
 }
@@ -89,90 +101,132 @@ impl Destination {
     }
 
     /// Makes room and finds out which blobs are lacking. What is there already is verified.
-    pub async fn plan(&self, tree: &Tree) -> Result<HashSet<Digest>> {
+    pub async fn plan(&self, tree: &Tree) -> Result<Lacking> {
         self.unless_lost(self.find_lacking(tree)).await
     }
 
-    async fn find_lacking(&self, tree: &Tree) -> Result<HashSet<Digest>> {
+    async fn find_lacking(&self, tree: &Tree) -> Result<Lacking> {
         self.meter.start(tree.size());
         self.store.prepare(&self.stage).await?;
-        let mut lacking = HashSet::new();
+        let mut lacking = Lacking { nothing: self.store.is_complete(&self.stage, tree).await?, ..Lacking::default() };
+        if lacking.nothing {
+            self.meter.skipped(tree.size());
+            return Ok(lacking);
+        }
+        // Boxed: a closure that is held across an await is otherwise taken for one of a single lifetime.
+        let looks: Vec<_> = tree.blobs.iter().map(|blob| self.look(blob).boxed()).collect();
+        let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         let mut bytes = 0;
-        for blob in &tree.blobs {
-            if self.store.has_blob(&self.stage, blob).await? {
-                self.meter.skipped(blob.size);
-            } else {
-                lacking.insert(blob.digest);
-                bytes += blob.size;
+        while let Some((blob, presence)) = looks.try_next().await? {
+            let there = match presence {
+                Presence::Whole => blob.size,
+                Presence::Part(there) => there.min(blob.size),
+                Presence::Absent => 0,
+            };
+            self.meter.skipped(there);
+            if presence != Presence::Whole {
+                lacking.blobs.insert(blob.digest, there);
+                bytes += blob.size - there;
             }
         }
         self.store.reserve(bytes).await?;
         Ok(lacking)
     }
 
+    async fn look<'a>(&self, blob: &'a Descriptor) -> Result<(&'a Descriptor, Presence)> {
+        Ok((blob, self.store.look(&self.stage, blob).await?))
+    }
+
     /// Takes the blobs that it lacks as they come, then the manifests, and makes the image visible.
     pub async fn receive(
         &self,
         tree: &Tree,
-        lacking: HashSet<Digest>,
+        from: &RegionId,
+        lacking: Lacking,
         deliveries: mpsc::Receiver<Delivery>,
     ) -> Result<()> {
-        self.unless_lost(self.take(tree, lacking, deliveries)).await
+        self.unless_lost(self.take(tree, from, lacking, deliveries)).await
     }
 
     async fn take(
         &self,
         tree: &Tree,
-        mut lacking: HashSet<Digest>,
+        from: &RegionId,
+        mut lacking: Lacking,
         mut deliveries: mpsc::Receiver<Delivery>,
     ) -> Result<()> {
+        if lacking.nothing {
+            return Ok(());
+        }
         let mut writes = FuturesUnordered::new();
-        while !lacking.is_empty() {
+        while !lacking.blobs.is_empty() {
             tokio::select! {
                 delivery = deliveries.recv(),
                     if writes.is_empty() || (writes.len() < WRITES_AT_ONCE && !deliveries.is_closed()) => match delivery {
-                    Some(delivery) => writes.push(self.write(delivery)),
+                    Some(delivery) => writes.push(self.write(delivery, from)),
                     None if writes.is_empty() => return Err(Error::Interrupted),
                     None => {}
                 },
                 Some(written) = writes.next() => {
-                    lacking.remove(&written?);
+                    lacking.blobs.remove(&written?);
                 }
             }
         }
-        for (manifest, content) in &tree.manifests {
-            let there = self.store.has_blob(&self.stage, manifest).await?;
+        self.write_manifests(tree).await?;
+        self.store.publish(&self.stage, tree).await
+    }
+
+    /// Writes the manifests that are not there. Those that refer to others come after them.
+    async fn write_manifests(&self, tree: &Tree) -> Result<()> {
+        let looks: Vec<_> =
+            tree.manifests.iter().map(|(manifest, _)| self.store.has_manifest(&self.stage, manifest)).collect();
+        let there: Vec<bool> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
+        for ((manifest, content), there) in tree.manifests.iter().zip(there) {
             if !there {
                 self.store.write_manifest(&self.stage, manifest, content.clone()).await?;
             }
             let count = if there { Meter::skipped } else { Meter::copied };
             count(&self.meter, manifest.size);
         }
-        match tree.manifests.last() {
-            Some((root, _)) => self.store.publish(&self.stage, root).await,
-            None => Err(Error::ImageMissing(self.stage.name.to_string())),
-        }
+        Ok(())
     }
 
     /// Writes one blob, counting its pieces on their way.
-    async fn write(&self, delivery: Delivery) -> Result<Digest> {
-        let Delivery { blob, mut chunks } = delivery;
+    async fn write(&self, delivery: Delivery, source: &RegionId) -> Result<Digest> {
+        let Delivery { blob, from, mut chunks } = delivery;
+        let span = tracing::info_span!(
+            "blob",
+            otel.name = format!("blob {}", blob.digest),
+            otel.status_code = Empty,
+            otel.status_description = Empty,
+            appferry.source_region_id = %source,
+            appferry.region_id = %self.region,
+            appferry.blob.size = blob.size,
+            appferry.blob.resumed_at = from,
+            appferry.blob.bytes = Empty,
+            appferry.blob.attempt = self.resumed + 1,
+        );
         let (counted, receiver) = mpsc::channel(1);
         let mut bytes = 0;
         let count = async {
             while let Some(chunk) = chunks.recv().await {
-                let length = if let Chunk::Data(data) = &chunk { data.len() as u64 } else { 0 };
+                let length = if let Chunk::Data(data) = &chunk { data.len() } else { 0 };
+                self.paces.ingress.take(length).await;
                 if counted.send(chunk).await.is_err() {
                     break;
                 }
-                bytes += length;
-                self.meter.copied(length);
+                bytes += length as u64;
+                self.meter.copied(length as u64);
             }
             drop(chunks);
             drop(counted);
         };
-        let ((), written) = tokio::join!(count, self.store.write_blob(&self.stage, &blob, receiver));
-        if written.is_err() {
+        let write = self.store.write_blob(&self.stage, &blob, from, receiver).instrument(span.clone());
+        let ((), written) = tokio::join!(count, write);
+        span.record("appferry.blob.bytes", bytes);
+        if let Err(error) = &written {
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", error.to_string());
             self.meter.uncopied(bytes);
         }
         written.map(|()| blob.digest)

@@ -9,11 +9,12 @@ use tracing::Span;
 
 use super::{
     destination::{Destination, Meter},
+    limits::Limits,
     pass::{Pass, Trouble},
     pump::Waits,
 };
 use crate::{
-    domain::{Descriptor, ImageName, Progress, RegionId},
+    domain::{Descriptor, ImageName, Progress, RegionId, relay::Topology},
     region::{Error, Source, Stage, Store},
 };
 
@@ -43,10 +44,19 @@ pub async fn import(
         return Err(destination(Error::Occupied(stage.name.to_string())));
     }
     let meter = Arc::<Meter>::default();
-    let destination =
-        Destination { region: region.clone(), store, stage, meter: Arc::clone(&meter), lost: CancellationToken::new() };
+    let paces = Limits::new(Topology::default()).paces(&region);
+    let destination = Destination {
+        region: region.clone(),
+        store,
+        stage,
+        meter: Arc::clone(&meter),
+        lost: CancellationToken::new(),
+        paces: Arc::clone(&paces),
+        resumed: 0,
+        rest: Duration::ZERO,
+    };
     let waits = Waits { patience: STALL, stall: STALL };
-    let pass = Arc::new(Pass { home: region, source, name: from, root: root.clone(), waits });
+    let pass = Arc::new(Pass { from: region, source, name: from, root: root.clone(), waits, paces });
     let (ended, mut ends) = mpsc::channel(1);
     let carry = pass.run(vec![(destination, Span::current())], ended).fuse();
     tokio::pin!(carry);

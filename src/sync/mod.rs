@@ -2,11 +2,16 @@
 //! they were doing when they died, another one finds there and goes on.
 
 mod backoff;
+mod carriage;
 mod destination;
 mod heartbeat;
 mod import;
+mod journal;
+mod lag;
+mod limits;
 mod pass;
 mod pump;
+mod reader;
 mod settings;
 mod tracing_links;
 mod wanting;

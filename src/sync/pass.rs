@@ -2,31 +2,41 @@
 //! leaves, and costs the others nothing.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{Instrument as _, Span};
 
 use super::{
-    destination::{Delivery, Destination},
-    pump::{self, Waits, pump},
-    wanting::Wanting,
+    destination::{Delivery, Destination, WRITES_AT_ONCE},
+    limits::Paces,
+    pump::{self, From, Sink, Waits, pump},
+    wanting::{Lacking, Wanting},
 };
 use crate::{
-    domain::{Descriptor, Digest, ImageName, RegionId},
-    region::{Error, Source, Tree},
+    domain::{Descriptor, ImageName, RegionId},
+    region::{Error, Source, Tree, Verdict},
 };
 
-/// Blobs that are read at the same time: while one is verified at its destinations, the next is on its way.
-const BLOBS_AT_ONCE: usize = 2;
+/// Blobs above this size, in bytes, are large: a few of them at a time fill any link.
+const LARGE: u64 = 4 << 20;
+/// What may be read at the same time: a large blob weighs five, another one.
+const WEIGHT_AT_ONCE: usize = 16;
+const LARGE_WEIGHT: usize = 5;
+/// How often a destination goes on within one attempt after its connection broke, and the wait before the first time.
+const RESUMPTIONS: u32 = 3;
+const RESUMPTION_WAIT: Duration = Duration::from_millis(200);
+/// The longest wait that a store may ask for within one attempt.
+const LONGEST_RESUMPTION_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a destination has not got the image.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -44,11 +54,21 @@ pub enum Trouble {
     Destination(Arc<Error>),
 }
 
+impl Trouble {
+    /// What was wrong.
+    #[must_use]
+    pub fn error(&self) -> &Error {
+        match self {
+            Self::Source { error, .. } | Self::Destination(error) => error,
+        }
+    }
+}
+
 /// An image on its way.
 #[derive(Debug)]
 pub struct Pass {
     /// The region that it is read from.
-    pub home: RegionId,
+    pub from: RegionId,
     /// That region's store.
     pub source: Arc<dyn Source>,
     /// The store's name for it.
@@ -57,6 +77,8 @@ pub struct Pass {
     pub root: Descriptor,
     /// How long destinations are waited for.
     pub waits: Waits,
+    /// How fast it may be read.
+    pub paces: Arc<Paces>,
 }
 
 /// A destination and the span of its copy.
@@ -66,7 +88,7 @@ pub type Tracked = (Destination, Span);
 pub type Ended = (RegionId, Result<(), Trouble>);
 
 /// A destination that knows what it lacks.
-type Planned = (Tracked, HashSet<Digest>);
+type Planned = (Tracked, Lacking);
 
 impl Pass {
     /// Carries the image to every destination, and tells of each as soon as it has ended.
@@ -76,7 +98,7 @@ impl Pass {
             Err(error) => {
                 let error = Arc::new(error);
                 for (destination, _) in destinations {
-                    let trouble = Trouble::Source { region: self.home.clone(), error: Arc::clone(&error) };
+                    let trouble = Trouble::Source { region: self.from.clone(), error: Arc::clone(&error) };
                     tell(&ended, destination.region, Err(trouble)).await;
                 }
                 return;
@@ -116,8 +138,6 @@ impl Pass {
                 },
                 () = sleep_until(boarding), if departure.is_some() => {}
                 Some(tracked) = laggards.recv() => {
-                    let (destination, span) = &tracked;
-                    tracing::info!(parent: span, region = %destination.region, "the region is too slow for the others and goes on alone");
                     planning.spawn(plan(tracked, Arc::clone(&tree)));
                 }
                 Some(carried) = groups.join_next() => if let Err(error) = carried {
@@ -132,7 +152,7 @@ impl Pass {
         if self.source.root(&self.name).await?.is_none() {
             return Err(Error::ImageMissing(self.name.to_string()));
         }
-        Tree::read(&*self.source, &self.name, &self.root).await
+        Tree::read_with_referrers(&*self.source, &self.name, &self.root).await
     }
 
     /// Carries what some destinations lack, each blob read once. Those that lag are passed on at once: they have to go on alone.
@@ -147,14 +167,14 @@ impl Pass {
         let mut receiving = JoinSet::new();
         let mut wanting = Vec::new();
         for ((destination, span), lacking) in members {
-            let (deliveries, receiver) = mpsc::channel(BLOBS_AT_ONCE);
+            let (deliveries, receiver) = mpsc::channel(WRITES_AT_ONCE);
             let member = Wanting::new(destination.region.clone(), lacking.clone(), deliveries);
             let left = member.left();
             wanting.push(member);
-            let tree = Arc::clone(&tree);
+            let (tree, from) = (Arc::clone(&tree), self.from.clone());
             receiving.spawn(async move {
                 let received = tokio::select! {
-                    received = destination.receive(&tree, lacking, receiver).instrument(span.clone()) => received,
+                    received = destination.receive(&tree, &from, lacking, receiver).instrument(span.clone()) => received,
                     // What its store is still doing, if it hangs in it, is not waited for.
                     () = left.cancelled() => Err(Error::Interrupted),
                 };
@@ -165,7 +185,7 @@ impl Pass {
         let carry = self.carry(&tree, wanting, &failures);
         let collect = async {
             while let Some(received) = receiving.join_next().await {
-                let (destination, span, left, received) = match received {
+                let (mut destination, span, left, received) = match received {
                     Ok(received) => received,
                     Err(error) => {
                         tracing::error!(%error, "a copy ended badly");
@@ -179,8 +199,9 @@ impl Pass {
                         continue;
                     }
                     Err(Error::Interrupted) => match failures.of(&region) {
-                        Some(error) => Trouble::Source { region: self.home.clone(), error },
+                        Some(error) => Trouble::Source { region: self.from.clone(), error },
                         None if left.is_cancelled() && !alone => {
+                            tracing::info!(parent: &span, %region, "the region is too slow for the others and goes on alone");
                             // There is room for every destination.
                             let _ = lagging.send((destination, span)).await;
                             continue;
@@ -188,7 +209,16 @@ impl Pass {
                         None if left.is_cancelled() => Trouble::Destination(Arc::new(Error::Stalled("writing a blob"))),
                         None => Trouble::Destination(Arc::new(Error::Interrupted)),
                     },
-                    Err(error) => Trouble::Destination(Arc::new(error)),
+                    Err(error) => match resumption(&error, destination.resumed) {
+                        Some(wait) => {
+                            tracing::info!(parent: &span, %region, %error, "the copy broke off and is gone on with");
+                            destination.resumed += 1;
+                            destination.rest = wait;
+                            let _ = lagging.send((destination, span)).await;
+                            continue;
+                        }
+                        None => Trouble::Destination(Arc::new(error)),
+                    },
                 };
                 tell(&ended, region, Err(trouble)).await;
             }
@@ -200,40 +230,53 @@ impl Pass {
     /// any more, or when the source fails.
     async fn carry(&self, tree: &Tree, wanting: Vec<Wanting>, failures: &Failures) {
         let mut reading = FuturesUnordered::new();
+        let mut weight = 0;
         for blob in &tree.blobs {
-            if reading.len() >= BLOBS_AT_ONCE {
-                reading.next().await;
+            let own = if blob.size > LARGE { LARGE_WEIGHT } else { 1 };
+            while weight + own > WEIGHT_AT_ONCE {
+                weight -= reading.next().await.unwrap_or(weight);
             }
-            reading.push(self.carry_blob(blob, &wanting, failures));
+            weight += own;
+            reading.push(self.carry_blob(blob, &wanting, failures).map(move |()| own));
         }
         while reading.next().await.is_some() {}
     }
 
     async fn carry_blob(&self, blob: &Descriptor, wanting: &[Wanting], failures: &Failures) {
-        let patience = if wanting.len() == 1 { self.waits.stall } else { self.waits.patience };
-        let mut members = Vec::new();
+        // Whether there is nobody whom waiting could delay is a matter of the whole group: others may lack other blobs.
+        let alone = || wanting.iter().filter(|member| member.takes_part()).count() <= 1;
         let mut sinks = Vec::new();
-        for member in wanting.iter().filter(|member| member.lacks(blob)) {
+        for member in wanting {
+            let Some(from) = member.lacks(blob) else { continue };
             let (sink, chunks) = mpsc::channel(pump::QUEUE);
-            if member.deliver(Delivery { blob: blob.clone(), chunks }, patience).await {
-                members.push(member);
-                sinks.push(Some(sink));
+            let patience = if alone() { self.waits.stall } else { self.waits.patience };
+            if member.deliver(Delivery { blob: blob.clone(), from, chunks }, patience).await {
+                sinks.push(Sink { member, chunks: Some(sink), from });
             }
         }
         if sinks.is_empty() {
             return;
         }
-        let lagging = |place: usize| members[place].leave();
-        let result = pump(&*self.source, &self.name, blob, &mut sinks, self.waits, lagging).await;
+        let from = From { source: &self.source, name: &self.name, pace: &self.paces.egress };
+        let result = pump(from, blob, &mut sinks, self.waits, alone).await;
         // Before the sinks are dropped: a destination whose stream breaks off asks why at once.
         if let Err(error) = result {
-            failures.put(members.iter().map(|member| &member.region), error);
+            failures.put(sinks.iter().map(|sink| &sink.member.region), error);
         }
     }
 }
 
+/// How long to wait before a destination goes on within the same attempt; nothing if it should not.
+fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
+    let broken = matches!(error, Error::Transport { .. } | Error::Status { .. } | Error::UploadGone(_));
+    let wait = error.retry_after().unwrap_or(RESUMPTION_WAIT * 4_u32.pow(resumed.min(RESUMPTIONS)));
+    let goes_on = broken && error.verdict() == Verdict::Retry && resumed < RESUMPTIONS;
+    (goes_on && wait <= LONGEST_RESUMPTION_WAIT).then_some(wait)
+}
+
 /// Makes a destination find out what it lacks.
-async fn plan(tracked: Tracked, tree: Arc<Tree>) -> (Tracked, Result<HashSet<Digest>, Error>) {
+async fn plan(mut tracked: Tracked, tree: Arc<Tree>) -> (Tracked, Result<Lacking, Error>) {
+    sleep(mem::take(&mut tracked.0.rest)).await;
     let lacking = tracked.0.plan(&tree).instrument(tracked.1.clone()).await;
     (tracked, lacking)
 }

@@ -2,40 +2,44 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use super::{
     Settings,
+    carriage::{Carriage, Copy},
     destination::{Destination, Meter},
-    heartbeat::{Heartbeat, Held},
-    pass::{Pass, Trouble},
-    pump::Waits,
+    journal::ReplicaJournal,
+    limits::Limits,
+    pass::Trouble,
     tracing_links::tie,
 };
 use crate::{
-    domain::{Event, Fault, FaultKind, ImageId, ImageName, RegionId},
-    region::{Error, Stage, Stores, Verdict},
+    domain::{Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology},
+    region::{Place, Stage, Store, Stores, Verdict},
     state::{Claim, ClaimedRegion, Report, State},
 };
 
 /// How long to wait before asking a database again that did not answer.
 const DATABASE_WAIT: Duration = Duration::from_millis(500);
 
+/// Images of a region that may lend a blob to another one there.
+const LENDERS: u64 = 4;
+
 /// Carries what is due to the regions that it serves.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    state: State,
-    stores: Stores,
-    settings: Arc<Settings>,
+    pub(super) state: State,
+    pub(super) stores: Stores,
+    pub(super) settings: Arc<Settings>,
+    pub(super) limits: Limits,
 }
 
 impl Worker {
     /// A worker on a state and some stores.
     #[must_use]
-    pub fn new(state: State, stores: Stores, settings: Settings) -> Self {
-        Self { state, stores, settings: Arc::new(settings) }
+    pub fn new(state: State, stores: Stores, topology: Topology, settings: Settings) -> Self {
+        Self { state, stores, settings: Arc::new(settings), limits: Limits::new(topology) }
     }
 
     /// Works until `stop` is canceled; then hands back what it holds and returns.
@@ -51,7 +55,7 @@ impl Worker {
                         passes.spawn(self.clone().carry(claim, stop.clone()));
                         continue;
                     }
-                    Ok(None) => {}
+                    Ok(None) => self.sweep().await,
                     Err(error) => {
                         tracing::warn!(%error, "nothing can be claimed for now");
                         wait = DATABASE_WAIT;
@@ -69,21 +73,44 @@ impl Worker {
         }
     }
 
+    /// Gives up the uploads that nobody will go on with: of copies that failed for good, were canceled, or whose image is gone.
+    async fn sweep(&self) {
+        let abandoned = match self.state.upload_abandoned().await {
+            Ok(abandoned) => abandoned,
+            Err(error) => {
+                tracing::warn!(%error, "abandoned uploads can't be looked for for now");
+                return;
+            }
+        };
+        for upload in abandoned {
+            let Some(store) = self.stores.get(&upload.region) else { continue };
+            match store.abort(&upload.session).await {
+                Ok(()) => {
+                    if let Err(error) = self.state.upload_forget(&upload.image, &upload.region, upload.blob).await {
+                        tracing::warn!(%error, "an upload that was given up could not be forgotten");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, image = %upload.image, region = %upload.region, "an abandoned upload can't be given up for now");
+                }
+            }
+        }
+    }
+
     /// Carries what was claimed, keeps the claims alive meanwhile, and reports on each region as soon as it has ended.
     async fn carry(self, claim: Claim, stop: CancellationToken) {
-        let image = claim.image.id.clone();
-        let Some(source) = self.stores.get(&claim.image.home).cloned() else {
+        let image = claim.image;
+        if self.stores.get(&image.home).is_none() {
             let fault = Fault {
                 kind: FaultKind::ImageNotFound,
-                message: format!("its home region {} is no longer configured", claim.image.home),
+                message: format!("its home region {} is no longer configured", image.home),
             };
             for region in &claim.regions {
-                self.report(&image, failed(region, &Arc::default(), fault.clone(), None)).await;
+                self.report(&image.id, failed(region, &Arc::default(), fault.clone(), None)).await;
             }
             return;
-        };
+        }
         let mut copies = BTreeMap::new();
-        let mut destinations = Vec::new();
         for region in claim.regions {
             let Some(store) = self.stores.get(&region.region).cloned() else { continue };
             let span = tracing::info_span!(
@@ -91,16 +118,25 @@ impl Worker {
                 otel.name = format!("copy {}", region.region),
                 otel.status_code = tracing::field::Empty,
                 otel.status_description = tracing::field::Empty,
-                appferry.app_id = %image,
+                appferry.app_id = %image.id,
                 appferry.region_id = %region.region,
+                appferry.source_region_id = tracing::field::Empty,
                 appferry.attempt = region.attempt,
-                appferry.bytes_total = claim.image.size,
+                appferry.bytes_total = image.size,
                 appferry.bytes_copied = tracing::field::Empty,
                 appferry.bytes_skipped = tracing::field::Empty,
                 appferry.state = tracing::field::Empty,
             );
             tie(&span, region.attempt, &region.traces);
-            let stage = Stage { name: ImageName(image.to_string()), fence: region.fence };
+            let journal =
+                ReplicaJournal::new(self.state.clone(), image.id.clone(), region.region.clone(), region.fence);
+            let stage = Stage {
+                name: store.name_of(&image),
+                fence: region.fence,
+                suspect: region.suspect,
+                lenders: self.lenders(&image, &region.region, &*store).await,
+                journal: Arc::new(journal),
+            };
             let meter = Arc::<Meter>::default();
             let lost = CancellationToken::new();
             let destination = Destination {
@@ -109,71 +145,35 @@ impl Worker {
                 stage,
                 meter: Arc::clone(&meter),
                 lost: lost.clone(),
+                paces: self.limits.paces(&region.region),
+                resumed: 0,
+                rest: Duration::ZERO,
             };
-            destinations.push((destination, span.clone()));
-            copies.insert(region.region.clone(), Copy { claimed: region, meter, span, lost });
+            copies.insert(region.region.clone(), Copy { claimed: region, destination, meter, span, lost, fed: None });
         }
-        let pass = Arc::new(Pass {
-            home: claim.image.home,
-            source,
-            name: claim.image.source,
-            root: claim.image.root,
-            waits: Waits { patience: self.settings.patience, stall: self.settings.stall },
-        });
-        self.supervise(&image, pass, destinations, copies, stop).await;
+        Carriage::new(&self, image, claim.available, copies).run(stop).await;
     }
 
-    async fn supervise(
-        &self,
-        image: &ImageId,
-        pass: Arc<Pass>,
-        destinations: Vec<super::pass::Tracked>,
-        mut copies: BTreeMap<RegionId, Copy>,
-        stop: CancellationToken,
-    ) {
-        let (ended, mut ends) = mpsc::channel(destinations.len().max(1));
-        let mut heartbeat = Heartbeat::new(image.clone(), self.settings.lease, self.settings.heartbeat);
-        let mut running = JoinSet::new();
-        running.spawn(pass.run(destinations, ended));
-        while !copies.is_empty() {
-            let held: Vec<Held> = copies.values().map(Copy::held).collect();
-            let lost = tokio::select! {
-                end = ends.recv() => match end {
-                    Some((region, result)) => {
-                        if let Some(copy) = copies.remove(&region) {
-                            self.conclude(image, copy, result).await;
-                        }
-                        continue;
-                    }
-                    // The pass is over and has not told of the rest: it ended badly.
-                    None => {
-                        for copy in std::mem::take(&mut copies).into_values() {
-                            self.conclude(image, copy, Err(Trouble::Destination(Arc::new(Error::Interrupted)))).await;
-                        }
-                        break;
-                    }
-                },
-                lost = heartbeat.beat(&self.state, &held) => lost,
-                () = stop.cancelled() => break,
-            };
-            for region in lost {
-                if let Some(copy) = copies.remove(&region) {
-                    copy.lost.cancel();
-                    copy.span.record("appferry.state", "LOST");
-                    tracing::info!(parent: &copy.span, %image, %region, "the copy was canceled or taken over");
-                }
+    /// Where blobs of an image may be taken from without carrying them.
+    async fn lenders(&self, image: &Image, region: &RegionId, store: &dyn Store) -> Arc<[Place]> {
+        let Some(own) = store.place(&store.name_of(image)) else { return Arc::default() };
+        let home = self.stores.get(&image.home).and_then(|home| home.place(&image.source));
+        let others = self.state.images_in(region, &image.id, LENDERS).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "who could lend blobs is not known");
+            Vec::new()
+        });
+        let others = others.iter().filter_map(|other| store.place(&store.name_of(other)));
+        let mut lenders: Vec<Place> = Vec::new();
+        for place in home.into_iter().chain(others) {
+            if place.service == own.service && place != own && !lenders.contains(&place) {
+                lenders.push(place);
             }
         }
-        // Whatever is still being copied has no claim any more, or is handed back: it must not write on.
-        running.shutdown().await;
-        for copy in copies.into_values() {
-            copy.span.record("appferry.state", "RELEASED");
-            let event = Event::Release { fence: copy.claimed.fence };
-            self.report(image, Report { region: copy.claimed.region, event }).await;
-        }
+        lenders.into()
     }
 
-    async fn conclude(&self, image: &ImageId, copy: Copy, result: Result<(), Trouble>) {
+    /// Reports how the copy of a region ended.
+    pub(super) async fn conclude(&self, image: &ImageId, copy: Copy, result: Result<(), Trouble>) {
         let progress = copy.meter.read();
         let Copy { claimed, span, meter, .. } = copy;
         span.record("appferry.bytes_copied", progress.copied);
@@ -187,7 +187,9 @@ impl Worker {
             Err(trouble) => {
                 let (fault, retry) = judge(&trouble);
                 let jitter = rand::random::<f64>();
-                let retry_after = if retry { self.settings.backoff.wait(claimed.faults, jitter) } else { None };
+                let wait = if retry { self.settings.backoff.wait(claimed.faults, jitter) } else { None };
+                // A store that says when it wants to be asked again knows better.
+                let retry_after = wait.map(|wait| wait.max(trouble.error().retry_after().unwrap_or_default()));
                 span.record("appferry.state", if retry_after.is_some() { "PENDING" } else { "FAILED" });
                 span.record("otel.status_code", "ERROR");
                 span.record("otel.status_description", fault.message.as_str());
@@ -200,7 +202,7 @@ impl Worker {
     }
 
     /// Reports, and goes on trying while the claim may still be good.
-    async fn report(&self, image: &ImageId, report: Report) {
+    pub(super) async fn report(&self, image: &ImageId, report: Report) {
         let deadline = tokio::time::Instant::now() + self.settings.lease;
         loop {
             match self.state.replica_report(image, report.clone()).await {
@@ -219,21 +221,6 @@ impl Worker {
                 }
             }
         }
-    }
-}
-
-/// One copy of a pass.
-#[derive(Debug)]
-struct Copy {
-    claimed: ClaimedRegion,
-    meter: Arc<Meter>,
-    span: Span,
-    lost: CancellationToken,
-}
-
-impl Copy {
-    fn held(&self) -> Held {
-        Held { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
     }
 }
 

@@ -13,9 +13,9 @@ use std::{
 use appferry::{
     domain::{
         Clock, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
-        SynchronizationState, Targets, WorkerId,
+        SynchronizationState, Targets, WorkerId, relay::Topology,
     },
-    region::{BlobChunks, Chunk, DirStore, ImageSpec, Result, Source, Stage, Store, StoreKind, Stores, Tree},
+    region::{BlobChunks, Chunk, DirStore, ImageSpec, Presence, Result, Source, Stage, Store, StoreKind, Stores, Tree},
     state::{Ask, Settings as StateSettings, State, Tasks, migrate},
     sync::{Backoff, Settings, Worker},
 };
@@ -74,8 +74,8 @@ impl Source for Observed {
         self.store.read_manifest(name, manifest).await
     }
 
-    async fn read_blob(&self, name: &ImageName, blob: &Descriptor) -> Result<BlobChunks> {
-        let mut chunks = self.store.read_blob(name, blob).await?;
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        let mut chunks = self.store.read_blob(name, blob, from, most).await?;
         let (counted, receiver) = mpsc::channel(1);
         let read = Arc::clone(&self.read);
         tokio::spawn(async move {
@@ -100,30 +100,52 @@ impl Store for Observed {
         self.store.locate(spec)
     }
 
+    fn name_of(&self, image: &Image) -> ImageName {
+        self.store.name_of(image)
+    }
+
+    fn url(&self, name: &ImageName) -> String {
+        self.store.url(name)
+    }
+
     async fn prepare(&self, stage: &Stage) -> Result<()> {
         self.store.prepare(stage).await
     }
 
-    async fn has_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
-        self.store.has_blob(stage, blob).await
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool> {
+        self.store.is_complete(stage, tree).await
+    }
+
+    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+        self.store.look(stage, blob).await
+    }
+
+    async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
+        self.store.has_manifest(stage, manifest).await
     }
 
     async fn reserve(&self, bytes: u64) -> Result<()> {
         self.store.reserve(bytes).await
     }
 
-    async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+    async fn write_blob(
+        &self,
+        stage: &Stage,
+        blob: &Descriptor,
+        from: u64,
+        chunks: mpsc::Receiver<Chunk>,
+    ) -> Result<()> {
         let _counted = Writer::new(&self.writing);
         self.open.clone().wait_for(|open| *open).await.expect("the test goes on");
-        self.store.write_blob(stage, blob, chunks).await
+        self.store.write_blob(stage, blob, from, chunks).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
         self.store.write_manifest(stage, manifest, content).await
     }
 
-    async fn publish(&self, stage: &Stage, root: &Descriptor) -> Result<()> {
-        self.store.publish(stage, root).await
+    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        self.store.publish(stage, tree).await
     }
 }
 
@@ -203,7 +225,7 @@ impl House {
             stall,
             backoff: Backoff { first: seconds(1), longest: seconds(1), attempts: 1 },
         };
-        let worker = tokio::spawn(Worker::new(state.clone(), stores, settings).run(stop.clone()));
+        let worker = tokio::spawn(Worker::new(state.clone(), stores, Topology::default(), settings).run(stop.clone()));
         Self { directory, state, state_tasks, worker, stop, read, writing, gate }
     }
 
@@ -287,7 +309,7 @@ async fn many_small_blobs_do_not_pile_up_at_a_region_that_lags() {
     let house = House::build(&layers, Duration::from_millis(200), false).await;
     let request = house.synchronize().await;
     house.available(request, &["three", "two"]).await;
-    assert!(house.writing.most.load(Ordering::Relaxed) <= 4, "{:?}", house.writing);
+    assert!(house.writing.most.load(Ordering::Relaxed) <= 16, "{:?}", house.writing);
     house.gate.send(true).expect("somebody waits");
     house.available(request, &OTHERS).await;
     assert_eq!(images::verify(&house.layout("one")), images::verify(&house.layout("home")));

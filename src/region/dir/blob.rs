@@ -2,7 +2,7 @@
 //! name is its writer's alone, and bears the fence of the claim that it writes for.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::layout;
 use crate::{
     domain::{Descriptor, Digest, ImageName},
-    region::{CHUNK_BYTES, Chunk, Error, Result, Stage},
+    region::{CHUNK_BYTES, Chunk, Error, Presence, Result, Stage},
 };
 
 const PARTIAL: &str = ".partial";
@@ -64,9 +64,9 @@ pub fn read_bounded(dir: &Dir, path: &str, most: u64) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Opens a blob for reading. It must have the size that it should have.
-pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<File> {
-    let file = match open_file(dir, &path(name, blob.digest)) {
+/// Opens a blob for reading from a place on. It must have the size that it should have.
+pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor, from: u64) -> Result<File> {
+    let mut file = match open_file(dir, &path(name, blob.digest)) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
         }
@@ -74,6 +74,7 @@ pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<File> {
     };
     let size = file.metadata().map_err(Error::io("reading", blob.digest.hex()))?.len();
     if size == blob.size {
+        file.seek(SeekFrom::Start(from)).map_err(Error::io("reading", blob.digest.hex()))?;
         Ok(file)
     } else {
         Err(Error::SizeMismatch { image: name.to_string(), digest: blob.digest, expected: blob.size, actual: size })
@@ -83,7 +84,7 @@ pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<File> {
 /// Reads a small blob whole, and verifies it.
 pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Bytes> {
     let mut content = Vec::new();
-    let file = open(dir, name, blob)?;
+    let file = open(dir, name, blob, 0)?;
     file.take(blob.size).read_to_end(&mut content).map_err(Error::io("reading", path(name, blob.digest)))?;
     let actual = Digest::new(Sha256::digest(&content).into());
     if actual == blob.digest {
@@ -93,8 +94,9 @@ pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Byte
     }
 }
 
-/// Reads an open blob and passes it on, until its end or until nobody receives any more.
-pub fn read(mut file: File, chunks: &mpsc::Sender<Result<Bytes>>) {
+/// Reads an open blob and passes it on, until its end, until `most` bytes, or until nobody receives any more.
+pub fn read(file: File, most: u64, chunks: &mpsc::Sender<Result<Bytes>>) {
+    let mut file = file.take(most);
     loop {
         let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
         let chunk = match fill(&mut file, &mut buffer) {
@@ -112,7 +114,7 @@ pub fn read(mut file: File, chunks: &mpsc::Sender<Result<Bytes>>) {
     }
 }
 
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while length < buffer.len() {
         match file.read(&mut buffer[length..]) {
@@ -125,12 +127,12 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// Whether the blob is there, whole and undamaged. A damaged one is removed. One that another image of the directory has is
-/// taken from there, by a hard link.
-pub fn has(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+/// What there is of the blob: all of it, undamaged, or the beginning that an earlier writer left. A damaged one is removed. One
+/// that another image of the directory has is taken from there, by a hard link.
+pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if verify(dir, &own, blob).is_ok() {
-        return Ok(true);
+        return Ok(Presence::Whole);
     }
     remove(dir, &own)?;
     for entry in dir.entries().map_err(Error::io("listing", "."))? {
@@ -143,12 +145,30 @@ pub fn has(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<bool> {
         // A file system without links, or a damaged blob over there: then the bytes are carried, as if there were none.
         if dir.hard_link(&theirs, dir, &own).is_ok() {
             if verify(dir, &own, blob).is_ok() {
-                return Ok(true);
+                return Ok(Presence::Whole);
             }
             remove(dir, &own)?;
         }
     }
-    Ok(false)
+    Ok(longest_partial(dir, stage, blob)?.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))
+}
+
+/// The longest beginning of the blob that a writer of this claim, or of one before, left, and its length.
+fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Option<(String, u64)>> {
+    let blobs = layout::blobs(&stage.name);
+    let mut longest: Option<(String, u64)> = None;
+    for entry in dir.read_dir(&blobs).map_err(Error::io("listing", &blobs))? {
+        let entry = entry.map_err(Error::io("listing", &blobs))?;
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let ours = file.starts_with(&blob.digest.hex()) && fence_of_partial(&file).is_some_and(|f| f <= stage.fence);
+        let Ok(metadata) = entry.metadata() else { continue };
+        let length = metadata.len();
+        let longer = longest.as_ref().is_none_or(|(_, known)| length > *known);
+        if ours && metadata.is_file() && length > 0 && length < blob.size && longer {
+            longest = Some((format!("{blobs}/{file}"), length));
+        }
+    }
+    Ok(longest)
 }
 
 fn remove(dir: &Dir, path: &str) -> Result<()> {
@@ -186,28 +206,52 @@ fn hash(file: &mut File) -> io::Result<(Digest, u64)> {
     }
 }
 
-/// Writes a blob as its pieces come, and gives it its name when it is whole, durable and verified.
-pub fn write(dir: &Dir, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+/// Writes a blob as its pieces come, from the byte `from` on, and gives it its name when it is whole, durable and verified. What
+/// a stream that broke off has brought is left for whoever goes on with it.
+pub fn write(dir: &Dir, stage: &Stage, blob: &Descriptor, from: u64, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
     let partial = partial(stage, blob.digest);
-    let result = write_partial(dir, &partial, stage, blob, chunks).and_then(|()| verify(dir, &partial, blob));
-    if let Err(error) = result {
-        // What is wrong is told; that its remains could not be removed either would only hide it.
-        let _ = remove(dir, &partial);
-        return Err(error);
+    let result = write_partial(dir, &partial, stage, blob, from, chunks).and_then(|()| verify(dir, &partial, blob));
+    match result {
+        Ok(()) => {
+            let own = path(&stage.name, blob.digest);
+            dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))
+        }
+        // As many bytes as there should be, and no end: they were wrong.
+        Err(Error::Interrupted) if dir.metadata(&partial).is_ok_and(|there| there.len() < blob.size) => {
+            Err(Error::Interrupted)
+        }
+        Err(error) => {
+            // What is wrong is told; that its remains could not be removed either would only hide it.
+            let _ = remove(dir, &partial);
+            // The beginning was another writer's, and may never have reached the disk whole.
+            let begun_wrong = from > 0 && matches!(error, Error::DigestMismatch { .. });
+            Err(if begun_wrong { Error::UploadGone(partial) } else { error })
+        }
     }
-    let own = path(&stage.name, blob.digest);
-    dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))
 }
 
+/// Writes a blob under a name of its own. The beginning that another writer left is copied, not taken over: that writer may be
+/// alive, and still hold the file open.
 fn write_partial(
     dir: &Dir,
     path: &str,
     stage: &Stage,
     blob: &Descriptor,
+    from: u64,
     mut chunks: mpsc::Receiver<Chunk>,
 ) -> Result<()> {
     let mut file = create(dir, path)?;
-    let mut written = 0;
+    if from > 0 {
+        let gone = || Error::UploadGone(path.to_owned());
+        let (begun, _) = longest_partial(dir, stage, blob)?.filter(|(_, length)| *length >= from).ok_or_else(gone)?;
+        let beginning = open_file(dir, &begun)?;
+        let copied = io::copy(&mut beginning.take(from), &mut file).map_err(Error::io("copying", &begun))?;
+        remove(dir, &begun)?;
+        if copied != from {
+            return Err(gone());
+        }
+    }
+    let mut written = from;
     loop {
         match chunks.blocking_recv() {
             Some(Chunk::Data(bytes)) => {
@@ -226,6 +270,14 @@ fn write_partial(
         return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual: written });
     }
     file.sync_all().map_err(Error::io("syncing", path))
+}
+
+/// Writes a small blob durably and in one step.
+pub fn write_small(dir: &Dir, stage: &Stage, blob: &Descriptor, content: &[u8]) -> Result<()> {
+    let partial = partial(stage, blob.digest);
+    write_file(dir, &partial, content)?;
+    let own = path(&stage.name, blob.digest);
+    dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))
 }
 
 fn create(dir: &Dir, path: &str) -> Result<File> {

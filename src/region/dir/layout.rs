@@ -4,61 +4,44 @@
 use std::{io, path::Path};
 
 use cap_std::fs::Dir;
-use serde::{Deserialize, Serialize};
 
 use super::blob;
 use crate::{
-    domain::{Descriptor, ImageName},
-    region::{Error, MAX_MANIFEST_BYTES, Result, Stage, tree::Reference},
+    domain::{Descriptor, Digest, ImageName},
+    region::{
+        Error, MAX_MANIFEST_BYTES, Result, Stage, Tree,
+        layout::{BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
+        tree::{self, Entry},
+    },
 };
-
-const BLOBS: &str = "blobs/sha256";
-const INDEX: &str = "index.json";
-const MARKER: &str = "oci-layout";
-const MARKER_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The annotation by which an entry of an index is known (image specification 1.1, "Pre-Defined Annotation Keys").
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Index {
-    schema_version: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    media_type: Option<String>,
-    manifests: Vec<Reference>,
-}
 
 /// The directory of an image's blobs.
 pub fn blobs(name: &ImageName) -> String {
     format!("{name}/{BLOBS}")
 }
 
-/// The root of an image: the only entry of its index, or the one that has the tag.
-pub fn root(dir: &Dir, name: &ImageName, tag: Option<&str>) -> Result<Option<Descriptor>> {
+/// The index of an image's layout; nothing if there is none.
+fn index(dir: &Dir, name: &ImageName) -> Result<Option<Index>> {
     let path = format!("{name}/{INDEX}");
-    let content = match blob::read_bounded(dir, &path, MAX_MANIFEST_BYTES) {
-        Ok(content) => content,
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let index: Index = serde_json::from_slice(&content).map_err(|error| Error::malformed(&path, error))?;
-    if index.schema_version != 2 {
-        return Err(Error::malformed(path, format!("its schemaVersion is {}, not 2", index.schema_version)));
+    match blob::read_bounded(dir, &path, MAX_MANIFEST_BYTES) {
+        Ok(content) => Index::parse(&path, &content).map(Some),
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    let tag_of = |entry: &Reference| Some(entry.annotations.as_ref()?.get(REF_NAME)?.as_str()?.to_owned());
-    let chosen = match (tag, &index.manifests[..]) {
-        (None, [only]) => only,
-        (None, entries) => {
-            let tags = entries.iter().filter_map(tag_of).collect::<Vec<_>>().join(", ");
-            let reason = format!("it has {} images and no tag says which; its tags are: {tags}", entries.len());
-            return Err(Error::malformed(path, reason));
-        }
-        (Some(tag), entries) => {
-            let found = entries.iter().find(|entry| tag_of(entry).as_deref() == Some(tag));
-            found.ok_or_else(|| Error::malformed(path.as_str(), format!("it has no image with the tag {tag:?}")))?
-        }
+}
+
+/// The root of an image: the one that has the tag, or the only one.
+pub fn root(dir: &Dir, name: &ImageName, tag: Option<&str>) -> Result<Option<Descriptor>> {
+    index(dir, name)?.map(|index| index.root(tag)).transpose()
+}
+
+/// What refers to a manifest of the image.
+pub fn referrers(dir: &Dir, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    let Some(list) = index(dir, name)?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
+        return Ok(Vec::new());
     };
-    chosen.parse().map(Some).map_err(Error::digest(path))
+    let content = blob::read_whole(dir, name, &list)?;
+    tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
 }
 
 /// Whether a whole image of that name is visible.
@@ -66,11 +49,11 @@ pub fn is_visible(dir: &Dir, name: &ImageName) -> bool {
     dir.is_file(format!("{name}/{INDEX}"))
 }
 
-/// Makes the directories of an image, and removes what claims before this one left unfinished.
+/// Makes the directories of an image, and removes what claims before this one left unfinished; but for beginnings of blobs,
+/// which this one may go on with.
 pub fn prepare(dir: &Dir, stage: &Stage) -> Result<()> {
     let blobs = blobs(&stage.name);
     dir.create_dir_all(&blobs).map_err(Error::io("creating", &blobs))?;
-    clear(dir, &blobs, stage.fence, blob::fence_of_partial)?;
     clear(dir, &stage.name.0, stage.fence, fence_of_replacement)
 }
 
@@ -97,22 +80,18 @@ fn gone_is_fine(error: io::Error) -> io::Result<()> {
 }
 
 /// Makes the image visible: first everything that it needs, then, in one step, its index.
-pub fn publish(dir: &Dir, stage: &Stage, root: &Descriptor) -> Result<()> {
+pub fn publish(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<()> {
     let name = &stage.name;
+    let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+    for referrers in &tree.referrers {
+        let (descriptor, content) = referrers.index();
+        blob::write_small(dir, stage, &descriptor, &content)?;
+    }
+    clear(dir, &blobs(name), stage.fence + 1, blob::fence_of_partial)?;
     sync_dir(dir, &blobs(name))?;
     sync_dir(dir, &format!("{name}/blobs"))?;
     replace(dir, stage, MARKER, MARKER_CONTENT.as_bytes())?;
-    let index = Index {
-        schema_version: 2,
-        media_type: Some("application/vnd.oci.image.index.v1+json".into()),
-        manifests: vec![Reference {
-            media_type: root.media_type.clone(),
-            digest: root.digest.to_string(),
-            size: root.size,
-            annotations: None,
-        }],
-    };
-    let content = serde_json::to_vec(&index).map_err(|error| Error::malformed(INDEX, error))?;
+    let content = Index::of(root, tree).content()?;
     replace(dir, stage, INDEX, &content)?;
     sync_dir(dir, &name.0)?;
     sync_dir(dir, ".")

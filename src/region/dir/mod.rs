@@ -13,8 +13,11 @@ use bytes::Bytes;
 use cap_std::{ambient_authority, fs::Dir};
 use tokio::sync::mpsc;
 
-use super::{BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Result, Source, Stage, Store, StoreKind};
-use crate::domain::{Descriptor, ImageId, ImageName};
+use super::{
+    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store, StoreKind, Tree,
+    tree::Entry,
+};
+use crate::domain::{Descriptor, Digest, Image, ImageId, ImageName};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
@@ -82,13 +85,18 @@ impl Source for DirStore {
         self.blocking(move |store| blob::read_whole(&store.dir()?, &name, &manifest)).await
     }
 
-    async fn read_blob(&self, name: &ImageName, blob: &Descriptor) -> Result<BlobChunks> {
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
         let (name, blob) = (name.clone(), blob.clone());
-        let file = self.blocking(move |store| blob::open(&store.dir()?, &name, &blob)).await?;
+        let file = self.blocking(move |store| blob::open(&store.dir()?, &name, &blob, from)).await?;
         let (chunks, received) = mpsc::channel(READ_AHEAD);
         // Ends with the file, or when nobody receives any more.
-        tokio::task::spawn_blocking(move || blob::read(file, &chunks));
+        tokio::task::spawn_blocking(move || blob::read(file, most.unwrap_or(u64::MAX), &chunks));
         Ok(received)
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+        let name = name.clone();
+        self.blocking(move |store| layout::referrers(&store.dir()?, &name, subject)).await
     }
 }
 
@@ -109,14 +117,31 @@ impl Store for DirStore {
         Ok(ImageName(name.to_string()))
     }
 
+    fn name_of(&self, image: &Image) -> ImageName {
+        ImageName(image.id.to_string())
+    }
+
+    fn url(&self, name: &ImageName) -> String {
+        format!("oci:{name}")
+    }
+
     async fn prepare(&self, stage: &Stage) -> Result<()> {
         let stage = stage.clone();
         self.blocking(move |store| layout::prepare(&store.dir()?, &stage)).await
     }
 
-    async fn has_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+    /// Never without looking: what lies in a directory may have been changed by anybody.
+    async fn is_complete(&self, _stage: &Stage, _tree: &Tree) -> Result<bool> {
+        Ok(false)
+    }
+
+    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let (stage, blob) = (stage.clone(), blob.clone());
-        self.blocking(move |store| blob::has(&store.dir()?, &stage, &blob)).await
+        self.blocking(move |store| blob::look(&store.dir()?, &stage, &blob)).await
+    }
+
+    async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
+        Ok(self.look(stage, manifest).await? == Presence::Whole)
     }
 
     async fn reserve(&self, bytes: u64) -> Result<()> {
@@ -131,9 +156,15 @@ impl Store for DirStore {
         .await
     }
 
-    async fn write_blob(&self, stage: &Stage, blob: &Descriptor, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
+    async fn write_blob(
+        &self,
+        stage: &Stage,
+        blob: &Descriptor,
+        from: u64,
+        chunks: mpsc::Receiver<Chunk>,
+    ) -> Result<()> {
         let (stage, blob) = (stage.clone(), blob.clone());
-        self.blocking(move |store| blob::write(&store.dir()?, &stage, &blob, chunks)).await
+        self.blocking(move |store| blob::write(&store.dir()?, &stage, &blob, from, chunks)).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
@@ -142,11 +173,11 @@ impl Store for DirStore {
         let _ = sender.try_send(Chunk::Data(content));
         let _ = sender.try_send(Chunk::End);
         drop(sender);
-        self.write_blob(stage, manifest, chunks).await
+        self.write_blob(stage, manifest, 0, chunks).await
     }
 
-    async fn publish(&self, stage: &Stage, root: &Descriptor) -> Result<()> {
-        let (stage, root) = (stage.clone(), root.clone());
-        self.blocking(move |store| layout::publish(&store.dir()?, &stage, &root)).await
+    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        let (stage, tree) = (stage.clone(), tree.clone());
+        self.blocking(move |store| layout::publish(&store.dir()?, &stage, &tree)).await
     }
 }

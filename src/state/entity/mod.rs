@@ -4,6 +4,7 @@ pub mod image;
 pub mod replica;
 pub mod synchronization;
 pub mod synchronization_target;
+pub mod upload;
 
 use std::{fmt::Display, str::FromStr};
 

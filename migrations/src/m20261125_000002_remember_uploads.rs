@@ -1,0 +1,31 @@
+//! Uploads that are gone on with by whoever claims a replica next, and replicas that were found damaged.
+
+use sea_orm_migration::prelude::*;
+
+#[derive(DeriveMigrationName)]
+pub struct Migration;
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let suspect = ColumnDef::new(Alias::new("suspect")).boolean().not_null().default(false).take();
+        manager.alter_table(Table::alter().table(Alias::new("replica")).add_column(suspect).take()).await?;
+        let name = |text: &'static str| ColumnDef::new(Alias::new(text)).string_len(128).not_null().take();
+        let key =
+            Index::create().col(Alias::new("image_id")).col(Alias::new("region_id")).col(Alias::new("blob")).take();
+        let upload = Table::create()
+            .table(Alias::new("upload"))
+            .col(name("image_id"))
+            .col(name("region_id"))
+            .col(name("blob"))
+            .col(ColumnDef::new(Alias::new("session")).text().not_null())
+            .primary_key(&mut key.clone())
+            .take();
+        manager.create_table(upload).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.drop_table(Table::drop().table(Alias::new("upload")).take()).await?;
+        manager.alter_table(Table::alter().table(Alias::new("replica")).drop_column(Alias::new("suspect")).take()).await
+    }
+}

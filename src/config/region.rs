@@ -1,0 +1,266 @@
+//! `[[region]]` and `[[link]]`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{Error, value};
+use crate::{
+    domain::{RegionId, relay::RegionLimits},
+    region::{Access, Credentials, Location, ObjectLocation, RegistryLocation, Secret},
+};
+
+/// `[[region]]`: a region and its store.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Region {
+    /// Its id.
+    pub id: String,
+    /// Its store: `dir://PATH`, `registry+https://HOST/NAMESPACE`, `s3://BUCKET/PREFIX`, `gs://…` or `az://…`.
+    pub store: String,
+    /// Bytes that are kept free in the store (`dir`).
+    pub keep_free_bytes: u64,
+    /// Who asks (`registry`).
+    pub username: Option<String>,
+    /// The variable that holds the password (`registry`).
+    pub password_env: Option<String>,
+    /// The file that holds it (`registry`).
+    pub password_file: Option<PathBuf>,
+    /// A docker `config.json` to take credentials from (`registry`).
+    pub docker_config: Option<PathBuf>,
+    /// Certificates in PEM form that are trusted beside the system's (`registry`).
+    pub ca_file: Option<PathBuf>,
+    /// Other hosts that the registry may refer to: where it hands out tokens, or keeps its blobs.
+    pub also_hosts: Vec<String>,
+    /// Whether a host that is not this machine may be spoken to without TLS.
+    pub allow_http: bool,
+    /// Whether a host may turn out to be this machine.
+    pub allow_loopback: bool,
+    /// The service, if it is not the provider's own (`s3`, `gs`, `az`).
+    pub endpoint: Option<String>,
+    /// The service's region (`s3`).
+    pub bucket_region: Option<String>,
+    /// The access key (`s3`) or the account (`az`).
+    pub access_key_id: Option<String>,
+    /// The variable that holds its secret.
+    pub secret_access_key_env: Option<String>,
+    /// The file that holds it.
+    pub secret_access_key_file: Option<PathBuf>,
+    /// The service account's file (`gs`).
+    pub service_account_file: Option<PathBuf>,
+    /// Whether no credentials are shown: a public bucket.
+    pub anonymous: bool,
+    /// Bytes a second that are read from it at most.
+    pub egress_bytes_per_second: Option<u64>,
+    /// Bytes a second that are written to it at most.
+    pub ingress_bytes_per_second: Option<u64>,
+    /// Regions that it feeds at the same time at most.
+    pub egress_copies: Option<usize>,
+    /// Images that are carried to it at the same time at most.
+    pub ingress_copies: Option<usize>,
+}
+
+/// `[[link]]`: what it costs to go from one region to another.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// The region that is read.
+    pub from: String,
+    /// The region that is written.
+    pub to: String,
+    /// What it costs; 100 where nothing is said.
+    pub cost: u32,
+}
+
+/// A store, with all that is needed to open it.
+#[derive(Debug, Clone)]
+pub enum Open {
+    /// A directory.
+    Dir {
+        /// Where.
+        path: PathBuf,
+        /// Bytes that are kept free.
+        keep_free: u64,
+    },
+    /// A registry.
+    Registry {
+        /// Where.
+        location: RegistryLocation,
+        /// Who asks.
+        credentials: Credentials,
+        /// Hosts that it may refer to.
+        also_hosts: Vec<String>,
+        /// Certificates that are trusted, in PEM form.
+        certificates: Option<Vec<u8>>,
+        /// Whether it may be this machine.
+        loopback: bool,
+    },
+    /// A bucket.
+    Object {
+        /// Where.
+        location: ObjectLocation,
+        /// How.
+        access: Access,
+        /// Whether it may be this machine.
+        loopback: bool,
+    },
+}
+
+impl Region {
+    fn refuse<T>(place: usize, key: &str, problem: impl std::fmt::Display) -> Result<T, Error> {
+        Err(value(format!("region[{place}].{key}"), problem))
+    }
+
+    /// Its id.
+    pub(super) fn id(&self, place: usize) -> Result<RegionId, Error> {
+        self.id.parse().or_else(|error| Self::refuse(place, "id", error))
+    }
+
+    /// What is needed to open its store.
+    pub(super) fn open(&self, place: usize) -> Result<Open, Error> {
+        let location: Location = self.store.parse().or_else(|error| Self::refuse(place, "store", error))?;
+        let kind = match &location {
+            Location::Dir(_) => "dir",
+            Location::Registry(_) => "registry",
+            Location::Object(_) => "object",
+        };
+        self.refuse_foreign(place, kind)?;
+        match location {
+            Location::Dir(path) => Ok(Open::Dir { path, keep_free: self.keep_free_bytes }),
+            Location::Registry(location) => {
+                if location.is_plain() && !location.is_loopback() && !self.allow_http {
+                    let problem = "a registry without TLS that is not this machine needs allow_http = true";
+                    return Self::refuse(place, "store", problem);
+                }
+                Ok(Open::Registry {
+                    credentials: self.credentials(place, &location)?,
+                    also_hosts: self.also_hosts.clone(),
+                    certificates: self.ca_file.as_ref().map(|file| bytes(place, "ca_file", file)).transpose()?,
+                    loopback: self.allow_loopback || location.is_loopback(),
+                    location,
+                })
+            }
+            Location::Object(location) => self.object(place, location),
+        }
+    }
+
+    /// Keys that say nothing about a store of that kind are mistakes.
+    fn refuse_foreign(&self, place: usize, kind: &str) -> Result<(), Error> {
+        let keys = [
+            ("keep_free_bytes", self.keep_free_bytes != 0, "dir"),
+            ("username", self.username.is_some(), "registry"),
+            ("password_env", self.password_env.is_some(), "registry"),
+            ("password_file", self.password_file.is_some(), "registry"),
+            ("docker_config", self.docker_config.is_some(), "registry"),
+            ("ca_file", self.ca_file.is_some(), "registry"),
+            ("also_hosts", !self.also_hosts.is_empty(), "registry"),
+            ("endpoint", self.endpoint.is_some(), "object"),
+            ("bucket_region", self.bucket_region.is_some(), "object"),
+            ("access_key_id", self.access_key_id.is_some(), "object"),
+            ("secret_access_key_env", self.secret_access_key_env.is_some(), "object"),
+            ("secret_access_key_file", self.secret_access_key_file.is_some(), "object"),
+            ("service_account_file", self.service_account_file.is_some(), "object"),
+            ("anonymous", self.anonymous, "object"),
+        ];
+        match keys.iter().find(|(_, given, of)| *given && *of != kind) {
+            Some((key, _, of)) => {
+                Self::refuse(place, key, format!("it is of {of} stores, and this one is of kind {kind}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn credentials(&self, place: usize, location: &RegistryLocation) -> Result<Credentials, Error> {
+        let password =
+            secret(place, ["password_env", "password_file"], self.password_env.as_ref(), self.password_file.as_ref())?;
+        match (&self.username, password, &self.docker_config) {
+            (None, None, None) => Ok(Credentials::Anonymous),
+            (Some(username), Some(password), None) => {
+                Ok(Credentials::Password { username: username.clone(), password })
+            }
+            (None, None, Some(file)) => Credentials::from_docker_config(file, &location.authority())
+                .or_else(|error| Self::refuse(place, "docker_config", error)),
+            (Some(_), None, None) => Self::refuse(place, "username", "there is neither password_env nor password_file"),
+            (None, Some(_), None) => Self::refuse(place, "username", "it is missing, and there is a password"),
+            (_, _, Some(_)) => Self::refuse(place, "docker_config", "there are a username or a password as well"),
+        }
+    }
+
+    fn object(&self, place: usize, location: ObjectLocation) -> Result<Open, Error> {
+        let keys = ["secret_access_key_env", "secret_access_key_file"];
+        let secret = secret(place, keys, self.secret_access_key_env.as_ref(), self.secret_access_key_file.as_ref())?;
+        if self.access_key_id.is_some() != secret.is_some() {
+            return Self::refuse(
+                place,
+                "access_key_id",
+                "it and its secret (secret_access_key_env or _file) go together",
+            );
+        }
+        let mut loopback = self.allow_loopback;
+        let mut allow_http = self.allow_http;
+        if let Some(endpoint) = &self.endpoint {
+            let base = endpoint.parse().or_else(|_| Self::refuse(place, "endpoint", "it is not a URL"))?;
+            let service = RegistryLocation { base, namespace: String::new() };
+            if !matches!(service.base.scheme(), "http" | "https") {
+                return Self::refuse(place, "endpoint", "it is neither http:// nor https://");
+            }
+            if service.is_plain() && !service.is_loopback() && !self.allow_http {
+                let problem = "a service without TLS that is not this machine needs allow_http = true";
+                return Self::refuse(place, "endpoint", problem);
+            }
+            loopback |= service.is_loopback();
+            allow_http = service.is_plain();
+        }
+        let access = Access {
+            endpoint: self.endpoint.clone(),
+            bucket_region: self.bucket_region.clone(),
+            access_key_id: self.access_key_id.clone(),
+            secret: secret.map(Secret),
+            service_account_file: self.service_account_file.clone(),
+            anonymous: self.anonymous,
+            allow_http,
+        };
+        Ok(Open::Object { location, access, loopback })
+    }
+
+    /// How much may go out of and into it.
+    pub(super) fn limits(&self, place: usize) -> Result<RegionLimits, Error> {
+        let zero = [
+            ("egress_bytes_per_second", self.egress_bytes_per_second == Some(0)),
+            ("ingress_bytes_per_second", self.ingress_bytes_per_second == Some(0)),
+            ("ingress_copies", self.ingress_copies == Some(0)),
+        ];
+        if let Some((key, _)) = zero.iter().find(|(_, zero)| *zero) {
+            return Self::refuse(place, key, "0 would let nothing through; leave it out for no limit");
+        }
+        Ok(RegionLimits {
+            egress_bytes_per_second: self.egress_bytes_per_second,
+            ingress_bytes_per_second: self.ingress_bytes_per_second,
+            egress_copies: self.egress_copies,
+            ingress_copies: self.ingress_copies,
+        })
+    }
+}
+
+fn bytes(place: usize, key: &str, file: &PathBuf) -> Result<Vec<u8>, Error> {
+    std::fs::read(file).or_else(|error| Region::refuse(place, key, format!("{}: {error}", file.display())))
+}
+
+/// A secret from a variable or a file; one of them at most.
+fn secret(
+    place: usize,
+    keys: [&str; 2],
+    variable: Option<&String>,
+    file: Option<&PathBuf>,
+) -> Result<Option<String>, Error> {
+    let text = match (variable, file) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Region::refuse(place, keys[0], format!("there is {} as well", keys[1])),
+        (Some(name), None) => std::env::var(name)
+            .or_else(|_| Region::refuse(place, keys[0], format!("the variable {name} is not set")))?,
+        (None, Some(file)) => String::from_utf8(bytes(place, keys[1], file)?)
+            .or_else(|_| Region::refuse(place, keys[1], "the file's content is no text"))?,
+    };
+    let text = text.trim_end_matches(['\r', '\n']).to_owned();
+    if text.is_empty() { Region::refuse(place, keys[0], "the secret is empty") } else { Ok(Some(text)) }
+}

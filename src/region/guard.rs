@@ -1,0 +1,170 @@
+//! Which addresses a store may be reached at. A name can be made to point anywhere, at any moment: so it is not the name that is
+//! judged but every address that it leads to, at the moment when it is dialed.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use futures_util::future::BoxFuture;
+use reqwest::dns::{Name, Resolve, Resolving};
+use url::{Host, Url};
+
+/// Asks for the addresses of a name.
+pub type Lookup = dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync;
+
+/// Why an address is not dialed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{host} leads to {address}, {what}, which is never contacted{hint}")]
+pub struct Forbidden {
+    host: String,
+    address: IpAddr,
+    what: &'static str,
+    hint: &'static str,
+}
+
+/// Resolves names, and refuses what they must not lead to.
+#[derive(Clone)]
+pub struct Guard {
+    loopback: bool,
+    lookup: Arc<Lookup>,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("loopback", &self.loopback).finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// A guard that asks the system for addresses; this machine's own are dialed only if `loopback` says so.
+    #[must_use]
+    pub fn new(loopback: bool) -> Self {
+        Self::with_lookup(loopback, Arc::new(|name| Box::pin(system(name))))
+    }
+
+    /// A guard that asks `lookup` for addresses.
+    #[must_use]
+    pub fn with_lookup(loopback: bool, lookup: Arc<Lookup>) -> Self {
+        Self { loopback, lookup }
+    }
+
+    /// Refuses a URL whose host is an address that is not dialed. Names are judged when they are resolved.
+    pub fn check(&self, url: &Url) -> Result<(), Forbidden> {
+        match url.host() {
+            Some(Host::Ipv4(address)) => self.judge(url.host_str().unwrap_or_default(), address.into()),
+            Some(Host::Ipv6(address)) => self.judge(url.host_str().unwrap_or_default(), address.into()),
+            Some(Host::Domain(_)) | None => Ok(()),
+        }
+    }
+
+    fn judge(&self, host: &str, address: IpAddr) -> Result<(), Forbidden> {
+        let hint = ", unless the region's allow_loopback says so";
+        let refuse = |what, hint| Err(Forbidden { host: host.to_owned(), address, what, hint });
+        match class(address) {
+            Class::Loopback if !self.loopback => refuse("this machine itself", hint),
+            Class::Never(what) => refuse(what, ""),
+            Class::Loopback | Class::Fine => Ok(()),
+        }
+    }
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = self.clone();
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            let mut addresses = (guard.lookup)(host.clone()).await?;
+            // One that is forbidden is one too many: whoever answers for the name is not to be trusted with it.
+            for address in &addresses {
+                guard.judge(&host, address.ip())?;
+            }
+            addresses.dedup();
+            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+async fn system(name: String) -> std::io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name, 0)).await?.collect())
+}
+
+enum Class {
+    Fine,
+    Loopback,
+    Never(&'static str),
+}
+
+/// Where the clouds' metadata services listen outside of the link-local addresses.
+const METADATA: [IpAddr; 2] = [
+    // Alibaba Cloud ECS.
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // Amazon EC2 over IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// What an address is (RFC 6890 and the registries it refers to).
+fn class(address: IpAddr) -> Class {
+    if METADATA.contains(&address) {
+        return Class::Never("a metadata service");
+    }
+    match address {
+        IpAddr::V4(v4) if v4.is_loopback() => Class::Loopback,
+        IpAddr::V4(v4) if v4.is_link_local() => Class::Never("a link-local address"),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Class::Never("no host's address"),
+        IpAddr::V4(v4) if v4.is_multicast() || v4.is_broadcast() => Class::Never("no single host's address"),
+        IpAddr::V4(_) => Class::Fine,
+        IpAddr::V6(v6) if v6.is_loopback() => Class::Loopback,
+        IpAddr::V6(v6) if v6.is_unspecified() => Class::Never("no host's address"),
+        IpAddr::V6(v6) if v6.is_multicast() => Class::Never("no single host's address"),
+        IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80 => Class::Never("a link-local address"),
+        IpAddr::V6(v6) => embedded(v6).map_or(Class::Fine, |v4| class(v4.into())),
+    }
+}
+
+/// The IPv4 address that an IPv6 address stands for: mapped, NAT64 (RFC 6052) or 6to4 (RFC 3056).
+fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let v4 = |high: u16, low: u16| {
+        let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];
+        Some(Ipv4Addr::new(a, b, c, d))
+    };
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            v4(high, low)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Guard;
+
+    #[test]
+    fn no_spelling_of_a_forbidden_address_is_dialed() {
+        for (url, loopback, forbidden) in [
+            ("http://169.254.169.254/", true, true),
+            ("http://2852039166/", true, true),
+            ("http://0xa9.254.0251.254/", true, true),
+            ("http://[::ffff:169.254.169.254]/", true, true),
+            ("http://[64:ff9b::169.254.169.254]/", true, true),
+            ("http://[2002:a9fe:a9fe::1]/", true, true),
+            ("http://[fe80::1]/", true, true),
+            ("http://[fd00:ec2::254]/", true, true),
+            ("http://100.100.100.200/", true, true),
+            ("http://0.0.0.0/", true, true),
+            ("http://[::]/", true, true),
+            ("http://224.0.0.1/", true, true),
+            ("http://127.0.0.1/", false, true),
+            ("http://127.8.9.1/", false, true),
+            ("http://[::1]/", false, true),
+            ("http://[::ffff:127.0.0.1]/", false, true),
+            ("http://127.0.0.1/", true, false),
+            ("http://10.0.0.1/", false, false),
+            ("http://[2001:db8::1]/", false, false),
+        ] {
+            let refused = Guard::new(loopback).check(&url.parse().expect("a URL")).is_err();
+            assert_eq!(refused, forbidden, "{url}");
+        }
+    }
+}

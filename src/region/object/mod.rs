@@ -1,0 +1,303 @@
+//! A bucket of OCI image layouts: `<prefix>/<image>/`, one layout an image, as a directory has them. What is written becomes
+//! visible whole or not at all: an object is there when all of it is.
+
+mod open;
+mod upload;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use object_store::{
+    GetOptions, GetRange, ObjectStore as Objects, ObjectStoreExt as _, multipart::MultipartStore, path::Path,
+};
+use tokio::sync::mpsc;
+
+pub use open::{Access, Secret, open};
+
+use self::upload::Upload;
+use super::{
+    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
+    Store, StoreKind, Tree,
+    layout::{BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
+    tree::{self, Entry, digest_of},
+};
+use crate::domain::{Descriptor, Digest, Image, ImageId, ImageName};
+
+/// How many pieces of a blob may have been read and not yet passed on.
+const READ_AHEAD: usize = 8;
+/// The largest object that every provider copies by itself in one request, in bytes.
+const MOST_COPIED: u64 = 5 << 30;
+
+/// What a provider's client can do.
+trait Bucket: Objects + MultipartStore {}
+
+impl<T: Objects + MultipartStore> Bucket for T {}
+
+/// A part of a bucket.
+#[derive(Debug, Clone)]
+pub struct ObjectStore {
+    location: Arc<ObjectLocation>,
+    endpoint: Option<String>,
+    bucket: Arc<dyn Bucket>,
+}
+
+/// What went wrong with an object, in the words of the other stores.
+fn failed(what: &str, error: &object_store::Error) -> Error {
+    use http::StatusCode;
+    use object_store::Error as Cause;
+    let status = |status| Error::Status { what: what.to_owned(), status, detail: String::new(), retry_after: None };
+    match error {
+        Cause::NotFound { .. } => status(StatusCode::NOT_FOUND),
+        Cause::PermissionDenied { .. } => status(StatusCode::FORBIDDEN),
+        Cause::Unauthenticated { .. } => status(StatusCode::UNAUTHORIZED),
+        Cause::NotSupported { source } => Error::malformed(what, source),
+        Cause::InvalidPath { source } => Error::malformed(what, source),
+        Cause::NotImplemented { operation, .. } => Error::malformed(what, operation),
+        error => {
+            let mut cause: &dyn std::error::Error = error;
+            while let Some(next) = cause.source() {
+                if let Some(forbidden) = next.downcast_ref::<super::guard::Forbidden>() {
+                    return Error::Forbidden { what: what.to_owned(), source: forbidden.clone() };
+                }
+                cause = next;
+            }
+            let problem = cause.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+            Error::Transport { what: what.to_owned(), problem }
+        }
+    }
+}
+
+impl ObjectStore {
+    fn new(location: ObjectLocation, endpoint: Option<String>, bucket: Arc<dyn Bucket>) -> Self {
+        Self { location: Arc::new(location), endpoint, bucket }
+    }
+
+    fn path(&self, name: &ImageName, file: &str) -> Path {
+        let ImageName(name) = name;
+        match self.location.prefix.as_str() {
+            "" => Path::from(format!("{name}/{file}")),
+            prefix => Path::from(format!("{prefix}/{name}/{file}")),
+        }
+    }
+
+    fn blob(&self, name: &ImageName, digest: Digest) -> Path {
+        self.path(name, &format!("{BLOBS}/{}", digest.hex()))
+    }
+
+    /// A small object; nothing if there is none.
+    async fn small(&self, path: &Path) -> Result<Option<Bytes>> {
+        let got = match self.bucket.get(path).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            got => got.map_err(|error| failed(path.as_ref(), &error))?,
+        };
+        if got.meta.size > MAX_MANIFEST_BYTES {
+            let reason = format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", got.meta.size);
+            return Err(Error::malformed(path.as_ref(), reason));
+        }
+        got.bytes().await.map(Some).map_err(|error| failed(path.as_ref(), &error))
+    }
+
+    async fn index(&self, name: &ImageName) -> Result<Option<Index>> {
+        let path = self.path(name, INDEX);
+        self.small(&path).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
+    }
+
+    /// The size of an object; nothing if there is none.
+    async fn size(&self, path: &Path) -> Result<Option<u64>> {
+        match self.bucket.head(path).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(failed(path.as_ref(), &error)),
+        }
+    }
+
+    /// Reads a blob again.
+    async fn is_intact(&self, name: &ImageName, blob: &Descriptor) -> Result<bool> {
+        Ok(digest_of(self, name, blob).await? == blob.digest)
+    }
+
+    /// Makes the service copy the blob from another image that has it.
+    async fn borrow(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+        let (service, own) = (self.service(), self.blob(&stage.name, blob.digest));
+        for lender in stage.lenders.iter().filter(|place| place.service == service && blob.size <= MOST_COPIED) {
+            let theirs = Path::from(format!("{}/{BLOBS}/{}", lender.path, blob.digest.hex()));
+            if theirs == own || self.size(&theirs).await? != Some(blob.size) {
+                continue;
+            }
+            match self.bucket.copy(&theirs, &own).await {
+                Ok(()) => return Ok(true),
+                // Then the bytes are carried, as if there were none.
+                Err(error) => tracing::info!(%error, %theirs, "a blob could not be copied by the service"),
+            }
+        }
+        Ok(false)
+    }
+
+    fn service(&self) -> String {
+        let ObjectLocation { provider, bucket, .. } = &*self.location;
+        format!("{}://{}/{bucket}", provider.scheme(), self.endpoint.as_deref().unwrap_or_default())
+    }
+}
+
+#[async_trait]
+impl Source for ObjectStore {
+    async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
+        self.index(name).await?.map(|index| index.root(None)).transpose()
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
+        let content = self.small(&self.blob(name, manifest.digest)).await?.ok_or_else(missing)?;
+        let actual = tree::digest(&content);
+        if actual == manifest.digest {
+            Ok(content)
+        } else {
+            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual })
+        }
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        let path = self.blob(name, blob.digest);
+        let end = most.map_or(blob.size, |most| blob.size.min(from.saturating_add(most)));
+        let (chunks, received) = mpsc::channel(READ_AHEAD);
+        let range = (from < end && (from > 0 || end < blob.size)).then_some(GetRange::Bounded(from..end));
+        let got = match self.bucket.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await {
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
+            }
+            got => got.map_err(|error| failed(path.as_ref(), &error))?,
+        };
+        if got.meta.size != blob.size {
+            let (image, actual) = (name.to_string(), got.meta.size);
+            return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual });
+        }
+        let mut stream = got.into_stream();
+        // Ends with the object, or when nobody receives any more.
+        tokio::spawn(async move {
+            while let Some(piece) = stream.next().await {
+                let piece = piece.map_err(|error| failed(path.as_ref(), &error));
+                let broken = piece.is_err();
+                if chunks.send(piece).await.is_err() || broken {
+                    return;
+                }
+            }
+        });
+        Ok(received)
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+        let Some(list) = self.index(name).await?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
+            return Ok(Vec::new());
+        };
+        let content = self.read_manifest(name, &list).await?;
+        tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+    }
+
+    fn reads_ranges(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl Store for ObjectStore {
+    fn kind(&self) -> StoreKind {
+        StoreKind::Object
+    }
+
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+        let name = match spec {
+            ImageSpec::Vm(name) => name,
+            ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
+                format!("{url:.160?} is not of the form oci:NAME, and the home region's store is a bucket of layouts")
+            })?,
+        };
+        let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
+        Ok(ImageName(name.to_string()))
+    }
+
+    fn name_of(&self, image: &Image) -> ImageName {
+        ImageName(image.id.to_string())
+    }
+
+    fn url(&self, name: &ImageName) -> String {
+        format!("oci:{name}")
+    }
+
+    fn place(&self, name: &ImageName) -> Option<Place> {
+        Some(Place { service: self.service(), path: self.path(name, "").to_string() })
+    }
+
+    async fn prepare(&self, _stage: &Stage) -> Result<()> {
+        Ok(())
+    }
+
+    /// The index is written last: whoever finds it as it should be finds everything.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool> {
+        let Some((root, _)) = tree.manifests.last() else { return Ok(false) };
+        if stage.suspect {
+            return Ok(false);
+        }
+        let there = self.small(&self.path(&stage.name, INDEX)).await?;
+        Ok(there.is_some_and(|there| Index::of(root, tree).content().is_ok_and(|content| there == content)))
+    }
+
+    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+        let path = self.blob(&stage.name, blob.digest);
+        let upload = stage.journal.upload(blob.digest).await?.and_then(|session| Upload::parse(&session));
+        let upload = upload.filter(|upload| upload.is_of(&path));
+        if self.size(&path).await? == Some(blob.size) {
+            let unverified = stage.suspect || upload.as_ref().is_some_and(Upload::is_completed);
+            if !unverified || self.is_intact(&stage.name, blob).await? {
+                return Ok(Presence::Whole);
+            }
+        }
+        if let Some(upload) = &upload {
+            if !upload.is_completed() && (1..blob.size).contains(&upload.there()) {
+                return Ok(Presence::Part(upload.there()));
+            }
+            self.abort_upload(upload).await?;
+            stage.journal.forget(blob.digest).await?;
+        }
+        Ok(if self.borrow(stage, blob).await? { Presence::Whole } else { Presence::Absent })
+    }
+
+    async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
+        let there = self.size(&self.blob(&stage.name, manifest.digest)).await?;
+        Ok(there == Some(manifest.size) && (!stage.suspect || self.is_intact(&stage.name, manifest).await?))
+    }
+
+    async fn write_blob(
+        &self,
+        stage: &Stage,
+        blob: &Descriptor,
+        from: u64,
+        chunks: mpsc::Receiver<Chunk>,
+    ) -> Result<()> {
+        self.upload(stage, blob, from, chunks).await
+    }
+
+    async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
+        self.put(&self.blob(&stage.name, manifest.digest), content.into()).await
+    }
+
+    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        let name = &stage.name;
+        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+        for referrers in &tree.referrers {
+            let (descriptor, content) = referrers.index();
+            self.put(&self.blob(name, descriptor.digest), content.into()).await?;
+        }
+        self.put(&self.path(name, MARKER), MARKER_CONTENT.into()).await?;
+        stage.journal.hold().await?;
+        self.put(&self.path(name, INDEX), Index::of(root, tree).content()?.into()).await
+    }
+
+    async fn abort(&self, session: &str) -> Result<()> {
+        match Upload::parse(session) {
+            Some(upload) => self.abort_upload(&upload).await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Opening a bucket: which service, with which credentials, and never by way of anything but the addresses that may be dialed.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use object_store::{
+    ClientOptions, RetryConfig,
+    aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder,
+    client::{HttpClient, HttpConnector},
+    gcp::GoogleCloudStorageBuilder,
+};
+
+use super::{Bucket, ObjectStore};
+use crate::region::{Error, ObjectLocation, Provider, Result, guard::Guard};
+
+/// How long a connection may take to be made, and nothing may come from it.
+const CONNECT: Duration = Duration::from_secs(10);
+const STALL: Duration = Duration::from_secs(60);
+/// How often, and for how long, a request is sent again after a trouble that may pass.
+const RETRIES: usize = 4;
+const RETRY: Duration = Duration::from_secs(20);
+
+/// A secret. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// How a bucket is accessed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// The service, if it is not the provider's own.
+    pub endpoint: Option<String>,
+    /// The service's region (S3).
+    pub bucket_region: Option<String>,
+    /// The access key (S3) or the account (Azure). Without one, that of the provider's usual environment variables.
+    pub access_key_id: Option<String>,
+    /// The secret of it.
+    pub secret: Option<Secret>,
+    /// The service account's file (Google).
+    pub service_account_file: Option<PathBuf>,
+    /// Whether nothing is shown (public buckets).
+    pub anonymous: bool,
+    /// Whether a service without TLS will do.
+    pub allow_http: bool,
+}
+
+/// Makes clients that dial only what a guard lets through.
+#[derive(Debug)]
+struct Guarded(Guard);
+
+impl HttpConnector for Guarded {
+    fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("appferry/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .read_timeout(STALL)
+            .http1_only()
+            .tcp_nodelay(true)
+            .dns_resolver(self.0.clone())
+            .build();
+        let failed = |error| object_store::Error::Generic { store: "HTTP client", source: Box::new(error) };
+        client.map(HttpClient::new).map_err(failed)
+    }
+}
+
+/// Opens a bucket.
+pub fn open(location: ObjectLocation, access: &Access, guard: Guard) -> Result<ObjectStore> {
+    let what = format!("{}://{}", location.provider.scheme(), location.bucket);
+    if let Some(endpoint) = &access.endpoint {
+        let url = endpoint.parse().map_err(|error| Error::malformed(format!("the endpoint {endpoint}"), error))?;
+        guard.check(&url).map_err(|source| Error::Forbidden { what: what.clone(), source })?;
+    }
+    let bucket = bucket(&location, access, guard).map_err(|error| super::failed(&what, &error))?;
+    Ok(ObjectStore::new(location, access.endpoint.clone(), bucket))
+}
+
+fn bucket(location: &ObjectLocation, access: &Access, guard: Guard) -> object_store::Result<Arc<dyn Bucket>> {
+    let retry = RetryConfig { max_retries: RETRIES, retry_timeout: RETRY, ..RetryConfig::default() };
+    let connector = Guarded(guard);
+    match location.provider {
+        Provider::S3 => {
+            let mut builder = AmazonS3Builder::from_env()
+                .with_bucket_name(&location.bucket)
+                .with_http_connector(connector)
+                .with_retry(retry)
+                .with_allow_http(access.allow_http)
+                .with_skip_signature(access.anonymous);
+            if let Some(endpoint) = &access.endpoint {
+                builder = builder.with_endpoint(endpoint);
+            }
+            if let Some(region) = &access.bucket_region {
+                builder = builder.with_region(region);
+            }
+            if let (Some(id), Some(Secret(secret))) = (&access.access_key_id, &access.secret) {
+                builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+            }
+            Ok(Arc::new(builder.build()?))
+        }
+        Provider::Gcs => {
+            let mut builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(&location.bucket)
+                .with_http_connector(connector)
+                .with_client_options(ClientOptions::new().with_allow_http(access.allow_http))
+                .with_retry(retry)
+                .with_skip_signature(access.anonymous);
+            if let Some(endpoint) = &access.endpoint {
+                builder = builder.with_base_url(endpoint);
+            }
+            if let Some(file) = &access.service_account_file {
+                builder = builder.with_service_account_path(file.to_string_lossy());
+            }
+            Ok(Arc::new(builder.build()?))
+        }
+        Provider::Azure => {
+            let mut builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(&location.bucket)
+                .with_http_connector(connector)
+                .with_retry(retry)
+                .with_allow_http(access.allow_http)
+                .with_skip_signature(access.anonymous);
+            if let Some(endpoint) = &access.endpoint {
+                builder = builder.with_endpoint(endpoint.clone());
+            }
+            if let Some(account) = &access.access_key_id {
+                builder = builder.with_account(account);
+            }
+            if let Some(Secret(secret)) = &access.secret {
+                builder = builder.with_access_key(secret);
+            }
+            Ok(Arc::new(builder.build()?))
+        }
+    }
+}

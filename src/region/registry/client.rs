@@ -1,0 +1,448 @@
+//! Requests to one registry: authorized, bounded in time and size, and to nowhere else.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{AUTHORIZATION, LOCATION, RETRY_AFTER},
+};
+use reqwest::{Body, Response};
+use tokio::time::timeout;
+use url::Url;
+
+use super::{
+    challenge::Challenge,
+    credentials::Credentials,
+    token::{Issued, Tokens},
+};
+use crate::region::{Error, Result, guard::Guard, location::RegistryLocation};
+
+/// How long the beginning of an answer may take.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection that nobody uses is kept.
+const IDLE: Duration = Duration::from_secs(60);
+/// How often a request whose body is at hand is sent again after a trouble that may pass, and the wait before the first time.
+const REPEATS: u32 = 3;
+const REPEAT_WAIT: Duration = Duration::from_millis(200);
+/// The longest `Retry-After` that is waited for here; with a longer one, the attempt is over.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
+/// The longest `Retry-After` that is believed.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+/// The largest answer of a token server, in bytes.
+const MAX_TOKEN_BYTES: usize = 64 << 10;
+/// How much of what a registry says about an error is read, in bytes, and shown, in characters.
+const MAX_ERROR_BYTES: usize = 8 << 10;
+const MAX_ERROR_SHOWN: usize = 300;
+/// How many redirects of one request are followed.
+const REDIRECTS: usize = 4;
+
+/// Asks one registry.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    guard: Guard,
+    location: RegistryLocation,
+    credentials: Credentials,
+    also_hosts: Vec<String>,
+    tokens: Tokens,
+    /// How the registry wants to be shown who asks, once it has said so.
+    challenge: std::sync::RwLock<Option<Arc<Challenge>>>,
+}
+
+/// What a request needs to be allowed to do.
+#[derive(Debug, Clone)]
+pub struct Scope(String);
+
+impl Scope {
+    /// Reading a repository.
+    pub fn pull(repository: &str) -> Self {
+        Self(format!("repository:{repository}:pull"))
+    }
+
+    /// Writing to a repository.
+    pub fn push(repository: &str) -> Self {
+        Self(format!("repository:{repository}:pull,push"))
+    }
+
+    /// Writing to a repository what another one lends.
+    pub fn mount(repository: &str, from: &str) -> Self {
+        Self(format!("repository:{repository}:pull,push repository:{from}:pull"))
+    }
+}
+
+/// A request.
+#[derive(Debug)]
+pub struct Ask {
+    /// The method.
+    pub method: Method,
+    /// The whole URL.
+    pub url: Url,
+    /// What it needs to be allowed to do.
+    pub scope: Scope,
+    /// Further headers.
+    pub headers: HeaderMap,
+    /// A body that can be sent again.
+    pub body: Bytes,
+}
+
+/// What a redirect was answered to, when it is followed.
+enum Sent {
+    Answer(Response),
+    Challenged(Option<Challenge>),
+}
+
+impl Client {
+    /// A client of a registry. `certificates`, in PEM form, are trusted beside the system's.
+    pub fn new(
+        location: RegistryLocation,
+        credentials: Credentials,
+        also_hosts: Vec<String>,
+        certificates: Option<&[u8]>,
+        guard: Guard,
+    ) -> Result<Self> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("appferry/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .pool_idle_timeout(IDLE)
+            .tcp_nodelay(true)
+            .http1_only()
+            .dns_resolver(guard.clone());
+        if let Some(pem) = certificates {
+            let unusable = |error: reqwest::Error| Error::malformed("the region's ca_file", error);
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(unusable)?);
+        }
+        let http = builder.build().map_err(|error| transport("the HTTP client", &error))?;
+        guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority(), source })?;
+        Ok(Self { http, guard, location, credentials, also_hosts, tokens: Tokens::default(), challenge: None.into() })
+    }
+
+    /// Where the registry is.
+    pub fn location(&self) -> &RegistryLocation {
+        &self.location
+    }
+
+    /// A URL of the registry's API.
+    pub fn url(&self, path: &str) -> Result<Url> {
+        self.location.base.join(&format!("/v2/{path}")).map_err(|error| Error::malformed(path, error))
+    }
+
+    /// Sends a request that can be sent again, and follows where the registry leads, if that is allowed. Returns its answer,
+    /// whatever it is, but for those that may pass.
+    pub async fn ask(&self, ask: Ask) -> Result<Response> {
+        let mut repeats = 0;
+        loop {
+            let answer = self.ask_once(&ask).await;
+            let wait = match &answer {
+                Ok(response) if passes(response.status()) => retry_after(response.headers()),
+                Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => error.retry_after(),
+                _ => return answer,
+            };
+            let wait = wait.unwrap_or(REPEAT_WAIT * 4_u32.pow(repeats));
+            if repeats >= REPEATS || wait > SHORT_WAIT {
+                return match answer {
+                    Ok(response) => Err(self.refusal(&what(&ask.method, &ask.url), response).await),
+                    Err(error) => Err(error),
+                };
+            }
+            repeats += 1;
+            tracing::debug!(what = what(&ask.method, &ask.url), ?wait, "asked again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn ask_once(&self, ask: &Ask) -> Result<Response> {
+        let mut url = ask.url.clone();
+        for _ in 0..=REDIRECTS {
+            let response = self.authorized(ask, &url).await?;
+            if !response.status().is_redirection() || ask.method != Method::GET && ask.method != Method::HEAD {
+                return Ok(response);
+            }
+            url = self.target(&what(&ask.method, &url), &url, response.headers())?;
+        }
+        Err(Error::malformed(what(&ask.method, &ask.url), "it is redirected too often"))
+    }
+
+    /// Sends a request; once more if the registry wants to know who asks.
+    async fn authorized(&self, ask: &Ask, url: &Url) -> Result<Response> {
+        for fresh in [false, true] {
+            let mut headers = ask.headers.clone();
+            self.authorize(&mut headers, url, &ask.scope, fresh).await?;
+            let body = if ask.body.is_empty() { None } else { Some(Body::from(ask.body.clone())) };
+            match self.send(ask.method.clone(), url, headers, body, ANSWER).await? {
+                Sent::Challenged(challenge) if !fresh && self.is_own(url) => {
+                    let Some(challenge) = challenge else { break };
+                    if matches!(challenge, Challenge::Basic) && self.credentials == Credentials::Anonymous {
+                        break;
+                    }
+                    self.set_challenge(challenge);
+                }
+                Sent::Answer(response) => return Ok(response),
+                Sent::Challenged(_) => break,
+            }
+        }
+        Err(self.unauthorized(&what(&ask.method, url), &self.credentials))
+    }
+
+    /// Sends a request whose body comes as it is made, once. What it needs to show has been asked for shortly before; if it is
+    /// refused all the same, it has run out, and asking again finds out more.
+    pub async fn stream(
+        &self,
+        method: Method,
+        url: &Url,
+        scope: &Scope,
+        mut headers: HeaderMap,
+        body: Body,
+        answer: Duration,
+    ) -> Result<Response> {
+        self.authorize(&mut headers, url, scope, false).await?;
+        let what = what(&method, url);
+        match self.send(method, url, headers, Some(body), answer).await? {
+            Sent::Answer(response) => Ok(response),
+            Sent::Challenged(_) => {
+                self.tokens.drop_refused(&scope.0).await;
+                Err(Error::Transport { what, problem: "the authorization ran out".to_owned() })
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        body: Option<Body>,
+        answer: Duration,
+    ) -> Result<Sent> {
+        let what = what(&method, url);
+        let mut request = self.http.request(method, url.clone()).headers(headers);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let response =
+            timeout(answer, request.send()).await.map_err(|_| Error::Stalled("an answer of the registry"))?;
+        let response = response.map_err(|error| transport(what, &error))?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            return Ok(Sent::Challenged(Challenge::of(response.headers())));
+        }
+        Ok(Sent::Answer(response))
+    }
+
+    /// Shows who asks, to the registry alone.
+    async fn authorize(&self, headers: &mut HeaderMap, url: &Url, scope: &Scope, fresh: bool) -> Result<()> {
+        let challenge = self.challenge.read().ok().and_then(|known| known.clone());
+        let Some(challenge) = challenge.filter(|_| self.is_own(url)) else { return Ok(()) };
+        let value = match &*challenge {
+            Challenge::Basic => match &self.credentials {
+                Credentials::Password { username, password } => basic(username, password),
+                _ => return Ok(()),
+            },
+            Challenge::Bearer { realm, service } => {
+                let known = if fresh { None } else { self.tokens.get(&scope.0).await };
+                let token = match known {
+                    Some(token) => token,
+                    None => self.token(realm, service.as_deref(), scope).await?,
+                };
+                format!("Bearer {token}")
+            }
+        };
+        let mut value = HeaderValue::try_from(value)
+            .map_err(|_| Error::malformed(self.location.authority(), "its credentials can't stand in a header"))?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+        Ok(())
+    }
+
+    /// Gets a token where the registry says, if that is where it may be got.
+    async fn token(&self, realm: &str, service: Option<&str>, scope: &Scope) -> Result<String> {
+        let what = format!("a token for {}", self.location.authority());
+        let mut url: Url = self.location.base.join(realm).map_err(|error| Error::malformed(what.as_str(), error))?;
+        self.allow(&what, &url)?;
+        let request = match &self.credentials {
+            Credentials::Identity(token) => {
+                let mut form = url::form_urlencoded::Serializer::new(String::new());
+                form.append_pair("grant_type", "refresh_token")
+                    .append_pair("client_id", "appferry")
+                    .append_pair("refresh_token", token)
+                    .append_pair("scope", &scope.0);
+                if let Some(service) = service {
+                    form.append_pair("service", service);
+                }
+                let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+                self.http.post(url).header(http::header::CONTENT_TYPE, form_type).body(form.finish())
+            }
+            credentials => {
+                {
+                    let mut query = url.query_pairs_mut();
+                    if let Some(service) = service {
+                        query.append_pair("service", service);
+                    }
+                    for one in scope.0.split(' ') {
+                        query.append_pair("scope", one);
+                    }
+                }
+                let mut request = self.http.get(url);
+                if let Credentials::Password { username, password } = credentials {
+                    let mut value = HeaderValue::try_from(basic(username, password))
+                        .map_err(|_| Error::malformed(what.as_str(), "its credentials can't stand in a header"))?;
+                    value.set_sensitive(true);
+                    request = request.header(AUTHORIZATION, value);
+                }
+                request
+            }
+        };
+        let response = timeout(ANSWER, request.send()).await.map_err(|_| Error::Stalled("a token"))?;
+        let response = response.map_err(|error| transport(what.as_str(), &error))?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED => return Err(self.unauthorized(&what, &self.credentials)),
+            status if !status.is_success() => return Err(self.refusal(&what, response).await),
+            _ => {}
+        }
+        let content = bounded(&what, response, MAX_TOKEN_BYTES).await?;
+        // What it says is not repeated: it may hold a secret.
+        let issued: Issued = serde_json::from_slice(&content)
+            .map_err(|_| Error::malformed(what.as_str(), "it is no JSON of a token"))?;
+        let secret = issued.secret().ok_or_else(|| Error::malformed(what, "the answer has no token"))?.to_owned();
+        self.tokens.put(&scope.0, &issued).await;
+        Ok(secret)
+    }
+
+    /// Where a registry says an upload goes on, or a blob lies.
+    pub fn target(&self, what: &str, from: &Url, headers: &HeaderMap) -> Result<Url> {
+        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.ok_or_else(|| Error::malformed(what, "the answer has no Location"))?;
+        let url = from.join(location).map_err(|error| Error::malformed(what, format!("its Location: {error}")))?;
+        self.allow(what, &url)?;
+        Ok(url)
+    }
+
+    /// Refuses what is not the registry, nor one of the hosts that it may refer to.
+    pub fn allow(&self, what: &str, url: &Url) -> Result<()> {
+        let host = url.host_str().unwrap_or_default();
+        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let listed = self.also_hosts.iter().any(|also| match also.strip_prefix("*.") {
+            Some(domain) => authority.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')),
+            None => *also == authority,
+        });
+        let secure = url.scheme() == "https" || url.scheme() == "http" && self.location.is_plain();
+        if !secure || !(self.is_own(url) || listed) || !url.username().is_empty() || url.password().is_some() {
+            let to = format!("{}://{authority}", url.scheme()).chars().take(160).collect();
+            return Err(Error::Elsewhere { what: what.to_owned(), to });
+        }
+        self.guard.check(url).map_err(|source| Error::Forbidden { what: what.to_owned(), source })
+    }
+
+    fn is_own(&self, url: &Url) -> bool {
+        let base = &self.location.base;
+        url.scheme() == base.scheme()
+            && url.host() == base.host()
+            && url.port_or_known_default() == base.port_or_known_default()
+    }
+
+    fn set_challenge(&self, challenge: Challenge) {
+        if let Ok(mut known) = self.challenge.write() {
+            *known = Some(Arc::new(challenge));
+        }
+    }
+
+    fn unauthorized(&self, what: &str, credentials: &Credentials) -> Error {
+        let host = self.location.authority();
+        let detail = match credentials {
+            Credentials::Anonymous => format!(" ({host} wants credentials and the region has none)"),
+            _ => format!(" ({host} refuses the region's credentials)"),
+        };
+        Error::Status { what: what.to_owned(), status: StatusCode::UNAUTHORIZED, detail, retry_after: None }
+    }
+
+    /// The error that an answer is.
+    pub async fn refusal(&self, what: &str, response: Response) -> Error {
+        let status = response.status();
+        let retry_after = retry_after(response.headers());
+        let body = bounded(what, response, MAX_ERROR_BYTES).await.unwrap_or_default();
+        Error::Status { what: what.to_owned(), status, detail: detail(&body), retry_after }
+    }
+}
+
+/// A request in words, without what stands in its query: that may be a secret.
+pub fn what(method: &Method, url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{method} {}://{host}{port}{}", url.scheme(), url.path())
+}
+
+fn basic(username: &str, password: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+}
+
+/// Whether an answer says that it may go better in a moment.
+fn passes(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
+}
+
+/// The header `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is taken for none.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
+/// An answer's body, if it is not too large.
+pub async fn bounded(what: &str, mut response: Response, most: usize) -> Result<Bytes> {
+    if response.content_length().is_some_and(|length| length > most as u64) {
+        return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+    }
+    let mut content = Vec::new();
+    loop {
+        let chunk = timeout(ANSWER, response.chunk()).await.map_err(|_| Error::Stalled("an answer of the registry"))?;
+        let Some(chunk) = chunk.map_err(|error| transport(what, &error))? else { return Ok(content.into()) };
+        content.extend_from_slice(&chunk);
+        if content.len() > most {
+            return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+        }
+    }
+}
+
+/// A connection's trouble, down to its cause. The URL is told apart, without its query.
+pub fn transport(what: impl Into<String>, error: &reqwest::Error) -> Error {
+    let mut cause: &dyn std::error::Error = error;
+    let what = what.into();
+    while let Some(next) = cause.source() {
+        if let Some(forbidden) = next.downcast_ref::<crate::region::guard::Forbidden>() {
+            return Error::Forbidden { what, source: forbidden.clone() };
+        }
+        cause = next;
+    }
+    Error::Transport { what, problem: cause.to_string() }
+}
+
+/// What a registry says about an error, in the form of the distribution specification ("Error Codes") or in its own words, on
+/// one line and no longer than it deserves.
+fn detail(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(serde::Deserialize)]
+    struct One {
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Errors>(body) {
+        Ok(errors) => errors.errors.iter().map(|e| format!("{} {}", e.code, e.message)).collect::<Vec<_>>().join("; "),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_SHOWN).collect();
+    let line = line.trim();
+    if line.is_empty() { String::new() } else { format!(": {line}") }
+}
+
+/// A header that is known to be one.
+pub fn header(name: HeaderName, value: impl Into<String>) -> Result<(HeaderName, HeaderValue)> {
+    let value = HeaderValue::try_from(value.into()).map_err(|error| Error::malformed(name.as_str(), error))?;
+    Ok((name, value))
+}

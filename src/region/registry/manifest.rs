@@ -1,0 +1,194 @@
+//! Manifests of a registry, and what refers to them (OCI distribution specification 1.1, "Pulling manifests", "Pushing
+//! manifests", "Listing Referrers").
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LINK},
+};
+use reqwest::Response;
+
+use super::{
+    RegistryStore,
+    client::{Ask, Scope, bounded, header, what},
+    name::Reference,
+};
+use crate::{
+    domain::{Descriptor, Digest},
+    region::{
+        Error, MAX_MANIFEST_BYTES, Result,
+        tree::{self, Entry, INDEX_TYPES, MANIFEST_TYPES, ReferrersIndex},
+    },
+};
+
+/// Pages of referrers that are read at most.
+const MAX_PAGES: usize = 16;
+const OCI_INDEX: &str = INDEX_TYPES[0];
+
+impl RegistryStore {
+    fn manifest_ask(&self, method: Method, repository: &str, reference: &str, scope: Scope) -> Result<Ask> {
+        let url = self.client().url(&format!("{repository}/manifests/{reference}"))?;
+        let types = MANIFEST_TYPES.iter().chain(&INDEX_TYPES);
+        let headers = types.map(|kind| (ACCEPT, HeaderValue::from_static(kind))).fold(
+            HeaderMap::new(),
+            |mut headers, (name, value)| {
+                headers.append(name, value);
+                headers
+            },
+        );
+        Ok(Ask { method, url, scope, headers, body: Bytes::new() })
+    }
+
+    /// What a tag or a digest stands for; nothing if there is nothing.
+    pub(super) async fn head_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+    ) -> Result<Option<Descriptor>> {
+        let ask = self.manifest_ask(Method::HEAD, repository, reference, scope.clone())?;
+        let what = what(&ask.method, &ask.url);
+        let response = self.client().ask(ask).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => return Err(self.client().refusal(&what, response).await),
+        }
+        match describe(response.headers()) {
+            Some(descriptor) => Ok(Some(descriptor)),
+            // Some registries tell less of a manifest than they should: then it is read.
+            None => Ok(self.get_manifest(repository, reference, scope).await?.map(|(descriptor, _)| descriptor)),
+        }
+    }
+
+    /// A manifest, with the digest that its bytes have; nothing if there is none.
+    pub(super) async fn get_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+    ) -> Result<Option<(Descriptor, Bytes)>> {
+        let ask = self.manifest_ask(Method::GET, repository, reference, scope)?;
+        let what = what(&ask.method, &ask.url);
+        let response = self.client().ask(ask).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => return Err(self.client().refusal(&what, response).await),
+        }
+        let media_type = media_type(&response);
+        let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
+        let content = bounded(&what, response, most).await?;
+        let descriptor = Descriptor { media_type, digest: tree::digest(&content), size: content.len() as u64 };
+        Ok(Some((descriptor, content)))
+    }
+
+    /// Writes a manifest by its digest or by a tag.
+    pub(super) async fn put_manifest(
+        &self,
+        repository: &str,
+        reference: &str,
+        manifest: &Descriptor,
+        content: Bytes,
+    ) -> Result<()> {
+        let url = self.client().url(&format!("{repository}/manifests/{reference}"))?;
+        let what = what(&Method::PUT, &url);
+        let headers = HeaderMap::from_iter([header(CONTENT_TYPE, manifest.media_type.as_str())?]);
+        let ask = Ask { method: Method::PUT, url, scope: Scope::push(repository), headers, body: content };
+        let response = self.client().ask(ask).await?;
+        if !response.status().is_success() {
+            return Err(self.client().refusal(&what, response).await);
+        }
+        let told = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
+        match told {
+            Some(actual) if actual != manifest.digest => {
+                Err(Error::DigestMismatch { image: what, expected: manifest.digest, actual })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What refers to a manifest: by the API, or where the registry has none, by the tag that stands in for it ("Referrers Tag
+    /// Schema").
+    pub(super) async fn read_referrers(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Vec<Entry>> {
+        if !self.without_referrers.load(Ordering::Relaxed) {
+            match self.referrers_by_api(repository, subject, scope).await? {
+                Some(entries) => return Ok(entries),
+                None => self.without_referrers.store(true, Ordering::Relaxed),
+            }
+        }
+        let tag = tree::referrers_tag(subject);
+        match self.get_manifest(repository, &tag, scope.clone()).await? {
+            Some((_, content)) => tree::entries(&content).map_err(|error| Error::malformed(tag, error)),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn referrers_by_api(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Option<Vec<Entry>>> {
+        let mut url = self.client().url(&format!("{repository}/referrers/{subject}"))?;
+        let mut found = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(OCI_INDEX))]);
+            let (what, asked) = (what(&Method::GET, &url), url.clone());
+            let ask = Ask { method: Method::GET, url, scope: scope.clone(), headers, body: Bytes::new() };
+            let response = self.client().ask(ask).await?;
+            match response.status() {
+                // Some answer with a page of theirs for people.
+                StatusCode::OK if media_type(&response) == OCI_INDEX => {}
+                StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
+                    return Ok(None);
+                }
+                _ => return Err(self.client().refusal(&what, response).await),
+            }
+            let next = next_page(response.headers());
+            let content = bounded(&what, response, usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX)).await?;
+            found.extend(tree::entries(&content).map_err(|error| Error::malformed(what.as_str(), error))?);
+            let Some(next) = next else { return Ok(Some(found)) };
+            url = asked.join(&next).map_err(|error| Error::malformed(what.as_str(), error))?;
+            self.client().allow(&what, &url)?;
+        }
+        Err(Error::malformed(format!("the referrers of {subject}"), "they have too many pages"))
+    }
+
+    /// Makes what refers to a manifest findable, where the registry does not do so by itself: what it lists by the tag and does
+    /// not know of stays.
+    pub(super) async fn publish_referrers(&self, at: &Reference, referrers: &ReferrersIndex) -> Result<()> {
+        let scope = Scope::push(&at.repository);
+        let there = self.read_referrers(&at.repository, referrers.subject, &scope).await?;
+        if !self.without_referrers.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let merged = referrers.merged_with(there);
+        let (descriptor, content) = merged.index();
+        let tag = tree::referrers_tag(referrers.subject);
+        self.put_manifest(&at.repository, &tag, &descriptor, content).await
+    }
+}
+
+fn media_type(response: &Response) -> String {
+    let value = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// The manifest that an answer is about, if it says all of it.
+fn describe(headers: &HeaderMap) -> Option<Descriptor> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let media_type = text(CONTENT_TYPE.as_str())?.split(';').next()?.trim().to_owned();
+    let known = MANIFEST_TYPES.contains(&media_type.as_str()) || INDEX_TYPES.contains(&media_type.as_str());
+    known.then_some(())?;
+    Some(Descriptor {
+        media_type,
+        digest: text("docker-content-digest")?.parse().ok()?,
+        size: text(CONTENT_LENGTH.as_str())?.parse().ok()?,
+    })
+}
+
+/// The next page, by the header `Link` (RFC 8288).
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    let link = headers.get(LINK)?.to_str().ok()?;
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.split(';').any(|p| p.trim().trim_start_matches("rel=").trim_matches('"') == "next");
+    is_next.then(|| target.to_owned())
+}

@@ -1,0 +1,322 @@
+//! A registry that speaks the OCI distribution API (specification 1.1). An image is a tag of a repository below the namespace.
+
+mod challenge;
+mod client;
+mod credentials;
+mod feed;
+mod manifest;
+mod name;
+mod token;
+mod upload;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{CONTENT_LENGTH, RANGE},
+};
+use reqwest::Response;
+use tokio::{sync::mpsc, time::timeout};
+
+pub use client::Client;
+pub use credentials::{Credentials, Error as CredentialsError};
+
+use self::{
+    client::{Ask, Scope, header, transport, what},
+    name::Reference,
+};
+use super::{
+    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
+    Tree,
+    tree::{Entry, digest_of},
+};
+use crate::domain::{Descriptor, Digest, Image, ImageName};
+
+/// How many pieces of a blob may have been read and not yet passed on.
+const READ_AHEAD: usize = 8;
+/// How long nothing of a blob may come.
+const STALL: Duration = Duration::from_secs(60);
+
+/// A registry.
+#[derive(Debug, Clone)]
+pub struct RegistryStore {
+    client: Arc<Client>,
+    /// Whether it is known to have no referrers API.
+    without_referrers: Arc<AtomicBool>,
+    /// Whether it is known to answer a range with the whole.
+    without_ranges: Arc<AtomicBool>,
+}
+
+impl RegistryStore {
+    /// The store in a registry.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client: Arc::new(client), without_referrers: Arc::default(), without_ranges: Arc::default() }
+    }
+
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn at(&self, name: &ImageName) -> Reference {
+        Reference::of(self.client.location(), name)
+    }
+
+    /// Whether a repository has a blob of that size.
+    async fn has(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<bool> {
+        let url = self.client.url(&format!("{repository}/blobs/{}", blob.digest))?;
+        let ask = Ask { method: Method::HEAD, url, scope, headers: HeaderMap::new(), body: Bytes::new() };
+        let what = what(&ask.method, &ask.url);
+        let response = self.client.ask(ask).await?;
+        match response.status() {
+            StatusCode::OK => {
+                let length = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+                Ok(length.is_none_or(|length: u64| length == blob.size))
+            }
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.client.refusal(&what, response).await),
+        }
+    }
+
+    /// Whether another repository of the registry lends the blob.
+    async fn borrow(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Result<bool> {
+        let service = self.service();
+        for lender in stage.lenders.iter().filter(|place| place.service == service && place.path != repository) {
+            let scope = Scope::mount(repository, &lender.path);
+            // One that may not be read lends nothing.
+            let lends = self.has(&lender.path, blob, scope).await.unwrap_or(false);
+            if lends && self.mount(repository, blob.digest, &lender.path).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn service(&self) -> String {
+        self.client.location().base.to_string()
+    }
+}
+
+#[async_trait]
+impl Source for RegistryStore {
+    async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
+        let at = self.at(name);
+        self.head_manifest(&at.repository, &at.tag, Scope::pull(&at.repository)).await
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        let at = self.at(name);
+        let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
+        if manifest.size > MAX_MANIFEST_BYTES {
+            return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
+        }
+        let reference = manifest.digest.to_string();
+        let found = self.get_manifest(&at.repository, &reference, Scope::pull(&at.repository)).await?;
+        let (found, content) = found.ok_or_else(missing)?;
+        if found.digest == manifest.digest {
+            Ok(content)
+        } else {
+            let image = name.to_string();
+            Err(Error::DigestMismatch { image, expected: manifest.digest, actual: found.digest })
+        }
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        let at = self.at(name);
+        let url = self.client.url(&format!("{}/blobs/{}", at.repository, blob.digest))?;
+        let end = most.map_or(blob.size, |most| blob.size.min(from.saturating_add(most)));
+        let ranged = from > 0 || end < blob.size;
+        let mut headers = HeaderMap::new();
+        if ranged {
+            headers.extend([header(RANGE, format!("bytes={from}-{}", end.saturating_sub(1)))?]);
+        }
+        let scope = Scope::pull(&at.repository);
+        let ask = Ask { method: Method::GET, url, scope, headers, body: Bytes::new() };
+        let what = what(&ask.method, &ask.url);
+        let response = self.client.ask(ask).await?;
+        let skip = match response.status() {
+            StatusCode::PARTIAL_CONTENT if ranged => 0,
+            StatusCode::OK => {
+                if ranged {
+                    self.without_ranges.store(true, Ordering::Relaxed);
+                }
+                from
+            }
+            StatusCode::NOT_FOUND => {
+                return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
+            }
+            _ => return Err(self.client.refusal(&what, response).await),
+        };
+        let (chunks, received) = mpsc::channel(READ_AHEAD);
+        // Ends with the body, or when nobody receives any more.
+        tokio::spawn(pass_on(what, response, skip, end - from, chunks));
+        Ok(received)
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+        let at = self.at(name);
+        self.read_referrers(&at.repository, subject, &Scope::pull(&at.repository)).await
+    }
+
+    fn reads_ranges(&self) -> bool {
+        !self.without_ranges.load(Ordering::Relaxed)
+    }
+}
+
+/// Passes on `most` bytes of an answer's body after the first `skip`. It having fewer is an error.
+async fn pass_on(what: String, mut response: Response, mut skip: u64, most: u64, chunks: mpsc::Sender<Result<Bytes>>) {
+    let mut left = most;
+    while left > 0 {
+        let chunk = tokio::select! {
+            chunk = timeout(STALL, response.chunk()) => chunk,
+            () = chunks.closed() => return,
+        };
+        let mut bytes = match chunk {
+            Ok(Ok(Some(bytes))) => bytes,
+            failed => {
+                let error = match failed {
+                    Ok(Err(error)) => transport(what, &error),
+                    Ok(_) => Error::Transport { what, problem: "the answer ended too early".to_owned() },
+                    Err(_) => Error::Stalled("reading a blob"),
+                };
+                // Whoever no longer receives does not want to know.
+                let _ = chunks.send(Err(error)).await;
+                return;
+            }
+        };
+        let skipped = skip.min(bytes.len() as u64);
+        skip -= skipped;
+        let _ = bytes.split_to(usize::try_from(skipped).unwrap_or(bytes.len()));
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= bytes.len() as u64;
+        if !bytes.is_empty() && chunks.send(Ok(bytes)).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[async_trait]
+impl Store for RegistryStore {
+    fn kind(&self) -> StoreKind {
+        StoreKind::Registry
+    }
+
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+        name::locate(self.client.location(), spec)
+    }
+
+    fn name_of(&self, image: &Image) -> ImageName {
+        name::of_image(image)
+    }
+
+    fn url(&self, name: &ImageName) -> String {
+        name::url(self.client.location(), name)
+    }
+
+    fn place(&self, name: &ImageName) -> Option<Place> {
+        Some(Place { service: self.service(), path: self.at(name).repository })
+    }
+
+    async fn prepare(&self, _stage: &Stage) -> Result<()> {
+        Ok(())
+    }
+
+    /// A registry takes a manifest only when it has what the manifest refers to: so whose tag is there, is there.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool> {
+        let at = self.at(&stage.name);
+        let Some((root, _)) = tree.manifests.last() else { return Ok(false) };
+        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;
+        if stage.suspect || there.is_none_or(|there| there.digest != root.digest) {
+            return Ok(false);
+        }
+        for entry in tree.referrers.iter().flat_map(|index| &index.entries) {
+            let Some(digest) = entry.digest() else { return Ok(false) };
+            let scope = Scope::push(&at.repository);
+            if self.head_manifest(&at.repository, &digest.to_string(), scope).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+        let at = self.at(&stage.name);
+        if self.has(&at.repository, blob, Scope::push(&at.repository)).await? {
+            if !stage.suspect || digest_of(self, &stage.name, blob).await? == blob.digest {
+                return Ok(Presence::Whole);
+            }
+            return Ok(Presence::Absent);
+        }
+        if let Some(offset) = self.resumable(stage, &at.repository, blob).await? {
+            return Ok(Presence::Part(offset));
+        }
+        let borrowed = self.borrow(stage, &at.repository, blob).await?;
+        Ok(if borrowed { Presence::Whole } else { Presence::Absent })
+    }
+
+    async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
+        let at = self.at(&stage.name);
+        let reference = manifest.digest.to_string();
+        let there = self.head_manifest(&at.repository, &reference, Scope::push(&at.repository)).await?;
+        Ok(!stage.suspect && there.is_some_and(|there| there.digest == manifest.digest))
+    }
+
+    async fn write_blob(
+        &self,
+        stage: &Stage,
+        blob: &Descriptor,
+        from: u64,
+        chunks: mpsc::Receiver<Chunk>,
+    ) -> Result<()> {
+        let at = self.at(&stage.name);
+        self.upload(stage, &at.repository, blob, from, chunks).await?;
+        // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
+        if stage.suspect {
+            let actual = digest_of(self, &stage.name, blob).await?;
+            if actual != blob.digest {
+                let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
+                return Err(Error::DigestMismatch { image, expected: blob.digest, actual });
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
+        let at = self.at(&stage.name);
+        self.put_manifest(&at.repository, &manifest.digest.to_string(), manifest, content).await
+    }
+
+    /// The tag moves last. No fence guards it: so the claim is asked for right before, and the tag is read right after.
+    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        let at = self.at(&stage.name);
+        let Some((root, content)) = tree.manifests.last() else {
+            return Err(Error::ImageMissing(stage.name.to_string()));
+        };
+        for referrers in &tree.referrers {
+            self.publish_referrers(&at, referrers).await?;
+        }
+        stage.journal.hold().await?;
+        self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
+        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;
+        if there.is_some_and(|there| there.digest == root.digest) {
+            Ok(())
+        } else {
+            Err(Error::Contended(name::url(self.client.location(), &stage.name)))
+        }
+    }
+
+    async fn abort(&self, session: &str) -> Result<()> {
+        match self.session(session) {
+            Some(upload) => self.abort_upload(&upload).await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What an image is called in a registry: `REPOSITORY:TAG` below the namespace.
+
+use crate::{
+    domain::{Image, ImageKind, ImageName},
+    region::{
+        ImageSpec,
+        location::{RegistryLocation, is_repository, is_tag},
+    },
+};
+
+/// The repository of images that have no name of their own there.
+const UNNAMED: &str = "images";
+
+/// An image's repository, the namespace included, and its tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// The repository.
+    pub repository: String,
+    /// The tag.
+    pub tag: String,
+}
+
+impl Reference {
+    /// Where a registry has the image of a name.
+    pub fn of(location: &RegistryLocation, name: &ImageName) -> Self {
+        let (repository, tag) = name.0.rsplit_once(':').unwrap_or((UNNAMED, &name.0));
+        let namespace = &location.namespace;
+        let repository = if namespace.is_empty() { repository.to_owned() } else { format!("{namespace}/{repository}") };
+        Self { repository, tag: tag.to_owned() }
+    }
+}
+
+/// The name of an image that is carried to a registry: its own, if it was registered by one, else one made of its id, which may
+/// be a tag but no repository.
+pub fn of_image(image: &Image) -> ImageName {
+    if image.kind == ImageKind::Container && image.source.0.contains(':') {
+        image.source.clone()
+    } else {
+        ImageName(format!("{UNNAMED}:{}", image.id))
+    }
+}
+
+/// The name of the image that a caller describes.
+pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<ImageName, String> {
+    let unnamed = |tag: &str| {
+        let fits = is_tag(tag);
+        fits.then(|| ImageName(format!("{UNNAMED}:{tag}"))).ok_or_else(|| format!("{tag:.160?} is no tag"))
+    };
+    let url = match spec {
+        ImageSpec::Vm(name) => return unnamed(name),
+        ImageSpec::Container(url) => url,
+    };
+    if let Some(name) = url.strip_prefix("oci:").filter(|name| !name.starts_with("//")) {
+        return unnamed(name);
+    }
+    let schemes = ["docker://", "oci://", "https://", "http://"];
+    let plain = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)).unwrap_or(url);
+    let mut prefix = format!("{}/", location.authority());
+    if !location.namespace.is_empty() {
+        prefix = format!("{prefix}{}/", location.namespace);
+    }
+    let below = plain
+        .strip_prefix(&prefix)
+        .ok_or_else(|| format!("{url:.160?} is not in the home region's registry; its images begin with {prefix}"))?;
+    match below.rsplit_once(':') {
+        Some((repository, tag)) if is_repository(repository) && is_tag(tag) => Ok(ImageName(below.to_owned())),
+        _ => Err(format!("{url:.160?} does not end with REPOSITORY:TAG, by which every region has it")),
+    }
+}
+
+/// What people pull an image by.
+pub fn url(location: &RegistryLocation, name: &ImageName) -> String {
+    let Reference { repository, tag } = Reference::of(location, name);
+    format!("{}/{repository}:{tag}", location.authority())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Reference, locate, url};
+    use crate::region::{ImageSpec, Location, location::RegistryLocation};
+
+    fn location(text: &str) -> RegistryLocation {
+        match text.parse() {
+            Ok(Location::Registry(location)) => location,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_image_keeps_its_name_below_the_namespace() {
+        let home = location("registry+https://reg.example:5000/apps");
+        let container = |url: &str| locate(&home, &ImageSpec::Container(url.into()));
+        for good in ["reg.example:5000/apps/bio/gromacs:2026.1", "docker://reg.example:5000/apps/bio/gromacs:2026.1"] {
+            let name = container(good).expect(good);
+            assert_eq!(name.0, "bio/gromacs:2026.1");
+            assert_eq!(url(&home, &name), "reg.example:5000/apps/bio/gromacs:2026.1");
+            let there = location("registry+https://other.example");
+            let expected = Reference { repository: "bio/gromacs".into(), tag: "2026.1".into() };
+            assert_eq!(Reference::of(&there, &name), expected);
+        }
+        for bad in [
+            "other.example/apps/gromacs:1",
+            "reg.example:5000/other/gromacs:1",
+            "reg.example:5000/apps/gromacs",
+            "reg.example:5000/apps/gromacs@sha256:00",
+            "reg.example:5000/apps/../x:1",
+            "reg.example:5000/apps/:1",
+        ] {
+            assert!(container(bad).is_err(), "{bad}");
+        }
+        assert_eq!(container("oci:ci-vm-Ab1").expect("a tag").0, "images:ci-vm-Ab1");
+        assert_eq!(locate(&home, &ImageSpec::Vm("ci-vm-Ab1".into())).expect("a tag").0, "images:ci-vm-Ab1");
+        assert!(locate(&home, &ImageSpec::Vm("a/b".into())).is_err());
+    }
+}

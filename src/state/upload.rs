@@ -1,0 +1,99 @@
+//! Uploads that claims have begun and not ended: whoever claims the replica next goes on with them, and those that nobody will
+//! go on with are given up.
+
+use sea_orm::{
+    ColumnTrait, EntityTrait, QueryFilter, QuerySelect, Set,
+    sea_query::{Expr, ExprTrait as _, OnConflict, Query},
+};
+
+use super::{Result, State, entity};
+use crate::domain::{Digest, ImageId, RegionId, RegionStatus, Stale};
+
+/// How many uploads are given up in one go.
+const SWEEP: u64 = 64;
+
+/// An upload that nobody will go on with.
+#[derive(Debug, Clone)]
+pub struct Abandoned {
+    /// The image.
+    pub image: ImageId,
+    /// The region.
+    pub region: RegionId,
+    /// The blob.
+    pub blob: Digest,
+    /// What its store needs to know about it.
+    pub session: String,
+}
+
+impl State {
+    /// The upload of a blob that was begun and has not ended.
+    pub async fn upload_get(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<Option<String>> {
+        let key = (image.to_string(), region.to_string(), blob.to_string());
+        Ok(entity::upload::Entity::find_by_id(key).one(&self.0.read).await?.map(|row| row.session))
+    }
+
+    /// Remembers an upload, if the claim with that fence has not been overtaken.
+    pub async fn upload_note(
+        &self,
+        image: &ImageId,
+        region: &RegionId,
+        fence: u64,
+        blob: Digest,
+        session: &str,
+    ) -> Result<std::result::Result<(), Stale>> {
+        use entity::upload::{ActiveModel, Column, Entity};
+        let txn = self.write().await?;
+        let key = (image.to_string(), region.to_string());
+        let replica = entity::replica::Entity::find_by_id(key).one(&txn).await?;
+        let copying = RegionStatus::Copying.as_str();
+        if !replica.is_some_and(|row| row.fence == entity::signed(fence) && row.state == copying) {
+            return Ok(Err(Stale));
+        }
+        let row = ActiveModel {
+            image_id: Set(image.to_string()),
+            region_id: Set(region.to_string()),
+            blob: Set(blob.to_string()),
+            session: Set(session.to_owned()),
+        };
+        let known = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
+            .update_column(Column::Session)
+            .to_owned();
+        Entity::insert(row).on_conflict(known).exec_without_returning(&txn).await?;
+        txn.commit().await?;
+        Ok(Ok(()))
+    }
+
+    /// Forgets an upload.
+    pub async fn upload_forget(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<()> {
+        let key = (image.to_string(), region.to_string(), blob.to_string());
+        let txn = self.write().await?;
+        entity::upload::Entity::delete_by_id(key).exec(&txn).await?;
+        Ok(txn.commit().await?)
+    }
+
+    /// Uploads that nobody will go on with: of replicas that have ended, or are not there any more.
+    pub async fn upload_abandoned(&self) -> Result<Vec<Abandoned>> {
+        use entity::{replica, upload};
+        let open = [RegionStatus::Pending.as_str(), RegionStatus::Copying.as_str()];
+        let same = |ours: upload::Column, theirs: replica::Column| {
+            Expr::col((upload::Entity, ours)).equals((replica::Entity, theirs))
+        };
+        let wanted = Query::select()
+            .expr(Expr::val(1))
+            .from(replica::Entity)
+            .and_where(same(upload::Column::ImageId, replica::Column::ImageId))
+            .and_where(same(upload::Column::RegionId, replica::Column::RegionId))
+            .and_where(replica::Column::State.is_in(open))
+            .to_owned();
+        let rows = upload::Entity::find().filter(Expr::not_exists(wanted)).limit(SWEEP).all(&self.0.read).await?;
+        let read = |row: upload::Model| {
+            Ok(Abandoned {
+                image: entity::parse("upload.image_id", &row.image_id)?,
+                region: entity::parse("upload.region_id", &row.region_id)?,
+                blob: entity::parse("upload.blob", &row.blob)?,
+                session: row.session,
+            })
+        };
+        rows.into_iter().map(read).collect()
+    }
+}

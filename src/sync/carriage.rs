@@ -1,0 +1,170 @@
+//! An image on its way to the regions that were claimed together: who feeds whom, the claims kept alive meanwhile, and what
+//! becomes of each.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use super::{
+    Worker,
+    destination::{Destination, Meter},
+    heartbeat::{Heartbeat, Held},
+    limits::Slot,
+    pass::{Ended, Pass, Tracked, Trouble},
+    pump::Waits,
+};
+use crate::{
+    domain::{Event, Image, RegionId},
+    region::Error,
+    state::{ClaimedRegion, Report},
+};
+
+/// One region of a claim.
+#[derive(Debug)]
+pub struct Copy {
+    /// What was claimed.
+    pub claimed: ClaimedRegion,
+    /// What carries it out.
+    pub destination: Destination,
+    /// How far it has come.
+    pub meter: Arc<Meter>,
+    /// Its span.
+    pub span: Span,
+    /// Canceled when the claim is lost.
+    pub lost: CancellationToken,
+    /// Its slot, while it is fed.
+    pub fed: Option<Slot>,
+}
+
+impl Copy {
+    fn held(&self) -> Held {
+        Held { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
+    }
+}
+
+/// An image on its way to the regions of a claim.
+#[derive(Debug)]
+pub struct Carriage<'a> {
+    /// Who carries it.
+    worker: &'a Worker,
+    image: Image,
+    /// The regions that have it, its home first.
+    sources: Vec<RegionId>,
+    /// The regions that have not got it yet.
+    copies: BTreeMap<RegionId, Copy>,
+    passes: JoinSet<()>,
+}
+
+impl<'a> Carriage<'a> {
+    /// A carriage of an image that some regions have already.
+    pub fn new(worker: &'a Worker, image: Image, available: Vec<RegionId>, copies: BTreeMap<RegionId, Copy>) -> Self {
+        // The home region first: who can be fed from there is, unless limits or costs say otherwise.
+        let sources = std::iter::once(image.home.clone()).chain(available).collect();
+        Self { worker, image, sources, copies, passes: JoinSet::new() }
+    }
+
+    /// Carries the image to each of the regions, and reports on each as soon as it has ended.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let settings = &self.worker.settings;
+        let (ended, mut ends) = mpsc::channel(self.copies.len().max(1));
+        let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
+        loop {
+            self.feed(&ended);
+            if self.copies.is_empty() {
+                break;
+            }
+            let held: Vec<Held> = self.copies.values().map(Copy::held).collect();
+            tokio::select! {
+                Some((region, result)) = ends.recv() => self.end(region, result).await,
+                Some(passed) = self.passes.join_next() => if let Err(error) = passed {
+                    tracing::error!(%error, "a pass ended badly");
+                    self.forsaken(&mut ends).await;
+                },
+                lost = heartbeat.beat(&self.worker.state, &held) => self.lose(lost),
+                () = self.worker.limits.freed() => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        // Whatever is still being copied has no claim any more, or is handed back: it must not write on.
+        self.passes.shutdown().await;
+        for copy in std::mem::take(&mut self.copies).into_values() {
+            copy.span.record("appferry.state", "RELEASED");
+            let event = Event::Release { fence: copy.claimed.fence };
+            self.worker.report(&self.image.id, Report { region: copy.claimed.region, event }).await;
+        }
+    }
+
+    /// Starts a pass from each region that can feed some of those that wait.
+    fn feed(&mut self, ended: &mpsc::Sender<Ended>) {
+        let waiting: Vec<RegionId> =
+            self.copies.iter().filter(|(_, copy)| copy.fed.is_none()).map(|(region, _)| region.clone()).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        for (from, fed) in self.worker.limits.assign(&self.sources, &waiting) {
+            let Some(source) = self.worker.stores.get(&from).cloned() else { continue };
+            let mut destinations: Vec<Tracked> = Vec::new();
+            for (region, slot) in fed {
+                let Some(copy) = self.copies.get_mut(&region) else { continue };
+                copy.fed = Some(slot);
+                copy.span.record("appferry.source_region_id", from.as_str());
+                destinations.push((copy.destination.clone(), copy.span.clone()));
+            }
+            let name = if from == self.image.home { self.image.source.clone() } else { source.name_of(&self.image) };
+            let settings = &self.worker.settings;
+            let pass = Arc::new(Pass {
+                paces: self.worker.limits.paces(&from),
+                from,
+                source,
+                name,
+                root: self.image.root.clone(),
+                waits: Waits { patience: settings.patience, stall: settings.stall },
+            });
+            self.passes.spawn(pass.run(destinations, ended.clone()));
+        }
+    }
+
+    /// A region has come to its end, or to that of whoever fed it: then somebody else does.
+    async fn end(&mut self, region: RegionId, result: Result<(), Trouble>) {
+        if let Err(Trouble::Source { region: source, error }) = &result
+            && *source != self.image.home
+        {
+            tracing::warn!(%error, %source, %region, "a region that has the image could not feed another one");
+            self.sources.retain(|known| known != source);
+            if let Some(copy) = self.copies.get_mut(&region) {
+                copy.fed = None;
+            }
+            return;
+        }
+        let Some(copy) = self.copies.remove(&region) else { return };
+        if result.is_ok() {
+            self.sources.push(region);
+        }
+        self.worker.conclude(&self.image.id, copy, result).await;
+    }
+
+    /// A pass has ended badly: those that it fed and did not tell of are retried later.
+    async fn forsaken(&mut self, ends: &mut mpsc::Receiver<Ended>) {
+        self.passes.shutdown().await;
+        while let Ok((region, result)) = ends.try_recv() {
+            self.end(region, result).await;
+        }
+        let fed: Vec<RegionId> =
+            self.copies.iter().filter(|(_, copy)| copy.fed.is_some()).map(|(region, _)| region.clone()).collect();
+        for region in fed {
+            self.end(region, Err(Trouble::Destination(Arc::new(Error::Interrupted)))).await;
+        }
+    }
+
+    fn lose(&mut self, lost: Vec<RegionId>) {
+        for region in lost {
+            if let Some(copy) = self.copies.remove(&region) {
+                copy.lost.cancel();
+                copy.span.record("appferry.state", "LOST");
+                tracing::info!(parent: &copy.span, image = %self.image.id, %region, "the copy was canceled or taken over");
+            }
+        }
+    }
+}
