@@ -3,6 +3,7 @@
 
 mod acceptance;
 mod authorization;
+mod conformance;
 mod contract;
 mod copying;
 mod crash;

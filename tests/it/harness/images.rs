@@ -89,6 +89,26 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
+/// Writes a layout with an image for two architectures. Returns the digest of the index.
+pub fn write_platforms(layout: &Path) -> String {
+    begin(layout);
+    let shared = noise(3_000, 1);
+    let entries: Vec<_> = ["amd64", "arm64"]
+        .into_iter()
+        .zip(2..)
+        .map(|(architecture, seed)| {
+            let config = json!({ "architecture": architecture, "os": "linux" });
+            let mut manifest = put_image(layout, &[shared.clone(), noise(5_000, seed)], &config);
+            manifest["platform"] = config;
+            manifest
+        })
+        .collect();
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+    let index = put(layout, INDEX, index.to_string().as_bytes());
+    end(layout, &json!([index]));
+    index["digest"].as_str().expect("a digest").to_owned()
+}
+
 /// The digests of a layout's layers, in order.
 pub fn layers(layout: &Path) -> Vec<String> {
     let index: Value = read(&layout.join("index.json"));

@@ -1,10 +1,13 @@
 //! What tests stand on: a site with regions of its own, a service in this process or in one of its own, images, and a reader of
 //! refusals. Every test has its own directories, database and ports.
 
+pub mod bucket;
 pub mod collector;
 pub mod images;
 pub mod process;
+pub mod proxy;
 pub mod refusal;
+pub mod registry;
 pub mod site;
 
 use std::time::Duration;

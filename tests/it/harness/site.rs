@@ -5,8 +5,8 @@ use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf};
 use appferry::{
     config::Config,
     contract::v1::{
-        AddImageRequest, GetSynchronizationRequest, ImageType, Synchronization, SynchronizationState,
-        SynchronizeAppRequest, VmImageSpec, WatchSynchronizationRequest, add_image_request,
+        AddImageRequest, ContainerImageSpec, GetSynchronizationRequest, ImageType, Synchronization,
+        SynchronizationState, SynchronizeAppRequest, VmImageSpec, WatchSynchronizationRequest, add_image_request,
         app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
     },
     service::{Role, Service},
@@ -60,6 +60,8 @@ pub struct Site {
     pub worker: String,
     /// A store that takes the place of a region's directory.
     pub stores: Vec<(&'static str, String)>,
+    /// Further lines of a region.
+    pub keys: Vec<(&'static str, String)>,
 }
 
 impl Site {
@@ -69,7 +71,14 @@ impl Site {
             fs::create_dir(directory.path().join(region)).expect("a region's directory");
         }
         let worker = "heartbeat_ms = 50\nlease_ms = 2000\npoll_ms = 100\nretry_first_ms = 50\nattempts = 3".to_owned();
-        Self { directory, more: String::new(), server: String::new(), worker, stores: Vec::new() }
+        Self { directory, more: String::new(), server: String::new(), worker, stores: Vec::new(), keys: Vec::new() }
+    }
+
+    /// Puts another store in the place of a region's directory.
+    pub fn with(mut self, region: &'static str, store: impl Into<String>, keys: impl Into<String>) -> Self {
+        self.stores.push((region, store.into()));
+        self.keys.push((region, keys.into()));
+        self
     }
 
     /// A region's directory.
@@ -98,6 +107,9 @@ impl Site {
             let own = format!("dir://{}", self.region(region).display());
             let store = self.stores.iter().find(|(r, _)| r == region).map_or(own, |(_, store)| store.clone());
             write!(text, "[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n").expect("memory");
+            for (_, lines) in self.keys.iter().filter(|(r, _)| r == region) {
+                writeln!(text, "{lines}").expect("memory");
+            }
         }
         for (name, token, actions) in [
             ("user/admin", ADMIN, "\"ehpc:*\""),
@@ -221,6 +233,16 @@ pub fn registration(name: &str) -> AddImageRequest {
         image_spec: Some(add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id: name.to_owned() })),
         image_id: name.to_owned(),
         ..Default::default()
+    }
+}
+
+/// A request to register a container image by its URL, by that id.
+pub fn container(id: &str, url: &str) -> AddImageRequest {
+    let spec = ContainerImageSpec { registry_url: url.to_owned() };
+    AddImageRequest {
+        image_type: ImageType::Container.into(),
+        image_spec: Some(add_image_request::ImageSpec::ContainerImageSpec(spec)),
+        ..registration(id)
     }
 }
 

@@ -1,0 +1,163 @@
+//! Every kind of store, in every direction: the same images, carried by the same calls, and read again by other programs.
+
+use std::path::{Path, PathBuf};
+
+use appferry::contract::v1::{ImageType, RegionState, SynchronizationState};
+
+use crate::harness::{
+    bucket::{BUCKET, Bucket},
+    images::{self, noise},
+    registry::Registry,
+    site::{HOME, Running, Site, TARGETS, container, registration},
+};
+
+const KINDS: [&str; 3] = TARGETS;
+
+/// A service whose home region is of one kind and that carries to all: `cn-beijing` is a directory, `cn-shanghai` a bucket,
+/// `cn-shenzhen` a registry.
+struct House {
+    running: Running,
+    home: &'static str,
+    home_registry: Registry,
+    registry: Registry,
+    bucket: Bucket,
+}
+
+impl House {
+    async fn build(home: &'static str) -> Self {
+        let (home_registry, registry, bucket) =
+            (Registry::start().await, Registry::start().await, Bucket::start().await);
+        let keys = bucket.keys(bucket.address);
+        let mut site = Site::new().with("cn-shanghai", format!("s3://{BUCKET}/images/shanghai"), keys.clone()).with(
+            "cn-shenzhen",
+            registry.store("apps"),
+            "",
+        );
+        match home {
+            "registry" => site = site.with(HOME, home_registry.store("home/apps"), ""),
+            "bucket" => site = site.with(HOME, format!("s3://{BUCKET}/home"), keys),
+            _ => {}
+        }
+        Self { running: site.start().await, home, home_registry, registry, bucket }
+    }
+
+    /// Puts a layout into the home region, and returns what it is registered by.
+    async fn put(&self, layout: &Path, id: &str) {
+        let request = match self.home {
+            "registry" => {
+                self.home_registry.push(layout, &format!("home/apps/bio/{id}:2026.1"));
+                container(id, &format!("docker://{}/home/apps/bio/{id}:2026.1", self.home_registry.address))
+            }
+            "bucket" => {
+                self.upload(layout, &format!("home/{id}")).await;
+                container(id, &format!("oci:{id}"))
+            }
+            _ => {
+                copy_tree(layout, &self.running.site.image(HOME, id));
+                container(id, &format!("oci:{id}"))
+            }
+        };
+        assert_eq!(request.image_type(), ImageType::Container);
+        self.running.images().await.add_image(request).await.expect("it is registered");
+    }
+
+    async fn upload(&self, layout: &Path, prefix: &str) {
+        use object_store::ObjectStoreExt as _;
+        let objects = self.bucket.objects(self.bucket.address);
+        for file in files(layout) {
+            let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
+            let content = std::fs::read(&file).expect("it is there");
+            objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is taken");
+        }
+    }
+
+    /// What a region has of an image, as a layout.
+    async fn layout(&self, region: &str, id: &str, tag: &str) -> PathBuf {
+        let layout = self.running.site.directory.path().join(format!("out-{region}-{id}"));
+        match region {
+            "cn-beijing" => copy_tree(&self.running.site.image(region, id), &layout),
+            "cn-shanghai" => self.bucket.pull(&format!("images/shanghai/{id}"), &layout).await,
+            _ => self.registry.pull(&format!("apps/{tag}"), &layout),
+        }
+        layout
+    }
+
+    async fn carry(&self, id: &str) {
+        let request = self.running.synchronize(id, &[]).await.expect("it is accepted");
+        let done = self.running.finished(&request).await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+        assert!(done.regions.iter().all(|region| region.state() == RegionState::Available));
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut open = vec![directory.to_owned()];
+    let mut found = Vec::new();
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for file in files(from) {
+        let target = to.join(file.strip_prefix(from).expect("it is below"));
+        std::fs::create_dir_all(target.parent().expect("a directory")).expect("directories");
+        std::fs::copy(file, target).expect("a copy");
+    }
+}
+
+/// An image of several sizes of blobs: in one request, in parts, and in chunks.
+async fn every_direction(home: &'static str) {
+    let house = House::build(home).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let plain = directory.path().join("plain");
+    let root = images::write(&plain, &[noise(70 << 20, 1), noise(9 << 20, 2), noise(1_000, 3), Vec::new()]);
+    house.put(&plain, "plain").await;
+    let multi = directory.path().join("multi");
+    let index = images::write_platforms(&multi);
+    house.put(&multi, "multi").await;
+
+    house.carry("plain").await;
+    house.carry("multi").await;
+    for region in KINDS {
+        let tag = |id: &str| if home == "registry" { format!("bio/{id}:2026.1") } else { format!("images:{id}") };
+        assert_eq!(images::verify(&house.layout(region, "plain", &tag("plain")).await), root, "{region}");
+        assert_eq!(images::verify(&house.layout(region, "multi", &tag("multi")).await), index, "{region}");
+    }
+    assert_eq!(house.registry.unfinished(), Vec::<String>::new());
+    assert_eq!(house.bucket.unfinished(), 0);
+    house.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_a_directory_to_every_kind() {
+    every_direction("dir").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_a_registry_to_every_kind() {
+    every_direction("registry").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_a_bucket_to_every_kind() {
+    every_direction("bucket").await;
+}
+
+#[tokio::test]
+async fn a_disk_keeps_its_id_as_its_tag() {
+    let registry = Registry::start().await;
+    let running = Site::new().with("cn-shenzhen", registry.store(""), "").start().await;
+    let root = images::write(&running.site.image(HOME, "ci-vm-Ab1"), &[noise(100_000, 1)]);
+    running.images().await.add_image(registration("ci-vm-Ab1")).await.expect("it is registered");
+    let request = running.synchronize("ci-vm-Ab1", &["cn-shenzhen"]).await.expect("it is accepted");
+    assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
+    let layout = running.site.directory.path().join("out");
+    registry.pull("images:ci-vm-Ab1", &layout);
+    assert_eq!(images::verify(&layout), root);
+    running.stop().await;
+}

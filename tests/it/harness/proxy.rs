@@ -1,0 +1,257 @@
+//! A proxy before a store: it counts what passes, and does whatever a network and a server can do wrong, when it is told to.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, future::BoxFuture};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+type Body = UnsyncBoxBody<Bytes, Broken>;
+
+/// What is done with a request.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// It is passed on, and so is its answer.
+    Pass,
+    /// It is answered with this.
+    Answer(StatusCode, Vec<(&'static str, String)>, String),
+    /// After as many bytes of its body, both connections break.
+    CutRequest(u64),
+    /// After as many bytes of its answer's body, the connection breaks.
+    CutAnswer(u64),
+    /// The byte at that place of its answer's body is another one.
+    CorruptAnswer(u64),
+    /// The byte at that place of its body is another one.
+    CorruptRequest(u64),
+    /// It is passed on after a while.
+    Delay(Duration),
+    /// It is never answered.
+    Hang,
+    /// Its body, and its answer's, pass at so many bytes a second.
+    Throttle(u64),
+}
+
+/// A request, as a rule sees it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub method: Method,
+    pub path: String,
+    /// How many requests came before.
+    pub before: usize,
+}
+
+impl Seen {
+    /// Whether it is one that reads a blob.
+    pub fn reads_blob(&self) -> bool {
+        self.method == Method::GET && self.path.contains("/blobs/sha256:")
+    }
+
+    /// Whether it is one that writes bytes of a blob.
+    pub fn writes_blob(&self) -> bool {
+        (self.method == Method::PATCH || self.method == Method::PUT) && self.path.contains("/blobs/uploads/")
+    }
+}
+
+type Rule = Box<dyn FnMut(&Seen) -> Act + Send>;
+
+struct Shared {
+    upstream: SocketAddr,
+    rule: Mutex<Rule>,
+    requests: Mutex<Vec<Seen>>,
+    count: AtomicUsize,
+    up: AtomicU64,
+    down: AtomicU64,
+    client: reqwest::Client,
+    /// Bytes a second that may come back, all requests together; nothing for any number.
+    link: Mutex<Option<(f64, tokio::time::Instant)>>,
+}
+
+/// A proxy.
+pub struct Proxy {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    /// Starts a proxy that does what a rule says.
+    pub async fn start(upstream: SocketAddr, rule: impl FnMut(&Seen) -> Act + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        let shared = Arc::new(Shared {
+            upstream,
+            rule: Mutex::new(Box::new(rule)),
+            requests: Mutex::default(),
+            count: AtomicUsize::new(0),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            client: client.build().expect("a client"),
+            link: Mutex::new(None),
+        });
+        let serving = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let shared = Arc::clone(&serving);
+                let service = service_fn(move |request| handle(Arc::clone(&shared), request));
+                tokio::spawn(async move {
+                    // It may end as badly as it was told to.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, shared, task }
+    }
+
+    /// Does what another rule says from now on.
+    pub fn rule(&self, rule: impl FnMut(&Seen) -> Act + Send + 'static) {
+        *self.shared.rule.lock().expect("no panic") = Box::new(rule);
+    }
+
+    /// The requests that came.
+    pub fn requests(&self) -> Vec<Seen> {
+        self.shared.requests.lock().expect("no panic").clone()
+    }
+
+    /// Bytes of bodies that were passed on to the store.
+    pub fn up(&self) -> u64 {
+        self.shared.up.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of bodies that were passed back from it.
+    pub fn down(&self) -> u64 {
+        self.shared.down.load(Ordering::Relaxed)
+    }
+
+    /// Lets no more than so many bytes a second back.
+    pub fn hold_link(&self, bytes_per_second: u64) {
+        #[allow(clippy::cast_precision_loss)]
+        let rate = bytes_per_second as f64;
+        *self.shared.link.lock().expect("no panic") = Some((rate, tokio::time::Instant::now()));
+    }
+
+    /// Where a region of the name has it.
+    pub fn store(&self, namespace: &str) -> String {
+        format!("registry+http://{}/{namespace}", self.address)
+    }
+}
+
+async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+    let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let seen = Seen {
+        method: request.method().clone(),
+        path: path.clone(),
+        before: shared.count.fetch_add(1, Ordering::Relaxed),
+    };
+    shared.requests.lock().expect("no panic").push(seen.clone());
+    let act = (shared.rule.lock().expect("no panic"))(&seen);
+    match &act {
+        Act::Answer(status, headers, body) => {
+            let mut answer = Response::builder().status(*status);
+            for (name, value) in headers {
+                answer = answer.header(*name, value);
+            }
+            let body = Full::new(Bytes::from(body.clone())).map_err(|never: Infallible| match never {});
+            return Ok(answer.body(body.boxed_unsync())?);
+        }
+        Act::Hang => std::future::pending().await,
+        Act::Delay(time) => tokio::time::sleep(*time).await,
+        _ => {}
+    }
+    let (parts, body) = request.into_parts();
+    let url = format!("http://{}{path}", shared.upstream);
+    let up = body.into_data_stream().map(|piece| piece.map_err(Broken::from));
+    let up = act_on(up, &act, true, Arc::clone(&shared));
+    let mut forwarded = shared.client.request(parts.method.clone(), url).headers(parts.headers.clone());
+    if parts.headers.contains_key("content-length") || parts.headers.contains_key("transfer-encoding") {
+        forwarded = forwarded.body(reqwest::Body::wrap_stream(up));
+    }
+    let answer = forwarded.send().await?;
+    let mut response = Response::builder().status(answer.status());
+    for (name, value) in answer.headers() {
+        response = response.header(name, value);
+    }
+    let down = answer.bytes_stream().map(|piece| piece.map_err(Broken::from));
+    let down = act_on(down, &act, false, shared).map(|piece| piece.map(Frame::data));
+    Ok(response.body(StreamBody::new(down).boxed_unsync())?)
+}
+
+/// Does to a body what is to be done to it, and counts what passes.
+fn act_on(
+    body: impl Stream<Item = Result<Bytes, Broken>> + Send + Unpin + 'static,
+    act: &Act,
+    up: bool,
+    shared: Arc<Shared>,
+) -> impl Stream<Item = Result<Bytes, Broken>> + Send + 'static {
+    let cut = match (act, up) {
+        (Act::CutRequest(bytes), true) | (Act::CutAnswer(bytes), false) => Some(*bytes),
+        _ => None,
+    };
+    let corrupt = match (act, up) {
+        (Act::CorruptRequest(place), true) | (Act::CorruptAnswer(place), false) => Some(*place),
+        _ => None,
+    };
+    let rate = if let Act::Throttle(rate) = act { Some(*rate) } else { None };
+    futures_util::stream::unfold((body, 0u64, shared), move |(mut body, passed, shared)| -> BoxFuture<'static, _> {
+        Box::pin(async move {
+            let mut piece = match body.next().await? {
+                Ok(piece) => piece,
+                Err(error) => return Some((Err(error), (body, passed, shared))),
+            };
+            if let Some(cut) = cut {
+                if passed >= cut {
+                    return Some((Err("cut".into()), (body, passed, shared)));
+                }
+                piece.truncate(usize::try_from(cut - passed).unwrap_or(usize::MAX));
+            }
+            if let Some(place) = corrupt.and_then(|place| usize::try_from(place.checked_sub(passed)?).ok())
+                && place < piece.len()
+            {
+                let mut bytes = piece.to_vec();
+                bytes[place] ^= 1;
+                piece = bytes.into();
+            }
+            let length = piece.len() as u64;
+            if let Some(rate) = rate {
+                tokio::time::sleep(Duration::from_secs(1).mul_f64(length as f64 / rate as f64)).await;
+            }
+            if !up {
+                let until = shared.link.lock().expect("no panic").as_mut().map(|(rate, paid)| {
+                    let burst = tokio::time::Instant::now() - Duration::from_millis(20);
+                    *paid = (*paid).max(burst) + Duration::from_secs_f64(length as f64 / *rate);
+                    *paid
+                });
+                if let Some(until) = until {
+                    tokio::time::sleep_until(until).await;
+                }
+            }
+            let counter = if up { &shared.up } else { &shared.down };
+            counter.fetch_add(length, Ordering::Relaxed);
+            Some((Ok(piece), (body, passed + length, shared)))
+        })
+    })
+}
