@@ -89,6 +89,36 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
+/// Writes a layout of one image with layers of these sizes, one after the other: they may be larger than memory.
+pub fn write_sizes(layout: &Path, sizes: &[usize]) {
+    begin(layout);
+    let layer = |(seed, &size): (u64, &usize)| {
+        let path = layout.join("blobs/sha256/new");
+        let mut file = fs::File::create(&path).expect("a file");
+        let mut hash = Sha256::new();
+        let mut left = size;
+        let mut block = noise(1 << 20, seed + 1);
+        for number in 0u64.. {
+            if left == 0 {
+                break;
+            }
+            block[..8].copy_from_slice(&number.to_le_bytes());
+            let length = left.min(block.len());
+            hash.update(&block[..length]);
+            std::io::Write::write_all(&mut file, &block[..length]).expect("it is written");
+            left -= length;
+        }
+        let digest = format!("sha256:{}", hex::encode(hash.finalize()));
+        fs::rename(path, blob_path(layout, &digest)).expect("it is renamed");
+        json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size })
+    };
+    let layers: Vec<_> = (0..).zip(sizes).map(layer).collect();
+    let config = json!({ "architecture": "amd64", "os": "linux" }).to_string();
+    let config = put(layout, "application/vnd.oci.image.config.v1+json", config.as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
+    end(layout, &json!([put(layout, MANIFEST, manifest.to_string().as_bytes())]));
+}
+
 /// Writes a layout with an image for two architectures. Returns the digest of the index.
 pub fn write_platforms(layout: &Path) -> String {
     begin(layout);

@@ -4,6 +4,7 @@
 pub mod bucket;
 pub mod collector;
 pub mod images;
+pub mod keeping;
 pub mod process;
 pub mod proxy;
 pub mod refusal;

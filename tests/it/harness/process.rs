@@ -77,6 +77,11 @@ impl Served {
         Self::start(command(directory, &["serve", "--config", path]), directory.join("log")).await
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it ends");

@@ -1,0 +1,203 @@
+//! What is carried, from where and to where: one registry that has an image, new ones to carry it to, and the program in a process
+//! of its own.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use super::harness::{
+    images,
+    process::Served,
+    proxy::{Act, Proxy, Seen},
+    registry::Registry,
+    site::{ADMIN, HOME, Site, TARGETS, app_sync, ask, container, finished, images_client},
+    until,
+};
+use appferry::contract::v1::SynchronizationState;
+
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const APP: &str = "gromacs";
+const NAME: &str = "gromacs:2026.1";
+
+/// How long something took, what it cost, and how much memory it had.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Measured {
+    pub wall: Duration,
+    pub cpu: Duration,
+    pub resident_kib: u64,
+}
+
+/// One registry that has an image.
+pub struct Field {
+    pub source: Registry,
+    pub layout: PathBuf,
+    pub directory: tempfile::TempDir,
+    /// The size of all its layers.
+    pub bytes: u64,
+}
+
+pub fn exact(number: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss)]
+    {
+        number as f64
+    }
+}
+
+impl Field {
+    /// An image of layers of these sizes.
+    pub async fn new(layers: &[usize]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let layout = directory.path().join("layout");
+        let bytes = layers.iter().map(|&size| size as u64).sum();
+        let sizes = layers.to_vec();
+        let to = layout.clone();
+        tokio::task::spawn_blocking(move || images::write_sizes(&to, &sizes)).await?;
+        let source = Registry::start().await;
+        source.push(&layout, &format!("apps/{NAME}"));
+        Ok(Self { source, layout, directory, bytes })
+    }
+
+    pub async fn registries(&self, count: usize) -> Vec<Registry> {
+        let mut registries = Vec::new();
+        for _ in 0..count {
+            registries.push(Registry::start().await);
+        }
+        registries
+    }
+
+    /// A proxy before the source.
+    pub async fn proxy(&self, rule: impl FnMut(&Seen) -> Act + Send + 'static) -> Proxy {
+        Proxy::start(self.source.address, rule).await
+    }
+
+    pub async fn appferry(&self, regions: usize) -> Result<Measured> {
+        self.appferry_to(&self.registries(regions).await).await
+    }
+
+    pub async fn appferry_to(&self, registries: &[Registry]) -> Result<Measured> {
+        self.appferry_by(self.source.address, registries, None).await
+    }
+
+    pub async fn appferry_by(
+        &self,
+        source: SocketAddr,
+        registries: &[Registry],
+        worker: Option<&str>,
+    ) -> Result<Measured> {
+        let stores: Vec<String> = registries.iter().map(|registry| registry.store("apps")).collect();
+        self.carry(source, &stores, worker).await
+    }
+
+    pub async fn appferry_into(&self, stores: &[String], worker: Option<&str>) -> Result<Measured> {
+        self.carry(self.source.address, stores, worker).await
+    }
+
+    /// Starts a service, and carries the image by way of `source` to some stores, from the call to the end that is watched.
+    async fn carry(&self, source: SocketAddr, stores: &[String], worker: Option<&str>) -> Result<Measured> {
+        let (_site, served) = self.serve(source, stores, worker).await?;
+        let mut client = app_sync(served.address, Some(ADMIN)).await;
+        let before = cpu(served.id());
+        let started = Instant::now();
+        let regions: Vec<String> = (0..stores.len()).map(region).collect();
+        let regions: Vec<&str> = regions.iter().map(String::as_str).collect();
+        let request = client.synchronize_app(ask(APP, &regions)).await?.into_inner().request_id;
+        let done = finished(&mut client, &request).await;
+        let wall = started.elapsed();
+        if done.state() != SynchronizationState::Succeeded {
+            return Err(format!("{done:?}").into());
+        }
+        let id = served.id();
+        Ok(Measured { wall, cpu: cpu(id).saturating_sub(before), resident_kib: resident_peak(id).unwrap_or(0) })
+    }
+
+    async fn serve(&self, source: SocketAddr, stores: &[String], worker: Option<&str>) -> Result<(Site, Served)> {
+        let mut site = Site::new().with(HOME, format!("registry+http://{source}/apps"), "");
+        "stall_ms = 60000".clone_into(&mut site.worker);
+        site.worker.push_str(worker.unwrap_or_default());
+        for (place, store) in stores.iter().enumerate() {
+            site.more.push_str(&format!("\n[[region]]\nid = \"{}\"\nstore = \"{store}\"\n", region(place)));
+        }
+        debug_assert!(TARGETS.iter().all(|target| *target != region(0)));
+        let config = site.write_config();
+        let migrated = super::harness::process::run(
+            site.directory.path(),
+            &["migrate", "--config", config.to_str().ok_or("a path")?],
+        );
+        if !migrated.status.success() {
+            return Err(format!("{migrated:?}").into());
+        }
+        let served = Served::configured(&config).await;
+        let mut client = images_client(served.address, Some(ADMIN)).await;
+        client.add_image(container(APP, &format!("{source}/apps/{NAME}"))).await?;
+        Ok((site, served))
+    }
+
+    /// Kills a worker half-way through the image, starts another one, and returns how many blobs were finished by then, and how
+    /// many of those were sent again.
+    pub async fn killed_half_way(&self, proxy: &Proxy) -> Result<(usize, usize)> {
+        let (site, mut served) =
+            self.serve(self.source.address, &[proxy.store("apps")], Some("\nlease_ms = 2000")).await?;
+        let mut client = app_sync(served.address, Some(ADMIN)).await;
+        let request = client.synchronize_app(ask(APP, &[&region(0)])).await?.into_inner().request_id;
+        let puts = || {
+            let requests = proxy.requests();
+            let writes = requests.into_iter().filter(|seen| seen.writes_blob() && seen.method == http::Method::PUT);
+            writes.filter_map(|seen| seen.path.rsplit_once("digest=").map(|(_, digest)| digest.to_owned()))
+        };
+        until("half of the image", async || (proxy.up() > self.bytes / 2).then_some(())).await;
+        served.kill();
+        // What the registry has is what a HEAD finds.
+        let client = reqwest::Client::new();
+        let mut finished_blobs = Vec::new();
+        for digest in puts().collect::<std::collections::BTreeSet<_>>() {
+            let url = format!("http://{}/v2/apps/gromacs/blobs/{}", proxy.address, digest.replace("%3A", ":"));
+            if client.head(url).send().await?.status().is_success() {
+                finished_blobs.push(digest);
+            }
+        }
+        let before = puts().count();
+        let served = Served::configured(&site.directory.path().join("appferry.toml")).await;
+        let mut client = app_sync(served.address, Some(ADMIN)).await;
+        let done = finished(&mut client, &request).await;
+        if done.state() != SynchronizationState::Succeeded {
+            return Err(format!("{done:?}").into());
+        }
+        let again = puts().skip(before).filter(|digest| finished_blobs.contains(digest)).count();
+        Ok((finished_blobs.len(), again))
+    }
+
+    pub fn image(&self) -> String {
+        self.source.docker(&format!("apps/{NAME}"))
+    }
+}
+
+fn region(place: usize) -> String {
+    format!("region-{place}")
+}
+
+/// The processor time of a process so far (proc(5), `utime` and `stime`, in hundredths of a second).
+fn cpu(id: u32) -> Duration {
+    times(&format!("/proc/{id}/stat"), [13, 14]).unwrap_or_default()
+}
+
+/// The processor time of this process's children that have ended.
+pub fn cpu_of_children() -> Duration {
+    times("/proc/self/stat", [15, 16]).unwrap_or_default()
+}
+
+fn times(path: &str, fields: [usize; 2]) -> Option<Duration> {
+    let stat = std::fs::read_to_string(path).ok()?;
+    // The second field is in parentheses and may have spaces in it.
+    let rest: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: u64 = fields.iter().filter_map(|field| rest.get(field - 2)?.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks * 10))
+}
+
+/// The peak of a process's resident memory in KiB (proc(5), `VmHWM`).
+fn resident_peak(id: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,198 @@
+//! Images carried between registries, beside skopeo, which people script today, and beside curl, which does nothing but upload the
+//! same bytes. Every figure is a ratio within one run, from rounds that take turns.
+//!
+//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `bytes`, `link`, `cut`, `killed`, `memory`.
+
+mod field;
+#[path = "../../tests/it/harness/mod.rs"]
+#[allow(dead_code)]
+mod harness;
+mod peers;
+
+use std::time::Duration;
+
+use field::{Field, Measured, Result};
+use harness::proxy::{Act, Seen};
+
+/// Rounds of what is compared.
+const ROUNDS: usize = 3;
+const MIB: usize = 1 << 20;
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        if wants("large") {
+            large().await?;
+        }
+        if wants("small") {
+            small().await?;
+        }
+        if wants("bytes") {
+            bytes().await?;
+        }
+        if wants("link") {
+            link().await?;
+        }
+        if wants("cut") {
+            cut().await?;
+        }
+        if wants("killed") {
+            killed().await?;
+        }
+        if wants("memory") {
+            memory().await?;
+        }
+        Ok(())
+    })
+}
+
+fn ratio(name: &str, value: f64) {
+    println!("ratio {name} {value:.3}");
+}
+
+/// The middle one of some measurements.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn of(times: &[Measured], part: impl Fn(&Measured) -> f64) -> f64 {
+    median(times.iter().map(part).collect())
+}
+
+fn wall(measured: &Measured) -> f64 {
+    measured.wall.as_secs_f64()
+}
+
+fn cpu(measured: &Measured) -> f64 {
+    measured.cpu.as_secs_f64()
+}
+
+/// Eight layers of 64 MiB to three regions, and to five.
+async fn large() -> Result<()> {
+    let field = Field::new(&[64 * MIB; 8]).await?;
+    for regions in [3, 5] {
+        let (mut ours, mut skopeo, mut curl) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(field.appferry(regions).await?);
+            skopeo.push(field.skopeo(regions).await?);
+            curl.push(field.curl(regions).await?);
+        }
+        let megabytes = ours.iter().map(|m| m.resident_kib).max().unwrap_or(0) >> 10;
+        println!(
+            "512 MiB to {regions}: appferry {:.2} s, {:.2} s of CPU, {megabytes} MiB resident; skopeo {:.2} s, {:.2} s of CPU; curl {:.2} s",
+            of(&ours, wall),
+            of(&ours, cpu),
+            of(&skopeo, wall),
+            of(&skopeo, cpu),
+            of(&curl, wall)
+        );
+        ratio(&format!("large_to_{regions}_of_skopeo"), of(&ours, wall) / of(&skopeo, wall));
+        ratio(&format!("large_to_{regions}_of_curl"), of(&ours, wall) / of(&curl, wall));
+        ratio(&format!("large_to_{regions}_cpu_of_skopeo"), of(&ours, cpu) / of(&skopeo, cpu));
+    }
+    Ok(())
+}
+
+/// Two hundred layers of 64 KiB to three regions; and when everything is there already.
+async fn small() -> Result<()> {
+    let field = Field::new(&[64 << 10; 200]).await?;
+    let (mut ours, mut skopeo, mut ours_again, mut skopeo_again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let registries = field.registries(3).await;
+        ours.push(field.appferry_to(&registries).await?);
+        ours_again.push(field.appferry_to(&registries).await?);
+        let registries = field.registries(3).await;
+        skopeo.push(field.skopeo_to(&registries)?);
+        skopeo_again.push(field.skopeo_to(&registries)?);
+    }
+    println!(
+        "200 layers of 64 KiB to 3: appferry {:.2} s, skopeo {:.2} s; all there: appferry {:.3} s, skopeo {:.2} s",
+        of(&ours, wall),
+        of(&skopeo, wall),
+        of(&ours_again, wall),
+        of(&skopeo_again, wall)
+    );
+    ratio("small_to_3_of_skopeo", of(&ours, wall) / of(&skopeo, wall));
+    ratio("all_there_of_skopeo", of(&ours_again, wall) / of(&skopeo_again, wall));
+    Ok(())
+}
+
+/// How much is read of the source, counted at a proxy.
+async fn bytes() -> Result<()> {
+    let field = Field::new(&[32 * MIB, 100 * MIB, MIB]).await?;
+    for regions in [1, 3, 5] {
+        let proxy = field.proxy(|_| Act::Pass).await;
+        field.appferry_by(proxy.address, &field.registries(regions).await, None).await?;
+        ratio(&format!("source_bytes_to_{regions}"), field::exact(proxy.down()) / field::exact(field.bytes));
+    }
+    Ok(())
+}
+
+/// The source's link held to 100 MiB/s.
+async fn link() -> Result<()> {
+    let field = Field::new(&[64 * MIB; 8]).await?;
+    let mut times = Vec::new();
+    for regions in [1, 5] {
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let proxy = field.proxy(|_| Act::Pass).await;
+            proxy.hold_link(100 << 20);
+            rounds.push(field.appferry_by(proxy.address, &field.registries(regions).await, None).await?);
+        }
+        times.push(of(&rounds, wall));
+    }
+    println!("the source's link held to 100 MiB/s: one region {:.2} s, five {:.2} s", times[0], times[1]);
+    ratio("held_link_five_of_one", times[1] / times[0]);
+    Ok(())
+}
+
+/// A blob of 1 GiB whose upload is cut off at 90 %, to a registry that keeps what it has.
+async fn cut() -> Result<()> {
+    let field = Field::new(&[1_024 * MIB]).await?;
+    let registry = harness::keeping::KeepingRegistry::start().await;
+    let cut_at = field.bytes / 10 * 9;
+    let mut passed = 0;
+    let mut cut = false;
+    let proxy = harness::proxy::Proxy::start(registry.address, move |seen: &Seen| {
+        // Chunks of 64 MiB: the one that reaches the place is cut there.
+        if seen.writes_blob() && !cut {
+            if passed + (64 << 20) > cut_at {
+                cut = true;
+                return Act::CutRequest(cut_at - passed);
+            }
+            passed += 64 << 20;
+        }
+        Act::Pass
+    })
+    .await;
+    field.appferry_into(&[proxy.store("apps")], None).await?;
+    let again = field::exact(proxy.up()) - field::exact(field.bytes);
+    println!("1 GiB cut at 90 %: {:.1} MiB sent again", again / field::exact(MIB as u64));
+    ratio("sent_again_after_cut", again / field::exact(field.bytes));
+    Ok(())
+}
+
+/// A worker that is killed half-way through twenty blobs.
+async fn killed() -> Result<()> {
+    let field = Field::new(&[16 * MIB; 20]).await?;
+    let registry = field.registries(1).await;
+    let proxy = harness::proxy::Proxy::start(registry[0].address, |_| Act::Pass).await;
+    let (finished, again) = field.killed_half_way(&proxy).await?;
+    println!("killed after {finished} of 20 blobs: {again} of them sent again");
+    #[allow(clippy::cast_precision_loss)]
+    ratio("finished_blobs_sent_again", again as f64 / finished as f64);
+    Ok(())
+}
+
+/// A blob of 4 GiB to five regions.
+async fn memory() -> Result<()> {
+    let field = Field::new(&[4_096 * MIB]).await?;
+    let measured = field.appferry(5).await?;
+    println!("4 GiB to 5: {} MiB resident at most, {:.1?}", measured.resident_kib >> 10, measured.wall);
+    ratio("resident_of_192_mib", field::exact(measured.resident_kib) / field::exact(192 << 10));
+    debug_assert!(measured.wall > Duration::ZERO);
+    Ok(())
+}

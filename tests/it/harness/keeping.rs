@@ -1,0 +1,164 @@
+//! A registry that keeps what it has of an upload that is cut off, byte for byte, and says how much that is: what the distribution
+//! specification describes ("Pushing a blob in chunks"), and what the distribution project's own registry does not do, which
+//! refuses an upload once it has more than it said it has. It knows blobs and manifests, and verifies what it is sent.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use sha2::{Digest as _, Sha256};
+use tokio::net::TcpListener;
+
+#[derive(Default)]
+struct Content {
+    uploads: BTreeMap<u64, (Sha256, u64)>,
+    begun: u64,
+    /// The sizes of the blobs, by digest: their bytes have been verified and are not kept.
+    blobs: BTreeMap<String, u64>,
+    manifests: BTreeMap<String, (String, Bytes)>,
+}
+
+/// A registry that keeps what it has of an upload.
+pub struct KeepingRegistry {
+    pub address: SocketAddr,
+    content: Arc<Mutex<Content>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for KeepingRegistry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl KeepingRegistry {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let content = Arc::<Mutex<Content>>::default();
+        let serving = Arc::clone(&content);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let content = Arc::clone(&serving);
+                let service = service_fn(move |request| {
+                    let content = Arc::clone(&content);
+                    async move { Ok::<_, Infallible>(answer(&content, request).await) }
+                });
+                tokio::spawn(async move {
+                    // A connection that is cut off ends like that.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, content, task }
+    }
+
+    /// How many uploads are neither finished nor given up.
+    pub fn unfinished(&self) -> usize {
+        lock(&self.content).uploads.len()
+    }
+
+    /// Whether it has a manifest by that tag.
+    pub fn has(&self, tag: &str) -> bool {
+        lock(&self.content).manifests.contains_key(tag)
+    }
+}
+
+fn lock(content: &Mutex<Content>) -> MutexGuard<'_, Content> {
+    content.lock().expect("no panic")
+}
+
+fn hex(hash: Sha256) -> String {
+    format!("sha256:{}", hex::encode(hash.finalize()))
+}
+
+async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let last = path.rsplit('/').next().unwrap_or_default().to_owned();
+    let base = path.split("/blobs/").next().unwrap_or_default().to_owned();
+    let host = request.headers().get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
+    let method = request.method().clone();
+    let status = |status: StatusCode| Response::builder().status(status);
+    let empty = |builder: http::response::Builder| builder.body(Full::default()).expect("a response");
+    let at = |id: u64| format!("http://{host}{base}/blobs/uploads/{id}");
+    if path.contains("/blobs/uploads/") {
+        if method == Method::POST {
+            let mut content = lock(content);
+            content.begun += 1;
+            let id = content.begun;
+            content.uploads.insert(id, (Sha256::new(), 0));
+            return empty(status(StatusCode::ACCEPTED).header("location", at(id)));
+        }
+        let Ok(id) = last.parse::<u64>() else { return empty(status(StatusCode::NOT_FOUND)) };
+        if method == Method::DELETE {
+            let gone = lock(content).uploads.remove(&id).is_some();
+            return empty(status(if gone { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }));
+        }
+        let range = request.headers().get("content-range").and_then(|range| range.to_str().ok()).map(str::to_owned);
+        let begin = range.and_then(|range| range.split('-').next()?.parse::<u64>().ok());
+        let mut body = request.into_body();
+        while let Some(frame) = body.frame().await {
+            // What came before the connection broke is kept.
+            let Ok(frame) = frame else { return empty(status(StatusCode::BAD_REQUEST)) };
+            let mut content = lock(content);
+            let Some((hash, length)) = content.uploads.get_mut(&id) else {
+                return empty(status(StatusCode::NOT_FOUND));
+            };
+            if let Some(data) = frame.data_ref() {
+                hash.update(data);
+                *length += data.len() as u64;
+            }
+        }
+        let _ = begin;
+        let mut content = lock(content);
+        let Some((hash, length)) = content.uploads.get(&id).cloned() else {
+            return empty(status(StatusCode::NOT_FOUND));
+        };
+        if method == Method::PUT {
+            let wanted = query.split("digest=").nth(1).unwrap_or_default().replace("%3A", ":");
+            if hex(hash) != wanted {
+                return empty(status(StatusCode::BAD_REQUEST));
+            }
+            content.uploads.remove(&id);
+            content.blobs.insert(wanted.clone(), length);
+            return empty(status(StatusCode::CREATED).header("docker-content-digest", wanted));
+        }
+        let code = if method == Method::GET { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED };
+        let range = format!("0-{}", length.saturating_sub(1));
+        return empty(status(code).header("location", at(id)).header("range", range));
+    }
+    if path.contains("/manifests/") && method == Method::PUT {
+        let kind =
+            request.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
+        let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let digest = hex(Sha256::new_with_prefix(&body));
+        let mut content = lock(content);
+        content.manifests.insert(digest.clone(), (kind.clone(), body.clone()));
+        content.manifests.insert(last, (kind, body));
+        return empty(status(StatusCode::CREATED).header("docker-content-digest", digest));
+    }
+    let content = lock(content);
+    if let Some((kind, body)) = content.manifests.get(&last).filter(|_| path.contains("/manifests/")) {
+        let digest = hex(Sha256::new_with_prefix(body));
+        let builder = status(StatusCode::OK).header("content-type", kind).header("docker-content-digest", digest);
+        let builder = builder.header("content-length", body.len());
+        return builder
+            .body(if method == Method::HEAD { Full::default() } else { body.clone().into() })
+            .expect("a response");
+    }
+    match content.blobs.get(&last) {
+        Some(size) if method == Method::HEAD => empty(status(StatusCode::OK).header("content-length", *size)),
+        _ => empty(status(StatusCode::NOT_FOUND)),
+    }
+}
