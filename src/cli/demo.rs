@@ -16,7 +16,7 @@ use super::{
 use crate::{
     contract::v1::SynchronizeAppRequest,
     domain::ImageName,
-    region::Tree,
+    region::verify,
     service::{self, Role, Service},
 };
 
@@ -84,8 +84,10 @@ async fn show(
         let missing = || Error::Ended(format!("{region} does not show the image"));
         let failed = || Error::local(format!("verifying {region}"));
         let root = store.root(&image).await.map_err(failed())?.ok_or_else(missing)?;
-        let tree = Tree::read(&**store, &image, &root).await.map_err(failed())?;
-        tree.verify(&**store, &image).await.map_err(failed())?;
+        let found = verify(&**store, &image, &root).await.map_err(failed())?;
+        if !found.damages.is_empty() {
+            return Err(Error::Ended(format!("{region}: {}", found.damages.join("; "))));
+        }
         let path = directory.region(region.as_str()).join(&app_id);
         print::line(&format!("verified {region}: {} in {}", root.digest, path.display()))?;
     }

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::{
     Error, Result,
     client::{Connection, Images},
-    embedded, print, progress,
+    embedded, print, progress, verify,
 };
 use crate::{
     config::Config,
@@ -36,6 +36,8 @@ pub enum Command {
     List(Plain),
     /// Show an image and its regions.
     Show(One),
+    /// Read an image again where it should be, and say where it is not whole.
+    Verify(verify::Arguments),
     /// Forget an image; its bytes stay where they are.
     Remove(One),
 }
@@ -107,6 +109,7 @@ pub async fn run(command: Command) -> Result<()> {
         }
         Command::List(plain) => list(plain).await,
         Command::Show(one) => show(one).await,
+        Command::Verify(arguments) => verify::run(arguments).await,
         Command::Remove(one) => {
             let request = RemoveImageRequest { image_id: one.image_id };
             let response = one.connection.images().await?.remove_image(request).await?.into_inner();

@@ -17,6 +17,7 @@ mod regions;
 mod serve;
 mod status;
 mod sync;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 

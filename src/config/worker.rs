@@ -39,7 +39,7 @@ impl Default for Worker {
             lease_ms: 15_000,
             heartbeat_ms: 500,
             poll_ms: 1_000,
-            patience_ms: 5_000,
+            patience_ms: 2_000,
             stall_ms: 60_000,
             attempts: 6,
             retry_first_ms: 1_000,

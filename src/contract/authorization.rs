@@ -130,7 +130,7 @@ mod tests {
         let row = rows.get("/appferry.v1.AppSyncService/SynchronizeApp").expect("the row");
         assert_eq!(row.action, "ehpc:SynchronizeApp");
         assert!(matches!(row.resource, Resource::All));
-        assert_eq!(rows.iter().count(), 10);
+        assert_eq!(rows.iter().count(), 11);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod object;
 mod registry;
 mod store;
 mod tree;
+mod verify;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,6 +25,8 @@ pub use object::{Access, ObjectStore, Secret, open as open_bucket};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
+
+pub use verify::{Verification, verify};
 
 use crate::domain::RegionId;
 

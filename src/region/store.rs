@@ -166,6 +166,9 @@ pub trait Store: Source {
     /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
 
+    /// Gives up what this process has begun and dropped unfinished, and no journal knows of.
+    async fn tidy(&self) {}
+
     /// Gives up an upload that nobody will go on with: `session` is what the journal says about it.
     async fn abort(&self, _session: &str) -> Result<()> {
         Ok(())

@@ -80,17 +80,6 @@ impl Tree {
         Ok(walk.tree)
     }
 
-    /// Reads every blob again and compares it with its digest. The manifests were verified as they were read.
-    pub async fn verify(&self, source: &dyn Source, name: &ImageName) -> Result<()> {
-        for blob in &self.blobs {
-            let actual = digest_of(source, name, blob).await?;
-            if actual != blob.digest {
-                return Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual });
-            }
-        }
-        Ok(())
-    }
-
     /// The size of everything in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
 
-use super::{Parts, page, permit::Permit, wire};
+use super::{
+    Parts, page,
+    permit::Permit,
+    verify::{Found, Verifier},
+    wire,
+};
 use crate::{
     contract::{
         Contract, Failure, Violation,
@@ -27,6 +32,7 @@ pub struct Images {
     stores: Stores,
     contract: Arc<Contract>,
     clock: Clock,
+    verifier: Verifier,
 }
 
 impl Images {
@@ -36,6 +42,12 @@ impl Images {
             stores: parts.stores.clone(),
             contract: Arc::clone(&parts.contract),
             clock: parts.clock.clone(),
+            verifier: Verifier::new(
+                parts.state.clone(),
+                parts.stores.clone(),
+                Arc::clone(&parts.contract),
+                parts.stop.clone(),
+            ),
         }
     }
 
@@ -170,6 +182,14 @@ impl ImageService for Images {
         };
         answer.await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
+    }
+
+    type VerifyImageStream = Found;
+
+    async fn verify_image(&self, request: Request<v1::VerifyImageRequest>) -> Result<Response<Found>, Status> {
+        let permit = Permit::of(&request)?;
+        let found = self.verifier.verify(request.into_inner(), permit.clone()).await;
+        found.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
 
     async fn list_regions(

@@ -8,6 +8,7 @@ mod layer;
 mod listener;
 mod page;
 mod permit;
+mod verify;
 mod wire;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};

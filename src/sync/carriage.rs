@@ -89,6 +89,7 @@ impl<'a> Carriage<'a> {
         }
         // Whatever is still being copied has no claim any more, or is handed back: it must not write on.
         self.passes.shutdown().await;
+        self.worker.tidy().await;
         for copy in std::mem::take(&mut self.copies).into_values() {
             copy.span.record("appferry.state", "RELEASED");
             let event = Event::Release { fence: copy.claimed.fence };

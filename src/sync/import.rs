@@ -47,7 +47,7 @@ pub async fn import(
     let paces = Limits::new(Topology::default()).paces(&region);
     let destination = Destination {
         region: region.clone(),
-        store,
+        store: Arc::clone(&store),
         stage,
         meter: Arc::clone(&meter),
         lost: CancellationToken::new(),
@@ -65,6 +65,7 @@ pub async fn import(
             () = &mut carry => {}
             end = ends.recv() => {
                 progress(meter.read());
+                store.tidy().await;
                 let broken = || Err(Trouble::Destination(Arc::new(Error::Interrupted)));
                 return end.map_or_else(broken, |(_, result)| result).map(|()| root);
             }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,9 @@ use crate::{
 
 /// How long to wait before asking a database again that did not answer.
 const DATABASE_WAIT: Duration = Duration::from_millis(500);
+
+/// How long it may take to give up what was dropped.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// Images of a region that may lend a blob to another one there.
 const LENDERS: u64 = 4;
@@ -73,8 +77,17 @@ impl Worker {
         }
     }
 
+    /// Gives up what passes of this process have dropped unfinished.
+    pub(super) async fn tidy(&self) {
+        let tidying = stream::iter(self.stores.iter()).for_each_concurrent(None, |(_, store)| store.tidy());
+        if tokio::time::timeout(TIDY, tidying).await.is_err() {
+            tracing::warn!("not all uploads that were dropped could be given up");
+        }
+    }
+
     /// Gives up the uploads that nobody will go on with: of copies that failed for good, were canceled, or whose image is gone.
     async fn sweep(&self) {
+        self.tidy().await;
         let abandoned = match self.state.upload_abandoned().await {
             Ok(abandoned) => abandoned,
             Err(error) => {

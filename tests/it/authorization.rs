@@ -138,6 +138,7 @@ fn every_method_asks_for_its_action() {
             ("/appferry.v1.ImageService/ListImages", "ehpc:ListImages"),
             ("/appferry.v1.ImageService/ListRegions", "ehpc:ListRegions"),
             ("/appferry.v1.ImageService/RemoveImage", "ehpc:RemoveImage"),
+            ("/appferry.v1.ImageService/VerifyImage", "ehpc:VerifyImage"),
         ]
     );
 }

@@ -11,7 +11,7 @@ mod upload;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -32,6 +32,7 @@ pub use credentials::{Credentials, Error as CredentialsError};
 use self::{
     client::{Ask, Scope, header, transport, what},
     name::Reference,
+    upload::Upload,
 };
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
@@ -53,13 +54,20 @@ pub struct RegistryStore {
     without_referrers: Arc<AtomicBool>,
     /// Whether it is known to answer a range with the whole.
     without_ranges: Arc<AtomicBool>,
+    /// Uploads that were dropped unfinished, and are to be given up.
+    dropped: Arc<Mutex<Vec<Upload>>>,
 }
 
 impl RegistryStore {
     /// The store in a registry.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client: Arc::new(client), without_referrers: Arc::default(), without_ranges: Arc::default() }
+        Self {
+            client: Arc::new(client),
+            without_referrers: Arc::default(),
+            without_ranges: Arc::default(),
+            dropped: Arc::default(),
+        }
     }
 
     fn client(&self) -> &Client {
@@ -311,6 +319,10 @@ impl Store for RegistryStore {
         } else {
             Err(Error::Contended(name::url(self.client.location(), &stage.name)))
         }
+    }
+
+    async fn tidy(&self) {
+        self.abort_dropped().await;
     }
 
     async fn abort(&self, session: &str) -> Result<()> {

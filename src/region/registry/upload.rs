@@ -1,7 +1,11 @@
 //! Writing a blob to a registry (OCI distribution specification 1.1, "Pushing blobs"): in one request, or in chunks, so that an
 //! upload that breaks off is gone on with where the registry says.
 
-use std::time::Duration;
+use std::{
+    mem,
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -39,6 +43,24 @@ pub(super) struct Upload {
 impl Upload {
     fn session(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::malformed("an upload", error))
+    }
+}
+
+/// An upload that no journal knows of. Dropped unfinished, it is kept to be given up: whoever carried it out may be gone.
+struct Begun<'a> {
+    store: &'a RegistryStore,
+    upload: Option<Upload>,
+}
+
+impl Begun<'_> {
+    fn ended(mut self) {
+        self.upload = None;
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.store.dropped().extend(self.upload.take());
     }
 }
 
@@ -158,11 +180,22 @@ impl RegistryStore {
 
     async fn upload_whole(&self, repository: &str, blob: &Descriptor, mut feed: Feed) -> Result<()> {
         let upload = self.begin(repository).await?;
-        let result = self.commit(&upload, blob, 0, &mut feed).await;
-        if result.is_err() {
+        let begun = Begun { store: self, upload: Some(upload.clone()) };
+        self.commit(&upload, blob, 0, &mut feed).await?;
+        begun.ended();
+        Ok(())
+    }
+
+    /// Gives up the uploads that were dropped unfinished, with whatever carried them out.
+    pub(super) async fn abort_dropped(&self) {
+        let dropped = mem::take(&mut *self.dropped());
+        for upload in dropped {
             self.try_to_abort(&upload).await;
         }
-        result
+    }
+
+    fn dropped(&self) -> MutexGuard<'_, Vec<Upload>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn upload_chunks(
@@ -256,11 +289,12 @@ impl RegistryStore {
     }
 }
 
-/// A registry that does not know the upload, or not as far, has lost it: that is no reason to give up but to begin anew. So is
-/// one that finds another digest in the end: the bytes were right when they left.
+/// A registry that does not know the upload any more has lost it: that is no reason to give up but to begin anew. So is one that
+/// finds another digest in the end: the bytes were right when they left. (One that is further, or not as far, says 416, and is
+/// asked where it is.)
 fn gone_or(error: Error, what: &str) -> Error {
     match &error {
-        Error::Status { status, .. } if matches!(status.as_u16(), 400 | 404 | 416) => {
+        Error::Status { status, .. } if matches!(status.as_u16(), 400 | 404) => {
             tracing::info!(%error, "an upload is gone");
             Error::UploadGone(what.to_owned())
         }

@@ -20,6 +20,8 @@ use tokio::net::TcpListener;
 #[derive(Default)]
 struct Content {
     uploads: BTreeMap<u64, (Sha256, u64)>,
+    /// Who was the last to ask about an upload: what comes for those before is thrown away.
+    turns: BTreeMap<u64, u64>,
     begun: u64,
     /// The sizes of the blobs, by digest: their bytes have been verified and are not kept.
     blobs: BTreeMap<String, u64>,
@@ -107,11 +109,24 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         }
         let range = request.headers().get("content-range").and_then(|range| range.to_str().ok()).map(str::to_owned);
         let begin = range.and_then(|range| range.split('-').next()?.parse::<u64>().ok());
+        let there = lock(content).uploads.get(&id).map(|(_, length)| *length);
+        if begin.is_some() && begin != there {
+            return empty(status(StatusCode::RANGE_NOT_SATISFIABLE));
+        }
+        let turn = {
+            let mut content = lock(content);
+            let turn = content.turns.entry(id).or_default();
+            *turn += 1;
+            *turn
+        };
         let mut body = request.into_body();
         while let Some(frame) = body.frame().await {
             // What came before the connection broke is kept.
             let Ok(frame) = frame else { return empty(status(StatusCode::BAD_REQUEST)) };
             let mut content = lock(content);
+            if content.turns.get(&id) != Some(&turn) {
+                return empty(status(StatusCode::CONFLICT));
+            }
             let Some((hash, length)) = content.uploads.get_mut(&id) else {
                 return empty(status(StatusCode::NOT_FOUND));
             };
@@ -120,7 +135,6 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
                 *length += data.len() as u64;
             }
         }
-        let _ = begin;
         let mut content = lock(content);
         let Some((hash, length)) = content.uploads.get(&id).cloned() else {
             return empty(status(StatusCode::NOT_FOUND));
@@ -137,6 +151,18 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         let code = if method == Method::GET { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED };
         let range = format!("0-{}", length.saturating_sub(1));
         return empty(status(code).header("location", at(id)).header("range", range));
+    }
+    if path.contains("/referrers/") {
+        let content = lock(content);
+        let refers = |body: &Bytes| {
+            let manifest: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+            manifest.is_some_and(|manifest| manifest["subject"]["digest"] == last.as_str())
+        };
+        let found = content.manifests.iter().filter(|(name, (_, body))| name.starts_with("sha256:") && refers(body));
+        let entry = |(digest, (kind, body)): (&String, &(String, Bytes))| serde_json::json!({ "mediaType": kind, "digest": digest, "size": body.len() });
+        let kind = super::images::INDEX;
+        let index = serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "manifests": found.map(entry).collect::<Vec<_>>() });
+        return status(StatusCode::OK).header("content-type", kind).body(index.to_string().into()).expect("a response");
     }
     if path.contains("/manifests/") && method == Method::PUT {
         let kind =

@@ -54,6 +54,8 @@ pub struct Seen {
     pub path: String,
     /// How many requests came before.
     pub before: usize,
+    /// The header `Authorization`.
+    pub authorization: Option<String>,
 }
 
 impl Seen {
@@ -166,6 +168,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         method: request.method().clone(),
         path: path.clone(),
         before: shared.count.fetch_add(1, Ordering::Relaxed),
+        authorization: request.headers().get("authorization").and_then(|v| v.to_str().ok()).map(str::to_owned),
     };
     shared.requests.lock().expect("no panic").push(seen.clone());
     let act = (shared.rule.lock().expect("no panic"))(&seen);

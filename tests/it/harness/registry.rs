@@ -89,14 +89,14 @@ impl Registry {
         format!("docker://{}/{name}", self.address)
     }
 
-    /// Uploads that somebody has begun and neither finished nor given up.
+    /// Uploads that somebody has begun and neither finished nor given up. (Of one that was given up, it keeps the directory.)
     pub fn unfinished(&self) -> Vec<String> {
         let mut open = vec![self.directory.path().join("data")];
         let mut found = Vec::new();
         while let Some(directory) = open.pop() {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
                 let path = entry.path();
-                if path.parent().is_some_and(|parent| parent.ends_with("_uploads")) {
+                if path.parent().is_some_and(|parent| parent.ends_with("_uploads")) && path.join("data").exists() {
                     found.push(path.display().to_string());
                 } else if path.is_dir() {
                     open.push(path);

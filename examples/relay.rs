@@ -1,0 +1,73 @@
+//! How long it takes until an image is everywhere when its home region's egress is narrow: by the star, in which the home region
+//! feeds everybody, and by the plan that workers follow, in which whoever has the image feeds others; beside the bounds that no
+//! plan of whole copies can beat. Each region is carried to by a worker of its own, so that every copy takes its share of its
+//! source's egress. Time is counted in copies: what one region takes to get the image over the whole of one region's egress.
+//!
+//! `cargo run --release --example relay`
+
+use std::collections::BinaryHeap;
+
+use appferry::domain::{
+    RegionId,
+    relay::{RegionLimits, Topology},
+};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("regions  at once  star  plan  bound  plan/bound");
+    for (count, at_once) in [10, 30, 100].into_iter().flat_map(|count| [(count, 1), (count, 2)]) {
+        let regions = (0..=count).map(|n| format!("region-{n}").parse()).collect::<Result<Vec<RegionId>, _>>()?;
+        let star = finish(&regions, at_once, false);
+        let plan = finish(&regions, at_once, true);
+        // A region that has the image is one more that can feed: with whole copies, what there is can double in the time of one.
+        let bound = (f64::from(count) + 1.0).log2().ceil();
+        println!("{count:7}  {at_once:7}  {star:4.0}  {plan:4.0}  {bound:5.0}  {:10.2}", plan / bound);
+        println!("ratio relay_{count}_{at_once}_at_once_of_star {:.3}", plan / star);
+    }
+    Ok(())
+}
+
+/// A copy that is under way: by when it is done, of which region, by which one. The earliest is the greatest.
+#[derive(PartialEq)]
+struct Copy {
+    until: f64,
+    to: usize,
+    from: usize,
+}
+
+impl Eq for Copy {}
+
+impl Ord for Copy {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.until.total_cmp(&self.until).then(other.to.cmp(&self.to))
+    }
+}
+
+impl PartialOrd for Copy {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// When the last region has the image, if each feeds at most `at_once` others at the same time, sharing its egress.
+fn finish(regions: &[RegionId], at_once: u32, relays: bool) -> f64 {
+    let limits = RegionLimits { egress_copies: usize::try_from(at_once).ok(), ..RegionLimits::default() };
+    let topology = Topology::new(regions.iter().map(|region| (region.clone(), limits)), []);
+    let place = |region: &RegionId| regions.iter().position(|known| known == region).unwrap_or_default();
+    let mut sources = vec![regions[0].clone()];
+    let mut waiting: Vec<RegionId> = regions[1..].to_vec();
+    let mut under_way: BinaryHeap<Copy> = BinaryHeap::new();
+    let mut now = 0.0;
+    loop {
+        let feeding: Vec<(RegionId, RegionId)> =
+            under_way.iter().map(|copy| (regions[copy.from].clone(), regions[copy.to].clone())).collect();
+        for (from, to) in topology.plan(&sources, &waiting, &feeding) {
+            waiting.retain(|region| *region != to);
+            under_way.push(Copy { until: now + f64::from(at_once), to: place(&to), from: place(&from) });
+        }
+        let Some(done) = under_way.pop() else { return now };
+        now = done.until;
+        if relays {
+            sources.push(regions[done.to].clone());
+        }
+    }
+}

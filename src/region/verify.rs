@@ -1,0 +1,60 @@
+//! Reading an image again, to see whether it is what it should be.
+
+use super::{Error, Result, Source, Tree, tree::digest_of};
+use crate::domain::{Descriptor, ImageName};
+
+/// What was found when an image was read again.
+#[derive(Debug, Clone, Default)]
+pub struct Verification {
+    /// How many bytes were read.
+    pub bytes: u64,
+    /// What is wrong, if anything is.
+    pub damages: Vec<String>,
+}
+
+/// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
+/// image is damaged.
+pub async fn verify(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Verification> {
+    let mut found = Verification::default();
+    match source.root(name).await {
+        Ok(Some(there)) if there.digest == root.digest => {}
+        Ok(Some(there)) => found.damages.push(format!("{name} shows {} and not {}", there.digest, root.digest)),
+        Ok(None) => found.damages.push(Error::ImageMissing(name.to_string()).to_string()),
+        Err(error) => found.take(error)?,
+    }
+    let tree = match Tree::read_with_referrers(source, name, root).await {
+        Ok(tree) => tree,
+        Err(error) => {
+            found.take(error)?;
+            return Ok(found);
+        }
+    };
+    found.bytes = tree.manifests.iter().map(|(manifest, _)| manifest.size).sum();
+    for blob in &tree.blobs {
+        match digest_of(source, name, blob).await {
+            Ok(actual) if actual == blob.digest => found.bytes += blob.size,
+            Ok(actual) => {
+                found.take(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })?
+            }
+            Err(error) => found.take(error)?,
+        }
+    }
+    Ok(found)
+}
+
+impl Verification {
+    /// Notes what is wrong with the image; what is wrong with reading it is an error.
+    fn take(&mut self, error: Error) -> Result<()> {
+        match &error {
+            Error::ImageMissing(_)
+            | Error::BlobMissing { .. }
+            | Error::DigestMismatch { .. }
+            | Error::SizeMismatch { .. }
+            | Error::Malformed { .. } => {
+                self.damages.push(error.to_string());
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `VerifyImage`: reads an image again, region by region, and writes down what is damaged.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{RETRY_AFTER, permit::Permit, wire};
+use crate::{
+    contract::{
+        Contract, Failure, Violation,
+        v1::{self, Intactness},
+    },
+    domain::{Fault, FaultKind, Image, RegionId, RegionStatus},
+    region::{self, Stores, Verification},
+    state::State,
+};
+
+/// Images that are read again at the same time.
+const AT_ONCE: usize = 4;
+
+/// Reads images again.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    state: State,
+    stores: Stores,
+    contract: Arc<Contract>,
+    stop: CancellationToken,
+    slots: Arc<Semaphore>,
+}
+
+/// What is found, a region at a time.
+pub type Found = Pin<Box<dyn Stream<Item = Result<v1::VerifyImageResponse, Status>> + Send>>;
+
+impl Verifier {
+    pub fn new(state: State, stores: Stores, contract: Arc<Contract>, stop: CancellationToken) -> Self {
+        Self { state, stores, contract, stop, slots: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Reads an image again in the regions that are named, or in all that should have it.
+    pub async fn verify(&self, body: v1::VerifyImageRequest, permit: Permit) -> Result<Found, Failure> {
+        let id = wire::id("image_id", &body.image_id)?;
+        let busy = || Failure::unavailable("Other images are being verified; repeat the call later", RETRY_AFTER);
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| busy())?;
+        let (image, replicas) = self.state.image_get(&id).await?;
+        let should_have = |region: &RegionId| {
+            let replica = replicas.iter().find(|(known, _)| known == region).map(|(_, replica)| replica.status());
+            *region == image.home || replica == Some(RegionStatus::Available)
+        };
+        let regions: Vec<(RegionId, bool)> = if body.region_ids.is_empty() {
+            let all = self.state.regions().iter().filter(|region| should_have(region));
+            all.map(|region| (region.clone(), true)).collect()
+        } else {
+            let mut named = Vec::new();
+            for name in &body.region_ids {
+                let region: RegionId = wire::id("region_ids", name)?;
+                if self.stores.get(&region).is_none() {
+                    let description = format!("{region} is not configured");
+                    return Err(Failure::invalid(Violation { field: "region_ids", description }));
+                }
+                if !named.iter().any(|(known, _)| *known == region) {
+                    named.push((region.clone(), should_have(&region)));
+                }
+            }
+            named
+        };
+        let work = Work { verifier: self.clone(), image, permit, _slot: slot };
+        let each = stream::unfold((work, regions.into_iter()), |(work, mut regions)| async move {
+            let (region, there) = regions.next()?;
+            let found = work.one(&region, there).await;
+            Some((found, (work, regions)))
+        });
+        // The stream ends with its first error.
+        Ok(Box::pin(each.scan(false, |ended, item| {
+            let item = if *ended { None } else { Some(item) };
+            *ended |= item.as_ref().is_some_and(Result::is_err);
+            std::future::ready(item)
+        })))
+    }
+}
+
+/// An image that is read again.
+struct Work {
+    verifier: Verifier,
+    image: Image,
+    permit: Permit,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Work {
+    async fn one(&self, region: &RegionId, should_have: bool) -> Result<v1::VerifyImageResponse, Status> {
+        let answer = |intactness: Intactness, bytes: u64, problems: Vec<String>| v1::VerifyImageResponse {
+            region_id: region.to_string(),
+            intactness: intactness.into(),
+            bytes_read: i64::try_from(bytes).unwrap_or(i64::MAX),
+            problems,
+        };
+        let (true, Some(store)) = (should_have, self.verifier.stores.get(region)) else {
+            return Ok(answer(Intactness::Absent, 0, Vec::new()));
+        };
+        let name = if *region == self.image.home { self.image.source.clone() } else { store.name_of(&self.image) };
+        let read = region::verify(&**store, &name, &self.image.root);
+        let found = tokio::select! {
+            found = read => found,
+            () = self.verifier.stop.cancelled() => {
+                return Err(self.refuse(Failure::unavailable("The service is shutting down; verify again", RETRY_AFTER)));
+            }
+        };
+        match found {
+            Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![error.to_string()])),
+            Ok(Verification { bytes, damages }) if damages.is_empty() => Ok(answer(Intactness::Intact, bytes, damages)),
+            Ok(Verification { bytes, damages }) => {
+                tracing::error!(image = %self.image.id, %region, ?damages, "an image is damaged");
+                if *region != self.image.home {
+                    let message = format!("found damaged: {}", damages.join("; "));
+                    let fault = Fault { kind: FaultKind::Store, message };
+                    // One that has moved on meanwhile is being made good already.
+                    let noted = self.verifier.state.replica_damaged(&self.image.id, region, fault).await;
+                    if let Err(error) = noted {
+                        return Err(self.refuse(error.into()));
+                    }
+                }
+                Ok(answer(Intactness::Damaged, bytes, damages))
+            }
+        }
+    }
+
+    fn refuse(&self, failure: Failure) -> Status {
+        failure.status(&self.verifier.contract.errors, self.permit.request_id())
+    }
+}

@@ -1,0 +1,307 @@
+//! Whatever the network and the registries do wrong: the right bytes arrive, or the region says why not. It is never AVAILABLE
+//! wrongly, and no upload is left behind.
+
+use std::time::Duration;
+
+use appferry::contract::v1::{RegionState, Synchronization, SynchronizationState};
+use http::{Method, StatusCode};
+
+use crate::harness::{
+    bucket::{BUCKET, Bucket},
+    images::{self, noise},
+    keeping::KeepingRegistry,
+    proxy::{Act, Proxy, Seen},
+    registry::Registry,
+    site::{HOME, Running, Site, container},
+    until,
+};
+
+const MIB: usize = 1 << 20;
+const APP: &str = "a";
+
+/// A registry that has an image, another one to carry it to, and a proxy before each.
+struct Line {
+    running: Running,
+    _source: Registry,
+    target: Registry,
+    before_source: Proxy,
+    before_target: Proxy,
+    root: String,
+}
+
+impl Line {
+    async fn lay(layers: &[Vec<u8>]) -> Self {
+        let (source, target) = (Registry::start().await, Registry::start().await);
+        let before_source = Proxy::start(source.address, |_| Act::Pass).await;
+        let before_target = Proxy::start(target.address, |_| Act::Pass).await;
+        let mut site =
+            Site::new().with(HOME, before_source.store("apps"), "").with("cn-beijing", before_target.store("apps"), "");
+        site.worker.push_str("\nstall_ms = 2000");
+        let layout = site.directory.path().join("made");
+        let root = images::write(&layout, layers);
+        source.push(&layout, "apps/a:1");
+        let running = site.start().await;
+        let url = format!("{}/apps/a:1", before_source.address);
+        running.images().await.add_image(container(APP, &url)).await.expect("it is registered");
+        Self { running, _source: source, target, before_source, before_target, root }
+    }
+
+    async fn carry(&self) -> Synchronization {
+        let request = self.running.synchronize(APP, &["cn-beijing"]).await.expect("it is accepted");
+        self.running.finished(&request).await
+    }
+
+    fn verify(&self) {
+        let layout = self.running.site.directory.path().join("out");
+        self.target.pull("apps/a:1", &layout);
+        assert_eq!(images::verify(&layout), self.root);
+    }
+
+    async fn arrives(self, what: &str) {
+        let done = self.carry().await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{what}: {done:?}");
+        self.verify();
+        self.running.stop().await;
+    }
+}
+
+/// Does something to the first requests of a kind, and lets the rest pass.
+fn first(count: usize, is: fn(&Seen) -> bool, act: &Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
+    let (act, mut done) = (act.clone(), 0);
+    move |seen| {
+        if done < count && is(seen) {
+            done += 1;
+            return act.clone();
+        }
+        Act::Pass
+    }
+}
+
+fn answer(status: u16, headers: Vec<(&'static str, String)>) -> Act {
+    let status = StatusCode::from_u16(status).expect("a status");
+    Act::Answer(status, headers, r#"{"errors":[{"code":"UNKNOWN","message":"out of order"}]}"#.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_stumbles_is_read_on_from_where_it_broke_off() {
+    for act in [
+        Act::CutAnswer(MIB as u64),
+        Act::CutAnswer(0),
+        answer(503, vec![]),
+        answer(500, vec![]),
+        answer(429, vec![("retry-after", "1".to_owned())]),
+        Act::Delay(Duration::from_millis(300)),
+        Act::Hang,
+    ] {
+        let line = Line::lay(&[noise(3 * MIB, 1), noise(50_000, 2)]).await;
+        line.before_source.rule(first(2, Seen::reads_blob, &act));
+        let down = line.before_source.down();
+        let done = line.carry().await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{act:?}: {done:?}");
+        assert_eq!(done.regions[0].attempt, 1, "{act:?}: within one attempt");
+        let read = line.before_source.down() - down;
+        assert!(read < 3_300_000, "{act:?}: {read} bytes were read: it began anew");
+        line.verify();
+        line.running.stop().await;
+    }
+}
+
+/// Above 64 MiB a blob is read in ranges, several at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_that_breaks_off_is_read_on() {
+    let line = Line::lay(&[noise(70 * MIB, 1)]).await;
+    line.before_source.rule(first(3, Seen::reads_blob, &Act::CutAnswer(3 * MIB as u64)));
+    line.arrives("ranges that break off").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_stumbles_gets_the_image_all_the_same() {
+    let begins = |seen: &Seen| seen.method == Method::POST && seen.path.contains("/blobs/uploads/");
+    let writes_manifest = |seen: &Seen| seen.method == Method::PUT && seen.path.contains("/manifests/");
+    let looks = |seen: &Seen| seen.method == Method::HEAD;
+    let cases: [(&str, fn(&Seen) -> bool, Act); 9] = [
+        ("a body that is cut off", Seen::writes_blob, Act::CutRequest(MIB as u64)),
+        ("a body that is corrupted", Seen::writes_blob, Act::CorruptRequest(1_000)),
+        ("503 to a body", Seen::writes_blob, answer(503, vec![])),
+        ("500 to a body", Seen::writes_blob, answer(500, vec![])),
+        ("429 to a body", Seen::writes_blob, answer(429, vec![("retry-after", "1".to_owned())])),
+        ("503 to an upload's beginning", begins, answer(503, vec![])),
+        ("429 to an upload's beginning", begins, answer(429, vec![("retry-after", "1".to_owned())])),
+        ("500 to a manifest", writes_manifest, answer(500, vec![])),
+        ("503 to a look", looks, answer(503, vec![])),
+    ];
+    for (what, is, act) in cases {
+        let line = Line::lay(&[noise(2 * MIB, 1), noise(50_000, 2)]).await;
+        line.before_target.rule(first(2, is, &act));
+        line.arrives(what).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_that_are_cut_off_at_a_registry_that_forgets_them_are_sent_anew() {
+    let line = Line::lay(&[noise(70 * MIB, 1)]).await;
+    line.before_target.rule(first(1, Seen::writes_blob, &Act::CutRequest(5 * MIB as u64)));
+    line.arrives("a chunk that is cut off").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_whose_bytes_are_wrong_is_never_available() {
+    let line = Line::lay(&[noise(3 * MIB, 1), noise(50_000, 2)]).await;
+    line.before_source.rule(|seen: &Seen| if seen.reads_blob() { Act::CorruptAnswer(1_000) } else { Act::Pass });
+    let done = line.carry().await;
+    assert_eq!(done.regions[0].state(), RegionState::Failed);
+    let message = &done.regions[0].error.as_ref().expect("a reason").message;
+    assert!(message.contains("does not have that digest") && message.contains(HOME), "{message}");
+    let client = reqwest::Client::new();
+    let tag = format!("http://{}/v2/apps/a/manifests/1", line.target.address);
+    assert_eq!(client.get(tag).send().await.expect("an answer").status(), StatusCode::NOT_FOUND);
+    line.running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_restarts_gets_the_image() {
+    let mut line = Line::lay(&(0..8).map(|seed| noise(2 * MIB, seed)).collect::<Vec<_>>()).await;
+    line.before_target.rule(|seen: &Seen| if seen.writes_blob() { Act::Throttle(4 << 20) } else { Act::Pass });
+    let request = line.running.synchronize(APP, &["cn-beijing"]).await.expect("it is accepted");
+    until("some of it", async || (line.before_target.up() > 3 << 20).then_some(())).await;
+    line.target.restart().await;
+    line.before_target.rule(|_| Act::Pass);
+    let done = line.running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    line.verify();
+    line.running.stop().await;
+}
+
+/// The proxy hands out tokens and lets nobody in without the last one; every tenth request, it wants another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_run_out_on_the_way_are_renewed() {
+    let line = Line::lay(&(0..20).map(|seed| noise(200_000, seed)).collect::<Vec<_>>()).await;
+    let realm = format!("http://{}/token", line.before_target.address);
+    let (mut token, mut asked, mut refused) = (0, 0, 0);
+    line.before_target.rule(move |seen: &Seen| {
+        if seen.path.starts_with("/token") {
+            assert!(seen.path.contains("scope=repository%3Aapps%2Fa%3Apull%2Cpush"), "{}", seen.path);
+            return Act::Answer(StatusCode::OK, vec![], format!(r#"{{"token":"token-{token}","expires_in":300}}"#));
+        }
+        asked += 1;
+        if asked % 40 == 0 {
+            token += 1;
+        }
+        if seen.authorization.as_deref() == Some(&format!("Bearer token-{token}")) {
+            return Act::Pass;
+        }
+        refused += 1;
+        assert!(refused < 200, "it goes on for ever");
+        answer(401, vec![("www-authenticate", format!(r#"Bearer realm="{realm}",service="registry""#))])
+    });
+    line.arrives("tokens that run out").await;
+}
+
+/// An upload that will not be gone on with is given up, where the registry can be told so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_upload_is_left_behind_by_a_copy_that_failed_or_was_canceled() {
+    let line = Line::lay(&[noise(70 * MIB, 1), noise(50_000, 2)]).await;
+    line.before_target.rule(|seen: &Seen| if seen.writes_blob() { answer(403, vec![]) } else { Act::Pass });
+    let done = line.carry().await;
+    assert_eq!(done.regions[0].state(), RegionState::Failed);
+    assert!(done.regions[0].error.as_ref().expect("a reason").message.contains("403"), "{done:?}");
+    until("the uploads' end", async || line.target.unfinished().is_empty().then_some(())).await;
+    drop(line);
+
+    let (keeping, source) = (KeepingRegistry::start().await, Registry::start().await);
+    let proxy = Proxy::start(
+        keeping.address,
+        |seen: &Seen| {
+            if seen.writes_blob() { Act::Throttle(20 << 20) } else { Act::Pass }
+        },
+    )
+    .await;
+    let site = Site::new().with(HOME, source.store("apps"), "").with("cn-beijing", proxy.store("apps"), "");
+    let layout = site.directory.path().join("made");
+    images::write(&layout, &[noise(70 * MIB, 1)]);
+    source.push(&layout, "apps/a:1");
+    let running = site.start().await;
+    let url = format!("{}/apps/a:1", source.address);
+    running.images().await.add_image(container(APP, &url)).await.expect("it is registered");
+    let request = running.synchronize(APP, &["cn-beijing"]).await.expect("it is accepted");
+    until("some of it", async || (proxy.up() > 2 << 20).then_some(())).await;
+    let cancel = appferry::contract::v1::CancelSynchronizationRequest { request_id: request };
+    running.app_sync().await.cancel_synchronization(cancel).await.expect("it is canceled");
+    until("the upload's end", async || (keeping.unfinished() == 0).then_some(())).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_refuses_parts_keeps_none() {
+    let bucket = Bucket::start().await;
+    let proxy = Proxy::start(bucket.address, |seen: &Seen| {
+        let fourth = seen.method == Method::PUT && seen.path.contains("partNumber=4");
+        if fourth { answer(403, vec![]) } else { Act::Pass }
+    })
+    .await;
+    let site = Site::new().with("cn-beijing", format!("s3://{BUCKET}/x"), bucket.keys(proxy.address));
+    let running = site.start().await;
+    let app = running.add(APP, &[noise(70 * MIB, 1)]).await;
+    let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.regions[0].state(), RegionState::Failed, "{done:?}");
+    until("the upload's end", async || (bucket.unfinished() == 0).then_some(())).await;
+
+    proxy.rule(|_| Act::Pass);
+    let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
+    assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
+    running.stop().await;
+}
+
+/// The parts that are there are not sent again, though the service has been restarted since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_in_parts_outlives_its_worker() {
+    let bucket = Bucket::start().await;
+    let proxy = Proxy::start(bucket.address, |seen: &Seen| {
+        if seen.path.contains("partNumber=") { Act::Throttle(16 << 20) } else { Act::Pass }
+    })
+    .await;
+    let site = Site::new().with("cn-beijing", format!("s3://{BUCKET}/x"), bucket.keys(proxy.address));
+    let running = site.start().await;
+    let app = running.add(APP, &[noise(70 * MIB, 1)]).await;
+    let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
+    until("half of it", async || (proxy.up() > 45 << 20).then_some(())).await;
+    let site = running.stop().await;
+    proxy.rule(|_| Act::Pass);
+    let running = site.start().await;
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert!(done.regions[0].bytes_skipped >= 16 << 20, "{done:?}");
+    // Three parts of 8 MiB may have been on their way.
+    assert!(proxy.up() <= (70 + 26) << 20, "{} bytes were sent", proxy.up());
+    let layout = running.site.directory.path().join("out");
+    bucket.pull("x/a", &layout).await;
+    images::verify(&layout);
+    running.stop().await;
+}
+
+/// The same in a registry that keeps what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_in_chunks_outlives_its_worker() {
+    let keeping = KeepingRegistry::start().await;
+    let proxy = Proxy::start(
+        keeping.address,
+        |seen: &Seen| {
+            if seen.writes_blob() { Act::Throttle(40 << 20) } else { Act::Pass }
+        },
+    )
+    .await;
+    let running = Site::new().with("cn-beijing", proxy.store("apps"), "").start().await;
+    let app = running.add(APP, &[noise(140 * MIB, 1)]).await;
+    let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
+    until("half of it", async || (proxy.up() > 100 << 20).then_some(())).await;
+    let site = running.stop().await;
+    proxy.rule(|_| Act::Pass);
+    let running = site.start().await;
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert!(done.regions[0].bytes_skipped >= 90 << 20, "{done:?}");
+    assert!(proxy.up() <= 150 << 20, "{} bytes were sent", proxy.up());
+    assert!(keeping.has("a") && keeping.unfinished() == 0);
+    running.stop().await;
+}

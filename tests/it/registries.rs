@@ -1,0 +1,290 @@
+//! What registries do beside taking blobs: they ask who is there, lend blobs to each other, and know what refers to what.
+
+use std::{path::Path, sync::Arc};
+
+use appferry::{
+    contract::v1::SynchronizationState,
+    domain::{Descriptor, Digest, ImageName},
+    region::{
+        Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
+        guard::Guard,
+    },
+};
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use crate::harness::{
+    bucket::{BUCKET, Bucket},
+    images::{self, noise},
+    keeping::KeepingRegistry,
+    proxy::{Act, Proxy, Seen},
+    registry::{Registry, skopeo},
+    site::{HOME, Running, Site, container},
+};
+
+/// `bob` and `the-registrys-secret`, as `htpasswd -nB` writes them.
+const HTPASSWD: &str = "bob:$2y$05$l6b6WwP1t.bWooDtMu5P1OOffoWUIInQYXPdDOe7pExJnf6FduXLO";
+
+async fn carried(running: &Running, app: &str, regions: &[&str]) {
+    let request = running.synchronize(app, regions).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+}
+
+async fn registered(running: &Running, id: &str, url: &str) {
+    running.images().await.add_image(container(id, url)).await.expect("it is registered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_wants_a_password_gets_it_from_a_file_or_from_docker() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).expect("a file");
+        path.display().to_string()
+    };
+    let htpasswd = write("htpasswd", HTPASSWD);
+    let auth = format!("auth:\n  htpasswd:\n    realm: registry\n    path: {htpasswd}");
+    let (one, two, three) =
+        (Registry::start_with(&auth).await, Registry::start_with(&auth).await, Registry::start_with(&auth).await);
+    let password = write("password", "the-registrys-secret\n");
+    let docker = json!({ "auths": { two.address.to_string(): { "auth": "Ym9iOnRoZS1yZWdpc3RyeXMtc2VjcmV0" } } });
+    let docker = write("config.json", &docker.to_string());
+    let running = Site::new()
+        .with("cn-beijing", one.store("apps"), format!("username = \"bob\"\npassword_file = \"{password}\""))
+        .with("cn-shanghai", two.store("apps"), format!("docker_config = \"{docker}\""))
+        .with("cn-shenzhen", three.store("apps"), "")
+        .start()
+        .await;
+    let app = running.add("a", &[noise(200_000, 1)]).await;
+    carried(&running, &app, &["cn-beijing", "cn-shanghai"]).await;
+    let request = running.synchronize(&app, &["cn-shenzhen"]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    let region = &done.regions[0];
+    let message = &region.error.as_ref().expect("a reason").message;
+    assert!(message.contains("401") && message.contains("wants credentials"), "{message}");
+    assert_eq!(region.attempt, 1, "trying again is of no use");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_another_repository_of_the_registry_has_is_mounted() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let proxy = Proxy::start(target.address, |_| Act::Pass).await;
+    let site = Site::new().with(HOME, source.store("apps"), "").with("cn-beijing", proxy.store("apps"), "");
+    let made = |name: &str, layers: &[Vec<u8>]| {
+        let layout = site.directory.path().join(name);
+        images::write(&layout, layers);
+        source.push(&layout, &format!("apps/{name}:1"));
+    };
+    made("one", &[noise(3 << 20, 1), noise(10_000, 2)]);
+    made("two", &[noise(3 << 20, 1), noise(10_000, 3)]);
+    let running = site.start().await;
+    for id in ["one", "two"] {
+        registered(&running, id, &format!("{}/apps/{id}:1", source.address)).await;
+    }
+    carried(&running, "one", &["cn-beijing"]).await;
+    let before = proxy.up();
+    carried(&running, "two", &["cn-beijing"]).await;
+    assert!(proxy.up() - before < 100_000, "{} bytes were sent", proxy.up() - before);
+    let mounts = proxy.requests().into_iter().filter(|seen| seen.path.contains("mount=")).count();
+    assert!(mounts >= 1);
+    let layout = running.site.directory.path().join("out");
+    target.pull("apps/two:1", &layout);
+    images::verify(&layout);
+    assert_eq!(target.unfinished(), Vec::<String>::new());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_in_dockers_own_form_is_carried_byte_for_byte() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = Site::new().with(HOME, source.store("apps"), "").with("cn-beijing", target.store("other/apps"), "");
+    let layout = site.directory.path().join("made");
+    images::write(&layout, &[noise(200_000, 1)]);
+    let (from, to) = (format!("oci:{}", layout.display()), source.docker("apps/a:1"));
+    skopeo(&["copy", "--format", "v2s2", "--dest-tls-verify=false", &from, &to]);
+    let running = site.start().await;
+    registered(&running, "a", &format!("{}/apps/a:1", source.address)).await;
+    carried(&running, "a", &["cn-beijing"]).await;
+    let raw = |name: &str| skopeo(&["inspect", "--raw", "--tls-verify=false", name]);
+    let there = raw(&target.docker("other/apps/a:1"));
+    assert!(there.contains("vnd.docker.distribution.manifest.v2+json"), "{there}");
+    assert_eq!(there, raw(&to));
+    running.stop().await;
+}
+
+/// Signs an image by hand: a manifest whose subject it is, and the tag that lists it. Returns the signature's digest.
+async fn sign(registry: &Registry, repository: &str, subject: &str, size: usize) -> (String, String) {
+    let client = reqwest::Client::new();
+    let base = format!("http://{}/v2/{repository}", registry.address);
+    for content in ["{}", "a signature"] {
+        let begun = client.post(format!("{base}/blobs/uploads/")).send().await.expect("an answer");
+        let location = begun.headers()["location"].to_str().expect("text").to_owned();
+        let put = client.put(format!("{location}&digest={}", images::digest(content.as_bytes()))).body(content);
+        assert_eq!(put.send().await.expect("an answer").status(), StatusCode::CREATED);
+    }
+    let signature = json!({
+        "schemaVersion": 2,
+        "mediaType": images::MANIFEST,
+        "artifactType": "application/vnd.example.signature",
+        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": images::digest(b"{}"), "size": 2 },
+        "layers": [{ "mediaType": "text/plain", "digest": images::digest(b"a signature"), "size": 11 }],
+        "subject": { "mediaType": images::MANIFEST, "digest": subject, "size": size },
+    })
+    .to_string();
+    let digest = images::digest(signature.as_bytes());
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": images::INDEX,
+        "manifests": [{ "mediaType": images::MANIFEST, "digest": digest, "size": signature.len(),
+                        "artifactType": "application/vnd.example.signature" }],
+    })
+    .to_string();
+    let tag = subject.replace(':', "-");
+    for (reference, kind, content) in [(&digest, images::MANIFEST, &signature), (&tag, images::INDEX, &index)] {
+        let put =
+            client.put(format!("{base}/manifests/{reference}")).header("content-type", kind).body(content.clone());
+        assert_eq!(put.send().await.expect("an answer").status(), StatusCode::CREATED);
+    }
+    (digest, index)
+}
+
+fn manifest_size(layout: &Path, digest: &str) -> usize {
+    std::fs::read(images::blob_path(layout, digest)).expect("it is there").len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signatures_travel_with_the_image_through_every_kind_of_store() {
+    let (source, target, bucket) = (Registry::start().await, Registry::start().await, Bucket::start().await);
+    let keeping = KeepingRegistry::start().await;
+    let mut site = Site::new().with(HOME, source.store("apps"), "").with("cn-beijing", target.store("apps"), "").with(
+        "cn-shanghai",
+        format!("s3://{BUCKET}/x"),
+        bucket.keys(bucket.address),
+    );
+    site.more = format!("[[region]]\nid = \"keeping\"\nstore = \"registry+http://{}/apps\"\n", keeping.address);
+    let layout = site.directory.path().join("made");
+    let root = images::write(&layout, &[noise(200_000, 1)]);
+    source.push(&layout, "apps/a:1");
+    let (signature, index) = sign(&source, "apps/a", &root, manifest_size(&layout, &root)).await;
+    let running = site.start().await;
+    registered(&running, "a", &format!("{}/apps/a:1", source.address)).await;
+    carried(&running, "a", &[]).await;
+
+    let tag = root.replace(':', "-");
+    let found = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a:{tag}"))]);
+    assert!(found.contains(&signature) && found.contains("application/vnd.example.signature"), "{found}");
+    let signed = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a@{signature}"))]);
+    assert!(signed.contains(&root), "{signed}");
+    // One that knows referrers by itself needs no tag.
+    assert!(keeping.has(&signature) && keeping.has("1") && !keeping.has(&tag));
+
+    // In layouts: the entry that lists them lies beside the image's.
+    let out = running.site.directory.path().join("out");
+    bucket.pull("x/a", &out).await;
+    for layout in [&running.site.image("cn-shenzhen", "a"), &out] {
+        let text = std::fs::read_to_string(layout.join("index.json")).expect("an index");
+        assert!(text.contains(&tag) && text.contains("latest"), "{text}");
+        let listed = std::fs::read(images::blob_path(layout, &images::digest(index.as_bytes())));
+        assert!(listed.is_ok_and(|listed| listed == index.as_bytes()), "{text}");
+        assert!(
+            images::blob_path(layout, &signature).exists()
+                && images::blob_path(layout, &images::digest(b"a signature")).exists()
+        );
+        let inspected = skopeo(&["inspect", "--raw", &format!("oci:{}:latest", layout.display())]);
+        assert!(inspected.contains("layers"));
+    }
+    running.stop().await;
+}
+
+/// A source that knows referrers by the API.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn referrers_are_found_by_the_api_where_there_is_one() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = Site::new();
+    let layout = site.directory.path().join("made");
+    let root = images::write(&layout, &[noise(200_000, 1)]);
+    source.push(&layout, "apps/a:1");
+    let (signature, index) = sign(&source, "apps/a", &root, manifest_size(&layout, &root)).await;
+    let (wanted, empty) = (format!("/referrers/{root}"), r#"{"schemaVersion":2,"manifests":[]}"#);
+    let proxy = Proxy::start(source.address, move |seen: &Seen| {
+        if seen.path.contains("/manifests/sha256-") {
+            return Act::Answer(StatusCode::NOT_FOUND, vec![], String::new());
+        }
+        if !seen.path.contains("/referrers/") {
+            return Act::Pass;
+        }
+        let list = if seen.path.ends_with(&wanted) { index.clone() } else { empty.to_owned() };
+        Act::Answer(StatusCode::OK, vec![("content-type", images::INDEX.to_owned())], list)
+    })
+    .await;
+    let site = site.with(HOME, proxy.store("apps"), "").with("cn-beijing", target.store("apps"), "");
+    let running = site.start().await;
+    registered(&running, "a", &format!("{}/apps/a:1", proxy.address)).await;
+    carried(&running, "a", &["cn-beijing"]).await;
+    let tag = root.replace(':', "-");
+    let found = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a:{tag}"))]);
+    assert!(found.contains(&signature), "{found}");
+    running.stop().await;
+}
+
+/// A journal of a claim that has been overtaken.
+#[derive(Debug)]
+struct Overtaken;
+
+#[tonic::async_trait]
+impl Journal for Overtaken {
+    async fn hold(&self) -> Result<()> {
+        Err(Error::Overtaken)
+    }
+
+    async fn upload(&self, _: Digest) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn note(&self, _: Digest, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: Digest) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn tree() -> Tree {
+    let content = r#"{"schemaVersion":2}"#;
+    let digest = images::digest(content.as_bytes()).parse().expect("a digest");
+    let root = Descriptor { media_type: images::MANIFEST.into(), digest, size: content.len() as u64 };
+    Tree { manifests: vec![(root, content.into())], blobs: Vec::new(), referrers: Vec::new() }
+}
+
+fn store(proxy: &Proxy) -> RegistryStore {
+    let Ok(Location::Registry(location)) = proxy.store("apps").parse() else { panic!("a registry") };
+    let client = RegistryClient::new(location, Credentials::Anonymous, Vec::new(), None, Guard::new(true));
+    RegistryStore::new(client.expect("a client"))
+}
+
+#[tokio::test]
+async fn who_was_overtaken_moves_no_tag() {
+    let keeping = KeepingRegistry::start().await;
+    let proxy = Proxy::start(keeping.address, |_| Act::Pass).await;
+    let stage = |journal: Arc<dyn Journal>| Stage {
+        name: ImageName("a:1".into()),
+        fence: 1,
+        suspect: false,
+        lenders: Arc::default(),
+        journal,
+    };
+    let refused = store(&proxy).publish(&stage(Arc::new(Overtaken)), &tree()).await;
+    assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
+    assert!(!keeping.has("1"));
+
+    // And whose tag somebody else moved right after, notices.
+    proxy.rule(|seen: &Seen| {
+        let looks = seen.method == Method::HEAD && seen.path.ends_with("/manifests/1");
+        if looks { Act::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Act::Pass }
+    });
+    let contended = store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await;
+    assert!(matches!(contended, Err(Error::Contended(_))), "{contended:?}");
+}
