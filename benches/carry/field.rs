@@ -2,6 +2,7 @@
 //! of its own.
 
 use std::{
+    fmt::Write as _,
     net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -34,7 +35,7 @@ pub struct Measured {
 pub struct Field {
     pub source: Registry,
     pub layout: PathBuf,
-    pub directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     /// The size of all its layers.
     pub bytes: u64,
 }
@@ -57,7 +58,7 @@ impl Field {
         tokio::task::spawn_blocking(move || images::write_sizes(&to, &sizes)).await?;
         let source = Registry::start().await;
         source.push(&layout, &format!("apps/{NAME}"));
-        Ok(Self { source, layout, directory, bytes })
+        Ok(Self { source, layout, _directory: directory, bytes })
     }
 
     pub async fn registries(&self, count: usize) -> Vec<Registry> {
@@ -118,7 +119,7 @@ impl Field {
         "stall_ms = 60000".clone_into(&mut site.worker);
         site.worker.push_str(worker.unwrap_or_default());
         for (place, store) in stores.iter().enumerate() {
-            site.more.push_str(&format!("\n[[region]]\nid = \"{}\"\nstore = \"{store}\"\n", region(place)));
+            write!(site.more, "\n[[region]]\nid = \"{}\"\nstore = \"{store}\"\n", region(place))?;
         }
         debug_assert!(TARGETS.iter().all(|target| *target != region(0)));
         let config = site.write_config();

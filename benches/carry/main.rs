@@ -5,11 +5,9 @@
 
 mod field;
 #[path = "../../tests/it/harness/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;
 mod peers;
-
-use std::time::Duration;
 
 use field::{Field, Measured, Result};
 use harness::proxy::{Act, Seen};
@@ -149,14 +147,21 @@ async fn link() -> Result<()> {
     Ok(())
 }
 
-/// A blob of 1 GiB whose upload is cut off at 90 %, to a registry that keeps what it has.
+/// A blob of 1 GiB whose upload is cut off at 90 %, to a registry that keeps what it has; and to the distribution project's, which
+/// does not.
 async fn cut() -> Result<()> {
     let field = Field::new(&[1_024 * MIB]).await?;
-    let registry = harness::keeping::KeepingRegistry::start().await;
+    let keeping = harness::keeping::KeepingRegistry::start().await;
+    cut_to(&field, keeping.address, "sent_again_after_cut").await?;
+    let distribution = field.registries(1).await;
+    cut_to(&field, distribution[0].address, "sent_again_after_cut_to_distribution").await
+}
+
+async fn cut_to(field: &Field, registry: std::net::SocketAddr, name: &str) -> Result<()> {
     let cut_at = field.bytes / 10 * 9;
     let mut passed = 0;
     let mut cut = false;
-    let proxy = harness::proxy::Proxy::start(registry.address, move |seen: &Seen| {
+    let proxy = harness::proxy::Proxy::start(registry, move |seen: &Seen| {
         // Chunks of 64 MiB: the one that reaches the place is cut there.
         if seen.writes_blob() && !cut {
             if passed + (64 << 20) > cut_at {
@@ -169,9 +174,12 @@ async fn cut() -> Result<()> {
     })
     .await;
     field.appferry_into(&[proxy.store("apps")], None).await?;
+    if proxy.requests().iter().filter(|seen| seen.writes_blob()).count() <= 17 {
+        return Err("the upload was not cut off".into());
+    }
     let again = field::exact(proxy.up()) - field::exact(field.bytes);
     println!("1 GiB cut at 90 %: {:.1} MiB sent again", again / field::exact(MIB as u64));
-    ratio("sent_again_after_cut", again / field::exact(field.bytes));
+    ratio(name, again / field::exact(field.bytes));
     Ok(())
 }
 
@@ -193,6 +201,5 @@ async fn memory() -> Result<()> {
     let measured = field.appferry(5).await?;
     println!("4 GiB to 5: {} MiB resident at most, {:.1?}", measured.resident_kib >> 10, measured.wall);
     ratio("resident_of_192_mib", field::exact(measured.resident_kib) / field::exact(192 << 10));
-    debug_assert!(measured.wall > Duration::ZERO);
     Ok(())
 }

@@ -34,7 +34,7 @@ pub async fn verify(source: &dyn Source, name: &ImageName, root: &Descriptor) ->
         match digest_of(source, name, blob).await {
             Ok(actual) if actual == blob.digest => found.bytes += blob.size,
             Ok(actual) => {
-                found.take(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })?
+                found.take(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })?;
             }
             Err(error) => found.take(error)?,
         }

@@ -105,7 +105,7 @@ impl Work {
         let found = tokio::select! {
             found = read => found,
             () = self.verifier.stop.cancelled() => {
-                return Err(self.refuse(Failure::unavailable("The service is shutting down; verify again", RETRY_AFTER)));
+                return Err(self.refuse(&Failure::unavailable("The service is shutting down; verify again", RETRY_AFTER)));
             }
         };
         match found {
@@ -119,7 +119,7 @@ impl Work {
                     // One that has moved on meanwhile is being made good already.
                     let noted = self.verifier.state.replica_damaged(&self.image.id, region, fault).await;
                     if let Err(error) = noted {
-                        return Err(self.refuse(error.into()));
+                        return Err(self.refuse(&error.into()));
                     }
                 }
                 Ok(answer(Intactness::Damaged, bytes, damages))
@@ -127,7 +127,7 @@ impl Work {
         }
     }
 
-    fn refuse(&self, failure: Failure) -> Status {
+    fn refuse(&self, failure: &Failure) -> Status {
         failure.status(&self.verifier.contract.errors, self.permit.request_id())
     }
 }

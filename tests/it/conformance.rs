@@ -63,7 +63,7 @@ impl House {
 
     async fn upload(&self, layout: &Path, prefix: &str) {
         use object_store::ObjectStoreExt as _;
-        let objects = self.bucket.objects(self.bucket.address);
+        let objects = self.bucket.objects();
         for file in files(layout) {
             let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
             let content = std::fs::read(&file).expect("it is there");

@@ -65,8 +65,11 @@ impl Line {
     }
 }
 
+/// Whether a request is of a kind.
+type Is = fn(&Seen) -> bool;
+
 /// Does something to the first requests of a kind, and lets the rest pass.
-fn first(count: usize, is: fn(&Seen) -> bool, act: &Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
+fn first(count: usize, is: Is, act: &Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
     let (act, mut done) = (act.clone(), 0);
     move |seen| {
         if done < count && is(seen) {
@@ -119,7 +122,7 @@ async fn a_destination_that_stumbles_gets_the_image_all_the_same() {
     let begins = |seen: &Seen| seen.method == Method::POST && seen.path.contains("/blobs/uploads/");
     let writes_manifest = |seen: &Seen| seen.method == Method::PUT && seen.path.contains("/manifests/");
     let looks = |seen: &Seen| seen.method == Method::HEAD;
-    let cases: [(&str, fn(&Seen) -> bool, Act); 9] = [
+    let cases: [(&str, Is, Act); 9] = [
         ("a body that is cut off", Seen::writes_blob, Act::CutRequest(MIB as u64)),
         ("a body that is corrupted", Seen::writes_blob, Act::CorruptRequest(1_000)),
         ("503 to a body", Seen::writes_blob, answer(503, vec![])),
@@ -277,6 +280,58 @@ async fn an_upload_in_parts_outlives_its_worker() {
     let layout = running.site.directory.path().join("out");
     bucket.pull("x/a", &layout).await;
     images::verify(&layout);
+    running.stop().await;
+}
+
+/// The same in a directory: what has been written of a large blob is not carried again, and not left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_blob_in_a_directory_outlives_its_worker() {
+    let source = Registry::start().await;
+    let slow = |seen: &Seen| if seen.reads_blob() { Act::Throttle(20 << 20) } else { Act::Pass };
+    let proxy = Proxy::start(source.address, slow).await;
+    let site = Site::new().with(HOME, proxy.store("apps"), "");
+    let layout = site.directory.path().join("made");
+    let root = images::write(&layout, &[noise(70 * MIB, 1)]);
+    source.push(&layout, "apps/a:1");
+    let running = site.start().await;
+    running.images().await.add_image(container(APP, &format!("{}/apps/a:1", proxy.address))).await.expect("registered");
+    let blobs = running.site.image("cn-beijing", "a").join("blobs/sha256");
+    let begun = || {
+        let files = std::fs::read_dir(&blobs).into_iter().flatten().flatten();
+        let begun = files.filter(|file| file.file_name().to_string_lossy().ends_with(".begun"));
+        begun.map(|file| file.metadata().map_or(0, |metadata| metadata.len())).max()
+    };
+    let request = running.synchronize(APP, &["cn-beijing"]).await.expect("it is accepted");
+    until("some of it", async || begun().filter(|length| *length > 30 << 20)).await;
+    let site = running.stop().await;
+    let down = proxy.down();
+    let running = site.start().await;
+    until("the rest", async || (proxy.down() > down + (5 << 20)).then_some(())).await;
+    let cancel = appferry::contract::v1::CancelSynchronizationRequest { request_id: request };
+    running.app_sync().await.cancel_synchronization(cancel).await.expect("it is canceled");
+    until("the remains' end", async || begun().is_none().then_some(())).await;
+
+    proxy.rule(|_| Act::Pass);
+    let request = running.synchronize(APP, &["cn-beijing"]).await.expect("it is accepted");
+    assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
+    assert_eq!(images::verify(&running.site.image("cn-beijing", "a")), root);
+
+    // And with nothing in between.
+    proxy.rule(slow);
+    let request = running.synchronize(APP, &["cn-shanghai"]).await.expect("it is accepted");
+    let blobs = running.site.image("cn-shanghai", "a").join("blobs/sha256");
+    let written = || {
+        let files = std::fs::read_dir(&blobs).into_iter().flatten().flatten();
+        files.map(|file| file.metadata().map_or(0, |metadata| metadata.len())).sum::<u64>()
+    };
+    until("some of it", async || (written() > 30 << 20).then_some(())).await;
+    let site = running.stop().await;
+    proxy.rule(|_| Act::Pass);
+    let running = site.start().await;
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert!(done.regions[0].bytes_skipped > 25 << 20, "{done:?}");
+    assert_eq!(images::verify(&running.site.image("cn-shanghai", "a")), root);
     running.stop().await;
 }
 

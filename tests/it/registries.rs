@@ -22,8 +22,8 @@ use crate::harness::{
     site::{HOME, Running, Site, container},
 };
 
-/// `bob` and `the-registrys-secret`, as `htpasswd -nB` writes them.
-const HTPASSWD: &str = "bob:$2y$05$l6b6WwP1t.bWooDtMu5P1OOffoWUIInQYXPdDOe7pExJnf6FduXLO";
+/// `bob` and `the-stores-secret`, as `htpasswd -nB` writes them.
+const HTPASSWD: &str = "bob:$2y$05$nHteKL/I1p1myKua7VxXH.AXK1JZ/uUnIh79.JM4/4Odn7XJiKTFu";
 
 async fn carried(running: &Running, app: &str, regions: &[&str]) {
     let request = running.synchronize(app, regions).await.expect("it is accepted");
@@ -47,8 +47,8 @@ async fn a_registry_that_wants_a_password_gets_it_from_a_file_or_from_docker() {
     let auth = format!("auth:\n  htpasswd:\n    realm: registry\n    path: {htpasswd}");
     let (one, two, three) =
         (Registry::start_with(&auth).await, Registry::start_with(&auth).await, Registry::start_with(&auth).await);
-    let password = write("password", "the-registrys-secret\n");
-    let docker = json!({ "auths": { two.address.to_string(): { "auth": "Ym9iOnRoZS1yZWdpc3RyeXMtc2VjcmV0" } } });
+    let password = write("password", "the-stores-secret\n");
+    let docker = json!({ "auths": { two.address.to_string(): { "auth": "Ym9iOnRoZS1zdG9yZXMtc2VjcmV0" } } });
     let docker = write("config.json", &docker.to_string());
     let running = Site::new()
         .with("cn-beijing", one.store("apps"), format!("username = \"bob\"\npassword_file = \"{password}\""))

@@ -3,6 +3,7 @@
 use std::fs;
 
 use appferry::contract::v1::{Intactness, SynchronizationState, VerifyImageRequest, VerifyImageResponse};
+use object_store::ObjectStoreExt as _;
 use tonic::Code;
 
 use crate::harness::{
@@ -54,9 +55,8 @@ async fn a_replica_that_is_found_damaged_is_made_good_by_the_next_call() {
     let mut bytes = fs::read(&file).expect("it is there");
     bytes[1_000] ^= 1;
     fs::write(&file, &bytes).expect("it is written");
-    use object_store::ObjectStoreExt as _;
     let object = format!("x/a/blobs/sha256/{}", layer.trim_start_matches("sha256:"));
-    bucket.objects(bucket.address).put(&object.into(), bytes.into()).await.expect("it is put");
+    bucket.objects().put(&object.into(), bytes.into()).await.expect("it is put");
     fs::remove_file(registry.blob(&layer)).expect("it was there");
 
     let found = verify(&running, &[]).await;

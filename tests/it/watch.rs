@@ -90,6 +90,8 @@ impl<S: tracing::Subscriber> Layer<S> for Rounds {
 #[tokio::test]
 async fn a_thousand_watchers_cost_the_database_what_one_costs() {
     let rounds = Rounds::default();
+    // As long as there is one subscriber alone, a test on another thread, which has none, can have events switched off for all.
+    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     let _heard = tracing_subscriber::registry().with(rounds.clone()).set_default();
     let running = Site::new().start_as(Role::Server).await;
     let app = running.add("a", &[noise(10, 1)]).await;

@@ -17,14 +17,25 @@ use crate::{
     region::{CHUNK_BYTES, Chunk, Error, Presence, Result, Stage},
 };
 
+/// What the name of an unfinished blob ends with.
 const PARTIAL: &str = ".partial";
+/// The same, of one that is large enough to be gone on with by whoever comes next.
+const BEGUN: &str = ".begun";
+/// Blobs above this size, in bytes, are gone on with.
+const LARGE: u64 = 64 << 20;
+
+/// Whether a writer that comes next goes on with the blob where one before left off.
+pub fn is_kept(blob: &Descriptor) -> bool {
+    blob.size > LARGE
+}
 
 fn path(name: &ImageName, digest: Digest) -> String {
     format!("{}/{}", layout::blobs(name), digest.hex())
 }
 
-fn partial(stage: &Stage, digest: Digest) -> String {
-    format!("{}.{}{PARTIAL}", path(&stage.name, digest), mark(stage))
+fn partial(stage: &Stage, blob: &Descriptor) -> String {
+    let ending = if is_kept(blob) { BEGUN } else { PARTIAL };
+    format!("{}.{}{ending}", path(&stage.name, blob.digest), mark(stage))
 }
 
 /// What a name that nobody else writes to ends with: the claim's fence, and a number of this process. A writer that was given up
@@ -42,6 +53,11 @@ pub fn fence_of_mark(mark: &str) -> Option<u64> {
 /// The fence of the claim that an unfinished file belongs to; nothing if the file is no such one.
 pub fn fence_of_partial(file: &str) -> Option<u64> {
     fence_of_mark(file.strip_suffix(PARTIAL)?.split_once('.')?.1)
+}
+
+/// The fence of the claim that began a blob that is kept; nothing if the file is no such one.
+pub fn fence_of_begun(file: &str) -> Option<u64> {
+    fence_of_mark(file.strip_suffix(BEGUN)?.split_once('.')?.1)
 }
 
 /// Opens an ordinary file. Anything else (a directory, a pipe) is refused before it can block.
@@ -150,7 +166,8 @@ pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
             remove(dir, &own)?;
         }
     }
-    Ok(longest_partial(dir, stage, blob)?.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))
+    let begun = if is_kept(blob) { longest_partial(dir, stage, blob)? } else { None };
+    Ok(begun.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))
 }
 
 /// The longest beginning of the blob that a writer of this claim, or of one before, left, and its length.
@@ -160,7 +177,7 @@ fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Option
     for entry in dir.read_dir(&blobs).map_err(Error::io("listing", &blobs))? {
         let entry = entry.map_err(Error::io("listing", &blobs))?;
         let file = entry.file_name().to_string_lossy().into_owned();
-        let ours = file.starts_with(&blob.digest.hex()) && fence_of_partial(&file).is_some_and(|f| f <= stage.fence);
+        let ours = file.starts_with(&blob.digest.hex()) && fence_of_begun(&file).is_some_and(|f| f <= stage.fence);
         let Ok(metadata) = entry.metadata() else { continue };
         let length = metadata.len();
         let longer = longest.as_ref().is_none_or(|(_, known)| length > *known);
@@ -209,17 +226,14 @@ fn hash(file: &mut File) -> io::Result<(Digest, u64)> {
 /// Writes a blob as its pieces come, from the byte `from` on, and gives it its name when it is whole, durable and verified. What
 /// a stream that broke off has brought is left for whoever goes on with it.
 pub fn write(dir: &Dir, stage: &Stage, blob: &Descriptor, from: u64, chunks: mpsc::Receiver<Chunk>) -> Result<()> {
-    let partial = partial(stage, blob.digest);
+    let partial = partial(stage, blob);
     let result = write_partial(dir, &partial, stage, blob, from, chunks).and_then(|()| verify(dir, &partial, blob));
     match result {
         Ok(()) => {
             let own = path(&stage.name, blob.digest);
             dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))
         }
-        // As many bytes as there should be, and no end: they were wrong.
-        Err(Error::Interrupted) if dir.metadata(&partial).is_ok_and(|there| there.len() < blob.size) => {
-            Err(Error::Interrupted)
-        }
+        Err(Error::Interrupted) if may_go_on(dir, &partial, blob) => Err(Error::Interrupted),
         Err(error) => {
             // What is wrong is told; that its remains could not be removed either would only hide it.
             let _ = remove(dir, &partial);
@@ -228,6 +242,27 @@ pub fn write(dir: &Dir, stage: &Stage, blob: &Descriptor, from: u64, chunks: mps
             Err(if begun_wrong { Error::UploadGone(partial) } else { error })
         }
     }
+}
+
+/// Whether what a stream that broke off has brought is worth keeping. As many bytes as there should be, and no end: they were wrong.
+fn may_go_on(dir: &Dir, partial: &str, blob: &Descriptor) -> bool {
+    is_kept(blob) && dir.metadata(partial).is_ok_and(|there| (1..blob.size).contains(&there.len()))
+}
+
+/// Removes what writers have left of a blob.
+pub fn forsake(dir: &Dir, name: &ImageName, digest: Digest) -> Result<()> {
+    let blobs = layout::blobs(name);
+    let entries = match dir.read_dir(&blobs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io("listing", &blobs))?,
+    };
+    for entry in entries {
+        let file = entry.map_err(Error::io("listing", &blobs))?.file_name().to_string_lossy().into_owned();
+        if file.starts_with(&digest.hex()) && fence_of_begun(&file).is_some() {
+            remove(dir, &format!("{blobs}/{file}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a blob under a name of its own. The beginning that another writer left is copied, not taken over: that writer may be
@@ -274,7 +309,7 @@ fn write_partial(
 
 /// Writes a small blob durably and in one step.
 pub fn write_small(dir: &Dir, stage: &Stage, blob: &Descriptor, content: &[u8]) -> Result<()> {
-    let partial = partial(stage, blob.digest);
+    let partial = partial(stage, blob);
     write_file(dir, &partial, content)?;
     let own = path(&stage.name, blob.digest);
     dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))

@@ -49,11 +49,12 @@ pub fn is_visible(dir: &Dir, name: &ImageName) -> bool {
     dir.is_file(format!("{name}/{INDEX}"))
 }
 
-/// Makes the directories of an image, and removes what claims before this one left unfinished; but for beginnings of blobs,
-/// which this one may go on with.
+/// Makes the directories of an image, and removes what claims before this one left unfinished; but for the beginnings of
+/// large blobs, which this one may go on with.
 pub fn prepare(dir: &Dir, stage: &Stage) -> Result<()> {
     let blobs = blobs(&stage.name);
     dir.create_dir_all(&blobs).map_err(Error::io("creating", &blobs))?;
+    clear(dir, &blobs, stage.fence, blob::fence_of_partial)?;
     clear(dir, &stage.name.0, stage.fence, fence_of_replacement)
 }
 
@@ -87,7 +88,7 @@ pub fn publish(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<()> {
         let (descriptor, content) = referrers.index();
         blob::write_small(dir, stage, &descriptor, &content)?;
     }
-    clear(dir, &blobs(name), stage.fence + 1, blob::fence_of_partial)?;
+    clear(dir, &blobs(name), stage.fence + 1, blob::fence_of_begun)?;
     sync_dir(dir, &blobs(name))?;
     sync_dir(dir, &format!("{name}/blobs"))?;
     replace(dir, stage, MARKER, MARKER_CONTENT.as_bytes())?;

@@ -11,6 +11,7 @@ use std::{path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cap_std::{ambient_authority, fs::Dir};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
@@ -67,6 +68,13 @@ impl DirStore {
             Err(_) => Err(Error::Interrupted),
         }
     }
+}
+
+/// A large blob that has been begun, as the journal has it.
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    name: String,
+    digest: String,
 }
 
 #[async_trait]
@@ -163,8 +171,22 @@ impl Store for DirStore {
         from: u64,
         chunks: mpsc::Receiver<Chunk>,
     ) -> Result<()> {
+        let kept = blob::is_kept(blob);
+        if kept {
+            let begun = Begun { name: stage.name.0.clone(), digest: blob.digest.to_string() };
+            let session = serde_json::to_string(&begun).map_err(|error| Error::malformed("a blob", error))?;
+            stage.journal.note(blob.digest, &session).await?;
+        }
+        let (journal, digest) = (Arc::clone(&stage.journal), blob.digest);
         let (stage, blob) = (stage.clone(), blob.clone());
-        self.blocking(move |store| blob::write(&store.dir()?, &stage, &blob, from, chunks)).await
+        self.blocking(move |store| blob::write(&store.dir()?, &stage, &blob, from, chunks)).await?;
+        if kept { journal.forget(digest).await } else { Ok(()) }
+    }
+
+    async fn abort(&self, session: &str) -> Result<()> {
+        let Ok(Begun { name, digest }) = serde_json::from_str(session) else { return Ok(()) };
+        let Ok(digest) = digest.parse() else { return Ok(()) };
+        self.blocking(move |store| blob::forsake(&store.dir()?, &ImageName(name), digest)).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {

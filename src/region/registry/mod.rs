@@ -25,6 +25,7 @@ use http::{
 };
 use reqwest::Response;
 use tokio::{sync::mpsc, time::timeout};
+use tokio_util::task::TaskTracker;
 
 pub use client::Client;
 pub use credentials::{Credentials, Error as CredentialsError};
@@ -56,13 +57,19 @@ pub struct RegistryStore {
     without_ranges: Arc<AtomicBool>,
     /// Uploads that were dropped unfinished, and are to be given up.
     dropped: Arc<Mutex<Vec<Upload>>>,
+    /// Uploads that the registry is being asked to begin.
+    beginning: TaskTracker,
 }
 
 impl RegistryStore {
     /// The store in a registry.
     #[must_use]
     pub fn new(client: Client) -> Self {
+        let beginning = TaskTracker::new();
+        // Whoever waits, waits for those that there are.
+        beginning.close();
         Self {
+            beginning,
             client: Arc::new(client),
             without_referrers: Arc::default(),
             without_ranges: Arc::default(),

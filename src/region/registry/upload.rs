@@ -15,6 +15,7 @@ use http::{
 use reqwest::Response;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 use url::Url;
 
 use super::{
@@ -47,18 +48,19 @@ impl Upload {
 }
 
 /// An upload that no journal knows of. Dropped unfinished, it is kept to be given up: whoever carried it out may be gone.
-struct Begun<'a> {
-    store: &'a RegistryStore,
+struct Begun {
+    store: RegistryStore,
     upload: Option<Upload>,
 }
 
-impl Begun<'_> {
+impl Begun {
+    /// It is finished, or a journal knows of it.
     fn ended(mut self) {
         self.upload = None;
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for Begun {
     fn drop(&mut self) {
         self.store.dropped().extend(self.upload.take());
     }
@@ -139,7 +141,18 @@ impl RegistryStore {
         Ok(response.status() == StatusCode::CREATED)
     }
 
-    async fn begin(&self, repository: &str) -> Result<Upload> {
+    /// Begins an upload, on a task of its own: once the registry has been asked, its answer must not be lost, even if nobody waits
+    /// for it any more.
+    async fn begin(&self, repository: &str) -> Result<(Upload, Begun)> {
+        let (store, repository) = (self.clone(), repository.to_owned());
+        let begin = async move {
+            let upload = store.ask_for_upload(&repository).await?;
+            Ok((upload.clone(), Begun { store, upload: Some(upload) }))
+        };
+        self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
+    }
+
+    async fn ask_for_upload(&self, repository: &str) -> Result<Upload> {
         let scope = Scope::push(repository);
         let url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
         let (what, asked) = (what(&Method::POST, &url), url.clone());
@@ -179,8 +192,7 @@ impl RegistryStore {
     }
 
     async fn upload_whole(&self, repository: &str, blob: &Descriptor, mut feed: Feed) -> Result<()> {
-        let upload = self.begin(repository).await?;
-        let begun = Begun { store: self, upload: Some(upload.clone()) };
+        let (upload, begun) = self.begin(repository).await?;
         self.commit(&upload, blob, 0, &mut feed).await?;
         begun.ended();
         Ok(())
@@ -188,6 +200,7 @@ impl RegistryStore {
 
     /// Gives up the uploads that were dropped unfinished, with whatever carried them out.
     pub(super) async fn abort_dropped(&self) {
+        self.beginning.wait().await;
         let dropped = mem::take(&mut *self.dropped());
         for upload in dropped {
             self.try_to_abort(&upload).await;
@@ -211,8 +224,9 @@ impl RegistryStore {
             let known = journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
             known.ok_or_else(|| Error::UploadGone(format!("the blob {}", blob.digest)))?
         } else {
-            let upload = self.begin(repository).await?;
+            let (upload, begun) = self.begin(repository).await?;
             journal.note(blob.digest, &upload.session()?).await?;
+            begun.ended();
             upload
         };
         let mut offset = from;

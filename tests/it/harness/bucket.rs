@@ -44,7 +44,7 @@ impl Bucket {
             .spawn()
             .expect("minio is installed (scripts/tools)");
         let bucket = Self { directory, address, child };
-        let objects = bucket.objects(bucket.address);
+        let objects = bucket.objects();
         until("the S3 server", async || objects.list(None).try_collect::<Vec<_>>().await.ok()).await;
         bucket
     }
@@ -60,9 +60,9 @@ impl Bucket {
     }
 
     /// What is in it, seen by another client than the service's.
-    pub fn objects(&self, by: SocketAddr) -> Arc<dyn ObjectStore> {
+    pub fn objects(&self) -> Arc<dyn ObjectStore> {
         let builder = AmazonS3Builder::new()
-            .with_endpoint(format!("http://{by}"))
+            .with_endpoint(format!("http://{}", self.address))
             .with_bucket_name(BUCKET)
             .with_access_key_id(USER)
             .with_secret_access_key(PASSWORD)
@@ -72,7 +72,7 @@ impl Bucket {
 
     /// Takes what lies below a prefix out into a directory.
     pub async fn pull(&self, prefix: &str, to: &Path) {
-        let objects = self.objects(self.address);
+        let objects = self.objects();
         let found: Vec<_> = objects.list(Some(&prefix.into())).try_collect().await.expect("a list");
         for object in found {
             let below = object.location.as_ref().strip_prefix(prefix).expect("it is below").trim_start_matches('/');

@@ -90,6 +90,7 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
 }
 
 /// Writes a layout of one image with layers of these sizes, one after the other: they may be larger than memory.
+#[allow(dead_code, reason = "the bench of carrying uses it")]
 pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     begin(layout);
     let layer = |(seed, &size): (u64, &usize)| {

@@ -153,16 +153,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         return empty(status(code).header("location", at(id)).header("range", range));
     }
     if path.contains("/referrers/") {
-        let content = lock(content);
-        let refers = |body: &Bytes| {
-            let manifest: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-            manifest.is_some_and(|manifest| manifest["subject"]["digest"] == last.as_str())
-        };
-        let found = content.manifests.iter().filter(|(name, (_, body))| name.starts_with("sha256:") && refers(body));
-        let entry = |(digest, (kind, body)): (&String, &(String, Bytes))| serde_json::json!({ "mediaType": kind, "digest": digest, "size": body.len() });
-        let kind = super::images::INDEX;
-        let index = serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "manifests": found.map(entry).collect::<Vec<_>>() });
-        return status(StatusCode::OK).header("content-type", kind).body(index.to_string().into()).expect("a response");
+        return referrers(&lock(content), &last);
     }
     if path.contains("/manifests/") && method == Method::PUT {
         let kind =
@@ -187,4 +178,18 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         Some(size) if method == Method::HEAD => empty(status(StatusCode::OK).header("content-length", *size)),
         _ => empty(status(StatusCode::NOT_FOUND)),
     }
+}
+
+/// The manifests whose subject this one is.
+fn referrers(content: &Content, subject: &str) -> Response<Full<Bytes>> {
+    let refers = |body: &Bytes| {
+        let manifest: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        manifest.is_some_and(|manifest| manifest["subject"]["digest"] == subject)
+    };
+    let found = content.manifests.iter().filter(|(name, (_, body))| name.starts_with("sha256:") && refers(body));
+    let entry = |(digest, (kind, body)): (&String, &(String, Bytes))| serde_json::json!({ "mediaType": kind, "digest": digest, "size": body.len() });
+    let kind = super::images::INDEX;
+    let index =
+        serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "manifests": found.map(entry).collect::<Vec<_>>() });
+    Response::builder().header("content-type", kind).body(index.to_string().into()).expect("a response")
 }

@@ -78,6 +78,7 @@ impl Served {
     }
 
     /// The process's id.
+    #[allow(dead_code, reason = "the bench of carrying uses it")]
     pub fn id(&self) -> u32 {
         self.child.id()
     }

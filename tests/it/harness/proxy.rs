@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -52,8 +52,6 @@ pub enum Act {
 pub struct Seen {
     pub method: Method,
     pub path: String,
-    /// How many requests came before.
-    pub before: usize,
     /// The header `Authorization`.
     pub authorization: Option<String>,
 }
@@ -76,12 +74,11 @@ struct Shared {
     upstream: SocketAddr,
     rule: Mutex<Rule>,
     requests: Mutex<Vec<Seen>>,
-    count: AtomicUsize,
     up: AtomicU64,
     down: AtomicU64,
     client: reqwest::Client,
     /// Bytes a second that may come back, all requests together; nothing for any number.
-    link: Mutex<Option<(f64, tokio::time::Instant)>>,
+    link: Mutex<Option<(u64, tokio::time::Instant)>>,
 }
 
 /// A proxy.
@@ -107,7 +104,6 @@ impl Proxy {
             upstream,
             rule: Mutex::new(Box::new(rule)),
             requests: Mutex::default(),
-            count: AtomicUsize::new(0),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             client: client.build().expect("a client"),
@@ -150,10 +146,9 @@ impl Proxy {
     }
 
     /// Lets no more than so many bytes a second back.
+    #[allow(dead_code, reason = "the bench of carrying uses it")]
     pub fn hold_link(&self, bytes_per_second: u64) {
-        #[allow(clippy::cast_precision_loss)]
-        let rate = bytes_per_second as f64;
-        *self.shared.link.lock().expect("no panic") = Some((rate, tokio::time::Instant::now()));
+        *self.shared.link.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
     /// Where a region of the name has it.
@@ -162,12 +157,16 @@ impl Proxy {
     }
 }
 
+#[allow(clippy::cast_precision_loss)]
+fn seconds(bytes: u64, rate: u64) -> f64 {
+    bytes as f64 / rate as f64
+}
+
 async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
     let seen = Seen {
         method: request.method().clone(),
         path: path.clone(),
-        before: shared.count.fetch_add(1, Ordering::Relaxed),
         authorization: request.headers().get("authorization").and_then(|v| v.to_str().ok()).map(str::to_owned),
     };
     shared.requests.lock().expect("no panic").push(seen.clone());
@@ -240,12 +239,12 @@ fn act_on(
             }
             let length = piece.len() as u64;
             if let Some(rate) = rate {
-                tokio::time::sleep(Duration::from_secs(1).mul_f64(length as f64 / rate as f64)).await;
+                tokio::time::sleep(Duration::from_secs_f64(seconds(length, rate))).await;
             }
             if !up {
                 let until = shared.link.lock().expect("no panic").as_mut().map(|(rate, paid)| {
                     let burst = tokio::time::Instant::now() - Duration::from_millis(20);
-                    *paid = (*paid).max(burst) + Duration::from_secs_f64(length as f64 / *rate);
+                    *paid = (*paid).max(burst) + Duration::from_secs_f64(seconds(length, *rate));
                     *paid
                 });
                 if let Some(until) = until {
