@@ -5,8 +5,8 @@ WORKDIR /build
 # The dependencies alone, with nothing of the program: this layer is built again only when they change.
 COPY Cargo.toml Cargo.lock ./
 COPY migrations/Cargo.toml migrations/
-RUN mkdir -p src benches migrations/src \
-    && echo 'fn main() {}' | tee build.rs src/main.rs benches/accept.rs benches/memory.rs > /dev/null \
+RUN mkdir -p src benches/carry migrations/src \
+    && echo 'fn main() {}' | tee build.rs src/main.rs benches/accept.rs benches/carry/main.rs benches/memory.rs > /dev/null \
     && touch src/lib.rs migrations/src/lib.rs \
     && cargo build --release --locked --bin appferry \
     && rm -r build.rs src benches migrations/src
@@ -19,6 +19,8 @@ COPY src src
 RUN touch build.rs src/main.rs src/lib.rs migrations/src/lib.rs && cargo build --release --locked --bin appferry
 
 FROM debian:bookworm-slim
+# Registries and buckets are trusted by the system's certificates.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/appferry appferry
 COPY --from=build /build/target/release/appferry /usr/local/bin/appferry
 USER 10001

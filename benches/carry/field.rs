@@ -13,7 +13,7 @@ use super::harness::{
     process::Served,
     proxy::{Act, Proxy, Seen},
     registry::Registry,
-    site::{ADMIN, HOME, Site, TARGETS, app_sync, ask, container, finished, images_client},
+    site::{ADMIN, HOME, Site, TARGETS, app_sync, ask, container, finished, finished_within, images_client},
     until,
 };
 use appferry::contract::v1::SynchronizationState;
@@ -21,6 +21,8 @@ use appferry::contract::v1::SynchronizationState;
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const APP: &str = "gromacs";
+/// How long a carrying may take.
+const PATIENCE: Duration = Duration::from_secs(600);
 const NAME: &str = "gromacs:2026.1";
 
 /// How long something took, what it cost, and how much memory it had.
@@ -105,7 +107,7 @@ impl Field {
         let regions: Vec<String> = (0..stores.len()).map(region).collect();
         let regions: Vec<&str> = regions.iter().map(String::as_str).collect();
         let request = client.synchronize_app(ask(APP, &regions)).await?.into_inner().request_id;
-        let done = finished(&mut client, &request).await;
+        let done = finished_within(&mut client, &request, PATIENCE).await;
         let wall = started.elapsed();
         if done.state() != SynchronizationState::Succeeded {
             return Err(format!("{done:?}").into());

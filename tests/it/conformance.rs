@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use appferry::contract::v1::{ImageType, RegionState, SynchronizationState};
+use object_store::ObjectStoreExt as _;
 
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
+    proxy::{Act, Proxy},
     registry::Registry,
     site::{HOME, Running, Site, TARGETS, container, registration},
 };
@@ -49,7 +51,7 @@ impl House {
                 container(id, &format!("docker://{}/home/apps/bio/{id}:2026.1", self.home_registry.address))
             }
             "bucket" => {
-                self.upload(layout, &format!("home/{id}")).await;
+                upload(&self.bucket, layout, &format!("home/{id}")).await;
                 container(id, &format!("oci:{id}"))
             }
             _ => {
@@ -59,16 +61,6 @@ impl House {
         };
         assert_eq!(request.image_type(), ImageType::Container);
         self.running.images().await.add_image(request).await.expect("it is registered");
-    }
-
-    async fn upload(&self, layout: &Path, prefix: &str) {
-        use object_store::ObjectStoreExt as _;
-        let objects = self.bucket.objects();
-        for file in files(layout) {
-            let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
-            let content = std::fs::read(&file).expect("it is there");
-            objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is taken");
-        }
     }
 
     /// What a region has of an image, as a layout.
@@ -87,6 +79,16 @@ impl House {
         let done = self.running.finished(&request).await;
         assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
         assert!(done.regions.iter().all(|region| region.state() == RegionState::Available));
+    }
+}
+
+/// Puts a layout into a bucket.
+async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
+    let objects = bucket.objects();
+    for file in files(layout) {
+        let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
+        let content = std::fs::read(&file).expect("it is there");
+        objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is taken");
     }
 }
 
@@ -159,5 +161,31 @@ async fn a_disk_keeps_its_id_as_its_tag() {
     let layout = running.site.directory.path().join("out");
     registry.pull("images:ci-vm-Ab1", &layout);
     assert_eq!(images::verify(&layout), root);
+    running.stop().await;
+}
+
+/// Between two regions in one bucket, the service copies by itself: nothing passes through the worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_the_same_bucket_has_is_copied_by_the_service() {
+    let bucket = Bucket::start().await;
+    let proxy = Proxy::start(bucket.address, |_| Act::Pass).await;
+    let running = Site::new()
+        .with(HOME, format!("s3://{BUCKET}/home"), bucket.keys(proxy.address))
+        .with("cn-beijing", format!("s3://{BUCKET}/other"), bucket.keys(proxy.address))
+        .start()
+        .await;
+    let layout = running.site.directory.path().join("made");
+    let root = images::write(&layout, &[noise(20 << 20, 1), noise(50_000, 2)]);
+    upload(&bucket, &layout, "home/a").await;
+    running.images().await.add_image(container("a", "oci:a")).await.expect("it is registered");
+    let (up, down) = (proxy.up(), proxy.down());
+    let request = running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    let (up, down) = (proxy.up() - up, proxy.down() - down);
+    assert!(up < 20_000 && down < 20_000, "{up} bytes were sent and {down} read");
+    let out = running.site.directory.path().join("out");
+    bucket.pull("other/a", &out).await;
+    assert_eq!(images::verify(&out), root);
     running.stop().await;
 }

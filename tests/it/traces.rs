@@ -97,6 +97,23 @@ async fn a_call_and_its_copies_are_one_trace() {
         let told = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
         assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(told.to_string()));
     }
+    // A span a blob and region, with what moved, from where, and at which try.
+    let layer = &images::layers(&site.image(HOME, "a"))[0];
+    let blobs = collector.spans(&format!("blob {layer}"));
+    assert_eq!(blobs.len(), TARGETS.len(), "{blobs:?}");
+    for blob in &blobs {
+        let region = attribute(blob, "appferry.region_id").expect("a region");
+        let copies = collector.spans(&format!("copy {region}"));
+        assert_eq!(blob.parent_span_id, only(&copies, "copy").span_id);
+        for (key, value) in [
+            ("appferry.source_region_id", HOME),
+            ("appferry.blob.bytes", "100000"),
+            ("appferry.blob.size", "100000"),
+            ("appferry.blob.attempt", "1"),
+        ] {
+            assert_eq!(attribute(blob, key).as_deref(), Some(value), "{key}");
+        }
+    }
     let secret = |span: &Span| format!("{span:?}").contains(site::ADMIN);
     assert!(!collector.all().iter().any(secret), "no secret is told");
     assert!(!fs::read_to_string(&served.log).expect("a log").contains(site::ADMIN), "no secret is logged");

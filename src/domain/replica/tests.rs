@@ -21,6 +21,7 @@ enum Move {
     Fail(usize),
     Release(usize),
     Cancel,
+    Damage,
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -35,6 +36,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         worker.clone().prop_map(Move::Fail),
         worker.prop_map(Move::Release),
         Just(Move::Cancel),
+        Just(Move::Damage),
     ];
     prop::collection::vec(one, 0..60)
 }
@@ -57,6 +59,7 @@ fn event(step: &Move, fences: &[u64; 3]) -> Event {
         Move::Fail(w) => Event::Faulted { fence: fences[w], fault: fault(), retry_after: None, progress },
         Move::Release(w) => Event::Release { fence: fences[w] },
         Move::Cancel => Event::Cancel,
+        Move::Damage => Event::Damaged { fault: fault() },
     }
 }
 
@@ -64,7 +67,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
     /// Whatever happens in whatever order: only the holder of the newest claim changes a copy, the fence never falls, a
-    /// replica that ended stays as it is until it is asked for again, and an AVAILABLE one for ever.
+    /// replica that ended stays as it is until it is asked for again, and an AVAILABLE one until it is
+    /// found damaged.
     #[test]
     fn only_the_newest_claim_writes(history in moves()) {
         let mut now = Timestamp::from_millis(1_000);
@@ -80,7 +84,11 @@ proptest! {
             let result = replica.apply(event(step, &fences), now);
             if let Ok(after) = &result {
                 prop_assert!(after.fence >= before.fence);
-                prop_assert!(!matches!(before.state, State::Available), "{step:?} changed an available replica");
+                let was_available = matches!(before.state, State::Available);
+                prop_assert_eq!(was_available, matches!(step, Move::Damage), "{:?} at {:?}", step, &before.state);
+                // Until all of it has been verified again, nothing of a damaged replica is believed.
+                let verified = matches!(step, Move::Verify(_));
+                prop_assert_eq!(after.suspect, matches!(step, Move::Damage) || before.suspect && !verified);
             }
             match (step, result) {
                 (Move::Claim(worker), Ok(after)) => {
@@ -108,6 +116,8 @@ proptest! {
                     holder = None;
                     replica = after;
                 }
+                (Move::Damage, Ok(after)) => replica = after,
+                (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, State::Available)),
                 (Move::Cancel, Err(Stale)) => prop_assert!(before.outcome().is_some()),
                 (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Ok(after)) => {
                     prop_assert_eq!(Some(*w), holder, "{:?} came from a worker that was overtaken", step);

@@ -5,16 +5,17 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-    header::{AUTHORIZATION, LOCATION, RETRY_AFTER},
+    header::{AUTHORIZATION, LOCATION},
 };
 use reqwest::{Body, Response};
 use tokio::time::timeout;
 use url::Url;
 
 use super::{
+    answer::{passes, refusal, retry_after, transport},
     challenge::Challenge,
     credentials::Credentials,
-    token::{Issued, Tokens},
+    token::{self, Issued, Tokens, basic},
 };
 use crate::region::{Error, Result, guard::Guard, location::RegistryLocation};
 
@@ -29,13 +30,6 @@ const REPEATS: u32 = 3;
 const REPEAT_WAIT: Duration = Duration::from_millis(200);
 /// The longest `Retry-After` that is waited for here; with a longer one, the attempt is over.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
-/// The longest `Retry-After` that is believed.
-const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-/// The largest answer of a token server, in bytes.
-const MAX_TOKEN_BYTES: usize = 64 << 10;
-/// How much of what a registry says about an error is read, in bytes, and shown, in characters.
-const MAX_ERROR_BYTES: usize = 8 << 10;
-const MAX_ERROR_SHOWN: usize = 300;
 /// How many redirects of one request are followed.
 const REDIRECTS: usize = 4;
 
@@ -145,7 +139,7 @@ impl Client {
             let wait = wait.unwrap_or(REPEAT_WAIT * 4_u32.pow(repeats));
             if repeats >= REPEATS || wait > SHORT_WAIT {
                 return match answer {
-                    Ok(response) => Err(self.refusal(&what(&ask.method, &ask.url), response).await),
+                    Ok(response) => Err(refusal(&what(&ask.method, &ask.url), response).await),
                     Err(error) => Err(error),
                 };
             }
@@ -250,62 +244,24 @@ impl Client {
                 format!("Bearer {token}")
             }
         };
-        let mut value = HeaderValue::try_from(value)
-            .map_err(|_| Error::malformed(self.location.authority(), "its credentials can't stand in a header"))?;
-        value.set_sensitive(true);
-        headers.insert(AUTHORIZATION, value);
+        headers.insert(AUTHORIZATION, token::sensitive(value)?);
         Ok(())
     }
 
     /// Gets a token where the registry says, if that is where it may be got.
     async fn token(&self, realm: &str, service: Option<&str>, scope: &Scope) -> Result<String> {
         let what = format!("a token for {}", self.location.authority());
-        let mut url: Url = self.location.base.join(realm).map_err(|error| Error::malformed(what.as_str(), error))?;
+        let url = self.location.base.join(realm).map_err(|error| Error::malformed(what.as_str(), error))?;
         self.allow(&what, &url)?;
-        let request = match &self.credentials {
-            Credentials::Identity(token) => {
-                let mut form = url::form_urlencoded::Serializer::new(String::new());
-                form.append_pair("grant_type", "refresh_token")
-                    .append_pair("client_id", "appferry")
-                    .append_pair("refresh_token", token)
-                    .append_pair("scope", &scope.0);
-                if let Some(service) = service {
-                    form.append_pair("service", service);
-                }
-                let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
-                self.http.post(url).header(http::header::CONTENT_TYPE, form_type).body(form.finish())
-            }
-            credentials => {
-                {
-                    let mut query = url.query_pairs_mut();
-                    if let Some(service) = service {
-                        query.append_pair("service", service);
-                    }
-                    for one in scope.0.split(' ') {
-                        query.append_pair("scope", one);
-                    }
-                }
-                let mut request = self.http.get(url);
-                if let Credentials::Password { username, password } = credentials {
-                    let mut value = HeaderValue::try_from(basic(username, password))
-                        .map_err(|_| Error::malformed(what.as_str(), "its credentials can't stand in a header"))?;
-                    value.set_sensitive(true);
-                    request = request.header(AUTHORIZATION, value);
-                }
-                request
-            }
-        };
+        let request = token::request(&self.http, url, service, &scope.0, &self.credentials)?;
         let response = timeout(ANSWER, request.send()).await.map_err(|_| Error::Stalled("a token"))?;
         let response = response.map_err(|error| transport(what.as_str(), &error))?;
         match response.status() {
             StatusCode::UNAUTHORIZED => return Err(self.unauthorized(&what, &self.credentials)),
-            status if !status.is_success() => return Err(self.refusal(&what, response).await),
+            status if !status.is_success() => return Err(refusal(&what, response).await),
             _ => {}
         }
-        let content = bounded(&what, response, MAX_TOKEN_BYTES).await?;
-        // What it says is not repeated: it may hold a secret.
-        let issued: Issued = serde_json::from_slice(&content)
-            .map_err(|_| Error::malformed(what.as_str(), "it is no JSON of a token"))?;
+        let issued = Issued::read(&what, response).await?;
         let secret = issued.secret().ok_or_else(|| Error::malformed(what, "the answer has no token"))?.to_owned();
         self.tokens.put(&scope.0, &issued).await;
         Ok(secret)
@@ -357,14 +313,6 @@ impl Client {
         };
         Error::Status { what: what.to_owned(), status: StatusCode::UNAUTHORIZED, detail, retry_after: None }
     }
-
-    /// The error that an answer is.
-    pub async fn refusal(&self, what: &str, response: Response) -> Error {
-        let status = response.status();
-        let retry_after = retry_after(response.headers());
-        let body = bounded(what, response, MAX_ERROR_BYTES).await.unwrap_or_default();
-        Error::Status { what: what.to_owned(), status, detail: detail(&body), retry_after }
-    }
 }
 
 /// A request in words, without what stands in its query: that may be a secret.
@@ -372,73 +320,6 @@ pub fn what(method: &Method, url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{method} {}://{host}{port}{}", url.scheme(), url.path())
-}
-
-fn basic(username: &str, password: &str) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
-}
-
-/// Whether an answer says that it may go better in a moment.
-fn passes(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
-}
-
-/// The header `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is taken for none.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
-}
-
-/// An answer's body, if it is not too large.
-pub async fn bounded(what: &str, mut response: Response, most: usize) -> Result<Bytes> {
-    if response.content_length().is_some_and(|length| length > most as u64) {
-        return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
-    }
-    let mut content = Vec::new();
-    loop {
-        let chunk = timeout(ANSWER, response.chunk()).await.map_err(|_| Error::Stalled("an answer of the registry"))?;
-        let Some(chunk) = chunk.map_err(|error| transport(what, &error))? else { return Ok(content.into()) };
-        content.extend_from_slice(&chunk);
-        if content.len() > most {
-            return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
-        }
-    }
-}
-
-/// A connection's trouble, down to its cause. The URL is told apart, without its query.
-pub fn transport(what: impl Into<String>, error: &reqwest::Error) -> Error {
-    let mut cause: &dyn std::error::Error = error;
-    let what = what.into();
-    while let Some(next) = cause.source() {
-        if let Some(forbidden) = next.downcast_ref::<crate::region::guard::Forbidden>() {
-            return Error::Forbidden { what, source: forbidden.clone() };
-        }
-        cause = next;
-    }
-    Error::Transport { what, problem: cause.to_string() }
-}
-
-/// What a registry says about an error, in the form of the distribution specification ("Error Codes") or in its own words, on
-/// one line and no longer than it deserves.
-fn detail(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Errors {
-        errors: Vec<One>,
-    }
-    #[derive(serde::Deserialize)]
-    struct One {
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let text = match serde_json::from_slice::<Errors>(body) {
-        Ok(errors) => errors.errors.iter().map(|e| format!("{} {}", e.code, e.message)).collect::<Vec<_>>().join("; "),
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
-    };
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_SHOWN).collect();
-    let line = line.trim();
-    if line.is_empty() { String::new() } else { format!(": {line}") }
 }
 
 /// A header that is known to be one.

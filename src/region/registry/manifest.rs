@@ -12,7 +12,8 @@ use reqwest::Response;
 
 use super::{
     RegistryStore,
-    client::{Ask, Scope, bounded, header, what},
+    answer::{bounded, refusal},
+    client::{Ask, Scope, header, what},
     name::Reference,
 };
 use crate::{
@@ -54,7 +55,7 @@ impl RegistryStore {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(None),
-            _ => return Err(self.client().refusal(&what, response).await),
+            _ => return Err(refusal(&what, response).await),
         }
         match describe(response.headers()) {
             Some(descriptor) => Ok(Some(descriptor)),
@@ -76,7 +77,7 @@ impl RegistryStore {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(None),
-            _ => return Err(self.client().refusal(&what, response).await),
+            _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
         let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
@@ -99,7 +100,7 @@ impl RegistryStore {
         let ask = Ask { method: Method::PUT, url, scope: Scope::push(repository), headers, body: content };
         let response = self.client().ask(ask).await?;
         if !response.status().is_success() {
-            return Err(self.client().refusal(&what, response).await);
+            return Err(refusal(&what, response).await);
         }
         let told = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
         match told {
@@ -140,7 +141,7 @@ impl RegistryStore {
                 StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
                     return Ok(None);
                 }
-                _ => return Err(self.client().refusal(&what, response).await),
+                _ => return Err(refusal(&what, response).await),
             }
             let next = next_page(response.headers());
             let content = bounded(&what, response, usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX)).await?;

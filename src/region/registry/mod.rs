@@ -1,5 +1,6 @@
 //! A registry that speaks the OCI distribution API (specification 1.1). An image is a tag of a repository below the namespace.
 
+mod answer;
 mod challenge;
 mod client;
 mod credentials;
@@ -31,7 +32,8 @@ pub use client::Client;
 pub use credentials::{Credentials, Error as CredentialsError};
 
 use self::{
-    client::{Ask, Scope, header, transport, what},
+    answer::{refusal, transport},
+    client::{Ask, Scope, header, what},
     name::Reference,
     upload::Upload,
 };
@@ -97,7 +99,7 @@ impl RegistryStore {
                 Ok(length.is_none_or(|length: u64| length == blob.size))
             }
             StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(self.client.refusal(&what, response).await),
+            _ => Err(refusal(&what, response).await),
         }
     }
 
@@ -168,7 +170,7 @@ impl Source for RegistryStore {
             StatusCode::NOT_FOUND => {
                 return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
             }
-            _ => return Err(self.client.refusal(&what, response).await),
+            _ => return Err(refusal(&what, response).await),
         };
         let (chunks, received) = mpsc::channel(READ_AHEAD);
         // Ends with the body, or when nobody receives any more.

@@ -5,8 +5,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{
+    HeaderValue,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
+use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
 use tokio::sync::Mutex;
+use url::{Url, form_urlencoded::Serializer};
+
+use super::{answer::bounded, credentials::Credentials};
+use crate::region::{Error, Result};
+
+/// The largest answer of a token server, in bytes.
+const MAX_BYTES: usize = 64 << 10;
+/// What the service calls itself there.
+const CLIENT: &str = "appferry";
 
 /// How long a token is good for that does not say so (distribution's "Token Authentication Specification").
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
@@ -40,7 +55,55 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
+/// The request for a token at `realm` (distribution's "Token Authentication Specification"; with an identity token, its
+/// `OAuth2` form).
+pub fn request(
+    http: &reqwest::Client,
+    mut realm: Url,
+    service: Option<&str>,
+    scope: &str,
+    credentials: &Credentials,
+) -> Result<RequestBuilder> {
+    if let Credentials::Identity(token) = credentials {
+        let mut form = Serializer::new(String::new());
+        form.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT);
+        form.append_pair("refresh_token", token).append_pair("scope", scope);
+        form.extend_pairs(service.map(|service| ("service", service)));
+        return Ok(http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.finish()));
+    }
+    realm
+        .query_pairs_mut()
+        .extend_pairs(service.map(|service| ("service", service)))
+        .extend_pairs(scope.split(' ').map(|one| ("scope", one)));
+    let request = http.get(realm);
+    match credentials {
+        Credentials::Password { username, password } => {
+            Ok(request.header(AUTHORIZATION, sensitive(basic(username, password))?))
+        }
+        _ => Ok(request),
+    }
+}
+
+/// A name and a password as a header has them (RFC 7617).
+pub fn basic(username: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+}
+
+/// A header that is not shown.
+pub fn sensitive(value: String) -> Result<HeaderValue> {
+    let unfit = |_| Error::malformed("the region's credentials", "they can't stand in a header");
+    let mut value = HeaderValue::try_from(value).map_err(unfit)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 impl Issued {
+    /// Reads an answer. What it says is not repeated if it is none: it may hold a secret.
+    pub async fn read(what: &str, response: Response) -> Result<Self> {
+        let content = bounded(what, response, MAX_BYTES).await?;
+        serde_json::from_slice(&content).map_err(|_| Error::malformed(what, "it is no JSON of a token"))
+    }
+
     /// The token itself, of a form that can stand in a header.
     pub fn secret(&self) -> Option<&str> {
         let token = self.token.as_deref().or(self.access_token.as_deref())?;

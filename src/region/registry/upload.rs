@@ -20,6 +20,7 @@ use url::Url;
 
 use super::{
     RegistryStore,
+    answer::refusal,
     client::{Ask, Scope, header, what},
     feed::{Feed, pipe},
 };
@@ -113,7 +114,7 @@ impl RegistryStore {
         match response.status() {
             // It may not know the upload, not let anybody delete one, or not know it at the place where it was cut off.
             status if status.is_success() || matches!(status.as_u16(), 400 | 404 | 405 | 416) => Ok(()),
-            _ => Err(self.client().refusal(&what, response).await),
+            _ => Err(refusal(&what, response).await),
         }
     }
 
@@ -160,7 +161,7 @@ impl RegistryStore {
         let ask = Ask { method: Method::POST, url, scope, headers, body: Bytes::new() };
         let response = self.client().ask(ask).await?;
         if response.status() != StatusCode::ACCEPTED {
-            return Err(self.client().refusal(&what, response).await);
+            return Err(refusal(&what, response).await);
         }
         let url = self.client().target(&what, &asked, response.headers())?;
         Ok(Upload { repository: repository.to_owned(), url })
@@ -248,7 +249,7 @@ impl RegistryStore {
             .send(Method::PATCH, &upload.url, &Scope::push(&upload.repository), CHUNK, Some(range), feed, false)
             .await?;
         if !response.status().is_success() {
-            return Err(gone_or(self.client().refusal(&what, response).await, &what));
+            return Err(gone_or(refusal(&what, response).await, &what));
         }
         if end_of_range(response.headers()).is_some_and(|there| there != end) {
             return Err(Error::UploadGone(what));
@@ -268,7 +269,7 @@ impl RegistryStore {
         }
         let response = self.send(Method::PUT, &url, &Scope::push(&upload.repository), bytes, range, feed, true).await?;
         if response.status() != StatusCode::CREATED {
-            return Err(gone_or(self.client().refusal(&what, response).await, &what));
+            return Err(gone_or(refusal(&what, response).await, &what));
         }
         let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         match digest.map(str::parse::<Digest>) {

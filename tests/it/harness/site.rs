@@ -1,6 +1,6 @@
 //! A directory with regions and a database, and a service in this process on it.
 
-use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use appferry::{
     config::Config,
@@ -257,6 +257,11 @@ pub async fn get(client: &mut AppSync, request_id: &str) -> Synchronization {
 }
 
 pub async fn finished(client: &mut AppSync, request_id: &str) -> Synchronization {
+    finished_within(client, request_id, super::PATIENCE).await
+}
+
+/// Watches a synchronization to its end, which must come in time.
+pub async fn finished_within(client: &mut AppSync, request_id: &str, patience: Duration) -> Synchronization {
     let watch = async {
         let request = WatchSynchronizationRequest { request_id: request_id.to_owned() };
         let mut stream = client.watch_synchronization(request).await.expect("it can be watched").into_inner();
@@ -266,7 +271,7 @@ pub async fn finished(client: &mut AppSync, request_id: &str) -> Synchronization
         }
         last.expect("a snapshot")
     };
-    let last = tokio::time::timeout(super::PATIENCE, watch).await.expect("it ends");
+    let last = tokio::time::timeout(patience, watch).await.expect("it ends");
     assert_ne!(last.state(), SynchronizationState::Running, "the stream ended early");
     last
 }

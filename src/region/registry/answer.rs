@@ -1,0 +1,88 @@
+//! Answers of a registry: bounded, and what they say when they are no good ones.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use reqwest::Response;
+use tokio::time::timeout;
+
+use crate::region::{Error, Result};
+
+/// How long nothing of an answer may come.
+const STALL: Duration = Duration::from_secs(60);
+/// The longest `Retry-After` that is believed.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+/// How much of what a registry says about an error is read, in bytes, and shown, in characters.
+const MAX_ERROR_BYTES: usize = 8 << 10;
+const MAX_ERROR_SHOWN: usize = 300;
+
+/// The error that an answer is.
+pub async fn refusal(what: &str, response: Response) -> Error {
+    let status = response.status();
+    let retry_after = retry_after(response.headers());
+    let body = bounded(what, response, MAX_ERROR_BYTES).await.unwrap_or_default();
+    Error::Status { what: what.to_owned(), status, detail: detail(&body), retry_after }
+}
+
+/// Whether an answer says that it may go better in a moment.
+pub fn passes(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
+}
+
+/// The header `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is taken for none.
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
+/// An answer's body, if it is not too large.
+pub async fn bounded(what: &str, mut response: Response, most: usize) -> Result<Bytes> {
+    if response.content_length().is_some_and(|length| length > most as u64) {
+        return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+    }
+    let mut content = Vec::new();
+    loop {
+        let chunk = timeout(STALL, response.chunk()).await.map_err(|_| Error::Stalled("an answer of the registry"))?;
+        let Some(chunk) = chunk.map_err(|error| transport(what, &error))? else { return Ok(content.into()) };
+        content.extend_from_slice(&chunk);
+        if content.len() > most {
+            return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+        }
+    }
+}
+
+/// A connection's trouble, down to its cause. The URL is told apart, without its query.
+pub fn transport(what: impl Into<String>, error: &reqwest::Error) -> Error {
+    let mut cause: &dyn std::error::Error = error;
+    let what = what.into();
+    while let Some(next) = cause.source() {
+        if let Some(forbidden) = next.downcast_ref::<crate::region::guard::Forbidden>() {
+            return Error::Forbidden { what, source: forbidden.clone() };
+        }
+        cause = next;
+    }
+    Error::Transport { what, problem: cause.to_string() }
+}
+
+/// What a registry says about an error, in the form of the distribution specification ("Error Codes") or in its own words, on
+/// one line and no longer than it deserves.
+fn detail(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(serde::Deserialize)]
+    struct One {
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Errors>(body) {
+        Ok(errors) => errors.errors.iter().map(|e| format!("{} {}", e.code, e.message)).collect::<Vec<_>>().join("; "),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_SHOWN).collect();
+    let line = line.trim();
+    if line.is_empty() { String::new() } else { format!(": {line}") }
+}
