@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Result, Tree,
+    Error, ImageSpec, Result, Tree,
     tree::{self, Reference},
 };
-use crate::domain::{Descriptor, Digest};
+use crate::domain::{Descriptor, Digest, ImageId, ImageName};
 
 /// The index's file, which makes an image visible.
 pub const INDEX: &str = "index.json";
@@ -20,6 +20,18 @@ pub const BLOBS: &str = "blobs/sha256";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The tag of an image whose index lists what refers to it as well: programs that read a layout ask for one then.
 const TAG: &str = "latest";
+
+/// The name of the layout that a caller describes, in a store that has one for each image.
+pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+    let name = match spec {
+        ImageSpec::Vm(name) => name,
+        ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
+            format!("{url:.160?} is not of the form oci:NAME, and the home region's store is one of OCI image layouts")
+        })?,
+    };
+    let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
+    Ok(ImageName(name.to_string()))
+}
 
 /// The index of a layout.
 #[derive(Serialize, Deserialize)]

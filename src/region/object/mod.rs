@@ -20,10 +20,10 @@ use self::upload::Upload;
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
-    layout::{BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
+    layout::{self, BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
     tree::{self, Entry, digest_of},
 };
-use crate::domain::{Descriptor, Digest, Image, ImageId, ImageName};
+use crate::domain::{Descriptor, Digest, Image, ImageName};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -207,14 +207,7 @@ impl Store for ObjectStore {
     }
 
     fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-        let name = match spec {
-            ImageSpec::Vm(name) => name,
-            ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
-                format!("{url:.160?} is not of the form oci:NAME, and the home region's store is a bucket of layouts")
-            })?,
-        };
-        let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
-        Ok(ImageName(name.to_string()))
+        layout::name(spec)
     }
 
     fn name_of(&self, image: &Image) -> ImageName {

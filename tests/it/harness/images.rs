@@ -66,9 +66,8 @@ pub fn write(layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the index.
-pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
-    begin(layout);
+/// Writes an image for two architectures into a layout, and returns the descriptor of its index.
+fn put_platforms(layout: &Path) -> Value {
     let shared = noise(3_000, 1);
     let entries: Vec<_> = ["amd64", "arm64"]
         .into_iter()
@@ -81,7 +80,21 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
         })
         .collect();
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
-    let mut index = put(layout, INDEX, index.to_string().as_bytes());
+    put(layout, INDEX, index.to_string().as_bytes())
+}
+
+/// Writes a layout with an image for two architectures. Returns the digest of the index.
+pub fn write_platforms(layout: &Path) -> String {
+    begin(layout);
+    let index = put_platforms(layout);
+    end(layout, &json!([index]));
+    index["digest"].as_str().expect("a digest").to_owned()
+}
+
+/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the index.
+pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
+    begin(layout);
+    let mut index = put_platforms(layout);
     index["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
     let mut other = put_image(layout, &[noise(100, 9)], &json!({}));
     other["annotations"] = json!({ "org.opencontainers.image.ref.name": "other" });
@@ -118,26 +131,6 @@ pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     let config = put(layout, "application/vnd.oci.image.config.v1+json", config.as_bytes());
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
     end(layout, &json!([put(layout, MANIFEST, manifest.to_string().as_bytes())]));
-}
-
-/// Writes a layout with an image for two architectures. Returns the digest of the index.
-pub fn write_platforms(layout: &Path) -> String {
-    begin(layout);
-    let shared = noise(3_000, 1);
-    let entries: Vec<_> = ["amd64", "arm64"]
-        .into_iter()
-        .zip(2..)
-        .map(|(architecture, seed)| {
-            let config = json!({ "architecture": architecture, "os": "linux" });
-            let mut manifest = put_image(layout, &[shared.clone(), noise(5_000, seed)], &config);
-            manifest["platform"] = config;
-            manifest
-        })
-        .collect();
-    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
-    let index = put(layout, INDEX, index.to_string().as_bytes());
-    end(layout, &json!([index]));
-    index["digest"].as_str().expect("a digest").to_owned()
 }
 
 /// The digests of a layout's layers, in order.
