@@ -4,9 +4,11 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 WORKDIR /build
 # The dependencies alone, with nothing of the program: this layer is built again only when they change.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 COPY migrations/Cargo.toml migrations/
-RUN mkdir -p src benches/carry migrations/src \
-    && echo 'fn main() {}' | tee build.rs src/main.rs benches/accept.rs benches/carry/main.rs benches/memory.rs > /dev/null \
+RUN mkdir -p src benches/accept benches/carry benches/chaos benches/queue migrations/src \
+    && echo 'fn main() {}' | tee build.rs src/main.rs benches/accept/main.rs benches/carry/main.rs benches/chaos/main.rs \
+       benches/queue/main.rs benches/memory.rs > /dev/null \
     && touch src/lib.rs migrations/src/lib.rs \
     && cargo build --release --locked --bin appferry \
     && rm -r build.rs src benches migrations/src

@@ -7,21 +7,26 @@
 //!
 //! - [`cli`]: one file a command.
 //! - [`service`]: the composition root.
-//! - [`config`], [`telemetry`]: what comes in from the environment, what goes out of it.
+//! - [`reload`]: who may call, read anew while the service runs.
+//! - [`config`], [`telemetry`], [`audit`]: what comes in from the environment, what goes out of it.
 //! - [`server`]: the way in: the tower stack and the handlers.
 //! - [`sync`]: the workers: claim, plan, copy, report.
 //! - [`contract`]: the generated types and the tables of the descriptors.
 //! - [`state`]: the database.
 //! - [`region`]: the stores.
+//! - [`identity`]: who calls: tokens, signatures, certificates.
 //! - [`ram`]: who may do what.
 //! - [`domain`]: ids, images, the replica's machine, the decision to accept.
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod domain;
+pub mod identity;
 pub mod ram;
 pub mod region;
+pub mod reload;
 pub mod server;
 pub mod service;
 pub mod state;

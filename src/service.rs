@@ -2,17 +2,21 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
+use arc_swap::ArcSwap;
+use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::Audit,
     config::{self, Config, Open},
     contract::{self, Contract},
     domain::{Clock, RegionId, WorkerId},
+    identity::{Directory, Fetched},
     region::{self, DirStore, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
-    server::{self, Deadlines, Health, Identities, Listener, ListenerSettings, Parts},
+    reload::Reload,
+    server::{self, Deadlines, Health, Listener, ListenerSettings, Parts, Tls, TlsError},
     state::{self, State},
-    sync::{Backoff, Settings as SyncSettings, Worker},
+    sync::{Backoff, Housekeeper, HousekeepingSettings, Settings as SyncSettings, Worker},
 };
 
 /// Of the time that a shutdown may take, how much is left for what comes after the calls in flight.
@@ -41,9 +45,22 @@ pub enum Error {
     /// Reflection can't be set up.
     #[error("reflection can't be set up")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The certificates can't be used.
+    #[error("tls")]
+    Tls(#[from] TlsError),
+    /// The audit log can't be written.
+    #[error("audit.to: {to}: {source}")]
+    Audit {
+        /// Where it should go.
+        to: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The address can't be listened on.
-    #[error("server.listen: {address}: {source}")]
+    #[error("{key}: {address}: {source}")]
     Listen {
+        /// The key of the configuration that it stands at.
+        key: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the operating system said.
@@ -66,6 +83,7 @@ pub enum Role {
 #[derive(Debug)]
 pub struct Service {
     address: Option<SocketAddr>,
+    openapi_address: Option<SocketAddr>,
     health: Option<Health>,
     state: State,
     state_tasks: state::Tasks,
@@ -74,6 +92,7 @@ pub struct Service {
     abandon: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     shutdown: Duration,
+    reload: Arc<Notify>,
 }
 
 /// The stores of the configured regions.
@@ -106,25 +125,37 @@ impl Service {
         let regions = config.regions()?;
         let stores = stores(config)?;
         let topology = config.topology()?;
-        let identities = Arc::new(Identities::new(config.principals()?));
         let worker_regions = config.worker.served(&regions)?;
         let clock = Clock::system();
         let (stop, abandon, state_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
         // Before the state, which has tasks to be joined.
-        let listener = if role == Role::Worker { None } else { Some(listen(config).await?) };
-        let database = state::Settings::new(config.database.url.clone());
-        let (state, state_tasks) = State::open(&database, regions, clock.clone(), state_stop.clone()).await?;
+        let door = if role == Role::Worker { None } else { Some(Door::open(config, &clock).await?) };
+        let database = config.database.settings();
+        let (state, state_tasks) = State::open(&database, regions, state_stop.clone()).await?;
 
         let mut tasks = Vec::new();
-        let mut address = None;
+        let (mut address, mut openapi_address) = (None, None);
         let mut health = None;
-        if let Some((listener, bound)) = listener {
+        let reload = Arc::new(Notify::new());
+        if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
             let seconds = Duration::from_secs;
+            tasks.push(writing);
+            let reloading = Reload {
+                config: config.clone(),
+                directory: Arc::clone(&directory),
+                fetched,
+                tls,
+                audit: audit.clone(),
+                asked: Arc::clone(&reload),
+            };
+            tasks.push(tokio::spawn(reloading.run(stop.clone())));
             let parts = Parts {
                 contract,
-                identities,
+                directory,
+                failures_per_minute: config.limits.failed_credentials_per_minute,
+                audit,
                 state: state.clone(),
                 stores: stores.clone(),
                 clock,
@@ -136,17 +167,46 @@ impl Service {
                 },
                 stop: stop.clone(),
             };
-            let (entrance, reporter) = server::service(parts).await?;
-            tasks.push(tokio::spawn(listener.serve(entrance, stop.clone(), abandon.clone())));
+            let doors = server::service(parts).await?;
+            tasks.push(tokio::spawn(listener.serve(doors.grpc, stop.clone(), abandon.clone())));
+            if let Some((listener, bound)) = openapi {
+                tasks.push(tokio::spawn(listener.serve(doors.openapi, stop.clone(), abandon.clone())));
+                openapi_address = Some(bound);
+            }
+            tasks.push(tokio::spawn(server::health::run(doors.health.clone(), state.clone(), stop.clone())));
             address = Some(bound);
-            health = Some(reporter);
+            health = Some(doors.health);
         }
         if role != Role::Server {
             let settings = worker_settings(&config.worker, worker_regions);
+            let housekeeping = HousekeepingSettings {
+                id: settings.id.clone(),
+                interval: Duration::from_millis(config.housekeeping.interval_ms),
+                keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
+            };
+            let housekeeper = Housekeeper::new(state.clone(), stores.clone(), housekeeping);
+            tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
             tasks.push(tokio::spawn(Worker::new(state.clone(), stores, topology, settings).run(stop.clone())));
         }
         let shutdown = Duration::from_secs(config.server.shutdown_seconds);
-        Ok(Self { address, health, state, state_tasks, state_stop, stop, abandon, tasks, shutdown })
+        Ok(Self {
+            address,
+            openapi_address,
+            health,
+            state,
+            state_tasks,
+            state_stop,
+            stop,
+            abandon,
+            tasks,
+            shutdown,
+            reload,
+        })
+    }
+
+    /// Has who may call read anew, and the audit log opened anew.
+    pub fn reload(&self) {
+        self.reload.notify_one();
     }
 
     /// Where it listens; nothing for workers alone.
@@ -155,13 +215,17 @@ impl Service {
         self.address
     }
 
+    /// Where it listens for the original's HTTP form; nothing if that is not configured.
+    #[must_use]
+    pub fn openapi_address(&self) -> Option<SocketAddr> {
+        self.openapi_address
+    }
+
     /// Brings it down, in order: no new calls, those in flight answered, leases handed back, the database closed. Takes as
     /// long as is configured at most, whatever clients do.
     pub async fn shutdown(self) {
         if let Some(health) = &self.health {
-            for service in server::SERVICES {
-                health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
-            }
+            server::health::set(health, tonic_health::ServingStatus::NotServing).await;
         }
         self.stop.cancel();
         let abandon = self.abandon.clone();
@@ -191,13 +255,49 @@ impl Service {
     }
 }
 
-async fn listen(config: &Config) -> Result<(Listener, SocketAddr), Error> {
-    let address = config.server.listen;
-    let failed = |source| Error::Listen { address, source };
-    let settings = ListenerSettings { max_streams: config.server.max_streams_per_connection };
-    let listener = Listener::bind(address, settings).await.map_err(failed)?;
-    let bound = listener.address().map_err(failed)?;
-    Ok((listener, bound))
+/// What a process has that answers calls, and a worker does not.
+struct Door {
+    listener: Listener,
+    bound: SocketAddr,
+    openapi: Option<(Listener, SocketAddr)>,
+    tls: Option<Arc<Tls>>,
+    fetched: Fetched,
+    directory: Arc<ArcSwap<Directory>>,
+    audit: Audit,
+    writing: JoinHandle<()>,
+}
+
+impl Door {
+    async fn open(config: &Config, clock: &Clock) -> Result<Self, Error> {
+        let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
+        let mut fetched = Fetched::default();
+        let directory = Arc::new(ArcSwap::from_pointee(config.directory(&mut fetched)?));
+        let settings = ListenerSettings {
+            max_connections: config.server.max_connections,
+            max_streams: config.server.max_streams_per_connection,
+            max_age: Duration::from_secs(config.server.max_connection_age_seconds),
+            max_idle: Duration::from_secs(config.server.max_connection_idle_seconds),
+            http1: false,
+        };
+        let bind = async |key, address, settings| {
+            let failed = |source| Error::Listen { key, address, source };
+            let listener = Listener::bind(address, settings, tls.as_deref()).await.map_err(failed)?;
+            let bound = listener.address().map_err(failed)?;
+            Ok::<_, Error>((listener, bound))
+        };
+        let (listener, bound) = bind("server.listen", config.server.listen, settings).await?;
+        let openapi = match &config.openapi {
+            Some(openapi) => {
+                Some(bind("openapi.listen", openapi.listen, ListenerSettings { http1: true, ..settings }).await?)
+            }
+            None => None,
+        };
+        // The last, which has a task to be joined.
+        let failed = |source| Error::Audit { to: config.audit.to.clone(), source };
+        let (audit, writing) =
+            Audit::start(config.audit.destination(), config.audit.sample_allowed, clock.clone()).map_err(failed)?;
+        Ok(Self { listener, bound, openapi, tls, fetched, directory, audit, writing })
+    }
 }
 
 fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {

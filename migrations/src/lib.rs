@@ -5,6 +5,10 @@ use sea_orm_migration::prelude::*;
 
 mod m20261124_000001_create_state;
 mod m20261125_000002_remember_uploads;
+mod m20261126_000003_many_processes;
+mod m20261127_000004_remember_nonces;
+mod m20261128_000005_find_images_by_name;
+mod name;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -12,6 +16,12 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261124_000001_create_state::Migration), Box::new(m20261125_000002_remember_uploads::Migration)]
+        vec![
+            Box::new(m20261124_000001_create_state::Migration),
+            Box::new(m20261125_000002_remember_uploads::Migration),
+            Box::new(m20261126_000003_many_processes::Migration),
+            Box::new(m20261127_000004_remember_nonces::Migration),
+            Box::new(m20261128_000005_find_images_by_name::Migration),
+        ]
     }
 }

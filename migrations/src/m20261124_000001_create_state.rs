@@ -5,17 +5,20 @@ use sea_orm_migration::{
     sea_orm::{DbBackend, sea_query::SqliteQueryBuilder},
 };
 
+use crate::name;
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for table in [image(), replica(), synchronization(), synchronization_target()] {
-            create(manager, &table).await?;
+        let backend = manager.get_database_backend();
+        for table in [image(backend), replica(backend), synchronization(backend), synchronization_target(backend)] {
+            create(manager, table).await?;
         }
         let db = manager.get_connection();
-        for index in INDEXES {
+        for index in indexes(backend) {
             db.execute_unprepared(index).await?;
         }
         Ok(())
@@ -29,8 +32,8 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// The indexes of what is due, of what runs and of what went wrong hold those rows and no others: they stay small whatever has
-/// been finished, and accepting a call pays for none that it is not in.
+/// The indexes of what is due, of what runs and of what went wrong hold those rows and no others, where the database can do that:
+/// they stay small whatever has been finished, and accepting a call pays for none that it is not in.
 const INDEXES: [&str; 6] = [
     "CREATE INDEX replica_due ON replica (due_at) WHERE due_at IS NOT NULL",
     "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
@@ -40,19 +43,32 @@ const INDEXES: [&str; 6] = [
     "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token) WHERE client_token IS NOT NULL",
 ];
 
+/// The same for MySQL and MariaDB, whose indexes hold every row.
+const WHOLE_INDEXES: [&str; 5] = [
+    "CREATE INDEX replica_due ON replica (due_at)",
+    "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
+    "CREATE INDEX synchronization_running ON synchronization (image_id, state, request_id)",
+    "CREATE INDEX synchronization_in_state ON synchronization (state, request_id)",
+    "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token)",
+];
+
+fn indexes(backend: DbBackend) -> &'static [&'static str] {
+    if backend == DbBackend::MySql { &WHOLE_INDEXES } else { &INDEXES }
+}
+
 /// Creates a table. On SQLite its rows lie in the primary key's own tree, so that writing one is one write and not two.
-async fn create(manager: &SchemaManager<'_>, table: &TableCreateStatement) -> Result<(), DbErr> {
-    if manager.get_database_backend() == DbBackend::Sqlite {
+async fn create(manager: &SchemaManager<'_>, table: TableCreateStatement) -> Result<(), DbErr> {
+    let backend = manager.get_database_backend();
+    if backend == DbBackend::Sqlite {
         let sql = format!("{} WITHOUT ROWID", table.to_string(SqliteQueryBuilder));
-        manager.get_connection().execute_unprepared(&sql).await?;
-        Ok(())
+        manager.get_connection().execute_unprepared(&sql).await.map(drop)
     } else {
-        manager.create_table(table.clone()).await
+        manager.create_table(name::table(backend, table)).await
     }
 }
 
-fn name(text: &'static str) -> ColumnDef {
-    ColumnDef::new(Alias::new(text)).string_len(128).not_null().take()
+fn word(column: &'static str) -> ColumnDef {
+    ColumnDef::new(Alias::new(column)).string_len(16).not_null().take()
 }
 
 fn text(column: &'static str) -> ColumnDef {
@@ -87,18 +103,18 @@ fn table(name: &'static str, key: &[&'static str], columns: Vec<ColumnDef>) -> T
     table.primary_key(&mut primary).take()
 }
 
-fn image() -> TableCreateStatement {
+fn image(backend: DbBackend) -> TableCreateStatement {
     table(
         "image",
         &["id"],
         vec![
-            name("id"),
+            name::column(backend, "id"),
             text("name"),
             text("version"),
             text("description"),
             text("kind"),
             text("source"),
-            name("home_region"),
+            name::column(backend, "home_region"),
             text("root_media_type"),
             text("root_digest"),
             number("root_size"),
@@ -108,14 +124,14 @@ fn image() -> TableCreateStatement {
     )
 }
 
-fn replica() -> TableCreateStatement {
+fn replica(backend: DbBackend) -> TableCreateStatement {
     table(
         "replica",
         &["image_id", "region_id"],
         vec![
-            name("image_id"),
-            name("region_id"),
-            text("state"),
+            name::column(backend, "image_id"),
+            name::column(backend, "region_id"),
+            word("state"),
             maybe_number("due_at"),
             number("attempt"),
             number("faults"),
@@ -132,35 +148,35 @@ fn replica() -> TableCreateStatement {
     )
 }
 
-fn synchronization() -> TableCreateStatement {
+fn synchronization(backend: DbBackend) -> TableCreateStatement {
     table(
         "synchronization",
         &["request_id"],
         vec![
             request_id(),
-            name("image_id"),
-            text("principal"),
+            name::column(backend, "image_id"),
+            ColumnDef::new(Alias::new("principal")).string_len(256).not_null().take(),
             ColumnDef::new(Alias::new("client_token")).string_len(64).null().take(),
             text("asked"),
             text("targets"),
             number("open"),
             maybe_text("traceparent"),
             maybe_text("tracestate"),
-            ColumnDef::new(Alias::new("state")).string_len(16).not_null().take(),
+            word("state"),
             number("created_at"),
             maybe_number("finished_at"),
         ],
     )
 }
 
-fn synchronization_target() -> TableCreateStatement {
+fn synchronization_target(backend: DbBackend) -> TableCreateStatement {
     table(
         "synchronization_target",
         &["request_id", "region_id"],
         vec![
             request_id(),
-            name("region_id"),
-            text("status"),
+            name::column(backend, "region_id"),
+            word("status"),
             number("attempt"),
             number("bytes_total"),
             number("bytes_copied"),

@@ -2,6 +2,8 @@
 
 use sea_orm_migration::prelude::*;
 
+use crate::name;
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -10,18 +12,18 @@ impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let suspect = ColumnDef::new(Alias::new("suspect")).boolean().not_null().default(false).take();
         manager.alter_table(Table::alter().table(Alias::new("replica")).add_column(suspect).take()).await?;
-        let name = |text: &'static str| ColumnDef::new(Alias::new(text)).string_len(128).not_null().take();
+        let backend = manager.get_database_backend();
         let key =
             Index::create().col(Alias::new("image_id")).col(Alias::new("region_id")).col(Alias::new("blob")).take();
         let upload = Table::create()
             .table(Alias::new("upload"))
-            .col(name("image_id"))
-            .col(name("region_id"))
-            .col(name("blob"))
+            .col(name::column(backend, "image_id"))
+            .col(name::column(backend, "region_id"))
+            .col(name::column(backend, "blob"))
             .col(ColumnDef::new(Alias::new("session")).text().not_null())
             .primary_key(&mut key.clone())
             .take();
-        manager.create_table(upload).await
+        manager.create_table(name::table(backend, upload)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

@@ -61,6 +61,9 @@ async fn show(
     let connection = Connection {
         endpoint: format!("http://{address}"),
         token_file: None,
+        ca_file: None,
+        certificate_file: None,
+        key_file: None,
         token: Some(directory.token().to_owned()),
     };
     let file = match &arguments.image {

@@ -54,14 +54,8 @@ impl DataDirectory {
 
     /// The configuration that it stands for, and the environment over it.
     pub fn config(&self) -> Result<Config> {
-        let text = format!(
-            "{}\n[[principal]]\narn = \"{ADMINISTRATOR}\"\ntoken_sha256 = \"{}\"\npolicies = [\"administrator\"]\n\
-             [[policy]]\nname = \"administrator\"\n\
-             document = '{{\"Version\":\"1\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":\"ehpc:*\",\"Resource\":\"*\"}}]}}'\n",
-            settings(&self.path),
-            hex::encode(Sha256::digest(&self.token)),
-        );
-        Config::parse(&text).map_err(Error::local("the configuration"))
+        let token = format!("token_sha256 = \"{}\"\n", hex::encode(Sha256::digest(&self.token)));
+        Config::parse(&(settings(&self.path) + &token)).map_err(Error::local("the configuration"))
     }
 
     /// The administrator's token.
@@ -80,7 +74,7 @@ impl DataDirectory {
     }
 }
 
-/// The configuration of the data directory without anybody who may call: enough to find its stores.
+/// The configuration of the data directory without anybody's token: enough to find its stores and policies.
 pub fn config(path: &Path) -> Result<Config> {
     Config::parse(&settings(path)).map_err(Error::local("the configuration"))
 }
@@ -88,7 +82,14 @@ pub fn config(path: &Path) -> Result<Config> {
 fn settings(path: &Path) -> String {
     let path = path.display();
     let regions = REGIONS.map(|id| format!("[[region]]\nid = \"{id}\"\nstore = \"dir://{path}/regions/{id}\"\n"));
-    format!("[database]\nurl = \"sqlite://{path}/state.db\"\n[home]\nregion = \"{HOME}\"\n{}", regions.concat())
+    format!(
+        "[database]\nurl = \"sqlite://{path}/state.db\"\n[audit]\nto = \"{path}/audit.log\"\n\
+         [home]\nregion = \"{HOME}\"\n{}\
+         [[policy]]\nname = \"administrator\"\n\
+         document = '{{\"Version\":\"1\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":\"ehpc:*\",\"Resource\":\"*\"}}]}}'\n\
+         [[principal]]\narn = \"{ADMINISTRATOR}\"\npolicies = [\"administrator\"]\n",
+        regions.concat()
+    )
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

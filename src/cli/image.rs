@@ -111,7 +111,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Show(one) => show(one).await,
         Command::Verify(arguments) => verify::run(arguments).await,
         Command::Remove(one) => {
-            let request = RemoveImageRequest { image_id: one.image_id };
+            let request = RemoveImageRequest { image_id: one.image_id, ..Default::default() };
             let response = one.connection.images().await?.remove_image(request).await?.into_inner();
             if one.json { print::message("RemoveImageResponse", &response) } else { Ok(()) }
         }
@@ -243,7 +243,7 @@ fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageNa
 /// The id, if no image is registered by it yet.
 async fn unregistered(client: &mut Images, id: &str) -> Result<ImageId> {
     let id: ImageId = id.parse().map_err(|error| Error::Usage(format!("--id: {error}")))?;
-    match client.get_image(GetImageRequest { image_id: id.to_string() }).await {
+    match client.get_image(GetImageRequest { image_id: id.to_string(), ..Default::default() }).await {
         Ok(_) => Err(Error::Ended(format!("ImageAlreadyExists: an image {id} is registered already"))),
         Err(status) if status.code() == tonic::Code::NotFound => Ok(id),
         Err(status) => Err(status.into()),
@@ -255,7 +255,10 @@ async fn list(plain: Plain) -> Result<()> {
     let mut images: Vec<Image> = Vec::new();
     let mut page_token = String::new();
     loop {
-        let page = client.list_images(ListImagesRequest { page_size: PAGE, page_token }).await?.into_inner();
+        let page = client
+            .list_images(ListImagesRequest { page_size: PAGE, page_token, ..Default::default() })
+            .await?
+            .into_inner();
         images.extend(page.images);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -276,7 +279,7 @@ fn row(image: Image) -> [String; 5] {
 }
 
 async fn show(one: One) -> Result<()> {
-    let request = GetImageRequest { image_id: one.image_id };
+    let request = GetImageRequest { image_id: one.image_id, ..Default::default() };
     let image = one.connection.images().await?.get_image(request).await?.into_inner().image.unwrap_or_default();
     if one.json {
         return print::message("Image", &image);

@@ -17,7 +17,7 @@ pub async fn run(file: Option<PathBuf>) -> Result<()> {
             (directory.config()?, Some(directory))
         }
     };
-    let settings = state::Settings::new(config.database.url);
+    let settings = config.database.settings();
     let steps = state::migrate(&settings).await.map_err(Error::local("the database"))?;
     println!("{steps} steps taken; the schema is up to date");
     Ok(())

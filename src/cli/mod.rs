@@ -11,6 +11,7 @@ mod health;
 mod image;
 mod list;
 mod migrate;
+mod policy;
 mod print;
 mod progress;
 mod regions;
@@ -25,6 +26,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     contract::v1::ErrorDetail,
+    domain::{Clock, with_causes},
     service::Role,
     telemetry::{DEFAULT_LOG, Telemetry},
 };
@@ -66,6 +68,9 @@ enum Command {
     Regions(regions::Arguments),
     /// Ask a service whether it is healthy.
     Health(health::Arguments),
+    /// Find out what policies say.
+    #[command(subcommand)]
+    Policy(policy::Command),
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +161,7 @@ impl Cli {
             Command::Cancel(arguments) => runtime.block_on(cancel::run(arguments)),
             Command::Regions(arguments) => runtime.block_on(regions::run(arguments)),
             Command::Health(arguments) => runtime.block_on(health::run(arguments)),
+            Command::Policy(command) => policy::run(command, &Clock::system()),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -173,19 +179,6 @@ fn traced(runtime: &tokio::runtime::Runtime, log: &str, work: impl Future<Output
     let result = runtime.block_on(work);
     telemetry.shutdown();
     result
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// A message in the JSON form that protobuf prescribes for it.

@@ -14,10 +14,11 @@ use crate::{
     state,
 };
 
-/// Runs until SIGTERM or SIGINT, and brings everything down in order then.
+/// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call is read anew.
 pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::local("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::local("signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Error::local("signals"))?;
     // Held until the end: nobody else may use the directory meanwhile.
     let (config, directory) = match file {
         Some(file) => (Config::load(&file).map_err(Error::local("the configuration"))?, None),
@@ -31,6 +32,9 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     let service = Service::start(&config, role).await.map_err(Error::local("starting"))?;
     if let Some(address) = service.address() {
         tracing::info!(%address, home = config.home.region, regions = config.region.len(), "serving");
+        if let Some(address) = service.openapi_address() {
+            tracing::info!(%address, "serving the HTTP form of the original");
+        }
         if let Some(directory) = &directory {
             let token = directory.token_file();
             tracing::info!(
@@ -42,9 +46,12 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     } else {
         tracing::info!("working");
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => service.reload(),
+        }
     }
     tracing::info!("shutting down");
     service.shutdown().await;
@@ -54,6 +61,6 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
 
 /// The embedded database belongs to this process alone: its schema is brought up to date without being asked.
 pub async fn migrate_quietly(config: &Config) -> Result<()> {
-    let settings = state::Settings::new(config.database.url.clone());
+    let settings = config.database.settings();
     state::migrate(&settings).await.map(drop).map_err(Error::local("the database"))
 }

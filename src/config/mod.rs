@@ -3,14 +3,21 @@
 //! Every key can be given as `APPFERRY_SECTION__KEY`, which wins over the file. An unknown key is an error, and so is a value
 //! that can't be used; each names the key and what was expected.
 
-mod principal;
+mod access;
+mod audit;
+mod database;
+mod housekeeping;
+mod jwt;
+mod openapi;
 mod region;
 mod server;
+mod tls;
 mod worker;
 
 use std::{
     fmt::Display,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use figment::{
@@ -19,12 +26,22 @@ use figment::{
 };
 use serde::Deserialize;
 
-pub use principal::{Grant, PolicyEntry, PrincipalEntry};
+pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, Limits, PolicyEntry, PrincipalEntry, TokenEntry};
+pub use audit::Audit;
+pub use database::Database;
+pub use housekeeping::Housekeeping;
+pub use jwt::JwtEntry;
+pub use openapi::OpenApi;
 pub use region::{Link, Open, Region};
 pub use server::Server;
+pub use tls::Tls;
 pub use worker::Worker;
 
-use crate::domain::{RegionId, Regions, relay::Topology};
+use crate::{
+    domain::{RegionId, Regions, Secret, relay::Topology},
+    identity::{Directory, Fetched, Identity},
+    ram,
+};
 
 /// The prefix of the variables that override keys.
 const PREFIX: &str = "APPFERRY_";
@@ -75,6 +92,10 @@ pub struct Config {
     /// The gRPC listener.
     #[serde(default)]
     pub server: Server,
+    /// The listener of the original's HTTP form.
+    pub openapi: Option<OpenApi>,
+    /// Our certificate, and whose we take from callers.
+    pub tls: Option<Tls>,
     /// The database.
     pub database: Database,
     /// The home region.
@@ -87,20 +108,30 @@ pub struct Config {
     /// Who may call.
     #[serde(default)]
     pub principal: Vec<PrincipalEntry>,
+    /// Users that have policies in common.
+    #[serde(default)]
+    pub group: Vec<GroupEntry>,
     /// What they may do.
     #[serde(default)]
     pub policy: Vec<PolicyEntry>,
+    /// Who signs tokens and is believed.
+    #[serde(default)]
+    pub jwt: Vec<JwtEntry>,
+    /// How much each principal may do.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Where decisions are written down.
+    #[serde(default)]
+    pub audit: Audit,
     /// The workers.
     #[serde(default)]
     pub worker: Worker,
-}
-
-/// `[database]`: where the state is kept.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Database {
-    /// `sqlite://PATH`.
-    pub url: String,
+    /// What is done for all.
+    #[serde(default)]
+    pub housekeeping: Housekeeping,
+    /// The file that it was read from.
+    #[serde(skip)]
+    file: Option<PathBuf>,
 }
 
 /// `[home]`: where images come from.
@@ -115,7 +146,12 @@ impl Config {
     /// Reads a file, and the environment over it.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
-        Self::parse(&text)
+        Ok(Self { file: Some(path.to_owned()), ..Self::parse(&text)? })
+    }
+
+    /// Reads it again from where it came; one that came from no file is as it was.
+    pub fn again(&self) -> Result<Self, Error> {
+        self.file.as_deref().map_or_else(|| Ok(self.clone()), Self::load)
     }
 
     /// Reads a text in the form of the file, and the environment over it.
@@ -131,13 +167,20 @@ impl Config {
 
     /// Refuses what can't be used, before anything is started.
     pub fn check(&self) -> Result<(), Error> {
-        self.server.check()?;
+        self.server.check(self.tls.is_some())?;
+        let plaintext = self.server.allow_plaintext || self.tls.is_some();
+        self.openapi.as_ref().map_or(Ok(()), |openapi| openapi.check(plaintext))?;
+        self.tls.as_ref().map_or(Ok(()), Tls::check)?;
+        self.limits.check()?;
+        self.audit.check()?;
+        self.database.check()?;
         self.worker.check()?;
+        self.housekeeping.check()?;
         let regions = self.regions()?;
         self.stores()?;
         self.topology()?;
         self.worker.served(&regions)?;
-        self.principals().map(drop)
+        self.directory(&mut Fetched::default()).map(drop)
     }
 
     /// The configured regions.
@@ -183,10 +226,56 @@ impl Config {
         Ok(Topology::new(limits, costs))
     }
 
-    /// The principals, each with the digest of its token and its policies.
-    pub fn principals(&self) -> Result<Vec<Grant>, Error> {
-        principal::grants(&self.principal, &self.policy)
+    /// Everybody who may call. Keys that are fetched come from `fetched`.
+    pub fn directory(&self, fetched: &mut Fetched) -> Result<Directory, Error> {
+        self.access().directory(fetched)
     }
+
+    /// The principals, with what they may do.
+    pub fn identities(&self) -> Result<Vec<Arc<Identity>>, Error> {
+        self.access().identities()
+    }
+
+    /// The keys that conditions of policies can be about.
+    #[must_use]
+    pub fn condition_keys(&self) -> ram::Keys {
+        self.access().condition_keys()
+    }
+
+    /// The files that say who may call, which are read again when they change.
+    #[must_use]
+    pub fn access_files(&self) -> Vec<PathBuf> {
+        let tls = self.tls.iter().flat_map(|tls| {
+            [Some(&tls.certificate_file), Some(&tls.key_file), tls.client_ca_file.as_ref()].into_iter().flatten()
+        });
+        self.file.iter().chain(self.access().files()).chain(tls).cloned().collect()
+    }
+
+    fn access(&self) -> access::Access<'_> {
+        access::Access {
+            principals: &self.principal,
+            groups: &self.group,
+            policies: &self.policy,
+            issuers: &self.jwt,
+            limits: &self.limits,
+        }
+    }
+}
+
+/// A secret from a variable or a file; one of them at most.
+fn secret(keys: [&str; 2], variable: Option<&String>, file: Option<&PathBuf>) -> Result<Option<Secret>, Error> {
+    let text = match (variable, file) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(value(keys[0], format!("there is {} as well", keys[1]))),
+        (Some(name), None) => {
+            std::env::var(name).map_err(|_| value(keys[0], format!("the variable {name} is not set")))?
+        }
+        (None, Some(file)) => {
+            std::fs::read_to_string(file).map_err(|error| value(keys[1], format!("{}: {error}", file.display())))?
+        }
+    };
+    let text = text.trim_end_matches(['\r', '\n']).to_owned();
+    if text.is_empty() { Err(value(keys[0], "the secret is empty")) } else { Ok(Some(Secret(text))) }
 }
 
 /// No number that says how much or how long may be nothing, or so much that it overflows.
@@ -228,13 +317,14 @@ mod tests {
             ("[server]\nlisen = \"127.0.0.1:1\"", "lisen"),
             ("[server]\nlisten = \"0.0.0.0:50051\"", "server.allow_plaintext = true"),
             ("[server]\nmax_in_flight = 0", "server.max_in_flight"),
+            ("[housekeeping]\ninterval_ms = 0", "housekeeping.interval_ms"),
             ("[worker]\nheartbeat_ms = 6000", "worker.heartbeat_ms"),
             ("[worker]\nregions = [\"b\"]", "worker.regions: b is not one of [[region]]"),
             ("[[region]]\nid = \"a\"\nstore = \"dir:///b\"", "region[1].id: a is configured twice"),
             ("[[region]]\nid = \"b\"\nstore = \"ftp://b\"", "region[1].store"),
             ("[[region]]\nid = \"../b\"\nstore = \"dir:///b\"", "region[1].id"),
             ("[[region]]\nid = \"all\"\nstore = \"dir:///b\"", "region[1].id"),
-            ("[[policy]]\nname = \"p\"\ndocument = '{}'", "policy[0].document: missing field `Version`"),
+            ("[[policy]]\nname = \"p\"\ndocument = '{}'", "policy[0].document: it has no Version"),
             ("[[principal]]\narn = \"bob\"\ntoken_sha256 = \"\"", "principal[0].arn"),
             ("[[principal]]\narn = \"acs:ram::1:user/bob\"\ntoken_sha256 = \"secret\"", "principal[0].token_sha256"),
             ("unparsable", "TOML parse error"),
@@ -244,6 +334,23 @@ mod tests {
             assert!(refusal.contains(named), "{more:?} was refused with {refusal:?}");
             assert!(!refusal.contains("secret"), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_database_that_can_t_be_one_is_refused_and_its_password_not_repeated() {
+        for (url, named) in [
+            ("oracle://user:secret@host/name", "\"oracle\" is no database"),
+            ("postgres://user:secret@host:port/name", "invalid port number"),
+            ("user:secret@host", "\"user\" is no database"),
+        ] {
+            let text = LEAST.replace("sqlite://state.db", url);
+            let refusal = Config::parse(&text).expect_err(url).to_string();
+            assert!(refusal.contains("database.url") && refusal.contains(named), "{url}: {refusal}");
+            assert!(!refusal.contains("secret"), "{refusal}");
+        }
+        let config =
+            Config::parse(&LEAST.replace("sqlite://state.db", "postgres://user:secret@host/name")).expect("it is one");
+        assert!(!format!("{config:?}").contains("user:secret"));
     }
 
     #[test]

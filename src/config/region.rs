@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Error, value};
+use super::{Error, secret, value};
 use crate::{
-    domain::{RegionId, relay::RegionLimits},
-    region::{Access, Credentials, Location, ObjectLocation, RegistryLocation, Secret},
+    domain::{RegionId, Secret, relay::RegionLimits},
+    region::{Access, Credentials, Location, ObjectLocation, RegistryLocation},
 };
 
 /// `[[region]]`: a region and its store.
@@ -171,11 +171,11 @@ impl Region {
     }
 
     fn credentials(&self, place: usize, location: &RegistryLocation) -> Result<Credentials, Error> {
-        let password =
-            secret(place, ["password_env", "password_file"], self.password_env.as_ref(), self.password_file.as_ref())?;
+        let keys = ["password_env", "password_file"].map(|key| format!("region[{place}].{key}"));
+        let password = secret([&keys[0], &keys[1]], self.password_env.as_ref(), self.password_file.as_ref())?;
         match (&self.username, password, &self.docker_config) {
             (None, None, None) => Ok(Credentials::Anonymous),
-            (Some(username), Some(password), None) => {
+            (Some(username), Some(Secret(password)), None) => {
                 Ok(Credentials::Password { username: username.clone(), password })
             }
             (None, None, Some(file)) => Credentials::from_docker_config(file, &location.authority())
@@ -187,8 +187,9 @@ impl Region {
     }
 
     fn object(&self, place: usize, location: ObjectLocation) -> Result<Open, Error> {
-        let keys = ["secret_access_key_env", "secret_access_key_file"];
-        let secret = secret(place, keys, self.secret_access_key_env.as_ref(), self.secret_access_key_file.as_ref())?;
+        let keys = ["secret_access_key_env", "secret_access_key_file"].map(|key| format!("region[{place}].{key}"));
+        let (variable, file) = (self.secret_access_key_env.as_ref(), self.secret_access_key_file.as_ref());
+        let secret = secret([&keys[0], &keys[1]], variable, file)?;
         if self.access_key_id.is_some() != secret.is_some() {
             return Self::refuse(
                 place,
@@ -215,7 +216,7 @@ impl Region {
             endpoint: self.endpoint.clone(),
             bucket_region: self.bucket_region.clone(),
             access_key_id: self.access_key_id.clone(),
-            secret: secret.map(Secret),
+            secret,
             service_account_file: self.service_account_file.clone(),
             anonymous: self.anonymous,
             allow_http,
@@ -244,23 +245,4 @@ impl Region {
 
 fn bytes(place: usize, key: &str, file: &PathBuf) -> Result<Vec<u8>, Error> {
     std::fs::read(file).or_else(|error| Region::refuse(place, key, format!("{}: {error}", file.display())))
-}
-
-/// A secret from a variable or a file; one of them at most.
-fn secret(
-    place: usize,
-    keys: [&str; 2],
-    variable: Option<&String>,
-    file: Option<&PathBuf>,
-) -> Result<Option<String>, Error> {
-    let text = match (variable, file) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Region::refuse(place, keys[0], format!("there is {} as well", keys[1])),
-        (Some(name), None) => std::env::var(name)
-            .or_else(|_| Region::refuse(place, keys[0], format!("the variable {name} is not set")))?,
-        (None, Some(file)) => String::from_utf8(bytes(place, keys[1], file)?)
-            .or_else(|_| Region::refuse(place, keys[1], "the file's content is no text"))?,
-    };
-    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-    if text.is_empty() { Region::refuse(place, keys[0], "the secret is empty") } else { Ok(Some(text)) }
 }

@@ -17,8 +17,14 @@ pub struct Server {
     pub allow_plaintext: bool,
     /// Calls that are carried out at the same time; one more is refused. Streams count until they have begun.
     pub max_in_flight: usize,
+    /// Connections that may be open; the next waits until one is not.
+    pub max_connections: usize,
     /// Streams that one connection may have open.
     pub max_streams_per_connection: u32,
+    /// How long a connection may last, in seconds, a tenth more or less; then its client is told to open another.
+    pub max_connection_age_seconds: u64,
+    /// How long a connection may last without a call, in seconds.
+    pub max_connection_idle_seconds: u64,
     /// The deadline of a call that names none, in seconds.
     pub default_deadline_seconds: u64,
     /// The latest deadline of a call, in seconds.
@@ -35,7 +41,10 @@ impl Default for Server {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 50051),
             allow_plaintext: false,
             max_in_flight: 1_024,
+            max_connections: 16_384,
             max_streams_per_connection: 1_024,
+            max_connection_age_seconds: 3_600,
+            max_connection_idle_seconds: 900,
             default_deadline_seconds: 30,
             max_deadline_seconds: 60,
             max_stream_seconds: 3_600,
@@ -46,21 +55,15 @@ impl Default for Server {
 
 impl Server {
     /// Refuses what can't be used.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
-            return Err(value(
-                "server.listen",
-                format!(
-                    "{} can be reached by others, and tokens would travel in clear: listen on a loopback address behind \
-                     something that speaks TLS, or set server.allow_plaintext = true",
-                    self.listen
-                ),
-            ));
-        }
+    pub(super) fn check(&self, tls: bool) -> Result<(), Error> {
+        check_reach("server.listen", self.listen, self.allow_plaintext || tls)?;
         positive(
             "server",
             &[
                 ("max_in_flight", self.max_in_flight as u64),
+                ("max_connections", self.max_connections as u64),
+                ("max_connection_age_seconds", self.max_connection_age_seconds),
+                ("max_connection_idle_seconds", self.max_connection_idle_seconds),
                 ("max_streams_per_connection", self.max_streams_per_connection.into()),
                 ("default_deadline_seconds", self.default_deadline_seconds),
                 ("max_deadline_seconds", self.max_deadline_seconds),
@@ -71,8 +74,22 @@ impl Server {
     }
 }
 
+/// Refuses an address that others can reach, unless what is said there may travel in clear or does not.
+pub(super) fn check_reach(key: &str, listen: SocketAddr, may: bool) -> Result<(), Error> {
+    if listen.ip().is_loopback() || may {
+        return Ok(());
+    }
+    Err(value(
+        key,
+        format!(
+            "{listen} can be reached by others, and what is said there would travel in clear: configure [tls], listen on a loopback \
+             address behind something that speaks TLS, or set server.allow_plaintext = true"
+        ),
+    ))
+}
+
 /// Reads an address, and repeats what is none.
-fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not of the form IP:PORT")))
 }

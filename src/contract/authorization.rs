@@ -39,6 +39,12 @@ pub struct Template {
 }
 
 impl Template {
+    /// The form of the resource, with the field's name in its place.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("{}{{{}}}{}", self.before, self.field, self.after)
+    }
+
     /// The resource that `message`, an encoded request of the method, is about; `None` if it doesn't decode.
     #[must_use]
     pub fn fill(&self, message: &[u8]) -> Option<String> {
@@ -130,7 +136,7 @@ mod tests {
         let row = rows.get("/appferry.v1.AppSyncService/SynchronizeApp").expect("the row");
         assert_eq!(row.action, "ehpc:SynchronizeApp");
         assert!(matches!(row.resource, Resource::All));
-        assert_eq!(rows.iter().count(), 11);
+        assert_eq!(rows.iter().count(), 12);
     }
 
     #[test]
@@ -138,7 +144,7 @@ mod tests {
         let rows = Authorizations::read(&pool()).expect("every method has its row");
         let row = rows.get("/appferry.v1.ImageService/GetImage").expect("the row");
         let Resource::Named(template) = &row.resource else { panic!("GetImage names its resource") };
-        let request = GetImageRequest { image_id: "ci-vm-1".into() }.encode_to_vec();
+        let request = GetImageRequest { image_id: "ci-vm-1".into(), ..Default::default() }.encode_to_vec();
         assert_eq!(template.fill(&request).as_deref(), Some("acs:ehpc:*:*:app/ci-vm-1"));
         assert_eq!(template.fill(&[0xff, 0xff]), None);
     }

@@ -54,6 +54,12 @@ impl Failure {
         Self { retry_after: Some(retry_after), ..Self::new(ErrorCode::ServiceUnavailable, cause) }
     }
 
+    /// `Throttling`: the same call may be made again after `retry_after`.
+    #[must_use]
+    pub fn throttled(retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(CommonErrorCode::Throttling, "") }
+    }
+
     /// `RequestTimeout`: the deadline passed.
     #[must_use]
     pub fn timeout(deadline: Duration) -> Self {
@@ -64,6 +70,12 @@ impl Failure {
     #[must_use]
     pub fn in_regions(self, regions: impl IntoIterator<Item = impl ToString>) -> Self {
         Self { regions: regions.into_iter().map(|r| r.to_string()).collect(), ..self }
+    }
+
+    /// Whether it is `Throttling`.
+    #[must_use]
+    pub fn is_throttling(&self) -> bool {
+        self.code == Code::Common(CommonErrorCode::Throttling)
     }
 
     /// Its code.

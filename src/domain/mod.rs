@@ -10,15 +10,17 @@ mod image;
 mod regions;
 pub mod relay;
 mod replica;
+mod secret;
 mod synchronization;
 mod time;
 
 pub use accept::{Accepted, Refusal, Standing, Step, accept};
 pub use digest::{Digest, DigestError};
-pub use fault::{Fault, FaultKind};
+pub use fault::{Fault, FaultKind, with_causes};
 pub use ids::{ClientToken, IdError, ImageId, MAX_ID_LENGTH, MAX_TOKEN_LENGTH, RegionId, RequestId};
 pub use image::{Descriptor, Image, ImageKind, ImageName};
 pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
 pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};
+pub use secret::Secret;
 pub use synchronization::{RegionStatus, RegionView, Synchronization, SynchronizationState};
 pub use time::{Clock, Timestamp};

@@ -43,6 +43,19 @@ impl Topology {
         self.limits.iter().map(|(region, l)| (region, l.egress_bytes_per_second, l.ingress_bytes_per_second))
     }
 
+    /// How many copies may go into each region for which that is limited.
+    pub fn copies_into(&self) -> impl Iterator<Item = (&RegionId, usize)> {
+        self.limits.iter().filter_map(|(region, limits)| Some((region, limits.ingress_copies?)))
+    }
+
+    /// How many regions each region may feed, for those out of which copies or bytes are limited.
+    pub fn copies_out_of(&self) -> impl Iterator<Item = (&RegionId, usize)> {
+        self.limits.iter().filter_map(|(region, limits)| {
+            let limited = limits.egress_copies.is_some() || limits.egress_bytes_per_second.is_some();
+            limited.then(|| (region, limits.egress_copies.unwrap_or(usize::MAX)))
+        })
+    }
+
     fn limits(&self, region: &RegionId) -> RegionLimits {
         self.limits.get(region).copied().unwrap_or_default()
     }

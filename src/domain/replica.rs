@@ -4,12 +4,12 @@
 //! PENDING --claim--> COPYING --verified--> AVAILABLE
 //!    ^                 |  \--permanent fault, or faults used up--> FAILED
 //!    |--fault, later---/  \--cancel--> CANCELED      (PENDING --cancel--> CANCELED)
-//! COPYING whose lease ran out is claimed again, with a higher fence
+//! COPYING whose lease ran out is claimed again, with a higher fence, or becomes PENDING while nobody claims it
 //! AVAILABLE --found damaged--> FAILED, which the next request starts afresh
 //! ```
 //!
-//! Every write of a worker carries the fence that its claim was given. A claim, a cancellation and a new request raise it,
-//! so that whoever was overtaken can change nothing. It begins with the time of the request, not at zero: an image that was
+//! Every write of a worker carries the fence that its claim was given. A claim, a rescue, a cancellation and a new request raise
+//! it, so that whoever was overtaken can change nothing. It begins with the time of the request, not at zero: an image that was
 //! removed and added again has new replicas, and a worker that still copies the old one must not hold a fence of theirs.
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -47,7 +47,7 @@ pub struct Progress {
 }
 
 /// Where a replica stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum State {
     /// It waits for a worker.
     Pending {
@@ -72,7 +72,7 @@ pub enum State {
 }
 
 /// One image in one region.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Replica {
     /// Where it stands.
     pub state: State,
@@ -136,6 +136,8 @@ pub enum Event {
         /// The fence of its claim.
         fence: u64,
     },
+    /// Its worker has not been heard of for the length of its lease, and nobody else has taken it.
+    Expire,
     /// Somebody read it again, and it is not what it should be.
     Damaged {
         /// What was found.
@@ -151,7 +153,7 @@ pub enum Event {
 pub struct Stale;
 
 /// How a replica ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// It is there.
     Available,
@@ -223,6 +225,11 @@ impl Replica {
             (Event::Release { fence }, State::Copying { last, .. }) if fence == self.fence => Ok(Self {
                 state: State::Pending { not_before: now, last: last.clone() },
                 attempt: self.attempt.saturating_sub(1),
+                ..self.clone()
+            }),
+            (Event::Expire, State::Copying { lease, last }) if lease.until <= now => Ok(Self {
+                state: State::Pending { not_before: now, last: last.clone() },
+                fence: self.fence + 1,
                 ..self.clone()
             }),
             (Event::Damaged { fault }, State::Available) => {

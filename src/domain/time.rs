@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
 /// An instant: milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
@@ -15,6 +17,13 @@ impl Timestamp {
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
+    }
+
+    /// Reads an instant as RFC 3339 writes it, for example `2026-11-25T17:00:00+08:00`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let instant = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        Some(Self(i64::try_from(instant.unix_timestamp_nanos().div_euclid(1_000_000)).ok()?))
     }
 
     /// Milliseconds since the Unix epoch.
@@ -33,6 +42,17 @@ impl Timestamp {
     #[must_use]
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// As RFC 3339 writes it, in UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instant = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
+        match instant.ok().and_then(|instant| instant.format(&Rfc3339).ok()) {
+            Some(text) => f.write_str(&text),
+            None => write!(f, "{} ms after 1970", self.0),
+        }
     }
 }
 

@@ -15,6 +15,12 @@ pub struct Principal(Arc<str>);
 pub struct PrincipalError(String);
 
 impl Principal {
+    /// Whether it is a user, and not a role.
+    #[must_use]
+    pub fn is_user(&self) -> bool {
+        self.0.contains(":user/")
+    }
+
     /// The principal's resource name.
     #[must_use]
     pub fn as_str(&self) -> &str {

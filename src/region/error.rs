@@ -134,6 +134,10 @@ pub enum Error {
     Stalled(&'static str),
 }
 
+/// What a registry says of a manifest whose blobs it does not find (OCI distribution specification, "Error Codes"). They have been
+/// sent by then: it has lost one, or somebody writes the same one at this moment.
+const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
+
 /// Whether trying again is of any use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -176,8 +180,10 @@ impl Error {
                 _ => Verdict::Retry,
             },
             // RFC 9110: these say that it may go better later. A missing upload is one that expired.
-            Self::Status { status, .. } => match status.as_u16() {
+            Self::Status { status, detail, .. } => match status.as_u16() {
                 408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
+                // The next attempt looks again which blobs are there, and sends what is not.
+                400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
                 _ => Verdict::Fail,
             },
             Self::Vanished(_)

@@ -21,7 +21,7 @@ pub use disk::DiskFile;
 pub use error::{Error, Result, Verdict};
 pub use journal::{Journal, Memory};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation};
-pub use object::{Access, ObjectStore, Secret, open as open_bucket};
+pub use object::{Access, ObjectStore, open as open_bucket};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};

@@ -13,7 +13,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use super::{Parts, RETRY_AFTER, page, permit::Permit, wire};
 use crate::{
     contract::{
-        Contract, Failure, Violation,
+        Contract, Failure,
         v1::{self, app_sync_service_server::AppSyncService},
     },
     domain::Synchronization,
@@ -48,9 +48,7 @@ impl AppSync {
     fn read(&self, request: Request<v1::SynchronizeAppRequest>, permit: &Permit) -> Result<Ask, Failure> {
         let trace = trace(request.metadata());
         let body = request.into_inner();
-        let targets = self.state.regions().parse_targets(&body.target_region_ids).map_err(|error| {
-            Failure::invalid(Violation { field: "target_region_ids", description: error.to_string() })
-        })?;
+        let targets = wire::targets("target_region_ids", &body.target_region_ids, self.state.regions())?;
         let token = match body.client_token.as_str() {
             "" => None,
             token => Some(wire::id("client_token", token)?),

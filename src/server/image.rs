@@ -16,14 +16,16 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, CommonErrorCode, ErrorCode, add_image_request, image_service_server::ImageService},
     },
-    domain::{Clock, Image, ImageId, ImageKind, RegionId, Replica},
+    domain::{Clock, Image, ImageId, ImageKind, RegionId, Replica, Targets},
     region::{self, ImageSpec, Stores, Tree},
-    state::State,
+    state::{self, ImageFilter, State},
 };
 
 const MAX_NAME: usize = 128;
 const MAX_VERSION: usize = 64;
 const MAX_DESCRIPTION: usize = 1_024;
+/// The most values of one filter.
+const MAX_VALUES: usize = 100;
 
 /// See the module.
 #[derive(Debug)]
@@ -55,11 +57,59 @@ impl Images {
         failure.into().status(&self.contract.errors, permit.request_id())
     }
 
-    fn image(&self, image: &Image, replicas: &[(RegionId, Replica)]) -> v1::Image {
+    fn image(&self, image: &Image, replicas: &[(RegionId, Replica)], asked: &Targets) -> v1::Image {
         // A home region that is no longer configured has no store that could tell.
         let store = self.stores.get(&image.home);
         let url = store.map_or_else(|| image.source.to_string(), |store| store.url(&image.source));
-        wire::image(image, url, replicas, self.state.regions())
+        wire::image(image, url, replicas, self.state.regions(), asked)
+    }
+
+    async fn get(&self, body: v1::GetImageRequest) -> Result<v1::Image, Failure> {
+        let id: ImageId = wire::id("image_id", &body.image_id)?;
+        let kind = wire::kind_filter(body.image_type)?;
+        let asked = wire::targets("additional_region_ids", &body.additional_region_ids, self.state.regions())?;
+        let (image, replicas) = self.state.image_get(&id).await?;
+        of_kind(&image, kind)?;
+        Ok(self.image(&image, &replicas, &asked))
+    }
+
+    async fn list(&self, body: v1::ListImagesRequest) -> Result<v1::ListImagesResponse, Failure> {
+        let filter = ImageFilter {
+            ids: several("image_ids", &body.image_ids, wire::id)?,
+            names: several("names", &body.names, |field, name| wire::text(field, name.to_owned(), MAX_NAME, true))?,
+            kind: wire::kind_filter(body.image_type)?,
+            latest_only: body.latest_only,
+        };
+        let after: Option<ImageId> = page::after(&body.page_token)?;
+        let span = state::Span { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
+        let found = self.state.image_list(&filter, after.as_ref(), span, body.count_all).await?;
+        let last = found.images.last().filter(|_| found.more);
+        Ok(v1::ListImagesResponse {
+            next_page_token: last.map(|(image, _)| page::token(&image.id)).unwrap_or_default(),
+            images: found.images.iter().map(|(image, replicas)| self.image(image, replicas, &Targets::All)).collect(),
+            total_size: found.total.map(wire::bytes).unwrap_or_default(),
+        })
+    }
+
+    async fn versions(&self, body: v1::GetAppVersionsRequest) -> Result<v1::GetAppVersionsResponse, Failure> {
+        let names = vec![wire::text("app_name", body.app_name, MAX_NAME, true)?];
+        let filter = ImageFilter { names, kind: wire::kind_filter(body.image_type)?, ..ImageFilter::default() };
+        let span = state::Span { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
+        let (images, total) = self.state.image_versions(&filter, span).await?;
+        let version =
+            |image: Image| v1::AppVersion { image_id: image.id.to_string(), name: image.name, version: image.version };
+        Ok(v1::GetAppVersionsResponse {
+            app_versions: images.into_iter().map(version).collect(),
+            total_size: wire::bytes(total),
+        })
+    }
+
+    async fn remove(&self, body: v1::RemoveImageRequest) -> Result<(), Failure> {
+        let id: ImageId = wire::id("image_id", &body.image_id)?;
+        if let Some(kind) = wire::kind_filter(body.image_type)? {
+            of_kind(&self.state.image_get(&id).await?.0, Some(kind))?;
+        }
+        Ok(self.state.image_remove(&id).await?)
     }
 
     async fn add(&self, body: v1::AddImageRequest) -> Result<ImageId, Failure> {
@@ -107,6 +157,27 @@ impl Images {
     }
 }
 
+/// An image of another kind than the one that was asked for is none.
+fn of_kind(image: &Image, kind: Option<ImageKind>) -> Result<(), Failure> {
+    match kind {
+        Some(kind) if kind != image.kind => Err(state::Error::ImageNotFound(image.id.clone()).into()),
+        _ => Ok(()),
+    }
+}
+
+/// Reads each of several values of a filter.
+fn several<T>(
+    field: &'static str,
+    values: &[String],
+    read: impl Fn(&'static str, &str) -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    if values.len() > MAX_VALUES {
+        let description = format!("there are {}, the most is {MAX_VALUES}", values.len());
+        return Err(Failure::invalid(Violation { field, description }));
+    }
+    values.iter().map(|value| read(field, value)).collect()
+}
+
 fn field(kind: ImageKind) -> &'static str {
     match kind {
         ImageKind::Vm => "vm_image_spec.image_id",
@@ -143,13 +214,8 @@ impl ImageService for Images {
     async fn get_image(&self, request: Request<v1::GetImageRequest>) -> Result<Response<v1::GetImageResponse>, Status> {
         let permit = Permit::of(&request)?;
         let body = request.into_inner();
-        let answer = async {
-            let id: ImageId = wire::id("image_id", &body.image_id)?;
-            Ok::<_, Failure>(self.state.image_get(&id).await?)
-        };
-        let (image, replicas) = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
-        let image = Some(self.image(&image, &replicas));
-        Ok(Response::new(v1::GetImageResponse { image }))
+        let image = self.get(body).await.map_err(|failure| self.refuse(&permit, failure))?;
+        Ok(Response::new(v1::GetImageResponse { image: Some(image) }))
     }
 
     async fn list_images(
@@ -158,16 +224,16 @@ impl ImageService for Images {
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
         let permit = Permit::of(&request)?;
         let body = request.into_inner();
-        let answer = async {
-            let after: Option<ImageId> = page::after(&body.page_token)?;
-            Ok::<_, Failure>(self.state.image_list(after.as_ref(), page::size(body.page_size)?).await?)
-        };
-        let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
-        let last = found.images.last().filter(|_| found.more);
-        Ok(Response::new(v1::ListImagesResponse {
-            next_page_token: last.map(|(image, _)| page::token(&image.id)).unwrap_or_default(),
-            images: found.images.iter().map(|(image, replicas)| self.image(image, replicas)).collect(),
-        }))
+        self.list(body).await.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
+    }
+
+    async fn get_app_versions(
+        &self,
+        request: Request<v1::GetAppVersionsRequest>,
+    ) -> Result<Response<v1::GetAppVersionsResponse>, Status> {
+        let permit = Permit::of(&request)?;
+        let body = request.into_inner();
+        self.versions(body).await.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
 
     async fn remove_image(
@@ -176,11 +242,7 @@ impl ImageService for Images {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let permit = Permit::of(&request)?;
         let body = request.into_inner();
-        let answer = async {
-            let id: ImageId = wire::id("image_id", &body.image_id)?;
-            Ok::<_, Failure>(self.state.image_remove(&id).await?)
-        };
-        answer.await.map_err(|failure| self.refuse(&permit, failure))?;
+        self.remove(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 

@@ -2,17 +2,24 @@
 //! type, or is refused.
 
 mod app_sync;
-mod identity;
+mod attempts;
+pub mod health;
+mod held;
 mod image;
 mod layer;
 mod listener;
+mod openapi;
 mod page;
+mod peer;
 mod permit;
+mod rate;
+mod tls;
 mod verify;
 mod wire;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::Request;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
@@ -23,39 +30,47 @@ use tonic::{
 };
 use tower::{Service, ServiceBuilder, limit::GlobalConcurrencyLimitLayer, util::BoxCloneSyncService};
 
-pub use identity::{Identities, Identity};
-pub use layer::Deadlines;
+pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, QuotaLayer};
 pub use listener::{Listener, ListenerSettings};
+pub use tls::{Tls, TlsError, TlsSettings};
 
 use crate::{
+    audit::Audit,
     contract::{Contract, DESCRIPTORS, v1},
     domain::Clock,
+    identity::Directory,
     region::Stores,
     state::State,
 };
+use attempts::Attempts;
 use layer::{
-    AmendLayer, AuthenticateLayer, AuthorizeLayer, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, RequestIdLayer,
-    Shed, TraceLayer,
+    AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, RequestIdLayer,
+    Shed, TraceLayer, UnreadableLayer,
 };
+use openapi::OpenApi;
 
 /// The largest message that a caller may send, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// The services whose health is told: both of the contract, and, by the empty name, the whole.
-pub const SERVICES: [&str; 3] = ["", v1::app_sync_service_server::SERVICE_NAME, v1::image_service_server::SERVICE_NAME];
+const SERVICES: [&str; 3] = ["", v1::app_sync_service_server::SERVICE_NAME, v1::image_service_server::SERVICE_NAME];
 
 /// What the stack needs.
 #[derive(Debug, Clone)]
 pub struct Parts {
     /// The contract's tables.
     pub contract: Arc<Contract>,
-    /// Who may call.
-    pub identities: Arc<Identities>,
+    /// Who may call, as the configuration has it now.
+    pub directory: Arc<ArcSwap<Directory>>,
+    /// Credentials of one source that may prove nothing, a minute.
+    pub failures_per_minute: u32,
+    /// Takes decisions down.
+    pub audit: Audit,
     /// The state.
     pub state: State,
     /// The stores, in which images to be registered are looked up.
     pub stores: Stores,
-    /// Tells when an image was registered.
+    /// Tells when an image was registered, and whether a credential has expired.
     pub clock: Clock,
     /// Calls that are carried out at the same time.
     pub max_in_flight: usize,
@@ -68,21 +83,30 @@ pub struct Parts {
 /// The whole service, as a connection needs it.
 pub type Entrance = BoxCloneSyncService<Request<Incoming>, http::Response<Body>, Infallible>;
 
+/// The ways in.
+#[derive(Debug)]
+pub struct Doors {
+    /// By gRPC.
+    pub grpc: Entrance,
+    /// In the original's HTTP form.
+    pub openapi: Entrance,
+    /// What is told of the health of both.
+    pub health: Health,
+}
+
 /// The health of the service, to be set.
 pub type Health = tonic_health::server::HealthReporter;
 
 /// The whole service: every path, with everything that stands before it.
-pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflection::server::Error> {
+pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Error> {
     let contract = Arc::clone(&parts.contract);
     let app_sync = v1::app_sync_service_server::AppSyncServiceServer::new(app_sync::AppSync::new(&parts))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let images = v1::image_service_server::ImageServiceServer::new(image::Images::new(&parts))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    for service in SERVICES {
-        health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
-    }
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    health::set(&reporter, tonic_health::ServingStatus::Serving).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -92,12 +116,12 @@ pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflectio
     };
 
     // Health and reflection stand outside of every limit and need no credential: a busy service is not a dead one.
-    let limit = GlobalConcurrencyLimitLayer::new(parts.max_in_flight);
+    let (limit, gate) = (GlobalConcurrencyLimitLayer::new(parts.max_in_flight), gate(&parts));
     let routes = Routes::new(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(guarded(app_sync, &parts, limit.clone()))
-        .add_service(guarded(images, &parts, limit));
+        .add_service(guarded(app_sync, &parts, limit.clone(), gate.clone()))
+        .add_service(guarded(images, &parts, limit, gate));
 
     // Every call, outermost first.
     let entrance = ServiceBuilder::new()
@@ -110,7 +134,21 @@ pub async fn service(parts: Parts) -> Result<(Entrance, Health), tonic_reflectio
         // Around everything that may refuse in words that are not the contract's.
         .layer(AmendLayer::<Conform>::new(contract))
         .service(routes.prepare());
-    Ok((Entrance::new(entrance), health))
+    let openapi = Entrance::new(OpenApi::new(openapi::Inner::new(entrance.clone())));
+    Ok(Doors { grpc: Entrance::new(entrance), openapi, health: reporter })
+}
+
+/// Who is it, not too much of one caller, and may they? Decided before anything is decoded, validated or looked up.
+pub type Gate = (AuthenticateLayer, QuotaLayer, AuthorizeLayer);
+
+/// What lets calls in. Clones of it count calls together.
+#[must_use]
+pub fn gate(parts: &Parts) -> Gate {
+    let Parts { contract, directory, state, clock, audit, .. } = parts.clone();
+    let authorization = Authorization { contract: Arc::clone(&contract), clock: clock.clone(), audit: audit.clone() };
+    let attempts = Attempts::new(parts.failures_per_minute);
+    let authentication = Authentication { directory, attempts, state, clock, audit, contract: Arc::clone(&contract) };
+    (AuthenticateLayer(Arc::new(authentication)), QuotaLayer::new(contract), AuthorizeLayer(Arc::new(authorization)))
 }
 
 /// What stands before the methods of the contract, outermost first.
@@ -118,6 +156,7 @@ fn guarded<S>(
     service: S,
     parts: &Parts,
     limit: GlobalConcurrencyLimitLayer,
+    gate: Gate,
 ) -> impl Service<Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
 + NamedService
 + Clone
@@ -142,10 +181,9 @@ where
         .layer(limit)
         // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.
         .layer(DeadlineLayer::new(parts.deadlines, Arc::clone(contract)))
-        // Who is it?
-        .layer(AuthenticateLayer::new(Arc::clone(&parts.identities), Arc::clone(contract)))
-        // May they? Decided before anything is decoded, validated or looked up.
-        .layer(AuthorizeLayer::new(Arc::clone(contract)))
+        .layer(gate)
+        // Behind it: what is wrong with a request is told to those who may make it.
+        .layer(UnreadableLayer(Arc::clone(contract)))
         .named_layer(service)
 }
 

@@ -6,6 +6,7 @@ use crate::contract::{Failure, Violation};
 
 const DEFAULT: i32 = 50;
 const MOST: i32 = 1_000;
+const MOST_SKIPPED: i32 = 1_000_000;
 
 /// Reads a page size.
 pub fn size(asked: i32) -> Result<u64, Failure> {
@@ -15,6 +16,17 @@ pub fn size(asked: i32) -> Result<u64, Failure> {
         _ => Err(Failure::invalid(Violation {
             field: "page_size",
             description: format!("{asked} is not from 0 to {MOST}"),
+        })),
+    }
+}
+
+/// Reads how many entries are left out.
+pub fn skip(asked: i32) -> Result<u64, Failure> {
+    match asked {
+        0..=MOST_SKIPPED => Ok(asked.unsigned_abs().into()),
+        _ => Err(Failure::invalid(Violation {
+            field: "skip",
+            description: format!("{asked} is not from 0 to {MOST_SKIPPED}"),
         })),
     }
 }

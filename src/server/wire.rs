@@ -12,7 +12,7 @@ use crate::{
     },
     domain::{
         Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica, RequestId,
-        Synchronization, SynchronizationState, Timestamp,
+        Synchronization, SynchronizationState, TargetError, Targets, Timestamp, with_causes,
     },
     state::Error,
 };
@@ -20,6 +20,12 @@ use crate::{
 /// Reads a field that is an id.
 pub fn id<T: FromStr<Err: std::fmt::Display>>(field: &'static str, value: &str) -> Result<T, Failure> {
     value.parse().map_err(|error: T::Err| Failure::invalid(Violation { field, description: error.to_string() }))
+}
+
+/// Reads a field that is a list of regions.
+pub fn targets(field: &'static str, names: &[String], regions: &Regions) -> Result<Targets, Failure> {
+    let refused = |error: TargetError| Failure::invalid(Violation { field, description: error.to_string() });
+    regions.parse_targets(names).map_err(refused)
 }
 
 /// Refuses a text that is too long, or empty though it must not be.
@@ -55,17 +61,23 @@ impl From<Error> for Failure {
                 Self::new(CommonErrorCode::SynchronizationNotFound, format!("There is none with the id {id}."))
             }
             Error::TokenReused(_) => Self::invalid(Violation { field: "client_token", description: error.to_string() }),
-            Error::Busy | Error::Closed => busy(RETRY_AFTER),
-            Error::Unavailable(cause) => {
-                tracing::warn!(%cause, "the database can't be reached");
+            Error::Busy | Error::Closed | Error::ReadOnly | Error::Conflict(_) => {
+                tracing::warn!(%error, "a call was not carried out");
                 busy(RETRY_AFTER)
+            }
+            // It may have broken off after it was carried out.
+            Error::Unavailable(_) | Error::Slow(_) => {
+                tracing::warn!(error = with_causes(&error), "the database can't be reached");
+                let advice =
+                    "The database can't be reached; repeat the call later, with the same client_token if it has one";
+                Self::unavailable(advice, RETRY_AFTER)
             }
             // What the database said may tell about its inside: it is logged, and not sent.
             Error::Database(cause) => {
                 tracing::error!(%cause, "the database failed");
                 Self::new(ErrorCode::DbError, "")
             }
-            Error::SchemaOld(_) | Error::SchemaUnknown(_) | Error::UnknownDatabase(_) => {
+            Error::SchemaOld(_) | Error::SchemaNewer(_) | Error::SchemaLocked(_) | Error::UnknownDatabase(_) => {
                 tracing::error!(%error, "the database can't be used");
                 Self::new(ErrorCode::DbError, "")
             }
@@ -85,7 +97,8 @@ fn time(timestamp: Timestamp) -> WireTime {
     WireTime { seconds: millis.div_euclid(1_000), nanos }
 }
 
-fn bytes(count: u64) -> i64 {
+/// A number as the contract has it.
+pub fn bytes(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
@@ -156,8 +169,26 @@ pub fn state_filter(state: i32) -> Result<Option<SynchronizationState>, Failure>
     })
 }
 
-/// An image as the contract has it, with every configured region. `url` is what people pull it by.
-pub fn image(from: &Image, url: String, replicas: &[(RegionId, Replica)], regions: &Regions) -> v1::Image {
+/// Reads a filter by kind.
+pub fn kind_filter(image_type: i32) -> Result<Option<ImageKind>, Failure> {
+    let known = v1::ImageType::try_from(image_type).map_err(|_| {
+        Failure::invalid(Violation { field: "image_type", description: format!("{image_type} is no ImageType") })
+    })?;
+    Ok(match known {
+        v1::ImageType::Unspecified => None,
+        v1::ImageType::Vm => Some(ImageKind::Vm),
+        v1::ImageType::Container => Some(ImageKind::Container),
+    })
+}
+
+/// An image as the contract has it, with those of the configured regions that are asked about. `url` is what people pull it by.
+pub fn image(
+    from: &Image,
+    url: String,
+    replicas: &[(RegionId, Replica)],
+    regions: &Regions,
+    asked: &Targets,
+) -> v1::Image {
     let there = |region: &RegionId| {
         if *region == from.home {
             return v1::RegionState::Available;
@@ -195,6 +226,9 @@ pub fn image(from: &Image, url: String, replicas: &[(RegionId, Replica)], region
         digest: from.root.digest.to_string(),
         size_bytes: bytes(from.size),
         create_time: Some(time(from.created_at)),
-        additional_regions_info: regions.iter().map(info).collect(),
+        additional_regions_info: match asked {
+            Targets::All => regions.iter().map(info).collect(),
+            Targets::Named(named) => named.iter().map(info).collect(),
+        },
     }
 }

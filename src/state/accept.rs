@@ -4,10 +4,9 @@
 mod batch;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, instrument};
 
-use super::{Error, Result, State};
+use super::{Error, Result, State, group};
 use crate::domain::{ClientToken, ImageId, RequestId, Targets};
 
 /// A call to accept.
@@ -37,19 +36,15 @@ pub struct TraceContext {
 }
 
 /// A call that waits to be committed.
-#[derive(Debug)]
-pub(super) struct Queued {
-    ask: Ask,
-    reply: oneshot::Sender<Result<RequestId>>,
-}
+pub(super) type Queued = group::Queued<Ask, RequestId>;
 
 impl State {
     /// Accepts a call. Returns its id after the commit, and never before; for a call that repeats an earlier one, the id of
     /// that one.
-    #[instrument(name = "INSERT synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "INSERT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn accept(&self, ask: Ask) -> Result<RequestId> {
         let (reply, answer) = oneshot::channel();
-        self.0.asks.try_send(Queued { ask, reply }).map_err(|refused| match refused {
+        self.0.asks.try_send(Queued { asked: ask, reply }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
@@ -57,65 +52,29 @@ impl State {
     }
 }
 
-/// Commits what is asked, until `stop` is canceled; what had been queued by then is still committed.
-pub(super) async fn run(state: State, mut queue: mpsc::Receiver<Queued>, most: usize, stop: CancellationToken) {
-    let mut batch = Vec::with_capacity(most);
-    loop {
-        tokio::select! {
-            biased;
-            received = queue.recv_many(&mut batch, most) => if received == 0 { return },
-            () = stop.cancelled(), if !queue.is_closed() => queue.close(),
-        }
-        if !batch.is_empty() {
-            let (asks, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|q| (q.ask, q.reply)).unzip();
-            let answers = commit(&state, asks).await;
-            for (reply, answer) in replies.into_iter().zip(answers) {
-                // A caller that has gone finds its synchronization by its token or in the list.
-                let _ = reply.send(answer);
-            }
-        }
-    }
-}
-
-/// Commits the calls together. If that fails in another way than that the database can't be reached, each is tried by itself,
-/// so that one that can't be written does not take its neighbours along.
-async fn commit(state: &State, asks: Vec<Ask>) -> Vec<Result<RequestId>> {
-    let count = asks.len();
-    match commit_together(state, &asks).await {
-        Ok(answers) => answers,
-        Err(Error::Database(error)) if count > 1 => {
-            tracing::warn!(%error, count, "a group of calls could not be committed; trying each by itself");
-            let mut answers = Vec::with_capacity(count);
-            for ask in asks {
-                let alone = commit_together(state, std::slice::from_ref(&ask)).await;
-                answers.push(alone.and_then(|mut one| one.pop().unwrap_or(Err(Error::Closed))));
-            }
-            answers
-        }
-        Err(error) => vec![Err(error); count],
-    }
-}
-
-async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
+/// Commits calls together, and answers each.
+pub(super) async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
     let span = tracing::info_span!(
         "COMMIT",
         otel.kind = "client",
-        db.system.name = "sqlite",
+        db.system.name = state.system(),
         db.operation.batch.size = asks.len(),
     );
-    async {
-        let txn = state.write().await?;
-        let known = batch::Known::read(&txn, asks).await?;
-        let now = state.0.clock.now();
-        let (answers, rows) = batch::decide(asks, known, &state.0.regions, now);
-        rows.write(&txn).await?;
-        txn.commit().await?;
-        state.0.due.raise();
-        state.0.changed.raise();
+    let together = async {
+        // The steps have spans, so that it can be seen what they cost; nobody hears of them unless somebody asks.
+        let txn = state.write().instrument(tracing::trace_span!("step: begin")).await?;
+        let (known, now) = batch::Known::read(&txn, asks).instrument(tracing::trace_span!("step: read")).await?;
+        let (answers, changes) =
+            tracing::trace_span!("step: decide").in_scope(|| batch::decide(asks, known, &state.0.regions, now));
+        let again = changes.request_again(&txn, now).instrument(tracing::trace_span!("step: lock")).await?;
+        changes.write(&txn, again, now).instrument(tracing::trace_span!("step: write")).await?;
+        txn.commit().instrument(tracing::trace_span!("step: commit")).await?;
         Ok(answers)
-    }
-    .instrument(span)
-    .await
+    };
+    let answers = state.in_time(together).instrument(span).await?;
+    state.0.signals.due();
+    state.0.signals.changed();
+    Ok(answers)
 }
 
 #[cfg(test)]
@@ -150,7 +109,7 @@ mod tests {
         let home: RegionId = "home".parse().expect("an id");
         let regions = Regions::new(home.clone(), (0..100).map(|n| format!("region-{n}").parse().expect("an id")));
         let stop = CancellationToken::new();
-        let (state, tasks) = State::open(&settings, regions, Clock::system(), stop.clone()).await.expect("it opens");
+        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
         for n in 0..100 {
             let image = Image {
                 id: format!("image-{n}").parse().expect("an id"),

@@ -1,8 +1,11 @@
 //! Why the state refuses, or can't answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use sea_orm::{DbErr, RuntimeErr, sqlx};
+use sea_orm::{
+    DbErr, RuntimeErr,
+    sqlx::{self, mysql::MySqlDatabaseError, postgres::PgDatabaseError},
+};
 
 use crate::domain::{ImageId, RegionId, RequestId};
 
@@ -49,17 +52,31 @@ pub enum Error {
     /// The database can't be reached, is locked by somebody else, or its pool is exhausted.
     #[error("the database can't be reached")]
     Unavailable(#[source] Arc<DbErr>),
+    /// The database did not answer in time. Whether what was asked was carried out is not known.
+    #[error("the database did not answer within {0:?}")]
+    Slow(Duration),
+    /// The server takes no writes: it is not, or not any more, the one that does.
+    #[error("the database takes no writes")]
+    ReadOnly,
+    /// Others changed the same at the same time. Nothing was done; the same may be tried again at once.
+    #[error("others changed the same at the same time")]
+    Conflict(#[source] Option<Arc<DbErr>>),
     /// Any other failure of the database.
     #[error("the database failed")]
     Database(#[source] Arc<DbErr>),
     /// The database's schema is older than the service.
     #[error("the database's schema is {0} steps behind; run `appferry migrate`")]
     SchemaOld(usize),
-    /// The database's schema can't be brought up to date, or is newer than the service.
-    #[error("the database's schema is not one that this version knows; it may have been written by a newer one")]
-    SchemaUnknown(#[source] Arc<DbErr>),
+    /// The database's schema is newer than the service.
+    #[error(
+        "the database's schema is newer than this version knows; run the version that brought it up to date, or a later one"
+    )]
+    SchemaNewer(#[source] Arc<DbErr>),
+    /// Another process changes the schema.
+    #[error("another process has been changing the database's schema for {0:?}; try again when it has ended")]
+    SchemaLocked(Duration),
     /// The URL names a database that the service does not work with.
-    #[error("database.url: {0:?} is no database that this version works with; expected sqlite://PATH")]
+    #[error("database.url: {0:?} is no database that this version works with")]
     UnknownDatabase(String),
 }
 
@@ -71,7 +88,7 @@ impl Error {
     /// An error of the migrator: a schema that it does not know, unless the database itself failed.
     pub(super) fn schema(error: DbErr) -> Self {
         match error {
-            DbErr::Custom(_) | DbErr::Migration(_) => Self::SchemaUnknown(Arc::new(error)),
+            DbErr::Custom(_) | DbErr::Migration(_) => Self::SchemaNewer(Arc::new(error)),
             other => other.into(),
         }
     }
@@ -79,32 +96,95 @@ impl Error {
     /// Whether the same may succeed a little later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Busy)
+        matches!(self, Self::Unavailable(_) | Self::Slow(_) | Self::ReadOnly | Self::Conflict(_) | Self::Busy)
     }
+}
+
+/// What a failure of the database means for whoever asked.
+enum Meaning {
+    Unreachable,
+    ReadOnly,
+    Conflict,
+    Other,
 }
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        let unreachable = match &error {
-            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => true,
-            DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause)) => {
-                is_unreachable(cause)
-            }
-            _ => false,
+        let meaning = match &error {
+            DbErr::Exec(RuntimeErr::SqlxError(cause))
+            | DbErr::Query(RuntimeErr::SqlxError(cause))
+            | DbErr::Conn(RuntimeErr::SqlxError(cause)) => meaning(cause, matches!(error, DbErr::Conn(_))),
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Meaning::Unreachable,
+            _ => Meaning::Other,
         };
-        let error = Arc::new(error);
-        if unreachable { Self::Unavailable(error) } else { Self::Database(error) }
+        match meaning {
+            Meaning::Unreachable => Self::Unavailable(Arc::new(error)),
+            Meaning::ReadOnly => Self::ReadOnly,
+            Meaning::Conflict => Self::Conflict(Some(Arc::new(error))),
+            Meaning::Other => Self::Database(Arc::new(error)),
+        }
     }
 }
 
-fn is_unreachable(error: &sqlx::Error) -> bool {
+/// What the driver's error means; `connecting` if it came when a connection was made, or used in no statement.
+fn meaning(error: &sqlx::Error, connecting: bool) -> Meaning {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
-        // https://sqlite.org/rescode.html: SQLITE_BUSY is 5, SQLITE_LOCKED is 6; the low byte of an extended code is its
-        // primary code.
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Meaning::Unreachable,
         sqlx::Error::Database(cause) => {
-            cause.code().and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 5 | 6))
+            let cause = cause.as_ref();
+            let known = if let Some(error) = cause.try_downcast_ref::<PgDatabaseError>() {
+                postgres(error.code())
+            } else if let Some(error) = cause.try_downcast_ref::<MySqlDatabaseError>() {
+                mysql(error.number())
+            } else {
+                sqlite(cause.code().and_then(|code| code.parse().ok()))
+            };
+            if connecting && matches!(known, Meaning::Other) { Meaning::Unreachable } else { known }
         }
-        _ => false,
+        _ if connecting => Meaning::Unreachable,
+        _ => Meaning::Other,
+    }
+}
+
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn postgres(code: &str) -> Meaning {
+    match code {
+        // Serialization failure, deadlock, and two who inserted the same.
+        "40001" | "40P01" | "23505" => Meaning::Conflict,
+        "25006" => Meaning::ReadOnly,
+        // A lock or an answer that took too long; the administrator's shutdown, a crash, a server that starts, a session that idled.
+        "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "58030" => Meaning::Unreachable,
+        // Connection exceptions, and resources that are used up: connections, memory, the disk.
+        _ if code.starts_with("08") || code.starts_with("53") => Meaning::Unreachable,
+        _ => Meaning::Other,
+    }
+}
+
+/// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>
+fn mysql(number: u16) -> Meaning {
+    match number {
+        // A duplicate key, a deadlock, and a record that changed since it was read (MariaDB).
+        1062 | 1213 | 1020 => Meaning::Conflict,
+        // --read-only, super-read-only, a transaction on a read-only server.
+        1290 | 1792 | 1836 => Meaning::ReadOnly,
+        // Disk full, too many connections, out of resources, shutdown, aborted, lock wait, table full, killed, time, rollback by the
+        // server.
+        1021 | 1040 | 1041 | 1053 | 1114 | 1152 | 1158..=1161 | 1203 | 1205 | 1226 | 1317 | 1927 | 1969 | 3024 => {
+            Meaning::Unreachable
+        }
+        _ => Meaning::Other,
+    }
+}
+
+/// <https://sqlite.org/rescode.html>: `SQLITE_BUSY` is 5, `SQLITE_LOCKED` is 6; the low byte of an extended code is its primary code.
+fn sqlite(code: Option<u32>) -> Meaning {
+    match code.map(|code| code & 0xff) {
+        Some(5 | 6) => Meaning::Unreachable,
+        _ => Meaning::Other,
     }
 }

@@ -45,7 +45,7 @@ impl State {
             .subscriptions
             .with(|watched| watched.entry(id).or_insert_with(|| watch::Sender::new(snapshot)).subscribe());
         // What changed between the reading and the subscription is seen by the next round.
-        self.0.changed.raise();
+        self.0.signals.changed.raise();
         Ok(receiver)
     }
 }

@@ -1,12 +1,14 @@
 //! The registered images.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, SqlErr,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait as _, QueryFilter,
+    QueryOrder, QuerySelect, SqlErr,
+    sea_query::{Alias, Expr, ExprTrait as _, Query, SimpleExpr},
 };
 use tracing::instrument;
 
 use super::{Error, Result, State, entity};
-use crate::domain::{Image, ImageId, RegionId, RegionStatus, Replica};
+use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica};
 
 /// A page of images, each with its replicas.
 #[derive(Debug, Clone)]
@@ -15,11 +17,65 @@ pub struct ImagePage {
     pub images: Vec<(Image, Vec<(RegionId, Replica)>)>,
     /// Whether there are more after them.
     pub more: bool,
+    /// How many there are on all pages together, if that was asked for.
+    pub total: Option<u64>,
+}
+
+/// Which images.
+#[derive(Debug, Clone, Default)]
+pub struct ImageFilter {
+    /// Those of these ids; all if there are none.
+    pub ids: Vec<ImageId>,
+    /// Those of these names; all if there are none.
+    pub names: Vec<String>,
+    /// Those of this kind.
+    pub kind: Option<ImageKind>,
+    /// Of every name and kind the one that was registered last.
+    pub latest_only: bool,
+}
+
+/// Which part of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// How many are left out before it.
+    pub skip: u64,
+    /// The most that it has.
+    pub limit: u64,
+}
+
+impl ImageFilter {
+    fn condition(&self) -> Condition {
+        use entity::image::Column;
+        let ids = self.ids.iter().map(ImageId::as_str);
+        let one_of = |column: Column, any: bool, all: Vec<&str>| any.then(|| column.is_in(all));
+        Condition::all()
+            .add_option(one_of(Column::Id, !self.ids.is_empty(), ids.collect()))
+            .add_option(one_of(Column::Name, !self.names.is_empty(), self.names.iter().map(String::as_str).collect()))
+            .add_option(self.kind.map(|kind| Column::Kind.eq(kind.as_str())))
+            .add_option(self.latest_only.then(is_latest))
+    }
+}
+
+/// That no image of the same name and kind was registered after it.
+fn is_latest() -> SimpleExpr {
+    use entity::image::{Column, Entity};
+    let newer = Alias::new("newer");
+    let [name, kind, created, id] = [Column::Name, Column::Kind, Column::CreatedAt, Column::Id]
+        .map(|c| (Expr::col((newer.clone(), c)), Expr::col((Entity, c))));
+    let after = Condition::any()
+        .add(created.0.clone().gt(created.1.clone()))
+        .add(Condition::all().add(created.0.eq(created.1)).add(id.0.gt(id.1)));
+    let query = Query::select()
+        .expr(Expr::val(1))
+        .from_as(Entity, newer)
+        .cond_where(Condition::all().add(name.0.eq(name.1)).add(kind.0.eq(kind.1)).add(after))
+        .take();
+    Expr::exists(query).not()
 }
 
 impl State {
     /// Registers an image.
-    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn image_add(&self, image: &Image) -> Result<()> {
         let txn = self.write().await?;
         let row = entity::image::Model::from(image).into_active_model();
@@ -33,9 +89,9 @@ impl State {
     }
 
     /// An image and its replicas.
-    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn image_get(&self, id: &ImageId) -> Result<(Image, Vec<(RegionId, Replica)>)> {
-        let db = &self.0.read;
+        let db = &self.0.db.read;
         let row = entity::image::Entity::find_by_id(id.as_str()).one(db).await?;
         let image = row.ok_or_else(|| Error::ImageNotFound(id.clone()))?.try_into()?;
         let replicas =
@@ -43,18 +99,26 @@ impl State {
         Ok((image, with_regions(replicas)?))
     }
 
-    /// The images whose ids come after `after`, `limit` at most.
-    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
-    pub async fn image_list(&self, after: Option<&ImageId>, limit: u64) -> Result<ImagePage> {
+    /// A span of the images whose ids come after `after`.
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    pub async fn image_list(
+        &self,
+        filter: &ImageFilter,
+        after: Option<&ImageId>,
+        span: Span,
+        count: bool,
+    ) -> Result<ImagePage> {
         use entity::{image, replica};
-        let db = &self.0.read;
-        let mut query = image::Entity::find().order_by_asc(image::Column::Id).limit(limit + 1);
+        let db = &self.0.db.read;
+        let matching = image::Entity::find().filter(filter.condition());
+        let total = if count { Some(matching.clone().count(db).await?) } else { None };
+        let mut query = matching.order_by_asc(image::Column::Id).offset(span.skip).limit(span.limit + 1);
         if let Some(after) = after {
             query = query.filter(image::Column::Id.gt(after.as_str()));
         }
         let mut rows = query.all(db).await?;
-        let more = rows.len() as u64 > limit;
-        rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        let more = rows.len() as u64 > span.limit;
+        rows.truncate(usize::try_from(span.limit).unwrap_or(usize::MAX));
         let ids = rows.iter().map(|row| row.id.as_str());
         let mut replicas = replica::Entity::find().filter(replica::Column::ImageId.is_in(ids)).all(db).await?;
         let images = rows
@@ -64,13 +128,25 @@ impl State {
                 Ok((row.try_into()?, with_regions(own)?))
             })
             .collect::<Result<_>>()?;
-        Ok(ImagePage { images, more })
+        Ok(ImagePage { images, more, total })
+    }
+
+    /// A span of the images, those that were registered last first, and how many there are.
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    pub async fn image_versions(&self, filter: &ImageFilter, span: Span) -> Result<(Vec<Image>, u64)> {
+        use entity::image::{Column, Entity};
+        let db = &self.0.db.read;
+        let matching = Entity::find().filter(filter.condition());
+        let total = matching.clone().count(db).await?;
+        let newest = matching.order_by_desc(Column::CreatedAt).order_by_desc(Column::Id);
+        let rows = newest.offset(span.skip).limit(span.limit).all(db).await?;
+        Ok((rows.into_iter().map(Image::try_from).collect::<std::result::Result<_, _>>()?, total))
     }
 
     /// Other images that a region has, those that it got last first, `limit` at most.
     pub async fn images_in(&self, region: &RegionId, but: &ImageId, limit: u64) -> Result<Vec<Image>> {
         use entity::{image, replica};
-        let db = &self.0.read;
+        let db = &self.0.db.read;
         let replicas = replica::Entity::find()
             .filter(replica::Column::RegionId.eq(region.as_str()))
             .filter(replica::Column::State.eq(RegionStatus::Available.as_str()))
@@ -85,7 +161,7 @@ impl State {
     }
 
     /// Forgets an image and where it is, unless a copy of it is in flight. The bytes stay where they are.
-    #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
         let txn = self.write().await?;
         let replicas =
@@ -102,8 +178,10 @@ impl State {
         if removed.rows_affected == 0 {
             return Err(Error::ImageNotFound(id.clone()));
         }
+        // One that a call has asked for since is left to its worker, who finds the image gone and says so to the caller.
         entity::replica::Entity::delete_many()
             .filter(entity::replica::Column::ImageId.eq(id.as_str()))
+            .filter(entity::replica::Column::DueAt.is_null())
             .exec(&txn)
             .await?;
         Ok(txn.commit().await?)
@@ -114,6 +192,6 @@ fn with_regions(rows: Vec<entity::replica::Model>) -> Result<Vec<(RegionId, Repl
     rows.into_iter().map(|row| Ok((region_of(&row)?, row.replica()?))).collect()
 }
 
-pub(super) fn region_of(row: &entity::replica::Model) -> Result<RegionId> {
+fn region_of(row: &entity::replica::Model) -> Result<RegionId> {
     Ok(entity::parse("replica.region_id", &row.region_id)?)
 }

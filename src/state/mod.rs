@@ -1,36 +1,48 @@
 //! What the service knows, in a database through sea-orm. Nobody else knows sea-orm or SQL.
 //!
-//! Every write goes through one connection and every acknowledged one is on the disk; readers have connections of their own.
-//! What stands here is the truth: whoever acts on it (handlers, workers, watchers) may crash and read it again.
+//! On SQLite every write goes through one connection; on PostgreSQL and MySQL any number of processes write, and rows are locked in
+//! one order by all. Every acknowledged write is on the disk. What stands here is the truth: whoever acts on it (handlers, workers,
+//! watchers) may crash and read it again. The time is the database's.
 
 mod accept;
-mod connection;
+mod bell;
+mod claim;
+mod database;
+mod duty;
 mod entity;
 mod error;
 mod feed;
+mod gate;
+mod group;
 mod image;
+mod nonce;
 mod replica;
+mod report;
 mod signal;
+mod sql;
 mod synchronization;
 mod upload;
 
 use std::{sync::Arc, time::Duration};
 
-use sea_orm::DatabaseConnection;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{OnceCell, mpsc},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use accept::{Ask, TraceContext};
-pub use connection::{Settings, migrate};
+pub use claim::{Claim, ClaimedRegion, Order};
+pub use database::{Settings, migrate};
 pub use error::{Error, Result};
 pub use feed::Snapshots;
-pub use image::ImagePage;
-pub use replica::{Claim, ClaimedRegion, Report};
+pub use gate::Underway;
+pub use image::{ImageFilter, ImagePage, Span};
+pub use report::Report;
 pub use synchronization::{Filter, SynchronizationPage};
 pub use upload::Abandoned;
 
-use crate::domain::{Clock, Regions};
-use signal::Signal;
+use crate::domain::Regions;
 
 /// The service's state. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -38,29 +50,24 @@ pub struct State(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    read: DatabaseConnection,
-    write: DatabaseConnection,
-    clock: Clock,
+    db: database::Connections,
     regions: Regions,
     asks: mpsc::Sender<accept::Queued>,
+    reports: mpsc::Sender<report::Queued>,
     subscriptions: feed::Subscriptions,
-    /// Raised when a replica may have become due.
-    due: Signal,
-    /// Raised when what a watcher sees may have changed.
-    changed: Signal,
+    signals: signal::Signals,
+    /// Set when the rows are there that are locked for regions with limits.
+    gates: OnceCell<()>,
 }
 
 /// The tasks behind a [`State`]. They end when their token is canceled, and are then to be joined.
 #[derive(Debug)]
-pub struct Tasks {
-    writer: JoinHandle<()>,
-    feed: JoinHandle<()>,
-}
+pub struct Tasks(Vec<JoinHandle<()>>);
 
 impl Tasks {
     /// Waits until every task has ended.
     pub async fn join(self) {
-        for task in [self.writer, self.feed] {
+        for task in self.0 {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task of the state ended badly");
             }
@@ -69,31 +76,37 @@ impl Tasks {
 }
 
 impl State {
-    /// Opens the database, whose schema must be the current one, and starts the tasks behind it: the one that commits
-    /// accepted calls in groups, and the one that feeds watchers. They end when `stop` is canceled.
-    pub async fn open(
-        settings: &Settings,
-        regions: Regions,
-        clock: Clock,
-        stop: CancellationToken,
-    ) -> Result<(Self, Tasks)> {
-        let (write, read) = connection::open(settings).await?;
-        let (asks, queue) = mpsc::channel(settings.accept_queue);
+    /// Opens the database, whose schema must be the current one, and starts the tasks behind it: those that commit calls and
+    /// reports in groups, the one that feeds watchers, and the one that tells other processes and hears from them. They end when
+    /// `stop` is canceled.
+    pub async fn open(settings: &Settings, regions: Regions, stop: CancellationToken) -> Result<(Self, Tasks)> {
+        let db = database::open(settings).await?;
+        let groups = db.groups();
+        let (asks, asked) = mpsc::channel(settings.accept_queue);
+        let (reports, told) = mpsc::channel(report::QUEUE);
         let state = Self(Arc::new(Inner {
-            read,
-            write,
-            clock,
+            db,
             regions,
             asks,
+            reports,
             subscriptions: feed::Subscriptions::default(),
-            due: Signal::default(),
-            changed: Signal::default(),
+            signals: signal::Signals::default(),
+            gates: OnceCell::new(),
         }));
-        let tasks = Tasks {
-            writer: tokio::spawn(accept::run(state.clone(), queue, settings.accept_batch, stop.clone())),
-            feed: tokio::spawn(feed::run(state.clone(), settings.poll, stop)),
-        };
-        Ok((state, tasks))
+        let asked = group::Queue::new(asked);
+        let mut tasks: Vec<_> = (0..groups)
+            .map(|_| {
+                let own = state.clone();
+                let commit = async move |asks: &[Ask]| accept::commit_together(&own, asks).await;
+                tokio::spawn(asked.clone().run(settings.accept_batch, stop.clone(), commit))
+            })
+            .collect();
+        let own = state.clone();
+        let commit = async move |told: &[report::Told]| report::commit_together(&own, told).await;
+        tasks.push(tokio::spawn(group::Queue::new(told).run(report::BATCH, stop.clone(), commit)));
+        tasks.push(tokio::spawn(feed::run(state.clone(), settings.poll, stop.clone())));
+        tasks.push(tokio::spawn(bell::run(state.clone(), stop)));
+        Ok((state, Tasks(tasks)))
     }
 
     /// The configured regions.
@@ -105,22 +118,17 @@ impl State {
     /// Resolves when a replica may have become due since the last call for the same `seen`, or after `at_most`.
     pub async fn due(&self, seen: &mut u64, at_most: Duration) {
         // Time running out is as good a reason to look as a signal.
-        let _ = tokio::time::timeout(at_most, self.0.due.raised_since(seen)).await;
+        let _ = tokio::time::timeout(at_most, self.0.signals.due.raised_since(seen)).await;
     }
 
     /// Resolves when anything may have changed since the last call for the same `seen`, or after `at_most`.
     pub async fn changed(&self, seen: &mut u64, at_most: Duration) {
-        let _ = tokio::time::timeout(at_most, self.0.changed.raised_since(seen)).await;
-    }
-
-    /// Asks the database whether it answers.
-    pub async fn ping(&self) -> Result<()> {
-        Ok(self.0.read.ping().await?)
+        let _ = tokio::time::timeout(at_most, self.0.signals.changed.raised_since(seen)).await;
     }
 
     /// Closes the connections, after the tasks have ended.
     pub async fn close(&self) -> Result<()> {
-        self.0.read.clone().close().await?;
-        Ok(self.0.write.clone().close().await?)
+        self.0.db.read.clone().close().await?;
+        Ok(self.0.db.write.clone().close().await?)
     }
 }

@@ -1,199 +1,181 @@
-//! What workers do: claim, renew, report. Each is the domain's transition on a row, in a transaction that writes.
+//! The rows of replicas: read under a lock, changed by the domain's transition, written back, many at a time.
 
-use std::{sync::Arc, time::Duration};
+use std::collections::BTreeMap;
 
-use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
+
+use super::{
+    Result, State, entity,
+    sql::{Kind, Rows, Sql},
 };
-use tracing::instrument;
+use crate::domain::{ImageId, RegionId, Replica, State as ReplicaState, Timestamp};
 
-use super::{Error, Result, State, TraceContext, entity, image::region_of, synchronization};
-use crate::domain::{
-    Event, Fault, Image, ImageId, Progress, RegionId, RegionStatus, Stale, State as ReplicaState, WorkerId,
-};
+/// The key of a replica.
+pub(super) type Key = (ImageId, RegionId);
 
-/// How many of the traces that wait for a replica its copy is linked to at most.
-const LINKS: usize = 8;
-
-/// Replicas of one image, claimed together, so that the source is read once for all.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// The image.
-    pub image: Image,
-    /// Its regions that are due.
-    pub regions: Vec<ClaimedRegion>,
-    /// The regions that have got it already.
-    pub available: Vec<RegionId>,
+/// How rows are locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// To be changed.
+    Change,
+    /// To stay as they are.
+    Keep,
 }
 
-/// One claimed replica.
-#[derive(Debug, Clone)]
-pub struct ClaimedRegion {
-    /// The region.
-    pub region: RegionId,
-    /// What every write about it must carry.
-    pub fence: u64,
-    /// Which attempt this is, from 1.
-    pub attempt: u32,
-    /// How many attempts before ended with a fault.
-    pub faults: u32,
-    /// Whether something of it was found damaged.
-    pub suspect: bool,
-    /// The traces of the calls that wait for it.
-    pub traces: Vec<TraceContext>,
+/// Rows that are locked, by their keys, and the time by the database's clock.
+#[derive(Debug)]
+pub(super) struct Locked {
+    pub rows: BTreeMap<Key, entity::replica::Model>,
+    pub now: Timestamp,
 }
 
-/// What a worker tells about a replica, by its fence.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// The region.
-    pub region: RegionId,
-    /// What happened there.
-    pub event: Event,
+/// The columns of a replica, of the table `r`.
+const COLUMNS: &str = "r.image_id, r.region_id, r.state, r.due_at, r.attempt, r.faults, r.fence, r.lease_owner, \
+    r.suspect, r.bytes_total, r.bytes_copied, r.bytes_skipped, r.fault_kind, r.fault_message, r.started_at, r.finished_at, \
+    r.fed_from";
+
+/// A row, and the time at which it was read.
+#[derive(Debug)]
+pub(super) struct Timed {
+    pub row: entity::replica::Model,
+    pub now: Timestamp,
+}
+
+impl FromQueryResult for Timed {
+    fn from_query_result(result: &QueryResult, prefix: &str) -> std::result::Result<Self, DbErr> {
+        Ok(Self {
+            row: entity::replica::Model::from_query_result(result, prefix)?,
+            now: Timestamp::from_millis(result.try_get(prefix, "now_millis")?),
+        })
+    }
+}
+
+impl entity::replica::Model {
+    pub(super) fn key(&self) -> Result<Key> {
+        let image = entity::parse("replica.image_id", &self.image_id)?;
+        Ok((image, entity::parse("replica.region_id", &self.region_id)?))
+    }
+
+    /// The row after this one, whose replica has gone on.
+    pub(super) fn followed_by(&self, image: &ImageId, region: &RegionId, replica: &Replica) -> Self {
+        let after = Self::of(image, region, replica);
+        // Who feeds a copy is known for as long as it is the same copy.
+        let same = after.fence == self.fence && after.lease_owner.is_some();
+        Self { fed_from: self.fed_from.clone().filter(|_| same), ..after }
+    }
+}
+
+/// Begins to read rows of the table `r`, each as a [`Timed`]; goes on behind `FROM`.
+pub(super) fn reading(db: &impl ConnectionTrait) -> Sql {
+    Sql::on(db).text("SELECT ").text(COLUMNS).text(", ").now().text(" AS now_millis FROM ")
+}
+
+/// Keys, to be handed to a statement.
+pub(super) fn handed<'a>(keys: impl IntoIterator<Item = &'a Key>) -> Rows<2> {
+    Rows::new(
+        [("image_id", Kind::Name), ("region_id", Kind::Name)],
+        keys.into_iter().map(|(image, region)| [image.as_str().into(), region.as_str().into()]),
+    )
+}
+
+/// Locks the rows of some replicas, in the order of their keys: whoever locks several does so in that order, so that nobody
+/// waits in a circle.
+pub(super) async fn lock(txn: &DatabaseTransaction, mut keys: Vec<Key>, how: Lock) -> Result<Locked> {
+    keys.sort_unstable();
+    keys.dedup();
+    let sql = reading(txn)
+        .rows(handed(&keys))
+        .join()
+        .text("replica AS r ON r.image_id = w.image_id AND r.region_id = w.region_id ORDER BY r.image_id, r.region_id");
+    let sql = match how {
+        Lock::Change => sql.lock("r"),
+        Lock::Keep => sql.share("r"),
+    };
+    let read: Vec<Timed> = sql.all(txn).await?;
+    let now = read.iter().map(|timed| timed.now).max().unwrap_or(Timestamp::from_millis(0));
+    let rows = read.into_iter().map(|timed| Ok((timed.row.key()?, timed.row))).collect::<Result<_>>()?;
+    Ok(Locked { rows, now })
+}
+
+/// Writes rows that are locked.
+pub(super) async fn save(txn: &DatabaseTransaction, rows: Vec<entity::replica::Model>) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let columns = [
+        ("image_id", Kind::Name),
+        ("region_id", Kind::Name),
+        ("state", Kind::Name),
+        ("due_at", Kind::MaybeNumber),
+        ("attempt", Kind::Number),
+        ("faults", Kind::Number),
+        ("fence", Kind::Number),
+        ("lease_owner", Kind::MaybeText),
+        ("suspect", Kind::Number),
+        ("bytes_total", Kind::Number),
+        ("bytes_copied", Kind::Number),
+        ("bytes_skipped", Kind::Number),
+        ("fault_kind", Kind::MaybeText),
+        ("fault_message", Kind::MaybeText),
+        ("started_at", Kind::MaybeNumber),
+        ("finished_at", Kind::MaybeNumber),
+        ("fed_from", Kind::MaybeText),
+    ];
+    let rows = rows.into_iter().map(|row| {
+        [
+            row.image_id.into(),
+            row.region_id.into(),
+            row.state.into(),
+            row.due_at.into(),
+            row.attempt.into(),
+            row.faults.into(),
+            row.fence.into(),
+            row.lease_owner.into(),
+            i64::from(row.suspect).into(),
+            row.bytes_total.into(),
+            row.bytes_copied.into(),
+            row.bytes_skipped.into(),
+            row.fault_kind.into(),
+            row.fault_message.into(),
+            row.started_at.into(),
+            row.finished_at.into(),
+            row.fed_from.into(),
+        ]
+    });
+    let becomes = [
+        ("state", "w.state"),
+        ("due_at", "w.due_at"),
+        ("attempt", "w.attempt"),
+        ("faults", "w.faults"),
+        ("fence", "w.fence"),
+        ("lease_owner", "w.lease_owner"),
+        ("suspect", "(w.suspect <> 0)"),
+        ("bytes_total", "w.bytes_total"),
+        ("bytes_copied", "w.bytes_copied"),
+        ("bytes_skipped", "w.bytes_skipped"),
+        ("fault_kind", "w.fault_kind"),
+        ("fault_message", "w.fault_message"),
+        ("started_at", "w.started_at"),
+        ("finished_at", "w.finished_at"),
+        ("fed_from", "w.fed_from"),
+    ];
+    let on = "t.image_id = w.image_id AND t.region_id = w.region_id";
+    Sql::on(txn).update("replica", &becomes, Rows::new(columns, rows), on).execute(txn).await?;
+    Ok(())
 }
 
 impl State {
-    /// Claims every due replica of the image that has waited longest, of those in `regions`; nothing if none is due.
-    pub async fn replica_claim(
-        &self,
-        owner: &WorkerId,
-        regions: &[RegionId],
-        lease: Duration,
-    ) -> Result<Option<Claim>> {
-        use entity::replica::{Column, Entity, Model};
-        let now = self.0.clock.now();
-        let due = Entity::find()
-            .filter(Column::DueAt.lte(now.as_millis()))
-            .filter(Column::RegionId.is_in(regions.iter().map(RegionId::as_str)));
-        // Looking first where reading costs the writer nothing: mostly, nothing is due.
-        if due.clone().one(&self.0.read).await?.is_none() {
-            return Ok(None);
-        }
-        let txn = self.write().await?;
-        let Some(first) = due.clone().order_by_asc(Column::DueAt).one(&txn).await? else { return Ok(None) };
-        let rows = due.filter(Column::ImageId.eq(&first.image_id)).all(&txn).await?;
-        let image: Image = entity::image::Entity::find_by_id(&first.image_id)
-            .one(&txn)
-            .await?
-            .ok_or_else(|| sea_orm::DbErr::RecordNotFound(format!("image {}", first.image_id)))?
-            .try_into()?;
-
-        let mut claimed = Vec::with_capacity(rows.len());
-        for row in rows {
-            let region = region_of(&row)?;
-            let Ok(replica) = row.replica()?.apply(Event::Claim { owner: owner.clone(), lease }, now) else { continue };
-            save(&txn, Model::of(&image.id, &region, &replica)).await?;
-            let traces = synchronization::traces(&txn, &image.id, &region, LINKS).await?;
-            claimed.push(ClaimedRegion {
-                region,
-                fence: replica.fence,
-                attempt: replica.attempt,
-                faults: replica.faults,
-                suspect: replica.suspect,
-                traces,
-            });
-        }
-        let available = Entity::find()
-            .filter(Column::ImageId.eq(image.id.as_str()))
-            .filter(Column::State.eq(RegionStatus::Available.as_str()))
-            .all(&txn)
-            .await?;
-        let available = available.iter().map(region_of).collect::<Result<_>>()?;
-        txn.commit().await?;
-        self.0.changed.raise();
-        Ok(Some(Claim { image, regions: claimed, available }))
-    }
-
-    /// Renews leases and notes progress. Returns the regions whose replicas have moved on: their copies must stop.
-    pub async fn replica_renew(
-        &self,
-        image: &ImageId,
-        lease: Duration,
-        held: &[(RegionId, u64, Progress)],
-    ) -> Result<Vec<RegionId>> {
-        let reports = held.iter().map(|(region, fence, progress)| Report {
-            region: region.clone(),
-            event: Event::Renew { fence: *fence, lease, progress: *progress },
-        });
-        let (_, lost) = self.transit(image, reports.collect()).await?;
-        Ok(lost)
-    }
-
-    /// Whether the claim with that fence is still good.
+    /// Whether the claim with that fence is still good, by the database's clock.
     pub async fn replica_holds(&self, image: &ImageId, region: &RegionId, fence: u64) -> Result<bool> {
-        let key = (image.to_string(), region.to_string());
-        let Some(row) = entity::replica::Entity::find_by_id(key).one(&self.0.read).await? else { return Ok(false) };
+        let db = &self.0.db.read;
+        let sql = reading(db)
+            .text("replica AS r WHERE r.image_id = ")
+            .value(image.as_str())
+            .text(" AND r.region_id = ")
+            .value(region.as_str());
+        let read: Vec<Timed> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+        let Some(Timed { row, now }) = read.into_iter().next() else { return Ok(false) };
         let replica = row.replica()?;
-        let now = self.0.clock.now();
         Ok(replica.fence == fence && matches!(&replica.state, ReplicaState::Copying { lease, .. } if lease.until > now))
     }
-
-    /// Writes down that a replica was found damaged: the next call that asks for it makes it good.
-    pub async fn replica_damaged(
-        &self,
-        image: &ImageId,
-        region: &RegionId,
-        fault: Fault,
-    ) -> Result<std::result::Result<(), Stale>> {
-        let report = Report { region: region.clone(), event: Event::Damaged { fault } };
-        let (_, lost) = self.transit(image, vec![report]).await?;
-        Ok(if lost.is_empty() { Ok(()) } else { Err(Stale) })
-    }
-
-    /// Writes down how a copy went on. Returns [`Stale`] inside where its worker was overtaken and nothing was written.
-    #[instrument(name = "UPDATE replica", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
-    pub async fn replica_report(&self, image: &ImageId, report: Report) -> Result<std::result::Result<(), Stale>> {
-        let (pending, lost) = self.transit(image, vec![report]).await?;
-        if pending {
-            self.0.due.raise();
-        }
-        Ok(if lost.is_empty() { Ok(()) } else { Err(Stale) })
-    }
-
-    /// Applies events to replicas of an image, and settles the synchronizations that wait for those that ended. Returns
-    /// whether one waits for a worker now, and the regions where the event had no place.
-    async fn transit(&self, image: &ImageId, reports: Vec<Report>) -> Result<(bool, Vec<RegionId>)> {
-        let now = self.0.clock.now();
-        let txn = self.write().await?;
-        let mut lost = Vec::new();
-        let mut pending = false;
-        for Report { region, event } in reports {
-            match apply(&txn, image, &region, event, now).await? {
-                Ok(after) => {
-                    pending |= after.outcome().is_none();
-                    if after.outcome().is_some() {
-                        synchronization::settle(&txn, image, &region, &after, now).await?;
-                    }
-                }
-                Err(Stale) => lost.push(region),
-            }
-        }
-        txn.commit().await?;
-        self.0.changed.raise();
-        Ok((pending, lost))
-    }
-}
-
-/// Applies one event to one replica's row. A replica that is not there any more is as stale as one that has moved on.
-pub(super) async fn apply(
-    txn: &DatabaseTransaction,
-    image: &ImageId,
-    region: &RegionId,
-    event: Event,
-    now: crate::domain::Timestamp,
-) -> Result<std::result::Result<crate::domain::Replica, Stale>> {
-    use entity::replica::{Entity, Model};
-    let key = (image.to_string(), region.to_string());
-    let Some(row) = Entity::find_by_id(key).one(txn).await? else { return Ok(Err(Stale)) };
-    match row.replica()?.apply(event, now) {
-        Ok(after) => {
-            save(txn, Model::of(image, region, &after)).await?;
-            Ok(Ok(after))
-        }
-        Err(Stale) => Ok(Err(Stale)),
-    }
-}
-
-async fn save(txn: &DatabaseTransaction, row: entity::replica::Model) -> Result<()> {
-    row.into_active_model().reset_all().update(txn).await.map(drop).map_err(|error| Error::Database(Arc::new(error)))
 }

@@ -1,18 +1,23 @@
 //! Synchronizations: what callers see of them, how they end, how they are canceled.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, IntoActiveModel as _, QueryFilter, QueryOrder,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
     QuerySelect, QueryTrait as _,
-    sea_query::{Expr, ExprTrait as _, Query},
+    sea_query::{Expr, ExprTrait as _},
 };
 use tracing::instrument;
 use uuid::Uuid;
 
-use super::{Error, Result, State, TraceContext, entity, replica};
+use super::{
+    Error, Result, State, TraceContext, entity,
+    group::retrying,
+    replica::{self, Lock, Locked},
+    sql::{Kind, Rows, Sql},
+};
 use crate::domain::{
-    Event, ImageId, Progress, RegionId, RegionStatus, RegionView, Replica, RequestId, Stale, State as ReplicaState,
+    Event, ImageId, Progress, RegionId, RegionStatus, RegionView, Replica, RequestId, State as ReplicaState,
     Synchronization, SynchronizationState, Timestamp,
 };
 use entity::{
@@ -43,183 +48,228 @@ pub struct SynchronizationPage {
 
 impl State {
     /// Where a synchronization stands.
-    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn synchronization_get(&self, id: RequestId) -> Result<Synchronization> {
         self.synchronizations(&[id]).await?.pop().ok_or(Error::SynchronizationNotFound(id))
     }
 
     /// The synchronizations that are older than `before`, `limit` at most.
-    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn synchronization_list(
         &self,
         filter: &Filter,
         before: Option<RequestId>,
         limit: u64,
     ) -> Result<SynchronizationPage> {
-        let db = &self.0.read;
-        let query = sync::Entity::find()
-            .apply_if(filter.image.as_ref(), |q, image| q.filter(sync::Column::ImageId.eq(image.as_str())))
-            .apply_if(filter.state, |q, state| q.filter(in_state(state)))
-            .apply_if(before, |q, before| q.filter(sync::Column::RequestId.lt(before.as_uuid())))
-            .order_by_desc(sync::Column::RequestId)
-            .limit(limit + 1);
-        let mut rows = query.all(db).await?;
-        let more = rows.len() as u64 > limit;
-        rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(SynchronizationPage { synchronizations: assemble(db, rows).await?, more })
+        let db = &self.0.db.read;
+        let page = |state: Option<Expr>| {
+            let query = sync::Entity::find()
+                .apply_if(filter.image.as_ref(), |q, image| q.filter(sync::Column::ImageId.eq(image.as_str())))
+                .apply_if(state, |q, state| q.filter(state))
+                .apply_if(before, |q, before| q.filter(sync::Column::RequestId.lt(before.as_uuid())))
+                .order_by_desc(sync::Column::RequestId)
+                .limit(limit + 1);
+            query.all(db)
+        };
+        self.in_time(async {
+            let mut rows = match (filter.state, &filter.image) {
+                // Those of an image that run are in one index, and those that have ended in another.
+                (None, Some(_)) => {
+                    let mut rows = page(Some(in_state(SynchronizationState::Running))).await?;
+                    rows.extend(page(Some(ended())).await?);
+                    rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.request_id));
+                    rows
+                }
+                (Some(state), Some(_)) if state.is_terminal() => page(Some(in_state(state).and(ended()))).await?,
+                (state, _) => page(state.map(in_state)).await?,
+            };
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            let more = rows.len() > limit;
+            rows.truncate(limit);
+            Ok(SynchronizationPage { synchronizations: assemble(db, rows).await?, more })
+        })
+        .await
     }
 
     /// The synchronizations with these ids, those that there are.
     pub(super) async fn synchronizations(&self, ids: &[RequestId]) -> Result<Vec<Synchronization>> {
-        let db = &self.0.read;
+        let db = &self.0.db.read;
         let mut found = Vec::with_capacity(ids.len());
         for ids in ids.chunks(CHUNK) {
             let ids = ids.iter().map(|id| id.as_uuid());
-            let rows = sync::Entity::find().filter(sync::Column::RequestId.is_in(ids)).all(db).await?;
-            found.extend(assemble(db, rows).await?);
+            let read = async {
+                let rows = sync::Entity::find().filter(sync::Column::RequestId.is_in(ids)).all(db).await?;
+                assemble(db, rows).await
+            };
+            found.extend(self.in_time(read).await?);
         }
         Ok(found)
     }
 
     /// Cancels what a synchronization has not finished. A copy that another running synchronization waits for goes on.
-    #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = "sqlite"))]
+    #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
     pub async fn synchronization_cancel(&self, id: RequestId) -> Result<Synchronization> {
-        let now = self.0.clock.now();
+        retrying(|| self.in_time(self.cancel_once(id))).await?;
+        self.0.signals.changed();
+        self.synchronization_get(id).await
+    }
+
+    async fn cancel_once(&self, id: RequestId) -> Result<()> {
         let txn = self.write().await?;
+        // Its image and its targets never change, so that the replicas can be locked first, as everybody does.
         let row = sync::Entity::find_by_id(id.as_uuid()).one(&txn).await?;
         let row = row.ok_or(Error::SynchronizationNotFound(id))?;
         let image: ImageId = parse("synchronization.image_id", &row.image_id)?;
-        for region in targets(&row.targets)? {
-            let waiting = waiting(&txn, &image, &region).await?;
-            if !waiting.iter().any(|w| w.request_id == row.request_id) {
-                continue;
+        let keys: Vec<replica::Key> =
+            targets(&row.targets)?.into_iter().map(|region| (image.clone(), region)).collect();
+        let Locked { rows, now } = replica::lock(&txn, keys.clone(), Lock::Change).await?;
+        let waiting = waiting(&txn, &keys, true).await?;
+        let mut saved = Vec::new();
+        let mut ended = Vec::new();
+        for (image, region) in &keys {
+            let mut theirs = waiting.iter().filter(|w| w.region == *region);
+            let Some(ours) = theirs.clone().find(|w| w.request_id == row.request_id) else { continue };
+            let alone = theirs.all(|w| w.request_id == row.request_id);
+            let before = rows.get(&(image.clone(), region.clone()));
+            let replica = before.map(|row| row.replica()).transpose()?;
+            let canceled = replica.as_ref().filter(|_| alone).and_then(|r| r.apply(Event::Cancel, now).ok());
+            if let (Some(before), Some(replica)) = (before, &canceled) {
+                saved.push(before.followed_by(image, region, replica));
             }
-            let alone = waiting.len() == 1;
-            let canceled =
-                if alone { replica::apply(&txn, &image, &region, Event::Cancel, now).await? } else { Err(Stale) };
-            let seen = match canceled {
-                Ok(replica) => view(&region, &replica),
-                // The copy goes on for somebody else.
-                Err(Stale) => {
-                    let key = (image.to_string(), region.to_string());
-                    let replica = ReplicaEntity::find_by_id(key).one(&txn).await?.map(|r| r.replica()).transpose()?;
-                    replica.map_or_else(|| not_started(&region), |replica| view(&region, &replica))
-                }
-            };
-            let ended =
+            // Where it was not canceled, the copy goes on for somebody else.
+            let seen = canceled.or(replica).map_or_else(|| not_started(region), |replica| view(region, &replica));
+            let view =
                 RegionView { status: RegionStatus::Canceled, next_attempt_at: None, finished_at: Some(now), ..seen };
-            end(&txn, &[row.request_id], &ended, now).await?;
+            ended.push((ours.clone(), view));
         }
-        txn.commit().await?;
-        self.0.changed.raise();
-        self.synchronization_get(id).await
+        replica::save(&txn, saved).await?;
+        end(&txn, ended, now).await?;
+        Ok(txn.commit().await?)
     }
 }
 
 /// A running synchronization that waits for a replica.
-struct Waiting {
+#[derive(Debug, Clone)]
+pub(super) struct Waiting {
     request_id: Uuid,
-    trace: Option<TraceContext>,
+    pub image: ImageId,
+    pub region: RegionId,
+    /// How many of its regions have not ended.
+    open: i64,
+    pub trace: Option<TraceContext>,
 }
 
-/// The running synchronizations that wait for a replica, oldest first.
-async fn waiting(txn: &DatabaseTransaction, image: &ImageId, region: &RegionId) -> Result<Vec<Waiting>> {
-    let ended = Query::select()
-        .column(target::Column::RequestId)
-        .from(target::Entity)
-        .and_where(Expr::col(target::Column::RegionId).eq(region.as_str()))
-        .and_where(Expr::col(target::Column::RequestId).in_subquery(running_of(image)))
-        .take();
-    let rows: Vec<(Uuid, String, Option<String>, Option<String>)> = sync::Entity::find()
-        .select_only()
-        .columns([sync::Column::RequestId, sync::Column::Targets, sync::Column::Traceparent, sync::Column::Tracestate])
-        .filter(sync::Column::ImageId.eq(image.as_str()))
-        .filter(in_state(SynchronizationState::Running))
-        .filter(sync::Column::RequestId.not_in_subquery(ended))
-        .order_by_asc(sync::Column::RequestId)
-        .into_tuple()
-        .all(txn)
-        .await?;
-    let rows = rows.into_iter().filter(|(_, targets, ..)| targets.split(',').any(|target| target == region.as_str()));
-    let waiting = rows.map(|(request_id, _, parent, state)| Waiting {
-        request_id,
-        trace: parent.map(|parent| TraceContext { parent, state }),
+#[derive(FromQueryResult)]
+struct WaitingRow {
+    request_id: Uuid,
+    image_id: String,
+    region_id: String,
+    targets: String,
+    open: i64,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    ended: Option<String>,
+}
+
+/// The running synchronizations that wait for some replicas, oldest first; locked, if they are to be changed. Who locks them has
+/// locked the replicas before: then nobody begins or ceases to wait for these meanwhile.
+pub(super) async fn waiting(txn: &impl ConnectionTrait, replicas: &[replica::Key], lock: bool) -> Result<Vec<Waiting>> {
+    if replicas.is_empty() {
+        return Ok(Vec::new());
+    }
+    // In one order for all, as far as rows are locked in the order in which they are found.
+    let replicas: BTreeSet<&replica::Key> = replicas.iter().collect();
+    let sql = Sql::on(txn)
+        .text(
+            "SELECT s.request_id, s.image_id, w.region_id, s.targets, s.open, s.traceparent, s.tracestate, \
+             t.region_id AS ended FROM ",
+        )
+        .rows(replica::handed(replicas))
+        .join()
+        .text(
+            "synchronization AS s ON s.image_id = w.image_id AND s.state = 'RUNNING' \
+             LEFT JOIN synchronization_target AS t ON t.request_id = s.request_id AND t.region_id = w.region_id \
+             ORDER BY s.request_id",
+        );
+    let read: Vec<WaitingRow> = if lock { sql.lock("s") } else { sql }.all(txn).await?;
+    let waits = |row: &WaitingRow| row.ended.is_none() && row.targets.split(',').any(|target| target == row.region_id);
+    let waiting = read.into_iter().filter(waits).map(|row| {
+        Ok(Waiting {
+            request_id: row.request_id,
+            image: parse("synchronization.image_id", &row.image_id)?,
+            region: parse("synchronization.targets", &row.region_id)?,
+            open: row.open,
+            trace: row.traceparent.map(|parent| TraceContext { parent, state: row.tracestate }),
+        })
     });
-    Ok(waiting.collect())
+    waiting.collect()
 }
 
-/// Writes the end of a replica down at every synchronization that waits for it. However many do, the statements are the same
-/// few.
-pub(super) async fn settle(
-    txn: &DatabaseTransaction,
-    image: &ImageId,
-    region: &RegionId,
-    replica: &Replica,
-    now: Timestamp,
-) -> Result<()> {
-    let requests: Vec<Uuid> = waiting(txn, image, region).await?.into_iter().map(|w| w.request_id).collect();
-    end(txn, &requests, &view(region, replica), now).await
+/// Writes the ends of replicas, whose rows are locked, down at every synchronization that waits for them. However many do, the
+/// statements are the same few.
+pub(super) async fn settle(txn: &DatabaseTransaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
+    let keys: Vec<replica::Key> = ended.iter().map(|(image, view)| (image.clone(), view.region.clone())).collect();
+    let views: HashMap<replica::Key, &RegionView> =
+        keys.iter().cloned().zip(ended.iter().map(|(_, view)| view)).collect();
+    let waiting = waiting(txn, &keys, true).await?;
+    let settled = waiting.into_iter().filter_map(|w| {
+        let view = (*views.get(&(w.image.clone(), w.region.clone()))?).clone();
+        Some((w, view))
+    });
+    end(txn, settled.collect(), now).await
 }
 
-/// Writes down at some synchronizations how a region has ended, and ends those that wait for no other.
-async fn end(txn: &DatabaseTransaction, requests: &[Uuid], view: &RegionView, now: Timestamp) -> Result<()> {
-    for requests in requests.chunks(CHUNK) {
-        let rows = requests.iter().map(|&request| target::Model::of(request, view).into_active_model());
-        target::Entity::insert_many(rows).exec_without_returning(txn).await?;
-        sync::Entity::update_many()
-            .col_expr(sync::Column::Open, Expr::col(sync::Column::Open).sub(1))
-            .filter(sync::Column::RequestId.is_in(requests.iter().copied()))
-            .exec(txn)
-            .await?;
-        finish(txn, requests, now).await?;
+/// Writes down at some synchronizations how regions of theirs have ended, and ends those that wait for no other.
+async fn end(txn: &DatabaseTransaction, ended: Vec<(Waiting, RegionView)>, now: Timestamp) -> Result<()> {
+    if ended.is_empty() {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// Ends those of the synchronizations whose regions have all ended.
-async fn finish(txn: &DatabaseTransaction, requests: &[Uuid], now: Timestamp) -> Result<()> {
-    let done = Query::select()
-        .column(sync::Column::RequestId)
-        .from(sync::Entity)
-        .and_where(Expr::col(sync::Column::RequestId).is_in(requests.iter().copied()))
-        .and_where(Expr::col(sync::Column::Open).eq(0))
-        .take();
-    let outcomes: Vec<(Uuid, String)> = target::Entity::find()
-        .select_only()
-        .columns([target::Column::RequestId, target::Column::Status])
-        .filter(target::Column::RequestId.in_subquery(done))
-        .distinct()
-        .into_tuple()
-        .all(txn)
+    let mut open: BTreeMap<Uuid, (i64, Vec<RegionStatus>)> = BTreeMap::new();
+    for (waiting, view) in &ended {
+        let (open, statuses) = open.entry(waiting.request_id).or_insert((waiting.open, Vec::new()));
+        *open -= 1;
+        statuses.push(view.status);
+    }
+    target::insert(txn, ended.iter().map(|(waiting, view)| target::Model::of(waiting.request_id, view))).await?;
+    let done: Vec<Uuid> = open.iter().filter(|(_, (open, _))| *open == 0).map(|(id, _)| *id).collect();
+    for (id, status) in statuses(txn, &done).await? {
+        if let Some((_, statuses)) = open.get_mut(&id) {
+            statuses.push(parse("synchronization_target.status", &status)?);
+        }
+    }
+    let rows = open.into_iter().map(|(id, (open, statuses))| {
+        let ended = open == 0;
+        let state = if ended { SynchronizationState::of(statuses) } else { SynchronizationState::Running };
+        [id.into(), open.into(), state.as_str().into(), ended.then_some(now.as_millis()).into()]
+    });
+    let columns =
+        [("request_id", Kind::Uuid), ("open", Kind::Number), ("state", Kind::Name), ("finished_at", Kind::MaybeNumber)];
+    let becomes = [("open", "w.open"), ("state", "w.state"), ("finished_at", "w.finished_at")];
+    Sql::on(txn)
+        .update("synchronization", &becomes, Rows::new(columns, rows), "t.request_id = w.request_id")
+        .execute(txn)
         .await?;
-    let mut of_request: BTreeMap<Uuid, Vec<RegionStatus>> = BTreeMap::new();
-    for (request, status) in outcomes {
-        of_request.entry(request).or_default().push(parse("synchronization_target.status", &status)?);
-    }
-    let mut ended: HashMap<SynchronizationState, Vec<Uuid>> = HashMap::new();
-    for (request, statuses) in of_request {
-        ended.entry(SynchronizationState::of(statuses)).or_default().push(request);
-    }
-    for (state, requests) in ended {
-        sync::Entity::update_many()
-            .col_expr(sync::Column::State, Expr::value(state.as_str()))
-            .col_expr(sync::Column::FinishedAt, Expr::value(now.as_millis()))
-            .filter(sync::Column::RequestId.is_in(requests))
-            .exec(txn)
-            .await?;
-    }
     Ok(())
 }
 
-/// The traces of the calls that wait for a replica, oldest first.
-pub(super) async fn traces(
-    txn: &DatabaseTransaction,
-    image: &ImageId,
-    region: &RegionId,
-    most: usize,
-) -> Result<Vec<TraceContext>> {
-    let waiting = waiting(txn, image, region).await?;
-    Ok(waiting.into_iter().filter_map(|w| w.trace).take(most).collect())
+/// The states in which the regions of some synchronizations have ended.
+async fn statuses(txn: &DatabaseTransaction, requests: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        request_id: Uuid,
+        status: String,
+    }
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = Rows::new([("request_id", Kind::Uuid)], requests.iter().map(|id| [(*id).into()]));
+    let sql = Sql::on(txn)
+        .text("SELECT DISTINCT t.request_id, t.status FROM ")
+        .rows(rows)
+        .join()
+        .text("synchronization_target AS t ON t.request_id = w.request_id");
+    let read: Vec<Row> = sql.all(txn).await?;
+    Ok(read.into_iter().map(|row| (row.request_id, row.status)).collect())
 }
 
 /// Whether a synchronization is in a state. The state stands in the text of the statement: by a value that is bound later, no
@@ -228,13 +278,9 @@ fn in_state(state: SynchronizationState) -> Expr {
     Expr::cust(format!("synchronization.state = '{}'", state.as_str()))
 }
 
-fn running_of(image: &ImageId) -> sea_orm::sea_query::SelectStatement {
-    Query::select()
-        .column(sync::Column::RequestId)
-        .from(sync::Entity)
-        .and_where(Expr::col(sync::Column::ImageId).eq(image.as_str()))
-        .and_where(in_state(SynchronizationState::Running))
-        .take()
+/// Whether a synchronization has ended, in the words of the index of those.
+fn ended() -> Expr {
+    Expr::cust("synchronization.state <> 'RUNNING'")
 }
 
 /// Puts the synchronizations of some rows together: their regions that have ended, and the replicas of those that have not.
@@ -279,7 +325,7 @@ fn targets(column: &str) -> Result<Vec<RegionId>> {
 }
 
 /// A replica as callers see it.
-fn view(region: &RegionId, replica: &Replica) -> RegionView {
+pub(super) fn view(region: &RegionId, replica: &Replica) -> RegionView {
     let next_attempt_at = match &replica.state {
         ReplicaState::Pending { not_before, last: Some(_) } => Some(*not_before),
         _ => None,

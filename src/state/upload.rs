@@ -29,7 +29,7 @@ impl State {
     /// The upload of a blob that was begun and has not ended.
     pub async fn upload_get(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<Option<String>> {
         let key = (image.to_string(), region.to_string(), blob.to_string());
-        Ok(entity::upload::Entity::find_by_id(key).one(&self.0.read).await?.map(|row| row.session))
+        Ok(entity::upload::Entity::find_by_id(key).one(&self.0.db.read).await?.map(|row| row.session))
     }
 
     /// Remembers an upload, if the claim with that fence has not been overtaken.
@@ -85,7 +85,7 @@ impl State {
             .and_where(same(upload::Column::RegionId, replica::Column::RegionId))
             .and_where(replica::Column::State.is_in(open))
             .to_owned();
-        let rows = upload::Entity::find().filter(Expr::not_exists(wanted)).limit(SWEEP).all(&self.0.read).await?;
+        let rows = upload::Entity::find().filter(Expr::not_exists(wanted)).limit(SWEEP).all(&self.0.db.read).await?;
         let read = |row: upload::Model| {
             Ok(Abandoned {
                 image: entity::parse("upload.image_id", &row.image_id)?,

@@ -16,7 +16,7 @@ use super::{
     pump::Waits,
 };
 use crate::{
-    domain::{Event, Image, RegionId},
+    domain::{Event, Image, RegionId, with_causes},
     region::Error,
     state::{ClaimedRegion, Report},
 };
@@ -71,7 +71,7 @@ impl<'a> Carriage<'a> {
         let (ended, mut ends) = mpsc::channel(self.copies.len().max(1));
         let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
         loop {
-            self.feed(&ended);
+            self.feed(&ended).await;
             if self.copies.is_empty() {
                 break;
             }
@@ -98,13 +98,14 @@ impl<'a> Carriage<'a> {
     }
 
     /// Starts a pass from each region that can feed some of those that wait.
-    fn feed(&mut self, ended: &mpsc::Sender<Ended>) {
+    async fn feed(&mut self, ended: &mpsc::Sender<Ended>) {
         let waiting: Vec<RegionId> =
             self.copies.iter().filter(|(_, copy)| copy.fed.is_none()).map(|(region, _)| region.clone()).collect();
         if waiting.is_empty() {
             return;
         }
         for (from, fed) in self.worker.limits.assign(&self.sources, &waiting) {
+            let fed = self.granted(&from, fed).await;
             let Some(source) = self.worker.stores.get(&from).cloned() else { continue };
             let mut destinations: Vec<Tracked> = Vec::new();
             for (region, slot) in fed {
@@ -125,6 +126,25 @@ impl<'a> Carriage<'a> {
             });
             self.passes.spawn(pass.run(destinations, ended.clone()));
         }
+    }
+
+    /// Those that may be fed from a region, as far as other processes leave room. The others try again with the next heartbeat.
+    async fn granted(&self, from: &RegionId, fed: Vec<(RegionId, Slot)>) -> Vec<(RegionId, Slot)> {
+        let limits = self.worker.limits.copies_out_of();
+        if !limits.contains_key(from) {
+            return fed;
+        }
+        let feed = |region: &RegionId| self.copies.get(region).map(|c| (region.clone(), c.claimed.fence, from.clone()));
+        let feeds: Vec<_> = fed.iter().filter_map(|(region, _)| feed(region)).collect();
+        let granted = self.worker.state.replica_feed(&self.image.id, &feeds, limits).await.unwrap_or_else(|error| {
+            tracing::warn!(error = with_causes(&error), image = %self.image.id, "who may be fed is not known for now");
+            Vec::new()
+        });
+        let (granted, refused): (Vec<_>, Vec<_>) = fed.into_iter().partition(|(region, _)| granted.contains(region));
+        for (_, slot) in refused {
+            slot.forgo();
+        }
+        granted
     }
 
     /// A region has come to its end, or to that of whoever fed it: then somebody else does.

@@ -72,7 +72,7 @@ mod tests {
 
     use super::Heartbeat;
     use crate::{
-        domain::{Clock, Regions},
+        domain::Regions,
         state::{Settings, State, migrate},
     };
 
@@ -84,7 +84,7 @@ mod tests {
         migrate(&settings).await.expect("the schema");
         let regions = Regions::new("home".parse().expect("an id"), []);
         let stop = CancellationToken::new();
-        let (state, tasks) = State::open(&settings, regions, Clock::system(), stop.clone()).await.expect("it opens");
+        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
         let interval = Duration::from_millis(100);
         let mut heartbeat = Heartbeat::new("a".parse().expect("an id"), interval * 10, interval);
         let mut beats = 0;

@@ -5,6 +5,7 @@ mod backoff;
 mod carriage;
 mod destination;
 mod heartbeat;
+mod housekeeping;
 mod import;
 mod journal;
 mod lag;
@@ -18,6 +19,7 @@ mod wanting;
 mod worker;
 
 pub use backoff::Backoff;
+pub use housekeeping::{Housekeeper, Settings as HousekeepingSettings};
 pub use import::import;
 pub use pass::Trouble;
 pub use settings::Settings;

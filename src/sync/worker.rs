@@ -16,9 +16,9 @@ use super::{
     tracing_links::tie,
 };
 use crate::{
-    domain::{Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology},
+    domain::{Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology, with_causes},
     region::{Place, Stage, Store, Stores, Verdict},
-    state::{Claim, ClaimedRegion, Report, State},
+    state::{self, Claim, ClaimedRegion, Order, Report, State},
 };
 
 /// How long to wait before asking a database again that did not answer.
@@ -49,25 +49,30 @@ impl Worker {
     /// Works until `stop` is canceled; then hands back what it holds and returns.
     pub async fn run(self, stop: CancellationToken) {
         let mut passes = JoinSet::new();
+        let follow = self.limits.clone().follow(self.state.clone(), self.settings.id.clone(), stop.clone());
+        let follow = tokio::spawn(follow);
         let mut seen = 0;
         while !stop.is_cancelled() {
+            // Not all at once, where many look by themselves.
             let mut wait = self.settings.poll.mul_f64(1.0 - rand::random::<f64>() / 4.0);
-            if passes.len() < self.settings.concurrency {
-                let Settings { id, regions, lease, .. } = &*self.settings;
-                match self.state.replica_claim(id, regions, *lease).await {
-                    Ok(Some(claim)) => {
-                        passes.spawn(self.clone().carry(claim, stop.clone()));
+            let free = self.settings.concurrency.saturating_sub(passes.len());
+            if free > 0 {
+                match self.claim(free).await {
+                    Ok(claims) if !claims.is_empty() => {
+                        for claim in claims {
+                            passes.spawn(self.clone().carry(claim, stop.clone()));
+                        }
                         continue;
                     }
-                    Ok(None) => self.sweep().await,
+                    Ok(_) => self.tidy().await,
                     Err(error) => {
-                        tracing::warn!(%error, "nothing can be claimed for now");
+                        tracing::warn!(error = with_causes(&error), "nothing can be claimed for now");
                         wait = DATABASE_WAIT;
                     }
                 }
             }
             tokio::select! {
-                () = self.state.due(&mut seen, wait), if passes.len() < self.settings.concurrency => {}
+                () = self.state.due(&mut seen, wait), if free > 0 => {}
                 Some(ended) = passes.join_next() => log_panic(ended),
                 () = stop.cancelled() => {}
             }
@@ -75,6 +80,14 @@ impl Worker {
         while let Some(ended) = passes.join_next().await {
             log_panic(ended);
         }
+        log_panic(follow.await);
+    }
+
+    async fn claim(&self, images: usize) -> state::Result<Vec<Claim>> {
+        let Settings { id, regions, lease, .. } = &*self.settings;
+        let limits = self.limits.copies_into();
+        let draw = rand::random_range(0..usize::MAX);
+        self.state.replica_claim(Order { owner: id, regions, lease: *lease, images, limits, draw }).await
     }
 
     /// Gives up what passes of this process have dropped unfinished.
@@ -85,44 +98,22 @@ impl Worker {
         }
     }
 
-    /// Gives up the uploads that nobody will go on with: of copies that failed for good, were canceled, or whose image is gone.
-    async fn sweep(&self) {
-        self.tidy().await;
-        let abandoned = match self.state.upload_abandoned().await {
-            Ok(abandoned) => abandoned,
-            Err(error) => {
-                tracing::warn!(%error, "abandoned uploads can't be looked for for now");
-                return;
-            }
-        };
-        for upload in abandoned {
-            let Some(store) = self.stores.get(&upload.region) else { continue };
-            match store.abort(&upload.session).await {
-                Ok(()) => {
-                    if let Err(error) = self.state.upload_forget(&upload.image, &upload.region, upload.blob).await {
-                        tracing::warn!(%error, "an upload that was given up could not be forgotten");
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, image = %upload.image, region = %upload.region, "an abandoned upload can't be given up for now");
-                }
-            }
-        }
-    }
-
     /// Carries what was claimed, keeps the claims alive meanwhile, and reports on each region as soon as it has ended.
     async fn carry(self, claim: Claim, stop: CancellationToken) {
-        let image = claim.image;
-        if self.stores.get(&image.home).is_none() {
-            let fault = Fault {
-                kind: FaultKind::ImageNotFound,
-                message: format!("its home region {} is no longer configured", image.home),
-            };
+        let missing = match &claim.image {
+            None => Some("it was removed".to_owned()),
+            Some(image) if self.stores.get(&image.home).is_none() => {
+                Some(format!("its home region {} is no longer configured", image.home))
+            }
+            Some(_) => None,
+        };
+        let (Some(image), None) = (claim.image, &missing) else {
+            let fault = Fault { kind: FaultKind::ImageNotFound, message: missing.unwrap_or_default() };
             for region in &claim.regions {
-                self.report(&image.id, failed(region, &Arc::default(), fault.clone(), None)).await;
+                self.report(&claim.id, failed(region, &Arc::default(), fault.clone(), None)).await;
             }
             return;
-        }
+        };
         let mut copies = BTreeMap::new();
         for region in claim.regions {
             let Some(store) = self.stores.get(&region.region).cloned() else { continue };

@@ -57,7 +57,7 @@ async fn a_principal_does_what_its_policy_allows_and_nothing_else() {
     }
 
     let mut images = images_client(running.address, Some(READER)).await;
-    images.get_image(GetImageRequest { image_id: app.clone() }).await.expect("it may look");
+    images.get_image(GetImageRequest { image_id: app.clone(), ..Default::default() }).await.expect("it may look");
     let refused = app_sync(running.address, Some(READER)).await.synchronize_app(ask(&app, &[])).await;
     refusal::read(&refused.expect_err("not allowed")).is(Code::PermissionDenied, "NoPermission", 403);
     running.stop().await;
@@ -103,14 +103,20 @@ async fn a_statement_on_some_images_decides_about_those_before_they_are_looked_u
         running.add(name, &[noise(10, 1)]).await;
     }
     let mut images = images_client(running.address, Some(NARROW)).await;
-    images.get_image(GetImageRequest { image_id: "gromacs-1".into() }).await.expect("it is allowed");
+    images
+        .get_image(GetImageRequest { image_id: "gromacs-1".into(), ..Default::default() })
+        .await
+        .expect("it is allowed");
     for image_id in ["lammps-1", "nobody-knows-it"] {
-        let refused = images.get_image(GetImageRequest { image_id: image_id.into() }).await.expect_err("not allowed");
+        let refused = images
+            .get_image(GetImageRequest { image_id: image_id.into(), ..Default::default() })
+            .await
+            .expect_err("not allowed");
         let refused = refusal::read(&refused);
         refused.is(Code::PermissionDenied, "NoPermission", 403);
         assert!(refused.message.contains(&format!("acs:ehpc:*:*:app/{image_id}")), "{}", refused.message);
     }
-    let refused = images.remove_image(RemoveImageRequest { image_id: "gromacs-1".into() }).await;
+    let refused = images.remove_image(RemoveImageRequest { image_id: "gromacs-1".into(), ..Default::default() }).await;
     let refused = refusal::read(&refused.expect_err("it is denied"));
     assert!(refused.message.contains("Statement[1] of narrow denies it"), "{}", refused.message);
     // SynchronizeApp is granted on all resources or not at all.
@@ -134,6 +140,7 @@ fn every_method_asks_for_its_action() {
             ("/appferry.v1.AppSyncService/SynchronizeApp", "ehpc:SynchronizeApp"),
             ("/appferry.v1.AppSyncService/WatchSynchronization", "ehpc:WatchSynchronization"),
             ("/appferry.v1.ImageService/AddImage", "ehpc:AddImage"),
+            ("/appferry.v1.ImageService/GetAppVersions", "ehpc:GetAppVersions"),
             ("/appferry.v1.ImageService/GetImage", "ehpc:GetImage"),
             ("/appferry.v1.ImageService/ListImages", "ehpc:ListImages"),
             ("/appferry.v1.ImageService/ListRegions", "ehpc:ListRegions"),

@@ -55,7 +55,12 @@ async fn an_image_arrives_whole_and_the_same_everywhere() {
         assert_eq!((region.bytes_skipped, region.bytes_copied), (0, region.bytes_total));
         assert!(region.bytes_total > (5 << 20) + 70_000);
     }
-    let image = running.images().await.get_image(GetImageRequest { image_id: app }).await.expect("it is known");
+    let image = running
+        .images()
+        .await
+        .get_image(GetImageRequest { image_id: app, ..Default::default() })
+        .await
+        .expect("it is known");
     let image = image.into_inner().image.expect("an image");
     assert_eq!((image.digest.as_str(), image.size_bytes), (root.as_str(), done.regions[0].bytes_total));
     let info: Vec<_> =

@@ -11,7 +11,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use appferry::config::{Config, Server, Worker};
+use appferry::config::{Audit, Config, Housekeeping, Limits, Server, Worker};
 use figment::{
     Figment,
     providers::{Format as _, Toml},
@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::harness::process::{APPFERRY, clean};
 
 const README: &str = include_str!("../../README.md");
+const SECURITY: &str = include_str!("../../docs/security.md");
 const EXAMPLE: &str = include_str!("../../appferry.example.toml");
 
 /// A command of a session and what it prints.
@@ -173,7 +174,7 @@ exec buf curl --protocol grpc --http2-prior-knowledge "${arguments[@]}" "http://
 }
 
 #[test]
-fn the_readmes_sessions_print_what_stands_there() {
+fn what_the_documents_show_is_printed() {
     assert!(Command::new("buf").arg("--version").output().is_ok(), "buf is missing: scripts/test puts it on the path");
     let installed = Command::new("grpcurl").arg("-version").output().is_ok();
     for stand_in in if installed { &[true, false][..] } else { &[true] } {
@@ -182,18 +183,20 @@ fn the_readmes_sessions_print_what_stands_there() {
         if !stand_in {
             fs::remove_file(tools.join("grpcurl")).expect("it was there");
         }
-        type_the_readme(directory.path(), &tools);
+        type_in(README, 10, directory.path(), &tools);
+        type_in(SECURITY, 3, directory.path(), &tools);
     }
 }
 
-fn type_the_readme(directory: &Path, tools: &Path) {
-    let steps = steps(README);
-    assert!(steps.len() > 10, "the sessions have gone: {steps:?}");
+/// Types the sessions of a document in, of which there are at least so many steps.
+fn type_in(document: &str, least: usize, directory: &Path, tools: &Path) {
+    let steps = steps(document);
+    assert!(steps.len() >= least, "the sessions have gone: {steps:?}");
     let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let address = free.to_string();
-    let work = directory.join("work");
-    fs::create_dir(&work).expect("a directory");
-    let mut shell = Shell::start(&work, tools, &address);
+    let work = tempfile::tempdir_in(directory).expect("a directory");
+    fs::write(work.path().join("appferry.example.toml"), EXAMPLE).expect("the example");
+    let mut shell = Shell::start(work.path(), tools, &address);
     // The ids of the document, and those of this run that stand for them.
     let mut ids: HashMap<String, String> = HashMap::new();
     for Step { command, prints } in steps {
@@ -202,7 +205,7 @@ fn type_the_readme(directory: &Path, tools: &Path) {
             typed = typed.replace(documented, actual);
         }
         let printed = shell.type_in(&typed).replace(&address, "127.0.0.1:50051");
-        assert!(same(&printed, &prints), "$ {command}\nprints\n{printed}\nand the README has\n{prints}");
+        assert!(same(&printed, &prints), "$ {command}\nprints\n{printed}\nand the document has\n{prints}");
         ids.extend(uuids(&prints).into_iter().zip(uuids(&printed)));
     }
 }
@@ -212,6 +215,13 @@ fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
     let config = Config::parse(EXAMPLE).expect("it is one");
     assert_eq!(config.server, Server::default());
     assert_eq!(config.worker, Worker::default());
+    assert_eq!(config.housekeeping, Housekeeping::default());
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.audit, Audit::default());
+    let least = EXAMPLE.lines().filter(|line| !line.starts_with("connections") && !line.starts_with("timeout_ms"));
+    let least = Config::parse(&least.collect::<Vec<_>>().join("\n")).expect("it is one");
+    let given = |config: &Config| (config.database.connections, config.database.timeout_ms);
+    assert_eq!(given(&config), given(&least));
     assert_eq!(config.region[0].keep_free_bytes, 0);
 }
 
@@ -226,7 +236,7 @@ fn the_readmes_table_has_every_key_with_its_default() {
             let row = README.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
             let row = row.unwrap_or_else(|| panic!("the README's table has no row for {name}"));
             let default = row.split('|').nth(2).expect("a default").trim();
-            if ["server", "worker"].contains(&section.as_str()) {
+            if ["server", "worker", "housekeeping", "limits", "audit"].contains(&section.as_str()) {
                 assert_eq!(default, format!("`{value}`"), "{name}");
             }
         }

@@ -140,6 +140,32 @@ async fn a_destination_that_stumbles_gets_the_image_all_the_same() {
     }
 }
 
+/// A registry that does not find a blob which it has, as one does while somebody else writes the same, finds it later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_whose_blobs_are_not_found_is_sent_again() {
+    let line = Line::lay(&[noise(50_000, 1)]).await;
+    let body = r#"{"errors":[{"code":"DIGEST_INVALID","message":""},{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown"}]}"#;
+    let refused = Act::Answer(StatusCode::BAD_REQUEST, vec![], body.to_owned());
+    line.before_target.rule(first(1, |seen| seen.method == Method::PUT && seen.path.contains("/manifests/"), &refused));
+    line.arrives("a blob that was not found").await;
+}
+
+/// A registry that was killed as it took a manifest may fail to tell whether it has it, until it gets it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_that_a_registry_cannot_tell_of_is_sent_again() {
+    let line = Line::lay(&[noise(50_000, 1)]).await;
+    let mut sent = false;
+    line.before_target.rule(move |seen| {
+        sent |= seen.method == Method::PUT && seen.path.contains("/manifests/");
+        if !sent && seen.method == Method::HEAD && seen.path.contains("/manifests/sha256:") {
+            Act::Answer(StatusCode::INTERNAL_SERVER_ERROR, vec![], String::new())
+        } else {
+            Act::Pass
+        }
+    });
+    line.arrives("a manifest that is half there").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_that_are_cut_off_at_a_registry_that_forgets_them_are_sent_anew() {
     let line = Line::lay(&[noise(70 * MIB, 1)]).await;

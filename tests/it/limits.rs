@@ -26,7 +26,7 @@ use crate::harness::{
 
 /// Holds the write lock of a site's database until it is dropped.
 async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
-    let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", running.site.database().display()));
+    let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", running.site.file().display()));
     options.max_connections(1);
     let other = sea_orm::Database::connect(options).await.expect("a connection");
     other.execute_unprepared("BEGIN IMMEDIATE").await.expect("the lock");

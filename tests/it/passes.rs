@@ -194,8 +194,7 @@ impl House {
         migrate(&settings).await.expect("the schema");
         let stop = CancellationToken::new();
         let regions = Regions::new(id("home"), OTHERS.map(id));
-        let (state, state_tasks) =
-            State::open(&settings, regions, Clock::system(), stop.clone()).await.expect("it opens");
+        let (state, state_tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
         let name = ImageName("a".into());
         let home = stores.get(&id("home")).expect("the home region");
         let root = home.root(&name).await.expect("it is there").expect("it is there");

@@ -8,6 +8,7 @@ use crate::harness::{
     images,
     process::{self, Served, run, stderr, stdout},
     site::Site,
+    until,
 };
 
 /// A service on the embedded default in a new directory, on a port of its own.
@@ -39,8 +40,11 @@ async fn the_first_start_needs_nothing_and_says_what_to_type_next() {
     let (directory, served, endpoint) = first_start().await;
     let token = directory.path().join("appferry-data/admin-token");
     assert_eq!(fs::metadata(&token).expect("a token").permissions().mode() & 0o777, 0o600);
-    let log = fs::read_to_string(&served.log).expect("a log");
-    assert!(log.contains("appferry image add") && log.contains("appferry-data/admin-token"), "{log}");
+    let log = until("what to type next", async || {
+        let log = fs::read_to_string(&served.log).expect("a log");
+        (log.contains("appferry image add") && log.contains("appferry-data/admin-token")).then_some(log)
+    })
+    .await;
     assert!(!log.contains(fs::read_to_string(&token).expect("a token").trim()), "the token itself is not logged");
 
     let regions = stdout(&client(directory.path(), &endpoint, &["regions"]));
@@ -222,14 +226,14 @@ fn a_schema_of_another_version_and_a_port_in_use_are_told() {
     let in_use = run(site.directory.path(), &["serve", "--config", "appferry.toml"]);
     failed(&in_use, 1, &["server.listen", &address, "in use"]);
 
-    let database = format!("sqlite://{}", site.database().display());
+    let database = format!("sqlite://{}", site.file().display());
     let newer = async {
         use sea_orm::ConnectionTrait as _;
         let db = sea_orm::Database::connect(database).await.expect("a connection");
         db.execute_unprepared("INSERT INTO seaql_migrations VALUES ('m20991231_000001_from_the_future', 1)").await
     };
     tokio::runtime::Runtime::new().expect("a runtime").block_on(newer).expect("it is written");
-    failed(&serve(), 1, &["it may have been written by a newer one"]);
+    failed(&serve(), 1, &["is newer than this version knows"]);
 }
 
 #[test]

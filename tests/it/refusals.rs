@@ -82,7 +82,7 @@ async fn a_message_of_a_mebibyte_is_refused() {
     refusal::read(&refused).is_invalid("the request", &["65536"]);
     // Of a method whose resource is in its message, too: it is not even read to its end, whoever sends it.
     for token in [ADMIN, SYNC_ONLY] {
-        let request = GetImageRequest { image_id: "x".repeat(1 << 20) };
+        let request = GetImageRequest { image_id: "x".repeat(1 << 20), ..Default::default() };
         let refused = images_client(running.address, Some(token)).await.get_image(request).await;
         refusal::read(&refused.expect_err("too large")).is_invalid("the request", &["65536"]);
     }
@@ -110,7 +110,7 @@ async fn client_tokens_pages_and_filters_are_checked() {
         let refused = client.list_synchronizations(request).await.expect_err(says);
         refusal::read(&refused).is_invalid(field, &[says]);
     }
-    let request = ListImagesRequest { page_size: 5_000, page_token: String::new() };
+    let request = ListImagesRequest { page_size: 5_000, page_token: String::new(), ..Default::default() };
     let refused = running.images().await.list_images(request).await.expect_err("too many");
     refusal::read(&refused).is_invalid("page_size", &["5000"]);
     running.stop().await;
@@ -125,10 +125,15 @@ async fn what_does_not_exist_is_not_found() {
     assert!(refused.message.contains("nobody-knows-it"), "{}", refused.message);
 
     let mut images = running.images().await;
-    let refused = images.get_image(GetImageRequest { image_id: "nobody-knows-it".into() }).await.expect_err("unknown");
+    let refused = images
+        .get_image(GetImageRequest { image_id: "nobody-knows-it".into(), ..Default::default() })
+        .await
+        .expect_err("unknown");
     refusal::read(&refused).is(Code::NotFound, "ImageNotFound", 404);
-    let refused =
-        images.remove_image(RemoveImageRequest { image_id: "nobody-knows-it".into() }).await.expect_err("unknown");
+    let refused = images
+        .remove_image(RemoveImageRequest { image_id: "nobody-knows-it".into(), ..Default::default() })
+        .await
+        .expect_err("unknown");
     refusal::read(&refused).is(Code::NotFound, "ImageNotFound", 404);
 
     let mut client = running.app_sync().await;
@@ -232,7 +237,7 @@ async fn an_image_is_not_removed_while_it_is_copied() {
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let mut client = running.images().await;
-    let request = RemoveImageRequest { image_id: app.clone() };
+    let request = RemoveImageRequest { image_id: app.clone(), ..Default::default() };
     let refused = client.remove_image(request.clone()).await.expect_err("it is being copied");
     let refused = refusal::read(&refused);
     refused.is(Code::FailedPrecondition, "ImageInUse", 409);
@@ -312,7 +317,7 @@ impl tonic::codec::Decoder for Raw {
 async fn a_database_that_others_hold_is_unavailable_and_one_that_is_broken_is_an_error() {
     let running = accepting().await;
     let app = running.add("a", &[noise(10, 1)]).await;
-    let url = format!("sqlite://{}", running.site.database().display());
+    let url = format!("sqlite://{}", running.site.file().display());
     let mut options = sea_orm::ConnectOptions::new(url);
     options.max_connections(1);
     let other = sea_orm::Database::connect(options).await.expect("a connection");

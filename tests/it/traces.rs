@@ -121,11 +121,12 @@ async fn a_call_and_its_copies_are_one_trace() {
 
 #[tokio::test]
 async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
-    let site = Site::new();
+    let mut site = Site::new();
+    // So slow that it is killed in the midst of them, on whatever machine.
+    site.keys = TARGETS.map(|target| (target, "ingress_bytes_per_second = 65536".to_owned())).to_vec();
     let (collector, endpoint) = Collector::start().await;
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
-    // Large enough to be killed in the midst of.
-    images::write(&site.image(HOME, "a"), &[vec![1; 200 << 20], vec![2; 200 << 20]]);
+    images::write(&site.image(HOME, "a"), &[images::noise(4 << 20, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let id = ask_traced(&served, "a").await;
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
@@ -136,17 +137,19 @@ async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     .await;
     served.kill();
 
+    site.keys.clear();
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log-2")).await;
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let done = site::finished(&mut client, &id).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded);
-    assert!(done.regions.iter().all(|r| r.attempt == 2), "{done:?}");
     served.terminate();
     assert!(served.ended().await.success());
-    for target in TARGETS {
-        let copies = collector.spans(&format!("copy {target}"));
+    for region in &done.regions {
+        // A machine that stands still for longer than a lease has it taken up once more; the last one is what was told.
+        assert!(region.attempt >= 2, "{region:?}");
+        let mut copies = collector.spans(&format!("copy {}", region.region_id));
+        copies.retain(|copy| attribute(copy, "appferry.attempt") == Some(region.attempt.to_string()));
         let copy = only(&copies, "copy that ended");
-        assert_eq!(attribute(copy, "appferry.attempt").as_deref(), Some("2"));
         assert_eq!(copy.parent_span_id, Vec::<u8>::new(), "a later attempt is a trace of its own");
         assert_eq!(hex::encode(&copy.links[0].trace_id), TRACE, "linked to the caller's");
     }

@@ -14,7 +14,7 @@ use object_store::{
 };
 use tokio::sync::mpsc;
 
-pub use open::{Access, Secret, open};
+pub use open::{Access, open};
 
 use self::upload::Upload;
 use super::{

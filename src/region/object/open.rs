@@ -1,6 +1,6 @@
 //! Opening a bucket: which service, with which credentials, and never by way of anything but the addresses that may be dialed.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use object_store::{
     ClientOptions, RetryConfig,
@@ -11,7 +11,10 @@ use object_store::{
 };
 
 use super::{Bucket, ObjectStore};
-use crate::region::{Error, ObjectLocation, Provider, Result, guard::Guard};
+use crate::{
+    domain::Secret,
+    region::{Error, ObjectLocation, Provider, Result, guard::Guard},
+};
 
 /// How long a connection may take to be made, and nothing may come from it.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -19,16 +22,6 @@ const STALL: Duration = Duration::from_secs(60);
 /// How often, and for how long, a request is sent again after a trouble that may pass.
 const RETRIES: usize = 4;
 const RETRY: Duration = Duration::from_secs(20);
-
-/// A secret. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
 
 /// How a bucket is accessed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

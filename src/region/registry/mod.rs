@@ -282,7 +282,11 @@ impl Store for RegistryStore {
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
-        let there = self.head_manifest(&at.repository, &reference, Scope::push(&at.repository)).await?;
+        let there = match self.head_manifest(&at.repository, &reference, Scope::push(&at.repository)).await {
+            // One that was killed as it took the manifest may not be able to tell before it has been sent again.
+            Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
+            there => there?,
+        };
         Ok(!stage.suspect && there.is_some_and(|there| there.digest == manifest.digest))
     }
 

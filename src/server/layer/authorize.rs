@@ -1,4 +1,4 @@
-//! Decides whether the principal may do what it asks for, by the method's row of the authorization table. An action on all
+//! Decides whether the caller may do what it asks for, by the method's row of the authorization table. An action on all
 //! resources is decided before the body is read; one on the resource that a field names, as soon as the one bounded message
 //! is there. Nothing has been validated or looked up by then: the answer is the same whether a thing exists or not.
 
@@ -9,42 +9,44 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
-use super::{BoxFuture, refuse, request_id};
+use super::{BoxFuture, Refusal, message::only_message, read_message, request_id, trace_id};
 use crate::{
+    audit::{self, Audit},
     contract::{
         Contract, Failure, Resource, Violation,
         v1::CommonErrorCode::{InternalError, InvalidActionNotFound, NoPermission},
     },
-    domain::RequestId,
-    ram::{ALL_RESOURCES, Decision},
-    server::{Identity, permit::Permit},
+    domain::Clock,
+    identity::Caller,
+    ram::{self, ALL_RESOURCES, Context as Circumstances},
+    server::{openapi::Unreadable, peer::Peer, permit::Permit},
 };
 
-/// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
-const PREFIX: usize = 5;
+/// What the layer needs.
+#[derive(Debug)]
+pub struct Authorization {
+    /// The contract's tables.
+    pub contract: Arc<Contract>,
+    /// Tells when it is decided.
+    pub clock: Clock,
+    /// Takes decisions down.
+    pub audit: Audit,
+}
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct AuthorizeLayer(Arc<Contract>);
-
-impl AuthorizeLayer {
-    pub fn new(contract: Arc<Contract>) -> Self {
-        Self(contract)
-    }
-}
+pub struct AuthorizeLayer(pub Arc<Authorization>);
 
 impl<S> Layer<S> for AuthorizeLayer {
     type Service = Authorize<S>;
 
     fn layer(&self, inner: S) -> Authorize<S> {
-        Authorize { inner, contract: Arc::clone(&self.0) }
+        Authorize { inner, authorization: Arc::clone(&self.0) }
     }
 }
 
@@ -52,7 +54,7 @@ impl<S> Layer<S> for AuthorizeLayer {
 #[derive(Debug, Clone)]
 pub struct Authorize<S> {
     inner: S,
-    contract: Arc<Contract>,
+    authorization: Arc<Authorization>,
 }
 
 impl<S> Service<Request<Body>> for Authorize<S>
@@ -68,100 +70,77 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let contract = Arc::clone(&self.contract);
+        let authorization = Arc::clone(&self.authorization);
         // The clone is made ready some time; this one is.
         let clone = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            match authorize(&contract, &mut request).await {
+            match authorization.decide(&mut request).await {
                 Ok(permit) => {
                     request.extensions_mut().insert(permit);
                     inner.call(request).await
                 }
-                Err(refusal) => Ok(refusal.answer(&contract, request_id(&request))),
+                Err(refusal) => Ok(refusal.answer(&authorization.contract, request_id(&request))),
             }
         })
     }
 }
 
-enum Refusal {
-    Failure(Failure),
-    /// The body broke off, or was too long; it says so itself.
-    Status(Status),
-}
-
-impl Refusal {
-    fn answer(self, contract: &Contract, request_id: RequestId) -> Response<Body> {
-        match self {
-            Self::Failure(failure) => refuse(&failure, contract, request_id),
-            Self::Status(status) => status.into_http(),
+impl Authorization {
+    async fn decide(&self, request: &mut Request<Body>) -> Result<Permit, Refusal> {
+        let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+            return Err(Refusal::Failure(Failure::new(InternalError, "")));
+        };
+        let Some(row) = self.contract.authorizations.get(request.uri().path()) else {
+            // One that comes in the HTTP form says itself what is wrong.
+            let said = request.extensions().get::<Unreadable>().map(|unreadable| unreadable.0.clone());
+            return Err(Refusal::Failure(said.unwrap_or_else(|| Failure::new(InvalidActionNotFound, ""))));
+        };
+        let named = match &row.resource {
+            Resource::All => None,
+            Resource::Named(template) => {
+                let message = read_message(request).await?;
+                let malformed = || {
+                    let description = "it can't be decoded".to_owned();
+                    Refusal::Failure(Failure::invalid(Violation { field: "the request", description }))
+                };
+                Some(only_message(&message).and_then(|message| template.fill(message)).ok_or_else(malformed)?)
+            }
+        };
+        let resource = named.as_deref().unwrap_or(ALL_RESOURCES);
+        let peer = request.extensions().get::<Peer>();
+        let principal = &caller.identity.principal;
+        let context = Circumstances {
+            source_ip: peer.map(|peer| peer.address),
+            current_time: Some(self.clock.now()),
+            secure_transport: peer.map(|peer| peer.secure),
+            principal: Some(principal.as_str()),
+            claims: &caller.claims,
+        };
+        let decision =
+            caller.identity.policies.decide(&ram::Request { action: &row.action, resource, context: &context });
+        let allowed = decision.is_allowed();
+        let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
+        Span::current().record("appferry.decision", word);
+        let request_id = request_id(request);
+        let record = audit::Record {
+            request_id,
+            trace_id: trace_id(),
+            principal: Some(principal.as_str()),
+            authenticated_by: Some(caller.method.name()),
+            method: request.uri().path(),
+            action: Some(&row.action),
+            resource: Some(resource),
+            decision: verdict,
+            reason: decision.to_string(),
+            source_ip: context.source_ip,
+        };
+        self.audit.record(&record).await;
+        if allowed {
+            return Ok(Permit::grant(request_id, principal.clone()));
         }
-    }
-}
-
-async fn authorize(contract: &Contract, request: &mut Request<Body>) -> Result<Permit, Refusal> {
-    let Some(identity) = request.extensions().get::<Arc<Identity>>().cloned() else {
-        return Err(Refusal::Failure(Failure::new(InternalError, "")));
-    };
-    let Some(row) = contract.authorizations.get(request.uri().path()) else {
-        return Err(Refusal::Failure(Failure::new(InvalidActionNotFound, "")));
-    };
-    let resource = match &row.resource {
-        Resource::All => ALL_RESOURCES.to_owned(),
-        Resource::Named(template) => {
-            let message = read_message(request).await?;
-            let malformed = || {
-                let description = "it can't be decoded".to_owned();
-                Refusal::Failure(Failure::invalid(Violation { field: "the request", description }))
-            };
-            only_message(&message).and_then(|message| template.fill(message)).ok_or_else(malformed)?
-        }
-    };
-    let Identity { principal, policies } = &*identity;
-    let decision = policies.decide(&row.action, &resource);
-    let (allowed, word) = if matches!(decision, Decision::Allowed(_)) { (true, "allow") } else { (false, "deny") };
-    let request_id = request_id(request);
-    Span::current().record("appferry.decision", word);
-    tracing::info!(
-        target: "appferry::audit",
-        %request_id, %principal, action = row.action, resource, decision = word, statement = %decision,
-    );
-    if allowed {
-        return Ok(Permit::grant(request_id, principal.clone()));
-    }
-    let on = if resource == ALL_RESOURCES { "all resources (*)" } else { &resource };
-    let cause = format!("{principal} may not perform {} on {on}: {decision}", row.action);
-    Err(Refusal::Failure(Failure::new(NoPermission, cause)))
-}
-
-/// Reads the request's one message, which is bounded further out, and puts it back.
-async fn read_message(request: &mut Request<Body>) -> Result<Bytes, Refusal> {
-    let body = mem::replace(request.body_mut(), Body::empty());
-    let message = body.collect().await.map_err(Refusal::Status)?.to_bytes();
-    if message.first().is_some_and(|flag| *flag != 0) {
-        let cause = "Compressed messages are not supported.";
-        return Err(Refusal::Failure(Failure::new(InvalidActionNotFound, cause)));
-    }
-    *request.body_mut() = Body::new(Full::new(message.clone()));
-    Ok(message)
-}
-
-/// The message in a body that holds exactly one: what is decided about is what the handler will read.
-fn only_message(body: &[u8]) -> Option<&[u8]> {
-    let (prefix, message) = body.split_at_checked(PREFIX)?;
-    let length = u32::from_be_bytes(prefix.get(1..)?.try_into().ok()?);
-    (usize::try_from(length) == Ok(message.len())).then_some(message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::only_message;
-
-    #[test]
-    fn a_second_message_is_no_way_around() {
-        assert_eq!(only_message(&[0, 0, 0, 0, 2, 7, 8]), Some(&[7, 8][..]));
-        for bad in [&[][..], &[0, 0, 0, 0][..], &[0, 0, 0, 0, 2, 7][..], &[0, 0, 0, 0, 1, 7, 10, 0][..]] {
-            assert_eq!(only_message(bad), None, "{bad:?}");
-        }
+        let on = if resource == ALL_RESOURCES { "all resources (*)" } else { resource };
+        let cause = format!("{principal} may not perform {} on {on}: {decision}", row.action);
+        Err(Refusal::Failure(Failure::new(NoPermission, cause)))
     }
 }

@@ -13,12 +13,9 @@ use pin_project_lite::pin_project;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::request_id;
+use super::{message::PREFIX, request_id};
 use crate::contract::{Contract, Failure, Violation};
 use crate::domain::RequestId;
-
-/// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
-const PREFIX: usize = 5;
 
 /// See the module.
 #[derive(Debug, Clone)]

@@ -6,26 +6,35 @@ mod authorize;
 mod body;
 mod conform;
 mod deadline;
+mod message;
 mod panic;
+mod quota;
 mod request_id;
 mod shed;
 mod trace;
+mod unreadable;
 
 use std::convert::Infallible;
 
 use http::{Request, Response};
+use message::{Refusal, read_message};
+use opentelemetry::trace::TraceContextExt as _;
 use tonic::body::Body;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub use amend::AmendLayer;
-pub use authenticate::AuthenticateLayer;
-pub use authorize::AuthorizeLayer;
+pub use authenticate::{AuthenticateLayer, Authentication};
+pub use authorize::{Authorization, AuthorizeLayer};
 pub use body::LimitBodyLayer;
 pub use conform::Conform;
 pub use deadline::{DeadlineLayer, Deadlines};
+pub use message::PREFIX;
 pub use panic::CatchPanic;
+pub use quota::QuotaLayer;
 pub use request_id::RequestIdLayer;
 pub use shed::Shed;
 pub use trace::TraceLayer;
+pub use unreadable::UnreadableLayer;
 
 use crate::{
     contract::{Contract, Failure},
@@ -46,4 +55,12 @@ fn request_id<B>(request: &Request<B>) -> RequestId {
 /// A failure as the whole answer.
 fn refuse(failure: &Failure, contract: &Contract, request_id: RequestId) -> Response<Body> {
     failure.status(&contract.errors, request_id).into_http()
+}
+
+/// The trace that a call is part of, if one is made.
+fn trace_id() -> Option<String> {
+    let context = tracing::Span::current().context();
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid().then(|| span.trace_id().to_string())
 }

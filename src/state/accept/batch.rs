@@ -2,25 +2,25 @@
 //!
 //! A group is one question to the database and two kinds of rows that are written, whole lists of them at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, Statement};
 use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
 
-use super::{super::connection::execute, Ask};
+use super::Ask;
 use crate::{
     domain::{
-        ClientToken, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
+        Event, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
         SynchronizationState, Timestamp, accept,
     },
     state::{
         Error, Result,
         entity::{self, parse},
+        replica::{self, Key, Lock},
+        sql::{Cell, Kind, Rows, Sql, now},
     },
 };
-
-/// Rows that one statement inserts at most: SQLite takes 32,766 values for one (<https://sqlite.org/limits.html>).
-const MOST_ROWS: usize = 512;
 
 /// What the database says about a group of calls.
 #[derive(Debug, Default)]
@@ -34,7 +34,8 @@ pub struct Known {
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
     status: RegionStatus,
-    fence: u64,
+    /// Whether a call of the same group has asked for it.
+    ours: bool,
 }
 
 /// An earlier call with the same token.
@@ -44,55 +45,151 @@ struct Repeated {
     parameters: String,
 }
 
-/// The answer to everything that is asked of the database about a group, each list as one JSON array: a row for every entry
-/// would have to be handed from the database's thread to this one.
-#[derive(FromQueryResult)]
-struct Answer {
-    homes: String,
-    replicas: String,
-    tokens: String,
-}
-
 impl Known {
-    /// Reads what the group needs.
-    pub async fn read(txn: &DatabaseTransaction, asks: &[Ask]) -> Result<Self> {
-        const READ: &str = "SELECT \
-            (SELECT json_group_array(json_array(image.id, image.home_region)) \
-             FROM (SELECT DISTINCT value FROM json_each(?1)) AS wanted CROSS JOIN image ON image.id = wanted.value) AS homes, \
-            (SELECT json_group_array(json_array(replica.image_id, replica.region_id, replica.state, replica.fence)) \
-             FROM (SELECT DISTINCT value FROM json_each(?1)) AS wanted CROSS JOIN replica ON replica.image_id = wanted.value) \
-             AS replicas, \
-            (SELECT json_group_array(json_array(s.principal, s.client_token, hex(s.request_id), s.image_id, s.asked)) \
-             FROM json_each(?2) AS wanted CROSS JOIN synchronization AS s \
-             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens";
-        let images: Vec<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
-        let tokens: Vec<_> = asks
+    /// Reads what the group needs, and the time by the database's clock.
+    pub async fn read(txn: &DatabaseTransaction, asks: &[Ask]) -> Result<(Self, Timestamp)> {
+        let images: BTreeSet<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
+        let tokens: BTreeSet<(&str, &str)> = asks
             .iter()
             .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
             .collect();
-        let values = [json(&images)?.into(), json(&tokens)?.into()];
-        let statement = Statement::from_sql_and_values(txn.get_database_backend(), READ, values);
+        if txn.get_database_backend() == DbBackend::Sqlite {
+            Self::read_embedded(txn, &images, &tokens).await
+        } else {
+            Self::read_served(txn, &images, &tokens).await
+        }
+    }
+
+    /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
+    /// database's thread to this one.
+    async fn read_embedded(
+        txn: &DatabaseTransaction,
+        images: &BTreeSet<&str>,
+        tokens: &BTreeSet<(&str, &str)>,
+    ) -> Result<(Self, Timestamp)> {
+        #[derive(FromQueryResult)]
+        struct Answer {
+            homes: String,
+            replicas: String,
+            tokens: String,
+            now_millis: i64,
+        }
+        let read = format!(
+            "SELECT \
+            (SELECT json_group_array(json_array(image.id, image.home_region)) \
+             FROM json_each(?1) AS wanted CROSS JOIN image ON image.id = wanted.value) AS homes, \
+            (SELECT json_group_array(json_array(replica.image_id, replica.region_id, replica.state)) \
+             FROM json_each(?1) AS wanted CROSS JOIN replica ON replica.image_id = wanted.value) \
+             AS replicas, \
+            (SELECT json_group_array(json_array(s.principal, s.client_token, hex(s.request_id), s.image_id, s.asked)) \
+             FROM json_each(?2) AS wanted CROSS JOIN synchronization AS s \
+             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
+            {} AS now_millis",
+            now(DbBackend::Sqlite)
+        );
+        let values = [json(images)?.into(), json(tokens)?.into()];
+        let statement = Statement::from_sql_and_values(DbBackend::Sqlite, read, values);
         let answer = Answer::find_by_statement(statement).one(txn).await?;
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
-
         let mut known = Self::default();
         for (image, home) in from_json::<(String, String)>(&answer.homes)? {
-            known.homes.insert(image, parse("image.home_region", &home)?);
+            known.note_home(image, &home)?;
         }
-        for (image, region, status, fence) in from_json::<(String, String, String, u64)>(&answer.replicas)? {
-            let ahead = Ahead { status: parse("replica.state", &status)?, fence };
-            known.replicas.entry(image).or_default().push((parse("replica.region_id", &region)?, ahead));
+        for (image, region, status) in from_json::<(String, String, String)>(&answer.replicas)? {
+            known.note_replica(image, &region, &status)?;
         }
         for (principal, token, request_id, image, asked) in
             from_json::<(String, String, String, String, String)>(&answer.tokens)?
         {
-            let repeated = Repeated {
-                request_id: parse("synchronization.request_id", &request_id)?,
-                parameters: parameters(&image, &asked),
-            };
-            known.tokens.insert((principal, token), repeated);
+            let request_id = parse("synchronization.request_id", &request_id)?;
+            known.note_token((principal, token), request_id, &image, &asked);
         }
-        Ok(known)
+        Ok((known, Timestamp::from_millis(answer.now_millis)))
+    }
+
+    /// Nothing is locked: what the group relies on is looked at again, under a lock, when it is written.
+    async fn read_served(
+        txn: &DatabaseTransaction,
+        images: &BTreeSet<&str>,
+        tokens: &BTreeSet<(&str, &str)>,
+    ) -> Result<(Self, Timestamp)> {
+        #[derive(FromQueryResult)]
+        struct Found {
+            id: String,
+            home_region: String,
+            region_id: Option<String>,
+            state: Option<String>,
+            now_millis: i64,
+        }
+        #[derive(FromQueryResult)]
+        struct Earlier {
+            principal: String,
+            client_token: String,
+            request_id: Uuid,
+            image_id: String,
+            asked: String,
+        }
+        let mut known = Self::default();
+        let mut time = 0;
+        let wanted = || Rows::new([("id", Kind::Name)], images.iter().map(|image| [(*image).into()]));
+        if txn.get_database_backend() == DbBackend::MySql {
+            // Two who insert the same key end in a deadlock there, and not in a duplicate: whoever asks for the same image waits.
+            // Such a lock costs nothing that is written.
+            Sql::on(txn)
+                .text("SELECT i.id FROM ")
+                .rows(wanted())
+                .join()
+                .text("image AS i ON i.id = w.id ORDER BY i.id")
+                .lock("i")
+                .execute(txn)
+                .await?;
+        }
+        let found: Vec<Found> = Sql::on(txn)
+            .text("SELECT i.id, i.home_region, r.region_id, r.state, ")
+            .now()
+            .text(" AS now_millis FROM ")
+            .rows(wanted())
+            .join()
+            .text("image AS i ON i.id = w.id LEFT JOIN replica AS r ON r.image_id = i.id")
+            .all(txn)
+            .await?;
+        for row in found {
+            time = row.now_millis;
+            if let (Some(region), Some(state)) = (row.region_id, row.state) {
+                known.note_replica(row.id.clone(), &region, &state)?;
+            }
+            known.note_home(row.id, &row.home_region)?;
+        }
+        if !tokens.is_empty() {
+            let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
+            let found: Vec<Earlier> = Sql::on(txn)
+                .text("SELECT s.principal, s.client_token, s.request_id, s.image_id, s.asked FROM ")
+                .rows(Rows::new([("principal", Kind::Text), ("token", Kind::Name)], rows))
+                .join()
+                .text("synchronization AS s ON s.principal = w.principal AND s.client_token = w.token")
+                .all(txn)
+                .await?;
+            for row in found {
+                let token = (row.principal, row.client_token);
+                known.note_token(token, row.request_id.into(), &row.image_id, &row.asked);
+            }
+        }
+        Ok((known, Timestamp::from_millis(time)))
+    }
+
+    fn note_home(&mut self, image: String, home: &str) -> Result<()> {
+        self.homes.insert(image, parse("image.home_region", home)?);
+        Ok(())
+    }
+
+    fn note_replica(&mut self, image: String, region: &str, status: &str) -> Result<()> {
+        let ahead = Ahead { status: parse("replica.state", status)?, ours: false };
+        self.replicas.entry(image).or_default().push((parse("replica.region_id", region)?, ahead));
+        Ok(())
+    }
+
+    fn note_token(&mut self, token: (String, String), request_id: RequestId, image: &str, asked: &str) {
+        self.tokens.insert(token, Repeated { request_id, parameters: parameters(image, asked) });
     }
 
     fn replica(&self, image: &ImageId, region: &RegionId) -> Option<Ahead> {
@@ -108,21 +205,32 @@ impl Known {
     }
 }
 
-/// The rows that a group of calls writes.
+/// The rows that a group of calls writes, and those that it relies on.
 #[derive(Debug, Default)]
-pub struct Rows {
-    synchronizations: Vec<[Value; 12]>,
-    replicas: Vec<[Value; 4]>,
+pub struct Changes {
+    synchronizations: Vec<[Cell; 12]>,
+    /// Replicas that are not there.
+    missing: BTreeSet<Key>,
+    /// Replicas that have failed or were canceled, and are asked for again.
+    ended: BTreeSet<Key>,
+    /// Replicas that others have asked for and that must not have ended.
+    joined: BTreeSet<Key>,
 }
 
 /// Decides about the calls in their order; each sees what those before it have started.
-pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Rows) {
-    let mut rows = Rows::default();
+pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Changes) {
+    let mut rows = Changes::default();
     let answers = asks.iter().map(|ask| decide_one(ask, &mut known, regions, now, &mut rows)).collect();
     (answers, rows)
 }
 
-fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, rows: &mut Rows) -> Result<RequestId> {
+fn decide_one(
+    ask: &Ask,
+    known: &mut Known,
+    regions: &Regions,
+    now: Timestamp,
+    rows: &mut Changes,
+) -> Result<RequestId> {
     let asked = ask.targets.canonical();
     let parameters = parameters(ask.image.as_str(), &asked);
     let token = ask.token.as_ref().map(|token| (ask.principal.clone(), token.as_str().to_owned()));
@@ -140,14 +248,18 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
     })?;
 
-    for (region, _) in accepted.0.iter().filter(|(_, step)| *step == Step::Start) {
-        let replica = match known.replica(&ask.image, region) {
-            None => Replica::requested(now),
-            Some(ended) => Replica::requested_again(ended.fence, now),
-        };
-        let (due, fence) = (now.as_millis(), entity::signed(replica.fence));
-        rows.replicas.push([ask.image.as_str().into(), region.as_str().into(), due.into(), fence.into()]);
-        known.set_replica(&ask.image, region, Ahead { status: replica.status(), fence: replica.fence });
+    for (region, step) in &accepted.0 {
+        let key = (ask.image.clone(), region.clone());
+        let ahead = known.replica(&ask.image, region);
+        match step {
+            Step::Start => {
+                let rows = if ahead.is_none() { &mut rows.missing } else { &mut rows.ended };
+                rows.insert(key);
+                known.set_replica(&ask.image, region, Ahead { status: RegionStatus::Pending, ours: true });
+            }
+            Step::Join if ahead.is_some_and(|ahead| ahead.ours) => {}
+            Step::Join => drop(rows.joined.insert(key)),
+        }
     }
     let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
     let state = SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending));
@@ -156,12 +268,12 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
         ask.request_id.as_uuid().into(),
         ask.image.as_str().into(),
         ask.principal.as_str().into(),
-        ask.token.as_ref().map(ClientToken::as_str).into(),
+        ask.token.as_ref().map(|token| token.as_str().to_owned()).into(),
         asked.into(),
         targets.join(",").into(),
-        (targets.len() as u64).into(),
-        trace.map(|t| t.parent.as_str()).into(),
-        trace.and_then(|t| t.state.as_deref()).into(),
+        entity::signed(targets.len() as u64).into(),
+        trace.map(|t| t.parent.clone()).into(),
+        trace.and_then(|t| t.state.clone()).into(),
         state.as_str().into(),
         now.as_millis().into(),
         state.is_terminal().then_some(now.as_millis()).into(),
@@ -172,42 +284,96 @@ fn decide_one(ask: &Ask, known: &mut Known, regions: &Regions, now: Timestamp, r
     Ok(ask.request_id)
 }
 
-impl Rows {
-    /// Writes them.
-    pub async fn write(self, txn: &DatabaseTransaction) -> Result<()> {
-        let into = "synchronization (request_id, image_id, principal, client_token, asked, targets, open, traceparent, \
-                    tracestate, state, created_at, finished_at)";
-        insert(txn, into, "*", self.synchronizations, "").await?;
-        let into = "replica (image_id, region_id, due_at, fence, state)";
-        let afresh = "ON CONFLICT (image_id, region_id) DO UPDATE SET state = excluded.state, due_at = excluded.due_at, \
-                      fence = excluded.fence, attempt = 0, faults = 0, lease_owner = NULL, bytes_total = 0, \
-                      bytes_copied = 0, bytes_skipped = 0, fault_kind = NULL, fault_message = NULL, started_at = NULL, \
-                      finished_at = NULL";
-        insert(txn, into, "*, 'PENDING'", self.replicas, afresh).await
+impl Changes {
+    /// Writes them, and the replicas that are asked for again.
+    pub async fn write(
+        self,
+        txn: &DatabaseTransaction,
+        again: Vec<entity::replica::Model>,
+        now: Timestamp,
+    ) -> Result<()> {
+        if self.synchronizations.is_empty() {
+            return Ok(());
+        }
+        let columns = [
+            ("request_id", Kind::Uuid),
+            ("image_id", Kind::Name),
+            ("principal", Kind::Text),
+            ("client_token", Kind::MaybeText),
+            ("asked", Kind::Text),
+            ("targets", Kind::Text),
+            ("open", Kind::Number),
+            ("traceparent", Kind::MaybeText),
+            ("tracestate", Kind::MaybeText),
+            ("state", Kind::Name),
+            ("created_at", Kind::Number),
+            ("finished_at", Kind::MaybeNumber),
+        ];
+        let insert = Sql::on(txn).insert("synchronization", Rows::new(columns, self.synchronizations));
+        if self.missing.is_empty() {
+            insert.execute(txn).await?;
+        } else {
+            let requested = Replica::requested(now);
+            let row = |(image, region): &Key| -> [Cell; 5] {
+                [
+                    image.as_str().into(),
+                    region.as_str().into(),
+                    requested.status().as_str().into(),
+                    now.as_millis().into(),
+                    entity::signed(requested.fence).into(),
+                ]
+            };
+            let columns = [
+                ("image_id", Kind::Name),
+                ("region_id", Kind::Name),
+                ("state", Kind::Name),
+                ("due_at", Kind::Number),
+                ("fence", Kind::Number),
+            ];
+            let missing = Rows::new(columns, self.missing.iter().map(row));
+            if txn.get_database_backend() == DbBackend::Postgres {
+                // Both at once: a way to the database and back less.
+                insert.and("accepted", |sql| sql.insert("replica", missing)).execute(txn).await?;
+            } else {
+                insert.execute(txn).await?;
+                Sql::on(txn).insert("replica", missing).execute(txn).await?;
+            }
+        }
+        replica::save(txn, again).await
     }
-}
 
-/// Inserts rows, whose first column is never null. The statement's text knows of their number only the next power of two, and
-/// the rest is filled up with rows that it leaves out: so it is one of a few texts, and each is prepared once.
-async fn insert<const N: usize>(
-    txn: &DatabaseTransaction,
-    into: &str,
-    select: &str,
-    rows: Vec<[Value; N]>,
-    conflict: &str,
-) -> Result<()> {
-    let row = format!("({})", ["?"; N].join(","));
-    let mut rows = rows.into_iter();
-    while rows.len() > 0 {
-        let taken = rows.len().min(MOST_ROWS);
-        let count = taken.next_power_of_two();
-        let values = vec![row.as_str(); count].join(",");
-        let sql =
-            format!("INSERT INTO {into} SELECT {select} FROM (VALUES {values}) WHERE column1 IS NOT NULL {conflict}");
-        let filling = std::iter::repeat_n(Value::Int(None), (count - taken) * N);
-        execute(txn, &sql, rows.by_ref().take(taken).flatten().chain(filling)).await?;
+    /// Locks the replicas that are there and that the group relies on, makes sure that it still may, and asks for those again that
+    /// have ended; where others have changed them meanwhile, returns a conflict. A replica that is joined can't end any more before
+    /// the group is committed; whoever ends it then finds the synchronizations that wait for it.
+    pub async fn request_again(
+        &self,
+        txn: &DatabaseTransaction,
+        now: Timestamp,
+    ) -> Result<Vec<entity::replica::Model>> {
+        // On SQLite nobody else writes meanwhile.
+        let alone = txn.get_database_backend() == DbBackend::Sqlite;
+        let joined = self.joined.iter().filter(|_| !alone);
+        let keys: Vec<Key> = self.ended.iter().chain(joined).cloned().collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let how = if self.ended.is_empty() { Lock::Keep } else { Lock::Change };
+        let locked = replica::lock(txn, keys.clone(), how).await?;
+        let mut again = Vec::with_capacity(self.ended.len());
+        for key in &keys {
+            let row = locked.rows.get(key).ok_or(Error::Conflict(None))?;
+            let before = row.replica()?;
+            let expected = if self.ended.contains(key) { Standing::Missing } else { Standing::Underway };
+            if Standing::of(Some(before.status())) != expected {
+                return Err(Error::Conflict(None));
+            }
+            if expected == Standing::Missing {
+                let after = before.apply(Event::Request, now).map_err(|_| Error::Conflict(None))?;
+                again.push(row.followed_by(&key.0, &key.1, &after));
+            }
+        }
+        Ok(again)
     }
-    Ok(())
 }
 
 /// What a repeated call must have in common with the first.

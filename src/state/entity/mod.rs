@@ -1,6 +1,7 @@
-//! The rows of the four tables, and what they are in the domain.
+//! The rows of the tables, and what they are in the domain.
 
 pub mod image;
+pub mod nonce;
 pub mod replica;
 pub mod synchronization;
 pub mod synchronization_target;

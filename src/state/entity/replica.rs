@@ -29,6 +29,8 @@ pub struct Model {
     pub fault_message: Option<String>,
     pub started_at: Option<i64>,
     pub finished_at: Option<i64>,
+    /// The region that feeds it, while it is fed.
+    pub fed_from: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -64,6 +66,7 @@ impl Model {
             fault_message: fault.map(|f| f.message.clone()),
             started_at: replica.started_at.map(Timestamp::as_millis),
             finished_at: replica.finished_at.map(Timestamp::as_millis),
+            fed_from: None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! The table `synchronization_target`: how the regions of a synchronization ended. Until one has, it has no row and its replica
 //! tells how it stands; the outcome that is written here stays, whatever becomes of the replica later.
 
-use sea_orm::entity::prelude::*;
+use sea_orm::{DatabaseTransaction, entity::prelude::*};
 
 use super::{count, fault, parse, progress, signed};
-use crate::domain::{RegionView, Timestamp};
+use crate::{
+    domain::{RegionView, Timestamp},
+    state::sql::{Kind, Rows, Sql},
+};
 
 /// How one region of a synchronization ended.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -64,4 +67,37 @@ impl Model {
             finished_at: self.finished_at.map(Timestamp::from_millis),
         })
     }
+}
+
+/// Writes how some regions have ended.
+pub async fn insert(txn: &DatabaseTransaction, rows: impl IntoIterator<Item = Model>) -> Result<(), DbErr> {
+    let columns = [
+        ("request_id", Kind::Uuid),
+        ("region_id", Kind::Name),
+        ("status", Kind::Name),
+        ("attempt", Kind::Number),
+        ("bytes_total", Kind::Number),
+        ("bytes_copied", Kind::Number),
+        ("bytes_skipped", Kind::Number),
+        ("fault_kind", Kind::MaybeText),
+        ("fault_message", Kind::MaybeText),
+        ("started_at", Kind::MaybeNumber),
+        ("finished_at", Kind::MaybeNumber),
+    ];
+    let rows = rows.into_iter().map(|row| {
+        [
+            row.request_id.into(),
+            row.region_id.into(),
+            row.status.into(),
+            row.attempt.into(),
+            row.bytes_total.into(),
+            row.bytes_copied.into(),
+            row.bytes_skipped.into(),
+            row.fault_kind.into(),
+            row.fault_message.into(),
+            row.started_at.into(),
+            row.finished_at.into(),
+        ]
+    });
+    Sql::on(txn).insert("synchronization_target", Rows::new(columns, rows)).execute(txn).await.map(drop)
 }

@@ -3,13 +3,18 @@
 
 pub mod bucket;
 pub mod collector;
+pub mod database;
+pub mod foreign;
+pub mod history;
 pub mod images;
 pub mod keeping;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod refusal;
 pub mod registry;
 pub mod site;
+pub mod switch;
 
 use std::time::Duration;
 

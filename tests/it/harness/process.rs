@@ -7,6 +7,8 @@ use std::{
     process::{Child, Command, ExitStatus, Output, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::until;
 
 /// The program that was built with the tests.
@@ -70,6 +72,24 @@ impl Served {
         Self { child, address, log }
     }
 
+    /// Starts `appferry worker` with a configuration file, and waits until it works.
+    pub async fn worker(config: &Path, log: PathBuf) -> Worker {
+        let directory = config.parent().expect("a directory");
+        let path = config.to_str().expect("text");
+        let file = File::create(&log).expect("a log");
+        let mut command = command(directory, &["worker", "--config", path]);
+        let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
+        until("the worker", async || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if let Some(status) = child.try_wait().expect("a child") {
+                panic!("the worker ended with {status}: {text}");
+            }
+            text.contains("working").then_some(())
+        })
+        .await;
+        Worker { child, log }
+    }
+
     /// Starts a service with a configuration file.
     pub async fn configured(config: &Path) -> Self {
         let directory = config.parent().expect("a directory");
@@ -89,8 +109,12 @@ impl Served {
     }
 
     pub fn terminate(&self) {
-        let id = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).expect("an id")).expect("an id");
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it can be told");
+        kill_process(pid(&self.child), Signal::TERM).expect("it can be told");
+    }
+
+    /// Tells it to look at its files.
+    pub fn hang_up(&self) {
+        kill_process(pid(&self.child), Signal::HUP).expect("it can be told");
     }
 
     /// Waits for its end.
@@ -104,4 +128,35 @@ impl Drop for Served {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A worker in a process of its own. Killed when it is dropped.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    /// What it logs.
+    pub log: PathBuf,
+}
+
+impl Worker {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(pid(&self.child), signal).expect("it can be told");
+    }
+
+    /// What it has logged.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).expect("an id")).expect("an id")
 }

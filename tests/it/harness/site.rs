@@ -35,6 +35,14 @@ pub const TARGETS: [&str; 3] = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
 #[derive(Debug, Clone)]
 pub struct Token(Option<String>);
 
+impl Token {
+    /// Puts this token on every call.
+    #[must_use]
+    pub fn of(token: &str) -> Self {
+        Self(Some(token.to_owned()))
+    }
+}
+
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.0 {
@@ -52,6 +60,12 @@ pub type Images = ImageServiceClient<InterceptedService<Channel, Token>>;
 #[derive(Debug)]
 pub struct Site {
     pub directory: tempfile::TempDir,
+    /// The database, if it is not a file of the directory.
+    pub url: Option<String>,
+    /// Lines of `[database]`.
+    pub database: String,
+    /// Lines of `[audit]`.
+    pub audit_more: String,
     /// Sections that follow the configuration.
     pub more: String,
     /// Lines of `[server]`.
@@ -71,7 +85,23 @@ impl Site {
             fs::create_dir(directory.path().join(region)).expect("a region's directory");
         }
         let worker = "heartbeat_ms = 50\nlease_ms = 2000\npoll_ms = 100\nretry_first_ms = 50\nattempts = 3".to_owned();
-        Self { directory, more: String::new(), server: String::new(), worker, stores: Vec::new(), keys: Vec::new() }
+        Self {
+            directory,
+            url: None,
+            database: String::new(),
+            audit_more: String::new(),
+            more: String::new(),
+            server: String::new(),
+            worker,
+            stores: Vec::new(),
+            keys: Vec::new(),
+        }
+    }
+
+    /// Keeps the state in another database.
+    pub fn on(mut self, url: &str) -> Self {
+        self.url = Some(url.to_owned());
+        self
     }
 
     /// Puts another store in the place of a region's directory.
@@ -91,17 +121,26 @@ impl Site {
         self.region(region).join(image)
     }
 
-    pub fn database(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.directory.path().join("state.db")
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> PathBuf {
+        self.directory.path().join("audit.log")
     }
 
     /// The configuration as its file has it.
     pub fn config(&self) -> String {
         let mut text = format!(
-            "[server]\nlisten = \"127.0.0.1:0\"\n{}\n[worker]\n{}\n[database]\nurl = \"sqlite://{}\"\n[home]\nregion = \"{HOME}\"\n",
+            "[server]\nlisten = \"127.0.0.1:0\"\n{}\n[audit]\nto = \"{}\"\n{}\n[worker]\n{}\n[database]\nurl = \"{}\"\n{}\n\
+             [home]\nregion = \"{HOME}\"\n",
             self.server,
+            self.audit().display(),
+            self.audit_more,
             self.worker,
-            self.database().display()
+            self.url.clone().unwrap_or_else(|| format!("sqlite://{}", self.file().display())),
+            self.database
         );
         for region in [HOME].iter().chain(&TARGETS) {
             let own = format!("dir://{}", self.region(region).display());
@@ -141,8 +180,9 @@ impl Site {
     }
 
     pub async fn start_as(self, role: Role) -> Running {
-        let config = Config::parse(&self.config()).expect("the configuration");
-        state::migrate(&state::Settings::new(config.database.url.clone())).await.expect("the schema");
+        // From its file, which is read again when it changes.
+        let config = Config::load(&self.write_config()).expect("the configuration");
+        state::migrate(&config.database.settings()).await.expect("the schema");
         let service = Service::start(&config, role).await.expect("the service starts");
         let address = service.address().expect("it listens");
         Running { site: self, service, address }
@@ -162,6 +202,11 @@ impl Running {
     pub async fn stop(self) -> Site {
         self.service.shutdown().await;
         self.site
+    }
+
+    /// Where it listens for the original's HTTP form.
+    pub fn openapi(&self) -> SocketAddr {
+        self.service.openapi_address().expect("it listens")
     }
 
     pub async fn channel(&self) -> Channel {

@@ -1,0 +1,66 @@
+//! The floor: a tonic server that does nothing but answer.
+
+use std::net::SocketAddr;
+
+use appferry::contract::v1::{SynchronizeAppRequest, SynchronizeAppResponse};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+use super::Result;
+
+/// A tonic server that does nothing but answer.
+pub async fn serve() -> Result<SocketAddr> {
+    use appferry::contract::v1::app_sync_service_server::AppSyncServiceServer;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let incoming = TcpListenerStream::new(listener);
+    tokio::spawn(
+        Server::builder().tcp_nodelay(true).add_service(AppSyncServiceServer::new(Bare)).serve_with_incoming(incoming),
+    );
+    Ok(address)
+}
+
+/// The service that does nothing.
+pub struct Bare;
+
+#[tonic::async_trait]
+impl appferry::contract::v1::app_sync_service_server::AppSyncService for Bare {
+    async fn synchronize_app(
+        &self,
+        _: Request<SynchronizeAppRequest>,
+    ) -> std::result::Result<Response<SynchronizeAppResponse>, Status> {
+        Ok(Response::new(SynchronizeAppResponse { request_id: "0193D5A0-0000-7000-8000-000000000000".into() }))
+    }
+
+    async fn get_synchronization(
+        &self,
+        _: Request<appferry::contract::v1::GetSynchronizationRequest>,
+    ) -> std::result::Result<Response<appferry::contract::v1::GetSynchronizationResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_synchronizations(
+        &self,
+        _: Request<appferry::contract::v1::ListSynchronizationsRequest>,
+    ) -> std::result::Result<Response<appferry::contract::v1::ListSynchronizationsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    type WatchSynchronizationStream =
+        tokio_stream::Empty<std::result::Result<appferry::contract::v1::WatchSynchronizationResponse, Status>>;
+
+    async fn watch_synchronization(
+        &self,
+        _: Request<appferry::contract::v1::WatchSynchronizationRequest>,
+    ) -> std::result::Result<Response<Self::WatchSynchronizationStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn cancel_synchronization(
+        &self,
+        _: Request<appferry::contract::v1::CancelSynchronizationRequest>,
+    ) -> std::result::Result<Response<appferry::contract::v1::CancelSynchronizationResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}

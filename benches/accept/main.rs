@@ -1,0 +1,283 @@
+//! Durable `SynchronizeApp` calls through the whole stack, with authorization and tracing on, beside a bare tonic call.
+//!
+//! Every call is for an image that was never asked for before, to three regions: it inserts one synchronization and three replicas,
+//! and is answered after they are on the disk. The bare call goes to a tonic server that does nothing. Both are made by the same
+//! clients, in turns, in one process. Spans are exported to a collector in a process of its own.
+//!
+//! `cargo bench --bench accept`, or `-- sqlite` or `-- postgres` for one database. Prints `ratio accept_256_DATABASE VALUE`, calls a
+//! second as a part of the bare calls a second; `ratio accept_p99_DATABASE VALUE`, the slowest hundredth beside the bare call's; and
+//! what the parts of a call cost.
+
+mod bare;
+mod collector;
+#[path = "../../tests/it/harness/mod.rs"]
+#[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
+mod harness;
+mod parts;
+
+use std::{
+    error::Error,
+    net::SocketAddr,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use appferry::{
+    config::Config,
+    contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
+    service::{Role, Service},
+    state,
+    telemetry::Telemetry,
+};
+use sea_orm::{ConnectionTrait as _, DbBackend};
+use sha2::{Digest as _, Sha256};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint, Server},
+};
+
+use collector::Collector;
+use harness::postgres::Postgres;
+
+/// The one that the service runs with.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const CONNECTIONS: usize = 4;
+const IN_FLIGHT: usize = 256;
+const ROUNDS: usize = 10;
+const CALLS: usize = 20_000;
+const WARM_UP: usize = 10_000;
+const TOKEN: &str = "bench";
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
+fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if std::env::var_os(ENDPOINT).is_none() {
+        return runtime.block_on(collect_for_a_child());
+    }
+    let telemetry = runtime.block_on(async { Telemetry::start("error") })?;
+    let result = runtime.block_on(on_each(async |name, url| measure(&name, &url).await));
+    telemetry.shutdown();
+    result
+}
+
+/// Does something with each of the databases that are wanted, an empty one each.
+async fn on_each(act: impl AsyncFn(String, String) -> Result<()>) -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    if wants("sqlite") {
+        let directory = tempfile::tempdir()?;
+        act("sqlite".to_owned(), format!("sqlite://{}/state.db", directory.path().display())).await?;
+    }
+    if wants("postgres") {
+        let server = Postgres::start(&[("shared_buffers", "512MB"), ("max_wal_size", "8GB")]);
+        act("postgres".to_owned(), server.url("postgres")).await?;
+    }
+    Ok(())
+}
+
+/// Runs the measurement as a child that exports its spans to this process, and then what measures the parts.
+async fn collect_for_a_child() -> Result<()> {
+    let spans = Arc::new(AtomicUsize::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let collector = Collector(Arc::clone(&spans));
+    tokio::spawn(Server::builder().add_service(collector).serve_with_incoming(TcpListenerStream::new(listener)));
+    let mut child = Command::new(std::env::current_exe()?);
+    child.args(std::env::args_os().skip(1)).env(ENDPOINT, format!("http://{address}"));
+    let status = tokio::task::spawn_blocking(move || child.status()).await??;
+    println!("spans that the collector was sent: {}", spans.load(Ordering::Relaxed));
+    if !status.success() {
+        return Err("the measurement failed".into());
+    }
+    let steps = parts::listen();
+    on_each(async |name, url| parts::measure(&name, &url, &steps).await).await
+}
+
+/// What a round of calls came to.
+struct Round {
+    /// Calls a second.
+    rate: f64,
+    /// How long each took.
+    times: Vec<Duration>,
+}
+
+async fn measure(name: &str, url: &str) -> Result<()> {
+    let images = WARM_UP + ROUNDS * CALLS;
+    let (service, address) = start(url, images).await?;
+    let service_clients = clients(address).await?;
+    let bare_clients = clients(bare::serve().await?).await?;
+
+    let next = Arc::new(AtomicUsize::new(0));
+    run(&service_clients, &next, WARM_UP).await?;
+    run(&bare_clients, &Arc::default(), WARM_UP).await?;
+    let (mut bare_rate, mut rate) = (0.0, 0.0);
+    let (mut bare_times, mut times) = (Vec::new(), Vec::new());
+    for round in 1..=ROUNDS {
+        let one_bare = run(&bare_clients, &Arc::default(), CALLS).await?;
+        let one = run(&service_clients, &next, CALLS).await?;
+        println!(
+            "{name} {round}: bare {:.0}/s, accepted {:.0}/s, ratio {:.3}",
+            one_bare.rate,
+            one.rate,
+            one.rate / one_bare.rate
+        );
+        bare_rate += one_bare.rate;
+        rate += one.rate;
+        bare_times.extend(one_bare.times);
+        times.extend(one.times);
+    }
+    let replicas = count(url, "replica").await?;
+    assert_eq!(replicas, images * 3, "every call has left three replicas");
+    println!("ratio accept_256_{name} {:.3}", rate / bare_rate);
+    let (p99, bare_p99) = (slowest_hundredth(times), slowest_hundredth(bare_times));
+    println!("{name}: the slowest hundredth took {p99:?} and more, of bare calls {bare_p99:?}");
+    println!("ratio accept_p99_{name} {:.2}", p99.as_secs_f64() / bare_p99.as_secs_f64());
+    // The stack alone: a call that asks no database.
+    let stack = run_lists(&service_clients).await?;
+    println!(
+        "{name}: a call through the stack alone {:.1} µs, a bare one {:.1} µs",
+        1e6 / stack,
+        1e6 / (bare_rate / f64::from(u32::try_from(ROUNDS)?))
+    );
+    service.shutdown().await;
+    Ok(())
+}
+
+fn slowest_hundredth(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+async fn count(url: &str, table: &str) -> Result<usize> {
+    let db = sea_orm::Database::connect(url).await?;
+    let row = db
+        .query_one_raw(sea_orm::Statement::from_string(
+            db.get_database_backend(),
+            format!("SELECT count(*) AS n FROM {table}"),
+        ))
+        .await?;
+    let count: i64 = row.ok_or("no count")?.try_get("", "n")?;
+    Ok(usize::try_from(count)?)
+}
+
+/// Registers as many images.
+async fn register(url: &str, prefix: &str, images: usize) -> Result<()> {
+    let db = sea_orm::Database::connect(url).await?;
+    let digest = match db.get_database_backend() {
+        DbBackend::Sqlite => "hex(zeroblob(32))",
+        _ => "repeat('00', 32)",
+    };
+    db.execute_unprepared(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {images}) \
+         INSERT INTO image SELECT '{prefix}' || i, 'bench', '1', '', 'VM', '{prefix}' || i, 'home', 'x', \
+         'sha256:' || {digest}, 1, 1, 0 FROM n"
+    ))
+    .await?;
+    if db.get_database_backend() == DbBackend::Postgres {
+        db.execute_unprepared("VACUUM ANALYZE image").await?;
+    }
+    Ok(db.close().await?)
+}
+
+/// The service with as many images registered, without workers: accepting alone is measured.
+async fn start(url: &str, images: usize) -> Result<(Service, SocketAddr)> {
+    let regions = ["home", "one", "two", "three"]
+        .map(|id| format!("[[region]]\nid = \"{id}\"\nstore = \"dir:///nowhere/{id}\"\n"));
+    let config = Config::parse(&format!(
+        "[database]\nurl = \"{url}\"\n[server]\nlisten = \"127.0.0.1:0\"\n[home]\nregion = \"home\"\n{}\
+         [[principal]]\narn = \"acs:ram::1:user/bench\"\ntoken_sha256 = \"{}\"\npolicies = [\"sync\"]\n\
+         [[policy]]\nname = \"sync\"\ndocument = '{{\"Version\":\"1\",\"Statement\":[{{\"Effect\":\"Allow\",\
+         \"Action\":\"ehpc:SynchronizeApp\",\"Resource\":\"*\"}}]}}'\n",
+        regions.concat(),
+        hex::encode(Sha256::digest(TOKEN)),
+    ))?;
+    state::migrate(&config.database.settings()).await?;
+    register(url, "ci-vm-", images).await?;
+    let service = Service::start(&config, Role::Server).await?;
+    let address = service.address().ok_or("it does not listen")?;
+    Ok((service, address))
+}
+
+async fn clients(address: SocketAddr) -> Result<Vec<AppSyncServiceClient<Channel>>> {
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let channel = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?;
+        clients.push(AppSyncServiceClient::new(channel));
+    }
+    Ok(clients)
+}
+
+/// Makes calls, as many at a time as are to be in flight, and returns how that went.
+async fn run(clients: &[AppSyncServiceClient<Channel>], next: &Arc<AtomicUsize>, calls: usize) -> Result<Round> {
+    let started = Instant::now();
+    let last = next.load(Ordering::Relaxed) + calls;
+    let mut callers: JoinSet<Result<Vec<Duration>>> = JoinSet::new();
+    for caller in 0..IN_FLIGHT {
+        let mut client = clients[caller % clients.len()].clone();
+        let next = Arc::clone(next);
+        callers.spawn(async move {
+            let mut times = Vec::new();
+            loop {
+                let app = next.fetch_add(1, Ordering::Relaxed);
+                if app >= last {
+                    return Ok(times);
+                }
+                let mut request = Request::new(SynchronizeAppRequest {
+                    app_id: format!("ci-vm-{app}"),
+                    target_region_ids: vec!["one".into(), "two".into(), "three".into()],
+                    client_token: String::new(),
+                });
+                request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
+                let asked = Instant::now();
+                let response = client.synchronize_app(request).await?;
+                times.push(asked.elapsed());
+                assert!(!response.get_ref().request_id.is_empty());
+            }
+        });
+    }
+    let mut times = Vec::with_capacity(calls);
+    while let Some(ended) = callers.join_next().await {
+        times.extend(ended??);
+    }
+    next.store(last, Ordering::Relaxed);
+    let elapsed: Duration = started.elapsed();
+    Ok(Round { rate: f64::from(u32::try_from(calls)?) / elapsed.as_secs_f64(), times })
+}
+
+/// Calls that ask no database, as many at a time. Returns how many a second were answered.
+async fn run_lists(clients: &[AppSyncServiceClient<Channel>]) -> Result<f64> {
+    let started = Instant::now();
+    let mut callers: JoinSet<Result<()>> = JoinSet::new();
+    for caller in 0..IN_FLIGHT {
+        let mut client = clients[caller % clients.len()].clone();
+        callers.spawn(async move {
+            for _ in 0..CALLS / IN_FLIGHT {
+                // Its regions are refused before the database is asked.
+                let mut request = Request::new(SynchronizeAppRequest {
+                    app_id: "ci-vm-1".to_owned(),
+                    target_region_ids: vec!["nowhere".into()],
+                    client_token: String::new(),
+                });
+                request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
+                if client.synchronize_app(request).await.is_ok() {
+                    return Err("a region that is not configured was accepted".into());
+                }
+            }
+            Ok(())
+        });
+    }
+    while let Some(ended) = callers.join_next().await {
+        ended??;
+    }
+    Ok(f64::from(u32::try_from(CALLS / IN_FLIGHT * IN_FLIGHT)?) / started.elapsed().as_secs_f64())
+}

@@ -1,0 +1,248 @@
+//! What authorization costs: a decision by itself, and what proving who calls and deciding add to a call that does nothing else.
+//!
+//! `cargo bench --bench authorize`. Compares ten million random decisions with the rules first. Prints `ratio authorize_overhead
+//! VALUE`: how much longer a bare call takes with a bearer token, two hundred principals, and a decision by a policy of three
+//! statements, in turns with the same call without; and what a decision by a thousand statements with conditions takes beside walking
+//! over as many strings.
+
+#[path = "../accept/bare.rs"]
+#[allow(dead_code, reason = "it is served in another way here")]
+mod bare;
+#[path = "../../tests/it/policies"]
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "it is the tests' comparison, which panics as tests do"
+)]
+mod policies {
+    pub mod compare;
+    pub mod generate;
+    pub mod naive;
+}
+
+use std::{
+    error::Error,
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use appferry::{
+    audit::{Audit, Destination},
+    config::Config,
+    contract::{
+        Contract,
+        v1::{
+            SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient,
+            app_sync_service_server::AppSyncServiceServer,
+        },
+    },
+    domain::{Clock, Timestamp},
+    identity::Fetched,
+    ram::{Attached, Attachment, Context, Document, Keys, Policies, Policy, Request},
+    region::Stores,
+    server::{self, Deadlines, Gate, Parts},
+    state::{self, State},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint, Server};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const DECISIONS: usize = 10_000_000;
+const STATEMENTS: usize = 1_000;
+const PRINCIPALS: usize = 200;
+const ROUNDS: usize = 150;
+const CALLS: usize = 5_000;
+const IN_FLIGHT: usize = 64;
+const TOKEN: &str = "bench";
+
+fn main() -> Result<()> {
+    let began = Instant::now();
+    let halves = [11, 12].map(|seed| {
+        std::thread::spawn(move || policies::compare::compare(seed, DECISIONS / 2, serde_json::Value::clone))
+    });
+    for half in halves {
+        if let Some(difference) = half.join().map_err(|_| "the comparison failed")? {
+            return Err(difference.into());
+        }
+    }
+    println!("{DECISIONS} decisions compared with the rules in {:?}: no difference", began.elapsed());
+    decide()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(overhead())
+}
+
+/// A thousand statements, of which the last allows.
+fn many() -> Result<Policies> {
+    let statements: Vec<String> = (0..STATEMENTS)
+        .map(|n| {
+            let network =
+                if n + 1 == STATEMENTS { "10.0.0.0/8".to_owned() } else { format!("192.168.{}.0/24", n % 256) };
+            format!(
+                r#"{{"Effect":"Allow","Action":"ehpc:Sync*","Resource":"*","Condition":{{
+                "IpAddress":{{"acs:SourceIp":"{network}"}},"DateLessThan":{{"acs:CurrentTime":"2999-01-01T00:00:00Z"}},
+                "StringLike":{{"acs:PrincipalARN":"acs:ram::*:user/*"}}}}}}"#
+            )
+        })
+        .collect();
+    // As many documents as their greatest length asks for.
+    let documents = statements.chunks(100).map(|some| format!(r#"{{"Version":"1","Statement":[{}]}}"#, some.join(",")));
+    let attached = documents.map(|text| {
+        let document = Document::parse(&text, &Keys::default())?;
+        let policy = Arc::new(Policy { name: "many".into(), document });
+        Ok::<_, appferry::ram::DocumentError>(Attached { policy, to: Attachment::Principal })
+    });
+    Ok(Policies(attached.collect::<std::result::Result<_, _>>()?))
+}
+
+fn decide() -> Result<()> {
+    let policies = many()?;
+    let context = Context {
+        source_ip: Some(IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3))),
+        current_time: Some(Timestamp::from_millis(1_800_000_000_000)),
+        secure_transport: Some(true),
+        principal: Some("acs:ram::1234:user/ops"),
+        claims: &[],
+    };
+    let request = Request { action: "ehpc:SynchronizeApp", resource: "*", context: &context };
+    let count = 2_000;
+    let began = Instant::now();
+    for _ in 0..count {
+        if !black_box(&policies).decide(black_box(&request)).is_allowed() {
+            return Err("the last statement allows it".into());
+        }
+    }
+    let one = began.elapsed() / count;
+    println!("a decision by {STATEMENTS} statements with three conditions each: {one:?}");
+    // The floor: to compare as many actions as they stand, letter by letter.
+    let actions: Vec<String> = (0..STATEMENTS).map(|n| format!("ehpc:SynchronizeAp{}", n % 10)).collect();
+    let began = Instant::now();
+    for _ in 0..count {
+        let found = black_box(&actions).iter().any(|action| action.eq_ignore_ascii_case(black_box(request.action)));
+        black_box(found);
+    }
+    let floor = began.elapsed() / count;
+    println!("ratio decide_1000_of_comparing {:.2}", one.as_secs_f64() / floor.as_secs_f64());
+    let allocated = allocation_counter::measure(|| drop(black_box(policies.decide(&request))));
+    println!("allocations of a decision: {}", allocated.count_total);
+    if allocated.count_total == 0 { Ok(()) } else { Err("a decision needs memory".into()) }
+}
+
+/// A directory of many principals, one of which makes all calls.
+fn config(database: &str) -> Result<Config> {
+    let principals: Vec<String> = (0..PRINCIPALS)
+        .map(|n| {
+            let token = if n == PRINCIPALS / 2 { TOKEN.to_owned() } else { format!("token-{n}") };
+            format!(
+                "[[principal]]\narn = \"acs:ram::1:user/u{n}\"\ntoken_sha256 = \"{}\"\ngroups = [\"all\"]\n",
+                hex::encode(Sha256::digest(token))
+            )
+        })
+        .collect();
+    Ok(Config::parse(&format!(
+        "[database]\nurl = \"{database}\"\n[home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir:///nowhere\"\n\
+         {}[[group]]\nname = \"all\"\npolicies = [\"three\"]\n[[policy]]\nname = \"three\"\ndocument = '''{}'''\n",
+        principals.concat(),
+        r#"{"Version":"1","Statement":[
+            {"Effect":"Deny","Action":"ehpc:Remove*","Resource":"*"},
+            {"Effect":"Allow","Action":"ehpc:Get*","Resource":"acs:ehpc:*:*:app/*"},
+            {"Effect":"Allow","Action":"ehpc:SynchronizeApp","Resource":"*",
+             "Condition":{"DateLessThan":{"acs:CurrentTime":"2999-01-01T00:00:00Z"}}}]}"#
+    ))?)
+}
+
+/// A server that does nothing, behind what lets calls in if there is such a thing.
+async fn serve(gate: Option<Gate>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let incoming = TcpListenerStream::new(listener);
+    let service = AppSyncServiceServer::new(bare::Bare);
+    let server = Server::builder().tcp_nodelay(true);
+    match gate {
+        Some(gate) => {
+            let mut server = server.layer(gate);
+            tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
+        }
+        None => {
+            let mut server = server;
+            tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
+        }
+    }
+    Ok(address)
+}
+
+async fn client(address: SocketAddr) -> Result<AppSyncServiceClient<Channel>> {
+    let channel = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?;
+    Ok(AppSyncServiceClient::new(channel))
+}
+
+/// Makes calls, and returns how long one took.
+async fn run(client: &AppSyncServiceClient<Channel>) -> Result<Duration> {
+    let began = Instant::now();
+    let mut callers: JoinSet<Result<()>> = JoinSet::new();
+    for _ in 0..IN_FLIGHT {
+        let mut client = client.clone();
+        callers.spawn(async move {
+            for _ in 0..CALLS / IN_FLIGHT {
+                let mut request = tonic::Request::new(SynchronizeAppRequest {
+                    app_id: "ci-vm-1".into(),
+                    target_region_ids: vec!["one".into(), "two".into(), "three".into()],
+                    client_token: String::new(),
+                });
+                request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
+                client.synchronize_app(request).await?;
+            }
+            Ok(())
+        });
+    }
+    while let Some(ended) = callers.join_next().await {
+        ended??;
+    }
+    Ok(began.elapsed() / u32::try_from(CALLS / IN_FLIGHT * IN_FLIGHT)?)
+}
+
+async fn overhead() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = config(&format!("sqlite://{}/state.db", directory.path().display()))?;
+    state::migrate(&config.database.settings()).await?;
+    let stop = CancellationToken::new();
+    let (state, tasks) = State::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
+    let (audit, writing) = Audit::start(Destination::File(directory.path().join("audit.log")), 1.0, Clock::system())?;
+    let second = Duration::from_secs(1);
+    let parts = Parts {
+        contract: Arc::new(Contract::load()?),
+        directory: Arc::new(arc_swap::ArcSwap::from_pointee(config.directory(&mut Fetched::default())?)),
+        failures_per_minute: 1,
+        audit,
+        state,
+        stores: Stores::new(Vec::new()),
+        clock: Clock::system(),
+        max_in_flight: IN_FLIGHT,
+        deadlines: Deadlines { default: second, longest: second, stream: second },
+        stop: stop.clone(),
+    };
+    let (with, without) = (client(serve(Some(server::gate(&parts))).await?).await?, client(serve(None).await?).await?);
+    drop(parts);
+    let (mut times_with, mut times_without) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        times_without.push(run(&without).await?);
+        times_with.push(run(&with).await?);
+    }
+    let middle = |times: &mut Vec<Duration>| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let (with, without) = (middle(&mut times_with), middle(&mut times_without));
+    println!("a bare call {without:?}, with authentication, authorization and the audit log {with:?}");
+    println!("ratio authorize_overhead {:.3}", with.as_secs_f64() / without.as_secs_f64());
+    stop.cancel();
+    tasks.join().await;
+    drop(writing);
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! Chaos for as long as one likes: `scripts/chaos [--minutes N] [--seed S]`. What it does is told in `tests/it/chaos`.
+
+#[path = "../../tests/it/chaos/mod.rs"]
+#[allow(clippy::expect_used, clippy::panic, reason = "it panics as tests do")]
+mod chaos;
+#[path = "../../tests/it/harness/mod.rs"]
+#[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
+mod harness;
+
+use std::{process::ExitCode, time::Duration};
+
+use chaos::{Act, Run};
+use clap::Parser;
+
+/// Runs three servers and three workers on one PostgreSQL through whatever can happen to them, and judges.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How long, in minutes.
+    #[arg(long, default_value_t = 5.0)]
+    minutes: f64,
+    /// Where the dice start; another one each time without it.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// What cargo passes to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    println!("seed {seed}, {} minutes", arguments.minutes);
+    let lasts = Duration::from_secs_f64(arguments.minutes * 60.0);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return ExitCode::FAILURE };
+    let figures = runtime.block_on(chaos::run(Run { seed, lasts, first: Act::ALL.to_vec() }));
+    println!("{figures}");
+    if figures.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

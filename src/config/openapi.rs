@@ -1,0 +1,23 @@
+//! `[openapi]`.
+
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+use super::{Error, server};
+
+/// `[openapi]`: the listener of the original's HTTP form.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenApi {
+    /// Where to listen.
+    #[serde(deserialize_with = "server::address")]
+    pub listen: SocketAddr,
+}
+
+impl OpenApi {
+    /// Refuses what can't be used.
+    pub(super) fn check(&self, plaintext: bool) -> Result<(), Error> {
+        server::check_reach("openapi.listen", self.listen, plaintext)
+    }
+}

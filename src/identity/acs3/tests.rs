@@ -1,0 +1,148 @@
+use std::{collections::HashMap, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
+
+use super::{AccessKey, AccessKeys, Signed, authorize};
+use crate::{
+    domain::{Secret, Timestamp},
+    identity::{Identity, Quota, Unproven},
+    ram::Policies,
+};
+
+const SECRET: &str = "YourAccessKeySecret";
+
+fn keys() -> AccessKeys {
+    let principal = "acs:ram::1234:user/ops".parse().expect("a principal");
+    let holder = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
+    let key = AccessKey { id: "YourAccessKeyId".into(), secret: Secret(SECRET.into()), holder };
+    AccessKeys(HashMap::from([(key.id.clone(), key)]))
+}
+
+fn headers(content: &[u8], nonce: &str, date: &str) -> HeaderMap {
+    let digest = hex::encode(Sha256::digest(content));
+    let all = [
+        ("host", "ecs.cn-shanghai.aliyuncs.com"),
+        ("x-acs-action", "RunInstances"),
+        ("x-acs-content-sha256", &digest),
+        ("x-acs-date", date),
+        ("x-acs-signature-nonce", nonce),
+        ("x-acs-version", "2014-05-26"),
+    ];
+    let header = |(name, value): (&'static str, &str)| (HeaderName::from_static(name), value.parse().expect("a value"));
+    all.map(header).into_iter().collect()
+}
+
+fn request(headers: &HeaderMap) -> Signed<'_> {
+    let query = "ImageId=win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd&RegionId=cn-shanghai";
+    Signed { method: "POST", path: "/", query, headers, authority: None }
+}
+
+fn signed(content: &[u8]) -> HeaderMap {
+    let mut headers = headers(content, "3156853299f313e23d1673dc12e1703d", "2023-10-26T10:22:32Z");
+    let value = authorize(&request(&headers), "YourAccessKeyId", &Secret(SECRET.into())).expect("it can be signed");
+    headers.insert("authorization", value.parse().expect("a value"));
+    headers
+}
+
+fn at(text: &str) -> Timestamp {
+    Timestamp::parse(text).expect("a time")
+}
+
+/// The example of the documentation, with its keys, its time and its nonce.
+#[test]
+fn the_documented_example_comes_out_as_documented() {
+    let headers = signed(b"");
+    let value = headers["authorization"].to_str().expect("text");
+    assert_eq!(
+        value,
+        "ACS3-HMAC-SHA256 Credential=YourAccessKeyId,SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;\
+         x-acs-signature-nonce;x-acs-version,Signature=06563a9e1b43f5dfe96b81484da74bceab24a1d853912eee15083a6f0f3283c0"
+    );
+}
+
+#[test]
+fn a_signature_is_good_for_its_own_request_within_a_quarter_of_an_hour() {
+    let headers = signed(b"body");
+    let verify = |content: &[u8], now: &str| keys().verify(&request(&headers), content, at(now));
+    let verified = verify(b"body", "2023-10-26T10:22:33Z").expect("it is genuine");
+    assert_eq!(verified.caller.identity.principal.as_str(), "acs:ram::1234:user/ops");
+    assert!(verified.nonce.until > at("2023-10-26T10:37:32Z"));
+    assert!(matches!(verify(b"other", "2023-10-26T10:22:33Z"), Err(Unproven::Signature(_))));
+    for (now, good) in [
+        ("2023-10-26T10:37:32Z", true),
+        ("2023-10-26T10:37:33Z", false),
+        ("2023-10-26T10:07:32Z", true),
+        ("2023-10-26T10:07:31Z", false),
+    ] {
+        assert_eq!(verify(b"body", now).is_ok(), good, "{now}");
+        assert!(good || matches!(verify(b"body", now), Err(Unproven::Stale { .. })), "{now}");
+    }
+}
+
+#[test]
+fn what_is_changed_or_left_out_is_noticed() {
+    let now = at("2023-10-26T10:22:33Z");
+    let good = signed(b"");
+    let refused = |headers: &HeaderMap, change: &dyn Fn(&mut Signed<'_>)| {
+        let mut request = request(headers);
+        change(&mut request);
+        keys().verify(&request, b"", now).expect_err("it is not what was signed")
+    };
+    let unchanged: &dyn Fn(&mut Signed<'_>) = &|_| {};
+    for (name, value) in [
+        ("x-acs-action", "StopInstances"),
+        ("x-acs-date", "2023-10-26T10:22:31Z"),
+        ("x-acs-signature-nonce", "another"),
+        ("x-acs-extra", "one more"),
+        ("host", "elsewhere"),
+    ] {
+        let mut headers = good.clone();
+        headers.insert(name, value.parse().expect("a value"));
+        assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)), "{name}");
+        let mut headers = good.clone();
+        headers.append(name, HeaderValue::from_static("twice"));
+        assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)), "{name} twice");
+    }
+    for change in [
+        (&|r: &mut Signed<'_>| r.method = "GET") as &dyn Fn(&mut Signed<'_>),
+        &|r| r.path = "/elsewhere",
+        &|r| r.query = "ImageId=another",
+        &|r| r.authority = Some("elsewhere"),
+    ] {
+        assert!(matches!(refused(&good, change), Unproven::Signature(_)));
+    }
+    // A signature that does not cover the nonce would let it be changed.
+    let mut headers = good.clone();
+    let value = good["authorization"].to_str().expect("text").replace("x-acs-signature-nonce;", "");
+    headers.insert("authorization", value.parse().expect("a value"));
+    assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)));
+    for scheme in ["ACS3-HMAC-SM3", "HMAC-SHA1", "acs"] {
+        let value = good["authorization"].to_str().expect("text").replace("ACS3-HMAC-SHA256", scheme);
+        headers.insert("authorization", value.parse().expect("a value"));
+        assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)), "{scheme}");
+    }
+    let value = good["authorization"].to_str().expect("text").replace("YourAccessKeyId", "Nobodys");
+    headers.insert("authorization", value.parse().expect("a value"));
+    assert_eq!(refused(&headers, unchanged), Unproven::Unknown);
+}
+
+proptest! {
+    /// However a query is written, it has one form, and whoever signs it and whoever verifies it come to the same.
+    #[test]
+    fn a_query_has_one_form(parameters in proptest::collection::vec(("[a-zA-Z.é +&=%]{1,8}", "[a-zA-Z0-9é ~*+/&=%\\[\\]\"]{0,12}"), 0..6)) {
+        let encode = |text: &str| super::canonical::encode(text.as_bytes());
+        let pairs: Vec<String> = parameters.iter().map(|(n, v)| format!("{}={}", encode(n), encode(v))).collect();
+        let mut reversed = pairs.clone();
+        reversed.reverse();
+        let headers = headers(b"", "nonce", "2023-10-26T10:22:32Z");
+        let authorization = |query: &str| {
+            let request = Signed { query, ..request(&headers) };
+            authorize(&request, "YourAccessKeyId", &Secret(SECRET.into())).expect("it can be signed")
+        };
+        prop_assert_eq!(authorization(&pairs.join("&")), authorization(&reversed.join("&")));
+        let lower = reversed.join("&").replace("%C3%A9", "%c3%a9");
+        prop_assert_eq!(authorization(&pairs.join("&")), authorization(&lower));
+    }
+}

@@ -1,0 +1,116 @@
+//! Who may call, read anew while the service runs: when it is told to, and when a file that says so has changed. What can't be used
+//! changes nothing, and is said loudly.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    audit::Audit,
+    config::{self, Config},
+    domain::with_causes,
+    identity::{Directory, Fetched},
+    server::{Tls, TlsError},
+};
+
+/// How often files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why nothing was taken over.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the configuration")]
+    Config(#[from] config::Error),
+    #[error("the certificates")]
+    Tls(#[from] TlsError),
+    #[error("reading it did not end")]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+/// What is read anew.
+#[derive(Debug)]
+pub struct Reload {
+    /// The configuration that is in force.
+    pub config: Config,
+    /// Who may call, by it.
+    pub directory: Arc<ArcSwap<Directory>>,
+    /// The public keys that are fetched.
+    pub fetched: Fetched,
+    /// The certificates.
+    pub tls: Option<Arc<Tls>>,
+    /// The audit log, whose file is opened anew when the service is told to.
+    pub audit: Audit,
+    /// Told when it is to be done at once.
+    pub asked: Arc<Notify>,
+}
+
+impl Reload {
+    /// Reads anew until `stop` is canceled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let fetching = TaskTracker::new();
+        let mut following = Fetched::default();
+        following.follow(self.fetched, &fetching);
+        self.fetched = following;
+        // The configuration was read some time ago: a change since then must not be missed.
+        let mut seen = Vec::new();
+        loop {
+            let asked = tokio::select! {
+                () = self.asked.notified() => true,
+                () = tokio::time::sleep(LOOK) => false,
+                () = stop.cancelled() => break,
+            };
+            if asked {
+                self.audit.reopen().await;
+            }
+            let now = look(self.config.access_files()).await;
+            if !asked && now == seen {
+                continue;
+            }
+            let first = seen.is_empty();
+            // What was seen before it is read, so that a change in between is read at the next look. Files that only what is read now
+            // names are not among these, so they are read once more; those of a configuration that can't be used are not, until it
+            // changes itself or somebody asks.
+            seen = now;
+            match self.read(&fetching).await {
+                Ok(()) if first => tracing::debug!("who may call was read again, for what has changed since the start"),
+                Ok(()) => tracing::info!("who may call was read anew"),
+                Err(error) => tracing::error!(
+                    error = with_causes(&error),
+                    "who may call was changed and can't be used; what counted before goes on counting"
+                ),
+            }
+        }
+        drop(self.fetched);
+        fetching.close();
+        fetching.wait().await;
+    }
+
+    async fn read(&mut self, fetching: &TaskTracker) -> Result<(), Error> {
+        let (old, mut fetched) = (self.config.clone(), self.fetched.successor());
+        let read = tokio::task::spawn_blocking(move || {
+            let config = old.again()?;
+            let directory = config.directory(&mut fetched)?;
+            Ok::<_, config::Error>((config, directory, fetched))
+        });
+        let (config, directory, fetched) = read.await??;
+        if let Some(tls) = self.tls.clone() {
+            tokio::task::spawn_blocking(move || tls.reload()).await??;
+        }
+        self.fetched.follow(fetched, fetching);
+        self.directory.store(Arc::new(directory));
+        self.config = config;
+        Ok(())
+    }
+}
+
+/// What files have in them.
+async fn look(files: Vec<PathBuf>) -> Vec<(PathBuf, Option<[u8; 32]>)> {
+    let digest = |file: PathBuf| {
+        let content = std::fs::read(&file).ok();
+        (file, content.map(|content| Sha256::digest(content).into()))
+    };
+    tokio::task::spawn_blocking(move || files.into_iter().map(digest).collect()).await.unwrap_or_default()
+}

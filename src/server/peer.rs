@@ -1,0 +1,119 @@
+//! The other end of a connection, which every call on it can ask about.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tower::Service;
+
+use super::{Entrance, held::HeldFuture};
+use crate::identity::CertificateNames;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address. That of a proxy, if there is one: what a proxy says of others is not believed.
+    pub address: IpAddr,
+    /// Whether the connection is by TLS.
+    pub secure: bool,
+    /// The names in the certificate that it has shown.
+    pub certificate: Option<Arc<CertificateNames>>,
+}
+
+impl Peer {
+    /// Whom its failures are counted for: an IPv4 address, or a network of 64 bits, of which one host can use any address
+    /// (RFC 6177).
+    #[must_use]
+    pub fn source(&self) -> IpAddr {
+        match self.address.to_canonical() {
+            IpAddr::V6(address) => {
+                let network = u128::from(address) & !u128::from(u64::MAX);
+                IpAddr::V6(Ipv6Addr::from(network))
+            }
+            v4 @ IpAddr::V4(_) => v4,
+        }
+    }
+}
+
+/// What goes on on a connection.
+#[derive(Debug, Default)]
+pub struct Activity {
+    begun: AtomicU64,
+    open: AtomicUsize,
+}
+
+impl Activity {
+    /// Calls that have ever begun, if none is open.
+    pub fn rest(&self) -> Option<u64> {
+        (self.open.load(Ordering::Acquire) == 0).then(|| self.begun.load(Ordering::Acquire))
+    }
+}
+
+/// One call of them. It is over when this is dropped.
+#[derive(Debug)]
+pub struct Open(Arc<Activity>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The service as one connection has it: its calls know their peer.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    inner: Entrance,
+    peer: Peer,
+    activity: Arc<Activity>,
+}
+
+impl Connected {
+    pub fn new(inner: Entrance, peer: Peer) -> Self {
+        Self { inner, peer, activity: Arc::default() }
+    }
+
+    /// What goes on on the connection.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
+    }
+}
+
+impl Service<Request<Incoming>> for Connected {
+    type Response = Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = HeldFuture<<Entrance as Service<Request<Incoming>>>::Future, Open>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer.clone());
+        self.activity.open.fetch_add(1, Ordering::AcqRel);
+        self.activity.begun.fetch_add(1, Ordering::AcqRel);
+        HeldFuture::new(self.inner.call(request), Open(Arc::clone(&self.activity)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Peer;
+
+    #[test]
+    fn failures_are_counted_for_who_can_use_the_address() {
+        for (address, source) in
+            [("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::")]
+        {
+            let peer = Peer { address: address.parse().expect("an address"), secure: false, certificate: None };
+            assert_eq!(peer.source().to_string(), source);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Callers that guess, ask too much, or keep connections that nobody uses.
+
+use std::time::{Duration, Instant};
+
+use appferry::{contract::v1::WatchSynchronizationRequest, service::Role};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tonic::Code;
+
+use crate::harness::{
+    images::noise,
+    refusal,
+    site::{ADMIN, READER, Running, SYNC_ONLY, Site, app_sync, ask},
+    until,
+};
+
+async fn reason(running: &Running, token: &str) -> refusal::Refusal {
+    let refused = app_sync(running.address, Some(token)).await.synchronize_app(ask("nobody-knows-it", &[])).await;
+    refusal::read(&refused.expect_err("there is no image"))
+}
+
+#[tokio::test]
+async fn who_guesses_has_to_wait() {
+    let mut site = Site::new();
+    site.more = "[limits]\nfailed_credentials_per_minute = 5\n".to_owned();
+    let running = site.start_as(Role::Server).await;
+    for guess in 0..5 {
+        let refused = reason(&running, &format!("guess-{guess}")).await;
+        refused.is(Code::Unauthenticated, "InvalidAccessKeyId.NotFound", 404);
+    }
+    // One that is right is not asked about any more than one that is wrong.
+    for token in ["guess-5", ADMIN] {
+        let refused = reason(&running, token).await;
+        refused.is(Code::ResourceExhausted, "Throttling", 429);
+        assert!(refused.retry_after.is_some_and(|seconds| (0.1..=12.0).contains(&seconds)), "{refused:?}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn who_asks_too_often_waits_and_hurts_nobody_else() {
+    let mut site = Site::new();
+    site.more = "[limits]\ncalls_per_second = 2\n".to_owned();
+    let running = site.start_as(Role::Server).await;
+    let began = Instant::now();
+    let mut reasons = Vec::new();
+    for _ in 0..4 {
+        reasons.push(reason(&running, SYNC_ONLY).await);
+    }
+    let throttled = reasons.iter().filter(|refused| refused.reason == "Throttling").count();
+    assert!(throttled >= 1 || began.elapsed() > Duration::from_millis(900), "{reasons:?}");
+    for refused in reasons.iter().filter(|refused| refused.reason == "Throttling") {
+        refused.is(Code::ResourceExhausted, "Throttling", 429);
+        assert!(refused.retry_after.is_some_and(|seconds| seconds <= 0.5), "{refused:?}");
+    }
+    assert_eq!(reason(&running, ADMIN).await.reason, "ImageNotFound");
+    until("its turn", async || (reason(&running, SYNC_ONLY).await.reason == "ImageNotFound").then_some(())).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn streams_count_for_as_long_as_they_are_open() {
+    let mut site = Site::new();
+    site.more = "[limits]\nmax_in_flight = 2\n".to_owned();
+    let running = site.start_as(Role::Server).await;
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let id = running.synchronize(&app, &[]).await.expect("it is accepted");
+    let watch = async || {
+        let mut client = app_sync(running.address, Some(READER)).await;
+        let request = WatchSynchronizationRequest { request_id: id.clone() };
+        client.watch_synchronization(request).await.map(tonic::Response::into_inner)
+    };
+    let (first, second) = (watch().await.expect("one"), watch().await.expect("two"));
+    let refused = refusal::read(&watch().await.expect_err("three are too many"));
+    refused.is(Code::ResourceExhausted, "Throttling", 429);
+    assert!(refused.retry_after.is_some());
+    assert_eq!(reason(&running, ADMIN).await.reason, "ImageNotFound", "others may");
+    drop(first);
+    until("a place", async || watch().await.ok().map(drop)).await;
+    drop(second);
+    running.stop().await;
+}
+
+/// The preface of HTTP/2, and settings that are empty (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Says this on a connection of its own, and returns what is answered until it ends.
+async fn answered(running: &Running, said: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(running.address).await.expect("it listens");
+    stream.write_all(said).await.expect("it is heard");
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await.expect("it ends");
+    answer
+}
+
+/// How long a connection lasts on which nothing is said but that it speaks HTTP/2.
+async fn lasts(running: &Running) -> Duration {
+    let began = Instant::now();
+    assert!(!answered(running, PREFACE).await.is_empty(), "it has been told why");
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_uses_or_that_is_old_ends() {
+    let mut site = Site::new();
+    site.server = "max_connection_idle_seconds = 1".to_owned();
+    let running = site.start_as(Role::Server).await;
+    assert!(lasts(&running).await >= Duration::from_millis(900));
+    // One with a stream on it is in use.
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let id = running.synchronize(&app, &[]).await.expect("it is accepted");
+    let mut client = app_sync(running.address, Some(READER)).await;
+    let request = WatchSynchronizationRequest { request_id: id };
+    let mut watch = client.watch_synchronization(request).await.expect("it begins").into_inner();
+    watch.message().await.expect("it is open").expect("a snapshot");
+    let more = tokio::time::timeout(Duration::from_secs(4), watch.message()).await;
+    assert!(more.is_err(), "the stream has ended: {more:?}");
+    running.stop().await;
+
+    let mut site = Site::new();
+    site.server = "max_connection_age_seconds = 1".to_owned();
+    let running = site.start_as(Role::Server).await;
+    assert!(lasts(&running).await >= Duration::from_millis(800));
+    // A client that is told to come again does. What it had not sent by then it may give back to its caller.
+    let mut client = app_sync(running.address, Some(ADMIN)).await;
+    let (mut given_back, mut answered) = (0, 0);
+    let until_old = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until_old {
+        let refused = client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is no image");
+        if refused.code() == Code::Cancelled && refused.message() == "operation was canceled" {
+            given_back += 1;
+            continue;
+        }
+        assert_eq!(refusal::read(&refused).reason, "ImageNotFound");
+        answered += 1;
+    }
+    assert!(given_back <= 3 && answered > 100, "{given_back} given back, {answered} answered");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn more_connections_than_there_are_places_for_wait() {
+    let mut site = Site::new();
+    site.server = "max_connections = 2".to_owned();
+    let running = site.start_as(Role::Server).await;
+    let [one, two] = [TcpStream::connect(running.address).await, TcpStream::connect(running.address).await];
+    let held = [one.expect("a place"), two.expect("a place")];
+    let waiting = tokio::spawn({
+        let address = running.address;
+        async move { app_sync(address, Some(ADMIN)).await.synchronize_app(ask("nobody-knows-it", &[])).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    drop(held);
+    let refused =
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("its turn comes").expect("it ends");
+    assert_eq!(refusal::read(&refused.expect_err("there is no image")).reason, "ImageNotFound");
+    running.stop().await;
+}
+
+/// CVE-2023-44487: streams that are opened and reset at once, for as long as it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_streams_and_resets_them_is_cut_off() {
+    let running = Site::new().start_as(Role::Server).await;
+    let mut said = PREFACE.to_vec();
+    for stream in (1..=2_001_u32).step_by(2) {
+        // HEADERS that end both the headers and the stream, `POST http /` from the static table; RST_STREAM with CANCEL.
+        said.extend([&[0, 0, 3, 1, 5][..], &stream.to_be_bytes(), &[0x83, 0x86, 0x84]].concat());
+        said.extend([&[0, 0, 4, 3, 0][..], &stream.to_be_bytes(), &[0, 0, 0, 8]].concat());
+    }
+    let answer = answered(&running, &said).await;
+    let mut rest = &answer[..];
+    let mut told = None;
+    // A frame: three bytes of length, its type, flags, four bytes of a stream (RFC 9113, section 4.1).
+    while let [a, b, c, kind, _, _, _, _, _, more @ ..] = rest {
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        if *kind == 7 {
+            told = Some(u32::from_be_bytes([more[4], more[5], more[6], more[7]]));
+        }
+        rest = more.get(length..).unwrap_or_default();
+    }
+    assert_eq!(told, Some(11), "GOAWAY with ENHANCE_YOUR_CALM: {answer:?}");
+    assert_eq!(reason(&running, ADMIN).await.reason, "ImageNotFound", "others are answered");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_header_list_that_is_too_long_is_refused_and_costs_nobody_else() {
+    let running = Site::new().start_as(Role::Server).await;
+    let mut client = app_sync(running.address, Some(ADMIN)).await;
+    for (length, taken) in [(12 << 10, true), (17 << 10, false), (1_000, true)] {
+        let mut request = tonic::Request::new(ask("nobody-knows-it", &[]));
+        request.metadata_mut().insert("x-long", "a".repeat(length).parse().expect("a value"));
+        let refused = client.synchronize_app(request).await.expect_err("there is no image");
+        if taken {
+            assert_eq!(refusal::read(&refused).reason, "ImageNotFound", "{length}");
+        } else {
+            assert!(refused.message().contains("431"), "{refused:?}");
+        }
+    }
+    running.stop().await;
+}

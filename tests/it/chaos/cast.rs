@@ -1,0 +1,168 @@
+//! Who takes part: servers, workers, a database behind a switch, and registries.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::LEASE;
+use crate::harness::{
+    postgres::Postgres,
+    process::{self, command},
+    registry::{Registry, free_address},
+    site::{HOME, Site},
+    switch::Switch,
+    until,
+};
+
+/// A region whose copies are few at a time.
+pub const NARROW: &str = "cn-shenzhen";
+
+/// One process of the service.
+#[derive(Debug)]
+pub struct Member {
+    role: &'static str,
+    /// Where it listens, if it does.
+    pub address: Option<SocketAddr>,
+    child: Option<Child>,
+    log: PathBuf,
+    config: PathBuf,
+}
+
+impl Member {
+    /// Starts it, if it does not run. It may end by itself: the database may be away.
+    pub fn start(&mut self) {
+        let running = self.child.as_mut().is_some_and(|child| child.try_wait().expect("a child").is_none());
+        if running {
+            return;
+        }
+        let directory = self.config.parent().expect("a directory");
+        let mut command = command(directory, &[self.role, "--config", self.config.to_str().expect("text")]);
+        if let Some(address) = self.address {
+            command.env("APPFERRY_SERVER__LISTEN", address.to_string());
+        }
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log");
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program starts"));
+    }
+
+    /// Kills it. Returns whether it ran.
+    pub fn kill(&mut self) -> bool {
+        let Some(mut child) = self.child.take() else { return false };
+        let ran = child.try_wait().expect("a child").is_none();
+        let _ = child.kill();
+        let _ = child.wait();
+        ran
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            let pid = Pid::from_raw(i32::try_from(child.id()).expect("an id")).expect("an id");
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Whether it has said so.
+    pub fn has_logged(&self, text: &str) -> bool {
+        std::fs::read_to_string(&self.log).unwrap_or_default().contains(text)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.signal(Signal::CONT);
+        self.kill();
+    }
+}
+
+/// Everybody.
+#[derive(Debug)]
+pub struct Cast {
+    pub site: Site,
+    pub database: Postgres,
+    pub switch: Switch,
+    pub registries: Vec<Registry>,
+    /// Servers first.
+    pub members: Vec<Member>,
+}
+
+pub const SERVERS: usize = 3;
+const WORKERS: usize = 3;
+
+impl Cast {
+    pub async fn start() -> Self {
+        let database = Postgres::start(&[("max_connections", "110")]);
+        let switch = Switch::to(database.port()).await;
+        let registries = vec![Registry::start().await, Registry::start().await];
+        let url = format!("postgres://appferry@{}/postgres", switch.address);
+        let mut site = Site::new().on(&url).with("cn-shanghai", registries[0].store("apps"), "").with(
+            NARROW,
+            registries[1].store("apps"),
+            "ingress_copies = 2",
+        );
+        site.server = String::from("max_in_flight = 256\nshutdown_seconds = 5");
+        site.database = String::from("timeout_ms = 2000");
+        // What fails because a store is away is tried until it is back.
+        site.worker = format!(
+            "lease_ms = {}\nheartbeat_ms = 300\npoll_ms = 500\nconcurrency = 8\nattempts = 100000\nretry_first_ms = 300\n\
+             retry_longest_ms = 3000",
+            LEASE.as_millis()
+        );
+        site.more = String::from("[housekeeping]\ninterval_ms = 1000\n");
+        let config = site.write_config();
+        let path = config.to_str().expect("text");
+        process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
+        let member = |role: &'static str, number: usize, address: Option<SocketAddr>| Member {
+            role,
+            address,
+            child: None,
+            log: site.directory.path().join(format!("{role}-{number}.log")),
+            config: config.clone(),
+        };
+        let servers = (0..SERVERS).map(|number| member("serve", number, Some(free_address())));
+        let members: Vec<Member> = servers.chain((0..WORKERS).map(|number| member("worker", number, None))).collect();
+        let mut cast = Self { site, database, switch, registries, members };
+        cast.heal().await;
+        cast
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.site.directory.path()
+    }
+
+    /// The database itself, past the switch.
+    pub fn url(&self) -> String {
+        self.database.url("postgres")
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.members.iter().filter_map(|member| member.address).collect()
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.site.region(HOME)
+    }
+
+    /// Brings everybody back, and waits until all servers listen.
+    pub async fn heal(&mut self) {
+        let members = &mut self.members;
+        until("the service", async || {
+            let mut all = true;
+            for member in members.iter_mut() {
+                member.signal(Signal::CONT);
+                member.start();
+                if let Some(address) = member.address {
+                    all &= tokio::net::TcpStream::connect(address).await.is_ok();
+                }
+            }
+            if !all {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            all.then_some(())
+        })
+        .await;
+    }
+}

@@ -1,0 +1,254 @@
+//! The clients: each makes one call after the other, repeats what was not answered by its token, and now and then changes its mind.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use appferry::contract::v1::{CancelSynchronizationRequest, SynchronizeAppRequest};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use tokio::task::JoinHandle;
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Endpoint};
+
+use super::{
+    cast::{Cast, NARROW},
+    ledger::{Entry, Ledger},
+};
+use crate::harness::{
+    images::{self, noise},
+    site::{ADMIN, AppSync, Images, TARGETS, Token, registration},
+};
+
+const CLIENTS: usize = 8;
+/// How many of the newest images are asked for.
+const WINDOW: usize = 24;
+/// How long a call may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The clients that run.
+#[derive(Debug)]
+pub struct Clients {
+    pub shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What they share.
+#[derive(Debug)]
+pub struct Shared {
+    addresses: Vec<SocketAddr>,
+    home: PathBuf,
+    pub ledger: Ledger,
+    common: Vec<u8>,
+    images: AtomicUsize,
+    /// The images that are registered, the newest last.
+    registered: Mutex<Vec<String>>,
+    done: AtomicBool,
+    /// How long a client rests between two calls, in milliseconds.
+    pub rest: AtomicU64,
+    pub unavailable: AtomicUsize,
+}
+
+/// How long a client usually rests.
+pub const REST: u64 = 500;
+
+pub fn start(cast: &Cast, ledger: &Ledger, seed: u64) -> Clients {
+    let shared = Arc::new(Shared {
+        addresses: cast.addresses(),
+        home: cast.home(),
+        ledger: ledger.clone(),
+        common: noise(20_000, 1),
+        images: AtomicUsize::new(0),
+        registered: Mutex::default(),
+        done: AtomicBool::new(false),
+        rest: AtomicU64::new(REST),
+        unavailable: AtomicUsize::new(0),
+    });
+    let tasks = (0..CLIENTS).map(|number| {
+        let random = StdRng::seed_from_u64(seed ^ (number as u64 + 1) << 32);
+        tokio::spawn(Client { shared: Arc::clone(&shared), number, random }.run())
+    });
+    Clients { tasks: tasks.collect(), shared: Arc::clone(&shared) }
+}
+
+impl Clients {
+    /// Lets each finish what it has begun.
+    pub async fn finish(self) {
+        self.shared.done.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.expect("no client panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn channel(&self, number: usize) -> tonic::transport::Channel {
+        let address = self.addresses[number % self.addresses.len()];
+        Endpoint::from_shared(format!("http://{address}"))
+            .expect("an address")
+            .connect_timeout(Duration::from_secs(1))
+            .timeout(DEADLINE)
+            .connect_lazy()
+    }
+
+    fn app_sync(&self, number: usize) -> AppSync {
+        AppSync::new(InterceptedService::new(self.channel(number), Token::of(ADMIN)))
+    }
+
+    /// Makes a new image and registers it, however often that has to be tried.
+    pub async fn add(&self) -> String {
+        let number = self.images.fetch_add(1, Ordering::Relaxed);
+        let name = format!("image-{number}");
+        images::write(&self.home.join(&name), &[self.common.clone(), noise(3_000, 10 + number as u64)]);
+        for attempt in number.. {
+            let mut client = Images::new(InterceptedService::new(self.channel(attempt), Token::of(ADMIN)));
+            match client.add_image(registration(&name)).await {
+                Ok(_) => break,
+                // An earlier attempt was carried out and not answered.
+                Err(status) if status.code() == Code::AlreadyExists => break,
+                Err(status) => self.rest_after(&status).await,
+            }
+        }
+        self.registered.lock().expect("nobody panicked").push(name.clone());
+        name
+    }
+
+    /// One of the newest images.
+    fn lately(&self, random: &mut StdRng) -> Option<String> {
+        let registered = self.registered.lock().expect("nobody panicked");
+        registered[registered.len().saturating_sub(WINDOW)..].choose(random).cloned()
+    }
+
+    /// Makes a call until it is answered, by one token. Returns its place in the ledger; nothing if it was refused for good.
+    pub async fn call(&self, app: &str, targets: &[&str], token: &str) -> Option<usize> {
+        let request = SynchronizeAppRequest {
+            app_id: app.to_owned(),
+            target_region_ids: targets.iter().map(|&target| target.to_owned()).collect(),
+            client_token: token.to_owned(),
+        };
+        for attempt in rand::random_range(0..self.addresses.len()).. {
+            match self.app_sync(attempt).synchronize_app(request.clone()).await {
+                Ok(accepted) => {
+                    let request_id = accepted.into_inner().request_id;
+                    let targets = request.target_region_ids;
+                    let entry = Entry { request_id, app: app.to_owned(), targets, canceled: false };
+                    return Some(self.ledger.acknowledged(entry));
+                }
+                // The image is there already.
+                Err(status) if status.code() == Code::AlreadyExists => return None,
+                Err(status) => self.rest_after(&status).await,
+            }
+        }
+        None
+    }
+
+    /// Cancels a call, until that is answered.
+    pub async fn cancel(&self, place: usize) {
+        let request_id = self.ledger.entries()[place].request_id.clone();
+        self.ledger.canceling(place);
+        for attempt in place.. {
+            let request = CancelSynchronizationRequest { request_id: request_id.clone() };
+            match self.app_sync(attempt).cancel_synchronization(request).await {
+                Ok(_) => return,
+                Err(status) => self.rest_after(&status).await,
+            }
+        }
+    }
+
+    /// What can't be carried out now is tried again; nothing else may be answered.
+    async fn rest_after(&self, status: &Status) {
+        let passing = [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown];
+        // A transport error comes as `Unknown` without details, or as `Internal` of h2.
+        let cut = status.details().is_empty();
+        assert!(passing.contains(&status.code()) || cut, "{status:?}");
+        if status.code() == Code::Unavailable && !cut {
+            self.unavailable.fetch_add(1, Ordering::Relaxed);
+        }
+        tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await;
+    }
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    number: usize,
+    random: StdRng,
+}
+
+impl Client {
+    async fn run(mut self) {
+        let mut calls = 0;
+        while !self.shared.done.load(Ordering::Relaxed) {
+            // Every second call is for a new image, the others join, repeat or add to what was asked for lately.
+            let lately = self.shared.lately(&mut self.random).filter(|_| self.random.random_bool(0.5));
+            let app = match lately {
+                Some(app) => app,
+                None => self.shared.add().await,
+            };
+            let targets: Vec<&str> = match self.random.random_range(0..10) {
+                0..4 => Vec::new(),
+                4..7 => TARGETS.choose(&mut self.random).copied().into_iter().collect(),
+                _ => TARGETS.iter().copied().filter(|_| self.random.random_bool(0.6)).collect(),
+            };
+            calls += 1;
+            let token = format!("client-{}-{calls}", self.number);
+            let place = self.shared.call(&app, &targets, &token).await;
+            if let Some(place) = place {
+                if self.random.random_bool(0.03) {
+                    self.shared.cancel(place).await;
+                }
+                // Now and then an answer is taken for lost, and the call repeated: it must be the same one.
+                if self.random.random_bool(0.05) {
+                    let again = self.shared.call(&app, &targets, &token).await.expect("it was accepted before");
+                    let entries = self.shared.ledger.entries();
+                    assert_eq!(entries[again].request_id, entries[place].request_id, "a repeated call is the same");
+                    if entries[place].canceled {
+                        self.shared.ledger.canceling(again);
+                    }
+                }
+            }
+            let rest = self.shared.rest.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(self.random.random_range(rest / 2..=rest * 3 / 2))).await;
+        }
+    }
+}
+
+async fn continue_soon() {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+/// Images that go to the narrow region alone, many at once, and then one that goes elsewhere. Returns how long that took.
+pub async fn starve(shared: &Shared, many: usize) -> Duration {
+    for number in 0..many {
+        let app = shared.add().await;
+        shared.call(&app, &[NARROW], &format!("narrow-{}-{number}", rand::random::<u32>())).await;
+    }
+    let probe = shared.add().await;
+    let started = tokio::time::Instant::now();
+    let token = format!("probe-{}", rand::random::<u32>());
+    let place = shared.call(&probe, &["cn-beijing"], &token).await.expect("it is accepted");
+    let request_id = shared.ledger.entries()[place].request_id.clone();
+    for attempt in 0.. {
+        let request = appferry::contract::v1::GetSynchronizationRequest { request_id: request_id.clone() };
+        if let Ok(found) = shared.app_sync(attempt).get_synchronization(request).await
+            && found.into_inner().synchronization.is_some_and(|s| s.finish_time.is_some())
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    started.elapsed()
+}
+
+/// Asks what callers ask, as fast as it is answered, until it is dropped.
+pub async fn read(shared: Arc<Shared>) {
+    for attempt in 0.. {
+        let request = appferry::contract::v1::ListSynchronizationsRequest { page_size: 100, ..Default::default() };
+        if shared.app_sync(attempt).list_synchronizations(request).await.is_err() {
+            continue_soon().await;
+        }
+    }
+}

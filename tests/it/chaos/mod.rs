@@ -1,0 +1,108 @@
+//! Chaos: three servers and three workers on one PostgreSQL, clients calling, registries serving, and a seeded schedule of whatever can
+//! happen to them. At the end everything that was acknowledged must have come to its end, and every image that is said to be there
+//! must be there, byte by byte.
+//!
+//! `scripts/chaos [--minutes N] [--seed S]` runs it for as long as one likes; a short run is one of the tests.
+
+mod cast;
+mod clients;
+mod ledger;
+mod schedule;
+mod verdict;
+
+use std::{fmt, time::Duration};
+
+use cast::Cast;
+use ledger::Ledger;
+use rand::{SeedableRng as _, rngs::StdRng};
+
+use crate::harness::history;
+
+pub use schedule::Act;
+
+/// How long a claim is good for.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub seed: u64,
+    pub lasts: Duration,
+    /// What happens, each once, before the dice decide.
+    pub first: Vec<Act>,
+}
+
+/// What a run came to.
+#[derive(Debug, Default)]
+pub struct Figures {
+    pub seed: u64,
+    pub acknowledged: usize,
+    pub canceled: usize,
+    pub unavailable: usize,
+    pub kills: usize,
+    pub acts: Vec<(&'static str, usize)>,
+    pub notes: Vec<String>,
+    /// Calls that were acknowledged and that the database does not know, or that have not ended.
+    pub lost: Vec<String>,
+    /// Calls that ended otherwise than they must.
+    pub wrong: Vec<String>,
+    /// Replicas that are said to be there and are not, or are damaged.
+    pub damaged: Vec<String>,
+    /// Replicas that were read again.
+    pub verified: usize,
+    pub steps: usize,
+    pub events: Vec<(&'static str, usize)>,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}", self.seed)?;
+        writeln!(
+            f,
+            "{} calls acknowledged, {} of them canceled again; {} answered ServiceUnavailable and repeated",
+            self.acknowledged, self.canceled, self.unavailable
+        )?;
+        writeln!(f, "{} processes killed", self.kills)?;
+        for (act, times) in &self.acts {
+            writeln!(f, "  {act}: {times}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  {note}")?;
+        }
+        let events: Vec<String> = self.events.iter().map(|(event, times)| format!("{event} {times}")).collect();
+        writeln!(f, "{} steps of the machine replayed: {}", self.steps, events.join(", "))?;
+        writeln!(f, "{} available replicas read again", self.verified)?;
+        write!(f, "{} lost, {} finished wrong, {} damaged", self.lost.len(), self.wrong.len(), self.damaged.len())?;
+        for (what, of) in [("lost", &self.lost), ("wrong", &self.wrong), ("damaged", &self.damaged)] {
+            for one in of.iter().take(20) {
+                write!(f, "\n{what}: {one}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Figures {
+    /// Whether every promise was kept.
+    pub fn kept(&self) -> bool {
+        self.lost.is_empty() && self.wrong.is_empty() && self.damaged.is_empty()
+    }
+}
+
+/// Runs it, and judges.
+pub async fn run(run: Run) -> Figures {
+    let mut random = StdRng::seed_from_u64(run.seed);
+    let mut figures = Figures { seed: run.seed, ..Figures::default() };
+    let mut cast = Cast::start().await;
+    history::record(&cast.url()).await;
+    let ledger = Ledger::open(cast.directory());
+    let clients = clients::start(&cast, &ledger, run.seed);
+    schedule::play(&mut cast, &clients, &run, &mut random, &mut figures).await;
+    clients.finish().await;
+    cast.heal().await;
+    verdict::judge(&cast, &ledger, &mut figures).await;
+    let replayed = history::replay(&cast.url(), &[LEASE]).await;
+    figures.steps = replayed.steps;
+    figures.events = replayed.events.into_iter().collect();
+    figures
+}

@@ -1,0 +1,270 @@
+//! What happens, and when: drawn from a seed. The scenarios are named as in the comparison of PostgreSQL queues that covers most
+//! (`hardbyte/postgresql-job-queue-benchmarking`), and there are a few more.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
+use rustix::process::Signal;
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Figures, LEASE, Run,
+    cast::{Cast, SERVERS},
+    clients::{self, Clients, REST},
+};
+use crate::harness::database;
+
+/// Something that happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// A worker is killed, and comes back a little later.
+    CrashRecovery,
+    /// A server is killed.
+    ServerKill,
+    /// The same process is killed again and again.
+    RepeatedKills,
+    /// PostgreSQL is restarted, orderly or not.
+    PostgresRestart,
+    /// Sessions are ended by the administrator.
+    BackendKill,
+    /// Whoever keeps house is killed.
+    LeaderFailover,
+    /// Others take every connection that there is.
+    PoolExhaustion,
+    /// A registry is away: everything that goes there fails and is tried again.
+    RetryStorm,
+    /// More waits for one region than it takes; another one must not wait for that.
+    Starvation,
+    /// A process is stopped for longer than its leases last, and goes on.
+    Paused,
+    /// Every connection to the database is cut.
+    ConnectionCuts,
+    /// A transaction is left open that sees how everything was before.
+    IdleTransaction,
+    /// More calls than usual by far.
+    SustainedOverload,
+    /// Readers that never rest, and a long query.
+    ActiveReaders,
+}
+
+impl Act {
+    pub const ALL: [Self; 14] = [
+        Self::CrashRecovery,
+        Self::RepeatedKills,
+        Self::PostgresRestart,
+        Self::BackendKill,
+        Self::LeaderFailover,
+        Self::PoolExhaustion,
+        Self::RetryStorm,
+        Self::Starvation,
+        Self::IdleTransaction,
+        Self::SustainedOverload,
+        Self::ActiveReaders,
+        Self::ServerKill,
+        Self::Paused,
+        Self::ConnectionCuts,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::CrashRecovery => "crash recovery",
+            Self::ServerKill => "server kill",
+            Self::RepeatedKills => "repeated kills",
+            Self::PostgresRestart => "PostgreSQL restart",
+            Self::BackendKill => "backend kill",
+            Self::LeaderFailover => "leader failover",
+            Self::PoolExhaustion => "pool exhaustion",
+            Self::RetryStorm => "retry storm",
+            Self::Starvation => "starvation",
+            Self::Paused => "paused process",
+            Self::ConnectionCuts => "connection cuts",
+            Self::IdleTransaction => "idle transaction",
+            Self::SustainedOverload => "sustained overload",
+            Self::ActiveReaders => "active readers",
+        }
+    }
+
+    /// How often it is drawn, beside the others.
+    fn weight(self) -> u32 {
+        match self {
+            Self::CrashRecovery | Self::ServerKill | Self::RepeatedKills => 6,
+            Self::LeaderFailover | Self::Paused | Self::BackendKill | Self::ConnectionCuts => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// Plays the schedule.
+pub async fn play(cast: &mut Cast, clients: &Clients, run: &Run, random: &mut StdRng, figures: &mut Figures) {
+    let until = Instant::now() + run.lasts;
+    let mut acts: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut first = run.first.iter().copied();
+    let mut told = Instant::now();
+    loop {
+        let act = match first.next() {
+            Some(act) => act,
+            None if Instant::now() >= until => break,
+            None => *Act::ALL.choose_weighted(random, |act| act.weight()).expect("there are some"),
+        };
+        *acts.entry(act.name()).or_default() += 1;
+        figures.kills += perform(act, cast, clients, random, figures).await;
+        // Whoever died meanwhile, because the database was away when it started, is started again.
+        for member in &mut cast.members {
+            member.start();
+        }
+        sleep(Duration::from_millis(random.random_range(200..2_500))).await;
+        if told.elapsed() > Duration::from_secs(60) {
+            told = Instant::now();
+            println!("{} calls acknowledged, {} processes killed", clients.shared.ledger.count(), figures.kills);
+        }
+    }
+    figures.acts = acts.into_iter().collect();
+    figures.unavailable = clients.shared.unavailable.load(Ordering::Relaxed);
+}
+
+/// Lets something happen, and returns how many processes were killed.
+async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdRng, figures: &mut Figures) -> usize {
+    let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
+    let mut kills = 0;
+    match act {
+        Act::CrashRecovery | Act::ServerKill => {
+            let members = if act == Act::ServerKill { 0..SERVERS } else { SERVERS..cast.members.len() };
+            let member = &mut cast.members[random.random_range(members)];
+            kills += usize::from(member.kill());
+            sleep(millis(random, 100..2_000)).await;
+            member.start();
+        }
+        Act::RepeatedKills => {
+            let members = cast.members.len();
+            let member = &mut cast.members[random.random_range(0..members)];
+            for _ in 0..4 {
+                kills += usize::from(member.kill());
+                member.start();
+                sleep(millis(random, 100..1_200)).await;
+            }
+        }
+        Act::PostgresRestart => {
+            cast.database.stop(if random.random_bool(0.5) { "fast" } else { "immediate" });
+            sleep(millis(random, 100..4_000)).await;
+            cast.database.resume();
+        }
+        Act::BackendKill => {
+            for _ in 0..5 {
+                if let Some(admin) = admin(cast).await {
+                    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                                WHERE application_name = 'appferry' AND random() < 0.5";
+                    let _ = admin.execute_unprepared(kill).await;
+                }
+                sleep(millis(random, 50..500)).await;
+            }
+        }
+        Act::LeaderFailover => {
+            let leader = holder(cast).await;
+            let is = |text: &str| cast.members.iter().position(|member| member.has_logged(text));
+            if let Some(place) = leader.and_then(|id| is(&format!("keeping house from now on id={id}"))) {
+                let member = &mut cast.members[place];
+                kills += usize::from(member.kill());
+                sleep(millis(random, 100..5_000)).await;
+                member.start();
+            }
+        }
+        Act::PoolExhaustion => {
+            let others = take_connections(cast).await;
+            sleep(millis(random, 1_000..5_000)).await;
+            drop(others);
+        }
+        Act::RetryStorm => {
+            let registry = random.random_range(0..cast.registries.len());
+            cast.registries[registry].stop();
+            sleep(millis(random, 2_000..6_000)).await;
+            cast.registries[registry].restart().await;
+        }
+        Act::Starvation => {
+            let took = clients::starve(&clients.shared, 30).await;
+            figures.notes.push(format!("with 30 images waiting for a region that takes two at a time, another region had its own after {took:?}"));
+        }
+        Act::Paused => {
+            let members = cast.members.len();
+            let member = &cast.members[random.random_range(0..members)];
+            member.signal(Signal::STOP);
+            sleep(LEASE + millis(random, 500..3_000)).await;
+            member.signal(Signal::CONT);
+        }
+        Act::ConnectionCuts => {
+            for _ in 0..3 {
+                cast.switch.cut();
+                sleep(millis(random, 50..800)).await;
+            }
+        }
+        Act::IdleTransaction | Act::SustainedOverload | Act::ActiveReaders => burden(act, cast, clients, random).await,
+    }
+    kills
+}
+
+/// What is done to the database beside killing it.
+async fn burden(act: Act, cast: &Cast, clients: &Clients, random: &mut StdRng) {
+    let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
+    match act {
+        Act::IdleTransaction => {
+            if let Some(admin) = admin(cast).await {
+                let open = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM replica";
+                let _ = admin.execute_unprepared(open).await;
+                sleep(millis(random, 5_000..15_000)).await;
+                let _ = admin.execute_unprepared("ROLLBACK").await;
+            }
+        }
+        Act::SustainedOverload => {
+            clients.shared.rest.store(10, Ordering::Relaxed);
+            sleep(millis(random, 5_000..10_000)).await;
+            clients.shared.rest.store(REST, Ordering::Relaxed);
+        }
+        Act::ActiveReaders => {
+            let readers: Vec<_> = (0..4).map(|_| tokio::spawn(clients::read(Arc::clone(&clients.shared)))).collect();
+            if let Some(admin) = admin(cast).await {
+                let long = "SELECT count(*), pg_sleep(4) FROM replica AS a JOIN synchronization_target AS b USING (region_id) \
+                            WHERE b.attempt < 0";
+                let _ = admin.execute_unprepared(long).await;
+            }
+            sleep(millis(random, 1_000..4_000)).await;
+            for reader in readers {
+                reader.abort();
+            }
+        }
+        _ => {}
+    }
+}
+
+async fn admin(cast: &Cast) -> Option<DatabaseConnection> {
+    let mut options = sea_orm::ConnectOptions::new(cast.url());
+    options.max_connections(1).connect_timeout(Duration::from_secs(2)).sqlx_logging(false);
+    sea_orm::Database::connect(options).await.ok()
+}
+
+/// Whoever keeps house.
+async fn holder(cast: &Cast) -> Option<String> {
+    let db = database::look(&cast.url()).await;
+    let ask = "SELECT holder FROM duty WHERE held_until > 0".to_owned();
+    let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, ask)).await.ok()??;
+    row.try_get("", "holder").ok()
+}
+
+/// Takes every connection that there is.
+async fn take_connections(cast: &Cast) -> Vec<DatabaseConnection> {
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'appferry'";
+    let Some(killer) = admin(cast).await else { return Vec::new() };
+    let mut taken = vec![];
+    for _ in 0..110 {
+        let _ = killer.execute_unprepared(kill).await;
+        match admin(cast).await {
+            Some(connection) => taken.push(connection),
+            None => break,
+        }
+    }
+    taken.push(killer);
+    taken
+}

@@ -1,0 +1,133 @@
+//! What must be so at the end: every call that was acknowledged has ended as it must, and every replica that is said to be there is
+//! there, with every byte.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
+use tokio::time::Instant;
+
+use super::{Figures, cast::Cast, ledger::Ledger};
+use crate::harness::{database, images};
+
+/// How long what was accepted may take to its end, once nothing happens any more.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
+    let db = database::look(&cast.url()).await;
+    let started = Instant::now();
+    while count(&db, "synchronization WHERE state = 'RUNNING'").await > 0 && started.elapsed() < PATIENCE {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    figures.notes.push(format!("all of it had ended {:?} after nothing happened any more", started.elapsed()));
+
+    // What the ledger has, against what the database has.
+    let mut states: HashMap<String, (String, String)> = HashMap::new();
+    for row in rows(&db, "SELECT upper(request_id::text) AS id, state, image_id FROM synchronization").await {
+        let text = |column: &str| row.try_get::<String>("", column).expect("text");
+        states.insert(text("id"), (text("state"), text("image_id")));
+    }
+    let mut faults: HashMap<String, String> = HashMap::new();
+    let ask = "SELECT upper(request_id::text) AS id, string_agg(concat_ws(' ', region_id, status, fault_kind, fault_message), '; ') \
+               AS why FROM synchronization_target WHERE status <> 'AVAILABLE' GROUP BY request_id";
+    for row in rows(&db, ask).await {
+        let text = |column: &str| row.try_get::<String>("", column).expect("text");
+        faults.insert(text("id"), text("why"));
+    }
+    let entries = ledger.entries();
+    figures.acknowledged = entries.len();
+    figures.canceled = entries.iter().filter(|entry| entry.canceled).count();
+    for entry in &entries {
+        let told = format!("{} of {} to {:?}", entry.request_id, entry.app, entry.targets);
+        match states.get(&entry.request_id).map(|(state, image)| (state.as_str(), image.as_str())) {
+            None => figures.lost.push(format!("{told}: unknown")),
+            Some(("RUNNING", _)) => figures.lost.push(format!("{told}: has not ended")),
+            Some((_, image)) if image != entry.app => figures.wrong.push(format!("{told}: is for {image}")),
+            Some(("SUCCEEDED", _)) => {}
+            Some(("CANCELED", _)) if entry.canceled => {}
+            Some((state, _)) => {
+                let why = faults.get(&entry.request_id).map(String::as_str).unwrap_or_default();
+                figures.wrong.push(format!("{told}: {state} {why}"));
+            }
+        }
+    }
+    // What was told of each region, against what the call was told of all.
+    let contradictions = "SELECT upper(s.request_id::text) AS id FROM synchronization AS s \
+        LEFT JOIN synchronization_target AS t USING (request_id) GROUP BY s.request_id, s.state, s.targets \
+        HAVING (s.state = 'SUCCEEDED' AND bool_or(t.status <> 'AVAILABLE')) \
+        OR (s.targets <> '' AND count(t.region_id) <> array_length(string_to_array(s.targets, ','), 1))";
+    for row in rows(&db, contradictions).await {
+        figures.wrong.push(format!("{}: its regions tell otherwise", row.try_get::<String>("", "id").expect("text")));
+    }
+    // A region that a call was told to have the image has it.
+    let gone = "SELECT upper(t.request_id::text) AS id FROM synchronization_target AS t JOIN synchronization AS s USING (request_id) \
+        JOIN replica AS r ON r.image_id = s.image_id AND r.region_id = t.region_id \
+        WHERE t.status = 'AVAILABLE' AND r.state <> 'AVAILABLE'";
+    for row in rows(&db, gone).await {
+        figures
+            .wrong
+            .push(format!("{}: a region lost the image again", row.try_get::<String>("", "id").expect("text")));
+    }
+
+    let ask = "SELECT r.image_id, r.region_id, i.root_digest FROM replica AS r JOIN image AS i ON i.id = r.image_id \
+               WHERE r.state = 'AVAILABLE'";
+    let client = reqwest::Client::new();
+    let read = stream::iter(rows(&db, ask).await).map(|row| {
+        let text = |column: &str| row.try_get::<String>("", column).expect("text");
+        let (image, region, root) = (text("image_id"), text("region_id"), text("root_digest"));
+        let client = client.clone();
+        async move {
+            let whole = match region.as_str() {
+                "cn-shanghai" => in_registry(&client, &cast.registries[0].address.to_string(), &image, &root).await,
+                super::cast::NARROW => {
+                    in_registry(&client, &cast.registries[1].address.to_string(), &image, &root).await
+                }
+                _ => in_directory(&cast.site.image(&region, &image), &root),
+            };
+            (format!("{image} in {region}"), whole)
+        }
+    });
+    let mut read = read.buffer_unordered(8);
+    while let Some((what, whole)) = read.next().await {
+        figures.verified += 1;
+        if let Err(problem) = whole {
+            figures.damaged.push(format!("{what}: {problem}"));
+        }
+    }
+}
+
+async fn rows(db: &DatabaseConnection, ask: &str) -> Vec<sea_orm::QueryResult> {
+    db.query_all_raw(Statement::from_string(DbBackend::Postgres, ask.to_owned())).await.expect("the database answers")
+}
+
+async fn count(db: &DatabaseConnection, of: &str) -> i64 {
+    let read = rows(db, &format!("SELECT count(*) AS n FROM {of}")).await;
+    read[0].try_get("", "n").expect("a number")
+}
+
+fn in_directory(layout: &std::path::Path, root: &str) -> Result<(), String> {
+    let read = std::panic::catch_unwind(|| images::verify(layout)).map_err(|_| "it is not whole".to_owned())?;
+    if read == root { Ok(()) } else { Err(format!("its root is {read}")) }
+}
+
+/// Reads an image as everybody does who pulls it.
+async fn in_registry(client: &reqwest::Client, host: &str, image: &str, root: &str) -> Result<(), String> {
+    let get = async |path: String| {
+        let request = client.get(format!("http://{host}/v2/apps/images/{path}")).header("accept", images::MANIFEST);
+        let answer = request.send().await.and_then(reqwest::Response::error_for_status).map_err(|e| e.to_string())?;
+        answer.bytes().await.map_err(|error| error.to_string())
+    };
+    let manifest = get(format!("manifests/{image}")).await?;
+    if images::digest(&manifest) != root {
+        return Err(format!("its manifest has the digest {}", images::digest(&manifest)));
+    }
+    let parsed: serde_json::Value = serde_json::from_slice(&manifest).map_err(|error| error.to_string())?;
+    let blobs = parsed["layers"].as_array().into_iter().flatten().chain([&parsed["config"]]);
+    for blob in blobs {
+        let digest = blob["digest"].as_str().ok_or("a blob without a digest")?;
+        if images::digest(&get(format!("blobs/{digest}")).await?) != digest {
+            return Err(format!("{digest} has another one"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Signed requests: whatever headers, paths and queries are like, what is signed is verified, and nothing else is.
+
+use std::sync::Arc;
+
+use appferry::{
+    domain::{Secret, Timestamp},
+    identity::{
+        Builder, Directory, Identity, Quota, Unproven,
+        acs3::{self, AccessKey, Signed},
+    },
+    ram::Policies,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use sha2::{Digest as _, Sha256};
+
+const ID: &str = "LTAI";
+const SECRET: &str = "nobody who makes up requests knows it";
+
+fn directory() -> Directory {
+    let principal = "acs:ram::1:user/a".parse().expect("a principal");
+    let holder = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
+    let key = AccessKey { id: ID.into(), secret: Secret(SECRET.into()), holder };
+    Builder { access_keys: vec![key], ..Builder::default() }.into()
+}
+
+/// A line with method, path and query; lines of headers; an empty line; the content.
+pub fn run(data: &[u8]) {
+    let (head, content) = match data.windows(2).position(|two| two == b"\n\n") {
+        Some(end) => (&data[..end], &data[end + 2..]),
+        None => (data, &[][..]),
+    };
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.lines();
+    let mut first = lines.next().unwrap_or_default().splitn(3, ' ');
+    let (method, path, query) = (first.next(), first.next(), first.next());
+    let mut headers = HeaderMap::new();
+    for line in lines.take(64) {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        if let (Ok(name), Ok(value)) = (name.trim().parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            headers.append(name, value);
+        }
+    }
+    let directory = directory();
+    let now = headers.get("x-acs-date").and_then(|date| Timestamp::parse(date.to_str().ok()?.trim()));
+    let now = now.unwrap_or(Timestamp::from_millis(0));
+    let (method, path) = (method.unwrap_or("GET"), path.unwrap_or("/"));
+    let query = query.unwrap_or_default();
+    let verify = |headers: &HeaderMap, query: &str, content: &[u8]| {
+        let request = Signed { method, path, query, headers, authority: Some("localhost") };
+        directory.access_keys().verify(&request, content, now)
+    };
+    assert!(verify(&headers, query, content).is_err(), "nobody signed it");
+    // And now properly, if that can be done.
+    headers.remove("authorization");
+    headers.insert("x-acs-content-sha256", hex::encode(Sha256::digest(content)).parse().expect("a value"));
+    let request = Signed { method, path, query, headers: &headers, authority: Some("localhost") };
+    let Ok(authorization) = acs3::authorize(&request, ID, &Secret(SECRET.into())) else { return };
+    let Ok(authorization) = authorization.parse::<HeaderValue>() else { return };
+    headers.insert("authorization", authorization);
+    match verify(&headers, query, content) {
+        Ok(_) => {}
+        // Its date or its nonce may be none.
+        Err(Unproven::Signature(why)) => assert!(why.contains("x-acs-date") || why.contains("nonce"), "{why}"),
+        Err(other) => panic!("{other}"),
+    }
+    assert!(matches!(verify(&headers, query, &[content, b"!"].concat()), Err(Unproven::Signature(_))));
+    assert!(matches!(verify(&headers, &format!("{query}&zz=1"), content), Err(Unproven::Signature(_))));
+}

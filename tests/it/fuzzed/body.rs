@@ -1,0 +1,104 @@
+//! The messages of calls, behind the whole stack: whatever a caller sends is answered, with a status of the contract's and never as
+//! something that nobody foresaw.
+
+use std::{net::SocketAddr, path::Path};
+
+use appferry::{
+    config::Config,
+    service::{Role, Service},
+    state,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, client::conn::http2::SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, runtime::Runtime};
+
+const TOKEN: &str = "fuzz";
+/// The SHA-256 of it.
+const TOKEN_SHA256: &str = "93850b707585e404e4951a3ddc1f05a34b3d4f5fc081d616f46d8a2e8f1c8e68";
+
+const METHODS: [&str; 8] = [
+    "AppSyncService/SynchronizeApp",
+    "AppSyncService/GetSynchronization",
+    "AppSyncService/ListSynchronizations",
+    "AppSyncService/CancelSynchronization",
+    "ImageService/AddImage",
+    "ImageService/GetImage",
+    "ImageService/ListImages",
+    "ImageService/RemoveImage",
+];
+
+/// A service, and a connection to it.
+pub struct Target {
+    runtime: Runtime,
+    address: SocketAddr,
+    sender: SendRequest<Full<Bytes>>,
+    _service: Service,
+}
+
+async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(address).await.expect("it listens");
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    sender
+}
+
+impl Target {
+    /// Starts a service in a directory.
+    pub fn start(directory: &Path) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let (service, sender, address) = runtime.block_on(async {
+            let home = directory.join("home");
+            std::fs::create_dir_all(&home).expect("a directory");
+            let config = Config::parse(&format!(
+                "[server]\nlisten = \"127.0.0.1:0\"\n[audit]\nto = \"/dev/null\"\n[database]\nurl = \"sqlite://{}\"\n\
+                 [home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir://{}\"\n\
+                 [[principal]]\narn = \"acs:ram::1:user/fuzz\"\ntoken_sha256 = \"{TOKEN_SHA256}\"\npolicies = [\"all\"]\n\
+                 [[policy]]\nname = \"all\"\n\
+                 document = '{{\"Version\":\"1\",\"Statement\":{{\"Effect\":\"Allow\",\"Action\":\"*\",\"Resource\":\"*\"}}}}'\n",
+                directory.join("state.db").display(),
+                home.display(),
+            ))
+            .expect("a configuration");
+            state::migrate(&config.database.settings()).await.expect("the schema");
+            let service = Service::start(&config, Role::Server).await.expect("it starts");
+            let address = service.address().expect("it listens");
+            (service, connect(address).await, address)
+        });
+        Self { runtime, address, sender, _service: service }
+    }
+
+    /// The first byte chooses the method, and whether what follows is sent as it is or as one message.
+    pub fn run(&mut self, data: &[u8]) {
+        let Some((first, message)) = data.split_first() else { return };
+        let method = METHODS[usize::from(*first) % METHODS.len()];
+        let framed = if *first >= 128 {
+            message.to_vec()
+        } else {
+            let length = u32::try_from(message.len()).expect("it is short");
+            [&[0][..], &length.to_be_bytes(), message].concat()
+        };
+        let request = Request::post(format!("http://{}/appferry.v1.{method}", self.address))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .body(Full::new(Bytes::from(framed)))
+            .expect("a request");
+        let status = self.runtime.block_on(async {
+            if self.sender.is_closed() {
+                self.sender = connect(self.address).await;
+            }
+            let response = self.sender.send_request(request).await.expect("an answer");
+            let (head, body) = response.into_parts();
+            let collected = body.collect().await.expect("a whole answer");
+            let trailers = collected.trailers().and_then(|trailers| trailers.get("grpc-status"));
+            let status = head.headers.get("grpc-status").or(trailers).expect("a status");
+            status.to_str().expect("text").parse::<u16>().expect("a number")
+        });
+        // Neither unknown nor internal (13): what a caller sends is never the service's fault.
+        assert!(![2, 13].contains(&status), "{method} is answered {status}");
+    }
+}

@@ -1,0 +1,43 @@
+//! What fuzzing (`fuzz/`) tries by the million, here with the inputs that it found to differ: each must go through.
+
+mod acs3;
+mod body;
+mod jwt;
+mod policy;
+
+use std::{fs, path::Path};
+
+/// Runs a target on everything that is kept for it.
+fn each(target: &str, mut run: impl FnMut(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut files: Vec<_> =
+        fs::read_dir(&directory).expect("a corpus").map(|file| file.expect("a file").path()).collect();
+    files.sort();
+    assert!(files.len() >= 5, "the corpus of {target} has gone");
+    for file in files {
+        println!("{}", file.display());
+        run(&fs::read(file).expect("a file"));
+    }
+}
+
+#[test]
+fn policies() {
+    each("policy", policy::run);
+}
+
+#[test]
+fn signed_requests() {
+    each("acs3", acs3::run);
+}
+
+#[test]
+fn web_tokens() {
+    each("jwt", jwt::run);
+}
+
+#[test]
+fn messages() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut target = body::Target::start(directory.path());
+    each("body", |data| target.run(data));
+}

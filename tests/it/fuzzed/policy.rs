@@ -1,0 +1,39 @@
+//! Policy documents: whatever is read never panics, and what is accepted can be judged by, the same way twice.
+
+use std::sync::Arc;
+
+use appferry::{
+    domain::Timestamp,
+    ram::{Attached, Attachment, Claim, Context, Document, Effect, Keys, Policies, Policy, Request},
+};
+
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let keys = Keys::with_claims(["corp:team".into(), "corp:level".into()]);
+    let document = match Document::parse(text, &keys) {
+        Ok(document) => document,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    let policy = Arc::new(Policy { name: "p".into(), document });
+    let policies = Policies(vec![Attached { policy, to: Attachment::Principal }]);
+    let claims = [("corp:team", "hpc"), ("corp:level", "5")];
+    let claims = claims.map(|(name, value)| Claim { name: name.into(), value: value.into() });
+    let known = Context {
+        source_ip: Some([10, 1, 2, 3].into()),
+        current_time: Some(Timestamp::from_millis(1_800_000_000_000)),
+        secure_transport: Some(true),
+        principal: Some("acs:ram::1234:user/ops"),
+        claims: &claims,
+    };
+    for context in [known, Context::default()] {
+        for resource in ["*", "acs:ehpc:*:*:app/ci-vm-1"] {
+            let request = Request { action: "ehpc:SynchronizeApp", resource, context: &context };
+            let (decision, reasons) = (policies.decide(&request), policies.explain(&request));
+            let applies = |effect| reasons.iter().any(|reason| reason.effect == effect && reason.unless.is_none());
+            assert_eq!(decision.is_allowed(), applies(Effect::Allow) && !applies(Effect::Deny));
+        }
+    }
+}

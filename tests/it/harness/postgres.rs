@@ -1,0 +1,141 @@
+//! A PostgreSQL server of a test's own, to be stopped, killed, filled up and demoted.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use super::registry::free_address;
+
+/// A server, in a directory that goes with it.
+#[derive(Debug)]
+pub struct Postgres {
+    directory: tempfile::TempDir,
+    port: u16,
+    options: String,
+}
+
+/// Where the server's programs are.
+pub fn programs() -> PathBuf {
+    let output = Command::new("pg_config").arg("--bindir").output();
+    let told = output.ok().map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let has = |path: &PathBuf| path.join("initdb").exists();
+    told.filter(has).unwrap_or_else(|| {
+        let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
+        let paths = versions.map(|version| version.expect("a directory").path().join("bin"));
+        paths.filter(has).max().expect("PostgreSQL is installed")
+    })
+}
+
+fn is_root() -> bool {
+    rustix::process::getuid().is_root()
+}
+
+/// A program of the server, as a user as which it runs: it refuses to run as root.
+fn program(name: &str) -> Command {
+    let path = programs().join(name);
+    if is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(path);
+        command
+    } else {
+        Command::new(path)
+    }
+}
+
+fn done(what: &str, output: &Output) {
+    assert!(output.status.success(), "{what}: {output:?}");
+}
+
+impl Postgres {
+    /// Starts a server with settings of its own, on a port that was free.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let directory = tempfile::Builder::new().prefix("appferry-postgres-").tempdir().expect("a directory");
+        give_away(directory.path());
+        let mut initdb = program("initdb");
+        initdb.arg("--pgdata").arg(directory.path().join("data"));
+        initdb.args(["--username=appferry", "--auth=trust", "--no-instructions"]).current_dir(directory.path());
+        done("initdb", &initdb.output().expect("initdb runs"));
+        let port = free_address().port();
+        let own: Vec<String> = settings.iter().map(|(name, value)| format!(" -c {name}={value}")).collect();
+        let options = format!(
+            "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=200{}",
+            own.concat()
+        );
+        let server = Self { directory, port, options };
+        server.resume();
+        server
+    }
+
+    /// A server that follows another one, which it was copied from: it takes no writes.
+    pub fn following(primary: &Self) -> Self {
+        let directory = tempfile::Builder::new().prefix("appferry-postgres-").tempdir().expect("a directory");
+        give_away(directory.path());
+        let mut copy = program("pg_basebackup");
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--username=appferry", "--host=127.0.0.1"]);
+        copy.arg(format!("--port={}", primary.port)).arg("--pgdata").arg(directory.path().join("data"));
+        done("pg_basebackup", &copy.current_dir(directory.path()).output().expect("pg_basebackup runs"));
+        let port = free_address().port();
+        let options = primary.options.replace(&format!("-p {}", primary.port), &format!("-p {port}"));
+        let server = Self { directory, port, options };
+        server.resume();
+        server
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of a database on it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://appferry@127.0.0.1:{}/{database}", self.port)
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) -> Output {
+        let mut pg_ctl = program("pg_ctl");
+        pg_ctl.args(arguments).arg("--pgdata").arg(self.data()).current_dir(self.directory.path());
+        pg_ctl.output().expect("pg_ctl runs")
+    }
+
+    /// Starts it again.
+    pub fn resume(&self) {
+        let log = self.directory.path().join("log");
+        let log = format!("--log={}", log.display());
+        let options = format!("--options={}", self.options);
+        done("pg_ctl start", &self.pg_ctl(&["start", "--wait", "--silent", &log, &options]));
+    }
+
+    /// Stops it: `fast` cuts off whoever is connected, `immediate` is a crash.
+    pub fn stop(&self, mode: &str) {
+        done("pg_ctl stop", &self.pg_ctl(&["stop", "--wait", "--silent", &format!("--mode={mode}")]));
+    }
+
+    /// Makes a follower a server that takes writes.
+    pub fn promote(&self) {
+        done("pg_ctl promote", &self.pg_ctl(&["promote", "--wait"]));
+    }
+
+    /// The process that all others are children of.
+    pub fn pid(&self) -> i32 {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).expect("it runs");
+        text.lines().next().expect("a line").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let _ = self.pg_ctl(&["stop", "--silent", "--mode=immediate"]);
+    }
+}
+
+/// Lets the server's user have a directory.
+fn give_away(directory: &Path) {
+    if is_root() {
+        done("chown", &Command::new("chown").arg("postgres:").arg(directory).output().expect("chown runs"));
+    }
+}

@@ -1,0 +1,57 @@
+//! What stands before a database server: connections go where it points at the moment, and can be cut.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+/// A switch. It goes on for as long as the runtime.
+#[derive(Debug, Clone)]
+pub struct Switch {
+    pub address: SocketAddr,
+    to: Arc<AtomicU16>,
+    cut: watch::Sender<u64>,
+}
+
+impl Switch {
+    /// A switch that points to a port of this machine.
+    pub async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let switch = Self { address, to: Arc::new(AtomicU16::new(port)), cut: watch::Sender::new(0) };
+        let own = switch.clone();
+        tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                let (port, mut cut) = (own.to.load(Ordering::Relaxed), own.cut.subscribe());
+                tokio::spawn(async move {
+                    let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let _ = (from.set_nodelay(true), to.set_nodelay(true));
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut from, &mut to) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        switch
+    }
+
+    /// Points to another port, for connections that are made from now on.
+    pub fn turn(&self, port: u16) {
+        self.to.store(port, Ordering::Relaxed);
+    }
+
+    /// Cuts every connection.
+    pub fn cut(&self) {
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}

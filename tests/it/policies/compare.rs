@@ -1,0 +1,131 @@
+//! The comparison: what one evaluator decides, and the other, and the laws that decisions obey.
+
+use std::{net::IpAddr, sync::Arc};
+
+use appferry::{
+    domain::Timestamp,
+    ram::{Attached, Attachment, Claim, Context, Decision, Document, Effect, Keys, Policies, Policy, Request},
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use serde_json::{Value, json};
+
+use super::{
+    generate,
+    naive::{self, Call, Outcome},
+};
+
+/// Calls that are judged by the same policies.
+const CALLS: usize = 100;
+/// How many of these are also judged with a statement more, and in another order.
+const LAWS: usize = 5;
+
+/// The keys that random policies speak of.
+pub fn keys() -> Keys {
+    Keys::with_claims(generate::CLAIMS.map(Into::into))
+}
+
+/// Policies as the service has them.
+pub fn compile(documents: &[Value]) -> Policies {
+    let attached = documents.iter().enumerate().map(|(place, document)| {
+        let read = Document::parse(&document.to_string(), &keys()).unwrap_or_else(|e| panic!("{e}: {document}"));
+        let policy = Arc::new(Policy { name: format!("p{place}").into(), document: read });
+        Attached { policy, to: Attachment::Principal }
+    });
+    Policies(attached.collect())
+}
+
+/// A call with everything read, as the service has it.
+pub struct Typed<'c> {
+    call: &'c Call,
+    claims: Vec<Claim>,
+}
+
+impl<'c> Typed<'c> {
+    pub fn of(call: &'c Call) -> Self {
+        let claims = call.context.iter().filter(|(key, _)| !key.starts_with("acs:"));
+        let claims = claims.map(|(key, value)| Claim { name: key.as_str().into(), value: value.clone() });
+        Self { call, claims: claims.collect() }
+    }
+
+    fn context(&self) -> Context<'_> {
+        let find = |name: &str| self.call.context.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        Context {
+            source_ip: find("acs:SourceIp").map(|text| text.parse::<IpAddr>().expect("an address")),
+            current_time: find("acs:CurrentTime").map(|text| Timestamp::parse(text).expect("a time")),
+            secure_transport: find("acs:SecureTransport").map(|text| text == "true"),
+            principal: find("acs:PrincipalARN"),
+            claims: &self.claims,
+        }
+    }
+
+    /// What is decided, which is also what is explained.
+    pub fn judged_by(&self, policies: &Policies) -> Outcome {
+        let context = self.context();
+        let request = Request { action: &self.call.action, resource: &self.call.resource, context: &context };
+        let decision = policies.decide(&request);
+        let explained = policies.explain(&request);
+        // What is explained is what was decided.
+        let applies = |effect| explained.iter().any(|reason| reason.unless.is_none() && reason.effect == effect);
+        match decision {
+            Decision::Allowed(_) => {
+                assert!(applies(Effect::Allow) && !applies(Effect::Deny));
+                Outcome::Allowed
+            }
+            Decision::Denied(_) => {
+                assert!(applies(Effect::Deny));
+                Outcome::Denied
+            }
+            Decision::NotAllowed => {
+                assert!(explained.iter().all(|reason| reason.unless.is_some()));
+                Outcome::NotAllowed
+            }
+        }
+    }
+
+    /// Without the explanation, which is long.
+    fn decided_by(&self, policies: &Policies) -> Outcome {
+        let context = self.context();
+        match policies.decide(&Request { action: &self.call.action, resource: &self.call.resource, context: &context })
+        {
+            Decision::Allowed(_) => Outcome::Allowed,
+            Decision::Denied(_) => Outcome::Denied,
+            Decision::NotAllowed => Outcome::NotAllowed,
+        }
+    }
+}
+
+/// Judges random calls by random policies twice, and returns the first about which the two don't agree. `plant` may put a fault into
+/// what the service's evaluator is given.
+pub fn compare(seed: u64, tuples: usize, plant: impl Fn(&Value) -> Value) -> Option<String> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut judged = 0;
+    while judged < tuples {
+        let documents: Vec<Value> = (0..rng.random_range(1..=3)).map(|_| generate::document(&mut rng)).collect();
+        let policies = compile(&documents.iter().map(&plant).collect::<Vec<_>>());
+        let effect = if rng.random_bool(0.5) { "Deny" } else { "Allow" };
+        let more = json!({ "Version": "1", "Statement": generate::statement(&mut rng, effect) });
+        let with_more = compile(&documents.iter().chain([&more]).cloned().collect::<Vec<_>>());
+        let mut shuffled = policies.clone();
+        shuffled.0.shuffle(&mut rng);
+        for n in 0..CALLS {
+            let call = generate::call(&mut rng);
+            let typed = Typed::of(&call);
+            let (decided, expected) = (typed.decided_by(&policies), naive::decide(&documents, &call));
+            if decided != expected {
+                return Some(format!("{decided:?} instead of {expected:?}: {call:?} by {}", json!(documents)));
+            }
+            if n < LAWS {
+                let after = typed.judged_by(&with_more);
+                match effect {
+                    "Deny" => {
+                        assert!(after != Outcome::Allowed || decided == Outcome::Allowed, "a Deny granted: {more}");
+                    }
+                    _ => assert!(after == decided || decided == Outcome::NotAllowed, "an Allow took away: {more}"),
+                }
+                assert_eq!(typed.judged_by(&shuffled), decided, "the order matters");
+            }
+        }
+        judged += CALLS;
+    }
+    None
+}

@@ -1,0 +1,65 @@
+//! RAM's rules, judged twice: by the evaluator that the service uses, and by one that was written from the rules alone.
+
+mod compare;
+mod generate;
+mod naive;
+mod table;
+
+use compare::compare;
+use serde_json::{Value, json};
+
+/// How many random decisions are compared, all told. `cargo bench --bench authorize` compares ten million.
+const TUPLES: usize = 500_000;
+
+#[test]
+fn two_evaluators_agree() {
+    let halves = [1, 2].map(|seed| std::thread::spawn(move || compare(seed, TUPLES / 2, Value::clone)));
+    for half in halves {
+        assert_eq!(half.join().expect("it ends"), None);
+    }
+}
+
+/// Changes every statement of a document.
+fn each(document: &Value, change: impl Fn(&mut serde_json::Map<String, Value>)) -> Value {
+    let mut document = document.clone();
+    match &mut document["Statement"] {
+        Value::Array(statements) => statements.iter_mut().filter_map(Value::as_object_mut).for_each(change),
+        one => one.as_object_mut().into_iter().for_each(change),
+    }
+    document
+}
+
+/// Every fault that an evaluator could have is found by the comparison: each is put into what one of the two reads.
+#[test]
+fn a_planted_fault_is_found() {
+    type Fault = (&'static str, fn(&mut serde_json::Map<String, Value>));
+    let faults: [Fault; 6] = [
+        ("conditions are ignored", |s| drop(s.remove("Condition"))),
+        ("NotAction is read as Action", |s| {
+            if let Some(others) = s.remove("NotAction") {
+                s.insert("Action".into(), others);
+            }
+        }),
+        ("Deny does not win", |s| drop(s.insert("Effect".into(), json!("Allow")))),
+        ("only the first value counts", |s| {
+            if let Some(Value::Array(resources)) = s.get_mut("Resource") {
+                resources.truncate(1);
+            }
+        }),
+        ("a negation is ignored", |s| {
+            let Some(Value::Object(operators)) = s.get_mut("Condition") else { return };
+            if let Some(keys) = operators.remove("StringNotLike") {
+                operators.insert("StringLike".into(), keys);
+            }
+        }),
+        ("a narrow resource stands for all", |s| {
+            if s["Resource"] == json!("acs:ehpc:*:*:app/*") {
+                s.insert("Resource".into(), json!("*"));
+            }
+        }),
+    ];
+    for (name, fault) in faults {
+        let found = compare(3, 200_000, |document| each(document, fault));
+        assert!(found.is_some(), "{name}: not found");
+    }
+}

@@ -1,0 +1,229 @@
+//! TLS: who we are, who they are, and certificates that change while the service runs.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use appferry::{contract::v1::app_sync_service_client::AppSyncServiceClient, service::Role};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::{
+    Code, Request, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::harness::{
+    foreign::Foreign,
+    process, refusal,
+    site::{ADMIN, Running, Site, ask},
+    until,
+};
+
+const WORKLOAD: &str = "spiffe://cluster.local/ns/hpc/sa/publisher";
+const NOW: (i64, i64) = (-60, 3_600);
+
+/// A service with a certificate of its own that takes certificates of `clients`.
+fn site(foreign: &Foreign, more: &str) -> Site {
+    foreign.authority("servers");
+    foreign.authority("clients");
+    foreign.certificate("servers", "server", "localhost,127.0.0.1", NOW);
+    let mut site = Site::new();
+    let file = |name: &str| foreign.file(name).display().to_string();
+    site.more = format!(
+        r#"
+        [tls]
+        certificate_file = "{}"
+        key_file = "{}"
+        client_ca_file = "{}"
+        {more}
+        [[principal]]
+        arn = "acs:ram::1234:role/publisher"
+        certificates = ["{WORKLOAD}", "ci.example.com"]
+        policies = ["by-tls"]
+        [[policy]]
+        name = "by-tls"
+        document = '''{{"Version":"1","Statement":{{"Effect":"Allow","Action":"ehpc:SynchronizeApp","Resource":"*",
+            "Condition":{{"Bool":{{"acs:SecureTransport":"true"}},"IpAddress":{{"acs:SourceIp":["127.0.0.1","::1"]}}}}}}}}'''
+        "#,
+        file("server.pem"),
+        file("server.key"),
+        file("clients.pem"),
+    );
+    site
+}
+
+async fn connect(
+    running: &Running,
+    foreign: &Foreign,
+    certificate: Option<&str>,
+) -> Result<Channel, tonic::transport::Error> {
+    connect_counted(running, foreign, certificate, &Arc::default()).await
+}
+
+/// A channel that counts how often it has connected.
+async fn connect_counted(
+    running: &Running,
+    foreign: &Foreign,
+    certificate: Option<&str>,
+    connections: &Arc<AtomicUsize>,
+) -> Result<Channel, tonic::transport::Error> {
+    let pem = |name: &str| fs::read(foreign.file(name)).expect("a file");
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("servers.pem")));
+    if let Some(name) = certificate {
+        tls = tls.identity(Identity::from_pem(pem(&format!("{name}.pem")), pem(&format!("{name}.key"))));
+    }
+    let (address, connections) = (running.address, Arc::clone(connections));
+    let connector = tower::service_fn(move |_| {
+        connections.fetch_add(1, Ordering::SeqCst);
+        async move { TcpStream::connect(address).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address").tls_config(tls)?;
+    endpoint.connect_with_connector(connector).await
+}
+
+async fn call(channel: Channel, token: Option<&str>) -> Status {
+    let mut request = Request::new(ask("nobody-knows-it", &[]));
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a value"));
+    }
+    AppSyncServiceClient::new(channel).synchronize_app(request).await.expect_err("there is no image")
+}
+
+/// What became of a call: who is authenticated and allowed is told that there is no such image.
+async fn reason(channel: Channel, token: Option<&str>) -> String {
+    refusal::read(&call(channel, token).await).reason
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_says_who_calls() {
+    let foreign = Foreign::new();
+    let running = site(&foreign, "").start_as(Role::Server).await;
+    foreign.authority("strangers");
+    for (authority, name, names, valid) in [
+        ("clients", "workload", WORKLOAD, NOW),
+        ("clients", "both", "spiffe://cluster.local/ns/web/sa/other,ci.example.com", NOW),
+        ("clients", "twice", "spiffe://cluster.local/ns/hpc/sa/publisher,spiffe://cluster.local/ns/web/sa/other", NOW),
+        ("clients", "dns", "CI.example.com", NOW),
+        ("clients", "nobody", "other.example.com", NOW),
+        ("clients", "expired", WORKLOAD, (-3_600, -60)),
+        ("clients", "early", WORKLOAD, (600, 3_600)),
+        ("strangers", "stranger", WORKLOAD, NOW),
+    ] {
+        foreign.certificate(authority, name, names, valid);
+    }
+    for (certificate, expected) in [
+        (Some("workload"), "ImageNotFound"),
+        (Some("dns"), "ImageNotFound"),
+        (Some("nobody"), "InvalidAccessKeyId.NotFound"),
+        // A SPIFFE ID is the whole name: what else stands beside it does not count.
+        (Some("both"), "InvalidAccessKeyId.NotFound"),
+        (None, "MissingCredentials"),
+    ] {
+        let channel = connect(&running, &foreign, certificate).await.expect("it is taken");
+        assert_eq!(reason(channel, None).await, expected, "{certificate:?}");
+    }
+    for certificate in ["expired", "early", "stranger", "twice"] {
+        // With TLS 1.3 a client hears of it when it uses the connection.
+        if let Ok(channel) = connect(&running, &foreign, Some(certificate)).await {
+            let status = call(channel, None).await;
+            assert!(status.details().is_empty() && status.code() != Code::Unauthenticated, "{certificate}: {status:?}");
+        }
+    }
+    // A token that is shown goes before the certificate.
+    let channel = connect(&running, &foreign, Some("workload")).await.expect("it is taken");
+    assert_eq!(reason(channel.clone(), Some(ADMIN)).await, "ImageNotFound");
+    assert_eq!(reason(channel, Some("a-guess")).await, "InvalidAccessKeyId.NotFound");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_must_show_a_certificate_is_not_heard_without() {
+    let foreign = Foreign::new();
+    let running = site(&foreign, "require_client_certificate = true").start_as(Role::Server).await;
+    if let Ok(channel) = connect(&running, &foreign, None).await {
+        let status = call(channel, Some(ADMIN)).await;
+        assert!(status.details().is_empty(), "{status:?}");
+    }
+    foreign.certificate("clients", "dns", "ci.example.com", NOW);
+    let channel = connect(&running, &foreign, Some("dns")).await.expect("it is taken");
+    assert_eq!(reason(channel, None).await, "ImageNotFound");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_change_and_principals_go_without_a_restart() {
+    let foreign = Foreign::new();
+    let running = site(&foreign, "").start_as(Role::Server).await;
+    foreign.certificate("clients", "workload", WORKLOAD, NOW);
+    let connections = Arc::default();
+    let channel = connect_counted(&running, &foreign, Some("workload"), &connections).await.expect("it is taken");
+    assert_eq!(reason(channel.clone(), None).await, "ImageNotFound");
+
+    // Its name is taken away: the connection that is open stays open, and is no use any more.
+    let config = running.site.directory.path().join("appferry.toml");
+    let text = fs::read_to_string(&config).expect("the configuration");
+    fs::write(&config, text.replace(WORKLOAD, "spiffe://cluster.local/ns/hpc/sa/another")).expect("it is written");
+    until("the name to be nobody's", async || {
+        (reason(channel.clone(), None).await == "InvalidAccessKeyId.NotFound").then_some(())
+    })
+    .await;
+    fs::write(&config, &text).expect("it is written");
+    until("it to be somebody's again", async || (reason(channel.clone(), None).await == "ImageNotFound").then_some(()))
+        .await;
+    assert_eq!(connections.load(Ordering::SeqCst), 1, "no certificate has changed");
+
+    // Another authority in the place of the clients': whoever comes with the old one's certificate is not heard, on whatever
+    // connection.
+    foreign.authority("successors");
+    fs::copy(foreign.file("successors.pem"), foreign.file("clients.pem")).expect("it is replaced");
+    until("the old one's to be refused", async || call(channel.clone(), None).await.details().is_empty().then_some(()))
+        .await;
+    foreign.certificate("successors", "workload", WORKLOAD, NOW);
+    let successor = connect(&running, &foreign, Some("workload")).await.expect("it is taken");
+    assert_eq!(reason(successor.clone(), None).await, "ImageNotFound");
+
+    // Half of a pair, as it is while it is being replaced, changes nothing.
+    let whole = fs::read(foreign.file("server.key")).expect("a key");
+    fs::write(foreign.file("server.key"), "-----BEGIN").expect("it is written");
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    let again = connect(&running, &foreign, Some("workload")).await.expect("it is taken");
+    assert_eq!(reason(again, None).await, "ImageNotFound");
+    fs::write(foreign.file("server.key"), whole).expect("it is written");
+    running.stop().await;
+}
+
+/// The command line by TLS, and what it says where that can't be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_speaks_tls() {
+    let foreign = Foreign::new();
+    let running = site(&foreign, "").start_as(Role::Server).await;
+    foreign.certificate("clients", "dns", "ci.example.com", NOW);
+    let file = |name: &str| foreign.file(name).display().to_string();
+    let endpoint = format!("https://localhost:{}", running.address.port());
+    let run = async |arguments: Vec<String>| {
+        let directory = running.site.directory.path().to_owned();
+        let run = move || {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            process::run(Path::new(&directory), &arguments)
+        };
+        tokio::task::spawn_blocking(run).await.expect("it ends")
+    };
+    let with = |more: &[&str]| {
+        let arguments = ["sync", "nobody-knows-it", "--endpoint", &endpoint].into_iter().chain(more.iter().copied());
+        arguments.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (ca, certificate, key) = (file("servers.pem"), file("dns.pem"), file("dns.key"));
+    let output = run(with(&["--ca-file", &ca, "--certificate-file", &certificate, "--key-file", &key])).await;
+    assert!(process::stderr(&output).contains("ImageNotFound"), "{output:?}");
+    let output = run(with(&["--certificate-file", &certificate, "--key-file", &key])).await;
+    let told = process::stderr(&output);
+    assert!(!output.status.success() && told.contains("no service answers") && told.contains("certificate"), "{told}");
+    let output = run(with(&["--certificate-file", &certificate])).await;
+    assert!(process::stderr(&output).contains("--key-file"), "{output:?}");
+    running.stop().await;
+}
