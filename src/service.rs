@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::Audit,
-    config::{self, Config, Open},
+    config::{self, Config, OpenStore},
     contract::{self, Contract},
     domain::{Clock, RegionId, WorkerId},
     identity::{Directory, Fetched},
-    region::{self, DirStore, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
+    region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
     reload::Reload,
     server::{self, Deadlines, Health, Listener, ListenerSettings, Parts, Tls, TlsError},
     state::{self, State},
@@ -42,6 +42,9 @@ pub enum Error {
         /// What is wrong with it.
         source: region::Error,
     },
+    /// The provider can't be spoken to.
+    #[error("alibaba: {0}")]
+    Provider(#[source] region::Error),
     /// Reflection can't be set up.
     #[error("reflection can't be set up")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -95,24 +98,31 @@ pub struct Service {
     reload: Arc<Notify>,
 }
 
-/// The stores of the configured regions.
-pub fn stores(config: &Config) -> Result<Stores, Error> {
-    let stores = config.stores()?.into_iter().map(|(region, store)| {
-        let opened = open(store).map_err(|source| Error::Store { region: region.clone(), source })?;
-        Ok((region, opened))
-    });
-    Ok(Stores::new(stores.collect::<Result<Vec<_>, Error>>()?))
+/// What keeps the images of the configured regions.
+pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
+    match config.backend()? {
+        config::Backend::Stores(stores) => {
+            let stores = stores.into_iter().map(|(region, store)| {
+                let opened = open(store).map_err(|source| Error::Store { region: region.clone(), source })?;
+                Ok((region, opened))
+            });
+            Ok(Backend::Stores(Stores::new(stores.collect::<Result<Vec<_>, Error>>()?)))
+        }
+        config::Backend::Ecs { places, settings } => {
+            Ok(Backend::Ecs(Ecs::new(places, *settings, clock.clone()).map_err(Error::Provider)?))
+        }
+    }
 }
 
-fn open(store: Open) -> region::Result<Arc<dyn Store>> {
+fn open(store: OpenStore) -> region::Result<Arc<dyn Store>> {
     match store {
-        Open::Dir { path, keep_free } => Ok(Arc::new(DirStore::new(path).keeping_free(keep_free))),
-        Open::Registry { location, credentials, also_hosts, certificates, loopback } => {
+        OpenStore::Dir { path, keep_free } => Ok(Arc::new(DirStore::new(path).keeping_free(keep_free))),
+        OpenStore::Registry { location, credentials, also_hosts, certificates, loopback } => {
             let client =
                 RegistryClient::new(location, credentials, also_hosts, certificates.as_deref(), Guard::new(loopback))?;
             Ok(Arc::new(RegistryStore::new(client)))
         }
-        Open::Object { location, access, loopback } => {
+        OpenStore::Object { location, access, loopback } => {
             Ok(Arc::new(open_bucket(location, &access, Guard::new(loopback))?))
         }
     }
@@ -123,10 +133,10 @@ impl Service {
     pub async fn start(config: &Config, role: Role) -> Result<Self, Error> {
         let contract = Arc::new(Contract::load()?);
         let regions = config.regions()?;
-        let stores = stores(config)?;
         let topology = config.topology()?;
         let worker_regions = config.worker.served(&regions)?;
         let clock = Clock::system();
+        let backend = backend(config, &clock)?;
         let (stop, abandon, state_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
@@ -157,7 +167,7 @@ impl Service {
                 failures_per_minute: config.limits.failed_credentials_per_minute,
                 audit,
                 state: state.clone(),
-                stores: stores.clone(),
+                backend: backend.clone(),
                 clock,
                 max_in_flight: config.server.max_in_flight,
                 deadlines: Deadlines {
@@ -184,9 +194,9 @@ impl Service {
                 interval: Duration::from_millis(config.housekeeping.interval_ms),
                 keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
             };
-            let housekeeper = Housekeeper::new(state.clone(), stores.clone(), housekeeping);
+            let housekeeper = Housekeeper::new(state.clone(), backend.clone(), housekeeping);
             tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
-            tasks.push(tokio::spawn(Worker::new(state.clone(), stores, topology, settings).run(stop.clone())));
+            tasks.push(tokio::spawn(Worker::new(state.clone(), backend, topology, settings).run(stop.clone())));
         }
         let shutdown = Duration::from_secs(config.server.shutdown_seconds);
         Ok(Self {

@@ -42,7 +42,7 @@ use appferry::{
     domain::{Clock, Timestamp},
     identity::Fetched,
     ram::{Attached, Attachment, Context, Document, Keys, Policies, Policy, Request},
-    region::Stores,
+    region::{Backend, Stores},
     server::{self, Deadlines, Gate, Parts},
     state::{self, State},
 };
@@ -221,7 +221,7 @@ async fn overhead() -> Result<()> {
         failures_per_minute: 1,
         audit,
         state,
-        stores: Stores::new(Vec::new()),
+        backend: Backend::Stores(Stores::new(Vec::new())),
         clock: Clock::system(),
         max_in_flight: IN_FLIGHT,
         deadlines: Deadlines { default: second, longest: second, stream: second },

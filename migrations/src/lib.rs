@@ -8,6 +8,7 @@ mod m20261125_000002_remember_uploads;
 mod m20261126_000003_many_processes;
 mod m20261127_000004_remember_nonces;
 mod m20261128_000005_find_images_by_name;
+mod m20261129_000006_remember_ecs_copies;
 mod name;
 
 /// All steps, in order.
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000003_many_processes::Migration),
             Box::new(m20261127_000004_remember_nonces::Migration),
             Box::new(m20261128_000005_find_images_by_name::Migration),
+            Box::new(m20261129_000006_remember_ecs_copies::Migration),
         ]
     }
 }

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     contract::v1::SynchronizeAppRequest,
-    domain::ImageName,
-    region::verify,
+    domain::{Clock, ImageName},
+    region::{Backend, verify},
     service::{self, Role, Service},
 };
 
@@ -81,7 +81,11 @@ async fn show(
     print::line(&print::synchronization(&last))?;
     status::judge(&last)?;
 
-    let stores = service::stores(config).map_err(Error::local("the configuration"))?;
+    let Backend::Stores(stores) =
+        service::backend(config, &Clock::system()).map_err(Error::local("the configuration"))?
+    else {
+        return Err(Error::Ended("the embedded regions are directories".to_owned()));
+    };
     let image = ImageName(app_id.clone());
     for (region, store) in stores.iter() {
         let missing = || Error::Ended(format!("{region} does not show the image"));

@@ -77,6 +77,9 @@ pub struct From {
     /// An OCI image layout, as skopeo and buildah write it, and the tag in it.
     #[arg(long, value_name = "LAYOUT[:TAG]")]
     oci: Option<String>,
+    /// A virtual machine's image that the home region has already, by its name there: in a region of ECS, `m-…`.
+    #[arg(long, value_name = "ID")]
+    vm_image: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -133,7 +136,7 @@ impl Origin {
                 Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
             }
             (None, Some(layout)) => Self::layout(layout),
-            (None, None) => Err(Error::Usage("--file or --oci is needed".to_owned())),
+            (None, None) => Err(Error::Usage("--file, --oci or --vm-image is needed".to_owned())),
         }
     }
 
@@ -158,7 +161,7 @@ impl Add {
         Self {
             connection,
             name,
-            from: From { file: Some(file), oci: None },
+            from: From { file: Some(file), oci: None, vm_image: None },
             id: None,
             image_version: env!("CARGO_PKG_VERSION").to_owned(),
             description: String::new(),
@@ -167,24 +170,54 @@ impl Add {
         }
     }
 
-    /// Puts the image into the store, registers it, and returns its id.
+    /// Puts the image into the store, if it is not there, registers it, and returns its id.
     pub async fn run(self) -> Result<String> {
-        let config = match &self.config {
-            Some(file) => Config::load(file),
-            None => embedded::config(Path::new(embedded::DIRECTORY)).map(Ok)?,
-        };
-        let config = config.map_err(Error::local("the configuration"))?;
-        let regions = config.regions().map_err(Error::local("the configuration"))?;
-        let stores = service::stores(&config).map_err(Error::local("the configuration"))?;
-        let home = regions.home().clone();
-        let store = stores.get(&home).ok_or_else(|| Error::Usage(format!("{home} has no store")))?;
         // Asked first: bytes that nobody can register need not be carried.
         let mut client = self.connection.images().await?;
         let chosen = match &self.id {
             Some(id) => Some(unregistered(&mut client, id).await?),
             None => None,
         };
+        let (id, kind, source) = match &self.from.vm_image {
+            Some(source) => (chosen.map(|id| id.to_string()), ImageKind::Vm, source.clone()),
+            None => {
+                let (id, kind) = self.put(chosen).await?;
+                (Some(id.to_string()), kind, id.to_string())
+            }
+        };
+        let (image_type, spec) = match kind {
+            ImageKind::Vm => {
+                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id: source }))
+            }
+            ImageKind::Container => {
+                let spec = ContainerImageSpec { registry_url: format!("oci:{source}") };
+                (ImageType::Container, add_image_request::ImageSpec::ContainerImageSpec(spec))
+            }
+        };
+        let request = AddImageRequest {
+            name: self.name,
+            image_version: self.image_version,
+            description: self.description,
+            image_type: image_type.into(),
+            image_spec: Some(spec),
+            image_id: id.unwrap_or_default(),
+        };
+        Ok(client.add_image(request).await?.into_inner().image_id)
+    }
 
+    /// Puts the image into the home region's store, by the id that was chosen or one that is made.
+    async fn put(&self, chosen: Option<ImageId>) -> Result<(ImageId, ImageKind)> {
+        let config = match &self.config {
+            Some(file) => Config::load(file),
+            None => embedded::config(Path::new(embedded::DIRECTORY)).map(Ok)?,
+        };
+        let config = config.map_err(Error::local("the configuration"))?;
+        let home = config.regions().map_err(Error::local("the configuration"))?.home().clone();
+        let clock = Clock::system();
+        let backend = service::backend(&config, &clock).map_err(Error::local("the configuration"))?;
+        let store = backend.store(&home).ok_or_else(|| {
+            Error::Usage(format!("{home} is a region of ECS, which takes no files; name an image of it by --vm-image"))
+        })?;
         let origin = Origin::open(&self.from).await?;
         let id = match chosen {
             Some(id) => id,
@@ -200,34 +233,15 @@ impl Add {
             bar.set_position(progress.copied + progress.skipped);
         };
         // A later attempt has a higher fence, and clears away what an earlier one left.
-        let fence = Clock::system().now().as_millis().unsigned_abs();
+        let fence = clock.now().as_millis().unsigned_abs();
         let name = spec_name(&**store, origin.kind, &id)?;
         let stage =
             Stage { name, fence, suspect: false, lenders: Arc::default(), journal: Arc::new(Memory::default()) };
-        import(origin.source, origin.name, home, Arc::clone(store), stage, show)
+        import(origin.source, origin.name, home.clone(), Arc::clone(store), stage, show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
         bar.finish_and_clear();
-
-        let (image_type, spec) = match origin.kind {
-            ImageKind::Vm => {
-                let spec = VmImageSpec { image_id: id.to_string() };
-                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(spec))
-            }
-            ImageKind::Container => {
-                let spec = ContainerImageSpec { registry_url: format!("oci:{id}") };
-                (ImageType::Container, add_image_request::ImageSpec::ContainerImageSpec(spec))
-            }
-        };
-        let request = AddImageRequest {
-            name: self.name,
-            image_version: self.image_version,
-            description: self.description,
-            image_type: image_type.into(),
-            image_spec: Some(spec),
-            image_id: id.to_string(),
-        };
-        Ok(client.add_image(request).await?.into_inner().image_id)
+        Ok((id, origin.kind))
     }
 }
 

@@ -4,6 +4,7 @@
 //! that can't be used; each names the key and what was expected.
 
 mod access;
+mod alibaba;
 mod audit;
 mod database;
 mod housekeeping;
@@ -27,20 +28,23 @@ use figment::{
 use serde::Deserialize;
 
 pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, Limits, PolicyEntry, PrincipalEntry, TokenEntry};
+pub use alibaba::Alibaba;
 pub use audit::Audit;
 pub use database::Database;
 pub use housekeeping::Housekeeping;
 pub use jwt::JwtEntry;
 pub use openapi::OpenApi;
-pub use region::{Link, Open, Region};
+pub use region::{Link, OpenStore, Region};
 pub use server::Server;
 pub use tls::Tls;
 pub use worker::Worker;
 
+use self::region::Open;
 use crate::{
     domain::{RegionId, Regions, Secret, relay::Topology},
     identity::{Directory, Fetched, Identity},
     ram,
+    region::ecs,
 };
 
 /// The prefix of the variables that override keys.
@@ -102,6 +106,8 @@ pub struct Config {
     pub home: Home,
     /// The regions.
     pub region: Vec<Region>,
+    /// How Alibaba Cloud is spoken to, where regions are its own.
+    pub alibaba: Option<Alibaba>,
     /// What it costs to go from one to another.
     #[serde(default)]
     pub link: Vec<Link>,
@@ -142,6 +148,20 @@ pub struct Home {
     pub region: String,
 }
 
+/// What is needed to reach all regions.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// Stores of blobs.
+    Stores(Vec<(RegionId, OpenStore)>),
+    /// Regions of Alibaba Cloud.
+    Ecs {
+        /// The regions.
+        places: Vec<(RegionId, ecs::Place)>,
+        /// How the provider is spoken to.
+        settings: Box<ecs::Settings>,
+    },
+}
+
 impl Config {
     /// Reads a file, and the environment over it.
     pub fn load(path: &Path) -> Result<Self, Error> {
@@ -177,7 +197,7 @@ impl Config {
         self.worker.check()?;
         self.housekeeping.check()?;
         let regions = self.regions()?;
-        self.stores()?;
+        self.backend()?;
         self.topology()?;
         self.worker.served(&regions)?;
         self.directory(&mut Fetched::default()).map(drop)
@@ -203,9 +223,32 @@ impl Config {
         Ok(Regions::new(home, ids))
     }
 
-    /// What is needed to open the stores.
-    pub fn stores(&self) -> Result<Vec<(RegionId, Open)>, Error> {
-        self.region.iter().enumerate().map(|(place, region)| Ok((region.id(place)?, region.open(place)?))).collect()
+    /// What is needed to open the stores, or to speak to the provider. ECS copies between its own regions only, so that either all
+    /// regions are of ECS or none is.
+    pub fn backend(&self) -> Result<Backend, Error> {
+        let (mut stores, mut places) = (Vec::new(), Vec::new());
+        for (place, region) in self.region.iter().enumerate() {
+            let id = region.id(place)?;
+            match region.open(place)? {
+                Open::Ecs(name) => {
+                    let alibaba = self.alibaba.clone().unwrap_or_default();
+                    places.push((id, ecs::Place { endpoint: alibaba.endpoint(&name)?, name }));
+                }
+                Open::Store(store) => stores.push((id, store)),
+            }
+            if !stores.is_empty() && !places.is_empty() {
+                let problem = "ECS copies between its own regions only: either all regions are ecs:// or none is";
+                return Err(value(format!("region[{place}].store"), problem));
+            }
+        }
+        match &self.alibaba {
+            alibaba if !places.is_empty() => {
+                let settings = alibaba.clone().unwrap_or_default().settings()?;
+                Ok(Backend::Ecs { places, settings: Box::new(settings) })
+            }
+            Some(_) => Err(value("alibaba", "no region is ecs://REGION")),
+            None => Ok(Backend::Stores(stores)),
+        }
     }
 
     /// The limits of the regions, and the costs of the links between them.

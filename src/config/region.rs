@@ -16,7 +16,7 @@ use crate::{
 pub struct Region {
     /// Its id.
     pub id: String,
-    /// Its store: `dir://PATH`, `registry+https://HOST/NAMESPACE`, `s3://BUCKET/PREFIX`, `gs://…` or `az://…`.
+    /// Its store: `dir://PATH`, `registry+https://HOST/NAMESPACE`, `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `ecs://REGION`.
     pub store: String,
     /// Bytes that are kept free in the store (`dir`).
     pub keep_free_bytes: u64,
@@ -72,9 +72,18 @@ pub struct Link {
     pub cost: u32,
 }
 
+/// What a region is, with all that is needed to reach it.
+#[derive(Debug, Clone)]
+pub(super) enum Open {
+    /// A store.
+    Store(OpenStore),
+    /// A region of Alibaba Cloud, by its name there.
+    Ecs(String),
+}
+
 /// A store, with all that is needed to open it.
 #[derive(Debug, Clone)]
-pub enum Open {
+pub enum OpenStore {
     /// A directory.
     Dir {
         /// Where.
@@ -123,24 +132,26 @@ impl Region {
             Location::Dir(_) => "dir",
             Location::Registry(_) => "registry",
             Location::Object(_) => "object",
+            Location::Ecs(_) => "ecs",
         };
         self.refuse_foreign(place, kind)?;
         match location {
-            Location::Dir(path) => Ok(Open::Dir { path, keep_free: self.keep_free_bytes }),
+            Location::Dir(path) => Ok(Open::Store(OpenStore::Dir { path, keep_free: self.keep_free_bytes })),
             Location::Registry(location) => {
                 if location.is_plain() && !location.is_loopback() && !self.allow_http {
                     let problem = "a registry without TLS that is not this machine needs allow_http = true";
                     return Self::refuse(place, "store", problem);
                 }
-                Ok(Open::Registry {
+                Ok(Open::Store(OpenStore::Registry {
                     credentials: self.credentials(place, &location)?,
                     also_hosts: self.also_hosts.clone(),
                     certificates: self.ca_file.as_ref().map(|file| bytes(place, "ca_file", file)).transpose()?,
                     loopback: self.allow_loopback || location.is_loopback(),
                     location,
-                })
+                }))
             }
             Location::Object(location) => self.object(place, location),
+            Location::Ecs(name) => self.ecs(place, name),
         }
     }
 
@@ -221,7 +232,22 @@ impl Region {
             anonymous: self.anonymous,
             allow_http,
         };
-        Ok(Open::Object { location, access, loopback })
+        Ok(Open::Store(OpenStore::Object { location, access, loopback }))
+    }
+
+    /// What passes between regions of ECS does not pass here: only how many copies there are can be limited.
+    fn ecs(&self, place: usize, name: String) -> Result<Open, Error> {
+        let keys = [
+            ("allow_http", self.allow_http),
+            ("allow_loopback", self.allow_loopback),
+            ("egress_bytes_per_second", self.egress_bytes_per_second.is_some()),
+            ("ingress_bytes_per_second", self.ingress_bytes_per_second.is_some()),
+            ("egress_copies", self.egress_copies.is_some()),
+        ];
+        match keys.iter().find(|(_, given)| *given) {
+            Some((key, _)) => Self::refuse(place, key, "it says nothing about a region whose images ECS copies"),
+            None => Ok(Open::Ecs(name)),
+        }
     }
 
     /// How much may go out of and into it.

@@ -73,6 +73,15 @@ pub struct Descriptor {
     pub size: u64,
 }
 
+/// What an image consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Blobs below a root manifest or index.
+    Blobs(Descriptor),
+    /// Disks that ECS keeps and shows nobody: there is no digest to know them by.
+    Ecs,
+}
+
 /// A registered image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
@@ -90,9 +99,9 @@ pub struct Image {
     pub source: ImageName,
     /// The region it comes from.
     pub home: RegionId,
-    /// Its root manifest or index.
-    pub root: Descriptor,
-    /// The size of all its content in bytes, each blob counted once.
+    /// What it consists of.
+    pub content: Content,
+    /// The size of all its content in bytes, each blob counted once; what ECS keeps, in whole GiB.
     pub size: u64,
     /// When it was registered.
     pub created_at: Timestamp,

@@ -4,6 +4,7 @@
 
 mod accept;
 mod digest;
+mod ecs;
 mod fault;
 mod ids;
 mod image;
@@ -16,9 +17,10 @@ mod time;
 
 pub use accept::{Accepted, Refusal, Standing, Step, accept};
 pub use digest::{Digest, DigestError};
+pub use ecs::{EcsCopy, EcsImage, EcsImageId, EcsStatus, EcsStep};
 pub use fault::{Fault, FaultKind, with_causes};
 pub use ids::{ClientToken, IdError, ImageId, MAX_ID_LENGTH, MAX_TOKEN_LENGTH, RegionId, RequestId};
-pub use image::{Descriptor, Image, ImageKind, ImageName};
+pub use image::{Content, Descriptor, Image, ImageKind, ImageName};
 pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
 pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};
 pub use secret::Secret;

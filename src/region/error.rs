@@ -2,8 +2,8 @@
 
 use std::{io, time::Duration};
 
-use super::guard::Forbidden;
-use crate::domain::{Digest, DigestError};
+use super::{ecs, guard::Forbidden};
+use crate::domain::{Digest, DigestError, FaultKind};
 
 /// A result of a store.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -96,6 +96,9 @@ pub enum Error {
         /// What was wrong with the connection, down to its cause.
         problem: String,
     },
+    /// A copy that ECS makes can't go on.
+    #[error(transparent)]
+    Ecs(Box<ecs::Error>),
     /// A store pointed to an address that is not dialed.
     #[error("{what}: {source}")]
     Forbidden {
@@ -147,6 +150,12 @@ pub enum Verdict {
     Fail,
 }
 
+impl From<ecs::Error> for Error {
+    fn from(error: ecs::Error) -> Self {
+        Self::Ecs(Box::new(error))
+    }
+}
+
 impl Error {
     pub(super) fn io(action: &'static str, path: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -186,6 +195,7 @@ impl Error {
                 400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
                 _ => Verdict::Fail,
             },
+            Self::Ecs(error) => error.verdict(),
             Self::Vanished(_)
             | Self::Interrupted
             | Self::Stalled(_)
@@ -209,12 +219,26 @@ impl Error {
     /// When the store wants to be asked again, if it said so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        if let Self::Status { retry_after, .. } = self { *retry_after } else { None }
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::Ecs(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// Whose error it is.
+    #[must_use]
+    pub fn fault_kind(&self) -> FaultKind {
+        if let Self::Ecs(error) = self { error.fault_kind() } else { FaultKind::Store }
     }
 
     /// Whether what is wrong is that the image, or a part of it, is not there.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::ImageMissing(_) | Self::BlobMissing { .. })
+        match self {
+            Self::ImageMissing(_) | Self::BlobMissing { .. } => true,
+            Self::Ecs(error) => error.is_source_missing(),
+            _ => false,
+        }
     }
 }

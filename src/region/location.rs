@@ -13,6 +13,8 @@ pub enum Location {
     Registry(RegistryLocation),
     /// `s3://BUCKET[/PREFIX]`, `gs://` and `az://`.
     Object(ObjectLocation),
+    /// `ecs://REGION`: a region of Alibaba Cloud, by its own name for it.
+    Ecs(String),
 }
 
 /// Where a registry is.
@@ -28,12 +30,7 @@ impl RegistryLocation {
     /// Whether it is this machine by its very name.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        match self.base.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        }
+        is_loopback(&self.base)
     }
 
     /// Whether it is spoken to without TLS.
@@ -47,6 +44,17 @@ impl RegistryLocation {
     pub fn authority(&self) -> String {
         let host = self.base.host_str().unwrap_or_default();
         self.base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    }
+}
+
+/// Whether a URL is this machine by its very name.
+#[must_use]
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 
@@ -87,7 +95,7 @@ pub struct ObjectLocation {
 /// Why a text is no location.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no store; expected dir://PATH, registry+https://HOST/NAMESPACE, s3://BUCKET/PREFIX, gs:// or az://{1}"
+    "{0:?} is no store; expected dir://PATH, registry+https://HOST/NAMESPACE, s3://BUCKET/PREFIX, gs://, az:// or ecs://REGION{1}"
 )]
 pub struct LocationError(String, &'static str);
 
@@ -103,6 +111,11 @@ impl FromStr for Location {
                 let base: Url =
                     text.trim_start_matches("registry+").parse().map_err(|_| refused(" (it is not a URL)"))?;
                 registry(base).map(Self::Registry).map_err(refused)
+            }
+            "ecs" => {
+                let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                let good = !rest.is_empty() && rest.len() <= 64 && rest.chars().all(named);
+                if good { Ok(Self::Ecs(rest.to_owned())) } else { Err(refused(" (it names no region)")) }
             }
             "s3" => object(Provider::S3, rest).map(Self::Object).map_err(refused),
             "gs" => object(Provider::Gcs, rest).map(Self::Object).map_err(refused),
@@ -196,6 +209,9 @@ mod tests {
             "registry+https:///apps",
             "registry+https://host/Apps",
             "registry+https://host/a?b=c",
+            "ecs://",
+            "ecs://cn-shanghai/x",
+            "ecs://evil.example.com",
             "s3://",
             "s3:///x",
             "s3://b/../c",

@@ -1,8 +1,10 @@
 //! Where images live: the store of each region, behind one trait. Only this module knows how bytes are stored; it knows
 //! nothing of who asks for them, of databases or of protobuf.
 
+mod answer;
 mod dir;
 mod disk;
+pub mod ecs;
 mod error;
 pub mod guard;
 mod journal;
@@ -18,9 +20,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use dir::DirStore;
 pub use disk::DiskFile;
+pub use ecs::Ecs;
 pub use error::{Error, Result, Verdict};
 pub use journal::{Journal, Memory};
-pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation};
+pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, ObjectStore, open as open_bucket};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
@@ -32,6 +35,44 @@ use crate::domain::RegionId;
 
 /// How many bytes travel together.
 pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// What keeps the images of all configured regions.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// Stores of blobs, which we carry.
+    Stores(Stores),
+    /// Regions of Alibaba Cloud, whose ECS copies images itself.
+    Ecs(Ecs),
+}
+
+impl Backend {
+    /// The store of a region; nothing if it has none.
+    #[must_use]
+    pub fn store(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
+        match self {
+            Self::Stores(stores) => stores.get(region),
+            Self::Ecs(_) => None,
+        }
+    }
+
+    /// Whether the region is configured.
+    #[must_use]
+    pub fn has(&self, region: &RegionId) -> bool {
+        match self {
+            Self::Stores(stores) => stores.get(region).is_some(),
+            Self::Ecs(ecs) => ecs.has(region),
+        }
+    }
+
+    /// The regions, sorted, each with the name of its kind.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<(&RegionId, &'static str)> {
+        match self {
+            Self::Stores(stores) => stores.iter().map(|(region, store)| (region, store.kind().as_str())).collect(),
+            Self::Ecs(ecs) => ecs.regions().map(|region| (region, "ecs")).collect(),
+        }
+    }
+}
 
 /// The store of every configured region.
 #[derive(Debug, Clone)]

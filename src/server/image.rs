@@ -1,12 +1,14 @@
 //! `ImageService`: wire to domain, the home region's store where an image is registered, and the state.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
 
 use super::{
-    Parts, page,
+    Parts,
+    origin::Origin,
+    page,
     permit::Permit,
     verify::{Found, Verifier},
     wire,
@@ -14,10 +16,10 @@ use super::{
 use crate::{
     contract::{
         Contract, Failure, Violation,
-        v1::{self, CommonErrorCode, ErrorCode, add_image_request, image_service_server::ImageService},
+        v1::{self, add_image_request, image_service_server::ImageService},
     },
-    domain::{Clock, Image, ImageId, ImageKind, RegionId, Replica, Targets},
-    region::{self, ImageSpec, Stores, Tree},
+    domain::{Clock, Content, EcsImageId, Image, ImageId, ImageKind, RegionId, Replica, Targets},
+    region::{Backend, ImageSpec},
     state::{self, ImageFilter, State},
 };
 
@@ -31,7 +33,7 @@ const MAX_VALUES: usize = 100;
 #[derive(Debug)]
 pub struct Images {
     state: State,
-    stores: Stores,
+    backend: Backend,
     contract: Arc<Contract>,
     clock: Clock,
     verifier: Verifier,
@@ -41,12 +43,12 @@ impl Images {
     pub fn new(parts: &Parts) -> Self {
         Self {
             state: parts.state.clone(),
-            stores: parts.stores.clone(),
+            backend: parts.backend.clone(),
             contract: Arc::clone(&parts.contract),
             clock: parts.clock.clone(),
             verifier: Verifier::new(
                 parts.state.clone(),
-                parts.stores.clone(),
+                parts.backend.clone(),
                 Arc::clone(&parts.contract),
                 parts.stop.clone(),
             ),
@@ -57,11 +59,30 @@ impl Images {
         failure.into().status(&self.contract.errors, permit.request_id())
     }
 
-    fn image(&self, image: &Image, replicas: &[(RegionId, Replica)], asked: &Targets) -> v1::Image {
+    /// What ECS knows some images by in its regions.
+    async fn made(&self, images: &[&ImageId]) -> state::Result<BTreeMap<(ImageId, RegionId), EcsImageId>> {
+        match self.backend {
+            Backend::Stores(_) => Ok(BTreeMap::new()),
+            Backend::Ecs(_) => self.state.ecs_copies(images).await,
+        }
+    }
+
+    fn image(
+        &self,
+        image: &Image,
+        replicas: &[(RegionId, Replica)],
+        made: &BTreeMap<(ImageId, RegionId), EcsImageId>,
+        asked: &Targets,
+    ) -> v1::Image {
         // A home region that is no longer configured has no store that could tell.
-        let store = self.stores.get(&image.home);
+        let store = self.backend.store(&image.home);
         let url = store.map_or_else(|| image.source.to_string(), |store| store.url(&image.source));
-        wire::image(image, url, replicas, self.state.regions(), asked)
+        let id_in = |region: &RegionId| match &image.content {
+            Content::Ecs if *region == image.home => Some(image.source.to_string()),
+            Content::Ecs => made.get(&(image.id.clone(), region.clone())).map(EcsImageId::to_string),
+            Content::Blobs(_) => None,
+        };
+        wire::image(image, url, replicas, id_in, self.state.regions(), asked)
     }
 
     async fn get(&self, body: v1::GetImageRequest) -> Result<v1::Image, Failure> {
@@ -70,7 +91,8 @@ impl Images {
         let asked = wire::targets("additional_region_ids", &body.additional_region_ids, self.state.regions())?;
         let (image, replicas) = self.state.image_get(&id).await?;
         of_kind(&image, kind)?;
-        Ok(self.image(&image, &replicas, &asked))
+        let made = self.made(&[&image.id]).await?;
+        Ok(self.image(&image, &replicas, &made, &asked))
     }
 
     async fn list(&self, body: v1::ListImagesRequest) -> Result<v1::ListImagesResponse, Failure> {
@@ -83,10 +105,12 @@ impl Images {
         let after: Option<ImageId> = page::after(&body.page_token)?;
         let span = state::Span { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
         let found = self.state.image_list(&filter, after.as_ref(), span, body.count_all).await?;
+        let made = self.made(&found.images.iter().map(|(image, _)| &image.id).collect::<Vec<_>>()).await?;
+        let image = |(image, replicas): &(Image, Vec<_>)| self.image(image, replicas, &made, &Targets::All);
         let last = found.images.last().filter(|_| found.more);
         Ok(v1::ListImagesResponse {
             next_page_token: last.map(|(image, _)| page::token(&image.id)).unwrap_or_default(),
-            images: found.images.iter().map(|(image, replicas)| self.image(image, replicas, &Targets::All)).collect(),
+            images: found.images.iter().map(image).collect(),
             total_size: found.total.map(wire::bytes).unwrap_or_default(),
         })
     }
@@ -126,20 +150,7 @@ impl Images {
         Span::current().record("appferry.app_id", id.as_str());
 
         let home = self.state.regions().home();
-        let store = self.stores.get(home).ok_or_else(|| Failure::new(CommonErrorCode::InternalError, ""))?;
-        let source = store
-            .locate(&spec)
-            .map_err(|description| Failure::invalid(Violation { field: field(kind), description }))?;
-        let store_failed = |error: region::Error| {
-            let cause = format!("the home region {home}: {error}");
-            let code = if error.is_missing() { ErrorCode::ImageNotFound } else { ErrorCode::ServiceApiError };
-            Failure::new(code, cause).in_regions([home])
-        };
-        let root = store.root(&source).await.map_err(store_failed)?.ok_or_else(|| {
-            let cause = format!("The home region {home} has no image {source}.");
-            Failure::new(ErrorCode::ImageNotFound, cause).in_regions([home])
-        })?;
-        let tree = Tree::read(&**store, &source, &root).await.map_err(store_failed)?;
+        let Origin { source, content, size } = Origin::find(&self.backend, home, &spec).await?;
         let image = Image {
             id: id.clone(),
             name,
@@ -148,8 +159,8 @@ impl Images {
             kind,
             source,
             home: home.clone(),
-            root,
-            size: tree.size(),
+            content,
+            size,
             created_at: self.clock.now(),
         };
         self.state.image_add(&image).await?;
@@ -176,13 +187,6 @@ fn several<T>(
         return Err(Failure::invalid(Violation { field, description }));
     }
     values.iter().map(|value| read(field, value)).collect()
-}
-
-fn field(kind: ImageKind) -> &'static str {
-    match kind {
-        ImageKind::Vm => "vm_image_spec.image_id",
-        ImageKind::Container => "container_image_spec.registry_url",
-    }
 }
 
 fn spec(image_type: i32, spec: Option<add_image_request::ImageSpec>) -> Result<(ImageKind, ImageSpec), Failure> {
@@ -260,10 +264,10 @@ impl ImageService for Images {
     ) -> Result<Response<v1::ListRegionsResponse>, Status> {
         Permit::of(&request)?;
         let home = self.state.regions().home();
-        let regions = self.stores.iter().map(|(region, store)| v1::Region {
+        let regions = self.backend.kinds().into_iter().map(|(region, kind)| v1::Region {
             region_id: region.to_string(),
             home: region == home,
-            store_kind: store.kind().as_str().to_owned(),
+            store_kind: kind.to_owned(),
         });
         Ok(Response::new(v1::ListRegionsResponse { regions: regions.collect() }))
     }

@@ -9,6 +9,7 @@ mod image;
 mod layer;
 mod listener;
 mod openapi;
+mod origin;
 mod page;
 mod peer;
 mod permit;
@@ -39,7 +40,7 @@ use crate::{
     contract::{Contract, DESCRIPTORS, v1},
     domain::Clock,
     identity::Directory,
-    region::Stores,
+    region::Backend,
     state::State,
 };
 use attempts::Attempts;
@@ -69,7 +70,7 @@ pub struct Parts {
     /// The state.
     pub state: State,
     /// The stores, in which images to be registered are looked up.
-    pub stores: Stores,
+    pub backend: Backend,
     /// Tells when an image was registered, and whether a credential has expired.
     pub clock: Clock,
     /// Calls that are carried out at the same time.

@@ -13,8 +13,8 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, Intactness},
     },
-    domain::{Fault, FaultKind, Image, RegionId, RegionStatus},
-    region::{self, Stores, Verification},
+    domain::{Content, EcsStatus, Fault, FaultKind, Image, RegionId, RegionStatus},
+    region::{self, Backend, Verification},
     state::State,
 };
 
@@ -25,7 +25,7 @@ const AT_ONCE: usize = 4;
 #[derive(Debug, Clone)]
 pub struct Verifier {
     state: State,
-    stores: Stores,
+    backend: Backend,
     contract: Arc<Contract>,
     stop: CancellationToken,
     slots: Arc<Semaphore>,
@@ -35,8 +35,8 @@ pub struct Verifier {
 pub type Found = Pin<Box<dyn Stream<Item = Result<v1::VerifyImageResponse, Status>> + Send>>;
 
 impl Verifier {
-    pub fn new(state: State, stores: Stores, contract: Arc<Contract>, stop: CancellationToken) -> Self {
-        Self { state, stores, contract, stop, slots: Arc::new(Semaphore::new(AT_ONCE)) }
+    pub fn new(state: State, backend: Backend, contract: Arc<Contract>, stop: CancellationToken) -> Self {
+        Self { state, backend, contract, stop, slots: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Reads an image again in the regions that are named, or in all that should have it.
@@ -56,7 +56,7 @@ impl Verifier {
             let mut named = Vec::new();
             for name in &body.region_ids {
                 let region: RegionId = wire::id("region_ids", name)?;
-                if self.stores.get(&region).is_none() {
+                if !self.backend.has(&region) {
                     let description = format!("{region} is not configured");
                     return Err(Failure::invalid(Violation { field: "region_ids", description }));
                 }
@@ -97,13 +97,11 @@ impl Work {
             bytes_read: i64::try_from(bytes).unwrap_or(i64::MAX),
             problems,
         };
-        let (true, Some(store)) = (should_have, self.verifier.stores.get(region)) else {
+        if !should_have || !self.verifier.backend.has(region) {
             return Ok(answer(Intactness::Absent, 0, Vec::new()));
-        };
-        let name = if *region == self.image.home { self.image.source.clone() } else { store.name_of(&self.image) };
-        let read = region::verify(&**store, &name, &self.image.root);
+        }
         let found = tokio::select! {
-            found = read => found,
+            found = self.read(region) => found,
             () = self.verifier.stop.cancelled() => {
                 return Err(self.refuse(&Failure::unavailable("The service is shutting down; verify again", RETRY_AFTER)));
             }
@@ -115,7 +113,11 @@ impl Work {
                 tracing::error!(image = %self.image.id, %region, ?damages, "an image is damaged");
                 if *region != self.image.home {
                     let message = format!("found damaged: {}", damages.join("; "));
-                    let fault = Fault { kind: FaultKind::Store, message };
+                    let kind = match self.image.content {
+                        Content::Blobs(_) => FaultKind::Store,
+                        Content::Ecs => FaultKind::Ecs,
+                    };
+                    let fault = Fault { kind, message };
                     // One that has moved on meanwhile is being made good already.
                     let noted = self.verifier.state.replica_damaged(&self.image.id, region, fault).await;
                     if let Err(error) = noted {
@@ -124,6 +126,35 @@ impl Work {
                 }
                 Ok(answer(Intactness::Damaged, bytes, damages))
             }
+        }
+    }
+
+    /// Reads the image again. What ECS keeps can't be read: it is asked whether it still has it.
+    async fn read(&self, region: &RegionId) -> Result<Verification, Box<dyn std::error::Error + Send + Sync>> {
+        let image = &self.image;
+        let is_home = *region == image.home;
+        let damaged = |problem: String| Ok(Verification { bytes: 0, damages: vec![problem] });
+        match (&self.verifier.backend, &image.content) {
+            (Backend::Stores(stores), Content::Blobs(root)) => {
+                let store = stores.get(region).ok_or("it has no store")?;
+                let name = if is_home { image.source.clone() } else { store.name_of(image) };
+                Ok(region::verify(&**store, &name, root).await?)
+            }
+            (Backend::Ecs(ecs), Content::Ecs) => {
+                let made = self.verifier.state.ecs_copies(&[&image.id]).await?;
+                let id = if is_home {
+                    image.source.0.parse()?
+                } else {
+                    made.get(&(image.id.clone(), region.clone())).cloned().ok_or("its id there is not known")?
+                };
+                match ecs.image(region, &id).await?.map(|shown| shown.status) {
+                    Some(EcsStatus::Available) => Ok(Verification { bytes: 0, damages: Vec::new() }),
+                    Some(EcsStatus::Coming) => damaged(format!("{id} is being made anew")),
+                    Some(EcsStatus::Lost(status)) => damaged(format!("{id} is {status}")),
+                    None => damaged(format!("ECS lists no image {id}")),
+                }
+            }
+            _ => damaged("it is of another kind than the regions".to_owned()),
         }
     }
 

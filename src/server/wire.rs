@@ -11,7 +11,7 @@ use crate::{
         v1::{self, CommonErrorCode, ErrorCode},
     },
     domain::{
-        Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica, RequestId,
+        Content, Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica, RequestId,
         Synchronization, SynchronizationState, TargetError, Targets, Timestamp, with_causes,
     },
     state::Error,
@@ -113,15 +113,19 @@ pub fn region_state(status: RegionStatus) -> v1::RegionState {
     }
 }
 
-fn fault(fault: &Fault, region: &RegionId, request_id: RequestId, rows: &ErrorRows) -> v1::ErrorDetail {
-    let code = match fault.kind {
+/// The row of the table that a fault is.
+pub fn fault_code(kind: FaultKind) -> ErrorCode {
+    match kind {
         FaultKind::Store => ErrorCode::ServiceApiError,
         FaultKind::Ecs => ErrorCode::EcsError,
         FaultKind::Aliyun => ErrorCode::AliyunError,
         FaultKind::Database => ErrorCode::DbError,
         FaultKind::ImageNotFound => ErrorCode::ImageNotFound,
-    };
-    Failure::new(code, fault.message.as_str()).in_regions([region]).detail(rows, request_id)
+    }
+}
+
+fn fault(fault: &Fault, region: &RegionId, request_id: RequestId, rows: &ErrorRows) -> v1::ErrorDetail {
+    Failure::new(fault_code(fault.kind), fault.message.as_str()).in_regions([region]).detail(rows, request_id)
 }
 
 /// A synchronization as the contract has it.
@@ -181,11 +185,13 @@ pub fn kind_filter(image_type: i32) -> Result<Option<ImageKind>, Failure> {
     })
 }
 
-/// An image as the contract has it, with those of the configured regions that are asked about. `url` is what people pull it by.
+/// An image as the contract has it, with those of the configured regions that are asked about. `url` is what people pull it by;
+/// `id_in` knows what else than by its id it is known by in a region.
 pub fn image(
     from: &Image,
     url: String,
     replicas: &[(RegionId, Replica)],
+    id_in: impl Fn(&RegionId) -> Option<String>,
     regions: &Regions,
     asked: &Targets,
 ) -> v1::Image {
@@ -201,7 +207,7 @@ pub fn image(
         let present = status == v1::RegionState::Available;
         v1::AdditionalRegionInfo {
             region_id: region.to_string(),
-            image_id: if present { from.id.to_string() } else { String::new() },
+            image_id: if present { id_in(region).unwrap_or_else(|| from.id.to_string()) } else { String::new() },
             status: status.into(),
         }
     };
@@ -223,7 +229,10 @@ pub fn image(
         image_type: image_type.into(),
         image_spec: Some(spec),
         home_region_id: from.home.to_string(),
-        digest: from.root.digest.to_string(),
+        digest: match &from.content {
+            Content::Blobs(root) => root.digest.to_string(),
+            Content::Ecs => String::new(),
+        },
         size_bytes: bytes(from.size),
         create_time: Some(time(from.created_at)),
         additional_regions_info: match asked {

@@ -83,9 +83,7 @@ mod tests {
 
     use super::{super::Settings, Ask, State, commit_together};
     use crate::{
-        domain::{
-            Clock, Descriptor, Digest, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Targets,
-        },
+        domain::{Clock, Content, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Targets},
         state::{Error, Filter, migrate},
     };
 
@@ -119,7 +117,7 @@ mod tests {
                 kind: ImageKind::Vm,
                 source: ImageName("n".into()),
                 home: home.clone(),
-                root: Descriptor { media_type: String::new(), digest: Digest::new([0; 32]), size: 0 },
+                content: Content::Ecs,
                 size: 0,
                 created_at: Clock::system().now(),
             };

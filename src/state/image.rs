@@ -184,6 +184,12 @@ impl State {
             .filter(entity::replica::Column::DueAt.is_null())
             .exec(&txn)
             .await?;
+        // One that is unfinished is still to be given up.
+        entity::ecs_copy::Entity::delete_many()
+            .filter(entity::ecs_copy::Column::ImageId.eq(id.as_str()))
+            .filter(entity::ecs_copy::Column::Finished.eq(true))
+            .exec(&txn)
+            .await?;
         Ok(txn.commit().await?)
     }
 }

@@ -9,6 +9,7 @@ mod bell;
 mod claim;
 mod database;
 mod duty;
+mod ecs_copy;
 mod entity;
 mod error;
 mod feed;

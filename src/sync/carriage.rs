@@ -5,43 +5,33 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use super::{
     Worker,
-    destination::{Destination, Meter},
+    destination::Destination,
     heartbeat::{Heartbeat, Held},
     limits::Slot,
     pass::{Ended, Pass, Tracked, Trouble},
     pump::Waits,
+    underway::Underway,
 };
 use crate::{
-    domain::{Event, Image, RegionId, with_causes},
-    region::Error,
-    state::{ClaimedRegion, Report},
+    domain::{Descriptor, Event, Image, RegionId, with_causes},
+    region::{Error, Stores},
+    state::Report,
 };
 
 /// One region of a claim.
 #[derive(Debug)]
 pub struct Copy {
-    /// What was claimed.
-    pub claimed: ClaimedRegion,
+    /// What was claimed, and how far it has come.
+    pub underway: Underway,
     /// What carries it out.
     pub destination: Destination,
-    /// How far it has come.
-    pub meter: Arc<Meter>,
-    /// Its span.
-    pub span: Span,
     /// Canceled when the claim is lost.
     pub lost: CancellationToken,
     /// Its slot, while it is fed.
     pub fed: Option<Slot>,
-}
-
-impl Copy {
-    fn held(&self) -> Held {
-        Held { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
-    }
 }
 
 /// An image on its way to the regions of a claim.
@@ -49,7 +39,9 @@ impl Copy {
 pub struct Carriage<'a> {
     /// Who carries it.
     worker: &'a Worker,
+    stores: Stores,
     image: Image,
+    root: Descriptor,
     /// The regions that have it, its home first.
     sources: Vec<RegionId>,
     /// The regions that have not got it yet.
@@ -59,10 +51,17 @@ pub struct Carriage<'a> {
 
 impl<'a> Carriage<'a> {
     /// A carriage of an image that some regions have already.
-    pub fn new(worker: &'a Worker, image: Image, available: Vec<RegionId>, copies: BTreeMap<RegionId, Copy>) -> Self {
+    pub fn new(
+        worker: &'a Worker,
+        stores: Stores,
+        image: Image,
+        root: Descriptor,
+        available: Vec<RegionId>,
+        copies: BTreeMap<RegionId, Copy>,
+    ) -> Self {
         // The home region first: who can be fed from there is, unless limits or costs say otherwise.
         let sources = std::iter::once(image.home.clone()).chain(available).collect();
-        Self { worker, image, sources, copies, passes: JoinSet::new() }
+        Self { worker, stores, image, root, sources, copies, passes: JoinSet::new() }
     }
 
     /// Carries the image to each of the regions, and reports on each as soon as it has ended.
@@ -75,7 +74,7 @@ impl<'a> Carriage<'a> {
             if self.copies.is_empty() {
                 break;
             }
-            let held: Vec<Held> = self.copies.values().map(Copy::held).collect();
+            let held: Vec<Held> = self.copies.values().map(|copy| copy.underway.held()).collect();
             tokio::select! {
                 Some((region, result)) = ends.recv() => self.end(region, result).await,
                 Some(passed) = self.passes.join_next() => if let Err(error) = passed {
@@ -91,9 +90,10 @@ impl<'a> Carriage<'a> {
         self.passes.shutdown().await;
         self.worker.tidy().await;
         for copy in std::mem::take(&mut self.copies).into_values() {
-            copy.span.record("appferry.state", "RELEASED");
-            let event = Event::Release { fence: copy.claimed.fence };
-            self.worker.report(&self.image.id, Report { region: copy.claimed.region, event }).await;
+            let Underway { claimed, span, .. } = copy.underway;
+            span.record("appferry.state", "RELEASED");
+            let event = Event::Release { fence: claimed.fence };
+            self.worker.report(&self.image.id, Report { region: claimed.region, event }).await;
         }
     }
 
@@ -106,13 +106,13 @@ impl<'a> Carriage<'a> {
         }
         for (from, fed) in self.worker.limits.assign(&self.sources, &waiting) {
             let fed = self.granted(&from, fed).await;
-            let Some(source) = self.worker.stores.get(&from).cloned() else { continue };
+            let Some(source) = self.stores.get(&from).cloned() else { continue };
             let mut destinations: Vec<Tracked> = Vec::new();
             for (region, slot) in fed {
                 let Some(copy) = self.copies.get_mut(&region) else { continue };
                 copy.fed = Some(slot);
-                copy.span.record("appferry.source_region_id", from.as_str());
-                destinations.push((copy.destination.clone(), copy.span.clone()));
+                copy.underway.span.record("appferry.source_region_id", from.as_str());
+                destinations.push((copy.destination.clone(), copy.underway.span.clone()));
             }
             let name = if from == self.image.home { self.image.source.clone() } else { source.name_of(&self.image) };
             let settings = &self.worker.settings;
@@ -121,7 +121,7 @@ impl<'a> Carriage<'a> {
                 from,
                 source,
                 name,
-                root: self.image.root.clone(),
+                root: self.root.clone(),
                 waits: Waits { patience: settings.patience, stall: settings.stall },
             });
             self.passes.spawn(pass.run(destinations, ended.clone()));
@@ -134,7 +134,9 @@ impl<'a> Carriage<'a> {
         if !limits.contains_key(from) {
             return fed;
         }
-        let feed = |region: &RegionId| self.copies.get(region).map(|c| (region.clone(), c.claimed.fence, from.clone()));
+        let feed = |region: &RegionId| {
+            self.copies.get(region).map(|c| (region.clone(), c.underway.claimed.fence, from.clone()))
+        };
         let feeds: Vec<_> = fed.iter().filter_map(|(region, _)| feed(region)).collect();
         let granted = self.worker.state.replica_feed(&self.image.id, &feeds, limits).await.unwrap_or_else(|error| {
             tracing::warn!(error = with_causes(&error), image = %self.image.id, "who may be fed is not known for now");
@@ -163,7 +165,7 @@ impl<'a> Carriage<'a> {
         if result.is_ok() {
             self.sources.push(region);
         }
-        self.worker.conclude(&self.image.id, copy, result).await;
+        self.worker.conclude(&self.image.id, copy.underway, result).await;
     }
 
     /// A pass has ended badly: those that it fed and did not tell of are retried later.
@@ -183,8 +185,8 @@ impl<'a> Carriage<'a> {
         for region in lost {
             if let Some(copy) = self.copies.remove(&region) {
                 copy.lost.cancel();
-                copy.span.record("appferry.state", "LOST");
-                tracing::info!(parent: &copy.span, image = %self.image.id, %region, "the copy was canceled or taken over");
+                copy.underway.span.record("appferry.state", "LOST");
+                tracing::info!(parent: &copy.underway.span, image = %self.image.id, %region, "the copy was canceled or taken over");
             }
         }
     }

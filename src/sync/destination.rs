@@ -63,11 +63,11 @@ impl Meter {
         }
     }
 
-    /// Begins anew.
-    fn start(&self, total: u64) {
-        self.total.store(total, Ordering::Relaxed);
-        self.copied.store(0, Ordering::Relaxed);
-        self.skipped.store(0, Ordering::Relaxed);
+    /// It has come so far.
+    pub fn set(&self, progress: Progress) {
+        self.total.store(progress.total, Ordering::Relaxed);
+        self.copied.store(progress.copied, Ordering::Relaxed);
+        self.skipped.store(progress.skipped, Ordering::Relaxed);
     }
 
     fn copied(&self, bytes: u64) {
@@ -106,7 +106,7 @@ impl Destination {
     }
 
     async fn find_lacking(&self, tree: &Tree) -> Result<Lacking> {
-        self.meter.start(tree.size());
+        self.meter.set(Progress { total: tree.size(), ..Progress::default() });
         self.store.prepare(&self.stage).await?;
         let mut lacking = Lacking { nothing: self.store.is_complete(&self.stage, tree).await?, ..Lacking::default() };
         if lacking.nothing {

@@ -1,13 +1,14 @@
 //! What is done for all by one process at a time: copies whose worker has gone are handed back, synchronizations that have ended
-//! long ago are forgotten, and uploads that nobody will go on with are given up.
+//! long ago are forgotten, and uploads and copies of ECS that nobody will go on with are given up.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::ecs::give_up;
 use crate::{
     domain::{WorkerId, with_causes},
-    region::Stores,
+    region::{Backend, Ecs, Stores},
     state::{self, State},
 };
 
@@ -29,15 +30,15 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Housekeeper {
     state: State,
-    stores: Stores,
+    backend: Backend,
     settings: Settings,
 }
 
 impl Housekeeper {
-    /// A housekeeper for a state and some stores.
+    /// A housekeeper for a state and what keeps the images.
     #[must_use]
-    pub fn new(state: State, stores: Stores, settings: Settings) -> Self {
-        Self { state, stores, settings }
+    pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
+        Self { state, backend, settings }
     }
 
     /// Keeps house whenever it is this process's turn, until `stop` is canceled.
@@ -94,11 +95,30 @@ impl Housekeeper {
             Ok(count) => tracing::debug!(count, "nonces of requests that are too old were forgotten"),
             Err(error) => trouble(error),
         }
-        self.sweep().await;
+        match &self.backend {
+            Backend::Stores(stores) => self.sweep(stores).await,
+            Backend::Ecs(ecs) => self.give_up(ecs).await,
+        }
+    }
+
+    /// Gives up the copies of ECS that nobody wants any more.
+    async fn give_up(&self, ecs: &Ecs) {
+        match self.state.ecs_copy_abandoned().await {
+            Ok(abandoned) => {
+                for (image, region) in abandoned {
+                    if ecs.has(&region) {
+                        give_up(&self.state, ecs, &image, &region).await;
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = with_causes(&error), "abandoned copies can't be looked for for now");
+            }
+        }
     }
 
     /// Gives up the uploads that nobody will go on with: of copies that failed for good, were canceled, or whose image is gone.
-    async fn sweep(&self) {
+    async fn sweep(&self, stores: &Stores) {
         let abandoned = match self.state.upload_abandoned().await {
             Ok(abandoned) => abandoned,
             Err(error) => {
@@ -107,7 +127,7 @@ impl Housekeeper {
             }
         };
         for upload in abandoned {
-            let Some(store) = self.stores.get(&upload.region) else { continue };
+            let Some(store) = stores.get(&upload.region) else { continue };
             let (image, region) = (&upload.image, &upload.region);
             match store.abort(&upload.session).await {
                 Ok(()) => {

@@ -4,6 +4,7 @@
 mod backoff;
 mod carriage;
 mod destination;
+mod ecs;
 mod heartbeat;
 mod housekeeping;
 mod import;
@@ -15,6 +16,7 @@ mod pump;
 mod reader;
 mod settings;
 mod tracing_links;
+mod underway;
 mod wanting;
 mod worker;
 

@@ -10,14 +10,18 @@ use super::{
     Settings,
     carriage::{Carriage, Copy},
     destination::{Destination, Meter},
+    ecs::EcsCarriage,
     journal::ReplicaJournal,
     limits::Limits,
     pass::Trouble,
-    tracing_links::tie,
+    underway::Underway,
 };
 use crate::{
-    domain::{Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology, with_causes},
-    region::{Place, Stage, Store, Stores, Verdict},
+    domain::{
+        Content, Descriptor, EcsImageId, Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology,
+        with_causes,
+    },
+    region::{Backend, Ecs, Place, Stage, Store, Stores, Verdict},
     state::{self, Claim, ClaimedRegion, Order, Report, State},
 };
 
@@ -30,20 +34,28 @@ const TIDY: Duration = Duration::from_secs(5);
 /// Images of a region that may lend a blob to another one there.
 const LENDERS: u64 = 4;
 
+/// How an image is carried.
+enum Way {
+    /// From one store to the others, blob by blob.
+    Blobs(Stores, Descriptor),
+    /// By ECS, which knows it by that id.
+    Ecs(Ecs, EcsImageId),
+}
+
 /// Carries what is due to the regions that it serves.
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub(super) state: State,
-    pub(super) stores: Stores,
+    pub(super) backend: Backend,
     pub(super) settings: Arc<Settings>,
     pub(super) limits: Limits,
 }
 
 impl Worker {
-    /// A worker on a state and some stores.
+    /// A worker on a state and what keeps the images.
     #[must_use]
-    pub fn new(state: State, stores: Stores, topology: Topology, settings: Settings) -> Self {
-        Self { state, stores, settings: Arc::new(settings), limits: Limits::new(topology) }
+    pub fn new(state: State, backend: Backend, topology: Topology, settings: Settings) -> Self {
+        Self { state, backend, settings: Arc::new(settings), limits: Limits::new(topology) }
     }
 
     /// Works until `stop` is canceled; then hands back what it holds and returns.
@@ -92,7 +104,8 @@ impl Worker {
 
     /// Gives up what passes of this process have dropped unfinished.
     pub(super) async fn tidy(&self) {
-        let tidying = stream::iter(self.stores.iter()).for_each_concurrent(None, |(_, store)| store.tidy());
+        let Backend::Stores(stores) = &self.backend else { return };
+        let tidying = stream::iter(stores.iter()).for_each_concurrent(None, |(_, store)| store.tidy());
         if tokio::time::timeout(TIDY, tidying).await.is_err() {
             tracing::warn!("not all uploads that were dropped could be given up");
         }
@@ -100,68 +113,75 @@ impl Worker {
 
     /// Carries what was claimed, keeps the claims alive meanwhile, and reports on each region as soon as it has ended.
     async fn carry(self, claim: Claim, stop: CancellationToken) {
-        let missing = match &claim.image {
-            None => Some("it was removed".to_owned()),
-            Some(image) if self.stores.get(&image.home).is_none() => {
-                Some(format!("its home region {} is no longer configured", image.home))
+        let (image, way) = match self.way(claim.image) {
+            Ok(found) => found,
+            Err(missing) => {
+                let fault = Fault { kind: FaultKind::ImageNotFound, message: missing };
+                for region in &claim.regions {
+                    self.report(&claim.id, failed(region, &Arc::default(), fault.clone(), None)).await;
+                }
+                return;
             }
-            Some(_) => None,
         };
-        let (Some(image), None) = (claim.image, &missing) else {
-            let fault = Fault { kind: FaultKind::ImageNotFound, message: missing.unwrap_or_default() };
-            for region in &claim.regions {
-                self.report(&claim.id, failed(region, &Arc::default(), fault.clone(), None)).await;
+        let regions = claim.regions.into_iter().map(|region| Underway::new(&image, region)).collect();
+        match way {
+            Way::Blobs(stores, root) => {
+                let copies = self.copies(&image, &stores, regions).await;
+                Carriage::new(&self, stores, image, root, claim.available, copies).run(stop).await;
             }
-            return;
+            Way::Ecs(ecs, source) => EcsCarriage::new(&self, ecs, image, source).run(regions, stop).await,
+        }
+    }
+
+    /// How an image is carried; if it can't be, why.
+    fn way(&self, image: Option<Image>) -> Result<(Image, Way), String> {
+        let image = image.ok_or("it was removed")?;
+        if !self.backend.has(&image.home) {
+            return Err(format!("its home region {} is no longer configured", image.home));
+        }
+        let way = match (&self.backend, &image.content) {
+            (Backend::Stores(stores), Content::Blobs(root)) => Way::Blobs(stores.clone(), root.clone()),
+            (Backend::Ecs(ecs), Content::Ecs) => Way::Ecs(ecs.clone(), image.source.0.parse()?),
+            (Backend::Stores(_), Content::Ecs) => return Err("it is of ECS, and the regions no longer are".to_owned()),
+            (Backend::Ecs(_), Content::Blobs(_)) => return Err("the regions are of ECS now, and it is not".to_owned()),
         };
+        Ok((image, way))
+    }
+
+    /// What carries an image to each of some regions.
+    async fn copies(&self, image: &Image, stores: &Stores, regions: Vec<Underway>) -> BTreeMap<RegionId, Copy> {
         let mut copies = BTreeMap::new();
-        for region in claim.regions {
-            let Some(store) = self.stores.get(&region.region).cloned() else { continue };
-            let span = tracing::info_span!(
-                "copy",
-                otel.name = format!("copy {}", region.region),
-                otel.status_code = tracing::field::Empty,
-                otel.status_description = tracing::field::Empty,
-                appferry.app_id = %image.id,
-                appferry.region_id = %region.region,
-                appferry.source_region_id = tracing::field::Empty,
-                appferry.attempt = region.attempt,
-                appferry.bytes_total = image.size,
-                appferry.bytes_copied = tracing::field::Empty,
-                appferry.bytes_skipped = tracing::field::Empty,
-                appferry.state = tracing::field::Empty,
-            );
-            tie(&span, region.attempt, &region.traces);
-            let journal =
-                ReplicaJournal::new(self.state.clone(), image.id.clone(), region.region.clone(), region.fence);
+        for underway in regions {
+            let ClaimedRegion { region, fence, suspect, .. } = &underway.claimed;
+            let Some(store) = stores.get(region).cloned() else { continue };
+            let journal = ReplicaJournal::new(self.state.clone(), image.id.clone(), region.clone(), *fence);
             let stage = Stage {
-                name: store.name_of(&image),
-                fence: region.fence,
-                suspect: region.suspect,
-                lenders: self.lenders(&image, &region.region, &*store).await,
+                name: store.name_of(image),
+                fence: *fence,
+                suspect: *suspect,
+                lenders: self.lenders(image, stores, region, &*store).await,
                 journal: Arc::new(journal),
             };
-            let meter = Arc::<Meter>::default();
             let lost = CancellationToken::new();
             let destination = Destination {
-                region: region.region.clone(),
+                region: region.clone(),
                 store,
                 stage,
-                meter: Arc::clone(&meter),
+                meter: Arc::clone(&underway.meter),
                 lost: lost.clone(),
-                paces: self.limits.paces(&region.region),
+                paces: self.limits.paces(region),
                 resumed: 0,
                 rest: Duration::ZERO,
             };
-            copies.insert(region.region.clone(), Copy { claimed: region, destination, meter, span, lost, fed: None });
+            copies.insert(region.clone(), Copy { underway, destination, lost, fed: None });
         }
-        Carriage::new(&self, image, claim.available, copies).run(stop).await;
+        copies
     }
 
     /// Where blobs of an image may be taken from without carrying them.
-    async fn lenders(&self, image: &Image, region: &RegionId, store: &dyn Store) -> Arc<[Place]> {
+    async fn lenders(&self, image: &Image, stores: &Stores, region: &RegionId, store: &dyn Store) -> Arc<[Place]> {
         let Some(own) = store.place(&store.name_of(image)) else { return Arc::default() };
-        let home = self.stores.get(&image.home).and_then(|home| home.place(&image.source));
+        let home = stores.get(&image.home).and_then(|home| home.place(&image.source));
         let others = self.state.images_in(region, &image.id, LENDERS).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "who could lend blobs is not known");
             Vec::new()
@@ -177,9 +197,9 @@ impl Worker {
     }
 
     /// Reports how the copy of a region ended.
-    pub(super) async fn conclude(&self, image: &ImageId, copy: Copy, result: Result<(), Trouble>) {
-        let progress = copy.meter.read();
-        let Copy { claimed, span, meter, .. } = copy;
+    pub(super) async fn conclude(&self, image: &ImageId, underway: Underway, result: Result<(), Trouble>) {
+        let Underway { claimed, span, meter } = underway;
+        let progress = meter.read();
         span.record("appferry.bytes_copied", progress.copied);
         span.record("appferry.bytes_skipped", progress.skipped);
         let report = match result {
@@ -237,7 +257,7 @@ fn failed(claimed: &ClaimedRegion, meter: &Arc<Meter>, fault: Fault, retry_after
 fn judge(trouble: &Trouble) -> (Fault, bool) {
     let (kind, error) = match trouble {
         Trouble::Source { error, .. } if error.is_missing() => (FaultKind::ImageNotFound, error),
-        Trouble::Source { error, .. } | Trouble::Destination(error) => (FaultKind::Store, error),
+        Trouble::Source { error, .. } | Trouble::Destination(error) => (error.fault_kind(), error),
     };
     (Fault { kind, message: trouble.to_string() }, error.verdict() == Verdict::Retry)
 }

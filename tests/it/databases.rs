@@ -8,9 +8,9 @@ use std::{
 
 use appferry::{
     domain::{
-        ClientToken, Clock, Descriptor, Digest, Event, Fault, FaultKind, Image, ImageId, ImageKind, ImageName,
-        Progress, RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, SynchronizationState, Targets,
-        Timestamp, WorkerId,
+        ClientToken, Clock, Content, Descriptor, Digest, EcsCopy, EcsImageId, Event, Fault, FaultKind, Image, ImageId,
+        ImageKind, ImageName, Progress, RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization,
+        SynchronizationState, Targets, Timestamp, WorkerId,
     },
     identity::acs3::Nonce,
     state::{Ask, Claim, Error, Filter, ImageFilter, Order, Report, Settings, Span, State, Tasks},
@@ -91,7 +91,7 @@ fn image(id: &str) -> Image {
         kind: ImageKind::Vm,
         source: ImageName("n".into()),
         home: region("home"),
-        root: Descriptor { media_type: "m".into(), digest: Digest::new([7; 32]), size: 5 },
+        content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::new([7; 32]), size: 5 }),
         size: 1_000,
         created_at: Clock::system().now(),
     }
@@ -910,6 +910,59 @@ async fn the_version_before_works_on_the_schema_after(kind: Kind) {
     tasks.join().await;
 }
 
+/// What ECS makes is known to whoever claims next, and given up once nobody wants it; whoever was overtaken changes none of it.
+async fn copies_of_ecs_are_remembered(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let other = bench.process().await;
+    let a = add(&state, "a").await;
+    let one = region("one");
+    let made: EcsImageId = "m-1".parse().expect("an id");
+    let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
+    let begin = async |state: &State, fence| state.ecs_copy_begin(&a, &one, fence).await.expect("it answers");
+
+    assert!(begin(&state, fence - 1).await.is_err(), "an old claim begins nothing");
+    let copy = begin(&state, fence).await.expect("it is in time");
+    assert_eq!((copy.image.clone(), copy.finished), (None, false));
+    assert_eq!(begin(&other, fence).await.expect("it is in time"), copy, "it is the same one");
+    let known = copy.made(made.clone(), Timestamp::from_millis(7));
+    let next = EcsCopy { generation: copy.generation + 1, ..known.clone() };
+    state.ecs_copy_made(&a, &one, &next).await.expect("it answers");
+    assert_eq!(begin(&state, fence).await.expect("it is in time"), copy, "another generation's image is not its own");
+    state.ecs_copy_made(&a, &one, &known).await.expect("it answers");
+    assert_eq!(begin(&other, fence).await.expect("it is in time"), known);
+    assert!(state.ecs_copies(&[&a]).await.expect("it answers").is_empty(), "it is not there yet");
+    assert!(state.ecs_copy_abandoned().await.expect("it answers").is_empty());
+    assert_eq!(state.ecs_copy_abandon(&a, &one).await.expect("it answers"), None);
+    let stale = state.ecs_copy_note(&a, &one, fence - 1, &copy).await.expect("it answers");
+    assert!(stale.is_err(), "an old claim changes nothing");
+
+    // Canceled: whoever keeps house gives it up, once.
+    state.synchronization_cancel(id).await.expect("it is canceled");
+    assert!(state.ecs_copy_note(&a, &one, fence, &copy).await.expect("it answers").is_err());
+    assert_eq!(state.ecs_copy_abandoned().await.expect("it answers"), [(a.clone(), one.clone())]);
+    let given_up = other.ecs_copy_abandon(&a, &one).await.expect("it answers").expect("there is something to give up");
+    assert!(given_up.generation > copy.generation && given_up.image.is_none());
+    assert_eq!(given_up.discarded, Some(made.clone()));
+    state.ecs_copy_discarded(&a, &one, &made).await.expect("it answers");
+    let nothing = state.ecs_copy_abandon(&a, &one).await.expect("it answers").expect("its generation is still there");
+    assert_eq!(nothing.discarded, None);
+
+    // Wanted again, before it was forgotten and after.
+    state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    state.ecs_copy_forget(&a, &one).await.expect("it answers");
+    let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
+    let again = begin(&state, fence).await.expect("it is in time");
+    assert_eq!(again.generation, given_up.generation, "what is wanted is not forgotten");
+    let there = EcsCopy { image: Some(made.clone()), finished: true, ..again };
+    state.ecs_copy_note(&a, &one, fence, &there).await.expect("it answers").expect("it is in time");
+    let copies = other.ecs_copies(&[&a]).await.expect("it answers");
+    assert_eq!(copies.get(&(a.clone(), one.clone())), Some(&made));
+    assert!(state.ecs_copy_abandoned().await.expect("it answers").is_empty());
+    bench.end().await;
+}
+
 macro_rules! on_every_database {
     ($($promise:ident)*) => {
         on_every_database!(@on sqlite Sqlite $($promise)*);
@@ -947,6 +1000,7 @@ on_every_database! {
     what_was_left_behind_is_rescued_and_what_is_old_forgotten
     what_ended_just_now_is_kept
     uploads_are_remembered
+    copies_of_ecs_are_remembered
     a_nonce_is_taken_once
     a_schema_is_brought_up_to_date_once
     the_version_before_works_on_the_schema_after

@@ -12,6 +12,7 @@ mod crash;
 mod credentials;
 mod databases;
 mod documents;
+mod ecs;
 mod faults;
 mod fuzzed;
 mod harness;

@@ -1,13 +1,6 @@
 //! The HTTP form of the original, as its official client of Python speaks it, which is pinned and unchanged.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    io::Write as _,
-    net::SocketAddr,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fmt::Write as _, fs, net::SocketAddr};
 
 use appferry::{contract::v1::SynchronizationState, service::Role};
 use sea_orm::ConnectionTrait as _;
@@ -16,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{
     images::{self, noise},
+    python::python,
     site::{HOME, Running, Site},
     until,
 };
@@ -53,31 +47,10 @@ fn site() -> Site {
     site
 }
 
-/// Runs a program of Python, which reads `input`, and returns what it prints.
-async fn python(program: &'static [&'static str], input: String) -> Vec<u8> {
-    let run = move || {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut python = Command::new(root.join(".tools/bin/python"))
-            .args(program)
-            .current_dir(root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("python runs: source scripts/tools");
-        let mut pipe = python.stdin.take().expect("it is piped");
-        pipe.write_all(input.as_bytes()).expect("it reads");
-        drop(pipe);
-        python.wait_with_output().expect("it ends")
-    };
-    let output = tokio::task::spawn_blocking(run).await.expect("it ends");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
 /// Makes calls, one after the other, and returns what came of each.
 async fn make(address: SocketAddr, calls: &[Value]) -> Vec<Value> {
-    let asked = json!({"endpoint": address.to_string(), "calls": calls}).to_string();
+    let asked = json!({"package": "alibabacloud_ehpcinstant20230701", "endpoint": address.to_string(), "calls": calls})
+        .to_string();
     serde_json::from_slice(&python(&["tests/it/harness/alibaba.py"], asked).await).expect("JSON")
 }
 

@@ -12,10 +12,13 @@ use std::{
 
 use appferry::{
     domain::{
-        Clock, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
-        SynchronizationState, Targets, WorkerId, relay::Topology,
+        Clock, Content, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId,
+        Synchronization, SynchronizationState, Targets, WorkerId, relay::Topology,
     },
-    region::{BlobChunks, Chunk, DirStore, ImageSpec, Presence, Result, Source, Stage, Store, StoreKind, Stores, Tree},
+    region::{
+        Backend, BlobChunks, Chunk, DirStore, ImageSpec, Presence, Result, Source, Stage, Store, StoreKind, Stores,
+        Tree,
+    },
     state::{Ask, Settings as StateSettings, State, Tasks, migrate},
     sync::{Backoff, Settings, Worker},
 };
@@ -207,7 +210,7 @@ impl House {
             kind: ImageKind::Vm,
             source: name,
             home: id("home"),
-            root,
+            content: Content::Blobs(root),
             size,
             created_at: Clock::system().now(),
         };
@@ -224,7 +227,9 @@ impl House {
             stall,
             backoff: Backoff { first: seconds(1), longest: seconds(1), attempts: 1 },
         };
-        let worker = tokio::spawn(Worker::new(state.clone(), stores, Topology::default(), settings).run(stop.clone()));
+        let worker = tokio::spawn(
+            Worker::new(state.clone(), Backend::Stores(stores), Topology::default(), settings).run(stop.clone()),
+        );
         Self { directory, state, state_tasks, worker, stop, read, writing, gate }
     }
 

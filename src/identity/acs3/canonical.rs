@@ -81,7 +81,8 @@ fn query(query: &str) -> String {
 }
 
 /// Encodes all but the unreserved characters (RFC 3986, section 2.3).
-pub(super) fn encode(bytes: &[u8]) -> String {
+#[must_use]
+pub fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {

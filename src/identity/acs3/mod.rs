@@ -13,7 +13,7 @@ use http::HeaderMap;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-pub use canonical::Signed;
+pub use canonical::{Signed, encode};
 pub use header::Authorization;
 
 use super::{Caller, Identity, Method, Unproven};
@@ -26,9 +26,12 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 /// The longest nonce, in characters.
 const MAX_NONCE: usize = 128;
 
-const CONTENT: &str = "x-acs-content-sha256";
-const DATE: &str = "x-acs-date";
-const NONCE: &str = "x-acs-signature-nonce";
+/// The header with the digest of the content, in hexadecimal.
+pub const CONTENT: &str = "x-acs-content-sha256";
+/// The header with the time of the request, in whole seconds.
+pub const DATE: &str = "x-acs-date";
+/// The header with what makes the request different from all others.
+pub const NONCE: &str = "x-acs-signature-nonce";
 
 /// An access key of a principal.
 #[derive(Debug, Clone)]
@@ -78,8 +81,7 @@ impl AccessKeys {
         let authorization =
             Authorization::of(request.headers).ok_or_else(|| wrong("The authorization header can't be read"))?;
         let key = self.0.get(authorization.credential).ok_or(Unproven::Unknown)?;
-        let canonical = request.canonical(&authorization.signed_headers)?;
-        let expected = sign(&key.secret, &canonical);
+        let expected = signature(request, &authorization.signed_headers, &key.secret)?;
         if !bool::from(expected.as_bytes().ct_eq(authorization.signature.as_bytes())) {
             return Err(wrong("The signature is not the one of this request"));
         }
@@ -104,29 +106,27 @@ impl AccessKeys {
     }
 }
 
-/// The signature of a canonical request.
-fn sign(secret: &Secret, canonical: &str) -> String {
+/// The signature of a request and of these of its headers, which are in order. It fails if one that has to be signed is not among
+/// them, or one of them is not there exactly once.
+pub fn signature(request: &Signed<'_>, signed_headers: &[&str], secret: &Secret) -> Result<String, Unproven> {
+    let canonical = request.canonical(signed_headers)?;
     let to_sign = format!("{SCHEME}\n{}", hex::encode(Sha256::digest(canonical)));
     // An HMAC takes a key of any length (RFC 2104, section 3), so this never fails.
-    Hmac::<Sha256>::new_from_slice(secret.0.as_bytes()).map_or_else(
+    Ok(Hmac::<Sha256>::new_from_slice(secret.0.as_bytes()).map_or_else(
         |_| String::new(),
         |mut mac| {
             mac.update(to_sign.as_bytes());
             hex::encode(mac.finalize().into_bytes())
         },
-    )
+    ))
 }
 
 /// The value of the `authorization` header for a request whose other headers are complete. All that begin with `x-acs-`, the host,
 /// and the content's type are signed.
 pub fn authorize(request: &Signed<'_>, access_key_id: &str, secret: &Secret) -> Result<String, Unproven> {
     let names = request.names();
-    let canonical = request.canonical(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
-    Ok(format!(
-        "{SCHEME} Credential={access_key_id},SignedHeaders={},Signature={}",
-        names.join(";"),
-        sign(secret, &canonical)
-    ))
+    let signature = signature(request, &names.iter().map(String::as_str).collect::<Vec<_>>(), secret)?;
+    Ok(format!("{SCHEME} Credential={access_key_id},SignedHeaders={},Signature={signature}", names.join(";")))
 }
 
 /// The value of a header that stands there once.

@@ -12,12 +12,16 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::{
-    answer::{passes, refusal, retry_after, transport},
     challenge::Challenge,
     credentials::Credentials,
     token::{self, Issued, Tokens, basic},
 };
-use crate::region::{Error, Result, guard::Guard, location::RegistryLocation};
+use crate::region::{
+    Error, Result,
+    answer::{passes, refusal, retry_after, transport},
+    guard::Guard,
+    location::RegistryLocation,
+};
 
 /// How long the beginning of an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);

@@ -12,7 +12,6 @@ use reqwest::Response;
 
 use super::{
     RegistryStore,
-    answer::{bounded, refusal},
     client::{Ask, Scope, header, what},
     name::Reference,
 };
@@ -20,6 +19,7 @@ use crate::{
     domain::{Descriptor, Digest},
     region::{
         Error, MAX_MANIFEST_BYTES, Result,
+        answer::{bounded, refusal},
         tree::{self, Entry, INDEX_TYPES, MANIFEST_TYPES, ReferrersIndex},
     },
 };

@@ -1,6 +1,5 @@
 //! A registry that speaks the OCI distribution API (specification 1.1). An image is a tag of a repository below the namespace.
 
-mod answer;
 mod challenge;
 mod client;
 mod credentials;
@@ -32,7 +31,6 @@ pub use client::Client;
 pub use credentials::{Credentials, Error as CredentialsError};
 
 use self::{
-    answer::{refusal, transport},
     client::{Ask, Scope, header, what},
     name::Reference,
     upload::Upload,
@@ -40,6 +38,7 @@ use self::{
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
     Tree,
+    answer::{refusal, transport},
     tree::{Entry, digest_of},
 };
 use crate::domain::{Descriptor, Digest, Image, ImageName};

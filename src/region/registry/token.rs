@@ -15,8 +15,8 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use url::{Url, form_urlencoded::Serializer};
 
-use super::{answer::bounded, credentials::Credentials};
-use crate::region::{Error, Result};
+use super::credentials::Credentials;
+use crate::region::{Error, Result, answer::bounded};
 
 /// The largest answer of a token server, in bytes.
 const MAX_BYTES: usize = 64 << 10;

@@ -20,13 +20,12 @@ use url::Url;
 
 use super::{
     RegistryStore,
-    answer::refusal,
     client::{Ask, Scope, header, what},
     feed::{Feed, pipe},
 };
 use crate::{
     domain::{Descriptor, Digest},
-    region::{Chunk, Error, Result, Stage},
+    region::{Chunk, Error, Result, Stage, answer::refusal},
 };
 
 /// The largest blob that is sent in one request, and the size of the chunks of those above, in bytes. What is cut off is sent

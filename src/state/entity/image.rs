@@ -3,7 +3,7 @@
 use sea_orm::entity::prelude::*;
 
 use super::{parse, signed, unsigned};
-use crate::domain::{Descriptor, Image, ImageName, Timestamp};
+use crate::domain::{Content, Descriptor, Image, ImageName, Timestamp};
 
 /// A registered image.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -18,6 +18,7 @@ pub struct Model {
     pub kind: String,
     pub source: String,
     pub home_region: String,
+    /// With the two after it: the root of its blobs. Empty for what ECS keeps.
     pub root_media_type: String,
     pub root_digest: String,
     pub root_size: i64,
@@ -33,6 +34,10 @@ impl ActiveModelBehavior for ActiveModel {}
 
 impl From<&Image> for Model {
     fn from(image: &Image) -> Self {
+        let root = match &image.content {
+            Content::Blobs(root) => (root.media_type.clone(), root.digest.to_string(), root.size),
+            Content::Ecs => (String::new(), String::new(), 0),
+        };
         Self {
             id: image.id.to_string(),
             name: image.name.clone(),
@@ -41,9 +46,9 @@ impl From<&Image> for Model {
             kind: image.kind.as_str().to_owned(),
             source: image.source.0.clone(),
             home_region: image.home.to_string(),
-            root_media_type: image.root.media_type.clone(),
-            root_digest: image.root.digest.to_string(),
-            root_size: signed(image.root.size),
+            root_media_type: root.0,
+            root_digest: root.1,
+            root_size: signed(root.2),
             size: signed(image.size),
             created_at: image.created_at.as_millis(),
         }
@@ -62,10 +67,14 @@ impl TryFrom<Model> for Image {
             kind: parse("image.kind", &row.kind)?,
             source: ImageName(row.source),
             home: parse("image.home_region", &row.home_region)?,
-            root: Descriptor {
-                media_type: row.root_media_type,
-                digest: parse("image.root_digest", &row.root_digest)?,
-                size: unsigned(row.root_size),
+            content: if row.root_digest.is_empty() {
+                Content::Ecs
+            } else {
+                Content::Blobs(Descriptor {
+                    media_type: row.root_media_type,
+                    digest: parse("image.root_digest", &row.root_digest)?,
+                    size: unsigned(row.root_size),
+                })
             },
             size: unsigned(row.size),
             created_at: Timestamp::from_millis(row.created_at),

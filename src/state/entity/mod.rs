@@ -1,5 +1,6 @@
 //! The rows of the tables, and what they are in the domain.
 
+pub mod ecs_copy;
 pub mod image;
 pub mod nonce;
 pub mod replica;

@@ -1,30 +1,28 @@
-"""Calls of the official Python client of E-HPC Instant, as they are told on standard input; what came of them, on standard output.
+"""Calls of an official Python client of Alibaba Cloud, as they are told on standard input; what came of them, on standard output.
 
-Input: {"endpoint", "calls": [call…]}. A call is of one of three kinds:
+Input: {"package", "endpoint", "calls": [call…]}; the package is the client's. A call is of one of three kinds:
   {"method": "synchronize_app", "request": {…}}  a method of the client and its request, by the names of the API
   {"action": "SynchronizeApp", "version": "2023-07-01", "query": {…}}  any action of any version
   {"raw": "GET", "target": "/?…", "headers": {…}}  a request that nobody signs
-The first two take "key": [id, secret], "async": true, and "headers" that are signed with the others.
+The first two take "key": [id, secret] or [id, secret, token], "async": true, and "headers" that are signed with the others.
 """
 
 import asyncio
+import importlib
 import json
 import sys
 import urllib.error
 import urllib.request
 
-from alibabacloud_ehpcinstant20230701 import models
-from alibabacloud_ehpcinstant20230701.client import Client
 from alibabacloud_tea_openapi import utils_models
 from darabonba.runtime import RuntimeOptions
 from Tea.exceptions import TeaException
 
 
 def client(endpoint, call):
-    key_id, secret = call["key"]
-    return Client(
-        utils_models.Config(access_key_id=key_id, access_key_secret=secret, endpoint=endpoint, protocol="HTTP")
-    )
+    names = ["access_key_id", "access_key_secret", "security_token"]
+    keys = dict(zip(names, call["key"]))
+    return Client(utils_models.Config(endpoint=endpoint, protocol="HTTP", **keys))
 
 
 def answered(endpoint, call):
@@ -71,4 +69,6 @@ def tell(endpoint, call):
 
 
 asked = json.load(sys.stdin)
+models = importlib.import_module(f"{asked['package']}.models")
+Client = importlib.import_module(f"{asked['package']}.client").Client
 json.dump([tell(asked["endpoint"], call) for call in asked["calls"]], sys.stdout, default=str)

@@ -4,6 +4,7 @@
 pub mod bucket;
 pub mod collector;
 pub mod database;
+pub mod ecs;
 pub mod foreign;
 pub mod history;
 pub mod images;
@@ -11,6 +12,7 @@ pub mod keeping;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod refusal;
 pub mod registry;
 pub mod site;

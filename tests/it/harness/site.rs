@@ -76,6 +76,8 @@ pub struct Site {
     pub stores: Vec<(&'static str, String)>,
     /// Further lines of a region.
     pub keys: Vec<(&'static str, String)>,
+    /// Regions of ECS instead of all others, the home region first.
+    pub ecs: Vec<&'static str>,
 }
 
 impl Site {
@@ -95,6 +97,7 @@ impl Site {
             worker,
             stores: Vec::new(),
             keys: Vec::new(),
+            ecs: Vec::new(),
         }
     }
 
@@ -142,8 +145,13 @@ impl Site {
             self.url.clone().unwrap_or_else(|| format!("sqlite://{}", self.file().display())),
             self.database
         );
-        for region in [HOME].iter().chain(&TARGETS) {
-            let own = format!("dir://{}", self.region(region).display());
+        let ours: Vec<_> = [HOME].into_iter().chain(TARGETS).collect();
+        for region in if self.ecs.is_empty() { &ours } else { &self.ecs } {
+            let own = if self.ecs.is_empty() {
+                format!("dir://{}", self.region(region).display())
+            } else {
+                format!("ecs://{region}")
+            };
             let store = self.stores.iter().find(|(r, _)| r == region).map_or(own, |(_, store)| store.clone());
             write!(text, "[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n").expect("memory");
             for (_, lines) in self.keys.iter().filter(|(r, _)| r == region) {

@@ -1,4 +1,4 @@
-//! Answers of a registry: bounded, and what they say when they are no good ones.
+//! Answers of registries and of other services that speak HTTP: bounded, and what they say when they are no good ones.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use reqwest::Response;
 use tokio::time::timeout;
 
-use crate::region::{Error, Result};
+use super::{Error, Result};
 
 /// How long nothing of an answer may come.
 const STALL: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ pub async fn bounded(what: &str, mut response: Response, most: usize) -> Result<
     }
     let mut content = Vec::new();
     loop {
-        let chunk = timeout(STALL, response.chunk()).await.map_err(|_| Error::Stalled("an answer of the registry"))?;
+        let chunk = timeout(STALL, response.chunk()).await.map_err(|_| Error::Stalled("an answer"))?;
         let Some(chunk) = chunk.map_err(|error| transport(what, &error))? else { return Ok(content.into()) };
         content.extend_from_slice(&chunk);
         if content.len() > most {
@@ -82,7 +82,12 @@ fn detail(body: &[u8]) -> String {
         Ok(errors) => errors.errors.iter().map(|e| format!("{} {}", e.code, e.message)).collect::<Vec<_>>().join("; "),
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_SHOWN).collect();
-    let line = line.trim();
+    let line = one_line(&text);
     if line.is_empty() { String::new() } else { format!(": {line}") }
+}
+
+/// A text of somebody else's, on one line and no longer than it deserves.
+pub fn one_line(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_SHOWN).collect();
+    line.trim().to_owned()
 }

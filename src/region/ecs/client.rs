@@ -1,0 +1,182 @@
+//! Requests to Alibaba Cloud's RPC-style APIs: signed, bounded in time and size, and to nowhere else.
+
+use std::{fmt, time::Duration};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{ACCEPT, AUTHORIZATION},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
+use url::Url;
+
+use super::{credentials::Keys, error::Error};
+use crate::{
+    domain::{Clock, Timestamp},
+    identity::acs3::{self, CONTENT, DATE, NONCE, Signed, encode},
+    region::{
+        self,
+        answer::{bounded, one_line, retry_after, transport},
+        guard::Guard,
+    },
+};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The largest answer, in bytes: a hundred images with their tags.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+/// A product of the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Product {
+    /// Elastic Compute Service.
+    Ecs,
+    /// Security Token Service.
+    Sts,
+}
+
+impl Product {
+    /// The version of its API that is spoken.
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Ecs => "2014-05-26",
+            Self::Sts => "2015-04-01",
+        }
+    }
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ecs => "ECS",
+            Self::Sts => "STS",
+        })
+    }
+}
+
+/// A request.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// Of which product.
+    pub product: Product,
+    /// Where that is.
+    pub base: &'a Url,
+    /// What is asked.
+    pub action: &'static str,
+    /// With what.
+    pub parameters: Vec<(String, String)>,
+}
+
+/// Asks, and shows who does.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    guard: Guard,
+    clock: Clock,
+    patience: Duration,
+}
+
+/// An error as the provider tells it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Refusal {
+    code: String,
+    message: String,
+    request_id: String,
+}
+
+impl Client {
+    /// A client whose requests take as long as `patience` at most.
+    pub fn new(guard: Guard, clock: Clock, patience: Duration) -> region::Result<Self> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("appferry/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .dns_resolver(guard.clone())
+            .build()
+            .map_err(|error| transport("the HTTP client", &error))?;
+        Ok(Self { http, guard, clock, patience })
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Asks, once.
+    pub async fn call<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
+        let product = call.product;
+        let failed = |source: region::Error| Error::NoAnswer { product, source: Box::new(source) };
+        timeout(self.patience, self.send(keys, call))
+            .await
+            .unwrap_or_else(|_| Err(failed(region::Error::Stalled("an answer"))))
+    }
+
+    async fn send<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
+        let Call { product, action, .. } = call;
+        let failed = |source: region::Error| Error::NoAnswer { product, source: Box::new(source) };
+        let unreachable =
+            |source| failed(region::Error::Forbidden { what: format!("{action} at {}", authority(call.base)), source });
+        self.guard.check(call.base).map_err(unreachable)?;
+        let (url, headers) = self.signed(keys, &call)?;
+        let what = format!("{action} at {}", authority(call.base));
+        let sent = self.http.post(url).headers(headers).send().await;
+        let response = sent.map_err(|error| failed(transport(&what, &error)))?;
+        let (status, retry_after) = (response.status(), retry_after(response.headers()));
+        let body = bounded(&what, response, MAX_ANSWER_BYTES).await.map_err(failed)?;
+        if !status.is_success() {
+            // What comes from something in between has another form, or none.
+            let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
+            let code = if refusal.code.is_empty() { status.as_str().to_owned() } else { one_line(&refusal.code) };
+            let (message, request_id) = (one_line(&refusal.message), one_line(&refusal.request_id));
+            return Err(Error::Refused { product, action, status, code, message, request_id, retry_after });
+        }
+        serde_json::from_slice(&body).map_err(|error| failed(region::Error::malformed(what, error)))
+    }
+
+    /// The URL and the headers of a request.
+    fn signed(&self, keys: &Keys, call: &Call<'_>) -> Result<(Url, HeaderMap), Error> {
+        let malformed = |reason: &dyn fmt::Display| Error::NoAnswer {
+            product: call.product,
+            source: Box::new(region::Error::malformed(call.action, reason)),
+        };
+        let seconds = Timestamp::from_millis(self.clock.now().as_millis().div_euclid(1_000) * 1_000);
+        let mut all = vec![
+            ("x-acs-action", call.action.to_owned()),
+            ("x-acs-version", call.product.version().to_owned()),
+            (DATE, seconds.to_string()),
+            (NONCE, uuid::Uuid::now_v7().simple().to_string()),
+            (CONTENT, hex::encode(Sha256::digest(b""))),
+        ];
+        all.extend(keys.security_token.as_ref().map(|token| ("x-acs-security-token", token.0.clone())));
+        let mut headers = HeaderMap::new();
+        for (name, value) in all {
+            let mut value = HeaderValue::try_from(value).map_err(|error| malformed(&error))?;
+            value.set_sensitive(name == "x-acs-security-token");
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        let pair =
+            |(name, value): &(String, String)| format!("{}={}", encode(name.as_bytes()), encode(value.as_bytes()));
+        let query = call.parameters.iter().map(pair).collect::<Vec<_>>().join("&");
+        let authority = authority(call.base);
+        let request =
+            Signed { method: "POST", path: "/", query: &query, headers: &headers, authority: Some(&authority) };
+        let authorization =
+            acs3::authorize(&request, &keys.id, &keys.secret).map_err(|error| malformed(&format!("{error:?}")))?;
+        let mut authorization = HeaderValue::try_from(authorization).map_err(|error| malformed(&error))?;
+        authorization.set_sensitive(true);
+        headers.insert(AUTHORIZATION, authorization);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let mut url = call.base.clone();
+        url.set_query(Some(&query));
+        Ok((url, headers))
+    }
+}
+
+/// What stands in the header `host`.
+fn authority(base: &Url) -> String {
+    let host = base.host_str().unwrap_or_default();
+    base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}

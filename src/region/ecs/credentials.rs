@@ -1,0 +1,227 @@
+//! Who asks: an access key, one with a security token, or whatever a credentials file says at the moment.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use url::Url;
+
+use super::{
+    client::{Call, Client, Product},
+    error::Error,
+};
+use crate::domain::{Secret, Timestamp};
+
+/// How long before a role's keys run out new ones are asked for.
+const EARLY: Duration = Duration::from_secs(300);
+/// How long a role's keys are asked for, in seconds: the least that STS gives them for anyway.
+const ROLE_SECONDS: u32 = 3_600;
+/// The largest credentials file, in bytes.
+const MAX_FILE_BYTES: usize = 64 << 10;
+
+/// An access key, with what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// Its public part.
+    pub id: String,
+    /// Its secret part.
+    pub secret: Secret,
+    /// Shown beside it if it is a temporary one.
+    pub security_token: Option<Secret>,
+}
+
+/// Where the keys come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// From the configuration.
+    Keys(Keys),
+    /// From a file that is read again for every request, so that it may be replaced at any time.
+    File {
+        /// The file, in the form that the provider's own tools use.
+        path: PathBuf,
+        /// Which of its sections.
+        profile: String,
+    },
+}
+
+/// What a section of a credentials file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Profile {
+    /// `type = access_key` or `type = sts`.
+    Keys(Keys),
+    /// `type = ram_role_arn`: those of a role that is assumed.
+    Role {
+        /// Who assumes it.
+        keys: Keys,
+        /// The role.
+        arn: String,
+        /// What the session is called.
+        session: String,
+    },
+}
+
+impl Profile {
+    /// Reads a section of a credentials file (Alibaba Cloud SDK, "Manage access credentials", `~/.alibabacloud/credentials.ini`).
+    pub fn parse(text: &str, profile: &str) -> Result<Self, String> {
+        // What the parser says may repeat a line, and that a secret.
+        let file = ini::Ini::load_from_str(text).map_err(|error| format!("line {} can't be read", error.line))?;
+        let section = file.section(Some(profile)).ok_or_else(|| format!("it has no section [{profile}]"))?;
+        let maybe = |key: &str| section.get(key).map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned);
+        let need = |key: &str| maybe(key).ok_or_else(|| format!("[{profile}] has no {key}"));
+        let kind = need("type")?;
+        let keys = |security_token| {
+            Ok::<_, String>(Keys {
+                id: need("access_key_id")?,
+                secret: Secret(need("access_key_secret")?),
+                security_token,
+            })
+        };
+        match kind.as_str() {
+            "access_key" => Ok(Self::Keys(keys(None)?)),
+            "sts" => Ok(Self::Keys(keys(Some(Secret(need("security_token")?)))?)),
+            "ram_role_arn" => Ok(Self::Role {
+                keys: keys(None)?,
+                arn: need("role_arn")?,
+                session: maybe("role_session_name").unwrap_or_else(|| "appferry".to_owned()),
+            }),
+            other => Err(format!("[{profile}] has type {other}; expected access_key, sts or ram_role_arn")),
+        }
+    }
+}
+
+/// Hands out the keys to show.
+#[derive(Debug)]
+pub struct Wallet {
+    credentials: Credentials,
+    sts: Url,
+    assumed: Mutex<Option<Assumed>>,
+}
+
+/// A role that has been assumed.
+#[derive(Debug)]
+struct Assumed {
+    /// By what.
+    by: Profile,
+    keys: Keys,
+    until: Timestamp,
+}
+
+impl Wallet {
+    /// A wallet; roles are assumed at `sts`.
+    pub fn new(credentials: Credentials, sts: Url) -> Self {
+        Self { credentials, sts, assumed: Mutex::new(None) }
+    }
+
+    /// The keys to show now.
+    pub async fn keys(&self, client: &Client) -> Result<Keys, Error> {
+        let (path, profile) = match &self.credentials {
+            Credentials::Keys(keys) => return Ok(keys.clone()),
+            Credentials::File { path, profile } => (path, profile),
+        };
+        let unusable = |problem: String| Error::Credentials(format!("{}: {problem}", path.display()));
+        let text = tokio::fs::read_to_string(path).await.map_err(|error| unusable(error.to_string()))?;
+        if text.len() > MAX_FILE_BYTES {
+            return Err(unusable(format!("it has more than {MAX_FILE_BYTES} bytes")));
+        }
+        match Profile::parse(&text, profile).map_err(unusable)? {
+            Profile::Keys(keys) => Ok(keys),
+            role @ Profile::Role { .. } => self.assume(client, role).await,
+        }
+    }
+
+    /// The keys of a role. While they are asked for, all others wait for the same answer.
+    async fn assume(&self, client: &Client, role: Profile) -> Result<Keys, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Answer {
+            credentials: Temporary,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Temporary {
+            access_key_id: String,
+            access_key_secret: String,
+            security_token: String,
+            expiration: String,
+        }
+        let mut assumed = self.assumed.lock().await;
+        if let Some(known) = assumed.as_ref()
+            && known.by == role
+            && client.now().after(EARLY) < known.until
+        {
+            return Ok(known.keys.clone());
+        }
+        let Profile::Role { keys, arn, session } = &role else {
+            return Err(Error::Credentials("there is no role to assume".to_owned()));
+        };
+        let parameters = [
+            ("RoleArn", arn.clone()),
+            ("RoleSessionName", session.clone()),
+            ("DurationSeconds", ROLE_SECONDS.to_string()),
+        ];
+        let parameters = parameters.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        let call = Call { product: Product::Sts, base: &self.sts, action: "AssumeRole", parameters };
+        let Answer { credentials: given } = client.call(keys, call).await?;
+        let keys = Keys {
+            id: given.access_key_id,
+            secret: Secret(given.access_key_secret),
+            security_token: Some(Secret(given.security_token)),
+        };
+        let until = Timestamp::parse(&given.expiration).unwrap_or_else(|| client.now());
+        *assumed = Some(Assumed { by: role, keys: keys.clone(), until });
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Keys, Profile};
+    use crate::domain::Secret;
+
+    const FILE: &str = "\
+        [default]\n\
+        enable = true\n\
+        type = access_key\n\
+        access_key_id = AK1\n\
+        access_key_secret = s=cr;t#1\n\
+        [temporary]\n\
+        type = sts\n\
+        access_key_id = STS.2\n\
+        access_key_secret = secret2\n\
+        security_token = CAIS+/=\n\
+        [role]\n\
+        type = ram_role_arn\n\
+        access_key_id = AK3\n\
+        access_key_secret = secret3\n\
+        role_arn = acs:ram::1234:role/copier\n\
+        [old]\n\
+        type = rsa_key_pair\n\
+        [half]\n\
+        type = access_key\n\
+        access_key_id = AK4\n";
+
+    #[test]
+    fn sections_are_read_and_refused() {
+        let keys = |id: &str, secret: &str, token: Option<&str>| Keys {
+            id: id.into(),
+            secret: Secret(secret.into()),
+            security_token: token.map(|token| Secret(token.into())),
+        };
+        assert_eq!(Profile::parse(FILE, "temporary"), Ok(Profile::Keys(keys("STS.2", "secret2", Some("CAIS+/=")))));
+        assert_eq!(Profile::parse(FILE, "default"), Ok(Profile::Keys(keys("AK1", "s=cr;t#1", None))));
+        let role = Profile::Role {
+            keys: keys("AK3", "secret3", None),
+            arn: "acs:ram::1234:role/copier".into(),
+            session: "appferry".into(),
+        };
+        assert_eq!(Profile::parse(FILE, "role"), Ok(role));
+        for (profile, why) in
+            [("old", "rsa_key_pair"), ("half", "[half] has no access_key_secret"), ("none", "no section [none]")]
+        {
+            let refusal = Profile::parse(FILE, profile).expect_err(profile);
+            assert!(refusal.contains(why) && !refusal.contains("secret2"), "{refusal}");
+        }
+        let refusal = Profile::parse("[default\naccess_key_secret = top-secret", "default").expect_err("it is broken");
+        assert!(!refusal.contains("top-secret"), "{refusal}");
+    }
+}

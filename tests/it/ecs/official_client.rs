@@ -1,0 +1,124 @@
+//! The provider's own client, pinned and unchanged, and the server that the tests take for the provider: it takes that client's
+//! signatures and answers as it expects. What the client signs, we sign the same.
+
+use std::time::Duration;
+
+use appferry::{
+    domain::Secret,
+    identity::acs3::{Authorization, Signed, signature},
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Value, json};
+
+use super::REGIONS;
+use crate::harness::{
+    ecs::{Ecs, KEY, world::Status},
+    python::python,
+    site::HOME,
+    until,
+};
+
+/// Requests of the official client, version 7.11.8, with what they were signed with: as it sent them in the test below, at the time
+/// that they tell.
+const VECTORS: &str = include_str!("vectors.json");
+
+/// Makes calls by the official client, one after the other, and returns what came of each.
+async fn ask(ecs: &Ecs, calls: &[Value]) -> Vec<Value> {
+    let asked = json!({"package": "alibabacloud_ecs20140526", "endpoint": ecs.address.to_string(), "calls": calls});
+    let told = python(&["tests/it/harness/alibaba.py"], asked.to_string()).await;
+    serde_json::from_slice(&told).expect("JSON")
+}
+
+fn call(method: &str, request: &Value) -> Value {
+    json!({"key": KEY, "method": method, "request": request})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_client_takes_the_server_for_the_provider() {
+    let ecs = Ecs::start(&REGIONS, Duration::from_millis(300)).await;
+    let source = ecs.world().put(HOME, "gromacs", &[]);
+    let copy = json!({
+        "RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai",
+        "DestinationImageName": "gromacs", "DestinationDescription": "ein Bild, 一个镜像 & *~+/=",
+        "ClientToken": "token-1", "Tag": [{"Key": "appferry:app-id", "Value": "ci-vm-1"}, {"Key": "b", "Value": ""}],
+    });
+    let list =
+        json!({"RegionId": "cn-shanghai", "ImageName": "gro", "Status": "Creating,Waiting,Available", "PageSize": 100});
+    let other =
+        json!({"RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai", "ClientToken": "token-1"});
+    let twice = json!({"RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai", "DestinationImageName": "gromacs"});
+    let told = ask(
+        &ecs,
+        &[
+            call("copy_image", &copy),
+            call("copy_image", &copy),
+            call("describe_images", &list),
+            call("copy_image", &other),
+            call("copy_image", &twice),
+            json!({"key": [KEY[0], "another-secret"], "method": "describe_images", "request": list}),
+        ],
+    )
+    .await;
+    let made = told[0]["body"]["ImageId"].as_str().expect("an id");
+    assert_eq!(told[1]["body"]["ImageId"], made, "the same token is the same copy");
+    let shown = &told[2]["body"]["Images"]["Image"][0];
+    assert_eq!((&shown["ImageId"], &shown["ImageName"], &shown["Size"]), (&json!(made), &json!("gromacs"), &json!(40)));
+    assert!(["Creating", "Waiting"].contains(&shown["Status"].as_str().expect("text")), "{shown}");
+    assert_eq!(shown["Tags"]["Tag"][0], json!({"TagKey": "appferry:app-id", "TagValue": "ci-vm-1"}));
+    assert_eq!(told[3]["code"], "IdempotentParameterMismatch");
+    assert_eq!(told[4]["code"], "InvalidImageName.Duplicated");
+    assert_eq!(told[5]["code"], "SignatureDoesNotMatch");
+
+    until("the copy", async || {
+        let images = ecs.world().images("cn-shanghai");
+        (images[0].status == Status::Available).then_some(())
+    })
+    .await;
+    ecs.world().keys[0].token = Some(("CAIS+/==".to_owned(), Duration::from_secs(600)));
+    let there = json!({"RegionId": "cn-shanghai", "ImageId": made});
+    let key = json!([KEY[0], KEY[1], "CAIS+/=="]);
+    let told = ask(
+        &ecs,
+        &[
+            json!({"key": key, "method": "cancel_copy_image", "request": there}),
+            json!({"key": key, "method": "delete_image", "request": there}),
+            json!({"key": key, "async": true, "method": "delete_image", "request": there}),
+            json!({"key": KEY, "method": "delete_image", "request": there}),
+        ],
+    )
+    .await;
+    assert_eq!(told[0]["code"], "IncorrectImageStatus");
+    assert_eq!(told[1]["statusCode"], 200, "{}", told[1]);
+    assert_eq!(told[2]["code"], "InvalidImageId.NotFound");
+    assert_eq!(told[3]["code"], "InvalidSecurityToken.Malformed");
+
+    // Whatever it signed and how.
+    let calls = ecs.world().calls.clone();
+    let known = calls.iter().filter(|call| call.code != "SignatureDoesNotMatch");
+    let signed: Vec<&Value> = known.map(|call| &call.signed).collect();
+    assert_eq!(signed.len(), 9);
+    signed.into_iter().for_each(compare);
+}
+
+#[test]
+fn requests_are_signed_as_the_official_client_signs_them() {
+    let vectors: Vec<Value> = serde_json::from_str(VECTORS).expect("JSON");
+    assert_eq!(vectors.len(), 9);
+    vectors.iter().for_each(compare);
+}
+
+/// Signs a request as we do, and compares that with what the official client made of it.
+fn compare(vector: &Value) {
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let mut headers = HeaderMap::new();
+    for (name, value) in vector["headers"].as_object().expect("headers") {
+        let name: HeaderName = name.parse().expect("a name");
+        headers.insert(name, HeaderValue::from_str(&text(value)).expect("a value"));
+    }
+    let theirs = Authorization::of(&headers).expect("a signature");
+    let (method, path, query) = (text(&vector["method"]), text(&vector["path"]), text(&vector["query"]));
+    let request = Signed { method: &method, path: &path, query: &query, headers: &headers, authority: None };
+    let secret = Secret(KEY[1].to_owned());
+    let ours = signature(&request, &theirs.signed_headers, &secret).expect("it can be signed");
+    assert_eq!(ours, theirs.signature, "{vector}");
+}

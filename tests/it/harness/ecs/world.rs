@@ -1,0 +1,322 @@
+//! What there is in the regions, and what becomes of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use super::{Call, KEY, Plan, Refused, Trouble};
+
+/// Copies that a region works on at the same time; those above wait.
+const AT_ONCE: usize = 5;
+
+/// How an image stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Waiting,
+    Creating,
+    Available,
+    CreateFailed,
+}
+
+/// An image.
+#[derive(Debug, Clone)]
+pub struct Made {
+    pub id: String,
+    pub name: String,
+    pub status: Status,
+    pub gibibytes: u64,
+    pub tags: Vec<(String, String)>,
+    /// Since when it is worked on, if it is a copy.
+    since: Option<Instant>,
+    /// From when on it is listed.
+    listed: Instant,
+}
+
+/// A key that may ask.
+#[derive(Debug, Clone)]
+pub struct Key {
+    pub id: String,
+    pub secret: String,
+    /// The token that has to be shown with it, and until when it is good.
+    pub token: Option<(String, Duration)>,
+}
+
+/// All that the provider knows.
+#[derive(Debug)]
+pub struct World {
+    pub started: Instant,
+    pub keys: Vec<Key>,
+    pub nonces: BTreeSet<String>,
+    pub calls: Vec<Call>,
+    pub plans: Vec<Plan>,
+    /// How long a copy is worked on.
+    pub takes: Duration,
+    /// How long a new image is not listed.
+    pub lag: Duration,
+    /// Regions in which copies end badly, and how often.
+    pub failing: BTreeMap<String, usize>,
+    /// How long the keys of a role are good for.
+    pub role: Duration,
+    regions: BTreeMap<String, Vec<Made>>,
+    /// Client tokens: what was asked with them, and what it became.
+    tokens: HashMap<String, (Vec<(String, String)>, String)>,
+    count: u64,
+}
+
+impl World {
+    pub fn new(regions: &[&str], takes: Duration) -> Self {
+        let key = Key { id: KEY[0].to_owned(), secret: KEY[1].to_owned(), token: None };
+        Self {
+            started: Instant::now(),
+            keys: vec![key],
+            nonces: BTreeSet::new(),
+            calls: Vec::new(),
+            plans: Vec::new(),
+            takes,
+            lag: Duration::ZERO,
+            failing: BTreeMap::new(),
+            role: Duration::from_secs(3_600),
+            regions: regions.iter().map(|region| ((*region).to_owned(), Vec::new())).collect(),
+            tokens: HashMap::new(),
+            count: 0,
+        }
+    }
+
+    /// Puts an image there that is available.
+    pub fn put(&mut self, region: &str, name: &str, tags: &[(&str, &str)]) -> String {
+        let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let id = self.id();
+        let made = Made {
+            id: id.clone(),
+            name: name.to_owned(),
+            status: Status::Available,
+            gibibytes: 40,
+            tags,
+            since: None,
+            listed: Instant::now(),
+        };
+        self.regions.get_mut(region).expect("a region").push(made);
+        id
+    }
+
+    /// The images of a region, as they are now.
+    pub fn images(&mut self, region: &str) -> Vec<Made> {
+        self.advance();
+        self.regions.get(region).expect("a region").clone()
+    }
+
+    /// Makes an image of a region to what somebody else wants it to be.
+    pub fn change(&mut self, region: &str, change: impl FnOnce(&mut Vec<Made>)) {
+        change(self.regions.get_mut(region).expect("a region"));
+    }
+
+    /// How many copies were ever begun.
+    pub fn made(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn id(&mut self) -> String {
+        self.count += 1;
+        format!("m-bp{:016}", self.count)
+    }
+
+    /// The trouble that a request meets.
+    pub fn trouble(&mut self, action: &str, region: &str) -> Option<Trouble> {
+        let plan = self
+            .plans
+            .iter_mut()
+            .find(|plan| plan.action == action && plan.times > 0 && (plan.region == region || plan.region == "*"))?;
+        plan.times -= 1;
+        Some(plan.trouble.clone())
+    }
+
+    /// Time goes on: copies are worked on, five of a region at once.
+    fn advance(&mut self) {
+        for (region, images) in &mut self.regions {
+            for made in images.iter_mut().filter(|made| made.status == Status::Creating) {
+                if made.since.is_none_or(|since| since.elapsed() < self.takes) {
+                    continue;
+                }
+                let failing = self.failing.get_mut(region).filter(|times| **times > 0);
+                made.status = if let Some(times) = failing {
+                    *times -= 1;
+                    Status::CreateFailed
+                } else {
+                    Status::Available
+                };
+            }
+            let busy = images.iter().filter(|made| made.status == Status::Creating).count();
+            let waiting = images.iter_mut().filter(|made| made.status == Status::Waiting);
+            for made in waiting.take(AT_ONCE.saturating_sub(busy)) {
+                made.status = Status::Creating;
+                made.since = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Does what is asked for, or refuses it as the documentation says.
+    pub fn carry_out(&mut self, action: &str, parameters: &[(String, String)]) -> Result<Value, Refused> {
+        self.advance();
+        let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let need = |name: &str| {
+            let missing = || Refused::new(400, "MissingParameter", &format!("{name} is mandatory for this action."));
+            get(name).ok_or_else(missing)
+        };
+        if action == "AssumeRole" {
+            return self.assume(need("RoleArn")?);
+        }
+        let region = need("RegionId")?;
+        if !self.regions.contains_key(region) {
+            return Err(Refused::new(404, "InvalidRegionId.NotFound", "The specified RegionId does not exist."));
+        }
+        match action {
+            "CopyImage" => self.copy(region, need("ImageId")?, parameters),
+            "DescribeImages" => Ok(self.describe(region, parameters)),
+            "CancelCopyImage" => self.cancel(region, need("ImageId")?),
+            "DeleteImage" => self.delete(region, need("ImageId")?),
+            _ => Err(Refused::new(404, "InvalidAction.NotFound", "Specified api is not found.")),
+        }
+    }
+
+    fn copy(&mut self, region: &str, image: &str, parameters: &[(String, String)]) -> Result<Value, Refused> {
+        let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let token = get("ClientToken").filter(|token| !token.is_empty());
+        if token.as_ref().is_some_and(|token| token.len() > 64) {
+            return Err(Refused::new(400, "InvalidClientToken.Malformed", "The ClientToken is too long."));
+        }
+        let mut asked = parameters.to_vec();
+        asked.sort_unstable();
+        if let Some((before, made)) = token.as_ref().and_then(|token| self.tokens.get(token)) {
+            return if *before == asked {
+                Ok(json!({ "ImageId": made }))
+            } else {
+                Err(Refused::new(400, "IdempotentParameterMismatch", "The parameters differ from those before."))
+            };
+        }
+        let source = self.regions[region].iter().find(|made| made.id == image).cloned();
+        let source = source
+            .ok_or_else(|| Refused::new(404, "InvalidImageId.NotFound", "The specified ImageId does not exist."))?;
+        if source.status != Status::Available {
+            return Err(Refused::new(400, "IncorrectImageStatus", "The specified image is not available."));
+        }
+        let to = get("DestinationRegionId").unwrap_or_default();
+        let name = get("DestinationImageName").unwrap_or_else(|| source.name.clone());
+        if !(2..=128).contains(&name.chars().count()) || !name.starts_with(char::is_alphabetic) {
+            return Err(Refused::new(400, "InvalidImageName.Malformed", "The specified Image name is wrongly formed."));
+        }
+        let description = get("DestinationDescription").unwrap_or_default();
+        if description.starts_with("http") || description.chars().count() == 1 || description.chars().count() > 256 {
+            return Err(Refused::new(400, "InvalidDescription.Malformed", "The description is wrongly formed."));
+        }
+        let id = self.id();
+        let (lag, gibibytes) = (self.lag, source.gibibytes);
+        let Some(images) = self.regions.get_mut(&to) else {
+            return Err(Refused::new(404, "DestinationRegion.NotFound", "The specified region does not exist."));
+        };
+        if images.iter().any(|made| made.name == name) {
+            return Err(Refused::new(400, "InvalidImageName.Duplicated", "The destination image is exist."));
+        }
+        let tag = |number: usize| Some((get(&format!("Tag.{number}.Key"))?, get(&format!("Tag.{number}.Value"))?));
+        images.push(Made {
+            id: id.clone(),
+            name,
+            status: Status::Waiting,
+            gibibytes,
+            tags: (1..=20).filter_map(tag).collect(),
+            since: None,
+            listed: Instant::now() + lag,
+        });
+        if let Some(token) = token {
+            self.tokens.insert(token, (asked, id.clone()));
+        }
+        Ok(json!({ "ImageId": id }))
+    }
+
+    fn describe(&self, region: &str, parameters: &[(String, String)]) -> Value {
+        let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let number = |name: &str, default: usize| get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
+        let statuses: Vec<&str> = get("Status").unwrap_or("Available").split(',').collect();
+        let shown = |made: &&Made| {
+            let status = format!("{:?}", made.status);
+            made.listed <= Instant::now()
+                && statuses.contains(&status.as_str())
+                && get("ImageId").is_none_or(|id| made.id == id)
+                && get("ImageName").is_none_or(|name| made.name.contains(name))
+        };
+        let all: Vec<&Made> = self.regions[region].iter().filter(shown).collect();
+        let (size, page) = (number("PageSize", 10).min(100), number("PageNumber", 1));
+        let percent = |made: &Made| match (made.status, made.since) {
+            (Status::Available, _) => 100,
+            (Status::Creating, Some(since)) => {
+                (since.elapsed().as_millis() * 100 / self.takes.as_millis().max(1)).min(99)
+            }
+            _ => 0,
+        };
+        let image = |made: &&Made| {
+            let tags: Vec<_> = made.tags.iter().map(|(key, value)| json!({"TagKey": key, "TagValue": value})).collect();
+            json!({
+                "ImageId": made.id, "ImageName": made.name, "Status": format!("{:?}", made.status),
+                "Progress": format!("{}%", percent(made)), "Size": made.gibibytes, "ImageOwnerAlias": "self",
+                "Tags": {"Tag": tags}, "OSType": "linux", "Architecture": "x86_64",
+            })
+        };
+        let images: Vec<_> = all.iter().skip((page - 1) * size).take(size).map(image).collect();
+        json!({
+            "TotalCount": all.len(), "PageNumber": page, "PageSize": size, "RegionId": region,
+            "Images": {"Image": images},
+        })
+    }
+
+    fn cancel(&mut self, region: &str, image: &str) -> Result<Value, Refused> {
+        let images = self.regions.get_mut(region).expect("a region");
+        let Some(place) = images.iter().position(|made| made.id == image) else {
+            return Err(Refused::new(404, "InvalidImageId.NotFound", "The specified ImageId does not exist."));
+        };
+        match images[place].status {
+            Status::Waiting | Status::Creating => {
+                images.remove(place);
+                Ok(json!({}))
+            }
+            Status::Available => Err(Refused::new(400, "IncorrectImageStatus", "The image is copied finished.")),
+            Status::CreateFailed => Err(Refused::new(
+                400,
+                "ImageCreatedNotFromCopy",
+                "The specified image is not the target image of a copy action.",
+            )),
+        }
+    }
+
+    fn delete(&mut self, region: &str, image: &str) -> Result<Value, Refused> {
+        let images = self.regions.get_mut(region).expect("a region");
+        let Some(place) = images.iter().position(|made| made.id == image) else {
+            return Err(Refused::new(404, "InvalidImageId.NotFound", "The specified ImageId does not exist."));
+        };
+        if matches!(images[place].status, Status::Waiting | Status::Creating) {
+            return Err(Refused::new(403, "IncorrectImageStatus", "The image is being copied."));
+        }
+        images.remove(place);
+        Ok(json!({}))
+    }
+
+    fn assume(&mut self, role: &str) -> Result<Value, Refused> {
+        if !role.starts_with("acs:ram::") {
+            return Err(Refused::new(404, "EntityNotExist.Role", "The role does not exist."));
+        }
+        self.count += 1;
+        let token = format!("CAIS+/={}", self.count);
+        let key = Key {
+            id: format!("STS.{}", self.count),
+            secret: format!("temporary-{}", self.count),
+            token: Some((token.clone(), self.started.elapsed() + self.role)),
+        };
+        self.keys.push(key.clone());
+        let until = appferry::domain::Clock::system().now().after(self.role);
+        Ok(json!({"Credentials": {
+            "AccessKeyId": key.id, "AccessKeySecret": key.secret, "SecurityToken": token,
+            "Expiration": appferry::domain::Timestamp::from_millis(until.as_millis() / 1_000 * 1_000).to_string(),
+        }}))
+    }
+}
