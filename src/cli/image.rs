@@ -306,16 +306,16 @@ async fn show(one: One) -> Result<()> {
                 RegionState::Unspecified => "-",
                 state => print::region_state(state),
             };
-            [info.region_id.clone(), state.to_owned()]
+            [info.region_id.clone(), state.to_owned(), info.image_id.clone()]
         })
         .collect();
-    print::line(&format!(
-        "{}  {} {}  {}  {}\n{}",
-        image.image_id,
-        image.name,
-        image.image_version,
-        print::bytes(image.size_bytes),
-        image.digest,
-        print::table(["REGION", "STATE"], &regions)
-    ))
+    // What ECS keeps has no digest.
+    let head = [
+        &image.image_id,
+        &format!("{} {}", image.name, image.image_version),
+        &print::bytes(image.size_bytes),
+        &image.digest,
+    ];
+    let head = head.map(|part| part.trim()).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ");
+    print::line(&format!("{head}\n{}", print::table(["REGION", "STATE", "IMAGE"], &regions)))
 }

@@ -141,3 +141,70 @@ impl Alibaba {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    const LEAST: &str = r#"
+        [database]
+        url = "sqlite://state.db"
+        [home]
+        region = "a"
+        [[region]]
+        id = "a"
+        store = "ecs://cn-hangzhou"
+        [[region]]
+        id = "b"
+        store = "ecs://cn-shanghai"
+    "#;
+
+    #[test]
+    fn a_refusal_names_the_key_and_no_secret() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path.display().to_string()
+        };
+        let secret = file("secret", "top-secret");
+        let key = format!("access_key_id = \"AK\"\naccess_key_secret_file = \"{secret}\"");
+        let credentials = file("credentials", "[other]\ntype = access_key\naccess_key_secret = top-secret\n");
+        assert!(Config::parse(&format!("{LEAST}\n[alibaba]\n{key}")).is_ok());
+        for (more, named) in [
+            (String::new(), "alibaba: regions of ECS need access_key_id"),
+            ("[alibaba]\naccess_key_id = \"AK\"".to_owned(), "alibaba.access_key_id: its secret is missing"),
+            (format!("[alibaba]\naccess_key_secret_file = \"{secret}\""), "alibaba.access_key_id: it is missing"),
+            (format!("[alibaba]\n{key}\ncredentials_file = \"{credentials}\""), "there is an access key as well"),
+            (format!("[alibaba]\ncredentials_file = \"{credentials}\""), "it has no section [default]"),
+            ("[alibaba]\ncredentials_file = \"/nowhere\"".to_owned(), "alibaba.credentials_file: /nowhere"),
+            (
+                format!("[alibaba]\n{key}\nendpoint = \"http://ecs.example.com\""),
+                "alibaba.endpoint: an endpoint without TLS",
+            ),
+            (
+                format!("[alibaba]\n{key}\nendpoint = \"https://me:top-secret@host\""),
+                "alibaba.endpoint: an endpoint has a host",
+            ),
+            (format!("[alibaba]\n{key}\nsts_endpoint = \"ftp://host\""), "alibaba.sts_endpoint: it is neither"),
+            (format!("[alibaba]\n{key}\npoll_ms = 0"), "alibaba.poll_ms: 0"),
+            (format!("[alibaba]\n{key}\npol_ms = 1"), "pol_ms"),
+            ("[[region]]\nid = \"c\"\nstore = \"dir:///c\"".to_owned(), "region[2].store: ECS copies between its own"),
+            (
+                "[[region]]\nid = \"c\"\nstore = \"ecs://c\"\nanonymous = true".to_owned(),
+                "region[2].anonymous: it is of object",
+            ),
+            (
+                "[[region]]\nid = \"c\"\nstore = \"ecs://c\"\negress_copies = 1".to_owned(),
+                "region[2].egress_copies: it says nothing",
+            ),
+        ] {
+            let refusal = Config::parse(&format!("{LEAST}\n{more}")).expect_err(&more).to_string();
+            assert!(refusal.contains(named), "{more:?} was refused with {refusal:?}");
+            assert!(!refusal.contains("top-secret"), "{refusal}");
+        }
+        let stores = LEAST.replace("ecs://", "dir:///");
+        let refusal = Config::parse(&format!("{stores}\n[alibaba]\n{key}")).expect_err("nobody needs it").to_string();
+        assert!(refusal.contains("alibaba: no region is ecs://REGION"), "{refusal}");
+    }
+}

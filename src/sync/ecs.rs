@@ -222,7 +222,7 @@ impl Watch {
                 Err(error) => {
                     let wait = poll.saturating_mul(1 << troubles).min(LONGEST_WAIT);
                     troubles += 1;
-                    tracing::info!(error = with_causes(&error), troubles, "the copy is looked at again later");
+                    tracing::info!(image = %self.image.id, region = %self.region, error = with_causes(&error), troubles, "the copy is looked at again later");
                     wait.max(error.retry_after().unwrap_or_default())
                 }
             };
@@ -271,12 +271,12 @@ impl Watch {
                 return Ok(true);
             }
             EcsStep::Adopt(id) => {
-                tracing::info!(%id, "an image that was made for the app before is taken for its copy");
+                tracing::info!(image = %self.image.id, %region, %id, "an image that was made for the app before is taken for its copy");
                 self.note(copy, copy.made(id, now)).await?;
             }
             EcsStep::Cancel(id) => self.ecs.cancel(region, &id).await?,
             EcsStep::Delete(id) => {
-                tracing::info!(%id, "an image that was made for the app and is of no use is deleted");
+                tracing::info!(image = %self.image.id, %region, %id, "an image that was made for the app and is of no use is deleted");
                 self.ecs.delete(region, &id).await?;
             }
             EcsStep::Renew(lost) => {
@@ -306,7 +306,7 @@ impl Watch {
             }
             answer => answer?,
         };
-        tracing::info!(%made, "ECS copies");
+        tracing::info!(image = %self.image.id, region = %self.region, %made, "ECS copies");
         let next = copy.made(made, self.ecs.now());
         let noted = self.state.ecs_copy_made(&self.image.id, &self.region, &next).await;
         noted.map_err(|error| Error::Journal(error.to_string()))?;

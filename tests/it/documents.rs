@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use appferry::config::{Audit, Config, Housekeeping, Limits, Server, Worker};
@@ -18,9 +19,13 @@ use figment::{
 };
 use serde_json::Value;
 
-use crate::harness::process::{APPFERRY, clean};
+use crate::harness::{
+    ecs::{Ecs, KEY},
+    process::{APPFERRY, clean},
+};
 
 const README: &str = include_str!("../../README.md");
+const ALIBABA: &str = include_str!("../../docs/alibaba-cloud.md");
 const SECURITY: &str = include_str!("../../docs/security.md");
 const EXAMPLE: &str = include_str!("../../appferry.example.toml");
 
@@ -50,6 +55,12 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
+/// The files that a document shows: blocks of TOML that have a name.
+fn files(document: &str) -> Vec<(&str, &str)> {
+    let blocks = document.split("```toml ").skip(1);
+    blocks.filter_map(|text| text.split_once("\n```").and_then(|(block, _)| block.split_once('\n'))).collect()
+}
+
 /// A shell that a session is typed into.
 struct Shell {
     child: Child,
@@ -58,12 +69,13 @@ struct Shell {
 }
 
 impl Shell {
-    fn start(directory: &Path, tools: &Path, address: &str) -> Self {
+    fn start(directory: &Path, tools: &Path, address: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new("bash");
         clean(&mut command).args(["--noprofile", "--norc"]).current_dir(directory);
         let path = std::env::var("PATH").expect("a path");
         command.env("PATH", format!("{}:{path}", tools.display()));
         command.env("APPFERRY_SERVER__LISTEN", address).env("APPFERRY_ENDPOINT", format!("http://{address}"));
+        command.envs(variables.iter().copied());
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("bash");
         let (input, output) = (child.stdin.take().expect("input"), child.stdout.take().expect("output"));
@@ -183,20 +195,46 @@ fn what_the_documents_show_is_printed() {
         if !stand_in {
             fs::remove_file(tools.join("grpcurl")).expect("it was there");
         }
-        type_in(README, 10, directory.path(), &tools);
-        type_in(SECURITY, 3, directory.path(), &tools);
+        type_in(README, 10, directory.path(), &tools, &[]);
+        type_in(SECURITY, 3, directory.path(), &tools, &[]);
     }
 }
 
+/// Against a server that behaves as the provider's documentation says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
+    let ecs =
+        Ecs::start(&["cn-hangzhou", "cn-shanghai", "eu-central-1", "us-west-1"], Duration::from_millis(300)).await;
+    let source = ecs.world().put("cn-hangzhou", "gromacs-2026.1", &[]);
+    assert!(ALIBABA.contains(&format!("--vm-image {source}")), "it is {source}");
+    ecs.world().full.insert("us-west-1".to_owned());
+    ecs.world().keys[0].id = "LTAI5tExample".to_owned();
+    let endpoint = format!("http://{}", ecs.address);
+    let type_in = move || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let tools = tools(directory.path());
+        let variables = [
+            ("APPFERRY_ALIBABA__ENDPOINT", endpoint.as_str()),
+            ("APPFERRY_ALIBABA__POLL_MS", "50"),
+            ("COPIER_SECRET", KEY[1]),
+        ];
+        type_in(ALIBABA, 6, directory.path(), &tools, &variables);
+    };
+    tokio::task::spawn_blocking(type_in).await.expect("it is as it stands there");
+}
+
 /// Types the sessions of a document in, of which there are at least so many steps.
-fn type_in(document: &str, least: usize, directory: &Path, tools: &Path) {
+fn type_in(document: &str, least: usize, directory: &Path, tools: &Path, variables: &[(&str, &str)]) {
     let steps = steps(document);
     assert!(steps.len() >= least, "the sessions have gone: {steps:?}");
     let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let address = free.to_string();
     let work = tempfile::tempdir_in(directory).expect("a directory");
     fs::write(work.path().join("appferry.example.toml"), EXAMPLE).expect("the example");
-    let mut shell = Shell::start(work.path(), tools, &address);
+    for (name, content) in files(document) {
+        fs::write(work.path().join(name), content).expect("a file");
+    }
+    let mut shell = Shell::start(work.path(), tools, &address, variables);
     // The ids of the document, and those of this run that stand for them.
     let mut ids: HashMap<String, String> = HashMap::new();
     for Step { command, prints } in steps {

@@ -58,7 +58,7 @@ async fn one_image_goes_to_23_regions_whatever_happens() {
     }
     ecs.plan("CopyImage", THROTTLED, Trouble::Refuse(400, "Throttling.User", None), 4);
     ecs.plan("DescribeImages", THROTTLED, Trouble::Refuse(400, "Throttling.Api", None), 4);
-    ecs.plan("CopyImage", FULL, Trouble::Refuse(400, "QuotaExceed.Image", None), 1_000);
+    ecs.world().full.insert(FULL.to_owned());
 
     let mut site = site(&ecs, &regions);
     site.worker = "lease_ms = 800\nheartbeat_ms = 100\npoll_ms = 100\nretry_first_ms = 100".to_owned();
@@ -98,7 +98,7 @@ async fn one_image_goes_to_23_regions_whatever_happens() {
     assert_eq!(made, 22, "one CopyImage was accepted for each");
 
     // There is room now: a second call finishes the missing one, and nothing else.
-    ecs.world().plans.clear();
+    ecs.world().full.clear();
     let before = ecs.world().calls.len();
     let request = client.synchronize_app(ask("app", &[])).await.expect("it is accepted").into_inner().request_id;
     let done = finished(&mut client, &request).await;

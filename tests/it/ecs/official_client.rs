@@ -39,7 +39,7 @@ async fn the_official_client_takes_the_server_for_the_provider() {
     let source = ecs.world().put(HOME, "gromacs", &[]);
     let copy = json!({
         "RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai",
-        "DestinationImageName": "gromacs", "DestinationDescription": "ein Bild, 一个镜像 & *~+/=",
+        "DestinationImageName": "gromacs", "DestinationDescription": "an image, 一个镜像 & *~+/=",
         "ClientToken": "token-1", "Tag": [{"Key": "appferry:app-id", "Value": "ci-vm-1"}, {"Key": "b", "Value": ""}],
     });
     let list =

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Call, KEY, Plan, Refused, Trouble};
 
@@ -58,12 +59,16 @@ pub struct World {
     pub lag: Duration,
     /// Regions in which copies end badly, and how often.
     pub failing: BTreeMap<String, usize>,
+    /// Regions in which the account may have no more images.
+    pub full: BTreeSet<String>,
     /// How long the keys of a role are good for.
     pub role: Duration,
     regions: BTreeMap<String, Vec<Made>>,
     /// Client tokens: what was asked with them, and what it became.
     tokens: HashMap<String, (Vec<(String, String)>, String)>,
-    count: u64,
+    /// How many images were ever made in each region.
+    counts: BTreeMap<String, u64>,
+    roles: u64,
 }
 
 impl World {
@@ -78,17 +83,19 @@ impl World {
             takes,
             lag: Duration::ZERO,
             failing: BTreeMap::new(),
+            full: BTreeSet::new(),
             role: Duration::from_secs(3_600),
             regions: regions.iter().map(|region| ((*region).to_owned(), Vec::new())).collect(),
             tokens: HashMap::new(),
-            count: 0,
+            counts: BTreeMap::new(),
+            roles: 0,
         }
     }
 
     /// Puts an image there that is available.
     pub fn put(&mut self, region: &str, name: &str, tags: &[(&str, &str)]) -> String {
         let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let id = self.id();
+        let id = self.id(region);
         let made = Made {
             id: id.clone(),
             name: name.to_owned(),
@@ -118,9 +125,11 @@ impl World {
         self.tokens.len()
     }
 
-    fn id(&mut self) -> String {
-        self.count += 1;
-        format!("m-bp{:016}", self.count)
+    /// An id of the region, the same in every run that makes as many images there.
+    fn id(&mut self, region: &str) -> String {
+        let count = self.counts.entry(region.to_owned()).or_default();
+        *count += 1;
+        format!("m-bp1{}", &hex::encode(Sha256::digest(format!("{region} {count}")))[..15])
     }
 
     /// The trouble that a request meets.
@@ -211,13 +220,16 @@ impl World {
         if description.starts_with("http") || description.chars().count() == 1 || description.chars().count() > 256 {
             return Err(Refused::new(400, "InvalidDescription.Malformed", "The description is wrongly formed."));
         }
-        let id = self.id();
+        let id = self.id(&to);
         let (lag, gibibytes) = (self.lag, source.gibibytes);
         let Some(images) = self.regions.get_mut(&to) else {
             return Err(Refused::new(404, "DestinationRegion.NotFound", "The specified region does not exist."));
         };
         if images.iter().any(|made| made.name == name) {
             return Err(Refused::new(400, "InvalidImageName.Duplicated", "The destination image is exist."));
+        }
+        if self.full.contains(&to) {
+            return Err(Refused::new(400, "QuotaExceed.Image", "The Image Quota exceeds."));
         }
         let tag = |number: usize| Some((get(&format!("Tag.{number}.Key"))?, get(&format!("Tag.{number}.Value"))?));
         images.push(Made {
@@ -305,11 +317,11 @@ impl World {
         if !role.starts_with("acs:ram::") {
             return Err(Refused::new(404, "EntityNotExist.Role", "The role does not exist."));
         }
-        self.count += 1;
-        let token = format!("CAIS+/={}", self.count);
+        self.roles += 1;
+        let token = format!("CAIS+/={}", self.roles);
         let key = Key {
-            id: format!("STS.{}", self.count),
-            secret: format!("temporary-{}", self.count),
+            id: format!("STS.{}", self.roles),
+            secret: format!("temporary-{}", self.roles),
             token: Some((token.clone(), self.started.elapsed() + self.role)),
         };
         self.keys.push(key.clone());
