@@ -24,6 +24,8 @@ use crate::{
 const TROUBLES: u32 = 8;
 /// The longest wait after one of them, unless the provider asks for more.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long it is waited at a shutdown for what is being asked of ECS.
+const LAST_STEP: Duration = Duration::from_secs(3);
 /// How long it is waited for the provider to take back a copy that was canceled.
 const GIVE_UP: Duration = Duration::from_secs(30);
 
@@ -57,7 +59,7 @@ impl<'a> EcsCarriage<'a> {
     /// Has ECS carry the image to each of the regions, and reports on each as soon as it has ended.
     pub async fn run(mut self, regions: Vec<Underway>, stop: CancellationToken) {
         for underway in regions {
-            self.watch(underway);
+            self.watch(underway, &stop);
         }
         let settings = &self.worker.settings;
         let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
@@ -75,7 +77,18 @@ impl<'a> EcsCarriage<'a> {
                 () = stop.cancelled() => break,
             }
         }
-        self.watches.shutdown().await;
+        // What is being asked of ECS is answered first.
+        let rest = async {
+            while let Some(ended) = self.watches.join_next().await {
+                match ended {
+                    Ok((_, Err(Error::Interrupted))) | Err(_) => {}
+                    Ok((region, result)) => self.end(&region, result).await,
+                }
+            }
+        };
+        if tokio::time::timeout(LAST_STEP, rest).await.is_err() {
+            self.watches.shutdown().await;
+        }
         for Watched { underway: Underway { claimed, span, .. }, .. } in std::mem::take(&mut self.copies).into_values() {
             span.record("appferry.state", "RELEASED");
             let event = Event::Release { fence: claimed.fence };
@@ -83,7 +96,7 @@ impl<'a> EcsCarriage<'a> {
         }
     }
 
-    fn watch(&mut self, underway: Underway) {
+    fn watch(&mut self, underway: Underway, stop: &CancellationToken) {
         underway.span.record("appferry.source_region_id", self.image.home.as_str());
         let (region, lost) = (underway.claimed.region.clone(), CancellationToken::new());
         let watch = Watch {
@@ -95,6 +108,7 @@ impl<'a> EcsCarriage<'a> {
             fence: underway.claimed.fence,
             meter: Arc::clone(&underway.meter),
             lost: lost.clone(),
+            stop: stop.clone(),
         };
         let of = region.clone();
         let watch = async move { (of, watch.run().await) }.instrument(underway.span.clone());
@@ -182,7 +196,10 @@ struct Watch {
     region: RegionId,
     fence: u64,
     meter: Arc<Meter>,
+    /// Canceled when the claim is lost.
     lost: CancellationToken,
+    /// Canceled when the claim is to be handed back.
+    stop: CancellationToken,
 }
 
 /// What a watch knows.
@@ -197,7 +214,7 @@ struct Known {
 }
 
 impl Watch {
-    /// Watches until the copy has arrived, failed, or is no longer this worker's.
+    /// Watches until the copy has arrived, failed, is no longer this worker's, or is to be handed back ([`Error::Interrupted`]).
     async fn run(self) -> Result<()> {
         let result = self.watch().await;
         if self.lost.is_cancelled() || matches!(result, Err(Error::Overtaken)) {
@@ -210,7 +227,7 @@ impl Watch {
         self.meter.set(Progress { total: self.image.size, ..Progress::default() });
         let mut known = Known::default();
         let mut troubles = 0;
-        while !self.lost.is_cancelled() {
+        while !self.lost.is_cancelled() && !self.stop.is_cancelled() {
             let poll = self.ecs.poll();
             let wait = match self.step(&mut known).await {
                 Ok(true) => return Ok(()),
@@ -228,9 +245,13 @@ impl Watch {
             };
             // Not all regions at once.
             let wait = wait.mul_f64(1.0 + rand::random::<f64>() / 4.0);
-            self.lost.run_until_cancelled(tokio::time::sleep(wait)).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.lost.cancelled() => {}
+                () = self.stop.cancelled() => {}
+            }
         }
-        Err(Error::Overtaken)
+        Err(if self.lost.is_cancelled() { Error::Overtaken } else { Error::Interrupted })
     }
 
     /// Looks at the copy and does what is to be done about it. Returns whether it has arrived. Is never given up half-way: what ECS

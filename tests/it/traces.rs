@@ -1,18 +1,22 @@
 //! One trace, from the caller through the stack and the commit to each region's copy, through a crash too; told to a real
 //! collector.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use appferry::contract::v1::{RegionState, SynchronizationState};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use tonic::Request;
 
-use crate::harness::{
-    collector::{Collector, attribute},
-    images,
-    process::{self, Served},
-    site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
-    until,
+use crate::{
+    ecs,
+    harness::{
+        collector::{Collector, attribute},
+        ecs::Ecs,
+        images,
+        process::{self, Served},
+        site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
+        until,
+    },
 };
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -166,4 +170,36 @@ async fn a_collector_that_is_not_there_costs_calls_nothing_but_their_spans() {
     assert_eq!(site::finished(&mut client, &id).await.state(), SynchronizationState::Succeeded);
     served.terminate();
     assert!(served.ended().await.success());
+}
+
+/// What ECS is asked for belongs to the copy that it is asked for; that it is looked at again and again is not told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_ecs_makes_is_in_the_trace_of_its_call() {
+    let ecs = Ecs::start(&[HOME, "cn-beijing"], Duration::from_millis(100)).await;
+    let source = ecs.world().put(HOME, "gromacs", &[]);
+    let site = ecs::site(&ecs, &[HOME, "cn-beijing"]);
+    let (collector, endpoint) = Collector::start().await;
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
+    let mut images = images_client(served.address, Some(site::ADMIN)).await;
+    images.add_image(ecs::vm("a", &source)).await.expect("it is registered");
+    let mut request = Request::new(ask("a", &[]));
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{SPAN}-01").parse().expect("a header"));
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let id = client.synchronize_app(request).await.expect("it is accepted").into_inner().request_id;
+    assert_eq!(site::finished(&mut client, &id).await.state(), SynchronizationState::Succeeded);
+    served.terminate();
+    assert!(served.ended().await.success());
+
+    let copies = collector.spans("copy cn-beijing");
+    let copy = only(&copies, "copy");
+    assert_eq!(hex::encode(&copy.trace_id), TRACE);
+    assert_eq!(attribute(copy, "appferry.source_region_id").as_deref(), Some(HOME));
+    assert_eq!(attribute(copy, "appferry.state").as_deref(), Some("AVAILABLE"));
+    let asked = collector.spans("ECS CopyImage");
+    let asked = only(&asked, "request");
+    assert_eq!((&asked.trace_id, &asked.parent_span_id), (&copy.trace_id, &copy.span_id));
+    assert_eq!(asked.kind(), SpanKind::Client);
+    assert_eq!(attribute(asked, "server.address"), Some(ecs.address.ip().to_string()));
+    assert_eq!(attribute(asked, "server.port"), Some(ecs.address.port().to_string()));
+    assert!(collector.spans("ECS DescribeImages").is_empty());
 }

@@ -9,6 +9,7 @@ use http::{
 use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
+use tracing::{Instrument as _, Level, Span, field::Empty};
 use url::Url;
 
 use super::{credentials::Keys, error::Error};
@@ -109,9 +110,16 @@ impl Client {
     pub async fn call<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
         let product = call.product;
         let failed = |source: region::Error| Error::NoAnswer { product, source: Box::new(source) };
-        timeout(self.patience, self.send(keys, call))
+        let span = span(&call);
+        let answer = timeout(self.patience, self.send(keys, call))
+            .instrument(span.clone())
             .await
-            .unwrap_or_else(|_| Err(failed(region::Error::Stalled("an answer"))))
+            .unwrap_or_else(|_| Err(failed(region::Error::Stalled("an answer"))));
+        if let Err(error) = &answer {
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", error.to_string());
+        }
+        answer
     }
 
     async fn send<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
@@ -173,6 +181,27 @@ impl Client {
         url.set_query(Some(&query));
         Ok((url, headers))
     }
+}
+
+/// The span of a request. A copy is looked at so often that those looks are only traced where debugging is.
+fn span(call: &Call<'_>) -> Span {
+    let name = format!("{} {}", call.product, call.action);
+    macro_rules! span {
+        ($level:expr) => {
+            tracing::span!(
+                $level,
+                "provider",
+                otel.name = name,
+                otel.kind = "client",
+                otel.status_code = Empty,
+                otel.status_description = Empty,
+                server.address = call.base.host_str(),
+                server.port = call.base.port_or_known_default(),
+                rpc.method = call.action,
+            )
+        };
+    }
+    if call.action == "DescribeImages" { span!(Level::DEBUG) } else { span!(Level::INFO) }
 }
 
 /// What stands in the header `host`.

@@ -26,7 +26,7 @@ const REGIONS: [&str; 3] = [HOME, "cn-beijing", "cn-shanghai"];
 const NAME: &str = "gromacs-2026.1";
 
 /// A site whose regions are the server's.
-fn site(ecs: &Ecs, regions: &[&'static str]) -> Site {
+pub fn site(ecs: &Ecs, regions: &[&'static str]) -> Site {
     let mut site = Site::new();
     let secret = site.directory.path().join("secret");
     fs::write(&secret, KEY[1]).expect("a secret");
@@ -87,7 +87,7 @@ impl House {
     }
 }
 
-fn vm(id: &str, source: &str) -> AddImageRequest {
+pub fn vm(id: &str, source: &str) -> AddImageRequest {
     AddImageRequest {
         name: "gromacs".to_owned(),
         image_type: ImageType::Vm.into(),
@@ -255,6 +255,23 @@ async fn a_copy_that_nobody_watches_any_more_is_given_up_by_whoever_keeps_house(
     running.app_sync().await.cancel_synchronization(canceled).await.expect("it is canceled");
     until("its end", async || ecs.world().images("cn-beijing").is_empty().then_some(())).await;
     assert_eq!(ecs.count("CancelCopyImage", Some("cn-beijing"), "ServiceUnavailable"), 2);
+    running.stop().await;
+}
+
+/// One process stops, another one goes on watching the same copy: nothing was held up by the lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_handed_over_when_its_process_stops() {
+    let house = House::build(Duration::from_secs(2)).await;
+    let request = house.running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
+    until("a copy", async || (house.ecs.count("CopyImage", None, "OK") == 1).then_some(())).await;
+    let House { ecs, running, .. } = house;
+    let mut site = running.stop().await;
+    site.worker = "lease_ms = 600000\nheartbeat_ms = 100".to_owned();
+    let running = site.start().await;
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert_eq!(region(&done, "cn-beijing").attempt, 1, "what was handed back is no attempt");
+    assert_eq!(ecs.count("CopyImage", None, "OK"), 1);
     running.stop().await;
 }
 
