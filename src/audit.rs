@@ -2,6 +2,7 @@
 //! thread of their own; whoever decides waits where it can't keep up.
 
 use std::{
+    fmt::Display,
     fs::{File, OpenOptions},
     io::{self, Write},
     net::IpAddr,
@@ -36,7 +37,7 @@ pub enum Destination {
 }
 
 /// A decision. There is never a secret in it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Record<'a> {
     /// The call.
     #[serde(serialize_with = "shown")]
@@ -56,7 +57,8 @@ pub struct Record<'a> {
     /// `allow` or `deny`.
     pub decision: Verdict,
     /// The statement that decided, or what else did.
-    pub reason: String,
+    #[serde(serialize_with = "shown")]
+    pub reason: &'a (dyn Display + Sync),
     /// Where the call came from.
     pub source_ip: Option<IpAddr>,
 }
@@ -71,7 +73,7 @@ pub enum Verdict {
     Deny,
 }
 
-fn shown<S: serde::Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+fn shown<S: serde::Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 

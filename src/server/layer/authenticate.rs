@@ -244,7 +244,7 @@ impl Authentication {
             action: self.contract.authorizations.get(&path).map(|row| row.action.as_str()),
             resource: None,
             decision: audit::Verdict::Deny,
-            reason: rejected.why,
+            reason: &rejected.why,
             source_ip: peer.map(|peer| peer.address),
         };
         self.audit.record(&record).await;

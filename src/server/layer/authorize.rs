@@ -132,7 +132,7 @@ impl Authorization {
             action: Some(&row.action),
             resource: Some(resource),
             decision: verdict,
-            reason: decision.to_string(),
+            reason: &decision,
             source_ip: context.source_ip,
         };
         self.audit.record(&record).await;

@@ -149,9 +149,9 @@ async fn an_image_is_copied_by_ecs_and_known_by_its_id_there() {
 async fn an_image_of_that_name_is_adopted_if_it_is_ours_and_reported_if_not() {
     let house = House::build(Duration::from_millis(100)).await;
     let tags = [("appferry:app-id", "app"), ("appferry:source-image-id", house.source.as_str())];
-    let ours = house.ecs.world().put("cn-beijing", NAME, &tags);
     // ECS finds names that only contain the one that is looked for as well.
     house.ecs.world().put("cn-beijing", "old-gromacs-2026.1", &[]);
+    let ours = house.ecs.world().put("cn-beijing", NAME, &tags);
     let theirs = house.ecs.world().put("cn-shanghai", NAME, &[("appferry:app-id", "another")]);
 
     let done = house.carry(&[]).await;
