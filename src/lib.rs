@@ -9,6 +9,7 @@
 //! - [`service`]: the composition root.
 //! - [`reload`]: who may call, read anew while the service runs.
 //! - [`config`], [`telemetry`], [`audit`]: what comes in from the environment, what goes out of it.
+//! - [`metrics`]: what is counted and measured, by whoever does it.
 //! - [`server`]: the way in: the tower stack and the handlers.
 //! - [`sync`]: the workers: claim, plan, copy, report.
 //! - [`contract`]: the generated types and the tables of the descriptors.
@@ -24,6 +25,7 @@ pub mod config;
 pub mod contract;
 pub mod domain;
 pub mod identity;
+pub mod metrics;
 pub mod ram;
 pub mod region;
 pub mod reload;

@@ -3,7 +3,10 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -12,11 +15,16 @@ use crate::{
     contract::{self, Contract},
     domain::{Clock, RegionId, WorkerId},
     identity::{Directory, Fetched},
+    metrics,
     region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
     reload::Reload,
-    server::{self, Deadlines, Health, Listener, ListenerSettings, Parts, Tls, TlsError},
+    server::{
+        self, Deadlines, Health, Listener, ListenerSettings, Parts, Tls, TlsError,
+        health::{Readiness, Told},
+    },
     state::{self, State},
     sync::{Backoff, Housekeeper, HousekeepingSettings, Settings as SyncSettings, Worker},
+    telemetry,
 };
 
 /// Of the time that a shutdown may take, how much is left for what comes after the calls in flight.
@@ -59,6 +67,9 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
+    /// What is measured can't be exported.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
     /// The address can't be listened on.
     #[error("{key}: {address}: {source}")]
     Listen {
@@ -87,6 +98,8 @@ pub enum Role {
 pub struct Service {
     address: Option<SocketAddr>,
     openapi_address: Option<SocketAddr>,
+    http_address: Option<SocketAddr>,
+    probes: Option<JoinHandle<()>>,
     health: Option<Health>,
     state: State,
     state_tasks: state::Tasks,
@@ -135,6 +148,8 @@ impl Service {
         let regions = config.regions()?;
         let topology = config.topology()?;
         let worker_regions = config.worker.served(&regions)?;
+        // Before anything that measures.
+        telemetry::metrics::start(config.http.is_some())?;
         let clock = Clock::system();
         let backend = backend(config, &clock)?;
         let (stop, abandon, state_stop) =
@@ -142,12 +157,23 @@ impl Service {
 
         // Before the state, which has tasks to be joined.
         let door = if role == Role::Worker { None } else { Some(Door::open(config, &clock).await?) };
+        let probes = match &config.http {
+            Some(http) => Some(bind("http.listen", http.listen, listening(config, true), None).await?),
+            None => None,
+        };
         let database = config.database.settings();
         let (state, state_tasks) = State::open(&database, regions, state_stop.clone()).await?;
 
+        state.observe_connections();
         let mut tasks = Vec::new();
         let (mut address, mut openapi_address) = (None, None);
         let mut health = None;
+        let (here, readiness) = watch::channel(Readiness::Ready);
+        let http_address = probes.as_ref().map(|(_, bound)| *bound);
+        // They are answered until the very end: that the service is shutting down is told by them.
+        let probes = probes.map(|(listener, _)| {
+            tokio::spawn(listener.serve(server::probes(readiness), state_stop.clone(), state_stop.clone()))
+        });
         let reload = Arc::new(Notify::new());
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
             let seconds = Duration::from_secs;
@@ -183,11 +209,13 @@ impl Service {
                 tasks.push(tokio::spawn(listener.serve(doors.openapi, stop.clone(), abandon.clone())));
                 openapi_address = Some(bound);
             }
-            tasks.push(tokio::spawn(server::health::run(doors.health.clone(), state.clone(), stop.clone())));
             address = Some(bound);
             health = Some(doors.health);
         }
+        let told = Told { grpc: health.clone(), here };
+        tasks.push(tokio::spawn(server::health::run(told, state.clone(), stop.clone())));
         if role != Role::Server {
+            metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
             let housekeeping = HousekeepingSettings {
                 id: settings.id.clone(),
@@ -202,6 +230,8 @@ impl Service {
         Ok(Self {
             address,
             openapi_address,
+            http_address,
+            probes,
             health,
             state,
             state_tasks,
@@ -229,6 +259,12 @@ impl Service {
     #[must_use]
     pub fn openapi_address(&self) -> Option<SocketAddr> {
         self.openapi_address
+    }
+
+    /// Where it listens for probes and for Prometheus; nothing if that is not configured.
+    #[must_use]
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
     }
 
     /// Brings it down, in order: no new calls, those in flight answered, leases handed back, the database closed. Takes as
@@ -259,6 +295,11 @@ impl Service {
         if tokio::time::timeout(self.shutdown / AFTERWARDS, self.state_tasks.join()).await.is_err() {
             tracing::error!("the database did not answer in time");
         }
+        if let Some(probes) = self.probes
+            && !matches!(tokio::time::timeout(self.shutdown / AFTERWARDS, probes).await, Ok(Ok(())))
+        {
+            tracing::warn!("the probes ended badly");
+        }
         if let Err(error) = self.state.close().await {
             tracing::warn!(%error, "the database could not be closed");
         }
@@ -282,24 +323,10 @@ impl Door {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
         let mut fetched = Fetched::default();
         let directory = Arc::new(ArcSwap::from_pointee(config.directory(&mut fetched)?));
-        let settings = ListenerSettings {
-            max_connections: config.server.max_connections,
-            max_streams: config.server.max_streams_per_connection,
-            max_age: Duration::from_secs(config.server.max_connection_age_seconds),
-            max_idle: Duration::from_secs(config.server.max_connection_idle_seconds),
-            http1: false,
-        };
-        let bind = async |key, address, settings| {
-            let failed = |source| Error::Listen { key, address, source };
-            let listener = Listener::bind(address, settings, tls.as_deref()).await.map_err(failed)?;
-            let bound = listener.address().map_err(failed)?;
-            Ok::<_, Error>((listener, bound))
-        };
-        let (listener, bound) = bind("server.listen", config.server.listen, settings).await?;
+        let tls_of = tls.as_deref();
+        let (listener, bound) = bind("server.listen", config.server.listen, listening(config, false), tls_of).await?;
         let openapi = match &config.openapi {
-            Some(openapi) => {
-                Some(bind("openapi.listen", openapi.listen, ListenerSettings { http1: true, ..settings }).await?)
-            }
+            Some(openapi) => Some(bind("openapi.listen", openapi.listen, listening(config, true), tls_of).await?),
             None => None,
         };
         // The last, which has a task to be joined.
@@ -308,6 +335,29 @@ impl Door {
             Audit::start(config.audit.destination(), config.audit.sample_allowed, clock.clone()).map_err(failed)?;
         Ok(Self { listener, bound, openapi, tls, fetched, directory, audit, writing })
     }
+}
+
+/// How connections are taken; `http1` says whether the old form of HTTP is spoken too.
+fn listening(config: &Config, http1: bool) -> ListenerSettings {
+    ListenerSettings {
+        max_connections: config.server.max_connections,
+        max_streams: config.server.max_streams_per_connection,
+        max_age: Duration::from_secs(config.server.max_connection_age_seconds),
+        max_idle: Duration::from_secs(config.server.max_connection_idle_seconds),
+        http1,
+    }
+}
+
+async fn bind(
+    key: &'static str,
+    address: SocketAddr,
+    settings: ListenerSettings,
+    tls: Option<&Tls>,
+) -> Result<(Listener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { key, address, source };
+    let listener = Listener::bind(address, settings, tls).await.map_err(failed)?;
+    let bound = listener.address().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {

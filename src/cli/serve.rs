@@ -30,6 +30,9 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
         }
     };
     let service = Service::start(&config, role).await.map_err(Error::local("starting"))?;
+    if let Some(address) = service.http_address() {
+        tracing::info!(%address, "probes and metrics");
+    }
     if let Some(address) = service.address() {
         tracing::info!(%address, home = config.home.region, regions = config.region.len(), "serving");
         if let Some(address) = service.openapi_address() {

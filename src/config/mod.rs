@@ -8,6 +8,7 @@ mod alibaba;
 mod audit;
 mod database;
 mod housekeeping;
+mod http;
 mod jwt;
 mod openapi;
 mod region;
@@ -32,6 +33,7 @@ pub use alibaba::Alibaba;
 pub use audit::Audit;
 pub use database::Database;
 pub use housekeeping::Housekeeping;
+pub use http::Http;
 pub use jwt::JwtEntry;
 pub use openapi::OpenApi;
 pub use region::{Link, OpenStore, Region};
@@ -98,6 +100,8 @@ pub struct Config {
     pub server: Server,
     /// The listener of the original's HTTP form.
     pub openapi: Option<OpenApi>,
+    /// The listener for probes and for Prometheus.
+    pub http: Option<Http>,
     /// Our certificate, and whose we take from callers.
     pub tls: Option<Tls>,
     /// The database.
@@ -190,6 +194,7 @@ impl Config {
         self.server.check(self.tls.is_some())?;
         let plaintext = self.server.allow_plaintext || self.tls.is_some();
         self.openapi.as_ref().map_or(Ok(()), |openapi| openapi.check(plaintext))?;
+        self.http.as_ref().map_or(Ok(()), Http::check)?;
         self.tls.as_ref().map_or(Ok(()), Tls::check)?;
         self.limits.check()?;
         self.audit.check()?;

@@ -5,6 +5,7 @@ mod app_sync;
 mod attempts;
 pub mod health;
 mod held;
+mod http;
 mod image;
 mod layer;
 mod listener;
@@ -20,9 +21,10 @@ mod wire;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use ::http::Request;
 use arc_swap::ArcSwap;
-use http::Request;
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
@@ -82,7 +84,7 @@ pub struct Parts {
 }
 
 /// The whole service, as a connection needs it.
-pub type Entrance = BoxCloneSyncService<Request<Incoming>, http::Response<Body>, Infallible>;
+pub type Entrance = BoxCloneSyncService<Request<Incoming>, ::http::Response<Body>, Infallible>;
 
 /// The ways in.
 #[derive(Debug)]
@@ -93,6 +95,12 @@ pub struct Doors {
     pub openapi: Entrance,
     /// What is told of the health of both.
     pub health: Health,
+}
+
+/// The way in for probes and for Prometheus.
+#[must_use]
+pub fn probes(readiness: watch::Receiver<health::Readiness>) -> Entrance {
+    Entrance::new(http::Http::new(readiness))
 }
 
 /// The health of the service, to be set.
@@ -127,7 +135,7 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
     // Every call, outermost first.
     let entrance = ServiceBuilder::new()
         // Sees everything that happens to a call, rejections too.
-        .layer(TraceLayer)
+        .layer(TraceLayer::new(&contract))
         // Before anything that can refuse: a refusal names the request.
         .layer(RequestIdLayer)
         // Around whatever may fail in a way that nobody foresaw.
@@ -158,14 +166,14 @@ fn guarded<S>(
     parts: &Parts,
     limit: GlobalConcurrencyLimitLayer,
     gate: Gate,
-) -> impl Service<Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+) -> impl Service<Request<Body>, Response = ::http::Response<Body>, Error = Infallible, Future: Send>
 + NamedService
 + Clone
 + Send
 + Sync
 + use<S>
 where
-    S: Service<Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+    S: Service<Request<Body>, Response = ::http::Response<Body>, Error = Infallible, Future: Send>
         + NamedService
         + Clone
         + Send

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 pub use schema::migrate;
 
 use super::{Error, Result, State};
+use crate::metrics;
 
 /// How the state is kept.
 #[derive(Clone)]
@@ -142,6 +143,31 @@ impl Connections {
     /// Which database it is.
     pub fn backend(&self) -> DbBackend {
         self.write.get_database_backend()
+    }
+
+    /// Tells how many connections there are, whenever somebody asks.
+    pub fn observe(&self) {
+        for (name, pool) in [("write", &self.write), ("read", &self.read)] {
+            let pool = pool.clone();
+            metrics::pool(name, move || {
+                let (all, idle) = match pool.get_database_backend() {
+                    DbBackend::Sqlite => {
+                        let pool = pool.get_sqlite_connection_pool();
+                        (pool.size(), pool.num_idle())
+                    }
+                    DbBackend::Postgres => {
+                        let pool = pool.get_postgres_connection_pool();
+                        (pool.size(), pool.num_idle())
+                    }
+                    _ => {
+                        let pool = pool.get_mysql_connection_pool();
+                        (pool.size(), pool.num_idle())
+                    }
+                };
+                let idle = idle as u64;
+                (u64::from(all).saturating_sub(idle), idle)
+            });
+        }
     }
 
     /// How many groups of calls may be committed at the same time.

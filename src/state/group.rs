@@ -3,10 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Result};
+use crate::metrics;
 
 /// How often something is tried again that met others who changed the same.
 const TRIES: u32 = 8;
@@ -23,22 +27,26 @@ pub struct Queued<T, A> {
 
 /// What waits, for the tasks that commit it.
 #[derive(Debug)]
-pub struct Queue<T, A>(Arc<Mutex<mpsc::Receiver<Queued<T, A>>>>);
+pub struct Queue<T, A> {
+    /// What its metrics are called by.
+    name: &'static str,
+    queue: Arc<Mutex<mpsc::Receiver<Queued<T, A>>>>,
+}
 
 impl<T, A> Clone for Queue<T, A> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self { name: self.name, queue: Arc::clone(&self.queue) }
     }
 }
 
 impl<T, A> Queue<T, A> {
-    pub fn new(queue: mpsc::Receiver<Queued<T, A>>) -> Self {
-        Self(Arc::new(Mutex::new(queue)))
+    pub fn new(name: &'static str, queue: mpsc::Receiver<Queued<T, A>>) -> Self {
+        Self { name, queue: Arc::new(Mutex::new(queue)) }
     }
 
     /// Takes what has gathered, `most` at most; nothing if the queue is closed and empty. Once `stop` is canceled, it closes.
     async fn gather(&self, batch: &mut Vec<Queued<T, A>>, most: usize, stop: &CancellationToken) -> usize {
-        let mut queue = self.0.lock().await;
+        let mut queue = self.queue.lock().await;
         loop {
             tokio::select! {
                 biased;
@@ -55,7 +63,9 @@ impl<T, A> Queue<T, A> {
         let mut batch = Vec::with_capacity(most);
         while self.gather(&mut batch, most, &stop).await > 0 {
             let (asked, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|q| (q.asked, q.reply)).unzip();
+            let began = Instant::now();
             let answers = answer(&asked, &commit).await;
+            metrics::committed(self.name, asked.len(), began.elapsed());
             for (reply, answer) in replies.into_iter().zip(answers) {
                 // Whoever has gone finds out in another way: a caller by its token or in the list, a worker has no use for it.
                 let _ = reply.send(answer);

@@ -17,6 +17,7 @@ mod gate;
 mod group;
 mod image;
 mod nonce;
+mod queue;
 mod replica;
 mod report;
 mod signal;
@@ -94,7 +95,7 @@ impl State {
             signals: signal::Signals::default(),
             gates: OnceCell::new(),
         }));
-        let asked = group::Queue::new(asked);
+        let asked = group::Queue::new("calls", asked);
         let mut tasks: Vec<_> = (0..groups)
             .map(|_| {
                 let own = state.clone();
@@ -104,7 +105,7 @@ impl State {
             .collect();
         let own = state.clone();
         let commit = async move |told: &[report::Told]| report::commit_together(&own, told).await;
-        tasks.push(tokio::spawn(group::Queue::new(told).run(report::BATCH, stop.clone(), commit)));
+        tasks.push(tokio::spawn(group::Queue::new("reports", told).run(report::BATCH, stop.clone(), commit)));
         tasks.push(tokio::spawn(feed::run(state.clone(), settings.poll, stop.clone())));
         tasks.push(tokio::spawn(bell::run(state.clone(), stop)));
         Ok((state, Tasks(tasks)))
@@ -125,6 +126,11 @@ impl State {
     /// Resolves when anything may have changed since the last call for the same `seen`, or after `at_most`.
     pub async fn changed(&self, seen: &mut u64, at_most: Duration) {
         let _ = tokio::time::timeout(at_most, self.0.signals.changed.raised_since(seen)).await;
+    }
+
+    /// Has metrics tell of the connections from now on, for the life of the process.
+    pub fn observe_connections(&self) {
+        self.0.db.observe();
     }
 
     /// Closes the connections, after the tasks have ended.

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::{Descriptor, Event, Image, RegionId, with_causes},
+    metrics,
     region::{Error, Stores},
     state::Report,
 };
@@ -186,6 +187,7 @@ impl<'a> Carriage<'a> {
             if let Some(copy) = self.copies.remove(&region) {
                 copy.lost.cancel();
                 copy.underway.span.record("appferry.state", "LOST");
+                metrics::lost(&region);
                 tracing::info!(parent: &copy.underway.span, image = %self.image.id, %region, "the copy was canceled or taken over");
             }
         }

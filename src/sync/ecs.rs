@@ -13,6 +13,7 @@ use crate::{
         EcsCopy, EcsImageId, EcsStatus, EcsStep, Event, Image, ImageId, Progress, RegionId, Stale, Timestamp,
         with_causes,
     },
+    metrics,
     region::{
         Ecs, Error, Result, Verdict,
         ecs::{self, Order},
@@ -134,6 +135,7 @@ impl<'a> EcsCarriage<'a> {
             };
             lost.cancel();
             span.record("appferry.state", "LOST");
+            metrics::lost(&region);
             tracing::info!(parent: &span, image = %self.image.id, %region, "the copy was canceled or taken over");
         }
     }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::ecs::give_up;
 use crate::{
     domain::{WorkerId, with_causes},
+    metrics,
     region::{Backend, Ecs, Stores},
     state::{self, State},
 };
@@ -51,6 +52,9 @@ impl Housekeeper {
                     if ours && !held {
                         tracing::info!(%id, "keeping house from now on");
                     }
+                    if held && !ours {
+                        metrics::queues(Vec::new());
+                    }
                     held = ours;
                     if ours {
                         self.keep(&stop).await;
@@ -64,6 +68,7 @@ impl Housekeeper {
                 () = stop.cancelled() => {}
             }
         }
+        metrics::queues(Vec::new());
         if held && let Err(error) = self.state.housekeeping_leave(id).await {
             tracing::debug!(error = with_causes(&error), "the next one has to wait to keep house");
         }
@@ -71,6 +76,10 @@ impl Housekeeper {
 
     async fn keep(&self, stop: &CancellationToken) {
         let trouble = |error: state::Error| tracing::warn!(error = with_causes(&error), "house can't be kept for now");
+        match self.state.queues().await {
+            Ok(queues) => metrics::queues(queues),
+            Err(error) => trouble(error),
+        }
         match self.state.replica_rescue().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "copies whose worker was not heard of any more wait for another one"),

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::{Span, field::Empty};
 
 use super::{destination::Meter, heartbeat::Held, tracing_links::tie};
-use crate::{domain::Image, state::ClaimedRegion};
+use crate::{domain::Image, metrics::Running, state::ClaimedRegion};
 
 /// One region of a claim, how far its copy has come, and its span.
 #[derive(Debug)]
@@ -16,6 +17,10 @@ pub struct Underway {
     pub meter: Arc<Meter>,
     /// Its span.
     pub span: Span,
+    /// When this attempt began.
+    pub began: Instant,
+    /// Counts it among those that are carried.
+    pub running: Running,
 }
 
 impl Underway {
@@ -36,7 +41,8 @@ impl Underway {
             appferry.state = Empty,
         );
         tie(&span, claimed.attempt, &claimed.traces);
-        Self { claimed, meter: Arc::default(), span }
+        let running = Running::new(&claimed.region);
+        Self { claimed, meter: Arc::default(), span, began: Instant::now(), running }
     }
 
     /// As the heartbeat knows it.

@@ -21,6 +21,7 @@ use crate::{
         Content, Descriptor, EcsImageId, Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology,
         with_causes,
     },
+    metrics,
     region::{Backend, Ecs, Place, Stage, Store, Stores, Verdict},
     state::{self, Claim, ClaimedRegion, Order, Report, State},
 };
@@ -198,13 +199,16 @@ impl Worker {
 
     /// Reports how the copy of a region ended.
     pub(super) async fn conclude(&self, image: &ImageId, underway: Underway, result: Result<(), Trouble>) {
-        let Underway { claimed, span, meter } = underway;
+        let Underway { claimed, span, meter, began, running } = underway;
+        drop(running);
         let progress = meter.read();
         span.record("appferry.bytes_copied", progress.copied);
         span.record("appferry.bytes_skipped", progress.skipped);
         let report = match result {
             Ok(()) => {
-                span.record("appferry.state", "AVAILABLE");
+                let state = "AVAILABLE";
+                metrics::copied(&claimed.region, state, began.elapsed(), progress.copied, progress.skipped);
+                span.record("appferry.state", state);
                 tracing::info!(parent: &span, %image, region = %claimed.region, copied = progress.copied, skipped = progress.skipped, "the image is available");
                 Report { region: claimed.region, event: Event::Verified { fence: claimed.fence, progress } }
             }
@@ -214,7 +218,9 @@ impl Worker {
                 let wait = if retry { self.settings.backoff.wait(claimed.faults, jitter) } else { None };
                 // A store that says when it wants to be asked again knows better.
                 let retry_after = wait.map(|wait| wait.max(trouble.error().retry_after().unwrap_or_default()));
-                span.record("appferry.state", if retry_after.is_some() { "PENDING" } else { "FAILED" });
+                let state = if retry_after.is_some() { "PENDING" } else { "FAILED" };
+                metrics::copied(&claimed.region, state, began.elapsed(), progress.copied, progress.skipped);
+                span.record("appferry.state", state);
                 span.record("otel.status_code", "ERROR");
                 span.record("otel.status_description", fault.message.as_str());
                 tracing::warn!(parent: &span, %image, region = %claimed.region, %fault, ?retry_after, "the copy failed");

@@ -18,6 +18,7 @@ mod fuzzed;
 mod harness;
 mod hostile;
 mod limits;
+mod metrics;
 mod model;
 mod openapi;
 mod passes;

@@ -100,7 +100,7 @@ async fn a_region_at_one_mebibyte_a_second_holds_nobody() {
     .await;
     let mut site = Site::new().with("cn-shenzhen", proxy.store("apps"), "");
     // A lease that no machine stands still for: it is looked at whether being slow costs the region an attempt.
-    site.worker = site.worker.replace("lease_ms = 2000", "lease_ms = 30000\npatience_ms = 500");
+    site.worker = site.worker.replace("lease_ms = 10000", "lease_ms = 30000\npatience_ms = 500");
     let running = site.start().await;
     let app = running.add("a", &[noise(40 << 20, 1), noise(1 << 20, 2)]).await;
     let request = running.synchronize(&app, &[]).await.expect("it is accepted");

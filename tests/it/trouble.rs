@@ -24,7 +24,7 @@ use crate::harness::{
     process::Served,
     refusal,
     registry::free_address,
-    site::{HOME, Running, Site, ask},
+    site::{HOME, LEASE, Running, Site, ask},
     switch::Switch,
     until,
 };
@@ -170,7 +170,7 @@ async fn sessions_that_are_cut_off_lose_nothing() {
     assert!(!acknowledged.is_empty());
     works_again(&running, &acknowledged).await;
     running.stop().await;
-    println!("{:?}", history::replay(&url, &[Duration::from_secs(2)]).await);
+    println!("{:?}", history::replay(&url, &[LEASE]).await);
 }
 
 /// The server that takes writes becomes one that does not, and another one takes its place: connections that were made before lead to

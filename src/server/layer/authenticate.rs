@@ -27,6 +27,7 @@ use crate::{
     },
     domain::{Clock, RequestId, with_causes},
     identity::{Caller, Directory, Unproven, acs3},
+    metrics,
     server::{
         attempts::Attempts,
         openapi::{Head, Original},
@@ -247,6 +248,7 @@ impl Authentication {
             reason: &rejected.why,
             source_ip: peer.map(|peer| peer.address),
         };
+        metrics::decided(record.action, "deny");
         self.audit.record(&record).await;
         super::refuse(&rejected.failure, &self.contract, request_id)
     }

@@ -23,6 +23,7 @@ use crate::{
     },
     domain::Clock,
     identity::Caller,
+    metrics,
     ram::{self, ALL_RESOURCES, Context as Circumstances},
     server::{openapi::Unreadable, peer::Peer, permit::Permit},
 };
@@ -135,6 +136,7 @@ impl Authorization {
             reason: &decision,
             source_ip: context.source_ip,
         };
+        metrics::decided(Some(&row.action), word);
         self.audit.record(&record).await;
         if allowed {
             return Ok(Permit::grant(request_id, principal.clone()));

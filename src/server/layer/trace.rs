@@ -1,9 +1,11 @@
-//! One span a call, as the OpenTelemetry semantic conventions for RPC have it (version 1.44), in the trace of its caller. It
+//! One span and one measurement a call, as the OpenTelemetry semantic conventions for RPC have it (version 1.44), in the trace of its caller. It
 //! ends with the last byte of the answer, and knows how the call came out even if the caller went away.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,22 +15,50 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::Answer;
+use crate::{contract::Contract, metrics};
+
+/// The paths of the methods that need no credential.
+const OPEN: [&str; 4] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+/// What a method that is none is called in metrics (semantic conventions for RPC, `rpc.method`).
+const OTHER: &str = "_OTHER";
 
 /// See the module.
-#[derive(Debug, Clone, Copy)]
-pub struct TraceLayer;
+#[derive(Debug, Clone)]
+pub struct TraceLayer(Arc<Methods>);
+
+/// What methods are called in metrics, by their paths. Whoever calls can name any number of others.
+#[derive(Debug)]
+struct Methods {
+    known: HashMap<String, Arc<str>>,
+    other: Arc<str>,
+}
+
+impl TraceLayer {
+    /// Knows the methods of the contract, and those that need no credential.
+    pub fn new(contract: &Contract) -> Self {
+        let paths = contract.authorizations.iter().map(|(path, _)| path).chain(OPEN);
+        let known = paths.map(|path| (path.to_owned(), path.trim_start_matches('/').into())).collect();
+        Self(Arc::new(Methods { known, other: OTHER.into() }))
+    }
+}
 
 impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
 
     fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner }
+        Trace { inner, methods: Arc::clone(&self.0) }
     }
 }
 
@@ -36,6 +66,7 @@ impl<S> Layer<S> for TraceLayer {
 #[derive(Debug, Clone)]
 pub struct Trace<S> {
     inner: S,
+    methods: Arc<Methods>,
 }
 
 impl<S, B> Service<Request<B>> for Trace<S>
@@ -51,7 +82,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = request.uri().path().trim_start_matches('/');
+        let path = request.uri().path();
+        let known = Arc::clone(self.methods.known.get(path).unwrap_or(&self.methods.other));
+        let method = path.trim_start_matches('/');
         let span = tracing::info_span!(
             "call",
             otel.name = method,
@@ -76,7 +109,7 @@ where
             let _entered = span.enter();
             self.inner.call(request)
         };
-        ResponseFuture { inner, outcome: Some(Outcome { span, told: false }) }
+        ResponseFuture { inner, outcome: Some(Outcome { span, method: known, began: Instant::now(), code: None }) }
     }
 }
 
@@ -92,11 +125,14 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// The span of a call, and whether it knows how the call came out.
+/// The span of a call, and how the call came out.
 #[derive(Debug)]
 struct Outcome {
     span: Span,
-    told: bool,
+    method: Arc<str>,
+    began: Instant,
+    /// Nothing until it is known.
+    code: Option<Code>,
 }
 
 impl Outcome {
@@ -107,7 +143,7 @@ impl Outcome {
     }
 
     fn record(&mut self, code: Code) {
-        self.told = true;
+        self.code = Some(code);
         let name = name(code);
         self.span.record("rpc.response.status_code", name);
         if is_error(code) {
@@ -120,9 +156,11 @@ impl Outcome {
 impl Drop for Outcome {
     fn drop(&mut self) {
         // Nobody waited for the end.
-        if !self.told {
-            self.record(Code::Cancelled);
+        let code = self.code.unwrap_or(Code::Cancelled);
+        if self.code.is_none() {
+            self.record(code);
         }
+        metrics::called(&self.method, name(code), is_error(code), self.began.elapsed());
     }
 }
 

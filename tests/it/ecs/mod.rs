@@ -258,16 +258,18 @@ async fn a_copy_that_nobody_watches_any_more_is_given_up_by_whoever_keeps_house(
     running.stop().await;
 }
 
-/// One process stops, another one goes on watching the same copy: nothing was held up by the lease.
+/// One process stops, another one goes on watching the same copy, long before the lease runs out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_is_handed_over_when_its_process_stops() {
-    let house = House::build(Duration::from_secs(2)).await;
-    let request = house.running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
-    until("a copy", async || (house.ecs.count("CopyImage", None, "OK") == 1).then_some(())).await;
-    let House { ecs, running, .. } = house;
-    let mut site = running.stop().await;
+    let ecs = Ecs::start(&REGIONS, Duration::from_secs(2)).await;
+    let source = ecs.world().put(HOME, NAME, &[]);
+    let mut site = site(&ecs, &REGIONS);
     site.worker = "lease_ms = 600000\nheartbeat_ms = 100".to_owned();
     let running = site.start().await;
+    running.images().await.add_image(vm("app", &source)).await.expect("it is registered");
+    let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
+    until("a copy", async || (ecs.count("CopyImage", None, "OK") == 1).then_some(())).await;
+    let running = running.stop().await.start().await;
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     assert_eq!(region(&done, "cn-beijing").attempt, 1, "what was handed back is no attempt");

@@ -1,11 +1,20 @@
 //! An OTLP collector in this process.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
+    collector::{
+        metrics::v1::{
+            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+            metrics_service_server::{MetricsService, MetricsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
     },
     common::v1::any_value::Value,
     trace::v1::Span,
@@ -14,9 +23,15 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-/// Keeps every span that it is sent.
+/// Keeps every span and the name of every metric that it is sent.
 #[derive(Debug, Clone, Default)]
-pub struct Collector(Arc<Mutex<Vec<Span>>>);
+pub struct Collector(Arc<Mutex<Sent>>);
+
+#[derive(Debug, Default)]
+struct Sent {
+    spans: Vec<Span>,
+    metrics: BTreeSet<String>,
+}
 
 #[tonic::async_trait]
 impl TraceService for Collector {
@@ -26,8 +41,21 @@ impl TraceService for Collector {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let resources = request.into_inner().resource_spans;
         let spans = resources.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.0.lock().expect("nobody panicked").extend(spans);
+        self.0.lock().expect("nobody panicked").spans.extend(spans);
         Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let resources = request.into_inner().resource_metrics;
+        let metrics = resources.into_iter().flat_map(|r| r.scope_metrics).flat_map(|s| s.metrics).map(|m| m.name);
+        self.0.lock().expect("nobody panicked").metrics.extend(metrics);
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
@@ -37,7 +65,9 @@ impl Collector {
         let collector = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-        let server = Server::builder().add_service(TraceServiceServer::new(collector.clone()));
+        let server = Server::builder()
+            .add_service(TraceServiceServer::new(collector.clone()))
+            .add_service(MetricsServiceServer::new(collector.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         (collector, endpoint)
     }
@@ -48,7 +78,12 @@ impl Collector {
     }
 
     pub fn all(&self) -> Vec<Span> {
-        self.0.lock().expect("nobody panicked").clone()
+        self.0.lock().expect("nobody panicked").spans.clone()
+    }
+
+    /// The names of the metrics that it has been sent so far.
+    pub fn metrics(&self) -> BTreeSet<String> {
+        self.0.lock().expect("nobody panicked").metrics.clone()
     }
 }
 

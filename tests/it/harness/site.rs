@@ -28,6 +28,9 @@ pub const SYNC_ONLY: &str = "the-pipelines-token";
 /// The token of somebody who may look, and nothing else.
 pub const READER: &str = "the-readers-token";
 
+/// The lease of a site's workers: longer than a busy disk may take to write down that they are alive.
+pub const LEASE: Duration = Duration::from_secs(10);
+
 pub const HOME: &str = "cn-hangzhou";
 pub const TARGETS: [&str; 3] = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
 
@@ -86,7 +89,8 @@ impl Site {
         for region in [HOME].iter().chain(&TARGETS) {
             fs::create_dir(directory.path().join(region)).expect("a region's directory");
         }
-        let worker = "heartbeat_ms = 50\nlease_ms = 2000\npoll_ms = 100\nretry_first_ms = 50\nattempts = 3".to_owned();
+        let lease = LEASE.as_millis();
+        let worker = format!("heartbeat_ms = 50\nlease_ms = {lease}\npoll_ms = 100\nretry_first_ms = 50\nattempts = 3");
         Self {
             directory,
             url: None,

@@ -1,6 +1,8 @@
-//! Traces and logs on their way out.
+//! Traces, metrics and logs on their way out.
 //!
 //! The standard `OTEL_*` variables configure the export. Without an endpoint nothing is exported, and no span is built for it.
+
+pub mod metrics;
 
 use std::{env, io::IsTerminal as _, time::Duration};
 
@@ -30,8 +32,11 @@ pub enum Error {
     #[error("RUST_LOG is not a filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// The exporter can't be built.
-    #[error("traces can't be exported")]
+    #[error("traces or metrics can't be exported")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// Metrics can't be collected.
+    #[error("metrics can't be collected")]
+    Metrics(#[from] opentelemetry_sdk::error::OTelSdkError),
     /// The protocol is not supported.
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL: {0:?} is not supported; expected grpc")]
     Protocol(String),
@@ -58,7 +63,7 @@ impl Telemetry {
             .with_writer(std::io::stderr)
             .with_filter(filter.and(events));
         let registry = tracing_subscriber::registry().with(logs);
-        let provider = if exports() { Some(provider()?) } else { None };
+        let provider = if exports(&ENDPOINTS, "OTEL_TRACES_EXPORTER") { Some(provider()?) } else { None };
         match &provider {
             Some(provider) => registry.with(traces(provider)).try_init()?,
             // Not a layer that is `None`: it would have every span of every library made, for nobody.
@@ -67,12 +72,13 @@ impl Telemetry {
         Ok(Self(provider))
     }
 
-    /// Sends the spans that have ended, waiting for a bounded time. Must not be called on a thread of the runtime that may
+    /// Sends the spans that have ended and what was measured, waiting for a bounded time. Must not be called on a thread of the runtime that may
     /// not block.
     pub fn shutdown(self) {
         if let Some(Err(error)) = self.0.map(|provider| provider.shutdown_with_timeout(FLUSH)) {
             tracing::warn!(%error, "the last spans could not be sent");
         }
+        metrics::shutdown();
     }
 }
 
@@ -94,24 +100,34 @@ where
         .with_filter(own.and(spans))
 }
 
-fn exports() -> bool {
-    let set = |name: &str| env::var(name).is_ok_and(|value| !value.is_empty());
+/// Whether one of the endpoints is configured, and nothing says that it is not to be used.
+fn exports(endpoints: &[&str], exporter: &str) -> bool {
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|v| v.eq_ignore_ascii_case(value));
-    ENDPOINTS.iter().any(|name| set(name)) && !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none")
+    let set = |name: &&str| env::var(name).is_ok_and(|value| !value.is_empty());
+    endpoints.iter().any(set) && !is("OTEL_SDK_DISABLED", "true") && !is(exporter, "none")
 }
 
-fn provider() -> Result<SdkTracerProvider, Error> {
-    for name in ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"] {
+fn check_protocol(variables: &[&str]) -> Result<(), Error> {
+    for name in variables {
         match env::var(name) {
             Ok(protocol) if !protocol.is_empty() && protocol != "grpc" => return Err(Error::Protocol(protocol)),
             _ => {}
         }
     }
-    let exporter = SpanExporter::builder().with_tonic().build()?;
+    Ok(())
+}
+
+/// Who tells all this.
+fn resource() -> Resource {
     let mut resource = Resource::builder();
     if env::var_os("OTEL_SERVICE_NAME").is_none() {
         resource = resource.with_service_name("appferry");
     }
-    let resource = resource.with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build())
+    resource.with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build()
+}
+
+fn provider() -> Result<SdkTracerProvider, Error> {
+    check_protocol(&["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
+    let exporter = SpanExporter::builder().with_tonic().build()?;
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
 }
