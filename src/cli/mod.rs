@@ -6,6 +6,7 @@
 mod cancel;
 mod client;
 mod demo;
+mod doctor;
 mod embedded;
 mod health;
 mod image;
@@ -16,6 +17,7 @@ mod print;
 mod progress;
 mod regions;
 mod serve;
+mod shell;
 mod status;
 mod sync;
 mod verify;
@@ -71,6 +73,12 @@ enum Command {
     /// Find out what policies say.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Find out whether everything that the service needs is there, and what to mend.
+    Doctor(doctor::Arguments),
+    /// Print what a shell completes commands by.
+    Completions(shell::Completions),
+    /// Write manual pages.
+    Man(shell::Man),
 }
 
 #[derive(Debug, Args)]
@@ -162,6 +170,9 @@ impl Cli {
             Command::Regions(arguments) => runtime.block_on(regions::run(arguments)),
             Command::Health(arguments) => runtime.block_on(health::run(arguments)),
             Command::Policy(command) => policy::run(command, &Clock::system()),
+            Command::Doctor(arguments) => runtime.block_on(doctor::run(arguments)),
+            Command::Completions(arguments) => shell::completions(&arguments),
+            Command::Man(arguments) => shell::man(&arguments),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -133,6 +133,10 @@ pub trait Store: Source {
         None
     }
 
+    /// Tries whether the store can be read and written, and leaves nothing behind. Returns how many bytes are free for images, where that
+    /// can be told.
+    async fn probe(&self) -> Result<Option<u64>>;
+
     /// Makes the place where an image will be written, and clears away what claims before this one left unfinished.
     async fn prepare(&self, stage: &Stage) -> Result<()>;
 

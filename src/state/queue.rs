@@ -1,4 +1,4 @@
-//! What waits, counted for whoever wants to know how busy it is.
+//! What waits, and what time it is, for whoever wants to know how the service does.
 
 use std::time::Duration;
 
@@ -11,6 +11,18 @@ use crate::{
 };
 
 impl State {
+    /// The database's own time.
+    pub async fn time(&self) -> Result<Timestamp> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            now_millis: i64,
+        }
+        let db = &self.0.db.read;
+        let rows: Vec<Row> =
+            self.in_time(async { Ok(Sql::on(db).text("SELECT ").now().text(" AS now_millis").all(db).await?) }).await?;
+        Ok(Timestamp::from_millis(rows.first().map_or(0, |row| row.now_millis)))
+    }
+
     /// How many replicas wait for a worker in each region, and how long one of them has been due. Regions in which none waits are told
     /// too.
     pub async fn queues(&self) -> Result<Vec<RegionQueue>> {

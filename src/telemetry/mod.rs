@@ -100,6 +100,13 @@ where
         .with_filter(own.and(spans))
 }
 
+/// Where traces are to be sent, if anywhere.
+#[must_use]
+pub fn endpoint() -> Option<String> {
+    let set = ENDPOINTS.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()));
+    set.filter(|_| exports(&ENDPOINTS, "OTEL_TRACES_EXPORTER"))
+}
+
 /// Whether one of the endpoints is configured, and nothing says that it is not to be used.
 fn exports(endpoints: &[&str], exporter: &str) -> bool {
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|v| v.eq_ignore_ascii_case(value));

@@ -99,6 +99,10 @@ impl Store for Observed {
         self.store.kind()
     }
 
+    async fn probe(&self) -> Result<Option<u64>> {
+        self.store.probe().await
+    }
+
     fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
         self.store.locate(spec)
     }

@@ -2,12 +2,16 @@
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
 
+use futures_util::StreamExt as _;
+use object_store::ObjectStore as _;
 use serde_json::Value;
 
 use crate::harness::{
+    bucket::{BUCKET, Bucket},
     images,
     process::{self, Served, run, stderr, stdout},
-    site::Site,
+    registry::Registry,
+    site::{HOME, Site},
     until,
 };
 
@@ -262,4 +266,99 @@ fn the_demo_carries_an_image_everywhere_and_verifies_it() {
     let refused = run(directory.path(), &["demo", "--exit", "--image", "not-there"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("not-there: No such file"), "{}", stderr(&refused));
+}
+
+#[test]
+fn shells_and_readers_of_manuals_are_told_of_every_command() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let text = stdout(&run(directory.path(), &["completions", shell]));
+        assert!(
+            ["synchronization", "client-token", "vm-image"].iter().all(|word| text.contains(word)) || shell == "bash"
+        );
+    }
+    // Bash itself takes them, and completes by them.
+    let script = "source <(\"$0\" completions bash); COMP_WORDS=(appferry image a); COMP_CWORD=2; _appferry appferry a image; \
+                  echo \"${COMPREPLY[@]}\"";
+    let completed =
+        std::process::Command::new("bash").args(["-c", script, process::APPFERRY]).output().expect("bash runs");
+    assert_eq!(stdout(&completed).trim(), "add");
+    failed(&run(directory.path(), &["completions", "tcsh"]), 2, &["tcsh"]);
+
+    fs::create_dir(directory.path().join("man")).expect("a directory");
+    stdout(&run(directory.path(), &["man", "man"]));
+    for page in ["appferry.1", "appferry-sync.1", "appferry-image-add.1"] {
+        let text = fs::read_to_string(directory.path().join("man").join(page)).expect("a page");
+        assert!(text.contains(".TH") && text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+    failed(&run(directory.path(), &["man", "nowhere"]), 1, &["nowhere"]);
+}
+
+/// What `doctor` found wrong: each check with what it says and what it says is to be mended.
+fn found_wrong(output: &std::process::Output) -> Vec<(String, String)> {
+    let text = stdout_of(output);
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let wrong = lines.filter(|line| line["ok"] == false).map(|line| {
+        assert!(!line["mend"].as_str().expect("what to mend").is_empty());
+        (line["check"].as_str().expect("a check").to_owned(), line["detail"].as_str().expect("text").to_owned())
+    });
+    wrong.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_finds_what_is_wrong_and_says_what_to_mend() {
+    // Beside a service that runs, nothing is wrong.
+    let (directory, served, _) = first_start().await;
+    let told = stdout(&run(directory.path(), &["doctor"]));
+    assert!(told.lines().count() >= 7 && told.lines().all(|line| line.starts_with("ok ")), "{told}");
+    assert!(told.contains("free"), "{told}");
+    drop(served);
+
+    let (registry, bucket) = (Registry::start().await, Bucket::start().await);
+    let site = Site::new().with("cn-shanghai", format!("s3://{BUCKET}/images"), bucket.keys(bucket.address)).with(
+        "cn-shenzhen",
+        registry.store("apps"),
+        "",
+    );
+    let config = site.write_config();
+    let path = config.to_str().expect("text");
+    let doctor = |more: &[(&str, &str)]| {
+        let mut command = process::command(site.directory.path(), &["doctor", "--json", "--config", path]);
+        command.envs(more.iter().copied()).output().expect("the program runs")
+    };
+    let output = doctor(&[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let wrong = found_wrong(&output);
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].0 == "database" && wrong[0].1.contains("appferry migrate"), "{wrong:?}");
+
+    stdout(&run(site.directory.path(), &["migrate", "--config", path]));
+    let output = doctor(&[]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(found_wrong(&output), []);
+    // Nothing is left behind.
+    assert_eq!(registry.unfinished(), Vec::<String>::new());
+    assert_eq!(bucket.objects().list(None).count().await, 0);
+    for region in [HOME, "cn-beijing"] {
+        assert_eq!(fs::read_dir(site.region(region)).expect("a directory").count(), 0);
+    }
+
+    fs::remove_dir(site.region("cn-beijing")).expect("it was there");
+    fs::write(bucket.secret(), "another-secret").expect("a secret");
+    drop(registry);
+    let output = doctor(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let wrong = found_wrong(&output);
+    let checks: Vec<&str> = wrong.iter().map(|(check, _)| check.as_str()).collect();
+    assert_eq!(checks, ["cn-beijing", "cn-shanghai", "cn-shenzhen", "collector"], "{wrong:?}");
+    assert!(stderr(&output).contains("4 things are wrong"), "{output:?}");
+    for ((_, detail), says) in wrong.iter().zip(["does not exist", "403", "refused", "refused"]) {
+        assert!(detail.contains(says) && !detail.contains("another-secret"), "{detail}");
+    }
+    let output = run(site.directory.path(), &["doctor", "--config", "nowhere.toml"]);
+    assert!(output.status.code() == Some(1) && stdout_of(&output).contains("WRONG   configuration"), "{output:?}");
+}
+
+fn stdout_of(output: &std::process::Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
 }

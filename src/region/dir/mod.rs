@@ -6,7 +6,7 @@
 mod blob;
 mod layout;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io::Write as _, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,6 +57,25 @@ impl DirStore {
     fn dir(&self) -> Result<Dir> {
         Dir::open_ambient_dir(&self.0.path, ambient_authority())
             .map_err(|_| Error::Vanished(self.0.path.display().to_string()))
+    }
+
+    /// Bytes that are free.
+    fn available(&self) -> Result<u64> {
+        let path = self.0.path.display().to_string();
+        let fs = rustix::fs::fstatvfs(&self.dir()?)
+            .map_err(|error| Error::io("asking for the free space of", path)(error.into()))?;
+        Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
+    }
+
+    /// Writes a file that is no image's, and removes it.
+    fn try_to_write(&self) -> Result<()> {
+        let (dir, name) = (self.dir()?, format!(".appferry-probe-{}", uuid::Uuid::now_v7().simple()));
+        let path = self.0.path.join(&name).display().to_string();
+        let mut file = dir.create(&name).map_err(Error::io("creating", path.as_str()))?;
+        let written = file.write_all(b"appferry").and_then(|()| file.sync_all());
+        let removed = dir.remove_file(&name);
+        written.map_err(Error::io("writing", path.as_str()))?;
+        removed.map_err(Error::io("removing", path.as_str()))
     }
 
     /// Does something on a thread that may block.
@@ -126,6 +145,14 @@ impl Store for DirStore {
         format!("oci:{name}")
     }
 
+    async fn probe(&self) -> Result<Option<u64>> {
+        self.blocking(|store| {
+            store.try_to_write()?;
+            Ok(Some(store.available()?.saturating_sub(store.0.keep_free)))
+        })
+        .await
+    }
+
     async fn prepare(&self, stage: &Stage) -> Result<()> {
         let stage = stage.clone();
         self.blocking(move |store| layout::prepare(&store.dir()?, &stage)).await
@@ -147,10 +174,7 @@ impl Store for DirStore {
 
     async fn reserve(&self, bytes: u64) -> Result<()> {
         self.blocking(move |store| {
-            let path = store.0.path.display().to_string();
-            let fs = rustix::fs::fstatvfs(&store.dir()?)
-                .map_err(|error| Error::io("asking for the free space of", path)(error.into()))?;
-            let available = fs.f_bavail.saturating_mul(fs.f_frsize);
+            let available = store.available()?;
             let needed = bytes.saturating_add(store.0.keep_free);
             if needed > available { Err(Error::NoSpace { needed, available }) } else { Ok(()) }
         })

@@ -222,6 +222,15 @@ impl Store for ObjectStore {
         Some(Place { service: self.service(), path: self.path(name, "").to_string() })
     }
 
+    /// Puts an object that is no image's, looks for it, and deletes it.
+    async fn probe(&self) -> Result<Option<u64>> {
+        let path = self.path(&ImageName(".appferry-probe".to_owned()), &uuid::Uuid::now_v7().simple().to_string());
+        self.put(&path, Bytes::from_static(b"appferry").into()).await?;
+        let there = self.size(&path).await;
+        self.bucket.delete(&path).await.map_err(|error| failed(path.as_ref(), &error))?;
+        if there?.is_some() { Ok(None) } else { Err(Error::ImageMissing(path.to_string())) }
+    }
+
     async fn prepare(&self, _stage: &Stage) -> Result<()> {
         Ok(())
     }

@@ -241,6 +241,14 @@ impl Store for RegistryStore {
         Some(Place { service: self.service(), path: self.at(name).repository })
     }
 
+    /// Looks for an image that is not there, and begins an upload and gives it up.
+    async fn probe(&self) -> Result<Option<u64>> {
+        let nobody = ImageName(format!("appferry-probe-{}", uuid::Uuid::now_v7().simple()));
+        self.root(&nobody).await?;
+        self.try_to_write(&self.at(&nobody).repository).await?;
+        Ok(None)
+    }
+
     async fn prepare(&self, _stage: &Stage) -> Result<()> {
         Ok(())
     }

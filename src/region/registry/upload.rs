@@ -152,6 +152,15 @@ impl RegistryStore {
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
     }
 
+    /// Begins an upload to a repository, and gives it up.
+    pub(super) async fn try_to_write(&self, repository: &str) -> Result<()> {
+        let (upload, begun) = self.begin(repository).await?;
+        drop(begun);
+        self.abort_dropped().await;
+        drop(upload);
+        Ok(())
+    }
+
     async fn ask_for_upload(&self, repository: &str) -> Result<Upload> {
         let scope = Scope::push(repository);
         let url = self.client().url(&format!("{repository}/blobs/uploads/"))?;

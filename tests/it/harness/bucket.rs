@@ -49,9 +49,14 @@ impl Bucket {
         bucket
     }
 
+    /// The file of the secret that [`Bucket::keys`] name.
+    pub fn secret(&self) -> std::path::PathBuf {
+        self.directory.path().join("secret")
+    }
+
     /// The keys of a region beside its store, by way of an address.
     pub fn keys(&self, by: SocketAddr) -> String {
-        let secret = self.directory.path().join("secret");
+        let secret = self.secret();
         fs::write(&secret, PASSWORD).expect("a secret");
         format!(
             "endpoint = \"http://{by}\"\naccess_key_id = \"{USER}\"\nsecret_access_key_file = \"{}\"",
