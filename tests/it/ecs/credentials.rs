@@ -72,19 +72,23 @@ async fn a_credentials_file_is_read_again_when_it_is_replaced() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_is_assumed_once_and_again_before_its_keys_run_out() {
-    let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
-    // Shorter than how early new keys are asked for: each request asks.
+/// A service that assumes a role, whose keys run out sooner than how early new ones are asked for: each request asks.
+async fn as_role(ecs: &Ecs) -> Running {
     ecs.world().role = Duration::from_secs(200);
-    let site = site(&ecs, &REGIONS);
+    let site = site(ecs, &REGIONS);
     let file = site.directory.path().join("credentials.ini");
     let text = format!(
         "[default]\ntype = ram_role_arn\naccess_key_id = {}\naccess_key_secret = {}\nrole_arn = acs:ram::1:role/copier\n",
         KEY[0], KEY[1]
     );
     fs::write(&file, text).expect("a file");
-    let running = start(&ecs, site, &format!("credentials_file = \"{}\"", file.display())).await;
+    start(ecs, site, &format!("credentials_file = \"{}\"", file.display())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_is_assumed_once_and_again_before_its_keys_run_out() {
+    let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
+    let running = as_role(&ecs).await;
     let asked = ecs.count("DescribeImages", None, "OK");
     assert_eq!(ecs.count("AssumeRole", None, "OK"), asked);
     ecs.world().role = Duration::from_secs(3_600);
@@ -98,15 +102,7 @@ async fn a_role_is_assumed_once_and_again_before_its_keys_run_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_may_not_be_assumed_is_another_products_error() {
     let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
-    ecs.world().role = Duration::from_secs(200);
-    let site = site(&ecs, &REGIONS);
-    let file = site.directory.path().join("credentials.ini");
-    let text = format!(
-        "[default]\ntype = ram_role_arn\naccess_key_id = {}\naccess_key_secret = {}\nrole_arn = acs:ram::1:role/copier\n",
-        KEY[0], KEY[1]
-    );
-    fs::write(&file, text).expect("a file");
-    let running = start(&ecs, site, &format!("credentials_file = \"{}\"", file.display())).await;
+    let running = as_role(&ecs).await;
     ecs.plan("AssumeRole", "", Trouble::Refuse(403, "NoPermission", None), 1_000);
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     let done = running.finished(&request).await;

@@ -1,0 +1,136 @@
+//! Copies that ECS makes: asked for, watched to their end, and given up when nobody wants them any more. Whatever is known of one is
+//! in the database before anything is done about it, so that whoever claims the replica next goes on with the same copy.
+
+mod abandoned;
+mod watch;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::task::{self, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+pub use abandoned::give_up;
+
+use self::watch::Watch;
+use super::{Worker, heartbeat::Heartbeat, pass::Trouble, underway::Underway};
+use crate::{
+    domain::{EcsImageId, Event, Image, RegionId},
+    metrics,
+    region::{Ecs, Error, Result},
+    state::Report,
+};
+
+/// How long it is waited at a shutdown for what is being asked of ECS.
+const LAST_STEP: Duration = Duration::from_secs(3);
+
+/// An image on its way to the regions of a claim.
+#[derive(Debug)]
+pub struct EcsCarriage<'a> {
+    worker: &'a Worker,
+    ecs: Ecs,
+    image: Arc<Image>,
+    source: EcsImageId,
+    copies: BTreeMap<RegionId, Watched>,
+    watches: JoinSet<(RegionId, Result<()>)>,
+}
+
+/// A copy that is being watched.
+#[derive(Debug)]
+struct Watched {
+    underway: Underway,
+    /// Canceled when the claim is lost.
+    lost: CancellationToken,
+    watch: task::Id,
+}
+
+impl<'a> EcsCarriage<'a> {
+    /// A carriage of the image that the home region knows as `source`.
+    pub fn new(worker: &'a Worker, ecs: Ecs, image: Image, source: EcsImageId) -> Self {
+        let image = Arc::new(image);
+        Self { worker, ecs, image, source, copies: BTreeMap::new(), watches: JoinSet::new() }
+    }
+
+    /// Has ECS carry the image to each of the regions, and reports on each as soon as it has ended.
+    pub async fn run(mut self, regions: Vec<Underway>, stop: CancellationToken) {
+        for underway in regions {
+            self.watch(underway, &stop);
+        }
+        let settings = &self.worker.settings;
+        let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
+        while !self.watches.is_empty() {
+            let held: Vec<_> = self.copies.values().map(|copy| copy.underway.held()).collect();
+            tokio::select! {
+                Some(ended) = self.watches.join_next() => match ended {
+                    Ok((region, result)) => self.end(&region, result).await,
+                    Err(error) => {
+                        tracing::error!(%error, "a copy was watched badly; its lease will run out");
+                        self.copies.retain(|_, copy| copy.watch != error.id());
+                    }
+                },
+                lost = heartbeat.beat(&self.worker.state, &held), if !held.is_empty() => self.lose(lost),
+                () = stop.cancelled() => break,
+            }
+        }
+        // What is being asked of ECS is answered first.
+        let rest = async {
+            while let Some(ended) = self.watches.join_next().await {
+                match ended {
+                    Ok((_, Err(Error::Interrupted))) | Err(_) => {}
+                    Ok((region, result)) => self.end(&region, result).await,
+                }
+            }
+        };
+        if tokio::time::timeout(LAST_STEP, rest).await.is_err() {
+            self.watches.shutdown().await;
+        }
+        for Watched { underway: Underway { claimed, span, .. }, .. } in std::mem::take(&mut self.copies).into_values() {
+            span.record("appferry.state", "RELEASED");
+            let event = Event::Release { fence: claimed.fence };
+            self.worker.report(&self.image.id, Report { region: claimed.region, event }).await;
+        }
+    }
+
+    fn watch(&mut self, underway: Underway, stop: &CancellationToken) {
+        underway.span.record("appferry.source_region_id", self.image.home.as_str());
+        let (region, lost) = (underway.claimed.region.clone(), CancellationToken::new());
+        let watch = Watch {
+            state: self.worker.state.clone(),
+            ecs: self.ecs.clone(),
+            image: Arc::clone(&self.image),
+            source: self.source.clone(),
+            region: region.clone(),
+            fence: underway.claimed.fence,
+            meter: Arc::clone(&underway.meter),
+            lost: lost.clone(),
+            stop: stop.clone(),
+        };
+        let of = region.clone();
+        let watch = async move { (of, watch.run().await) }.instrument(underway.span.clone());
+        let watch = self.watches.spawn(watch).id();
+        self.copies.insert(region, Watched { underway, lost, watch });
+    }
+
+    async fn end(&mut self, region: &RegionId, result: Result<()>) {
+        let Some(Watched { underway, .. }) = self.copies.remove(region) else { return };
+        let result = result.map_err(|error| match error {
+            Error::Ecs(error) if error.is_source_missing() => {
+                Trouble::Source { region: self.image.home.clone(), error: Arc::new(Error::Ecs(error)) }
+            }
+            error => Trouble::Destination(Arc::new(error)),
+        });
+        self.worker.conclude(&self.image.id, underway, result).await;
+    }
+
+    fn lose(&mut self, lost: Vec<RegionId>) {
+        for region in lost {
+            let Some(Watched { underway: Underway { span, .. }, lost, .. }) = self.copies.remove(&region) else {
+                continue;
+            };
+            lost.cancel();
+            span.record("appferry.state", "LOST");
+            metrics::lost(&region);
+            tracing::info!(parent: &span, image = %self.image.id, %region, "the copy was canceled or taken over");
+        }
+    }
+}
