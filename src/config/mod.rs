@@ -6,6 +6,7 @@
 mod access;
 mod alibaba;
 mod audit;
+mod backend;
 mod database;
 mod housekeeping;
 mod http;
@@ -31,6 +32,7 @@ use serde::Deserialize;
 pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, Limits, PolicyEntry, PrincipalEntry, TokenEntry};
 pub use alibaba::Alibaba;
 pub use audit::Audit;
+pub use backend::Backend;
 pub use database::Database;
 pub use housekeeping::Housekeeping;
 pub use http::Http;
@@ -41,12 +43,10 @@ pub use server::Server;
 pub use tls::Tls;
 pub use worker::Worker;
 
-use self::region::Open;
 use crate::{
-    domain::{RegionId, Regions, Secret, relay::Topology},
+    domain::{Regions, Secret, relay::Topology},
     identity::{Directory, Fetched, Identity},
     ram,
-    region::ecs,
 };
 
 /// The prefix of the variables that override keys.
@@ -152,20 +152,6 @@ pub struct Home {
     pub region: String,
 }
 
-/// What is needed to reach all regions.
-#[derive(Debug, Clone)]
-pub enum Backend {
-    /// Stores of blobs.
-    Stores(Vec<(RegionId, OpenStore)>),
-    /// Regions of Alibaba Cloud.
-    Ecs {
-        /// The regions.
-        places: Vec<(RegionId, ecs::Place)>,
-        /// How the provider is spoken to.
-        settings: Box<ecs::Settings>,
-    },
-}
-
 impl Config {
     /// Reads a file, and the environment over it.
     pub fn load(path: &Path) -> Result<Self, Error> {
@@ -226,34 +212,6 @@ impl Config {
             return Err(value("home.region", format!("{home} is not one of [[region]]")));
         }
         Ok(Regions::new(home, ids))
-    }
-
-    /// What is needed to open the stores, or to speak to the provider. ECS copies between its own regions only, so that either all
-    /// regions are of ECS or none is.
-    pub fn backend(&self) -> Result<Backend, Error> {
-        let (mut stores, mut places) = (Vec::new(), Vec::new());
-        for (place, region) in self.region.iter().enumerate() {
-            let id = region.id(place)?;
-            match region.open(place)? {
-                Open::Ecs(name) => {
-                    let alibaba = self.alibaba.clone().unwrap_or_default();
-                    places.push((id, ecs::Place { endpoint: alibaba.endpoint(&name)?, name }));
-                }
-                Open::Store(store) => stores.push((id, store)),
-            }
-            if !stores.is_empty() && !places.is_empty() {
-                let problem = "ECS copies between its own regions only: either all regions are ecs:// or none is";
-                return Err(value(format!("region[{place}].store"), problem));
-            }
-        }
-        match &self.alibaba {
-            alibaba if !places.is_empty() => {
-                let settings = alibaba.clone().unwrap_or_default().settings()?;
-                Ok(Backend::Ecs { places, settings: Box::new(settings) })
-            }
-            Some(_) => Err(value("alibaba", "no region is ecs://REGION")),
-            None => Ok(Backend::Stores(stores)),
-        }
     }
 
     /// The limits of the regions, and the costs of the links between them.

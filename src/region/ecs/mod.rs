@@ -176,7 +176,7 @@ impl Ecs {
             parameters.push((format!("Tag.{}.Value", number + 1), value));
         }
         let Answer { image_id } = self.call(home, "CopyImage", parameters).await?;
-        image_id.parse().map_err(|problem: String| self.malformed("CopyImage", &problem))
+        image_id.parse().map_err(|problem: String| malformed("CopyImage", &problem))
     }
 
     /// Gives up a copy that ECS makes. One that it has made, or does not know, is left as it is.
@@ -215,7 +215,7 @@ impl Ecs {
             ];
             let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
             let listing: Listing = self.call(region, "DescribeImages", parameters).await?;
-            let (total, found) = listing.read().map_err(|problem| self.malformed("DescribeImages", &problem))?;
+            let (total, found) = listing.read().map_err(|problem| malformed("DescribeImages", &problem))?;
             let last = found.is_empty();
             images.extend(found);
             if last || images.len() as u64 >= total {
@@ -226,14 +226,10 @@ impl Ecs {
     }
 
     fn place(&self, region: &RegionId) -> Result<&Place, Error> {
-        self.0.places.get(region).ok_or_else(|| {
-            self.malformed("the region", &format!("{region} is not configured to be one of the provider's"))
-        })
-    }
-
-    #[allow(clippy::unused_self)]
-    fn malformed(&self, what: &str, problem: &str) -> Error {
-        Error::NoAnswer { product: Product::Ecs, source: Box::new(region::Error::malformed(what, problem)) }
+        self.0
+            .places
+            .get(region)
+            .ok_or_else(|| malformed("the region", &format!("{region} is not configured to be one of the provider's")))
     }
 
     async fn call<T: serde::de::DeserializeOwned>(
@@ -248,6 +244,10 @@ impl Ecs {
         let call = Call { product: Product::Ecs, base: &place.endpoint, action, parameters };
         self.0.client.call(&keys, call).await
     }
+}
+
+fn malformed(what: &str, problem: &str) -> Error {
+    Error::NoAnswer { product: Product::Ecs, source: Box::new(region::Error::malformed(what, problem)) }
 }
 
 /// The tags of an image that is made for an app.
