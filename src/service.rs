@@ -106,7 +106,10 @@ pub struct Service {
     state_stop: CancellationToken,
     stop: CancellationToken,
     abandon: CancellationToken,
+    /// Canceled when it is not ready any more, while it still takes calls.
+    draining: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
+    drain: Duration,
     shutdown: Duration,
     reload: Arc<Notify>,
 }
@@ -213,7 +216,8 @@ impl Service {
             health = Some(doors.health);
         }
         let told = Told { grpc: health.clone(), here };
-        tasks.push(tokio::spawn(server::health::run(told, state.clone(), stop.clone())));
+        let draining = CancellationToken::new();
+        tasks.push(tokio::spawn(server::health::run(told, state.clone(), draining.clone())));
         if role != Role::Server {
             metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
@@ -226,6 +230,7 @@ impl Service {
             tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
             tasks.push(tokio::spawn(Worker::new(state.clone(), backend, topology, settings).run(stop.clone())));
         }
+        let drain = if address.is_some() { config.server.drain_seconds } else { 0 };
         let shutdown = Duration::from_secs(config.server.shutdown_seconds);
         Ok(Self {
             address,
@@ -238,7 +243,9 @@ impl Service {
             state_stop,
             stop,
             abandon,
+            draining,
             tasks,
+            drain: Duration::from_secs(drain),
             shutdown,
             reload,
         })
@@ -267,12 +274,14 @@ impl Service {
         self.http_address
     }
 
-    /// Brings it down, in order: no new calls, those in flight answered, leases handed back, the database closed. Takes as
+    /// Brings it down, in order: not ready, no new calls, those in flight answered, leases handed back, the database closed. Takes as
     /// long as is configured at most, whatever clients do.
     pub async fn shutdown(self) {
         if let Some(health) = &self.health {
             server::health::set(health, tonic_health::ServingStatus::NotServing).await;
         }
+        self.draining.cancel();
+        tokio::time::sleep(self.drain).await;
         self.stop.cancel();
         let abandon = self.abandon.clone();
         let patience = self.shutdown.saturating_sub(self.shutdown / AFTERWARDS);

@@ -6,6 +6,9 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Error, positive, value};
 
+/// The longest time to drain, in seconds.
+const MAX_DRAIN: u64 = 3_600;
+
 /// `[server]`: the gRPC listener and its limits.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,7 +34,10 @@ pub struct Server {
     pub max_deadline_seconds: u64,
     /// The longest life of a stream, in seconds; its client connects again and has lost nothing.
     pub max_stream_seconds: u64,
-    /// How long a shutdown may take, in seconds.
+    /// How long calls are still taken after the service has said that it is not ready any more, in seconds: whoever sends calls to it needs a
+    /// moment to hear of that.
+    pub drain_seconds: u64,
+    /// How long a shutdown may take after that, in seconds.
     pub shutdown_seconds: u64,
 }
 
@@ -48,6 +54,7 @@ impl Default for Server {
             default_deadline_seconds: 30,
             max_deadline_seconds: 60,
             max_stream_seconds: 3_600,
+            drain_seconds: 0,
             shutdown_seconds: 20,
         }
     }
@@ -57,6 +64,9 @@ impl Server {
     /// Refuses what can't be used.
     pub(super) fn check(&self, tls: bool) -> Result<(), Error> {
         check_reach("server.listen", self.listen, self.allow_plaintext || tls)?;
+        if self.drain_seconds > MAX_DRAIN {
+            return Err(value("server.drain_seconds", format!("{} is over {MAX_DRAIN}", self.drain_seconds)));
+        }
         positive(
             "server",
             &[

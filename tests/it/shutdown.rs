@@ -9,6 +9,7 @@ use tonic::Code;
 use crate::harness::{
     images, process,
     process::Served,
+    registry::free_address,
     site::{self, HOME, Site, app_sync, ask, images_client},
     until,
 };
@@ -78,4 +79,25 @@ async fn a_client_that_does_not_answer_does_not_hold_the_service() {
     let log = std::fs::read_to_string(&served.log).expect("a log");
     assert!(log.contains("are cut off") && !log.contains("could not be brought down in time"), "{log}");
     drop((silent, mute));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_taken_until_everybody_has_heard_that_it_is_not_ready() {
+    let http = free_address();
+    let mut site = Site::new();
+    site.server = "drain_seconds = 2".to_owned();
+    site.more = format!("[http]\nlisten = \"{http}\"\n");
+    let mut served = serve(&site).await;
+    let told = async |path: &str| reqwest::get(format!("http://{http}{path}")).await.expect("it answers").status();
+    assert_eq!(told("/readyz").await, 200);
+    let started = Instant::now();
+    served.terminate();
+    until("its end to be told", async || (told("/readyz").await == 503).then_some(())).await;
+    assert_eq!(told("/livez").await, 200);
+    // On a connection that is made now.
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let refused = client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is none");
+    assert_eq!(refused.code(), Code::NotFound);
+    assert_eq!(served.ended().await.code(), Some(0));
+    assert!(started.elapsed().as_secs() >= 2, "{:?}", started.elapsed());
 }
