@@ -35,6 +35,9 @@ pub struct EcsCarriage<'a> {
     watches: JoinSet<(RegionId, Result<()>)>,
 }
 
+/// How a watch ended.
+type Ended = std::result::Result<(RegionId, Result<()>), task::JoinError>;
+
 /// A copy that is being watched.
 #[derive(Debug)]
 struct Watched {
@@ -61,13 +64,7 @@ impl<'a> EcsCarriage<'a> {
         while !self.watches.is_empty() {
             let held: Vec<_> = self.copies.values().map(|copy| copy.underway.held()).collect();
             tokio::select! {
-                Some(ended) = self.watches.join_next() => match ended {
-                    Ok((region, result)) => self.end(&region, result).await,
-                    Err(error) => {
-                        tracing::error!(%error, "a copy was watched badly; its lease will run out");
-                        self.copies.retain(|_, copy| copy.watch != error.id());
-                    }
-                },
+                Some(ended) = self.watches.join_next() => self.ended(ended).await,
                 lost = heartbeat.beat(&self.worker.state, &held), if !held.is_empty() => self.lose(lost),
                 () = stop.cancelled() => break,
             }
@@ -75,10 +72,7 @@ impl<'a> EcsCarriage<'a> {
         // What is being asked of ECS is answered first.
         let rest = async {
             while let Some(ended) = self.watches.join_next().await {
-                match ended {
-                    Ok((_, Err(Error::Interrupted))) | Err(_) => {}
-                    Ok((region, result)) => self.end(&region, result).await,
-                }
+                self.ended(ended).await;
             }
         };
         if tokio::time::timeout(LAST_STEP, rest).await.is_err() {
@@ -111,7 +105,19 @@ impl<'a> EcsCarriage<'a> {
         self.copies.insert(region, Watched { underway, lost, watch });
     }
 
-    async fn end(&mut self, region: &RegionId, result: Result<()>) {
+    /// A watch has ended. One that was interrupted is handed back with those that still go on.
+    async fn ended(&mut self, ended: Ended) {
+        match ended {
+            Ok((_, Err(Error::Interrupted))) => {}
+            Ok((region, result)) => self.conclude(&region, result).await,
+            Err(error) => {
+                tracing::error!(%error, "a copy was watched badly; its lease will run out");
+                self.copies.retain(|_, copy| copy.watch != error.id());
+            }
+        }
+    }
+
+    async fn conclude(&mut self, region: &RegionId, result: Result<()>) {
         let Some(Watched { underway, .. }) = self.copies.remove(region) else { return };
         let result = result.map_err(|error| match error {
             Error::Ecs(error) if error.is_source_missing() => {
