@@ -144,9 +144,15 @@ pub fn enable() {
     ENABLED.store(true, Ordering::Release);
 }
 
+/// Whether anybody exports what is measured: what costs something to find out need not be otherwise.
+#[must_use]
+pub fn are_exported() -> bool {
+    ENABLED.load(Ordering::Acquire)
+}
+
 /// The instruments, if anybody exports what they measure.
 fn instruments() -> Option<&'static Instruments> {
-    ENABLED.load(Ordering::Acquire).then(|| &*INSTRUMENTS)
+    are_exported().then(|| &*INSTRUMENTS)
 }
 
 /// Begins to count at nothing what may happen to copies into these regions: what is counted for the first time only when it happens looks

@@ -42,9 +42,14 @@ impl RegistryLocation {
     /// Its host, and its port if it is not the usual one.
     #[must_use]
     pub fn authority(&self) -> String {
-        let host = self.base.host_str().unwrap_or_default();
-        self.base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+        authority(&self.base)
     }
+}
+
+/// A URL's host, and its port if it is not the usual one: what stands in the header `host`.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Whether a URL is this machine by its very name.

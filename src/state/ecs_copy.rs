@@ -10,7 +10,7 @@ use sea_orm::{
 use super::{
     Result, State,
     entity::{self, ecs_copy},
-    replica::{Key, Lock, lock},
+    replica::{Key, Lock, held, lock},
 };
 use crate::domain::{EcsCopy, EcsImageId, ImageId, RegionId, RegionStatus, Stale, Timestamp};
 
@@ -181,15 +181,6 @@ async fn judged(
     let wanted = locked.rows.values().any(|row| row.state != RegionStatus::Canceled.as_str());
     let Some(row) = ecs_copy::Entity::find().filter(of(image, region)).one(txn).await? else { return Ok(None) };
     Ok(Some((row.copy()?, wanted, locked.now)))
-}
-
-/// The time, if the claim with that fence has not been overtaken; it can't be until the transaction has ended.
-async fn held(txn: &DatabaseTransaction, image: &ImageId, region: &RegionId, fence: u64) -> Result<Option<Timestamp>> {
-    let key: Key = (image.clone(), region.clone());
-    let locked = lock(txn, vec![key], Lock::Keep).await?;
-    let copying = RegionStatus::Copying.as_str();
-    let good = locked.rows.values().any(|row| row.fence == entity::signed(fence) && row.state == copying);
-    Ok(good.then_some(locked.now))
 }
 
 async fn save(txn: &DatabaseTransaction, image: &ImageId, region: &RegionId, copy: &EcsCopy) -> Result<()> {

@@ -8,7 +8,7 @@ use super::{
     Result, State, entity,
     sql::{Kind, Rows, Sql},
 };
-use crate::domain::{ImageId, RegionId, Replica, State as ReplicaState, Timestamp};
+use crate::domain::{ImageId, RegionId, RegionStatus, Replica, State as ReplicaState, Timestamp};
 
 /// The key of a replica.
 pub(super) type Key = (ImageId, RegionId);
@@ -95,6 +95,20 @@ pub(super) async fn lock(txn: &DatabaseTransaction, mut keys: Vec<Key>, how: Loc
     let now = read.iter().map(|timed| timed.now).max().unwrap_or(Timestamp::from_millis(0));
     let rows = read.into_iter().map(|timed| Ok((timed.row.key()?, timed.row))).collect::<Result<_>>()?;
     Ok(Locked { rows, now })
+}
+
+/// The time, if the claim with that fence has not been overtaken; it can't be until the transaction has ended.
+pub(super) async fn held(
+    txn: &DatabaseTransaction,
+    image: &ImageId,
+    region: &RegionId,
+    fence: u64,
+) -> Result<Option<Timestamp>> {
+    let key: Key = (image.clone(), region.clone());
+    let locked = lock(txn, vec![key], Lock::Keep).await?;
+    let copying = RegionStatus::Copying.as_str();
+    let good = locked.rows.values().any(|row| row.fence == entity::signed(fence) && row.state == copying);
+    Ok(good.then_some(locked.now))
 }
 
 /// Writes rows that are locked.

@@ -6,7 +6,7 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait as _, OnConflict, Query},
 };
 
-use super::{Result, State, entity};
+use super::{Result, State, entity, replica::held};
 use crate::domain::{Digest, ImageId, RegionId, RegionStatus, Stale};
 
 /// How many uploads are given up in one go.
@@ -43,10 +43,7 @@ impl State {
     ) -> Result<std::result::Result<(), Stale>> {
         use entity::upload::{ActiveModel, Column, Entity};
         let txn = self.write().await?;
-        let key = (image.to_string(), region.to_string());
-        let replica = entity::replica::Entity::find_by_id(key).one(&txn).await?;
-        let copying = RegionStatus::Copying.as_str();
-        if !replica.is_some_and(|row| row.fence == entity::signed(fence) && row.state == copying) {
+        if held(&txn, image, region, fence).await?.is_none() {
             return Ok(Err(Stale));
         }
         let row = ActiveModel {

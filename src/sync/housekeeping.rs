@@ -76,9 +76,11 @@ impl Housekeeper {
 
     async fn keep(&self, stop: &CancellationToken) {
         let trouble = |error: state::Error| tracing::warn!(error = with_causes(&error), "house can't be kept for now");
-        match self.state.queues().await {
-            Ok(queues) => metrics::queues(queues),
-            Err(error) => trouble(error),
+        if metrics::are_exported() {
+            match self.state.queues().await {
+                Ok(queues) => metrics::queues(queues),
+                Err(error) => trouble(error),
+            }
         }
         match self.state.replica_rescue().await {
             Ok(0) => {}

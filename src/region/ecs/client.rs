@@ -20,6 +20,7 @@ use crate::{
         self,
         answer::{bounded, one_line, retry_after, transport},
         guard::Guard,
+        location::authority,
     },
 };
 
@@ -202,10 +203,4 @@ fn span(call: &Call<'_>) -> Span {
         };
     }
     if call.action == "DescribeImages" { span!(Level::DEBUG) } else { span!(Level::INFO) }
-}
-
-/// What stands in the header `host`.
-fn authority(base: &Url) -> String {
-    let host = base.host_str().unwrap_or_default();
-    base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

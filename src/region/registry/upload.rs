@@ -154,10 +154,8 @@ impl RegistryStore {
 
     /// Begins an upload to a repository, and gives it up.
     pub(super) async fn try_to_write(&self, repository: &str) -> Result<()> {
-        let (upload, begun) = self.begin(repository).await?;
-        drop(begun);
+        drop(self.begin(repository).await?);
         self.abort_dropped().await;
-        drop(upload);
         Ok(())
     }
 
