@@ -30,9 +30,12 @@ pub fn start(scraped: bool) -> Result<(), Error> {
     if EXPORT.get().is_some() || !(scraped || sent) {
         return Ok(());
     }
+    let mut builder = SdkMeterProvider::builder().with_resource(resource());
     let registry = Registry::new();
-    let reader = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?;
-    let mut builder = SdkMeterProvider::builder().with_resource(resource()).with_reader(reader);
+    // Every reader keeps all measurements once more.
+    if scraped {
+        builder = builder.with_reader(opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?);
+    }
     if sent {
         check_protocol(&["OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
         builder = builder.with_periodic_exporter(MetricExporter::builder().with_tonic().build()?);
