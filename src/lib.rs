@@ -7,7 +7,7 @@
 //!
 //! - [`cli`]: one file a command.
 //! - [`service`]: the composition root.
-//! - [`reload`]: who may call, read anew while the service runs.
+//! - [`reload`]: who may call and what is logged, read anew while a process runs.
 //! - [`config`], [`telemetry`], [`audit`]: what comes in from the environment, what goes out of it.
 //! - [`metrics`]: what is counted and measured, by whoever does it.
 //! - [`server`]: the way in: the tower stack and the handlers.

@@ -1,7 +1,7 @@
-//! Who may call, read anew while the service runs: when it is told to, and when a file that says so has changed. What can't be used
-//! changes nothing, and is said loudly.
+//! Who may call and what is logged, read anew while the process runs: when it is told to, and when a file that says so has changed.
+//! What can't be used changes nothing, and is said loudly.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{mem, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
@@ -35,7 +35,16 @@ enum Error {
 pub struct Reload {
     /// The configuration that is in force.
     pub config: Config,
-    /// Who may call, by it.
+    /// Who may call, where calls are answered.
+    pub access: Option<Access>,
+    /// Told when it is to be done at once.
+    pub asked: Arc<Notify>,
+}
+
+/// Who may call.
+#[derive(Debug)]
+pub struct Access {
+    /// Who may call, by the configuration that is in force.
     pub directory: Arc<ArcSwap<Directory>>,
     /// The public keys that are fetched.
     pub fetched: Fetched,
@@ -43,17 +52,17 @@ pub struct Reload {
     pub tls: Option<Arc<Tls>>,
     /// The audit log, whose file is opened anew when the service is told to.
     pub audit: Audit,
-    /// Told when it is to be done at once.
-    pub asked: Arc<Notify>,
 }
 
 impl Reload {
     /// Reads anew until `stop` is canceled.
     pub async fn run(mut self, stop: CancellationToken) {
         let fetching = TaskTracker::new();
-        let mut following = Fetched::default();
-        following.follow(self.fetched, &fetching);
-        self.fetched = following;
+        if let Some(access) = &mut self.access {
+            let mut following = Fetched::default();
+            following.follow(mem::take(&mut access.fetched), &fetching);
+            access.fetched = following;
+        }
         // The configuration was read some time ago: a change since then must not be missed.
         let mut seen = Vec::new();
         loop {
@@ -62,10 +71,11 @@ impl Reload {
                 () = tokio::time::sleep(LOOK) => false,
                 () = stop.cancelled() => break,
             };
-            if asked {
-                self.audit.reopen().await;
+            if let Some(access) = self.access.as_ref().filter(|_| asked) {
+                access.audit.reopen().await;
             }
-            let now = look(self.config.access_files()).await;
+            let files = if self.access.is_some() { self.config.access_files() } else { self.config.own_file() };
+            let now = look(files).await;
             if !asked && now == seen {
                 continue;
             }
@@ -75,32 +85,40 @@ impl Reload {
             // changes itself or somebody asks.
             seen = now;
             match self.read(&fetching).await {
-                Ok(()) if first => tracing::debug!("who may call was read again, for what has changed since the start"),
-                Ok(()) => tracing::info!("who may call was read anew"),
+                Ok(()) if first => {
+                    tracing::debug!("the configuration was read again, for what has changed since the start")
+                }
+                Ok(()) if self.access.is_some() => tracing::info!("who may call and what is logged were read anew"),
+                Ok(()) => tracing::info!("what is logged was read anew"),
                 Err(error) => tracing::error!(
                     error = with_causes(&error),
-                    "who may call was changed and can't be used; what counted before goes on counting"
+                    "the configuration was changed and can't be used; what counted before goes on counting"
                 ),
             }
         }
-        drop(self.fetched);
+        drop(self.access);
         fetching.close();
         fetching.wait().await;
     }
 
     async fn read(&mut self, fetching: &TaskTracker) -> Result<(), Error> {
-        let (old, mut fetched) = (self.config.clone(), self.fetched.successor());
+        let (old, successor) = (self.config.clone(), self.access.as_ref().map(|access| access.fetched.successor()));
         let read = tokio::task::spawn_blocking(move || {
             let config = old.again()?;
-            let directory = config.directory(&mut fetched)?;
-            Ok::<_, config::Error>((config, directory, fetched))
+            let access = successor.map(|mut fetched| Ok((config.directory(&mut fetched)?, fetched)));
+            Ok::<_, config::Error>((access.transpose()?, config))
         });
-        let (config, directory, fetched) = read.await??;
-        if let Some(tls) = self.tls.clone() {
-            tokio::task::spawn_blocking(move || tls.reload()).await??;
+        let (read, config) = read.await??;
+        if let Some((access, (directory, fetched))) = self.access.as_mut().zip(read) {
+            if let Some(tls) = access.tls.clone() {
+                tokio::task::spawn_blocking(move || tls.reload()).await??;
+            }
+            access.fetched.follow(fetched, fetching);
+            access.directory.store(Arc::new(directory));
         }
-        self.fetched.follow(fetched, fetching);
-        self.directory.store(Arc::new(directory));
+        if config.log != self.config.log {
+            config.log.apply()?;
+        }
         self.config = config;
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::{
     identity::{Directory, Fetched},
     metrics,
     region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
-    reload::Reload,
+    reload::{Access, Reload},
     server::{
         self, Deadlines, Health, Listener, ListenerSettings, Parts, Tls, TlsError,
         health::{Readiness, Told},
@@ -177,19 +177,11 @@ impl Service {
         let probes = probes.map(|(listener, _)| {
             tokio::spawn(listener.serve(server::probes(readiness), state_stop.clone(), state_stop.clone()))
         });
-        let reload = Arc::new(Notify::new());
+        let mut access = None;
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
             let seconds = Duration::from_secs;
             tasks.push(writing);
-            let reloading = Reload {
-                config: config.clone(),
-                directory: Arc::clone(&directory),
-                fetched,
-                tls,
-                audit: audit.clone(),
-                asked: Arc::clone(&reload),
-            };
-            tasks.push(tokio::spawn(reloading.run(stop.clone())));
+            access = Some(Access { directory: Arc::clone(&directory), fetched, tls, audit: audit.clone() });
             let parts = Parts {
                 contract,
                 directory,
@@ -215,6 +207,9 @@ impl Service {
             address = Some(bound);
             health = Some(doors.health);
         }
+        let reload = Arc::new(Notify::new());
+        let reloading = Reload { config: config.clone(), access, asked: Arc::clone(&reload) };
+        tasks.push(tokio::spawn(reloading.run(stop.clone())));
         let told = Told { grpc: health.clone(), here };
         let draining = CancellationToken::new();
         tasks.push(tokio::spawn(server::health::run(told, state.clone(), draining.clone())));
@@ -251,7 +246,7 @@ impl Service {
         })
     }
 
-    /// Has who may call read anew, and the audit log opened anew.
+    /// Has who may call and what is logged read anew, and the audit log opened anew.
     pub fn reload(&self) {
         self.reload.notify_one();
     }

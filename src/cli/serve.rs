@@ -14,7 +14,7 @@ use crate::{
     state,
 };
 
-/// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call is read anew.
+/// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call and what is logged are read anew.
 pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::local("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::local("signals"))?;
@@ -29,6 +29,7 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
             (config, Some(directory))
         }
     };
+    config.log.apply().map_err(Error::local("the configuration"))?;
     let service = Service::start(&config, role).await.map_err(Error::local("starting"))?;
     if let Some(address) = service.http_address() {
         tracing::info!(%address, "probes and metrics");

@@ -11,6 +11,7 @@ mod database;
 mod housekeeping;
 mod http;
 mod jwt;
+mod log;
 mod openapi;
 mod region;
 mod server;
@@ -37,6 +38,7 @@ pub use database::Database;
 pub use housekeeping::Housekeeping;
 pub use http::Http;
 pub use jwt::JwtEntry;
+pub use log::Log;
 pub use openapi::OpenApi;
 pub use region::{Link, OpenStore, Region};
 pub use server::Server;
@@ -133,6 +135,9 @@ pub struct Config {
     /// Where decisions are written down.
     #[serde(default)]
     pub audit: Audit,
+    /// What is logged.
+    #[serde(default)]
+    pub log: Log,
     /// The workers.
     #[serde(default)]
     pub worker: Worker,
@@ -184,6 +189,7 @@ impl Config {
         self.tls.as_ref().map_or(Ok(()), Tls::check)?;
         self.limits.check()?;
         self.audit.check()?;
+        self.log.check()?;
         self.database.check()?;
         self.worker.check()?;
         self.housekeeping.check()?;
@@ -255,6 +261,12 @@ impl Config {
             [Some(&tls.certificate_file), Some(&tls.key_file), tls.client_ca_file.as_ref()].into_iter().flatten()
         });
         self.file.iter().chain(self.access().files()).chain(tls).cloned().collect()
+    }
+
+    /// The file that it was read from, if it was.
+    #[must_use]
+    pub fn own_file(&self) -> Vec<PathBuf> {
+        self.file.iter().cloned().collect()
     }
 
     fn access(&self) -> access::Access<'_> {

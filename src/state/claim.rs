@@ -15,9 +15,9 @@ use super::{
     sql::{Kind, Rows, Sql},
     synchronization,
 };
-use crate::domain::{Event, Image, ImageId, RegionId, RegionStatus, WorkerId};
+use crate::domain::{Event, Image, ImageId, RegionId, RegionStatus, RequestId, WorkerId};
 
-/// How many of the traces that wait for a replica its copy is linked to at most.
+/// How many of the synchronizations that wait for a replica its copy is linked to at most.
 const LINKS: usize = 8;
 
 /// What a worker wants to claim.
@@ -63,7 +63,9 @@ pub struct ClaimedRegion {
     pub faults: u32,
     /// Whether something of it was found damaged.
     pub suspect: bool,
-    /// The traces of the calls that wait for it.
+    /// The synchronizations that wait for it.
+    pub requests: Vec<RequestId>,
+    /// The traces of the calls that asked for those.
     pub traces: Vec<TraceContext>,
 }
 
@@ -119,6 +121,7 @@ impl State {
                 attempt: replica.attempt,
                 faults: replica.faults,
                 suspect: replica.suspect,
+                requests: Vec::new(),
                 traces: Vec::new(),
             });
         }
@@ -178,7 +181,8 @@ async fn describe(txn: &DatabaseTransaction, mut claimed: BTreeMap<ImageId, Vec<
         .collect();
     for waiting in synchronization::waiting(txn, &keys, false).await? {
         let regions = claimed.get_mut(&waiting.image).into_iter().flatten();
-        for region in regions.filter(|claimed| claimed.region == waiting.region && claimed.traces.len() < LINKS) {
+        for region in regions.filter(|claimed| claimed.region == waiting.region && claimed.requests.len() < LINKS) {
+            region.requests.push(waiting.request_id.into());
             region.traces.extend(waiting.trace.clone());
         }
     }

@@ -151,7 +151,7 @@ impl State {
 /// A running synchronization that waits for a replica.
 #[derive(Debug, Clone)]
 pub(super) struct Waiting {
-    request_id: Uuid,
+    pub request_id: Uuid,
     pub image: ImageId,
     pub region: RegionId,
     /// How many of its regions have not ended.

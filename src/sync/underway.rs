@@ -31,6 +31,7 @@ impl Underway {
             otel.name = format!("copy {}", claimed.region),
             otel.status_code = Empty,
             otel.status_description = Empty,
+            appferry.request_id = claimed.requests.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(","),
             appferry.app_id = %image.id,
             appferry.region_id = %claimed.region,
             appferry.source_region_id = Empty,

@@ -2,16 +2,17 @@
 //!
 //! The standard `OTEL_*` variables configure the export. Without an endpoint nothing is exported, and no span is built for it.
 
+pub mod logs;
 pub mod metrics;
 
-use std::{env, io::IsTerminal as _, time::Duration};
+use std::{env, time::Duration};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter, Layer,
+    Layer,
     filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
     layer::SubscriberExt as _,
     registry::LookupSpan,
@@ -52,17 +53,7 @@ pub struct Telemetry(Option<SdkTracerProvider>);
 impl Telemetry {
     /// Starts logs on standard error, of what `RUST_LOG` or else `default_log` names, and the export of traces if an endpoint is configured. Called within a runtime.
     pub fn start(default_log: &str) -> Result<Self, Error> {
-        let filter = match env::var(EnvFilter::DEFAULT_ENV) {
-            Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
-            _ => EnvFilter::try_new(default_log)?,
-        };
-        // A line says everything by itself. Spans are for traces, and are not even made where nothing is exported.
-        let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
-        let logs = tracing_subscriber::fmt::layer()
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_writer(std::io::stderr)
-            .with_filter(filter.and(events));
-        let registry = tracing_subscriber::registry().with(logs);
+        let registry = tracing_subscriber::registry().with(logs::layers(default_log)?);
         let provider = if exports(&ENDPOINTS, "OTEL_TRACES_EXPORTER") { Some(provider()?) } else { None };
         match &provider {
             Some(provider) => registry.with(traces(provider)).try_init()?,

@@ -18,6 +18,7 @@ mod fuzzed;
 mod harness;
 mod hostile;
 mod limits;
+mod logs;
 mod metrics;
 mod model;
 mod openapi;

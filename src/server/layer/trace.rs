@@ -160,7 +160,9 @@ impl Drop for Outcome {
         if self.code.is_none() {
             self.record(code);
         }
-        metrics::called(&self.method, name(code), is_error(code), self.began.elapsed());
+        let took = self.began.elapsed();
+        metrics::called(&self.method, name(code), is_error(code), took);
+        tracing::debug!(parent: &self.span, method = &*self.method, code = name(code), ?took, "a call was answered");
     }
 }
 

@@ -65,8 +65,8 @@ impl Served {
                 panic!("the service ended with {status}: {text}");
             }
             let told = text.lines().find(|line| line.contains("serving"))?;
-            let (_, rest) = told.split_once("address=")?;
-            rest.split_whitespace().next()?.parse().ok()
+            let (_, rest) = told.split_once("address=").or_else(|| told.split_once("\"address\":\""))?;
+            rest.split([' ', '"']).next()?.trim().parse().ok()
         })
         .await;
         Self { child, address, log }

@@ -1,0 +1,204 @@
+//! Logs on standard error: a line an event, for people or in JSON, each with the requests and the trace that it belongs to. What is
+//! logged, and how, can be changed while the process runs.
+
+use std::{
+    env, fmt,
+    io::{self, IsTerminal as _},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use opentelemetry::trace::TraceContextExt as _;
+use serde::Deserialize;
+use tracing::{
+    Dispatch, Event, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+use tracing_opentelemetry::get_otel_context;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, LevelFilter, ParseError, filter_fn},
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{Format, Full, Json, Writer},
+    },
+    layer::Context,
+    registry::LookupSpan,
+    reload,
+};
+
+use super::Error;
+
+/// Targets whose events belong to requests: the service's own.
+const OWN: &str = "appferry";
+/// The spans that know their requests: of calls and of copies.
+const WITH_REQUESTS: [&str; 2] = ["call", "copy"];
+/// The field of those spans that says which they are.
+const REQUESTS: &str = "appferry.request_id";
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// An object of JSON a line.
+    Json,
+}
+
+/// What a process changes its logs by.
+struct Running {
+    filter: reload::Handle<EnvFilter, Registry>,
+    /// `RUST_LOG` has said what is logged, and goes on to.
+    fixed: bool,
+}
+
+static RUNNING: OnceLock<Running> = OnceLock::new();
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Reads what is logged, in the form of `RUST_LOG`.
+pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(text)
+}
+
+/// The layers that write logs: of what `RUST_LOG` or else `default_filter` names.
+pub(super) fn layers(default_filter: &str) -> Result<impl Layer<Registry> + Send + Sync + use<>, Error> {
+    let (filter, fixed) = match env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(text) if !text.is_empty() => (parse_filter(&text)?, true),
+        _ => (parse_filter(default_filter)?, false),
+    };
+    let (filter, handle) = reload::Layer::new(filter);
+    // The first that starts logs has them; another one can't take its place anyway.
+    let _ = RUNNING.set(Running { filter: handle, fixed });
+    // A line says everything by itself. Spans are for traces; only two kinds of them are made where nothing is exported.
+    let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
+    let lines = tracing_subscriber::fmt::layer()
+        .event_format(Lines::new(io::stderr().is_terminal()))
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_filter(filter.and(events));
+    let spans = filter_fn(|metadata| {
+        metadata.is_span() && metadata.target().starts_with(OWN) && WITH_REQUESTS.contains(&metadata.name())
+    });
+    Ok(Remember.with_filter(spans.with_max_level_hint(LevelFilter::INFO)).and_then(lines))
+}
+
+/// Writes lines in this form from now on, of what this names.
+pub fn apply(format: LogFormat, filter: &str) -> Result<(), ParseError> {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+    let filter = parse_filter(filter)?;
+    if let Some(running) = RUNNING.get().filter(|running| !running.fixed) {
+        // It fails only where nothing is logged any more.
+        let _ = running.filter.reload(filter);
+    }
+    Ok(())
+}
+
+/// Remembers the requests of spans.
+struct Remember;
+
+struct Requests(String);
+
+impl Visit for Requests {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == REQUESTS {
+            value.clone_into(&mut self.0);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == REQUESTS {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+impl Remember {
+    fn keep<S>(id: &Id, context: &Context<'_, S>, read: impl FnOnce(&mut Requests))
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let mut requests = Requests(String::new());
+        read(&mut requests);
+        if let Some(span) = context.span(id).filter(|_| !requests.0.is_empty()) {
+            span.extensions_mut().replace(requests);
+        }
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Remember {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        Self::keep(id, &context, |requests| attributes.record(requests));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        Self::keep(id, &context, |requests| values.record(requests));
+    }
+}
+
+/// Writes lines.
+struct Lines {
+    human: Format<Full>,
+    json: Format<Json>,
+}
+
+impl Lines {
+    fn new(ansi: bool) -> Self {
+        let json = Format::default().json().flatten_event(true).with_current_span(false).with_span_list(false);
+        Self { human: Format::default().with_ansi(ansi), json }
+    }
+}
+
+impl<N> FormatEvent<Registry, N> for Lines
+where
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, Registry, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let json = JSON.load(Ordering::Relaxed);
+        let mut line = String::new();
+        if json {
+            self.json.format_event(context, Writer::new(&mut line), event)?;
+        } else {
+            self.human.format_event(context, Writer::new(&mut line), event)?;
+        }
+        let (requests, trace) = if event.metadata().target().starts_with(OWN) { belongs(event) } else { (None, None) };
+        let ids = [("request_id", requests), ("trace_id", trace)];
+        // Both forms end in the same way each time; what is added goes before that.
+        let end = if json { "}\n" } else { "\n" };
+        writer.write_str(line.strip_suffix(end).unwrap_or(&line))?;
+        for (key, value) in ids.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
+            if json {
+                write!(writer, ",\"{key}\":\"{value}\"")?;
+            } else {
+                write!(writer, " {key}={value}")?;
+            }
+        }
+        writer.write_str(end)
+    }
+}
+
+/// The requests and the trace that an event belongs to: those of its span, or of what that is a part of.
+fn belongs(event: &Event<'_>) -> (Option<String>, Option<String>) {
+    tracing::dispatcher::get_default(|dispatch: &Dispatch| {
+        let current = || dispatch.current_span().id().cloned();
+        let Some(id) = event.parent().cloned().or_else(current) else { return (None, None) };
+        let trace = get_otel_context(&id, dispatch).and_then(|context| {
+            let span = context.span().span_context().clone();
+            span.is_valid().then(|| span.trace_id().to_string())
+        });
+        let registry = dispatch.downcast_ref::<Registry>();
+        let requests = registry.and_then(|registry| registry.span(&id)).and_then(|span| {
+            span.scope().find_map(|span| span.extensions().get::<Requests>().map(|requests| requests.0.clone()))
+        });
+        (requests, trace)
+    })
+}
