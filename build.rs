@@ -3,11 +3,12 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "appferry/v1/app_sync.proto",
     "appferry/v1/authorization.proto",
     "appferry/v1/error.proto",
     "appferry/v1/image.proto",
+    "google/longrunning/operations.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,6 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("appferry.v1.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
 
-    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        // The one that the details of errors are written with.
+        .extern_path(".google.rpc.Status", "::tonic_types::pb::Status")
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

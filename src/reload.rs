@@ -86,7 +86,7 @@ impl Reload {
             seen = now;
             match self.read(&fetching).await {
                 Ok(()) if first => {
-                    tracing::debug!("the configuration was read again, for what has changed since the start")
+                    tracing::debug!("the configuration was read again, for what has changed since the start");
                 }
                 Ok(()) if self.access.is_some() => tracing::info!("who may call and what is logged were read anew"),
                 Ok(()) => tracing::info!("what is logged was read anew"),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor};
 
-use super::{Error, PACKAGE};
+use super::{Error, PACKAGES};
 
 /// The path of a method in an HTTP/2 request, for example `/appferry.v1.AppSyncService/SynchronizeApp`.
 pub type MethodPath = String;
@@ -54,7 +54,7 @@ impl Template {
     }
 }
 
-/// The authorization table: a row for each method of the package.
+/// The authorization table: a row for each method of the contract.
 #[derive(Debug)]
 pub struct Authorizations(HashMap<MethodPath, Authorization>);
 
@@ -64,7 +64,7 @@ impl Authorizations {
             .get_extension_by_name("appferry.v1.authorization")
             .ok_or(Error::Missing("(appferry.v1.authorization)"))?;
         let mut rows = HashMap::new();
-        for service in pool.services().filter(|s| s.parent_file().package_name() == PACKAGE) {
+        for service in pool.services().filter(|s| PACKAGES.contains(&s.parent_file().package_name())) {
             for method in service.methods() {
                 let unauthorized = || Error::Unauthorized(method.full_name().to_owned());
                 let options = method.options();
@@ -136,7 +136,7 @@ mod tests {
         let row = rows.get("/appferry.v1.AppSyncService/SynchronizeApp").expect("the row");
         assert_eq!(row.action, "ehpc:SynchronizeApp");
         assert!(matches!(row.resource, Resource::All));
-        assert_eq!(rows.iter().count(), 12);
+        assert_eq!(rows.iter().count(), 16);
     }
 
     #[test]

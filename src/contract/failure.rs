@@ -100,9 +100,17 @@ impl Failure {
         }
     }
 
-    /// The reply: `google.rpc.Status` with every detail that the contract promises.
+    /// The reply, as tonic sends it.
     #[must_use]
     pub fn status(&self, rows: &ErrorRows, request_id: RequestId) -> Status {
+        let (code, status) = (rows.row(self.code).grpc_status, self.rpc_status(rows, request_id));
+        let details = status.encode_to_vec().into();
+        Status::with_details_and_metadata(code, status.message, details, MetadataMap::new())
+    }
+
+    /// The reply: `google.rpc.Status` with every detail that the contract promises.
+    #[must_use]
+    pub fn rpc_status(&self, rows: &ErrorRows, request_id: RequestId) -> pb::Status {
         let row = rows.row(self.code);
         let detail = self.detail(rows, request_id);
         let message = detail.message.clone();
@@ -136,11 +144,11 @@ impl Failure {
                 &pb::RetryInfo { retry_delay: prost_types::Duration::try_from(retry_after).ok() },
             ));
         }
-        let status = pb::Status { code: row.grpc_status as i32, message: message.clone(), details };
-        Status::with_details_and_metadata(row.grpc_status, message, status.encode_to_vec().into(), MetadataMap::new())
+        pb::Status { code: row.grpc_status as i32, message, details }
     }
 }
 
-fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
+/// A message with its type.
+pub fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
     prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
 }

@@ -1,4 +1,4 @@
-//! The contract: the types generated from `proto/appferry/v1`, and the two tables that stand there as options, read back from
+//! The contract: the types generated from `proto`, and the two tables that stand there as options, read back from
 //! the descriptors. Nothing in here knows how a call is carried out.
 
 mod authorization;
@@ -9,7 +9,7 @@ use prost_reflect::DescriptorPool;
 
 pub use authorization::{Authorization, Authorizations, MethodPath, Resource};
 pub use error_row::{Code, ErrorRow, ErrorRows};
-pub use failure::{Failure, Violation};
+pub use failure::{Failure, Violation, any};
 
 /// The messages, clients and servers of `appferry.v1`.
 #[allow(missing_docs, clippy::pedantic)]
@@ -17,11 +17,20 @@ pub mod v1 {
     tonic::include_proto!("appferry.v1");
 }
 
+/// Long-running operations as clients know them that know nothing of us.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod longrunning {
+    tonic::include_proto!("google.longrunning");
+}
+
 /// The encoded file descriptors of the contract, imports included.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/appferry.v1.bin"));
 
 /// The proto package of the contract.
 pub const PACKAGE: &str = "appferry.v1";
+
+/// The packages whose methods are the contract's.
+const PACKAGES: [&str; 2] = [PACKAGE, "google.longrunning"];
 
 /// Why the contract can't be read.
 #[derive(Debug, thiserror::Error)]

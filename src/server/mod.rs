@@ -10,6 +10,7 @@ mod image;
 mod layer;
 mod listener;
 mod openapi;
+mod operations;
 mod origin;
 mod page;
 mod peer;
@@ -39,7 +40,7 @@ pub use tls::{Tls, TlsError, TlsSettings};
 
 use crate::{
     audit::Audit,
-    contract::{Contract, DESCRIPTORS, v1},
+    contract::{Contract, DESCRIPTORS, longrunning::operations_server, v1},
     domain::Clock,
     identity::Directory,
     region::Backend,
@@ -55,8 +56,13 @@ use openapi::OpenApi;
 /// The largest message that a caller may send, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
-/// The services whose health is told: both of the contract, and, by the empty name, the whole.
-const SERVICES: [&str; 3] = ["", v1::app_sync_service_server::SERVICE_NAME, v1::image_service_server::SERVICE_NAME];
+/// The services whose health is told: those of the contract, and, by the empty name, the whole.
+const SERVICES: [&str; 4] = [
+    "",
+    v1::app_sync_service_server::SERVICE_NAME,
+    v1::image_service_server::SERVICE_NAME,
+    operations_server::SERVICE_NAME,
+];
 
 /// What the stack needs.
 #[derive(Debug, Clone)]
@@ -113,6 +119,8 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let images = v1::image_service_server::ImageServiceServer::new(image::Images::new(&parts))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let operations = operations_server::OperationsServer::new(operations::LongRunning::new(&parts))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, tonic_health::ServingStatus::Serving).await;
@@ -130,7 +138,8 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(guarded(app_sync, &parts, limit.clone(), gate.clone()))
-        .add_service(guarded(images, &parts, limit, gate));
+        .add_service(guarded(images, &parts, limit.clone(), gate.clone()))
+        .add_service(guarded(operations, &parts, limit, gate));
 
     // Every call, outermost first.
     let entrance = ServiceBuilder::new()

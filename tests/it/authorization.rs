@@ -146,6 +146,10 @@ fn every_method_asks_for_its_action() {
             ("/appferry.v1.ImageService/ListRegions", "ehpc:ListRegions"),
             ("/appferry.v1.ImageService/RemoveImage", "ehpc:RemoveImage"),
             ("/appferry.v1.ImageService/VerifyImage", "ehpc:VerifyImage"),
+            ("/google.longrunning.Operations/CancelOperation", "ehpc:CancelSynchronization"),
+            ("/google.longrunning.Operations/GetOperation", "ehpc:GetSynchronization"),
+            ("/google.longrunning.Operations/ListOperations", "ehpc:ListSynchronizations"),
+            ("/google.longrunning.Operations/WaitOperation", "ehpc:WatchSynchronization"),
         ]
     );
 }

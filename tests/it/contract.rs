@@ -137,7 +137,7 @@ async fn every_row_of_the_error_tables_reaches_a_client_as_it_is_documented() {
 async fn health_is_told_to_everybody_and_watched() {
     let running = Site::new().start().await;
     let mut client = HealthClient::new(running.channel().await);
-    for service in ["", "appferry.v1.AppSyncService", "appferry.v1.ImageService"] {
+    for service in ["", "appferry.v1.AppSyncService", "appferry.v1.ImageService", "google.longrunning.Operations"] {
         let check = HealthCheckRequest { service: service.to_owned() };
         let status = client.check(check.clone()).await.expect("it is told").into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service}");

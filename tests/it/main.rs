@@ -22,6 +22,7 @@ mod logs;
 mod metrics;
 mod model;
 mod openapi;
+mod operations;
 mod passes;
 mod policies;
 mod program;

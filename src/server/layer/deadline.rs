@@ -84,14 +84,25 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let DeadlineLayer { deadlines, contract } = &self.layer;
         let streams = contract.authorizations.get(request.uri().path()).is_some_and(|row| row.streams);
         let allowed = deadlines.of(parse(request.headers()), streams);
         let expiry = Expiry { allowed, request_id: request_id(&request), contract: Arc::clone(contract) };
-        let sleep = sleep_until(Instant::now() + allowed);
+        let deadline = Instant::now() + allowed;
+        request.extensions_mut().insert(Deadline { at: deadline, allowed });
+        let sleep = sleep_until(deadline);
         ResponseFuture { inner: self.inner.call(request), sleep, expiry: Some(expiry), streams }
     }
+}
+
+/// When a call ends, for whoever would rather answer before.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// The time.
+    pub at: Instant,
+    /// How long the call may take.
+    pub allowed: Duration,
 }
 
 /// A value of the header: at most eight digits and a unit.

@@ -27,7 +27,7 @@ pub use authenticate::{AuthenticateLayer, Authentication};
 pub use authorize::{Authorization, AuthorizeLayer};
 pub use body::LimitBodyLayer;
 pub use conform::Conform;
-pub use deadline::{DeadlineLayer, Deadlines};
+pub use deadline::{Deadline, DeadlineLayer, Deadlines};
 pub use message::PREFIX;
 pub use panic::CatchPanic;
 pub use quota::QuotaLayer;
