@@ -3,9 +3,10 @@
 //!
 //! The map, from the outside in. Arrows point down this list only: [`domain`] and [`ram`] know nothing of the rest; [`server`]
 //! and [`sync`] never talk to each other but through [`state`]; only [`state`] knows sea-orm; only [`region`] knows how bytes
-//! are stored; only [`server`], [`contract`] and the command line know protobuf types.
+//! are stored; only [`server`], [`contract`], [`client`] and the command line know protobuf types.
 //!
 //! - [`cli`]: one file a command.
+//! - [`client`]: calls of the service, for the command line and for other services.
 //! - [`service`]: the composition root.
 //! - [`reload`]: who may call and what is logged, read anew while a process runs.
 //! - [`config`], [`telemetry`], [`audit`]: what comes in from the environment, what goes out of it.
@@ -21,6 +22,7 @@
 
 pub mod audit;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod contract;
 pub mod domain;

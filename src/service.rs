@@ -13,7 +13,7 @@ use crate::{
     audit::Audit,
     config::{self, Config, OpenStore},
     contract::{self, Contract},
-    domain::{Clock, RegionId, WorkerId},
+    domain::{Backoff, Clock, RegionId, WorkerId},
     identity::{Directory, Fetched},
     metrics,
     region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
@@ -23,7 +23,7 @@ use crate::{
         health::{Readiness, Told},
     },
     state::{self, State},
-    sync::{Backoff, Housekeeper, HousekeepingSettings, Settings as SyncSettings, Worker},
+    sync::{Housekeeper, HousekeepingSettings, Settings as SyncSettings, Worker},
     telemetry,
 };
 

@@ -2,8 +2,7 @@
 
 use clap::Args;
 
-use super::{Result, client::Connection, print};
-use crate::contract::v1::CancelSynchronizationRequest;
+use super::{Result, connection::Connection, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -18,9 +17,7 @@ pub struct Arguments {
 
 /// Cancels a synchronization and shows where it stands then.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let request = CancelSynchronizationRequest { request_id: arguments.request_id };
-    let response = arguments.connection.app_sync().await?.cancel_synchronization(request).await?.into_inner();
-    let found = response.synchronization.unwrap_or_default();
+    let found = arguments.connection.client().await?.cancel_synchronization(arguments.request_id).await?;
     if arguments.json {
         print::message("Synchronization", &found)
     } else {

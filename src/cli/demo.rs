@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Error, Result,
-    client::Connection,
+    connection::Connection,
     embedded::{self, DataDirectory},
     image::Add,
     print,
@@ -76,8 +76,9 @@ async fn show(
     print::line(&format!("added {app_id} in {}; synchronizing it to all regions", config.home.region))?;
 
     let request = SynchronizeAppRequest { app_id: app_id.clone(), ..Default::default() };
-    let request_id = connection.app_sync().await?.synchronize_app(request).await?.into_inner().request_id;
-    let last = status::follow(&connection, &request_id, true, |_| Ok(())).await?;
+    let client = connection.client().await?;
+    let request_id = client.synchronize_app(request).await?;
+    let last = status::follow(&client, &request_id, true, |_| Ok(())).await?;
     print::line(&print::synchronization(&last))?;
     status::judge(&last)?;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{Error, Result, client::Connection, print};
+use super::{Error, Result, connection::Connection, print};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -18,7 +18,7 @@ pub struct Arguments {
 /// Asks a service whether it is healthy.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let ask = async {
-        let mut client = HealthClient::new(arguments.connection.channel().await?);
+        let mut client = HealthClient::new(arguments.connection.builder()?.channel().await?);
         let response = client.check(HealthCheckRequest::default()).await?.into_inner();
         Ok::<_, Error>(response.status())
     };

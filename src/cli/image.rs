@@ -8,16 +8,13 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{
-    Error, Result,
-    client::{Connection, Images},
-    embedded, print, progress, verify,
-};
+use super::{Error, Result, connection::Connection, embedded, print, progress, verify};
 use crate::{
+    client::Client,
     config::Config,
     contract::v1::{
-        AddImageRequest, ContainerImageSpec, GetImageRequest, Image, ImageType, ListImagesRequest, RegionState,
-        RemoveImageRequest, VmImageSpec, add_image_request,
+        AddImageRequest, ContainerImageSpec, ErrorCode, Image, ImageType, ListImagesRequest, RegionState, VmImageSpec,
+        add_image_request,
     },
     domain::{Clock, ImageId, ImageKind, ImageName},
     region::{DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
@@ -114,8 +111,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Show(one) => show(one).await,
         Command::Verify(arguments) => verify::run(arguments).await,
         Command::Remove(one) => {
-            let request = RemoveImageRequest { image_id: one.image_id, ..Default::default() };
-            let response = one.connection.images().await?.remove_image(request).await?.into_inner();
+            let response = one.connection.client().await?.remove_image(one.image_id).await?;
             if one.json { print::message("RemoveImageResponse", &response) } else { Ok(()) }
         }
     }
@@ -173,9 +169,9 @@ impl Add {
     /// Puts the image into the store, if it is not there, registers it, and returns its id.
     pub async fn run(self) -> Result<String> {
         // Asked first: bytes that nobody can register need not be carried.
-        let mut client = self.connection.images().await?;
+        let client = self.connection.client().await?;
         let chosen = match &self.id {
-            Some(id) => Some(unregistered(&mut client, id).await?),
+            Some(id) => Some(unregistered(&client, id).await?),
             None => None,
         };
         let (id, kind, source) = match &self.from.vm_image {
@@ -202,7 +198,7 @@ impl Add {
             image_spec: Some(spec),
             image_id: id.unwrap_or_default(),
         };
-        Ok(client.add_image(request).await?.into_inner().image_id)
+        Ok(client.add_image(request).await?)
     }
 
     /// Puts the image into the home region's store, by the id that was chosen or one that is made.
@@ -255,24 +251,21 @@ fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageNa
 }
 
 /// The id, if no image is registered by it yet.
-async fn unregistered(client: &mut Images, id: &str) -> Result<ImageId> {
+async fn unregistered(client: &Client, id: &str) -> Result<ImageId> {
     let id: ImageId = id.parse().map_err(|error| Error::Usage(format!("--id: {error}")))?;
-    match client.get_image(GetImageRequest { image_id: id.to_string(), ..Default::default() }).await {
+    match client.get_image(id.as_str()).await {
         Ok(_) => Err(Error::Ended(format!("ImageAlreadyExists: an image {id} is registered already"))),
-        Err(status) if status.code() == tonic::Code::NotFound => Ok(id),
-        Err(status) => Err(status.into()),
+        Err(error) if error.refusal().is_some_and(|r| r.error == Some(ErrorCode::ImageNotFound.into())) => Ok(id),
+        Err(error) => Err(error.into()),
     }
 }
 
 async fn list(plain: Plain) -> Result<()> {
-    let mut client = plain.connection.images().await?;
+    let client = plain.connection.client().await?;
     let mut images: Vec<Image> = Vec::new();
     let mut page_token = String::new();
     loop {
-        let page = client
-            .list_images(ListImagesRequest { page_size: PAGE, page_token, ..Default::default() })
-            .await?
-            .into_inner();
+        let page = client.list_images(ListImagesRequest { page_size: PAGE, page_token, ..Default::default() }).await?;
         images.extend(page.images);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -293,8 +286,7 @@ fn row(image: Image) -> [String; 5] {
 }
 
 async fn show(one: One) -> Result<()> {
-    let request = GetImageRequest { image_id: one.image_id, ..Default::default() };
-    let image = one.connection.images().await?.get_image(request).await?.into_inner().image.unwrap_or_default();
+    let image = one.connection.client().await?.get_image(one.image_id).await?;
     if one.json {
         return print::message("Image", &image);
     }

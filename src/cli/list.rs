@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Error, Result, client::Connection, print};
+use super::{Error, Result, connection::Connection, print};
 use crate::contract::v1::{ListSynchronizationsRequest, RegionState, Synchronization, SynchronizationState};
 
 /// Entries that are asked for at once.
@@ -34,7 +34,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
             .filter(|state| *state != SynchronizationState::Unspecified)
             .ok_or_else(|| Error::Usage(format!("--state {name}: expected running, succeeded, failed or canceled")))?,
     };
-    let mut client = arguments.connection.app_sync().await?;
+    let client = arguments.connection.client().await?;
     let mut found: Vec<Synchronization> = Vec::new();
     let mut page_token = String::new();
     while found.len() < arguments.limit {
@@ -44,7 +44,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
             page_size: PAGE,
             page_token,
         };
-        let page = client.list_synchronizations(request).await?.into_inner();
+        let page = client.list_synchronizations(request).await?;
         found.extend(page.synchronizations);
         page_token = page.next_page_token;
         if page_token.is_empty() {

@@ -4,7 +4,7 @@
 //! error. Exit status: 0 done, 1 failed, 2 usage.
 
 mod cancel;
-mod client;
+mod connection;
 mod demo;
 mod doctor;
 mod embedded;
@@ -27,7 +27,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    contract::v1::ErrorDetail,
+    client,
     domain::{Clock, with_causes},
     service::Role,
     telemetry::{DEFAULT_LOG, Telemetry},
@@ -92,8 +92,8 @@ struct ConfigFile {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     /// The service refused, or could not be reached.
-    #[error("{}", refusal(.0))]
-    Refused(Box<tonic::Status>),
+    #[error(transparent)]
+    Client(client::Error),
     /// The synchronization ended otherwise than it should.
     #[error("{0}")]
     Ended(String),
@@ -112,9 +112,19 @@ enum Error {
 
 type Result<T> = std::result::Result<T, Error>;
 
+impl From<client::Error> for Error {
+    fn from(error: client::Error) -> Self {
+        match error {
+            client::Error::Endpoint { .. } => Self::Usage(format!("--endpoint {}", with_causes(&error))),
+            client::Error::Token => Self::Usage(error.to_string()),
+            _ => Self::Client(error),
+        }
+    }
+}
+
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
-        Self::Refused(Box::new(status))
+        Self::Client(status.into())
     }
 }
 
@@ -130,19 +140,6 @@ impl Error {
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
     }
-}
-
-/// A refusal as a person reads it: the code, the message, and the request to ask about.
-fn refusal(status: &tonic::Status) -> String {
-    use prost::Message as _;
-    use tonic_types::StatusExt as _;
-    let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
-    let detail = tonic_types::pb::Status::decode(status.details()).ok().and_then(|s| {
-        let own = s.details.into_iter().find(|any| any.type_url.ends_with("/appferry.v1.ErrorDetail"))?;
-        ErrorDetail::decode(&*own.value).ok()
-    });
-    let request = detail.map(|d| format!(" (request {})", d.request_id)).unwrap_or_default();
-    format!("{reason}: {}{request}", status.message())
 }
 
 impl Cli {

@@ -2,8 +2,7 @@
 
 use clap::Args;
 
-use super::{Result, client::Connection, print};
-use crate::contract::v1::ListRegionsRequest;
+use super::{Result, connection::Connection, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -16,12 +15,11 @@ pub struct Arguments {
 
 /// Lists the regions.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let response = arguments.connection.images().await?.list_regions(ListRegionsRequest {}).await?.into_inner();
+    let regions = arguments.connection.client().await?.list_regions().await?;
     if arguments.json {
-        return response.regions.iter().try_for_each(|region| print::message("Region", region));
+        return regions.iter().try_for_each(|region| print::message("Region", region));
     }
-    let rows: Vec<_> = response
-        .regions
+    let rows: Vec<_> = regions
         .into_iter()
         .map(|r| [r.region_id, if r.home { "home".to_owned() } else { String::new() }, r.store_kind])
         .collect();

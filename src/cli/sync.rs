@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::{Result, client::Connection, print, status};
-use crate::contract::v1::SynchronizeAppRequest;
+use super::{Result, connection::Connection, print, status};
+use crate::contract::v1::{SynchronizeAppRequest, SynchronizeAppResponse};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -32,10 +32,10 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         target_region_ids: arguments.to,
         client_token: arguments.client_token,
     };
-    let mut client = arguments.connection.app_sync().await?;
-    let response = client.synchronize_app(request).await?.into_inner();
+    let client = arguments.connection.client().await?;
+    let request_id = client.synchronize_app(request).await?;
     if arguments.wait {
-        let last = status::follow(&arguments.connection, &response.request_id, !arguments.json, |_| Ok(())).await?;
+        let last = status::follow(&client, &request_id, !arguments.json, |_| Ok(())).await?;
         if arguments.json {
             print::message("Synchronization", &last)?;
         } else {
@@ -43,5 +43,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         }
         return status::judge(&last);
     }
-    if arguments.json { print::message("SynchronizeAppResponse", &response) } else { print::line(&response.request_id) }
+    if arguments.json {
+        print::message("SynchronizeAppResponse", &SynchronizeAppResponse { request_id })
+    } else {
+        print::line(&request_id)
+    }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Error, Result, client::Connection, print};
+use super::{Error, Result, connection::Connection, print};
 use crate::contract::v1::{Intactness, VerifyImageRequest};
 
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> Result<()> {
     let Arguments { connection, image_id, region, json } = arguments;
     let request = VerifyImageRequest { image_id: image_id.clone(), region_ids: region };
-    let mut stream = connection.images().await?.verify_image(request).await?.into_inner();
+    let mut stream = connection.client().await?.images().verify_image(request).await?.into_inner();
     let mut wrong = Vec::new();
     while let Some(found) = stream.message().await? {
         let intactness = found.intactness();

@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock, no randomness; they are passed in. Knows nothing of protobuf, SQL or stores.
 
 mod accept;
+mod backoff;
 mod digest;
 mod ecs;
 mod fault;
@@ -16,6 +17,7 @@ mod synchronization;
 mod time;
 
 pub use accept::{Accepted, Refusal, Standing, Step, accept};
+pub use backoff::Backoff;
 pub use digest::{Digest, DigestError};
 pub use ecs::{EcsCopy, EcsImage, EcsImageId, EcsStatus, EcsStep};
 pub use fault::{Fault, FaultKind, with_causes};

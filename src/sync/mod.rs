@@ -1,7 +1,6 @@
 //! The workers: they claim what is due, carry it, and report. They know the way of a call only from the database; whatever
 //! they were doing when they died, another one finds there and goes on.
 
-mod backoff;
 mod carriage;
 mod destination;
 mod ecs;
@@ -20,7 +19,6 @@ mod underway;
 mod wanting;
 mod worker;
 
-pub use backoff::Backoff;
 pub use housekeeping::{Housekeeper, Settings as HousekeepingSettings};
 pub use import::import;
 pub use pass::Trouble;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Backoff;
+use crate::domain::Backoff;
 use crate::domain::{RegionId, WorkerId};
 
 /// How a worker works.

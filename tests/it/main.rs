@@ -5,6 +5,7 @@ mod abuse;
 mod acceptance;
 mod authorization;
 mod chaos;
+mod client;
 mod conformance;
 mod contract;
 mod copying;

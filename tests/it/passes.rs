@@ -12,7 +12,7 @@ use std::{
 
 use appferry::{
     domain::{
-        Clock, Content, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId,
+        Backoff, Clock, Content, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId,
         Synchronization, SynchronizationState, Targets, WorkerId, relay::Topology,
     },
     region::{
@@ -20,7 +20,7 @@ use appferry::{
         Tree,
     },
     state::{Ask, Settings as StateSettings, State, Tasks, migrate},
-    sync::{Backoff, Settings, Worker},
+    sync::{Settings, Worker},
 };
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};

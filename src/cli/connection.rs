@@ -1,19 +1,11 @@
-//! The service as a command's client sees it.
+//! Where a command finds the service, and who calls.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 use clap::Args;
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
-};
 
 use super::{Error, Result, embedded};
-use crate::contract::v1::{app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::client::{Builder, Client};
 
 /// Where the service is, and who calls.
 #[derive(Debug, Clone, Args)]
@@ -38,54 +30,33 @@ pub struct Connection {
     pub token: Option<String>,
 }
 
-/// Puts the token on every call, if there is one.
-#[derive(Clone)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request.metadata_mut().insert("authorization", token.clone());
-        }
-        Ok(request)
-    }
-}
-
-pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Bearer>>;
-pub type Images = ImageServiceClient<InterceptedService<Channel, Bearer>>;
-
 impl Connection {
-    /// Connects without any credential.
-    pub async fn channel(&self) -> Result<Channel> {
-        let usage = |error: tonic::transport::Error| Error::Usage(format!("--endpoint {}: {error}", self.endpoint));
-        let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(usage)?;
-        if endpoint.uri().scheme_str() == Some("https") {
-            endpoint = endpoint.tls_config(self.tls()?).map_err(usage)?;
-        } else if self.certificate_file.is_some() {
-            return Err(Error::Usage(format!("--certificate-file: {} is not an https URL", self.endpoint)));
-        }
-        let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
-        connected.map_err(Error::local(format!("no service answers at {}", self.endpoint)))
-    }
-
-    pub async fn app_sync(&self) -> Result<AppSync> {
-        Ok(AppSyncServiceClient::with_interceptor(self.channel().await?, self.bearer()?))
-    }
-
-    pub async fn images(&self) -> Result<Images> {
-        Ok(ImageServiceClient::with_interceptor(self.channel().await?, self.bearer()?))
-    }
-
-    fn tls(&self) -> Result<ClientTlsConfig> {
+    /// A client without any credential but the caller's certificate.
+    pub fn builder(&self) -> Result<Builder> {
         let pem = |file: &PathBuf| fs::read(file).map_err(Error::local(format!("reading {}", file.display())));
-        let mut tls = ClientTlsConfig::new().with_enabled_roots();
+        let mut builder = Client::builder(&self.endpoint);
         if let Some(file) = &self.ca_file {
-            tls = tls.ca_certificate(Certificate::from_pem(pem(file)?));
+            builder = builder.ca_certificate(pem(file)?);
         }
         if let (Some(certificate), Some(key)) = (&self.certificate_file, &self.key_file) {
-            tls = tls.identity(Identity::from_pem(pem(certificate)?, pem(key)?));
+            if !self.endpoint.starts_with("https://") {
+                return Err(Error::Usage(format!("--certificate-file: {} is not an https URL", self.endpoint)));
+            }
+            builder = builder.identity(pem(certificate)?, pem(key)?);
         }
-        Ok(tls)
+        Ok(builder)
+    }
+
+    /// Connects.
+    pub async fn client(&self) -> Result<Client> {
+        let builder = self.builder()?;
+        // Where nobody answers, that is what is told, and not that a token is missing.
+        let channel = builder.channel().await?;
+        let builder = match self.token()? {
+            Some(token) => builder.token(token),
+            None => builder,
+        };
+        Ok(builder.over(channel)?)
     }
 
     /// Whether the service is on this machine.
@@ -97,14 +68,14 @@ impl Connection {
         })
     }
 
-    fn bearer(&self) -> Result<Bearer> {
+    fn token(&self) -> Result<Option<String>> {
         let environment = || std::env::var("APPFERRY_TOKEN").ok().filter(|token| !token.is_empty());
         let token = match (&self.token, &self.token_file) {
             (Some(token), _) => token.clone(),
             (None, Some(file)) => read(file)?,
             (None, None) => match environment() {
                 Some(token) => token,
-                None if self.certificate_file.is_some() => return Ok(Bearer(None)),
+                None if self.certificate_file.is_some() => return Ok(None),
                 // It is the administrator's, of the service that was started here: nobody else is to see it.
                 None if self.is_local() => read(&PathBuf::from(embedded::DIRECTORY).join(embedded::TOKEN))?,
                 None => {
@@ -116,11 +87,7 @@ impl Connection {
                 }
             },
         };
-        let value = format!("Bearer {}", token.trim());
-        let mut value: MetadataValue<Ascii> =
-            value.parse().map_err(|_| Error::Usage("the token has characters that no header may have".to_owned()))?;
-        value.set_sensitive(true);
-        Ok(Bearer(Some(value)))
+        Ok(Some(token))
     }
 }
 

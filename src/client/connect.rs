@@ -1,0 +1,135 @@
+//! Where the service is, who calls, and how patiently.
+
+use std::time::Duration;
+
+use opentelemetry::propagation::{Injector, TextMapPropagator as _};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue},
+    service::Interceptor,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::{Client, Error};
+use crate::domain::Backoff;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take with everything that it is repeated for.
+const DEADLINE: Duration = Duration::from_secs(30);
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(10), attempts: 8 };
+
+/// What a client is made of.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    endpoint: String,
+    token: Option<String>,
+    tls: ClientTlsConfig,
+    pub(super) deadline: Duration,
+    pub(super) backoff: Backoff,
+}
+
+impl Builder {
+    /// For a service at an `http://` or `https://` URL.
+    #[must_use]
+    pub fn new(endpoint: impl Into<String>) -> Self {
+        let tls = ClientTlsConfig::new().with_enabled_roots();
+        Self { endpoint: endpoint.into(), token: None, tls, deadline: DEADLINE, backoff: BACKOFF }
+    }
+
+    /// Calls with this bearer token: an opaque one, or a JSON Web Token.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Trusts this certificate, in PEM form, beside those of the system.
+    #[must_use]
+    pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.tls = self.tls.ca_certificate(Certificate::from_pem(pem));
+        self
+    }
+
+    /// Calls with this certificate and its private key, in PEM form.
+    #[must_use]
+    pub fn identity(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
+        self.tls = self.tls.identity(Identity::from_pem(certificate, key));
+        self
+    }
+
+    /// How long a call may take, with everything that it is repeated for; 30 s if nothing is said. Watching has no deadline.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// How often a call is made at most, and how long to wait between, where the service does not say; 8 times, from 0.2 s to 10 s,
+    /// if nothing is said.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// A connection for any client of gRPC, without the token. It connects again by itself when it breaks.
+    pub async fn channel(&self) -> Result<Channel, Error> {
+        let refused = |source| Error::Endpoint { endpoint: self.endpoint.clone(), source };
+        let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(refused)?;
+        if endpoint.uri().scheme_str() == Some("https") {
+            endpoint = endpoint.tls_config(self.tls.clone()).map_err(refused)?;
+        }
+        let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
+        connected.map_err(|source| Error::Unreachable { endpoint: self.endpoint.clone(), source })
+    }
+
+    /// Connects.
+    pub async fn connect(self) -> Result<Client, Error> {
+        let channel = self.channel().await?;
+        self.over(channel)
+    }
+
+    /// A client that calls over a connection which there is already.
+    pub fn over(self, channel: Channel) -> Result<Client, Error> {
+        let caller = Caller::new(self.token.as_deref())?;
+        Ok(Client::new(channel, caller, &self))
+    }
+}
+
+/// Puts the token and the trace that the caller is in on every call.
+#[derive(Clone)]
+pub struct Caller(Option<MetadataValue<Ascii>>);
+
+impl Caller {
+    fn new(token: Option<&str>) -> Result<Self, Error> {
+        let value = token.map(|token| format!("Bearer {}", token.trim()).parse::<MetadataValue<Ascii>>());
+        let mut value = value.transpose().map_err(|_| Error::Token)?;
+        if let Some(value) = &mut value {
+            value.set_sensitive(true);
+        }
+        Ok(Self(value))
+    }
+}
+
+impl Interceptor for Caller {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        TraceContextPropagator::new().inject_context(&Span::current().context(), &mut Metadata(request.metadata_mut()));
+        Ok(request)
+    }
+}
+
+struct Metadata<'a>(&'a mut MetadataMap);
+
+impl Injector for Metadata<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(key), Ok(value)) = (MetadataKey::from_bytes(key.as_bytes()), value.parse()) {
+            self.0.insert(key, value);
+        }
+    }
+}

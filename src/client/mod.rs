@@ -1,0 +1,210 @@
+//! A client of the service, for services and for the command line: typed errors, deadlines, calls that are repeated when the service
+//! says so or the connection breaks, and watching through all of that.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), appferry::client::Error> {
+//! use appferry::{client::Client, contract::v1::SynchronizeAppRequest};
+//!
+//! let client = Client::builder("http://127.0.0.1:50051").token("…").connect().await?;
+//! let request = SynchronizeAppRequest { app_id: "gromacs-2026".into(), ..Default::default() };
+//! let id = client.synchronize_app(request).await?;
+//! let mut watch = client.watch(&id);
+//! while let Some(synchronization) = watch.next().await? {
+//!     println!("{:?}", synchronization.state());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod connect;
+mod error;
+mod retry;
+mod watch;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
+use uuid::Uuid;
+
+pub use connect::{Builder, Caller};
+pub use error::{Error, Refusal};
+pub use watch::Watch;
+
+use crate::{
+    contract::v1::{
+        AddImageRequest, CancelSynchronizationRequest, GetImageRequest, GetSynchronizationRequest, Image,
+        ListImagesRequest, ListImagesResponse, ListRegionsRequest, ListSynchronizationsRequest,
+        ListSynchronizationsResponse, Region, RemoveImageRequest, RemoveImageResponse, Synchronization,
+        SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
+    },
+    domain::Backoff,
+};
+
+/// The generated client of `AppSyncService`, with the caller's credential.
+pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Caller>>;
+/// The generated client of `ImageService`, with the caller's credential.
+pub type Images = ImageServiceClient<InterceptedService<Channel, Caller>>;
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// See the module. Clones of it share one connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    app_sync: AppSync,
+    images: Images,
+    deadline: Duration,
+    backoff: Backoff,
+}
+
+impl Client {
+    /// A client of the service at an `http://` or `https://` URL.
+    #[must_use]
+    pub fn builder(endpoint: impl Into<String>) -> Builder {
+        Builder::new(endpoint)
+    }
+
+    fn new(channel: Channel, caller: Caller, builder: &Builder) -> Self {
+        Self {
+            app_sync: AppSyncServiceClient::with_interceptor(channel.clone(), caller.clone()),
+            images: ImageServiceClient::with_interceptor(channel, caller),
+            deadline: builder.deadline,
+            backoff: builder.backoff,
+        }
+    }
+
+    /// The generated client, for calls as they are: nothing is repeated.
+    #[must_use]
+    pub fn app_sync(&self) -> AppSync {
+        self.app_sync.clone()
+    }
+
+    /// The generated client, for calls as they are: nothing is repeated.
+    #[must_use]
+    pub fn images(&self) -> Images {
+        self.images.clone()
+    }
+
+    /// Asks for an image in some regions; without any, in all that have not got it. Returns the id of the synchronization. A request that has
+    /// no client token gets one: however often it has to be made, it is accepted once.
+    pub async fn synchronize_app(&self, mut request: SynchronizeAppRequest) -> Result<String> {
+        if request.client_token.is_empty() {
+            request.client_token = Uuid::now_v7().to_string();
+        }
+        let answer = self.repeat(&request, |request| {
+            let mut client = self.app_sync();
+            async move { client.synchronize_app(request).await }
+        });
+        Ok(answer.await?.request_id)
+    }
+
+    /// Where a synchronization stands.
+    pub async fn get_synchronization(&self, request_id: impl Into<String>) -> Result<Synchronization> {
+        let request = GetSynchronizationRequest { request_id: request_id.into() };
+        let answer = self.repeat(&request, |request| {
+            let mut client = self.app_sync();
+            async move { client.get_synchronization(request).await }
+        });
+        answer.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
+    }
+
+    /// One page of synchronizations, newest first.
+    pub async fn list_synchronizations(
+        &self,
+        request: ListSynchronizationsRequest,
+    ) -> Result<ListSynchronizationsResponse> {
+        self.repeat(&request, |request| {
+            let mut client = self.app_sync();
+            async move { client.list_synchronizations(request).await }
+        })
+        .await
+    }
+
+    /// Follows a synchronization to its end.
+    #[must_use]
+    pub fn watch(&self, request_id: impl Into<String>) -> Watch {
+        Watch::new(self.clone(), request_id.into())
+    }
+
+    /// Waits until a synchronization has ended, and returns how it did.
+    pub async fn wait(&self, request_id: impl Into<String>) -> Result<Synchronization> {
+        let mut watch = self.watch(request_id);
+        let mut last = None;
+        while let Some(snapshot) = watch.next().await? {
+            last = Some(snapshot);
+        }
+        last.ok_or(Error::Incomplete("synchronization"))
+    }
+
+    /// Cancels what a synchronization has not finished, and returns where it stands then.
+    pub async fn cancel_synchronization(&self, request_id: impl Into<String>) -> Result<Synchronization> {
+        let request = CancelSynchronizationRequest { request_id: request_id.into() };
+        let answer = self.repeat(&request, |request| {
+            let mut client = self.app_sync();
+            async move { client.cancel_synchronization(request).await }
+        });
+        answer.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
+    }
+
+    /// Registers an image, and returns its id. Not repeated by itself: a second call would find the first one's image.
+    pub async fn add_image(&self, request: AddImageRequest) -> Result<String> {
+        Ok(self.images().add_image(request).await?.into_inner().image_id)
+    }
+
+    /// An image and the regions that it is in.
+    pub async fn get_image(&self, image_id: impl Into<String>) -> Result<Image> {
+        let request = GetImageRequest { image_id: image_id.into(), ..Default::default() };
+        let answer = self.repeat(&request, |request| {
+            let mut client = self.images();
+            async move { client.get_image(request).await }
+        });
+        answer.await?.image.ok_or(Error::Incomplete("image"))
+    }
+
+    /// One page of images.
+    pub async fn list_images(&self, request: ListImagesRequest) -> Result<ListImagesResponse> {
+        self.repeat(&request, |request| {
+            let mut client = self.images();
+            async move { client.list_images(request).await }
+        })
+        .await
+    }
+
+    /// Forgets an image; its bytes stay where they are. Not repeated by itself: a second call would not find it.
+    pub async fn remove_image(&self, image_id: impl Into<String>) -> Result<RemoveImageResponse> {
+        let request = RemoveImageRequest { image_id: image_id.into(), ..Default::default() };
+        Ok(self.images().remove_image(request).await?.into_inner())
+    }
+
+    /// The configured regions.
+    pub async fn list_regions(&self) -> Result<Vec<Region>> {
+        let answer = self.repeat(&ListRegionsRequest {}, |request| {
+            let mut client = self.images();
+            async move { client.list_regions(request).await }
+        });
+        Ok(answer.await?.regions)
+    }
+
+    /// Makes a call that may be carried out twice without harm, again and again while that may help and the deadline has not passed.
+    async fn repeat<Q: Clone, R, F>(&self, request: &Q, call: impl Fn(Request<Q>) -> F) -> Result<R>
+    where
+        F: Future<Output = std::result::Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + self.deadline;
+        let mut failures = 0;
+        loop {
+            let mut timed = Request::new(request.clone());
+            timed.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            let refusal: Refusal = match call(timed).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => status.into(),
+            };
+            let wait = retry::wait(&refusal, &self.backoff, failures, rand::random());
+            match wait.map(|wait| Instant::now() + wait).filter(|at| *at < deadline) {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => return Err(Error::Refused(Box::new(refusal))),
+            }
+            failures += 1;
+        }
+    }
+}

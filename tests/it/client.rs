@@ -1,0 +1,281 @@
+//! The client library, and the examples that show it: what goes wrong on the way is not its user's affair, what the service refuses is.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use appferry::{
+    client::{Client, Error},
+    contract::{
+        Code, Contract, Failure,
+        v1::{
+            self, AddImageRequest, ErrorCode, ListSynchronizationsRequest, RegionState, SynchronizationState,
+            SynchronizeAppRequest, SynchronizeAppResponse,
+            app_sync_service_server::{AppSyncService, AppSyncServiceServer},
+        },
+    },
+    domain::{Backoff, RequestId},
+    service::Role,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Server},
+};
+
+use crate::harness::{
+    images::noise,
+    process,
+    site::{self, Running, Site},
+    switch::Switch,
+};
+
+async fn client(running: &Running) -> Client {
+    Client::builder(format!("http://{}", running.address)).token(site::ADMIN).connect().await.expect("it answers")
+}
+
+fn ask(app_id: &str, regions: &[&str]) -> SynchronizeAppRequest {
+    let target_region_ids = regions.iter().map(|&region| region.to_owned()).collect();
+    SynchronizeAppRequest { app_id: app_id.to_owned(), target_region_ids, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
+    let running = Site::new().start_as(Role::Server).await;
+    let client = client(&running).await;
+    let error = client.synchronize_app(ask("nothing", &[])).await.expect_err("there is none");
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!((refusal.error, refusal.reason.as_str()), (Some(Code::Own(ErrorCode::ImageNotFound)), "ImageNotFound"));
+    let id = refusal.request_id.as_deref().expect("an id");
+    assert!(id.parse::<RequestId>().is_ok() && error.to_string().ends_with(&format!("(request {id})")), "{error}");
+    let error = client.get_synchronization("nonsense").await.expect_err("no id");
+    let refusal = error.refusal().expect("a refusal");
+    assert_eq!(refusal.violations.iter().map(|(field, _)| field.as_str()).collect::<Vec<_>>(), ["request_id"]);
+    let error = client.add_image(AddImageRequest::default()).await.expect_err("nothing to add");
+    assert!(error.refusal().is_some(), "{error}");
+    running.stop().await;
+
+    let nobody = Client::builder("http://127.0.0.1:1").connect().await.expect_err("nobody");
+    assert!(matches!(nobody, Error::Unreachable { .. }), "{nobody}");
+    let nonsense = Client::builder("http://a b").connect().await.expect_err("no URL");
+    assert!(matches!(nonsense, Error::Endpoint { .. }), "{nonsense}");
+    let channel = Channel::from_static("http://127.0.0.1:1").connect_lazy();
+    let token = Client::builder("").token("a\nb").over(channel).expect_err("no token");
+    assert!(matches!(&token, Error::Token) && !token.to_string().contains("a\nb"), "{token}");
+}
+
+/// A service that refuses calls so and so often before it takes one.
+#[derive(Clone)]
+struct Busy {
+    contract: Arc<Contract>,
+    refusals: usize,
+    asked: Arc<Mutex<Vec<(Instant, String)>>>,
+}
+
+type Watch = tokio_stream::Empty<Result<v1::WatchSynchronizationResponse, Status>>;
+
+#[tonic::async_trait]
+impl AppSyncService for Busy {
+    async fn synchronize_app(
+        &self,
+        request: Request<SynchronizeAppRequest>,
+    ) -> Result<Response<SynchronizeAppResponse>, Status> {
+        let mut asked = self.asked.lock().expect("no panic");
+        asked.push((Instant::now(), request.into_inner().client_token));
+        let id = RequestId::generate();
+        if asked.len() <= self.refusals {
+            let busy = Failure::unavailable("busy", Duration::from_millis(300));
+            return Err(busy.status(&self.contract.errors, id));
+        }
+        Ok(Response::new(SynchronizeAppResponse { request_id: id.to_string() }))
+    }
+
+    type WatchSynchronizationStream = Watch;
+
+    async fn get_synchronization(
+        &self,
+        _: Request<v1::GetSynchronizationRequest>,
+    ) -> Result<Response<v1::GetSynchronizationResponse>, Status> {
+        Ok(Response::new(v1::GetSynchronizationResponse::default()))
+    }
+
+    async fn list_synchronizations(
+        &self,
+        _: Request<ListSynchronizationsRequest>,
+    ) -> Result<Response<v1::ListSynchronizationsResponse>, Status> {
+        Ok(Response::new(v1::ListSynchronizationsResponse::default()))
+    }
+
+    async fn watch_synchronization(
+        &self,
+        _: Request<v1::WatchSynchronizationRequest>,
+    ) -> Result<Response<Watch>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+
+    async fn cancel_synchronization(
+        &self,
+        _: Request<v1::CancelSynchronizationRequest>,
+    ) -> Result<Response<v1::CancelSynchronizationResponse>, Status> {
+        Ok(Response::new(v1::CancelSynchronizationResponse::default()))
+    }
+}
+
+async fn busy(refusals: usize) -> (Busy, String) {
+    let contract = Arc::new(Contract::load().expect("the contract"));
+    let busy = Busy { contract, refusals, asked: Arc::default() };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let service = AppSyncServiceServer::new(busy.clone());
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    (busy, endpoint)
+}
+
+#[tokio::test]
+async fn a_call_is_repeated_when_the_service_says_so_under_one_token() {
+    let (busy, endpoint) = busy(2).await;
+    let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1), attempts: 3 };
+    let client = Client::builder(endpoint).backoff(backoff).connect().await.expect("it answers");
+    client.synchronize_app(ask("a", &[])).await.expect("it is taken at last");
+    let asked = busy.asked.lock().expect("no panic").clone();
+    let [(first, token), (second, again), (third, at_last)] = &asked[..] else { panic!("{asked:?}") };
+    assert!(!token.is_empty() && token == again && token == at_last, "{asked:?}");
+    assert!(*second - *first >= Duration::from_millis(300) && *third - *second >= Duration::from_millis(300));
+    // An answer that lacks what the contract promises is an error, not a default.
+    let error = client.get_synchronization("x").await.expect_err("there is none in it");
+    assert!(matches!(error, Error::Incomplete(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_call_is_given_up_before_its_deadline_and_after_its_last_attempt() {
+    let (busy, endpoint) = busy(usize::MAX).await;
+    let deadline = Duration::from_millis(700);
+    let client = Client::builder(&endpoint).deadline(deadline).connect().await.expect("it answers");
+    let began = Instant::now();
+    let error = client.synchronize_app(ask("a", &[])).await.expect_err("it is never taken");
+    assert_eq!(error.refusal().and_then(|r| r.error), Some(Code::Own(ErrorCode::ServiceUnavailable)));
+    assert!(began.elapsed() < deadline + Duration::from_millis(300), "{:?}", began.elapsed());
+    busy.asked.lock().expect("no panic").clear();
+    let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1), attempts: 2 };
+    let client = Client::builder(&endpoint).backoff(backoff).connect().await.expect("it answers");
+    client.synchronize_app(ask("a", &[])).await.expect_err("it is never taken");
+    assert_eq!(busy.asked.lock().expect("no panic").len(), 2);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced() {
+    let running = Site::new().start_as(Role::Server).await;
+    let switch = Switch::to(running.address.port()).await;
+    let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN);
+    let client = builder.connect().await.expect("it answers");
+    let app = running.add("a", &[noise(100_000, 1)]).await;
+    let id = client.synchronize_app(ask(&app, &["cn-beijing", "cn-shanghai"])).await.expect("it is accepted");
+    let mut watch = client.watch(&id);
+    let first = watch.next().await.expect("a snapshot").expect("a snapshot");
+    assert!(first.regions.iter().all(|region| region.state() == RegionState::Pending));
+    switch.cut();
+    // Nothing has changed, and so nothing is told again; until another service takes over that works.
+    let running = running.stop().await.start().await;
+    switch.turn(running.address.port());
+    switch.cut();
+    let mut last = first;
+    while let Some(snapshot) = watch.next().await.expect("it goes on") {
+        assert_ne!(snapshot, last, "a snapshot is told when something has changed");
+        last = snapshot;
+    }
+    assert_eq!(last.state(), SynchronizationState::Succeeded);
+    assert!(watch.next().await.expect("nothing").is_none(), "it has ended");
+    assert_eq!(client.wait(&id).await.expect("it is told"), last);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_each() {
+    let running = Site::new().start_as(Role::Server).await;
+    let switch = Switch::to(running.address.port()).await;
+    let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN);
+    let client = builder.connect().await.expect("it answers");
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let cutting = tokio::spawn({
+        let switch = switch.clone();
+        async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                switch.cut();
+            }
+        }
+    });
+    let calls = (0..40).map(|_| client.synchronize_app(ask(&app, &["cn-beijing"])));
+    let mut ids: Vec<String> = futures_util::future::try_join_all(calls).await.expect("all are accepted");
+    cutting.abort();
+    ids.sort();
+    let list = ListSynchronizationsRequest { page_size: 1_000, ..Default::default() };
+    let found = client.list_synchronizations(list).await.expect("they are told").synchronizations;
+    let mut known: Vec<String> = found.into_iter().map(|s| s.request_id).collect();
+    known.sort();
+    assert_eq!(known, ids, "as many as calls, and no more");
+    running.stop().await;
+}
+
+/// Runs an example against a service.
+fn example(mut command: Command, running: &Running, app: &str) -> Output {
+    process::clean(&mut command)
+        .args([app, "cn-beijing"])
+        .env("APPFERRY_ENDPOINT", format!("http://{}", running.address))
+        .env("APPFERRY_TOKEN", site::ADMIN);
+    command.output().expect("it runs")
+}
+
+/// What an example says of an image that is carried, and of one that is not there.
+async fn shows(running: Running, command: impl Fn() -> Command + Send + Sync + 'static) {
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let (running, output, refused) = tokio::task::spawn_blocking(move || {
+        let output = example(command(), &running, &app);
+        let refused = example(command(), &running, "nothing");
+        (running, output, refused)
+    })
+    .await
+    .expect("they end");
+    let text = process::stdout(&output);
+    let (accepted, rest) = text.split_once('\n').expect("lines");
+    let id = accepted.strip_prefix("accepted as ").expect("an id");
+    assert!(id.parse::<RequestId>().is_ok(), "{text}");
+    assert!(rest.trim_end().ends_with("cn-beijing AVAILABLE"), "{text}");
+    let said = process::stderr(&refused);
+    assert!(!refused.status.success() && said.contains("ImageNotFound"), "{said}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_rust_carries_an_image() {
+    // Built with all tests; not, if this one alone is asked for.
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--locked", "--quiet", "--example", "synchronize"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    process::stdout(&build.output().expect("cargo runs"));
+    let program = Path::new(process::APPFERRY).with_file_name("examples").join("synchronize");
+    shows(Site::new().start().await, move || Command::new(&program)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_python_carries_an_image() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join(".tools/bin/python");
+    let generated = tempfile::tempdir().expect("a directory");
+    let protos = ["app_sync", "authorization", "error", "image"].map(|name| format!("proto/appferry/v1/{name}.proto"));
+    let out = generated.path().to_str().expect("text");
+    let outs = [format!("--python_out={out}"), format!("--grpc_python_out={out}")];
+    let mut protoc = Command::new(&python);
+    protoc.args(["-m", "grpc_tools.protoc", "-I", "proto"]).args(outs).args(protos).current_dir(root);
+    process::stdout(&protoc.output().expect("it runs: source scripts/tools"));
+    let path = generated.path().to_owned();
+    shows(Site::new().start().await, move || {
+        let mut command = Command::new(&python);
+        command.arg(root.join("examples/python/synchronize.py")).env("PYTHONPATH", &path);
+        command
+    })
+    .await;
+}
