@@ -173,11 +173,7 @@ impl Service {
         let mut health = None;
         let (here, readiness) = watch::channel(Readiness::Ready);
         let http_address = probes.as_ref().map(|(_, bound)| *bound);
-        // They are answered until the very end: that the service is shutting down is told by them.
-        let probes = probes.map(|(listener, _)| {
-            tokio::spawn(listener.serve(server::probes(readiness), state_stop.clone(), state_stop.clone()))
-        });
-        let mut access = None;
+        let (mut access, mut page) = (None, None);
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
             let seconds = Duration::from_secs;
             tasks.push(writing);
@@ -196,6 +192,7 @@ impl Service {
                     longest: seconds(config.server.max_deadline_seconds),
                     stream: seconds(config.server.max_stream_seconds),
                 },
+                plaintext: config.server.allow_plaintext,
                 stop: stop.clone(),
             };
             let doors = server::service(parts).await?;
@@ -206,7 +203,12 @@ impl Service {
             }
             address = Some(bound);
             health = Some(doors.health);
+            page = Some(doors.page);
         }
+        // It is answered until the very end: that the service is shutting down is told there.
+        let probes = probes.map(|(listener, _)| {
+            tokio::spawn(listener.serve(server::http(readiness, page), state_stop.clone(), state_stop.clone()))
+        });
         let reload = Arc::new(Notify::new());
         let reloading = Reload { config: config.clone(), access, asked: Arc::clone(&reload) };
         tasks.push(tokio::spawn(reloading.run(stop.clone())));

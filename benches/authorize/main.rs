@@ -267,6 +267,7 @@ async fn overhead() -> Result<()> {
         let (audit, task) = Audit::start(log, sampled, Clock::system())?;
         writing.push(task);
         let parts = Parts {
+            plaintext: false,
             contract: Arc::clone(&contract),
             directory: Arc::clone(&principals),
             failures_per_minute: 1,

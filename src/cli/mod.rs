@@ -188,17 +188,3 @@ fn traced(runtime: &tokio::runtime::Runtime, log: &str, work: impl Future<Output
     telemetry.shutdown();
     result
 }
-
-/// A message in the JSON form that protobuf prescribes for it.
-fn json(name: &str, message: &impl prost::Message) -> Result<serde_json::Value> {
-    let pool = prost_reflect::DescriptorPool::decode(crate::contract::DESCRIPTORS).map_err(Error::local("JSON"))?;
-    let descriptor = pool
-        .get_message_by_name(&format!("{}.{name}", crate::contract::PACKAGE))
-        .ok_or_else(|| Error::Ended(format!("{name} is not in the contract")))?;
-    let message = prost_reflect::DynamicMessage::decode(descriptor, &*message.encode_to_vec());
-    let options = prost_reflect::SerializeOptions::new().skip_default_fields(false);
-    message
-        .map_err(Error::local("JSON"))?
-        .serialize_with_options(serde_json::value::Serializer, &options)
-        .map_err(Error::local("JSON"))
-}

@@ -2,8 +2,11 @@
 
 use std::io::{self, Write as _};
 
-use super::{Error, Result, json};
-use crate::contract::v1::{self, ErrorDetail, RegionState, SynchronizationState};
+use super::{Error, Result};
+use crate::contract::{
+    self,
+    v1::{self, ErrorDetail, RegionState, SynchronizationState},
+};
 
 /// Writes to standard output. A reader that has gone ends the command.
 pub fn line(text: &str) -> Result<()> {
@@ -13,7 +16,8 @@ pub fn line(text: &str) -> Result<()> {
 
 /// Writes a message as JSON.
 pub fn message(name: &str, message: &impl prost::Message) -> Result<()> {
-    line(&json(name, message)?.to_string())
+    let json = contract::json(name, &message.encode_to_vec()).map_err(Error::local("JSON"))?;
+    line(&json.to_string())
 }
 
 /// Lines up rows under a heading.
@@ -36,8 +40,9 @@ pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String
 pub fn synchronization(s: &v1::Synchronization) -> String {
     let rows: Vec<_> = s.regions.iter().map(region).collect();
     let heading = ["REGION", "STATE", "COPIED", "SKIPPED", "TOTAL", "ATTEMPT", "ERROR"];
+    let trace = if s.trace_id.is_empty() { String::new() } else { format!(", trace {}", s.trace_id) };
     format!(
-        "{}  {}  {}  asked for by {}\n{}",
+        "{}  {}  {}  asked for by {}{trace}\n{}",
         s.request_id,
         s.app_id,
         synchronization_state(s.state()),

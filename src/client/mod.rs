@@ -27,8 +27,9 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
 use uuid::Uuid;
 
+pub use crate::contract::Refusal;
 pub use connect::{Builder, Caller};
-pub use error::{Error, Refusal};
+pub use error::Error;
 pub use watch::Watch;
 
 use crate::{

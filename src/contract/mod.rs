@@ -4,12 +4,16 @@
 mod authorization;
 mod error_row;
 mod failure;
+mod refusal;
 
-use prost_reflect::DescriptorPool;
+use std::sync::LazyLock;
+
+use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
 
 pub use authorization::{Authorization, Authorizations, MethodPath, Resource};
 pub use error_row::{Code, ErrorRow, ErrorRows};
 pub use failure::{Failure, Violation, any};
+pub use refusal::Refusal;
 
 /// The messages, clients and servers of `appferry.v1`.
 #[allow(missing_docs, clippy::pedantic)]
@@ -37,7 +41,13 @@ const PACKAGES: [&str; 2] = [PACKAGE, "google.longrunning"];
 pub enum Error {
     /// The descriptors don't decode.
     #[error("the descriptors of the contract do not decode")]
-    Descriptors(#[from] prost_reflect::DescriptorError),
+    Descriptors(#[from] DescriptorError),
+    /// A message is not what it should be.
+    #[error("the message does not decode")]
+    Message(#[from] prost::DecodeError),
+    /// A message has no JSON form.
+    #[error("the message can't be written as JSON")]
+    Json(#[from] serde_json::Error),
     /// Something that the tables are read from is not in the descriptors.
     #[error("{0} is not in the descriptors of the contract")]
     Missing(&'static str),
@@ -55,6 +65,16 @@ pub enum Error {
     /// An error code has no row, or one that makes no sense.
     #[error("the enum value {0} has no usable (appferry.v1.error) option")]
     Row(String),
+}
+
+/// A message of the contract in the JSON form that protobuf prescribes for it, by its name and as it is encoded.
+pub fn json(name: &str, message: &[u8]) -> Result<serde_json::Value, Error> {
+    static POOL: LazyLock<Option<DescriptorPool>> = LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).ok());
+    let pool = POOL.as_ref().ok_or(Error::Missing("anything"))?;
+    let descriptor = pool.get_message_by_name(&format!("{PACKAGE}.{name}")).ok_or(Error::Missing("the message"))?;
+    let message = DynamicMessage::decode(descriptor, message)?;
+    let options = SerializeOptions::new().skip_default_fields(false);
+    Ok(message.serialize_with_options(serde_json::value::Serializer, &options)?)
 }
 
 /// The contract's two tables.

@@ -136,6 +136,8 @@ pub struct Synchronization {
     pub finished_at: Option<Timestamp>,
     /// Its regions, sorted.
     pub regions: Vec<RegionView>,
+    /// The trace that the call was part of, 32 hexadecimal digits.
+    pub trace_id: Option<String>,
 }
 
 #[cfg(test)]

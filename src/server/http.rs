@@ -1,4 +1,5 @@
-//! Probes and metrics by HTTP: `GET /livez`, `/readyz` and `/metrics`. Open to whoever can reach them; nothing else is told here.
+//! What is told by HTTP: probes and metrics, `GET /livez`, `/readyz` and `/metrics`, to whoever can reach them; and, on servers, the status
+//! page, whose questions need a credential.
 
 use std::{
     convert::Infallible,
@@ -6,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{Ready, ready};
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use tonic::body::Body;
 use tower::Service;
 
-use super::health::Readiness;
+use super::{health::Readiness, peer::Peer, status::StatusPage};
 use crate::telemetry::metrics;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -23,13 +24,14 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Debug, Clone)]
 pub struct Http {
     readiness: watch::Receiver<Readiness>,
+    page: Option<StatusPage>,
 }
 
 impl Http {
-    /// Tells this readiness.
+    /// Tells this readiness, and shows this page.
     #[must_use]
-    pub fn new(readiness: watch::Receiver<Readiness>) -> Self {
-        Self { readiness }
+    pub fn new(readiness: watch::Receiver<Readiness>, page: Option<StatusPage>) -> Self {
+        Self { readiness, page }
     }
 
     fn answer(&self, method: &Method, path: &str) -> (StatusCode, &'static str, Vec<u8>) {
@@ -48,6 +50,7 @@ impl Http {
                 Some(metrics) => (StatusCode::OK, metrics::CONTENT_TYPE, metrics),
                 None => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be told"),
             },
+            _ if self.page.is_some() => text(StatusCode::NOT_FOUND, "there are /, /livez, /readyz and /metrics"),
             _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics"),
         }
     }
@@ -56,18 +59,28 @@ impl Http {
 impl Service<Request<Incoming>> for Http {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<Body>, Infallible>>;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let (status, kind, content) = self.answer(request.method(), request.uri().path());
-        let content = if request.method() == Method::HEAD { Bytes::new() } else { content.into() };
-        let mut response = Response::new(Body::new(Full::from(content)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        ready(Ok(response))
+        let this = self.clone();
+        Box::pin(async move {
+            let (method, uri) = (request.method(), request.uri());
+            if let Some(page) = this.page.as_ref().filter(|_| method == Method::GET) {
+                let peer = request.extensions().get::<Peer>().cloned();
+                if let Some(response) = page.answer(uri, request.headers(), peer).await {
+                    return Ok(response);
+                }
+            }
+            let (status, kind, content) = this.answer(method, uri.path());
+            let content = if method == Method::HEAD { Bytes::new() } else { content.into() };
+            let mut response = Response::new(Body::new(Full::from(content)));
+            *response.status_mut() = status;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            Ok(response)
+        })
     }
 }

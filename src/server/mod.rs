@@ -3,6 +3,7 @@
 
 mod app_sync;
 mod attempts;
+mod door;
 pub mod health;
 mod held;
 mod http;
@@ -16,6 +17,7 @@ mod page;
 mod peer;
 mod permit;
 mod rate;
+mod status;
 mod tls;
 mod verify;
 mod wire;
@@ -36,6 +38,7 @@ use tower::{Service, ServiceBuilder, limit::GlobalConcurrencyLimitLayer, util::B
 
 pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, QuotaLayer};
 pub use listener::{Listener, ListenerSettings};
+pub use status::StatusPage;
 pub use tls::{Tls, TlsError, TlsSettings};
 
 use crate::{
@@ -85,6 +88,8 @@ pub struct Parts {
     pub max_in_flight: usize,
     /// The deadlines of calls.
     pub deadlines: Deadlines,
+    /// Whether credentials may come over connections that others could read.
+    pub plaintext: bool,
     /// Canceled when the service stops: streams end then, so that their clients go elsewhere.
     pub stop: CancellationToken,
 }
@@ -99,14 +104,16 @@ pub struct Doors {
     pub grpc: Entrance,
     /// In the original's HTTP form.
     pub openapi: Entrance,
-    /// What is told of the health of both.
+    /// The page that shows what is where.
+    pub page: StatusPage,
+    /// What is told of the health of all.
     pub health: Health,
 }
 
-/// The way in for probes and for Prometheus.
+/// The way in for probes and for Prometheus, and to the status page, if there is one.
 #[must_use]
-pub fn probes(readiness: watch::Receiver<health::Readiness>) -> Entrance {
-    Entrance::new(http::Http::new(readiness))
+pub fn http(readiness: watch::Receiver<health::Readiness>, page: Option<StatusPage>) -> Entrance {
+    Entrance::new(http::Http::new(readiness, page))
 }
 
 /// The health of the service, to be set.
@@ -152,8 +159,10 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
         // Around everything that may refuse in words that are not the contract's.
         .layer(AmendLayer::<Conform>::new(contract))
         .service(routes.prepare());
-    let openapi = Entrance::new(OpenApi::new(openapi::Inner::new(entrance.clone())));
-    Ok(Doors { grpc: Entrance::new(entrance), openapi, health: reporter })
+    let inner = door::Inner::new(entrance.clone());
+    let openapi = Entrance::new(OpenApi::new(inner.clone()));
+    let page = StatusPage::new(inner, parts.plaintext);
+    Ok(Doors { grpc: Entrance::new(entrance), openapi, page, health: reporter })
 }
 
 /// Who is it, not too much of one caller, and may they? Decided before anything is decoded, validated or looked up.

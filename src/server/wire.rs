@@ -156,6 +156,7 @@ pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchron
         finish_time: from.finished_at.map(time),
         regions: from.regions.iter().map(region).collect(),
         request_id: from.request_id.to_string(),
+        trace_id: from.trace_id.clone().unwrap_or_default(),
     }
 }
 

@@ -314,9 +314,16 @@ async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<V
                 state: parse("synchronization.state", &row.state)?,
                 created_at: Timestamp::from_millis(row.created_at),
                 finished_at: row.finished_at.map(Timestamp::from_millis),
+                trace_id: row.traceparent.as_deref().and_then(trace_id),
             })
         })
         .collect()
+}
+
+/// The trace that a header is of (W3C Trace Context, "traceparent").
+fn trace_id(traceparent: &str) -> Option<String> {
+    let id = traceparent.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
 /// The regions of the column `targets`.

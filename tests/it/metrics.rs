@@ -270,7 +270,7 @@ async fn probes_tell_life_and_readiness_apart() {
     };
     assert_eq!(is("/livez", 200).await, "alive\n");
     assert_eq!(is("/readyz", 200).await, "ready\n");
-    assert_eq!(get(&format!("{http}/")).await.0, 404);
+    assert_eq!(get(&format!("{http}/nothing")).await.0, 404);
     // Where nobody listens.
     switch.turn(1);
     switch.cut();

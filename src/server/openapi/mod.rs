@@ -14,15 +14,19 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, TE},
+    HeaderMap, Method, Request, Response,
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use tonic::body::Body;
-use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
+use tower::{Service, ServiceExt as _};
 
-use super::{MAX_MESSAGE_BYTES, peer::Peer};
+use super::{
+    MAX_MESSAGE_BYTES,
+    door::{self, Inner},
+    peer::Peer,
+};
 use crate::contract::{Failure, v1::CommonErrorCode};
 use actions::{ACTIONS, Action, Call};
 use parameters::{Parameters, invalid};
@@ -31,13 +35,6 @@ use parameters::{Parameters, invalid};
 const VERSION: &str = "2023-07-01";
 /// How long the content of a request may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// The headers that go on with a call: what it is authenticated by, and the trace that it is part of.
-const PASSED: [HeaderName; 3] =
-    [AUTHORIZATION, HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
-
-/// The stack, as this door needs it.
-pub type Inner = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
-
 /// A request as it came, which its signature is about.
 #[derive(Debug, Clone)]
 pub struct Original {
@@ -104,22 +101,8 @@ impl Service<Request<Incoming>> for OpenApi {
                 Ok(content) => Read::of(&head, content),
                 Err(failure) => Read::unreadable(failure.clone()),
             };
-            let mut call = Request::new(Body::new(Full::from(framed(&read.message))));
-            *call.method_mut() = Method::POST;
-            *call.version_mut() = Version::HTTP_2;
-            *call.uri_mut() = read.uri;
-            let headers = call.headers_mut();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-            for name in PASSED {
-                for value in head.headers.get_all(&name) {
-                    headers.append(name.clone(), value.clone());
-                }
-            }
+            let mut call = door::call(read.uri, &read.message, &head.headers, peer);
             let extensions = call.extensions_mut();
-            if let Some(peer) = peer {
-                extensions.insert(peer);
-            }
             if let Some(failure) = read.failure {
                 extensions.insert(Unreadable(failure));
             }
@@ -146,13 +129,6 @@ async fn content(body: Incoming) -> Result<Bytes, Failure> {
         Ok(Err(_)) => Err(invalid("the request", "it broke off")),
         Err(_) => Err(Failure::timeout(ARRIVAL)),
     }
-}
-
-/// The message of a call, with what stands before it (gRPC over HTTP/2, "Length-Prefixed-Message").
-fn framed(message: &[u8]) -> Bytes {
-    // It was made of less than 2^32 bytes.
-    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-    [&[0][..], &length.to_be_bytes(), message].concat().into()
 }
 
 /// A request that has been read.

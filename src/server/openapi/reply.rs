@@ -2,34 +2,27 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::BodyExt as _;
-use prost::Message as _;
+use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Map, Value, json};
 use tonic::{Status, body::Body};
-use tonic_types::{StatusExt as _, pb};
 
 use super::actions::Answer;
-use crate::{contract::v1::ErrorDetail, server::layer::PREFIX};
+use crate::{contract::Refusal, server::door};
 
 /// Where the original tells more about a code.
 const TROUBLESHOOTING: &str = "https://api.aliyun.com/troubleshoot";
 
 /// Makes an answer of a method's.
 pub async fn reply(inner: Response<Body>, answer: Option<Answer>, host: &str) -> Response<Body> {
-    let (head, body) = inner.into_parts();
-    let request_id = head.headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-    let ended = match Status::from_header_map(&head.headers) {
-        Some(status) => Err(status),
-        None => message(body).await,
-    };
-    let (http_status, mut fields, retry_after) = match (ended, answer) {
+    let id = inner.headers().get("x-request-id").cloned();
+    let request_id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    let (http_status, mut fields, retry_after) = match (door::answer(inner).await, answer) {
         (Ok(message), Some(answer)) => match answer(&message) {
             Ok(fields) => (StatusCode::OK, fields, None),
-            Err(error) => failed(&Status::internal(error.to_string()), host),
+            Err(error) => failed(Status::internal(error.to_string()), host),
         },
-        (Ok(_), None) => failed(&Status::internal("nobody knows how to answer"), host),
-        (Err(status), _) => failed(&status, host),
+        (Ok(_), None) => failed(Status::internal("nobody knows how to answer"), host),
+        (Err(status), _) => failed(status, host),
     };
     // That of a synchronization goes before that of the call.
     fields.entry("RequestId").or_insert_with(|| json!(request_id));
@@ -37,8 +30,8 @@ pub async fn reply(inner: Response<Body>, answer: Option<Answer>, host: &str) ->
     *response.status_mut() = http_status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8"));
-    if let Some(id) = head.headers.get("x-request-id") {
-        headers.insert("x-acs-request-id", id.clone());
+    if let Some(id) = id {
+        headers.insert("x-acs-request-id", id);
     }
     if let Some(delay) = retry_after {
         headers.insert("retry-after", HeaderValue::from(millis(delay).div_ceil(1_000)));
@@ -54,28 +47,15 @@ fn millis(delay: Duration) -> u64 {
     u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The one message of an answer, or the status that it ends with.
-async fn message(body: Body) -> Result<Vec<u8>, Status> {
-    let collected = body.collect().await?;
-    let none = HeaderMap::new();
-    match Status::from_header_map(collected.trailers().unwrap_or(&none)) {
-        Some(status) if status.code() != tonic::Code::Ok => Err(status),
-        _ => Ok(collected.to_bytes().get(PREFIX..).unwrap_or_default().to_vec()),
-    }
-}
-
 /// A refusal: its HTTP status, what is told, and after how long it may be repeated.
-fn failed(status: &Status, host: &str) -> (StatusCode, Map<String, Value>, Option<Duration>) {
-    let details = pb::Status::decode(status.details()).map(|status| status.details).unwrap_or_default();
-    let own = details.iter().find(|any| any.type_url == "type.googleapis.com/appferry.v1.ErrorDetail");
-    let detail = own.and_then(|any| ErrorDetail::decode(&*any.value).ok()).unwrap_or_default();
-    let http_status = u16::try_from(detail.http_status).ok().and_then(|code| StatusCode::from_u16(code).ok());
-    let code = status.get_details_error_info().map_or_else(|| "InternalError".to_owned(), |info| info.reason);
-    let named = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-    let message = named.iter().fold(status.message().to_owned(), |message, violation| {
-        message.replacen(&format!("{}: ", violation.field), &format!("{}: ", parameter(&violation.field)), 1)
+fn failed(status: Status, host: &str) -> (StatusCode, Map<String, Value>, Option<Duration>) {
+    let refusal = Refusal::from(status);
+    let http_status = refusal.http_status.and_then(|code| StatusCode::from_u16(code).ok());
+    // What is no row of the table is nothing that the original's clients know.
+    let code = if refusal.error.is_some() { refusal.reason } else { "InternalError".to_owned() };
+    let message = refusal.violations.iter().fold(refusal.message, |message, (field, _)| {
+        message.replacen(&format!("{field}: "), &format!("{}: ", parameter(field)), 1)
     });
-    let retry = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
     let fields = json!({
         "Code": code,
         "Message": message,
@@ -83,7 +63,7 @@ fn failed(status: &Status, host: &str) -> (StatusCode, Map<String, Value>, Optio
         "Recommend": format!("{TROUBLESHOOTING}?q={code}&product=EhpcInstant"),
     });
     let Value::Object(fields) = fields else { return (StatusCode::INTERNAL_SERVER_ERROR, Map::new(), None) };
-    (http_status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), fields, retry)
+    (http_status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), fields, refusal.retry_after)
 }
 
 /// The name of a parameter, of that of the contract's field: `AppId` of `app_id`.

@@ -1,0 +1,192 @@
+//! The status page, in a browser: what is where and how far it has come, as it happens, by the keyboard alone; and what it tells to whom.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    images::{self, noise},
+    process::{self, Served},
+    registry::free_address,
+    site::{self, HOME, READER, SYNC_ONLY, Site, app_sync, ask, images_client},
+};
+
+/// A browser that has the page open.
+struct Browser {
+    child: Child,
+    steps: ChildStdin,
+    seen: BufReader<ChildStdout>,
+    url: String,
+}
+
+impl Browser {
+    fn start(url: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut child = Command::new(root.join(".tools/bin/python"))
+            .arg(root.join("tests/it/harness/browser.py"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python runs: source scripts/tools");
+        let mut steps = child.stdin.take().expect("it is piped");
+        let seen = BufReader::new(child.stdout.take().expect("it is piped"));
+        writeln!(steps, "{}", json!({ "url": url })).expect("it reads");
+        Self { child, steps, seen, url: url.to_owned() }
+    }
+
+    /// Has a step taken, and returns what is seen then.
+    fn step(&mut self, step: &Value) -> Value {
+        tokio::task::block_in_place(|| {
+            writeln!(self.steps, "{step}").expect("it reads");
+            let mut line = String::new();
+            self.seen.read_line(&mut line).expect("it answers");
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{step} at {}: {error}: {line:?}", self.url))
+        })
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A service that shows its page, without workers at first: they come with `works`.
+async fn serve(site: &mut Site, more: &str) -> (Served, String) {
+    let http = free_address();
+    site.more = format!("[http]\nlisten = \"{http}\"\n{more}");
+    let config = site.write_config();
+    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
+    (Served::configured(&config).await, format!("http://{http}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
+    let site = Site::new();
+    // Slow enough for its progress to be seen.
+    let store = format!("dir://{}", site.region("cn-beijing").display());
+    let mut site = site.with("cn-beijing", store, "ingress_bytes_per_second = 1500000");
+    images::write(&site.image(HOME, "gromacs-2026"), &[noise(12_000_000, 1)]);
+    images::write(&site.image(HOME, "lammps-2026"), &[noise(1_000, 2)]);
+    let (served, url) = serve(&mut site, "").await;
+    let mut images = images_client(served.address, Some(site::ADMIN)).await;
+    for name in ["gromacs-2026", "lammps-2026"] {
+        site::register(&mut images, name).await;
+    }
+    let mut browser = Browser::start(&url);
+    let refused = browser.step(&json!({ "do": "enter", "token": "a-guess", "see": ["InvalidAccessKeyId", "Sign in"] }));
+    assert!(!refused["text"].as_str().expect("text").contains("a-guess"), "{refused}");
+    let seen = browser
+        .step(&json!({ "do": "enter", "token": site::ADMIN, "see": ["Live", "gromacs-2026", "cn-beijing", "AVAILABLE (home)"] }));
+    assert!(!seen["text"].as_str().expect("text").contains("COPYING"), "{seen}");
+
+    // Nobody touches the page while this happens.
+    fs::remove_dir(site.region("cn-shenzhen")).expect("it was there");
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let regions = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
+    let id =
+        client.synchronize_app(ask("gromacs-2026", &regions)).await.expect("it is accepted").into_inner().request_id;
+    browser.step(&json!({ "do": "see", "see": [&id, "RUNNING"] }));
+    browser.step(&json!({ "do": "match", "pattern": "COPYING [1-9][0-9]* %" }));
+    if let Ok(directory) = std::env::var("APPFERRY_SCREENSHOTS") {
+        browser.step(&json!({ "do": "shoot", "file": format!("{directory}/status.png") }));
+    }
+    // By the keyboard to the synchronization, and what has gone wrong there.
+    let seen = browser.step(&json!({ "do": "follow", "link": &id, "see": ["COPYING", "MiB of 11.44 MiB", "FAILED"] }));
+    assert!(seen["text"].as_str().expect("text").contains("acs:ram::1234:user/admin"), "{seen}");
+    let seen = browser
+        .step(&json!({ "do": "see", "see": ["cn-beijing\t✓ AVAILABLE", "cn-shanghai\t✓ AVAILABLE", "State\nFAILED"] }));
+    let text = seen["text"].as_str().expect("text");
+    let failed = text.lines().find(|line| line.starts_with("cn-shenzhen\t✗ FAILED")).expect("the region that failed");
+    assert!(failed.contains("does not exist"), "{failed}");
+    browser.step(&json!({ "do": "follow", "link": "All images", "see": ["What is where", "✗ FAILED"] }));
+
+    let colors = browser.step(&json!({ "do": "colors" }));
+    assert_eq!((&colors["light"], &colors["dark"]), (&json!("rgb(255, 255, 255)"), &json!("rgb(21, 24, 29)")));
+    let logs = browser.step(&json!({ "do": "logs" }));
+    assert_eq!(logs["hosts"], json!([url.trim_start_matches("http://")]), "no foreign hosts");
+    // The guess is all that went wrong.
+    for message in logs["messages"].as_array().expect("messages") {
+        let message = message.as_str().expect("text");
+        assert!(message.contains("/api/") && message.contains("404"), "{message}");
+    }
+    let seen = browser.step(&json!({ "do": "follow", "link": "leave", "see": ["Signed out", "Bearer token"] }));
+    assert_eq!(seen["focus"], "token");
+}
+
+async fn get(url: &str, token: Option<&str>) -> (StatusCode, reqwest::header::HeaderMap, String) {
+    let request = reqwest::Client::new().get(url);
+    let request = if let Some(token) = token { request.bearer_auth(token) } else { request };
+    let response = request.send().await.expect("it answers");
+    let (status, headers) = (response.status(), response.headers().clone());
+    (status, headers, response.text().await.expect("text"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_tells_what_its_reader_could_ask_for_and_nothing_else() {
+    let mut site = Site::new();
+    images::write(&site.image(HOME, "a"), &[noise(10, 1)]);
+    let (served, url) = serve(&mut site, "").await;
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let id = client.synchronize_app(ask("a", &[])).await.expect("it is accepted").into_inner().request_id;
+    site::finished(&mut client, &id).await;
+
+    for path in ["regions", "images", "synchronizations", &format!("synchronizations/{id}")] {
+        let url = format!("{url}/api/{path}");
+        let (status, headers, body) = get(&url, None).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {body}");
+        assert!(body.contains("MissingCredentials") && headers["cache-control"] == "no-store", "{body}");
+        let (status, _, body) = get(&url, Some(READER)).await;
+        let told: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        assert!(told.is_object() && body.contains(if path == "regions" { HOME } else { "\"a\"" }), "{body}");
+    }
+    let (status, _, body) = get(&format!("{url}/api/images"), Some(SYNC_ONLY)).await;
+    assert!(status == StatusCode::FORBIDDEN && body.contains("ehpc:ListImages"), "{body}");
+    let (status, _, body) = get(&format!("{url}/api/synchronizations/nonsense"), Some(READER)).await;
+    assert!(status == StatusCode::FORBIDDEN && body.contains("InvalidParams") && body.contains("nonsense"), "{body}");
+    let (status, ..) = get(&format!("{url}/api/secrets"), Some(site::ADMIN)).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    // Decisions are taken down as for any call.
+    let audit = fs::read_to_string(site.audit()).expect("an audit log");
+    assert!(audit.contains("/appferry.v1.ImageService/ListImages"), "{audit}");
+
+    let (status, headers, body) = get(&format!("{url}/"), None).await;
+    assert!(status == StatusCode::OK && body.contains("<title>appferry</title>") && !body.contains("gromacs"));
+    let policy = headers["content-security-policy"].to_str().expect("text");
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_credential_is_taken_over_a_connection_that_others_could_read() {
+    // Of this machine, but not by its loopback interface.
+    let Some(address) = foreign_address() else { panic!("there is no address but the loopback's") };
+    let mut site = Site::new();
+    let http = free_address();
+    site.more = format!("[http]\nlisten = \"0.0.0.0:{}\"\nallow_remote = true\n", http.port());
+    let config = site.write_config();
+    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
+    let _served = Served::configured(&config).await;
+    let (near, far) = (format!("http://{http}"), format!("http://{address}:{}", http.port()));
+    let (status, _, body) = get(&format!("{far}/api/images"), Some(site::ADMIN)).await;
+    assert!(status == StatusCode::FORBIDDEN && body.contains("server.allow_plaintext"), "{body}");
+    for url in [format!("{near}/api/images"), format!("{far}/livez")] {
+        assert_eq!(get(&url, Some(site::ADMIN)).await.0, StatusCode::OK, "{url}");
+    }
+}
+
+/// An address of this machine that is not the loopback's.
+fn foreign_address() -> Option<std::net::IpAddr> {
+    // Nothing is sent: it only shows which way a packet would go.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
+}
