@@ -12,6 +12,7 @@ mod layout;
 mod location;
 mod object;
 mod registry;
+mod request_span;
 mod store;
 mod tree;
 mod verify;

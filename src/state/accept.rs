@@ -41,7 +41,7 @@ pub(super) type Queued = group::Queued<Ask, RequestId>;
 impl State {
     /// Accepts a call. Returns its id after the commit, and never before; for a call that repeats an earlier one, the id of
     /// that one.
-    #[instrument(name = "INSERT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "INSERT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "INSERT", db.collection.name = "synchronization"))]
     pub async fn accept(&self, ask: Ask) -> Result<RequestId> {
         let (reply, answer) = oneshot::channel();
         self.0.asks.try_send(Queued { asked: ask, reply }).map_err(|refused| match refused {
@@ -58,6 +58,7 @@ pub(super) async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<R
         "COMMIT",
         otel.kind = "client",
         db.system.name = state.system(),
+        db.operation.name = "COMMIT",
         db.operation.batch.size = asks.len(),
     );
     let together = async {

@@ -75,7 +75,7 @@ fn is_latest() -> SimpleExpr {
 
 impl State {
     /// Registers an image.
-    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "INSERT", db.collection.name = "image"))]
     pub async fn image_add(&self, image: &Image) -> Result<()> {
         let txn = self.write().await?;
         let row = entity::image::Model::from(image).into_active_model();
@@ -89,7 +89,7 @@ impl State {
     }
 
     /// An image and its replicas.
-    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "SELECT", db.collection.name = "image"))]
     pub async fn image_get(&self, id: &ImageId) -> Result<(Image, Vec<(RegionId, Replica)>)> {
         let db = &self.0.db.read;
         let row = entity::image::Entity::find_by_id(id.as_str()).one(db).await?;
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// A span of the images whose ids come after `after`.
-    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "SELECT", db.collection.name = "image"))]
     pub async fn image_list(
         &self,
         filter: &ImageFilter,
@@ -132,7 +132,7 @@ impl State {
     }
 
     /// A span of the images, those that were registered last first, and how many there are.
-    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "SELECT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "SELECT", db.collection.name = "image"))]
     pub async fn image_versions(&self, filter: &ImageFilter, span: Span) -> Result<(Vec<Image>, u64)> {
         use entity::image::{Column, Entity};
         let db = &self.0.db.read;
@@ -161,7 +161,7 @@ impl State {
     }
 
     /// Forgets an image and where it is, unless a copy of it is in flight. The bytes stay where they are.
-    #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "DELETE", db.collection.name = "image"))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
         let txn = self.write().await?;
         let replicas =

@@ -63,7 +63,7 @@ impl State {
     }
 
     /// Writes down how a copy went on. Returns [`Stale`] inside where its worker was overtaken and nothing was written.
-    #[instrument(name = "UPDATE replica", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "UPDATE replica", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "UPDATE", db.collection.name = "replica"))]
     pub async fn replica_report(&self, image: &ImageId, report: Report) -> Result<std::result::Result<(), Stale>> {
         let lost = self.tell(image, vec![report]).await?;
         Ok(if lost.is_empty() { Ok(()) } else { Err(Stale) })

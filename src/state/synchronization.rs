@@ -48,13 +48,13 @@ pub struct SynchronizationPage {
 
 impl State {
     /// Where a synchronization stands.
-    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "SELECT", db.collection.name = "synchronization"))]
     pub async fn synchronization_get(&self, id: RequestId) -> Result<Synchronization> {
         self.synchronizations(&[id]).await?.pop().ok_or(Error::SynchronizationNotFound(id))
     }
 
     /// The synchronizations that are older than `before`, `limit` at most.
-    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "SELECT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "SELECT", db.collection.name = "synchronization"))]
     pub async fn synchronization_list(
         &self,
         filter: &Filter,
@@ -107,7 +107,7 @@ impl State {
     }
 
     /// Cancels what a synchronization has not finished. A copy that another running synchronization waits for goes on.
-    #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system()))]
+    #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "UPDATE", db.collection.name = "synchronization"))]
     pub async fn synchronization_cancel(&self, id: RequestId) -> Result<Synchronization> {
         retrying(|| self.in_time(self.cancel_once(id))).await?;
         self.0.signals.changed();

@@ -12,8 +12,9 @@ use crate::{
     harness::{
         collector::{Collector, attribute},
         ecs::Ecs,
-        images,
+        images, picture,
         process::{self, Served},
+        registry::Registry,
         site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
         until,
     },
@@ -121,6 +122,95 @@ async fn a_call_and_its_copies_are_one_trace() {
     let secret = |span: &Span| format!("{span:?}").contains(site::ADMIN);
     assert!(!collector.all().iter().any(secret), "no secret is told");
     assert!(!fs::read_to_string(&served.log).expect("a log").contains(site::ADMIN), "no secret is logged");
+}
+
+/// What the document shows is drawn from this run: three regions, of which one is away at first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
+    let (one, two, mut three) = (Registry::start().await, Registry::start().await, Registry::start().await);
+    let mut site = Site::new()
+        .with("cn-beijing", one.store("apps"), "")
+        .with("cn-shanghai", two.store("apps"), "")
+        .with("cn-shenzhen", three.store("apps"), "");
+    site.worker = "heartbeat_ms = 50\nlease_ms = 10000\npoll_ms = 50\nretry_first_ms = 100\nattempts = 20".to_owned();
+    three.stop();
+    let (collector, endpoint) = Collector::start().await;
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
+    images::write(&site.image(HOME, "a"), &[images::noise(2_000_000, 1)]);
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let id = ask_traced(&served, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    until("a failed attempt", async || {
+        let regions = site::get(&mut client, &id).await.regions;
+        regions.iter().any(|region| region.error.is_some()).then_some(())
+    })
+    .await;
+    three.restart().await;
+    assert_eq!(site::finished(&mut client, &id).await.state(), SynchronizationState::Succeeded);
+    served.terminate();
+    assert!(served.ended().await.success());
+
+    let spans = collector.all();
+    let of = |trace: &[u8]| spans.iter().filter(|span| span.trace_id == trace).cloned().collect::<Vec<_>>();
+    let call = collector.spans(METHOD);
+    let call = only(&call, "call");
+    let copies = collector.spans("copy cn-shenzhen");
+    assert!(copies.len() >= 2, "{copies:?}");
+    let failed = copies.iter().find(|copy| attribute(copy, "appferry.attempt").as_deref() == Some("1")).expect("one");
+    let last = copies.iter().find(|c| attribute(c, "appferry.state").as_deref() == Some("AVAILABLE")).expect("one");
+    assert_eq!(failed.status.clone().unwrap_or_default().code(), StatusCode::Error);
+    assert_eq!((&failed.trace_id, &failed.parent_span_id), (&call.trace_id, &call.span_id));
+    assert!(last.parent_span_id.is_empty() && last.links[0].trace_id == call.trace_id, "{last:?}");
+
+    // A request to a registry is a part of what it is made for, and says where it went and how it came out.
+    let puts: Vec<_> = of(&call.trace_id).into_iter().filter(|span| span.name == "PUT").collect();
+    let copy = collector.spans("copy cn-beijing");
+    let manifest = puts
+        .iter()
+        .find(|put| {
+            attribute(put, "server.port") == Some(one.address.port().to_string())
+                && put.parent_span_id == copy[0].span_id
+        })
+        .expect("the manifest is put");
+    assert_eq!(manifest.kind(), SpanKind::Client);
+    for (key, value) in
+        [("http.request.method", "PUT"), ("http.response.status_code", "201"), ("server.address", "127.0.0.1")]
+    {
+        assert_eq!(attribute(manifest, key).as_deref(), Some(value), "{key}");
+    }
+    let url = attribute(manifest, "url.full").expect("a URL");
+    assert!(url.starts_with(&format!("http://{}/v2/apps/images/manifests/", one.address)), "{url}");
+    let refused =
+        of(&failed.trace_id).into_iter().find(|span| attribute(span, "error.type").as_deref() == Some("transport"));
+    assert!(refused.is_some_and(|span| span.status.unwrap_or_default().code() == StatusCode::Error));
+
+    if let Ok(directory) = std::env::var("APPFERRY_PICTURES") {
+        let drawn = picture::draw(&[
+            ("The trace of the call, with what it was copied by", of(&call.trace_id)),
+            ("The attempt that succeeded, linked to it", of(&last.trace_id)),
+        ]);
+        fs::write(format!("{directory}/trace.svg"), drawn).expect("it is written");
+    }
+}
+
+/// The standard variables say what is sampled, and a caller that is not sampled is heeded.
+#[tokio::test]
+async fn what_is_not_sampled_is_not_sent() {
+    for (sampler, flags, sent) in
+        [("always_on", "01", true), ("always_off", "01", false), ("parentbased_always_on", "00", false)]
+    {
+        let site = Site::new();
+        let (collector, endpoint) = Collector::start().await;
+        let mut command = command(&site, &endpoint);
+        command.env("OTEL_TRACES_SAMPLER", sampler);
+        let mut served = Served::start(command, site.directory.path().join("log")).await;
+        let mut request = Request::new(ask("nothing", &[]));
+        request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{SPAN}-{flags}").parse().expect("a header"));
+        app_sync(served.address, Some(site::ADMIN)).await.synchronize_app(request).await.expect_err("there is none");
+        served.terminate();
+        assert!(served.ended().await.success());
+        assert_eq!(!collector.spans(METHOD).is_empty(), sent, "{sampler}");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use http::{
 };
 use reqwest::{Body, Response};
 use tokio::time::timeout;
+use tracing::Instrument as _;
 use url::Url;
 
 use super::{
@@ -21,6 +22,7 @@ use crate::region::{
     answer::{passes, refusal, retry_after, transport},
     guard::Guard,
     location::RegistryLocation,
+    request_span,
 };
 
 /// How long the beginning of an answer may take.
@@ -217,12 +219,14 @@ impl Client {
         answer: Duration,
     ) -> Result<Sent> {
         let what = what(&method, url);
-        let mut request = self.http.request(method, url.clone()).headers(headers);
+        let span = request_span::begin(&method, url, &what);
+        let mut request = self.http.request(method.clone(), url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
-        let response =
-            timeout(answer, request.send()).await.map_err(|_| Error::Stalled("an answer of the registry"))?;
+        let response = timeout(answer, request.send()).instrument(span.clone()).await;
+        request_span::end(&span, &method, &response);
+        let response = response.map_err(|_| Error::Stalled("an answer of the registry"))?;
         let response = response.map_err(|error| transport(what, &error))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             return Ok(Sent::Challenged(Challenge::of(response.headers())));

@@ -9,6 +9,7 @@ pub mod foreign;
 pub mod history;
 pub mod images;
 pub mod keeping;
+pub mod picture;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
