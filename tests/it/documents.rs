@@ -2,7 +2,7 @@
 //! one, with the defaults that it claims.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
@@ -20,12 +20,14 @@ use figment::{
 use serde_json::Value;
 
 use crate::harness::{
+    database::{Kind, empty},
     ecs::{Ecs, KEY},
-    process::{APPFERRY, clean},
+    process::{APPFERRY, clean, stdout},
 };
 
 const README: &str = include_str!("../../README.md");
 const ALIBABA: &str = include_str!("../../docs/alibaba-cloud.md");
+const DEPLOYING: &str = include_str!("../../docs/deploying.md");
 const SECURITY: &str = include_str!("../../docs/security.md");
 const EXAMPLE: &str = include_str!("../../appferry.example.toml");
 
@@ -55,10 +57,28 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// The files that a document shows: blocks of TOML that have a name.
+/// The files that a document shows: blocks of TOML and of YAML that have a name.
 fn files(document: &str) -> Vec<(&str, &str)> {
-    let blocks = document.split("```toml ").skip(1);
+    let blocks = ["```toml ", "```yaml "].into_iter().flat_map(|opening| document.split(opening).skip(1));
     blocks.filter_map(|text| text.split_once("\n```").and_then(|(block, _)| block.split_once('\n'))).collect()
+}
+
+/// The ports of this machine that a document names, each with one that is free here.
+fn ports(document: &str) -> Vec<(String, String)> {
+    const HERE: &str = "127.0.0.1:";
+    const DEFAULT: &str = "50051";
+    let named =
+        document.split(HERE).skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    // The command line calls the first of them where nothing is said.
+    let named: BTreeSet<String> = named.filter(|port| !port.is_empty()).chain([DEFAULT.to_owned()]).collect();
+    // All are held at once, so that none is given twice.
+    let free: Vec<TcpListener> = named.iter().map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let free = free.iter().map(|listener| listener.local_addr().expect("an address").to_string());
+    named.iter().map(|port| format!("{HERE}{port}")).zip(free).collect()
+}
+
+fn moved(text: &str, ports: &[(String, String)]) -> String {
+    ports.iter().fold(text.to_owned(), |text, (named, free)| text.replace(named, free))
 }
 
 /// A shell that a session is typed into.
@@ -87,8 +107,11 @@ impl Shell {
     /// Types a command in, and returns what it prints.
     fn type_in(&mut self, command: &str) -> String {
         // A service that is started in the background is typed to when it answers.
-        let wait =
-            if command.ends_with('&') { "\nuntil appferry health >/dev/null 2>&1; do sleep 0.05; done" } else { "" };
+        let wait = if command.starts_with("appferry serve") && command.ends_with('&') {
+            "\nuntil appferry health >/dev/null 2>&1; do sleep 0.05; done"
+        } else {
+            ""
+        };
         writeln!(self.input, "{command}{wait}\necho; echo '<end>'").expect("it is typed");
         let mut printed = String::new();
         loop {
@@ -223,26 +246,48 @@ async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     tokio::task::spawn_blocking(type_in).await.expect("it is as it stands there");
 }
 
+/// The page by which a newcomer gets to three processes on PostgreSQL, traced and watched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_page_about_deploying_shows_is_printed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let database = empty(Kind::Postgres, directory.path()).await;
+    let type_in = move || {
+        let tools = tools(directory.path());
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "--quiet", "--example", "collector"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        stdout(&build.output().expect("cargo runs"));
+        let collector = Path::new(APPFERRY).with_file_name("examples").join("collector");
+        std::os::unix::fs::symlink(collector, tools.join("collector")).expect("a link");
+        type_in(DEPLOYING, 20, directory.path(), &tools, &[("APPFERRY_DATABASE__URL", &database)]);
+    };
+    tokio::task::spawn_blocking(type_in).await.expect("it is as it stands there");
+}
+
 /// Types the sessions of a document in, of which there are at least so many steps.
 fn type_in(document: &str, least: usize, directory: &Path, tools: &Path, variables: &[(&str, &str)]) {
     let steps = steps(document);
     assert!(steps.len() >= least, "the sessions have gone: {steps:?}");
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-    let address = free.to_string();
+    let ports = ports(document);
+    let (_, address) = ports.iter().find(|(named, _)| named == "127.0.0.1:50051").expect("where the service is");
     let work = tempfile::tempdir_in(directory).expect("a directory");
     fs::write(work.path().join("appferry.example.toml"), EXAMPLE).expect("the example");
     for (name, content) in files(document) {
-        fs::write(work.path().join(name), content).expect("a file");
+        fs::write(work.path().join(name), moved(content, &ports)).expect("a file");
     }
-    let mut shell = Shell::start(work.path(), tools, &address, variables);
+    for part in ["deploy", "scripts"] {
+        std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join(part), work.path().join(part))
+            .expect("a link");
+    }
+    let mut shell = Shell::start(work.path(), tools, address, variables);
     // The ids of the document, and those of this run that stand for them.
     let mut ids: HashMap<String, String> = HashMap::new();
     for Step { command, prints } in steps {
-        let mut typed = command.replace("127.0.0.1:50051", &address);
+        let mut typed = moved(&command, &ports);
         for (documented, actual) in &ids {
             typed = typed.replace(documented, actual);
         }
-        let printed = shell.type_in(&typed).replace(&address, "127.0.0.1:50051");
+        let back: Vec<_> = ports.iter().map(|(named, free)| (free.clone(), named.clone())).collect();
+        let printed = moved(&shell.type_in(&typed), &back);
         assert!(same(&printed, &prints), "$ {command}\nprints\n{printed}\nand the document has\n{prints}");
         ids.extend(uuids(&prints).into_iter().zip(uuids(&printed)));
     }
