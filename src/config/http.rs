@@ -6,14 +6,15 @@ use serde::Deserialize;
 
 use super::{Error, server};
 
-/// `[http]`: the listener for probes and for Prometheus.
+/// `[http]`: the listener for probes, for Prometheus, and, on servers, for the status page.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
     /// Where to listen.
     #[serde(deserialize_with = "server::address")]
     pub listen: SocketAddr,
-    /// Whether others may reach it. Metrics tell regions, methods and numbers, and are told to everybody who asks.
+    /// Whether others may reach it. Metrics tell regions, methods and numbers, and are told to everybody who asks; the status
+    /// page wants a credential, which it takes from other machines only with `server.allow_plaintext`.
     #[serde(default)]
     pub allow_remote: bool,
 }

@@ -13,10 +13,6 @@ use std::{
 };
 
 use appferry::config::{Audit, Config, Housekeeping, Limits, Server, Worker};
-use figment::{
-    Figment,
-    providers::{Format as _, Toml},
-};
 use serde_json::Value;
 
 use crate::harness::{
@@ -306,22 +302,4 @@ fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
     let given = |config: &Config| (config.database.connections, config.database.timeout_ms);
     assert_eq!(given(&config), given(&least));
     assert_eq!(config.region[0].keep_free_bytes, 0);
-}
-
-#[test]
-fn the_readmes_table_has_every_key_with_its_default() {
-    let example: Value = Figment::from(Toml::string(EXAMPLE)).extract().expect("it is TOML");
-    for (section, keys) in example.as_object().expect("sections") {
-        let keys = keys.as_array().map_or(keys, |entries| &entries[0]);
-        for (key, value) in keys.as_object().expect("keys") {
-            let name =
-                if example[section].is_array() { format!("[[{section}]] {key}") } else { format!("{section}.{key}") };
-            let row = README.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
-            let row = row.unwrap_or_else(|| panic!("the README's table has no row for {name}"));
-            let default = row.split('|').nth(2).expect("a default").trim();
-            if ["server", "worker", "housekeeping", "limits", "audit"].contains(&section.as_str()) {
-                assert_eq!(default, format!("`{value}`"), "{name}");
-            }
-        }
-    }
 }

@@ -28,6 +28,7 @@ mod operations;
 mod passes;
 mod policies;
 mod program;
+mod reference;
 mod refusals;
 mod registries;
 mod relays;
