@@ -178,7 +178,10 @@ async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced(
     let first = watch.next().await.expect("a snapshot").expect("a snapshot");
     assert!(first.regions.iter().all(|region| region.state() == RegionState::Pending));
     switch.cut();
-    // Nothing has changed, and so nothing is told again; until another service takes over that works.
+    // It is opened again, and as nothing has changed, nothing is told.
+    let told = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
+    assert!(told.is_err(), "{told:?}");
+    // Until another service takes over, which works.
     let running = running.stop().await.start().await;
     switch.turn(running.address.port());
     switch.cut();
