@@ -303,3 +303,44 @@ fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
     assert_eq!(given(&config), given(&least));
     assert_eq!(config.region[0].keep_free_bytes, 0);
 }
+
+/// The documents, wherever they are.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found: Vec<PathBuf> = Vec::new();
+    for directory in [root.to_owned(), root.join("docs"), root.join("docs/decisions")] {
+        let entries = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
+        found.extend(entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    }
+    found
+}
+
+/// The name by which a heading can be linked to, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut links = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).expect("a document");
+        for (target, _) in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')) {
+            if target.contains("://") {
+                continue;
+            }
+            links += 1;
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = if path.is_empty() { document.clone() } else { document.with_file_name(path) };
+            assert!(path.exists(), "{target} in {}", document.display());
+            if !heading.is_empty() {
+                let there = fs::read_to_string(&path).expect("a document");
+                let mut headings =
+                    there.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#')));
+                assert!(headings.any(|there| there == heading), "{target} in {}", document.display());
+            }
+        }
+    }
+    assert!(links > 100, "{links}");
+}

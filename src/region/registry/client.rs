@@ -9,7 +9,6 @@ use http::{
 };
 use reqwest::{Body, Response};
 use tokio::time::timeout;
-use tracing::Instrument as _;
 use url::Url;
 
 use super::{
@@ -224,7 +223,7 @@ impl Client {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let response = timeout(answer, request.send()).instrument(span.clone()).await;
+        let response = timeout(answer, request.send()).await;
         request_span::end(&span, &method, &response);
         let response = response.map_err(|_| Error::Stalled("an answer of the registry"))?;
         let response = response.map_err(|error| transport(what, &error))?;
