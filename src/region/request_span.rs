@@ -1,13 +1,11 @@
 //! A span for a request to a store, as the OpenTelemetry semantic conventions for HTTP have it (version 1.44).
 
 use http::{Method, StatusCode};
-use reqwest::Response;
 use tracing::{Span, field::Empty};
 use url::Url;
 
-/// The span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"). Of its URL there is what
-/// `what` tells, the request in words.
-pub fn begin(method: &Method, url: &Url, what: &str) -> Span {
+/// The span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"), in the one that it is made for.
+pub fn begin(method: &Method, url: &Url) -> Span {
     tracing::info_span!(
         "http",
         otel.name = %method,
@@ -16,27 +14,35 @@ pub fn begin(method: &Method, url: &Url, what: &str) -> Span {
         http.request.method = %method,
         server.address = url.host_str(),
         server.port = url.port_or_known_default(),
-        url.full = what.trim_start_matches(method.as_str()).trim_start(),
+        url.full = shown(url),
         http.response.status_code = Empty,
         error.type = Empty,
     )
 }
 
-/// Records how a request came out. That something is not there yet, or that a registry wants to know who asks, is what was asked about.
-pub fn end<E>(span: &Span, method: &Method, outcome: &Result<reqwest::Result<Response>, E>) {
-    let status = match outcome {
-        Ok(Ok(response)) => response.status(),
-        Ok(Err(_)) => return fail(span, "transport"),
-        Err(_) => return fail(span, "timeout"),
-    };
-    span.record("http.response.status_code", status.as_u16());
-    let asked = status == StatusCode::UNAUTHORIZED || status == StatusCode::NOT_FOUND && method == Method::HEAD;
-    if (status.is_client_error() || status.is_server_error()) && !asked {
-        fail(span, status.as_str());
+/// Records how a request came out: with a status, or with a fault of this kind. That something is not there yet, or that a store wants to
+/// know who asks, is what was asked about.
+pub fn end(span: &Span, method: &Method, outcome: Result<StatusCode, &'static str>) {
+    match outcome {
+        Err(kind) => fail(span, kind),
+        Ok(status) => {
+            span.record("http.response.status_code", status.as_u16());
+            let asked = status == StatusCode::UNAUTHORIZED || status == StatusCode::NOT_FOUND && method == Method::HEAD;
+            if (status.is_client_error() || status.is_server_error()) && !asked {
+                fail(span, status.as_str());
+            }
+        }
     }
 }
 
 fn fail(span: &Span, kind: &str) {
     span.record("error.type", kind);
     span.record("otel.status_code", "ERROR");
+}
+
+/// A URL without what stands in its query: that may be a secret.
+pub fn shown(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{host}{port}{}", url.scheme(), url.path())
 }

@@ -10,6 +10,7 @@ use tonic::Request;
 use crate::{
     ecs,
     harness::{
+        bucket::{BUCKET, Bucket},
         collector::{Collector, attribute},
         ecs::Ecs,
         images, picture,
@@ -190,6 +191,34 @@ async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
             ("The attempt that succeeded, linked to it", of(&last.trace_id)),
         ]);
         fs::write(format!("{directory}/trace.svg"), drawn).expect("it is written");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_to_a_bucket_are_in_the_trace_without_what_they_are_signed_with() {
+    let bucket = Bucket::start().await;
+    let site = Site::new().with("cn-beijing", format!("s3://{BUCKET}/images"), bucket.keys(bucket.address));
+    let (collector, endpoint) = Collector::start().await;
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
+    images::write(&site.image(HOME, "a"), &[images::noise(1_000, 1)]);
+    site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    let id = client.synchronize_app(ask("a", &["cn-beijing"])).await.expect("it is accepted").into_inner().request_id;
+    assert_eq!(site::finished(&mut client, &id).await.state(), SynchronizationState::Succeeded);
+    served.terminate();
+    assert!(served.ended().await.success());
+
+    let copies = collector.spans("copy cn-beijing");
+    let copy = only(&copies, "copy");
+    let port = bucket.address.port().to_string();
+    let puts = collector.spans("PUT");
+    let puts: Vec<_> = puts.iter().filter(|put| attribute(put, "server.port").as_deref() == Some(&port)).collect();
+    assert!(puts.len() >= 3, "the blobs, the manifest and the index: {puts:?}");
+    for put in puts {
+        assert_eq!((&put.trace_id, put.kind()), (&copy.trace_id, SpanKind::Client));
+        assert_eq!(attribute(put, "http.response.status_code").as_deref(), Some("200"));
+        let url = attribute(put, "url.full").expect("a URL");
+        assert!(url.starts_with(&format!("http://{}/", bucket.address)) && !url.contains('?'), "{url}");
     }
 }
 

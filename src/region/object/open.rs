@@ -2,18 +2,19 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use object_store::{
     ClientOptions, RetryConfig,
     aws::AmazonS3Builder,
     azure::MicrosoftAzureBuilder,
-    client::{HttpClient, HttpConnector},
+    client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService},
     gcp::GoogleCloudStorageBuilder,
 };
 
 use super::{Bucket, ObjectStore};
 use crate::{
     domain::Secret,
-    region::{Error, ObjectLocation, Provider, Result, guard::Guard},
+    region::{self, Error, ObjectLocation, Provider, guard::Guard, request_span},
 };
 
 /// How long a connection may take to be made, and nothing may come from it.
@@ -59,12 +60,29 @@ impl HttpConnector for Guarded {
             .dns_resolver(self.0.clone())
             .build();
         let failed = |error| object_store::Error::Generic { store: "HTTP client", source: Box::new(error) };
-        client.map(HttpClient::new).map_err(failed)
+        client.map(|client| HttpClient::new(Traced(client))).map_err(failed)
+    }
+}
+
+/// A client each of whose requests is a span.
+#[derive(Debug)]
+struct Traced(reqwest::Client);
+
+#[async_trait]
+impl HttpService for Traced {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let method = request.method().clone();
+        // It is an absolute one: the library has made it of a URL.
+        let Ok(url) = request.uri().to_string().parse() else { return self.0.call(request).await };
+        let span = request_span::begin(&method, &url);
+        let response = self.0.call(request).await;
+        request_span::end(&span, &method, response.as_ref().map(|response| response.status()).map_err(|_| "transport"));
+        response
     }
 }
 
 /// Opens a bucket.
-pub fn open(location: ObjectLocation, access: &Access, guard: Guard) -> Result<ObjectStore> {
+pub fn open(location: ObjectLocation, access: &Access, guard: Guard) -> region::Result<ObjectStore> {
     let what = format!("{}://{}", location.provider.scheme(), location.bucket);
     if let Some(endpoint) = &access.endpoint {
         let url = endpoint.parse().map_err(|error| Error::malformed(format!("the endpoint {endpoint}"), error))?;

@@ -218,13 +218,18 @@ impl Client {
         answer: Duration,
     ) -> Result<Sent> {
         let what = what(&method, url);
-        let span = request_span::begin(&method, url, &what);
+        let span = request_span::begin(&method, url);
         let mut request = self.http.request(method.clone(), url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
         let response = timeout(answer, request.send()).await;
-        request_span::end(&span, &method, &response);
+        let outcome = match &response {
+            Ok(Ok(response)) => Ok(response.status()),
+            Ok(Err(_)) => Err("transport"),
+            Err(_) => Err("timeout"),
+        };
+        request_span::end(&span, &method, outcome);
         let response = response.map_err(|_| Error::Stalled("an answer of the registry"))?;
         let response = response.map_err(|error| transport(what, &error))?;
         if response.status() == StatusCode::UNAUTHORIZED {
@@ -324,9 +329,7 @@ impl Client {
 
 /// A request in words, without what stands in its query: that may be a secret.
 pub fn what(method: &Method, url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{method} {}://{host}{port}{}", url.scheme(), url.path())
+    format!("{method} {}", request_span::shown(url))
 }
 
 /// A header that is known to be one.
