@@ -12,8 +12,7 @@ use crate::domain::Backoff;
 const SPREAD: f64 = 0.2;
 
 /// Whether the connection broke, or whatever is between answered in the service's stead: its own refusals have a row of the table.
-#[must_use]
-pub fn broke(refusal: &Refusal) -> bool {
+fn broke(refusal: &Refusal) -> bool {
     let codes = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
     refusal.error.is_none() && codes.contains(&refusal.status.code())
 }

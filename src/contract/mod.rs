@@ -6,7 +6,7 @@ mod error_row;
 mod failure;
 mod refusal;
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
 
@@ -67,11 +67,21 @@ pub enum Error {
     Row(String),
 }
 
+/// The descriptors, decoded once.
+fn pool() -> Result<&'static DescriptorPool, DescriptorError> {
+    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+    match POOL.get() {
+        Some(pool) => Ok(pool),
+        None => {
+            let pool = DescriptorPool::decode(DESCRIPTORS)?;
+            Ok(POOL.get_or_init(|| pool))
+        }
+    }
+}
+
 /// A message of the contract in the JSON form that protobuf prescribes for it, by its name and as it is encoded.
 pub fn json(name: &str, message: &[u8]) -> Result<serde_json::Value, Error> {
-    static POOL: LazyLock<Option<DescriptorPool>> = LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).ok());
-    let pool = POOL.as_ref().ok_or(Error::Missing("anything"))?;
-    let descriptor = pool.get_message_by_name(&format!("{PACKAGE}.{name}")).ok_or(Error::Missing("the message"))?;
+    let descriptor = pool()?.get_message_by_name(&format!("{PACKAGE}.{name}")).ok_or(Error::Missing("the message"))?;
     let message = DynamicMessage::decode(descriptor, message)?;
     let options = SerializeOptions::new().skip_default_fields(false);
     Ok(message.serialize_with_options(serde_json::value::Serializer, &options)?)
@@ -89,7 +99,7 @@ pub struct Contract {
 impl Contract {
     /// Reads the tables from the descriptors that were compiled in.
     pub fn load() -> Result<Self, Error> {
-        Self::from_pool(&DescriptorPool::decode(DESCRIPTORS)?)
+        Self::from_pool(pool()?)
     }
 
     /// Reads the tables from `pool`.

@@ -4,6 +4,8 @@ use http::{Method, StatusCode};
 use tracing::{Span, field::Empty};
 use url::Url;
 
+use super::location::authority;
+
 /// The span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"), in the one that it is made for.
 pub fn begin(method: &Method, url: &Url) -> Span {
     tracing::info_span!(
@@ -42,7 +44,5 @@ fn fail(span: &Span, kind: &str) {
 
 /// A URL without what stands in its query: that may be a secret.
 pub fn shown(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{host}{port}{}", url.scheme(), url.path())
+    format!("{}://{}{}", url.scheme(), authority(url), url.path())
 }

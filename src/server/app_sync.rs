@@ -26,9 +26,9 @@ const MAX_TRACE: usize = 512;
 /// See the module.
 #[derive(Debug)]
 pub struct AppSync {
-    state: State,
-    contract: Arc<Contract>,
-    stop: CancellationToken,
+    pub(super) state: State,
+    pub(super) contract: Arc<Contract>,
+    pub(super) stop: CancellationToken,
 }
 
 impl AppSync {
@@ -36,11 +36,11 @@ impl AppSync {
         Self { state: parts.state.clone(), contract: Arc::clone(&parts.contract), stop: parts.stop.clone() }
     }
 
-    fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
+    pub(super) fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
         failure.into().status(&self.contract.errors, permit.request_id())
     }
 
-    fn wire(&self, synchronization: &Synchronization) -> v1::Synchronization {
+    pub(super) fn wire(&self, synchronization: &Synchronization) -> v1::Synchronization {
         wire::synchronization(synchronization, &self.contract.errors)
     }
 
@@ -167,9 +167,8 @@ impl AppSyncService for AppSync {
             Ok::<_, Failure>(self.state.synchronization_list(&filter, before, page::size(body.page_size)?).await?)
         };
         let found = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
-        let last = found.synchronizations.last().filter(|_| found.more);
         Ok(Response::new(v1::ListSynchronizationsResponse {
-            next_page_token: last.map(|s| page::token(&s.request_id)).unwrap_or_default(),
+            next_page_token: page::next(found.synchronizations.last().map(|s| &s.request_id), found.more),
             synchronizations: found.synchronizations.iter().map(|s| self.wire(s)).collect(),
         }))
     }

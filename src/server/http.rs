@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -24,14 +25,14 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Debug, Clone)]
 pub struct Http {
     readiness: watch::Receiver<Readiness>,
-    page: Option<StatusPage>,
+    page: Option<Arc<StatusPage>>,
 }
 
 impl Http {
     /// Tells this readiness, and shows this page.
     #[must_use]
     pub fn new(readiness: watch::Receiver<Readiness>, page: Option<StatusPage>) -> Self {
-        Self { readiness, page }
+        Self { readiness, page: page.map(Arc::new) }
     }
 
     fn answer(&self, method: &Method, path: &str) -> (StatusCode, &'static str, Vec<u8>) {

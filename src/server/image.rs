@@ -107,9 +107,8 @@ impl Images {
         let found = self.state.image_list(&filter, after.as_ref(), span, body.count_all).await?;
         let made = self.made(&found.images.iter().map(|(image, _)| &image.id).collect::<Vec<_>>()).await?;
         let image = |(image, replicas): &(Image, Vec<_>)| self.image(image, replicas, &made, &Targets::All);
-        let last = found.images.last().filter(|_| found.more);
         Ok(v1::ListImagesResponse {
-            next_page_token: last.map(|(image, _)| page::token(&image.id)).unwrap_or_default(),
+            next_page_token: page::next(found.images.last().map(|(image, _)| &image.id), found.more),
             images: found.images.iter().map(image).collect(),
             total_size: found.total.map(wire::bytes).unwrap_or_default(),
         })

@@ -122,12 +122,13 @@ pub type Health = tonic_health::server::HealthReporter;
 /// The whole service: every path, with everything that stands before it.
 pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Error> {
     let contract = Arc::clone(&parts.contract);
-    let app_sync = v1::app_sync_service_server::AppSyncServiceServer::new(app_sync::AppSync::new(&parts))
+    let synchronizations = Arc::new(app_sync::AppSync::new(&parts));
+    let app_sync = v1::app_sync_service_server::AppSyncServiceServer::from_arc(Arc::clone(&synchronizations))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let images = v1::image_service_server::ImageServiceServer::new(image::Images::new(&parts))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let operations = operations_server::OperationsServer::new(operations::LongRunning::new(&parts))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let operations =
+        operations_server::OperationsServer::from_arc(synchronizations).max_decoding_message_size(MAX_MESSAGE_BYTES);
 
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::set(&reporter, tonic_health::ServingStatus::Serving).await;

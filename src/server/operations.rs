@@ -1,16 +1,16 @@
-//! `google.longrunning.Operations`: synchronizations for clients that know nothing of them (AIP-151).
+//! `google.longrunning.Operations`: synchronizations for clients that know nothing of them (AIP-151). The same handlers' other
+//! face.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 use tonic::{Code as GrpcCode, Request, Response, Status, async_trait};
 use tonic_types::pb;
 
-use super::{Parts, layer::Deadline, page, permit::Permit, wire};
+use super::{app_sync::AppSync, layer::Deadline, page, permit::Permit, wire};
 use crate::{
     contract::{
-        Contract, Failure, Violation, any,
+        Failure, Violation, any,
         longrunning::{
             CancelOperationRequest, GetOperationRequest, ListOperationsRequest, ListOperationsResponse, Operation,
             WaitOperationRequest, operation::Result as Ending, operations_server::Operations,
@@ -18,7 +18,7 @@ use crate::{
         v1::CommonErrorCode,
     },
     domain::{RequestId, Synchronization, SynchronizationState},
-    state::{Filter, State},
+    state::Filter,
 };
 
 /// What the names of operations begin with.
@@ -26,22 +26,10 @@ const COLLECTION: &str = "operations";
 /// How long before a call's deadline whoever waits is answered: a part of what it may take, and this at most.
 const BEFORE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// See the module.
-#[derive(Debug)]
-pub struct LongRunning {
-    state: State,
-    contract: Arc<Contract>,
-    stop: CancellationToken,
-}
-
-impl LongRunning {
-    pub fn new(parts: &Parts) -> Self {
-        Self { state: parts.state.clone(), contract: Arc::clone(&parts.contract), stop: parts.stop.clone() }
-    }
-
+impl AppSync {
     fn operation(&self, of: &Synchronization) -> Operation {
         let rows = &self.contract.errors;
-        let synchronization = any("appferry.v1.Synchronization", &wire::synchronization(of, rows));
+        let synchronization = any("appferry.v1.Synchronization", &self.wire(of));
         let result = match of.state {
             SynchronizationState::Running => None,
             SynchronizationState::Succeeded => Some(Ending::Response(synchronization.clone())),
@@ -69,8 +57,7 @@ impl LongRunning {
     }
 
     async fn answer<T>(&self, permit: &Permit, answer: impl Future<Output = Result<T, Failure>>) -> Answer<T> {
-        let refuse = |failure: Failure| failure.status(&self.contract.errors, permit.request_id());
-        answer.await.map(Response::new).map_err(refuse)
+        answer.await.map(Response::new).map_err(|failure| self.refuse(permit, failure))
     }
 }
 
@@ -131,7 +118,7 @@ fn filter(text: &str) -> Result<Filter, Failure> {
 }
 
 #[async_trait]
-impl Operations for LongRunning {
+impl Operations for AppSync {
     async fn list_operations(&self, request: Request<ListOperationsRequest>) -> Answer<ListOperationsResponse> {
         let permit = Permit::of(&request)?;
         let body = request.into_inner();
@@ -142,9 +129,8 @@ impl Operations for LongRunning {
             }
             let (filter, before) = (filter(&body.filter)?, page::after(&body.page_token)?);
             let found = self.state.synchronization_list(&filter, before, page::size(body.page_size)?).await?;
-            let last = found.synchronizations.last().filter(|_| found.more);
             Ok(ListOperationsResponse {
-                next_page_token: last.map(|s| page::token(&s.request_id)).unwrap_or_default(),
+                next_page_token: page::next(found.synchronizations.last().map(|s| &s.request_id), found.more),
                 operations: found.synchronizations.iter().map(|s| self.operation(s)).collect(),
             })
         };

@@ -32,8 +32,13 @@ pub fn skip(asked: i32) -> Result<u64, Failure> {
 }
 
 /// Makes the token of the page after `last`. Opaque to callers: they are not to make one themselves.
-pub fn token(last: &impl ToString) -> String {
+fn token(last: &impl ToString) -> String {
     hex::encode(last.to_string())
+}
+
+/// What the next page is asked for by: nothing, unless there are more after `last`.
+pub fn next<T: ToString>(last: Option<&T>, more: bool) -> String {
+    last.filter(|_| more).map(token).unwrap_or_default()
 }
 
 /// Reads what the page before ended with.

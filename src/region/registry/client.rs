@@ -20,7 +20,7 @@ use crate::region::{
     Error, Result,
     answer::{passes, refusal, retry_after, transport},
     guard::Guard,
-    location::RegistryLocation,
+    location::{RegistryLocation, authority},
     request_span,
 };
 
@@ -290,8 +290,7 @@ impl Client {
 
     /// Refuses what is not the registry, nor one of the hosts that it may refer to.
     pub fn allow(&self, what: &str, url: &Url) -> Result<()> {
-        let host = url.host_str().unwrap_or_default();
-        let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let authority = authority(url);
         let listed = self.also_hosts.iter().any(|also| match also.strip_prefix("*.") {
             Some(domain) => authority.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')),
             None => *also == authority,
