@@ -22,6 +22,8 @@ const QUEUE: usize = 4_096;
 const BATCH: usize = 1_024;
 /// What is kept of lines that can't be written, in bytes.
 const KEPT: usize = 4 << 20;
+/// What most lines have room in, in bytes.
+const LINE: usize = 512;
 /// How long lines are gathered for, so that nobody is woken for each of them.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -114,11 +116,12 @@ impl Audit {
             return;
         }
         let line = Line { time: self.clock.now().to_string(), record };
-        match serde_json::to_vec(&line) {
-            Ok(mut line) => {
-                line.push(b'\n');
+        let mut text = Vec::with_capacity(LINE);
+        match serde_json::to_writer(&mut text, &line) {
+            Ok(()) => {
+                text.push(b'\n');
                 // It is open for as long as this lives.
-                let _ = self.entries.send(Entry::Line(line)).await;
+                let _ = self.entries.send(Entry::Line(text)).await;
             }
             Err(error) => tracing::error!(%error, "a decision could not be written down"),
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use opentelemetry::{
-    KeyValue, global,
+    KeyValue, StringValue, global,
     metrics::{Counter, Histogram, Meter, ObservableGauge, UpDownCounter},
 };
 
@@ -184,9 +184,10 @@ pub fn called(method: &Arc<str>, code: &'static str, error: bool, took: Duration
 }
 
 /// It was decided whether somebody may perform an action of the contract.
-pub fn decided(action: Option<&str>, decision: &'static str) {
+pub fn decided(action: Option<&Arc<str>>, decision: &'static str) {
     let Some(instruments) = instruments() else { return };
-    let action = KeyValue::new("appferry.action", action.unwrap_or("_OTHER").to_owned());
+    let action = action.map_or(StringValue::from("_OTHER"), |action| Arc::clone(action).into());
+    let action = KeyValue::new("appferry.action", action);
     instruments.decisions.add(1, &[action, KeyValue::new("appferry.decision", decision)]);
 }
 

@@ -1,6 +1,6 @@
 //! The names of things, parsed at the door.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use uuid::Uuid;
 
@@ -76,6 +76,12 @@ macro_rules! name {
 
             fn from_str(value: &str) -> Result<Self, IdError> {
                 parse_name(value).map(Self)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
             }
         }
 

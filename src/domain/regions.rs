@@ -55,15 +55,23 @@ impl Regions {
                 all = true;
                 continue;
             }
-            let region: RegionId =
-                name.parse().map_err(|error| TargetError::Malformed { name: name.clone(), error })?;
-            if !self.contains(&region) {
-                let known = self.iter().map(RegionId::as_str).collect::<Vec<_>>().join(", ");
-                return Err(TargetError::Unknown { region, known });
-            }
-            targets.insert(region);
+            match self.all.get(name.as_str()) {
+                Some(region) => targets.insert(region.clone()),
+                None => return Err(self.unknown(name)),
+            };
         }
         Ok(if all { Targets::All } else { Targets::Named(targets) })
+    }
+
+    /// Why a name is that of no region.
+    fn unknown(&self, name: &str) -> TargetError {
+        match name.parse() {
+            Ok(region) => {
+                let known = self.iter().map(RegionId::as_str).collect::<Vec<_>>().join(", ");
+                TargetError::Unknown { region, known }
+            }
+            Err(error) => TargetError::Malformed { name: name.to_owned(), error },
+        }
     }
 }
 

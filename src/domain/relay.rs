@@ -168,7 +168,7 @@ mod tests {
                 prop_assert!(ingress[place - 5].is_none_or(|limit| into(b) <= limit));
             }
             let free = (0..sources).any(|n| egress[n].is_none_or(|limit| out(n) < limit));
-            for region in to.iter().filter(|region| !fed.contains(region)) {
+            for region in to.iter().filter(|region| !fed.contains(*region)) {
                 let place: usize = region.as_str()[1..].parse().expect("a number");
                 prop_assert!(!free || ingress[place - 5].is_some_and(|limit| into(region) >= limit));
             }

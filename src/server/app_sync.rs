@@ -3,12 +3,10 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, stream};
-use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry::trace::SpanContext;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
+use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{Parts, RETRY_AFTER, page, permit::Permit, wire};
 use crate::{
@@ -46,7 +44,7 @@ impl AppSync {
 
     /// Reads a call: everything that can be wrong with it by itself.
     fn read(&self, request: Request<v1::SynchronizeAppRequest>, permit: &Permit) -> Result<Ask, Failure> {
-        let trace = trace(request.metadata());
+        let trace = trace(&request);
         let body = request.into_inner();
         let targets = wire::targets("target_region_ids", &body.target_region_ids, self.state.regions())?;
         let token = match body.client_token.as_str() {
@@ -62,21 +60,29 @@ impl AppSync {
             trace,
         };
         let span = Span::current();
-        span.record("appferry.app_id", ask.image.as_str());
-        span.record("appferry.target_region_ids", ask.targets.canonical());
+        tracing::record_all!(
+            span,
+            appferry.app_id = ask.image.as_str(),
+            appferry.target_region_ids = ask.targets.canonical()
+        );
         Ok(ask)
     }
 }
 
 /// The trace that a call belongs to: that of its own span, or, where nothing is exported, its caller's.
-fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
-    let mut own = std::collections::HashMap::new();
-    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut own);
-    let mut take = |name: &str| {
-        let callers = || metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        own.remove(name).or_else(callers).filter(|value| !value.is_empty() && value.len() <= MAX_TRACE)
+fn trace<T>(request: &Request<T>) -> Option<TraceContext> {
+    let kept = |value: &str| (!value.is_empty() && value.len() <= MAX_TRACE).then(|| value.to_owned());
+    let callers = |name| request.metadata().get(name).and_then(|value| value.to_str().ok()).and_then(kept);
+    let (parent, state) = match request.extensions().get::<SpanContext>() {
+        Some(own) => (Some(traceparent(own)), kept(&own.trace_state().header())),
+        None => (callers("traceparent"), callers("tracestate")),
     };
-    Some(TraceContext { parent: take("traceparent")?, state: take("tracestate") })
+    Some(TraceContext { parent: parent?, state })
+}
+
+/// A span as the header of W3C Trace Context, "traceparent".
+fn traceparent(span: &SpanContext) -> String {
+    format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags())
 }
 
 /// A stream of snapshots on its way to a watcher.

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Entrance,
+    gather::Gather,
     peer::{Activity, Connected, Peer},
     tls::{self, HANDSHAKE, Tls},
 };
@@ -184,7 +185,7 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, serv
         .max_local_error_reset_streams(MAX_RESETS.1)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let connection = builder.serve_connection(TokioIo::new(Gather::new(stream)), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -4,6 +4,7 @@
 mod app_sync;
 mod attempts;
 mod door;
+mod gather;
 pub mod health;
 mod held;
 mod http;
@@ -14,6 +15,7 @@ mod openapi;
 mod operations;
 mod origin;
 mod page;
+mod paths;
 mod peer;
 mod permit;
 mod rate;
@@ -29,12 +31,8 @@ use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    body::Body,
-    server::NamedService,
-    service::{LayerExt as _, Routes},
-};
-use tower::{Service, ServiceBuilder, limit::GlobalConcurrencyLimitLayer, util::BoxCloneSyncService};
+use tonic::{body::Body, service::Routes};
+use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, util::BoxCloneSyncService};
 
 pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, QuotaLayer};
 pub use listener::{Listener, ListenerSettings};
@@ -55,6 +53,7 @@ use layer::{
     Shed, TraceLayer, UnreadableLayer,
 };
 use openapi::OpenApi;
+use paths::{Methods, Paths};
 
 /// The largest message that a caller may send, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
@@ -141,25 +140,34 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
     };
 
     // Health and reflection stand outside of every limit and need no credential: a busy service is not a dead one.
-    let (limit, gate) = (GlobalConcurrencyLimitLayer::new(parts.max_in_flight), gate(&parts));
-    let routes = Routes::new(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(guarded(app_sync, &parts, limit.clone(), gate.clone()))
-        .add_service(guarded(images, &parts, limit.clone(), gate.clone()))
-        .add_service(guarded(operations, &parts, limit, gate));
+    let open =
+        Routes::new(health_service).add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+    // What stands before the methods of the contract, outermost first.
+    let guarded = ServiceBuilder::new()
+        // Before a byte of the body is read by anybody.
+        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, Arc::clone(&contract)))
+        // Turns the overload that is found further in into an answer.
+        .layer(AmendLayer::<Shed>::new(Arc::clone(&contract)))
+        .load_shed()
+        .layer(GlobalConcurrencyLimitLayer::new(parts.max_in_flight))
+        // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.
+        .layer(DeadlineLayer::new(parts.deadlines, Arc::clone(&contract)))
+        .layer(gate(&parts))
+        // Behind it: what is wrong with a request is told to those who may make it.
+        .layer(UnreadableLayer(Arc::clone(&contract)))
+        .service(Methods { app_sync, images, operations });
 
     // Every call, outermost first.
     let entrance = ServiceBuilder::new()
+        // Before anything that can refuse or that writes something down: it names the request.
+        .layer(RequestIdLayer)
         // Sees everything that happens to a call, rejections too.
         .layer(TraceLayer::new(&contract))
-        // Before anything that can refuse: a refusal names the request.
-        .layer(RequestIdLayer)
         // Around whatever may fail in a way that nobody foresaw.
         .layer(AmendLayer::<CatchPanic>::new(Arc::clone(&contract)))
         // Around everything that may refuse in words that are not the contract's.
         .layer(AmendLayer::<Conform>::new(contract))
-        .service(routes.prepare());
+        .service(Paths { guarded, open: open.prepare() });
     let inner = door::Inner::new(entrance.clone());
     let openapi = Entrance::new(OpenApi::new(inner.clone()));
     let page = StatusPage::new(inner, parts.plaintext);
@@ -177,42 +185,6 @@ pub fn gate(parts: &Parts) -> Gate {
     let attempts = Attempts::new(parts.failures_per_minute);
     let authentication = Authentication { directory, attempts, state, clock, audit, contract: Arc::clone(&contract) };
     (AuthenticateLayer(Arc::new(authentication)), QuotaLayer::new(contract), AuthorizeLayer(Arc::new(authorization)))
-}
-
-/// What stands before the methods of the contract, outermost first.
-fn guarded<S>(
-    service: S,
-    parts: &Parts,
-    limit: GlobalConcurrencyLimitLayer,
-    gate: Gate,
-) -> impl Service<Request<Body>, Response = ::http::Response<Body>, Error = Infallible, Future: Send>
-+ NamedService
-+ Clone
-+ Send
-+ Sync
-+ use<S>
-where
-    S: Service<Request<Body>, Response = ::http::Response<Body>, Error = Infallible, Future: Send>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    let contract = &parts.contract;
-    ServiceBuilder::new()
-        // Before a byte of the body is read by anybody.
-        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, Arc::clone(contract)))
-        // Turns the overload that is found further in into an answer.
-        .layer(AmendLayer::<Shed>::new(Arc::clone(contract)))
-        .load_shed()
-        .layer(limit)
-        // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.
-        .layer(DeadlineLayer::new(parts.deadlines, Arc::clone(contract)))
-        .layer(gate)
-        // Behind it: what is wrong with a request is told to those who may make it.
-        .layer(UnreadableLayer(Arc::clone(contract)))
-        .named_layer(service)
 }
 
 /// How long a caller should wait before it repeats a call that found the service overloaded.

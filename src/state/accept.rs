@@ -4,7 +4,7 @@
 mod batch;
 
 use tokio::sync::{mpsc, oneshot};
-use tracing::{Instrument as _, instrument};
+use tracing::Instrument as _;
 
 use super::{Error, Result, State, group};
 use crate::domain::{ClientToken, ImageId, RequestId, Targets};
@@ -41,8 +41,15 @@ pub(super) type Queued = group::Queued<Ask, RequestId>;
 impl State {
     /// Accepts a call. Returns its id after the commit, and never before; for a call that repeats an earlier one, the id of
     /// that one.
-    #[instrument(name = "INSERT synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "INSERT", db.collection.name = "synchronization"))]
     pub async fn accept(&self, ask: Ask) -> Result<RequestId> {
+        // Nothing happens in it; it lasts until the answer is there.
+        let _span = tracing::info_span!(
+            "INSERT synchronization",
+            otel.kind = "client",
+            db.system.name = self.system(),
+            db.operation.name = "INSERT",
+            db.collection.name = "synchronization",
+        );
         let (reply, answer) = oneshot::channel();
         self.0.asks.try_send(Queued { asked: ask, reply }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy,

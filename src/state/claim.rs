@@ -11,6 +11,7 @@ use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryS
 use super::{
     Result, State, TraceContext, entity,
     gate::{Name, Room, names},
+    group::retrying,
     replica,
     sql::{Kind, Rows, Sql},
     synchronization,
@@ -78,7 +79,7 @@ impl State {
         if !order.limits.is_empty() {
             self.open_gates().await?;
         }
-        let claims = self.in_time(self.claim_once(order)).await?;
+        let claims = retrying(|| self.in_time(self.claim_once(order))).await?;
         if !claims.is_empty() {
             self.0.signals.changed();
         }

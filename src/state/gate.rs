@@ -160,7 +160,7 @@ impl Room {
         limits: &BTreeMap<RegionId, usize>,
         due: &[RegionId],
     ) -> Result<Self> {
-        let limited: Vec<&RegionId> = due.iter().filter(|region| limits.contains_key(region)).collect();
+        let limited: Vec<&RegionId> = due.iter().filter(|region| limits.contains_key(*region)).collect();
         if limited.is_empty() {
             // What comes along of the same images may be limited all the same.
             return Ok(Self(limits.keys().map(|region| (region.clone(), 0)).collect()));

@@ -108,10 +108,18 @@ impl Sql {
         }
     }
 
-    /// Goes on with the insertion of rows into a table, column by column.
-    pub fn insert<const N: usize>(self, table: &str, rows: Rows<N>) -> Self {
+    /// Goes on with the insertion of rows into a table, column by column. What is the same in all of them is handed once.
+    pub fn insert<const N: usize, const M: usize>(
+        self,
+        table: &str,
+        rows: Rows<N>,
+        constants: [(&str, Value); M],
+    ) -> Self {
         let columns = rows.columns().join(", ");
-        self.text(&format!("INSERT INTO {table} ({columns}) SELECT {columns} FROM ")).rows(rows)
+        let named = constants.iter().fold(String::new(), |named, (name, _)| named + ", " + name);
+        let insert = self.text(&format!("INSERT INTO {table} ({columns}{named}) SELECT {columns}"));
+        let selected = constants.into_iter().fold(insert, |sql, (_, value)| sql.text(", ").value(value));
+        selected.text(" FROM ").rows(rows)
     }
 
     /// Goes on with a further statement that is carried out with this one, where the database can do that: what comes next must not

@@ -13,7 +13,6 @@ use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
-use tracing::Span;
 
 use super::{BoxFuture, Refusal, read_message, request_id, trace_id};
 use crate::{
@@ -94,7 +93,7 @@ where
         };
         match presented {
             Ok(Presented::Caller(caller)) => {
-                enter(&mut request, caller);
+                request.extensions_mut().insert(caller);
                 Either::Left(self.inner.call(request))
             }
             Ok(Presented::Signature) => {
@@ -104,7 +103,7 @@ where
                 Either::Right(Box::pin(async move {
                     match authentication.signature(&mut request).await {
                         Ok(caller) => {
-                            enter(&mut request, caller);
+                            request.extensions_mut().insert(caller);
                             inner.call(request).await
                         }
                         Err(SignatureRefusal::Rejected(rejected)) => {
@@ -124,11 +123,6 @@ where
             }
         }
     }
-}
-
-fn enter(request: &mut Request<Body>, caller: Caller) {
-    Span::current().record("appferry.principal", caller.identity.principal.as_str());
-    request.extensions_mut().insert(caller);
 }
 
 /// What a call shows.
@@ -232,23 +226,24 @@ impl Authentication {
     }
 
     async fn reject(&self, rejected: Rejected, refused: Refused) -> Response<Body> {
-        let Refused { request_id, path, peer } = refused;
+        let Refused { request_id, trace_id, path, peer } = refused;
         if let Some(peer) = peer.as_ref().filter(|_| !rejected.failure.is_throttling()) {
             self.attempts.failed(peer.source(), Instant::now());
         }
+        let action = self.contract.authorizations.get(&path).map(|row| &row.action);
         let record = audit::Record {
             request_id,
-            trace_id: trace_id(),
+            trace_id,
             principal: None,
             authenticated_by: None,
             method: &path,
-            action: self.contract.authorizations.get(&path).map(|row| row.action.as_str()),
+            action: action.map(|action| &**action),
             resource: None,
             decision: audit::Verdict::Deny,
             reason: &rejected.why,
             source_ip: peer.map(|peer| peer.address),
         };
-        metrics::decided(record.action, "deny");
+        metrics::decided(action, "deny");
         self.audit.record(&record).await;
         super::refuse(&rejected.failure, &self.contract, request_id)
     }
@@ -257,6 +252,7 @@ impl Authentication {
 /// A call that is refused, as far as that has to be told.
 struct Refused {
     request_id: RequestId,
+    trace_id: Option<String>,
     path: String,
     peer: Option<Peer>,
 }
@@ -265,6 +261,7 @@ impl Refused {
     fn of(request: &Request<Body>) -> Self {
         Self {
             request_id: request_id(request),
+            trace_id: trace_id(request),
             path: request.uri().path().to_owned(),
             peer: request.extensions().get().cloned(),
         }

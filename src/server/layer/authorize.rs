@@ -122,11 +122,12 @@ impl Authorization {
             caller.identity.policies.decide(&ram::Request { action: &row.action, resource, context: &context });
         let allowed = decision.is_allowed();
         let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
-        Span::current().record("appferry.decision", word);
+        let span = Span::current();
+        tracing::record_all!(span, appferry.principal = principal.as_str(), appferry.decision = word);
         let request_id = request_id(request);
         let record = audit::Record {
             request_id,
-            trace_id: trace_id(),
+            trace_id: trace_id(request),
             principal: Some(principal.as_str()),
             authenticated_by: Some(caller.method.name()),
             method: request.uri().path(),

@@ -10,7 +10,7 @@ use bytes::{Buf as _, Bytes};
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tonic::{Status, body::Body};
+use tonic::{Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
 
 use super::{message::PREFIX, request_id};
@@ -46,9 +46,10 @@ pub struct LimitBody<S> {
     contract: Arc<Contract>,
 }
 
-impl<S> Service<Request<Body>> for LimitBody<S>
+impl<S, B> Service<Request<B>> for LimitBody<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
+    B: HttpBody<Data = Bytes, Error: Into<StdError>> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -58,7 +59,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let request_id = request_id(&request);
         let contract = Arc::clone(&self.contract);
         let most = self.most;
@@ -69,9 +70,9 @@ where
 }
 
 pin_project! {
-    struct LimitedBody {
+    struct LimitedBody<B> {
         #[pin]
-        inner: Body,
+        inner: B,
         left: usize,
         most: usize,
         request_id: RequestId,
@@ -79,13 +80,14 @@ pin_project! {
     }
 }
 
-impl HttpBody for LimitedBody {
+impl<B: HttpBody<Data = Bytes, Error: Into<StdError>>> HttpBody for LimitedBody<B> {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.project();
-        let frame = ready!(this.inner.poll_frame(cx));
+        let frame =
+            ready!(this.inner.poll_frame(cx)).map(|frame| frame.map_err(|error| Status::from_error(error.into())));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

@@ -18,9 +18,8 @@ use std::convert::Infallible;
 
 use http::{Request, Response};
 use message::{Refusal, read_message};
-use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::trace::SpanContext;
 use tonic::body::Body;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub use amend::AmendLayer;
 pub use authenticate::{AuthenticateLayer, Authentication};
@@ -58,9 +57,6 @@ fn refuse(failure: &Failure, contract: &Contract, request_id: RequestId) -> Resp
 }
 
 /// The trace that a call is part of, if one is made.
-fn trace_id() -> Option<String> {
-    let context = tracing::Span::current().context();
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid().then(|| span.trace_id().to_string())
+fn trace_id<B>(request: &Request<B>) -> Option<String> {
+    request.extensions().get().map(|span: &SpanContext| span.trace_id().to_string())
 }

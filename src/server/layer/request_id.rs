@@ -9,7 +9,6 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower::{Layer, Service};
-use tracing::Span;
 
 use super::Answer;
 use crate::domain::RequestId;
@@ -49,9 +48,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let id = RequestId::generate();
         request.extensions_mut().insert(id);
-        let text = id.to_string();
-        Span::current().record("appferry.request_id", text.as_str());
-        ResponseFuture { inner: self.inner.call(request), id: HeaderValue::from_str(&text).ok() }
+        ResponseFuture { inner: self.inner.call(request), id: Some(id) }
     }
 }
 
@@ -61,7 +58,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        id: Option<HeaderValue>,
+        id: Option<RequestId>,
     }
 }
 
@@ -71,7 +68,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let this = self.project();
         let Ok(mut response) = ready!(this.inner.poll(cx));
-        if let Some(id) = this.id.take() {
+        if let Some(Ok(id)) = this.id.take().map(|id| HeaderValue::try_from(id.to_string())) {
             response.headers_mut().insert(X_REQUEST_ID, id);
         }
         Poll::Ready(Ok(response))

@@ -1,5 +1,6 @@
 //! One span and one measurement a call, as the OpenTelemetry semantic conventions for RPC have it (version 1.44), in the trace of its caller. It
-//! ends with the last byte of the answer, and knows how the call came out even if the caller went away.
+//! ends with the last byte of the answer, and knows how the call came out even if the caller went away. Further in, what identifies it
+//! is found in the request's extensions.
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::{
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::TraceContextExt as _,
+};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -21,7 +25,7 @@ use tower::{Layer, Service};
 use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::Answer;
+use super::{Answer, request_id};
 use crate::{contract::Contract, metrics};
 
 /// The paths of the methods that need no credential.
@@ -81,10 +85,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         let known = Arc::clone(self.methods.known.get(path).unwrap_or(&self.methods.other));
         let method = path.trim_start_matches('/');
+        let id = request_id(&request).to_string();
         let span = tracing::info_span!(
             "call",
             otel.name = method,
@@ -94,7 +99,7 @@ where
             rpc.method = method,
             rpc.response.status_code = Empty,
             error.type = Empty,
-            appferry.request_id = Empty,
+            appferry.request_id = id,
             appferry.principal = Empty,
             appferry.decision = Empty,
             appferry.app_id = Empty,
@@ -104,6 +109,10 @@ where
             let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
             // It fails where nothing is exported, and then there is no trace to join.
             let _ = span.set_parent(parent);
+        }
+        let context = span.context().span().span_context().clone();
+        if context.is_valid() {
+            request.extensions_mut().insert(context);
         }
         let inner = {
             let _entered = span.enter();
@@ -155,6 +164,9 @@ impl Outcome {
 
 impl Drop for Outcome {
     fn drop(&mut self) {
+        // Leaving the span is what tells when it ended.
+        let span = self.span.clone();
+        let _entered = span.enter();
         // Nobody waited for the end.
         let code = self.code.unwrap_or(Code::Cancelled);
         if self.code.is_none() {
@@ -162,7 +174,7 @@ impl Drop for Outcome {
         }
         let took = self.began.elapsed();
         metrics::called(&self.method, name(code), is_error(code), took);
-        tracing::debug!(parent: &self.span, method = &*self.method, code = name(code), ?took, "a call was answered");
+        tracing::debug!(method = &*self.method, code = name(code), ?took, "a call was answered");
     }
 }
 
@@ -233,7 +245,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
 }
 
 pin_project! {
-    /// The body of an answer, in the call's span.
+    /// The body of an answer.
     struct TracedBody {
         #[pin]
         inner: Body,
@@ -247,10 +259,7 @@ impl HttpBody for TracedBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.project();
-        let frame = {
-            let _entered = this.outcome.span.enter();
-            ready!(this.inner.poll_frame(cx))
-        };
+        let frame = ready!(this.inner.poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {

@@ -197,10 +197,12 @@ impl Known {
     }
 
     fn set_replica(&mut self, image: &ImageId, region: &RegionId, ahead: Ahead) {
-        let of_image = self.replicas.entry(image.to_string()).or_default();
-        match of_image.iter_mut().find(|(r, _)| r == region) {
-            Some((_, known)) => *known = ahead,
-            None => of_image.push((region.clone(), ahead)),
+        match self.replicas.get_mut(image.as_str()) {
+            None => drop(self.replicas.insert(image.to_string(), vec![(region.clone(), ahead)])),
+            Some(of_image) => match of_image.iter_mut().find(|(r, _)| r == region) {
+                Some((_, known)) => *known = ahead,
+                None => of_image.push((region.clone(), ahead)),
+            },
         }
     }
 }
@@ -208,7 +210,7 @@ impl Known {
 /// The rows that a group of calls writes, and those that it relies on.
 #[derive(Debug, Default)]
 pub struct Changes {
-    synchronizations: Vec<[Cell; 12]>,
+    synchronizations: Vec<[Cell; 11]>,
     /// Replicas that are not there.
     missing: BTreeSet<Key>,
     /// Replicas that have failed or were canceled, and are asked for again.
@@ -232,10 +234,14 @@ fn decide_one(
     rows: &mut Changes,
 ) -> Result<RequestId> {
     let asked = ask.targets.canonical();
-    let parameters = parameters(ask.image.as_str(), &asked);
-    let token = ask.token.as_ref().map(|token| (ask.principal.clone(), token.as_str().to_owned()));
-    if let Some(repeated) = token.as_ref().and_then(|token| known.tokens.get(token)) {
-        return if repeated.parameters == parameters {
+    let repeatable = ask.token.as_ref().map(|token| {
+        let token = (ask.principal.clone(), token.as_str().to_owned());
+        (token, parameters(ask.image.as_str(), &asked))
+    });
+    if let Some((token, parameters)) = &repeatable
+        && let Some(repeated) = known.tokens.get(token)
+    {
+        return if repeated.parameters == *parameters {
             Ok(repeated.request_id)
         } else {
             Err(Error::TokenReused(repeated.request_id))
@@ -275,10 +281,9 @@ fn decide_one(
         trace.map(|t| t.parent.clone()).into(),
         trace.and_then(|t| t.state.clone()).into(),
         state.as_str().into(),
-        now.as_millis().into(),
         state.is_terminal().then_some(now.as_millis()).into(),
     ]);
-    if let Some(token) = token {
+    if let Some((token, parameters)) = repeatable {
         known.tokens.insert(token, Repeated { request_id: ask.request_id, parameters });
     }
     Ok(ask.request_id)
@@ -306,37 +311,26 @@ impl Changes {
             ("traceparent", Kind::MaybeText),
             ("tracestate", Kind::MaybeText),
             ("state", Kind::Name),
-            ("created_at", Kind::Number),
             ("finished_at", Kind::MaybeNumber),
         ];
-        let insert = Sql::on(txn).insert("synchronization", Rows::new(columns, self.synchronizations));
+        let rows = Rows::new(columns, self.synchronizations);
+        let insert = Sql::on(txn).insert("synchronization", rows, [("created_at", now.as_millis().into())]);
         if self.missing.is_empty() {
             insert.execute(txn).await?;
         } else {
             let requested = Replica::requested(now);
-            let row = |(image, region): &Key| -> [Cell; 5] {
-                [
-                    image.as_str().into(),
-                    region.as_str().into(),
-                    requested.status().as_str().into(),
-                    now.as_millis().into(),
-                    entity::signed(requested.fence).into(),
-                ]
-            };
-            let columns = [
-                ("image_id", Kind::Name),
-                ("region_id", Kind::Name),
-                ("state", Kind::Name),
-                ("due_at", Kind::Number),
-                ("fence", Kind::Number),
+            let constants = [
+                ("state", requested.status().as_str().into()),
+                ("due_at", now.as_millis().into()),
+                ("fence", entity::signed(requested.fence).into()),
             ];
-            let missing = Rows::new(columns, self.missing.iter().map(row));
+            let replicas = |sql: Sql| sql.insert("replica", replica::handed(&self.missing), constants);
             if txn.get_database_backend() == DbBackend::Postgres {
                 // Both at once: a way to the database and back less.
-                insert.and("accepted", |sql| sql.insert("replica", missing)).execute(txn).await?;
+                insert.and("accepted", replicas).execute(txn).await?;
             } else {
                 insert.execute(txn).await?;
-                Sql::on(txn).insert("replica", missing).execute(txn).await?;
+                replicas(Sql::on(txn)).execute(txn).await?;
             }
         }
         replica::save(txn, again).await

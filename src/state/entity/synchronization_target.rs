@@ -99,5 +99,5 @@ pub async fn insert(txn: &DatabaseTransaction, rows: impl IntoIterator<Item = Mo
             row.finished_at.into(),
         ]
     });
-    Sql::on(txn).insert("synchronization_target", Rows::new(columns, rows)).execute(txn).await.map(drop)
+    Sql::on(txn).insert("synchronization_target", Rows::new(columns, rows), []).execute(txn).await.map(drop)
 }
