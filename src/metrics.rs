@@ -5,14 +5,14 @@
 
 use std::{
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use opentelemetry::{
-    KeyValue, StringValue, global,
+    KeyValue, global,
     metrics::{Counter, Histogram, Meter, ObservableGauge, UpDownCounter},
 };
 
@@ -172,11 +172,11 @@ pub fn regions<'a>(regions: impl Iterator<Item = &'a RegionId>) {
 }
 
 /// A call has ended. `error` says that its code is an error of the server.
-pub fn called(method: &Arc<str>, code: &'static str, error: bool, took: Duration) {
+pub fn called(method: &'static str, code: &'static str, error: bool, took: Duration) {
     let Some(instruments) = instruments() else { return };
     let mut attributes = vec![
         KeyValue::new("rpc.system.name", "grpc"),
-        KeyValue::new("rpc.method", Arc::clone(method)),
+        KeyValue::new("rpc.method", method),
         KeyValue::new("rpc.response.status_code", code),
     ];
     attributes.extend(error.then(|| KeyValue::new("error.type", code)));
@@ -184,10 +184,9 @@ pub fn called(method: &Arc<str>, code: &'static str, error: bool, took: Duration
 }
 
 /// It was decided whether somebody may perform an action of the contract.
-pub fn decided(action: Option<&Arc<str>>, decision: &'static str) {
+pub fn decided(action: Option<&'static str>, decision: &'static str) {
     let Some(instruments) = instruments() else { return };
-    let action = action.map_or(StringValue::from("_OTHER"), |action| Arc::clone(action).into());
-    let action = KeyValue::new("appferry.action", action);
+    let action = KeyValue::new("appferry.action", action.unwrap_or("_OTHER"));
     instruments.decisions.add(1, &[action, KeyValue::new("appferry.decision", decision)]);
 }
 

@@ -147,7 +147,7 @@ fn open(store: OpenStore) -> region::Result<Arc<dyn Store>> {
 impl Service {
     /// Starts everything that the role asks for. The database's schema must be the current one.
     pub async fn start(config: &Config, role: Role) -> Result<Self, Error> {
-        let contract = Arc::new(Contract::load()?);
+        let contract = Contract::load()?;
         let regions = config.regions()?;
         let topology = config.topology()?;
         let worker_regions = config.worker.served(&regions)?;

@@ -253,7 +253,7 @@ async fn overhead() -> Result<()> {
     let stop = CancellationToken::new();
     let (state, tasks) = State::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
     let second = Duration::from_secs(1);
-    let contract = Arc::new(Contract::load()?);
+    let contract = Contract::load()?;
     let principals = arc_swap::ArcSwap::from_pointee(config.directory(&mut Fetched::default())?);
     let principals = Arc::new(principals);
     let mut writing = Vec::new();
@@ -268,7 +268,7 @@ async fn overhead() -> Result<()> {
         writing.push(task);
         let parts = Parts {
             plaintext: false,
-            contract: Arc::clone(&contract),
+            contract,
             directory: Arc::clone(&principals),
             failures_per_minute: 1,
             audit,

@@ -1,6 +1,6 @@
 //! What each method asks of its caller, read from the `(appferry.v1.authorization)` option.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor};
 
@@ -13,7 +13,7 @@ pub type MethodPath = String;
 #[derive(Debug, Clone)]
 pub struct Authorization {
     /// The RAM action.
-    pub action: Arc<str>,
+    pub action: String,
     /// What it is performed on.
     pub resource: Resource,
     /// Whether the method answers with a stream.
@@ -74,13 +74,19 @@ impl Authorizations {
                     let value = row.get_field_by_name(field)?;
                     value.as_str().filter(|s| !s.is_empty()).map(str::to_owned)
                 };
-                let action = text("action").ok_or_else(unauthorized)?.into();
+                let action = text("action").ok_or_else(unauthorized)?;
                 let resource = resource(&method, &text("resource").ok_or_else(unauthorized)?)?;
                 let path = format!("/{}/{}", service.full_name(), method.name());
                 rows.insert(path, Authorization { action, resource, streams: method.is_server_streaming() });
             }
         }
         Ok(Self(rows))
+    }
+
+    /// A method's path as it stands here, if it has a row.
+    #[must_use]
+    pub fn path(&self, path: &str) -> Option<&str> {
+        self.0.get_key_value(path).map(|(path, _)| path.as_str())
     }
 
     /// The row of a method.
@@ -134,7 +140,7 @@ mod tests {
     fn synchronize_app_is_the_originals_row() {
         let rows = Authorizations::read(&pool()).expect("every method has its row");
         let row = rows.get("/appferry.v1.AppSyncService/SynchronizeApp").expect("the row");
-        assert_eq!(&*row.action, "ehpc:SynchronizeApp");
+        assert_eq!(row.action, "ehpc:SynchronizeApp");
         assert!(matches!(row.resource, Resource::All));
         assert_eq!(rows.iter().count(), 16);
     }

@@ -97,9 +97,16 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// Reads the tables from the descriptors that were compiled in.
-    pub fn load() -> Result<Self, Error> {
-        Self::from_pool(pool()?)
+    /// The tables of the descriptors that were compiled in, read once in the life of a process.
+    pub fn load() -> Result<&'static Self, Error> {
+        static CONTRACT: OnceLock<Contract> = OnceLock::new();
+        match CONTRACT.get() {
+            Some(contract) => Ok(contract),
+            None => {
+                let contract = Self::from_pool(pool()?)?;
+                Ok(CONTRACT.get_or_init(|| contract))
+            }
+        }
     }
 
     /// Reads the tables from `pool`.

@@ -25,13 +25,13 @@ const MAX_TRACE: usize = 512;
 #[derive(Debug)]
 pub struct AppSync {
     pub(super) state: State,
-    pub(super) contract: Arc<Contract>,
+    pub(super) contract: &'static Contract,
     pub(super) stop: CancellationToken,
 }
 
 impl AppSync {
     pub fn new(parts: &Parts) -> Self {
-        Self { state: parts.state.clone(), contract: Arc::clone(&parts.contract), stop: parts.stop.clone() }
+        Self { state: parts.state.clone(), contract: parts.contract, stop: parts.stop.clone() }
     }
 
     pub(super) fn refuse(&self, permit: &Permit, failure: impl Into<Failure>) -> Status {
@@ -88,7 +88,7 @@ fn traceparent(span: &SpanContext) -> String {
 /// A stream of snapshots on its way to a watcher.
 struct Watching {
     snapshots: Snapshots,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
     stop: CancellationToken,
     permit: Permit,
     next: Next,
@@ -192,13 +192,7 @@ impl AppSyncService for AppSync {
             Ok::<_, Failure>(self.state.synchronization_watch(id).await?)
         };
         let snapshots = answer.await.map_err(|failure| self.refuse(&permit, failure))?;
-        let watch = Watching {
-            snapshots,
-            contract: Arc::clone(&self.contract),
-            stop: self.stop.clone(),
-            permit,
-            next: Next::First,
-        };
+        let watch = Watching { snapshots, contract: self.contract, stop: self.stop.clone(), permit, next: Next::First };
         Ok(Response::new(Box::pin(stream::unfold(watch, Watching::next))))
     }
 

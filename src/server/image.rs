@@ -1,6 +1,6 @@
 //! `ImageService`: wire to domain, the home region's store where an image is registered, and the state.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
@@ -34,7 +34,7 @@ const MAX_VALUES: usize = 100;
 pub struct Images {
     state: State,
     backend: Backend,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
     clock: Clock,
     verifier: Verifier,
 }
@@ -44,14 +44,9 @@ impl Images {
         Self {
             state: parts.state.clone(),
             backend: parts.backend.clone(),
-            contract: Arc::clone(&parts.contract),
+            contract: parts.contract,
             clock: parts.clock.clone(),
-            verifier: Verifier::new(
-                parts.state.clone(),
-                parts.backend.clone(),
-                Arc::clone(&parts.contract),
-                parts.stop.clone(),
-            ),
+            verifier: Verifier::new(parts.state.clone(), parts.backend.clone(), parts.contract, parts.stop.clone()),
         }
     }
 

@@ -70,7 +70,7 @@ const SERVICES: [&str; 4] = [
 #[derive(Debug, Clone)]
 pub struct Parts {
     /// The contract's tables.
-    pub contract: Arc<Contract>,
+    pub contract: &'static Contract,
     /// Who may call, as the configuration has it now.
     pub directory: Arc<ArcSwap<Directory>>,
     /// Credentials of one source that may prove nothing, a minute.
@@ -120,7 +120,7 @@ pub type Health = tonic_health::server::HealthReporter;
 
 /// The whole service: every path, with everything that stands before it.
 pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Error> {
-    let contract = Arc::clone(&parts.contract);
+    let contract = parts.contract;
     let synchronizations = Arc::new(app_sync::AppSync::new(&parts));
     let app_sync = v1::app_sync_service_server::AppSyncServiceServer::from_arc(Arc::clone(&synchronizations))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -145,26 +145,26 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
     // What stands before the methods of the contract, outermost first.
     let guarded = ServiceBuilder::new()
         // Before a byte of the body is read by anybody.
-        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, Arc::clone(&contract)))
+        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, contract))
         // Turns the overload that is found further in into an answer.
-        .layer(AmendLayer::<Shed>::new(Arc::clone(&contract)))
+        .layer(AmendLayer::<Shed>::new(contract))
         .load_shed()
         .layer(GlobalConcurrencyLimitLayer::new(parts.max_in_flight))
         // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.
-        .layer(DeadlineLayer::new(parts.deadlines, Arc::clone(&contract)))
+        .layer(DeadlineLayer::new(parts.deadlines, contract))
         .layer(gate(&parts))
         // Behind it: what is wrong with a request is told to those who may make it.
-        .layer(UnreadableLayer(Arc::clone(&contract)))
-        .service(Methods { app_sync, images, operations });
+        .layer(UnreadableLayer(contract))
+        .service(Methods::new(app_sync, images, operations));
 
     // Every call, outermost first.
     let entrance = ServiceBuilder::new()
         // Before anything that can refuse or that writes something down: it names the request.
         .layer(RequestIdLayer)
         // Sees everything that happens to a call, rejections too.
-        .layer(TraceLayer::new(&contract))
+        .layer(TraceLayer(contract))
         // Around whatever may fail in a way that nobody foresaw.
-        .layer(AmendLayer::<CatchPanic>::new(Arc::clone(&contract)))
+        .layer(AmendLayer::<CatchPanic>::new(contract))
         // Around everything that may refuse in words that are not the contract's.
         .layer(AmendLayer::<Conform>::new(contract))
         .service(Paths { guarded, open: open.prepare() });
@@ -181,9 +181,9 @@ pub type Gate = (AuthenticateLayer, QuotaLayer, AuthorizeLayer);
 #[must_use]
 pub fn gate(parts: &Parts) -> Gate {
     let Parts { contract, directory, state, clock, audit, .. } = parts.clone();
-    let authorization = Authorization { contract: Arc::clone(&contract), clock: clock.clone(), audit: audit.clone() };
+    let authorization = Authorization { contract, clock: clock.clone(), audit: audit.clone() };
     let attempts = Attempts::new(parts.failures_per_minute);
-    let authentication = Authentication { directory, attempts, state, clock, audit, contract: Arc::clone(&contract) };
+    let authentication = Authentication { directory, attempts, state, clock, audit, contract };
     (AuthenticateLayer(Arc::new(authentication)), QuotaLayer::new(contract), AuthorizeLayer(Arc::new(authorization)))
 }
 

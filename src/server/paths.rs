@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -60,15 +61,25 @@ where
     }
 }
 
-/// The methods of the contract.
+/// The methods of the contract. Cloned for every call, so that it is one counter that all processors change, and not one a service.
 #[derive(Debug, Clone)]
-pub struct Methods {
-    /// Synchronizing.
-    pub app_sync: AppSyncServiceServer<AppSync>,
-    /// Images.
-    pub images: ImageServiceServer<Images>,
-    /// Synchronizations as operations.
-    pub operations: OperationsServer<AppSync>,
+pub struct Methods(Arc<Services>);
+
+#[derive(Debug)]
+struct Services {
+    app_sync: AppSyncServiceServer<AppSync>,
+    images: ImageServiceServer<Images>,
+    operations: OperationsServer<AppSync>,
+}
+
+impl Methods {
+    pub fn new(
+        app_sync: AppSyncServiceServer<AppSync>,
+        images: ImageServiceServer<Images>,
+        operations: OperationsServer<AppSync>,
+    ) -> Self {
+        Self(Arc::new(Services { app_sync, images, operations }))
+    }
 }
 
 impl Service<Request<Body>> for Methods {
@@ -82,9 +93,9 @@ impl Service<Request<Body>> for Methods {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match service(request.uri().path()) {
-            image_service_server::SERVICE_NAME => self.images.call(request),
-            operations_server::SERVICE_NAME => self.operations.call(request),
-            _ => self.app_sync.call(request),
+            image_service_server::SERVICE_NAME => self.0.images.clone().call(request),
+            operations_server::SERVICE_NAME => self.0.operations.clone().call(request),
+            _ => self.0.app_sync.clone().call(request),
         }
     }
 }

@@ -26,7 +26,7 @@ const AT_ONCE: usize = 4;
 pub struct Verifier {
     state: State,
     backend: Backend,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
     stop: CancellationToken,
     slots: Arc<Semaphore>,
 }
@@ -35,7 +35,7 @@ pub struct Verifier {
 pub type Found = Pin<Box<dyn Stream<Item = Result<v1::VerifyImageResponse, Status>> + Send>>;
 
 impl Verifier {
-    pub fn new(state: State, backend: Backend, contract: Arc<Contract>, stop: CancellationToken) -> Self {
+    pub fn new(state: State, backend: Backend, contract: &'static Contract, stop: CancellationToken) -> Self {
         Self { state, backend, contract, stop, slots: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 

@@ -129,7 +129,7 @@ async fn a_statement_on_some_images_decides_about_those_before_they_are_looked_u
 #[test]
 fn every_method_asks_for_its_action() {
     let contract = Contract::load().expect("the contract");
-    let mut actions: Vec<_> = contract.authorizations.iter().map(|(path, row)| (path, &*row.action)).collect();
+    let mut actions: Vec<_> = contract.authorizations.iter().map(|(path, row)| (path, row.action.as_str())).collect();
     actions.sort_unstable();
     assert_eq!(
         actions,

@@ -71,7 +71,7 @@ async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
 /// A service that refuses calls so and so often before it takes one.
 #[derive(Clone)]
 struct Busy {
-    contract: Arc<Contract>,
+    contract: &'static Contract,
     refusals: usize,
     asked: Arc<Mutex<Vec<(Instant, String)>>>,
 }
@@ -126,7 +126,7 @@ impl AppSyncService for Busy {
 }
 
 async fn busy(refusals: usize) -> (Busy, String) {
-    let contract = Arc::new(Contract::load().expect("the contract"));
+    let contract = Contract::load().expect("the contract");
     let busy = Busy { contract, refusals, asked: Arc::default() };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));

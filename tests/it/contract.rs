@@ -60,7 +60,7 @@ const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
 ];
 
 /// A service that refuses every call with the failure that its `app_id` names.
-struct Refusing(Contract, HashMap<String, Code>);
+struct Refusing(&'static Contract, HashMap<String, Code>);
 
 #[tonic::async_trait]
 impl AppSyncService for Refusing {

@@ -5,7 +5,6 @@ use std::{
     convert::Infallible,
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -32,19 +31,19 @@ pub trait Amend<F: Future> {
 /// A layer that amends as `A` does.
 #[derive(Debug)]
 pub struct AmendLayer<A> {
-    contract: Arc<Contract>,
+    contract: &'static Contract,
     amends: PhantomData<fn() -> A>,
 }
 
 impl<A> AmendLayer<A> {
-    pub fn new(contract: Arc<Contract>) -> Self {
+    pub fn new(contract: &'static Contract) -> Self {
         Self { contract, amends: PhantomData }
     }
 }
 
 impl<A> Clone for AmendLayer<A> {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.contract))
+        Self::new(self.contract)
     }
 }
 
@@ -86,7 +85,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let request_id = request_id(&request);
         let watched = A::watch(self.inner.call(request));
-        ResponseFuture { watched, request_id, contract: Arc::clone(&self.layer.contract) }
+        ResponseFuture { watched, request_id, contract: self.layer.contract }
     }
 }
 
@@ -96,7 +95,7 @@ pin_project! {
         #[pin]
         watched: A::Watched,
         request_id: RequestId,
-        contract: Arc<Contract>,
+        contract: &'static Contract,
     }
 }
 

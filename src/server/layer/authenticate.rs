@@ -49,7 +49,7 @@ pub struct Authentication {
     /// Takes down who is refused.
     pub audit: Audit,
     /// The contract's tables.
-    pub contract: Arc<Contract>,
+    pub contract: &'static Contract,
 }
 
 /// See the module.
@@ -84,7 +84,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let authentication = Arc::clone(&self.authentication);
+        let authentication = &self.authentication;
         let peer = request.extensions().get::<Peer>();
         let wait = peer.and_then(|peer| authentication.attempts.wait(peer.source(), Instant::now()));
         let presented = match wait {
@@ -100,6 +100,7 @@ where
                 // The clone is made ready some time; this one is.
                 let clone = self.inner.clone();
                 let mut inner = mem::replace(&mut self.inner, clone);
+                let authentication = Arc::clone(authentication);
                 Either::Right(Box::pin(async move {
                     match authentication.signature(&mut request).await {
                         Ok(caller) => {
@@ -112,13 +113,13 @@ where
                             Ok(answer.await)
                         }
                         Err(SignatureRefusal::Other(refusal)) => {
-                            Ok(refusal.answer(&authentication.contract, request_id(&request)))
+                            Ok(refusal.answer(authentication.contract, request_id(&request)))
                         }
                     }
                 }))
             }
             Err(rejected) => {
-                let refused = Refused::of(&request);
+                let (authentication, refused) = (Arc::clone(authentication), Refused::of(&request));
                 Either::Right(Box::pin(async move { Ok(authentication.reject(rejected, refused).await) }))
             }
         }
@@ -230,14 +231,14 @@ impl Authentication {
         if let Some(peer) = peer.as_ref().filter(|_| !rejected.failure.is_throttling()) {
             self.attempts.failed(peer.source(), Instant::now());
         }
-        let action = self.contract.authorizations.get(&path).map(|row| &row.action);
+        let action = self.contract.authorizations.get(&path).map(|row| row.action.as_str());
         let record = audit::Record {
             request_id,
             trace_id,
             principal: None,
             authenticated_by: None,
             method: &path,
-            action: action.map(|action| &**action),
+            action,
             resource: None,
             decision: audit::Verdict::Deny,
             reason: &rejected.why,
@@ -245,7 +246,7 @@ impl Authentication {
         };
         metrics::decided(action, "deny");
         self.audit.record(&record).await;
-        super::refuse(&rejected.failure, &self.contract, request_id)
+        super::refuse(&rejected.failure, self.contract, request_id)
     }
 }
 

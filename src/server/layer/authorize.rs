@@ -32,7 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Authorization {
     /// The contract's tables.
-    pub contract: Arc<Contract>,
+    pub contract: &'static Contract,
     /// Tells when it is decided.
     pub clock: Clock,
     /// Takes decisions down.
@@ -81,7 +81,7 @@ where
                     request.extensions_mut().insert(permit);
                     inner.call(request).await
                 }
-                Err(refusal) => Ok(refusal.answer(&authorization.contract, request_id(&request))),
+                Err(refusal) => Ok(refusal.answer(authorization.contract, request_id(&request))),
             }
         })
     }

@@ -2,7 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -21,11 +20,11 @@ use crate::domain::RequestId;
 #[derive(Debug, Clone)]
 pub struct LimitBodyLayer {
     most: usize,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
 }
 
 impl LimitBodyLayer {
-    pub fn new(most: usize, contract: Arc<Contract>) -> Self {
+    pub fn new(most: usize, contract: &'static Contract) -> Self {
         Self { most, contract }
     }
 }
@@ -34,7 +33,7 @@ impl<S> Layer<S> for LimitBodyLayer {
     type Service = LimitBody<S>;
 
     fn layer(&self, inner: S) -> LimitBody<S> {
-        LimitBody { inner, most: self.most, contract: Arc::clone(&self.contract) }
+        LimitBody { inner, most: self.most, contract: self.contract }
     }
 }
 
@@ -43,7 +42,7 @@ impl<S> Layer<S> for LimitBodyLayer {
 pub struct LimitBody<S> {
     inner: S,
     most: usize,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
 }
 
 impl<S, B> Service<Request<B>> for LimitBody<S>
@@ -61,7 +60,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let request_id = request_id(&request);
-        let contract = Arc::clone(&self.contract);
+        let contract = self.contract;
         let most = self.most;
         let request =
             request.map(|inner| Body::new(LimitedBody { inner, left: most + PREFIX, most, request_id, contract }));
@@ -76,7 +75,7 @@ pin_project! {
         left: usize,
         most: usize,
         request_id: RequestId,
-        contract: Arc<Contract>,
+        contract: &'static Contract,
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -48,11 +47,11 @@ impl Deadlines {
 #[derive(Debug, Clone)]
 pub struct DeadlineLayer {
     deadlines: Deadlines,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
 }
 
 impl DeadlineLayer {
-    pub fn new(deadlines: Deadlines, contract: Arc<Contract>) -> Self {
+    pub fn new(deadlines: Deadlines, contract: &'static Contract) -> Self {
         Self { deadlines, contract }
     }
 }
@@ -88,7 +87,7 @@ where
         let DeadlineLayer { deadlines, contract } = &self.layer;
         let streams = contract.authorizations.get(request.uri().path()).is_some_and(|row| row.streams);
         let allowed = deadlines.of(parse(request.headers()), streams);
-        let expiry = Expiry { allowed, request_id: request_id(&request), contract: Arc::clone(contract) };
+        let expiry = Expiry { allowed, request_id: request_id(&request), contract };
         let deadline = Instant::now() + allowed;
         request.extensions_mut().insert(Deadline { at: deadline, allowed });
         let sleep = sleep_until(deadline);
@@ -129,7 +128,7 @@ fn parse(headers: &HeaderMap) -> Option<Duration> {
 struct Expiry {
     allowed: Duration,
     request_id: RequestId,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
 }
 
 impl Expiry {
@@ -172,7 +171,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
         if this.sleep.poll(cx).is_ready()
             && let Some(expiry) = this.expiry.take()
         {
-            return Poll::Ready(Ok(refuse(&expiry.failure(), &expiry.contract, expiry.request_id)));
+            return Poll::Ready(Ok(refuse(&expiry.failure(), expiry.contract, expiry.request_id)));
         }
         Poll::Pending
     }

@@ -40,7 +40,7 @@ impl<F: Future<Output = Answer>> Amend<F> for CatchPanic {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, sync::Arc};
+    use std::convert::Infallible;
 
     use http::{Request, Response};
     use tonic::body::Body;
@@ -57,7 +57,7 @@ mod tests {
         });
         let mut request = Request::new(Body::empty());
         request.extensions_mut().insert(RequestId::generate());
-        let contract = Arc::new(Contract::load().expect("the contract"));
+        let contract = Contract::load().expect("the contract");
         let Ok(response) = AmendLayer::<CatchPanic>::new(contract).layer(panicking).oneshot(request).await;
         assert_eq!(response.headers()["grpc-status"], "13");
         assert!(response.headers().contains_key("grpc-status-details-bin"));

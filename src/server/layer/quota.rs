@@ -75,13 +75,13 @@ impl Drop for Open {
 #[derive(Debug, Clone)]
 pub struct QuotaLayer {
     usages: Arc<Usages>,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
 }
 
 impl QuotaLayer {
     /// Nobody has done anything yet.
     #[must_use]
-    pub fn new(contract: Arc<Contract>) -> Self {
+    pub fn new(contract: &'static Contract) -> Self {
         Self { usages: Arc::default(), contract }
     }
 }

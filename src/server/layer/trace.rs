@@ -3,10 +3,8 @@
 //! is found in the request's extensions.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -39,30 +37,14 @@ const OPEN: [&str; 4] = [
 const OTHER: &str = "_OTHER";
 
 /// See the module.
-#[derive(Debug, Clone)]
-pub struct TraceLayer(Arc<Methods>);
-
-/// What methods are called in metrics, by their paths. Whoever calls can name any number of others.
-#[derive(Debug)]
-struct Methods {
-    known: HashMap<String, Arc<str>>,
-    other: Arc<str>,
-}
-
-impl TraceLayer {
-    /// Knows the methods of the contract, and those that need no credential.
-    pub fn new(contract: &Contract) -> Self {
-        let paths = contract.authorizations.iter().map(|(path, _)| path).chain(OPEN);
-        let known = paths.map(|path| (path.to_owned(), path.trim_start_matches('/').into())).collect();
-        Self(Arc::new(Methods { known, other: OTHER.into() }))
-    }
-}
+#[derive(Debug, Clone, Copy)]
+pub struct TraceLayer(pub &'static Contract);
 
 impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
 
     fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner, methods: Arc::clone(&self.0) }
+        Trace { inner, contract: self.0 }
     }
 }
 
@@ -70,7 +52,14 @@ impl<S> Layer<S> for TraceLayer {
 #[derive(Debug, Clone)]
 pub struct Trace<S> {
     inner: S,
-    methods: Arc<Methods>,
+    contract: &'static Contract,
+}
+
+/// What a path's method is called in metrics. Whoever calls can name any number of others than there are.
+fn known(path: &str, contract: &'static Contract) -> &'static str {
+    let of_contract = contract.authorizations.path(path);
+    let path = of_contract.or_else(|| OPEN.into_iter().find(|open| *open == path));
+    path.map_or(OTHER, |path| path.trim_start_matches('/'))
 }
 
 impl<S, B> Service<Request<B>> for Trace<S>
@@ -87,7 +76,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
-        let known = Arc::clone(self.methods.known.get(path).unwrap_or(&self.methods.other));
+        let known = known(path, self.contract);
         let method = path.trim_start_matches('/');
         let id = request_id(&request).to_string();
         let span = tracing::info_span!(
@@ -138,7 +127,7 @@ impl Extractor for Headers<'_> {
 #[derive(Debug)]
 struct Outcome {
     span: Span,
-    method: Arc<str>,
+    method: &'static str,
     began: Instant,
     /// Nothing until it is known.
     code: Option<Code>,
@@ -173,8 +162,8 @@ impl Drop for Outcome {
             self.record(code);
         }
         let took = self.began.elapsed();
-        metrics::called(&self.method, name(code), is_error(code), took);
-        tracing::debug!(method = &*self.method, code = name(code), ?took, "a call was answered");
+        metrics::called(self.method, name(code), is_error(code), took);
+        tracing::debug!(method = self.method, code = name(code), ?took, "a call was answered");
     }
 }
 

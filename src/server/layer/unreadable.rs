@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -17,13 +16,13 @@ use crate::{contract::Contract, server::openapi::Unreadable};
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct UnreadableLayer(pub Arc<Contract>);
+pub struct UnreadableLayer(pub &'static Contract);
 
 impl<S> Layer<S> for UnreadableLayer {
     type Service = RefuseUnreadable<S>;
 
     fn layer(&self, inner: S) -> RefuseUnreadable<S> {
-        RefuseUnreadable { inner, contract: Arc::clone(&self.0) }
+        RefuseUnreadable { inner, contract: self.0 }
     }
 }
 
@@ -31,7 +30,7 @@ impl<S> Layer<S> for UnreadableLayer {
 #[derive(Debug, Clone)]
 pub struct RefuseUnreadable<S> {
     inner: S,
-    contract: Arc<Contract>,
+    contract: &'static Contract,
 }
 
 impl<S> Service<Request<Body>> for RefuseUnreadable<S>
@@ -49,9 +48,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match request.extensions().get::<Unreadable>() {
             None => Either::Left(self.inner.call(request)),
-            Some(Unreadable(failure)) => {
-                Either::Right(ready(Ok(refuse(failure, &self.contract, request_id(&request)))))
-            }
+            Some(Unreadable(failure)) => Either::Right(ready(Ok(refuse(failure, self.contract, request_id(&request))))),
         }
     }
 }
