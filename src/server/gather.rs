@@ -1,6 +1,5 @@
 //! Answers that are ready at the same time leave together. Calls that were committed together are answered one after the other, each
-//! by a task of its own; without this, each answer would be a write to the socket by itself, which costs more than most of what was
-//! done for the call.
+//! by a task of its own; without this, each answer would be a write to the socket by itself.
 
 use std::{
     io::{self, IoSlice},

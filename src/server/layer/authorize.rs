@@ -122,8 +122,7 @@ impl Authorization {
             caller.identity.policies.decide(&ram::Request { action: &row.action, resource, context: &context });
         let allowed = decision.is_allowed();
         let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
-        let span = Span::current();
-        tracing::record_all!(span, appferry.principal = principal.as_str(), appferry.decision = word);
+        Span::current().record("appferry.decision", word);
         let request_id = request_id(request);
         let record = audit::Record {
             request_id,

@@ -122,7 +122,6 @@ where
         Either::Right(match usages.begin(&identity.principal, identity.quota, Instant::now()) {
             Ok(open) => Either::Left(HeldFuture::new(self.inner.call(request), open)),
             Err(retry_after) => {
-                tracing::Span::current().record("appferry.principal", identity.principal.as_str());
                 let failure = Failure::throttled(retry_after);
                 Either::Right(std::future::ready(Ok(refuse(&failure, contract, request_id(&request)))))
             }
