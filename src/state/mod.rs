@@ -6,6 +6,7 @@
 
 mod accept;
 mod bell;
+mod checkpoint;
 mod claim;
 mod database;
 mod duty;
@@ -27,6 +28,7 @@ mod upload;
 
 use std::{sync::Arc, time::Duration};
 
+use sea_orm::DbBackend;
 use tokio::{
     sync::{OnceCell, mpsc},
     task::JoinHandle,
@@ -79,8 +81,8 @@ impl Tasks {
 
 impl State {
     /// Opens the database, whose schema must be the current one, and starts the tasks behind it: those that commit calls and
-    /// reports in groups, the one that feeds watchers, and the one that tells other processes and hears from them. They end when
-    /// `stop` is canceled.
+    /// reports in groups, the one that feeds watchers, the one that tells other processes and hears from them, and on SQLite the one
+    /// that folds the log back. They end when `stop` is canceled.
     pub async fn open(settings: &Settings, regions: Regions, stop: CancellationToken) -> Result<(Self, Tasks)> {
         let db = database::open(settings).await?;
         let groups = db.groups();
@@ -107,6 +109,9 @@ impl State {
         let commit = async move |told: &[report::Told]| report::commit_together(&own, told).await;
         tasks.push(tokio::spawn(group::Queue::new("reports", told).run(report::BATCH, stop.clone(), commit)));
         tasks.push(tokio::spawn(feed::run(state.clone(), settings.poll, stop.clone())));
+        if state.0.db.backend() == DbBackend::Sqlite {
+            tasks.push(tokio::spawn(checkpoint::run(state.clone(), stop.clone())));
+        }
         tasks.push(tokio::spawn(bell::run(state.clone(), stop)));
         Ok((state, Tasks(tasks)))
     }

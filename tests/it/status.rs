@@ -20,7 +20,8 @@ use crate::harness::{
 /// A browser that has the page open.
 struct Browser {
     child: Child,
-    steps: ChildStdin,
+    /// Nothing at the end: the script then closes the browser.
+    steps: Option<ChildStdin>,
     seen: BufReader<ChildStdout>,
     url: String,
 }
@@ -37,13 +38,13 @@ impl Browser {
         let mut steps = child.stdin.take().expect("it is piped");
         let seen = BufReader::new(child.stdout.take().expect("it is piped"));
         writeln!(steps, "{}", json!({ "url": url })).expect("it reads");
-        Self { child, steps, seen, url: url.to_owned() }
+        Self { child, steps: Some(steps), seen, url: url.to_owned() }
     }
 
     /// Has a step taken, and returns what is seen then.
     fn step(&mut self, step: &Value) -> Value {
         tokio::task::block_in_place(|| {
-            writeln!(self.steps, "{step}").expect("it reads");
+            writeln!(self.steps.as_mut().expect("it is open"), "{step}").expect("it reads");
             let mut line = String::new();
             self.seen.read_line(&mut line).expect("it answers");
             serde_json::from_str(&line).unwrap_or_else(|error| panic!("{step} at {}: {error}: {line:?}", self.url))
@@ -53,7 +54,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        self.child.kill().ok();
+        drop(self.steps.take());
         self.child.wait().ok();
     }
 }

@@ -22,7 +22,8 @@ pub async fn connect(settings: &Settings, connections: u32) -> Result<DatabaseCo
                 .pragma("journal_mode", "WAL")
                 // A commit is on the disk before it is acknowledged, and not only handed to the operating system.
                 .pragma("synchronous", "FULL")
-                // A group of calls writes many pages; to fold them back after each would write everything twice at once.
+                // A group of calls writes many pages; to fold them back after each would write everything twice at once. Most of it
+                // is done beside the writer (`checkpoint`).
                 .pragma("wal_autocheckpoint", "16384")
                 .pragma("cache_size", "-16384")
                 .pragma("temp_store", "MEMORY")

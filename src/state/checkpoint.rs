@@ -1,0 +1,90 @@
+//! SQLite's log is folded back into the database beside the writer. A commit that finds the log long folds back what is left of it
+//! (`wal_autocheckpoint`), and every call waits for that; so there should not be much left.
+
+use std::time::Duration;
+
+use sea_orm::ConnectionTrait as _;
+use tokio_util::sync::CancellationToken;
+
+use super::State;
+use crate::domain::with_causes;
+
+/// How often, while something is written.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Folds back what has been written, until `stop` is canceled.
+pub(super) async fn run(state: State, stop: CancellationToken) {
+    let mut seen = 0;
+    loop {
+        let written = async {
+            state.0.signals.changed.raised_since(&mut seen).await;
+            tokio::time::sleep(EVERY).await;
+        };
+        if stop.run_until_cancelled(written).await.is_none() {
+            return;
+        }
+        // It waits for nobody, and nobody for it (<https://sqlite.org/c3ref/wal_checkpoint_v2.html>).
+        let fold = async { Ok(state.0.db.read.execute_unprepared("PRAGMA wal_checkpoint(PASSIVE)").await?) };
+        if let Err(error) = state.in_time(fold).await {
+            tracing::debug!(error = %with_causes(&error), "the log could not be folded back; the writer will do it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{Settings, State, migrate};
+    use crate::domain::{Clock, Content, Image, ImageKind, ImageName, RegionId, Regions, RequestId, Targets};
+    use crate::state::Ask;
+
+    /// So few calls would stay in the log for good.
+    #[tokio::test]
+    async fn what_was_written_is_soon_in_the_database_itself() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("state.db");
+        let settings = Settings::new(format!("sqlite://{}", file.display()));
+        migrate(&settings).await.expect("the schema");
+        let home: RegionId = "home".parse().expect("an id");
+        let regions = Regions::new(home.clone(), ["there".parse().expect("an id")]);
+        let stop = CancellationToken::new();
+        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        let image = Image {
+            id: "an-image-to-be-found".parse().expect("an id"),
+            name: "n".into(),
+            version: String::new(),
+            description: String::new(),
+            kind: ImageKind::Vm,
+            source: ImageName("n".into()),
+            home,
+            content: Content::Ecs,
+            size: 0,
+            created_at: Clock::system().now(),
+        };
+        state.image_add(&image).await.expect("it is added");
+        let ask = Ask {
+            request_id: RequestId::generate(),
+            image: image.id.clone(),
+            targets: Targets::All,
+            principal: "p".into(),
+            token: None,
+            trace: None,
+        };
+        state.accept(ask).await.expect("it is accepted");
+        let folded = async {
+            loop {
+                let bytes = tokio::fs::read(&file).await.expect("it is a file");
+                if bytes.windows(image.id.as_str().len()).any(|window| window == image.id.as_str().as_bytes()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), folded).await.expect("the log is folded back");
+        stop.cancel();
+        tasks.join().await;
+    }
+}
