@@ -67,16 +67,18 @@ pub enum Error {
     Row(String),
 }
 
+/// What is made once in the life of a process, unless that fails.
+fn once<T, E>(made: &'static OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<&'static T, E> {
+    match made.get() {
+        Some(made) => Ok(made),
+        None => make().map(|new| made.get_or_init(|| new)),
+    }
+}
+
 /// The descriptors, decoded once.
 fn pool() -> Result<&'static DescriptorPool, DescriptorError> {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
-    match POOL.get() {
-        Some(pool) => Ok(pool),
-        None => {
-            let pool = DescriptorPool::decode(DESCRIPTORS)?;
-            Ok(POOL.get_or_init(|| pool))
-        }
-    }
+    once(&POOL, || DescriptorPool::decode(DESCRIPTORS))
 }
 
 /// A message of the contract in the JSON form that protobuf prescribes for it, by its name and as it is encoded.
@@ -100,13 +102,7 @@ impl Contract {
     /// The tables of the descriptors that were compiled in, read once in the life of a process.
     pub fn load() -> Result<&'static Self, Error> {
         static CONTRACT: OnceLock<Contract> = OnceLock::new();
-        match CONTRACT.get() {
-            Some(contract) => Ok(contract),
-            None => {
-                let contract = Self::from_pool(pool()?)?;
-                Ok(CONTRACT.get_or_init(|| contract))
-            }
-        }
+        once(&CONTRACT, || Self::from_pool(pool()?))
     }
 
     /// Reads the tables from `pool`.

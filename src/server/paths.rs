@@ -23,9 +23,9 @@ use crate::contract::{
     },
 };
 
-/// The service that a path is of (gRPC over HTTP/2, "Path").
+/// The service that a path is of; nothing for one that names no method (gRPC over HTTP/2, "Path").
 fn service(path: &str) -> &str {
-    path.trim_start_matches('/').split('/').next().unwrap_or_default()
+    path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(service, _)| service)
 }
 
 /// All paths.

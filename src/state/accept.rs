@@ -86,7 +86,7 @@ pub(super) async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<R
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::{super::Settings, Ask, State, commit_together};
@@ -95,7 +95,22 @@ mod tests {
         state::{Error, Filter, migrate},
     };
 
-    fn ask(image: &str) -> Ask {
+    pub fn image(id: &str, home: &RegionId) -> Image {
+        Image {
+            id: id.parse().expect("an id"),
+            name: "n".into(),
+            version: String::new(),
+            description: String::new(),
+            kind: ImageKind::Vm,
+            source: ImageName("n".into()),
+            home: home.clone(),
+            content: Content::Ecs,
+            size: 0,
+            created_at: Clock::system().now(),
+        }
+    }
+
+    pub fn ask(image: &str) -> Ask {
         Ask {
             request_id: RequestId::generate(),
             image: image.parse().expect("an id"),
@@ -117,19 +132,7 @@ mod tests {
         let stop = CancellationToken::new();
         let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
         for n in 0..100 {
-            let image = Image {
-                id: format!("image-{n}").parse().expect("an id"),
-                name: "n".into(),
-                version: String::new(),
-                description: String::new(),
-                kind: ImageKind::Vm,
-                source: ImageName("n".into()),
-                home: home.clone(),
-                content: Content::Ecs,
-                size: 0,
-                created_at: Clock::system().now(),
-            };
-            state.image_add(&image).await.expect("it is added");
+            state.image_add(&image(&format!("image-{n}"), &home)).await.expect("it is added");
         }
         let mut asks: Vec<_> = (0..100).map(|n| ask(&format!("image-{n}"))).collect();
         asks.insert(50, ask("nobody-knows-it"));

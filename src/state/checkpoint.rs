@@ -37,9 +37,14 @@ mod tests {
 
     use tokio_util::sync::CancellationToken;
 
-    use super::super::{Settings, State, migrate};
-    use crate::domain::{Clock, Content, Image, ImageKind, ImageName, RegionId, Regions, RequestId, Targets};
-    use crate::state::Ask;
+    use super::super::{
+        Settings, State,
+        accept::tests::{ask, image},
+        migrate,
+    };
+    use crate::domain::{RegionId, Regions};
+
+    const IMAGE: &str = "an-image-to-be-found";
 
     /// So few calls would stay in the log for good.
     #[tokio::test]
@@ -52,32 +57,12 @@ mod tests {
         let regions = Regions::new(home.clone(), ["there".parse().expect("an id")]);
         let stop = CancellationToken::new();
         let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
-        let image = Image {
-            id: "an-image-to-be-found".parse().expect("an id"),
-            name: "n".into(),
-            version: String::new(),
-            description: String::new(),
-            kind: ImageKind::Vm,
-            source: ImageName("n".into()),
-            home,
-            content: Content::Ecs,
-            size: 0,
-            created_at: Clock::system().now(),
-        };
-        state.image_add(&image).await.expect("it is added");
-        let ask = Ask {
-            request_id: RequestId::generate(),
-            image: image.id.clone(),
-            targets: Targets::All,
-            principal: "p".into(),
-            token: None,
-            trace: None,
-        };
-        state.accept(ask).await.expect("it is accepted");
+        state.image_add(&image(IMAGE, &home)).await.expect("it is added");
+        state.accept(ask(IMAGE)).await.expect("it is accepted");
         let folded = async {
             loop {
                 let bytes = tokio::fs::read(&file).await.expect("it is a file");
-                if bytes.windows(image.id.as_str().len()).any(|window| window == image.id.as_str().as_bytes()) {
+                if bytes.windows(IMAGE.len()).any(|window| window == IMAGE.as_bytes()) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -48,7 +48,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let id = RequestId::generate();
         request.extensions_mut().insert(id);
-        ResponseFuture { inner: self.inner.call(request), id: Some(id) }
+        ResponseFuture { inner: self.inner.call(request), id }
     }
 }
 
@@ -58,7 +58,7 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        id: Option<RequestId>,
+        id: RequestId,
     }
 }
 
@@ -68,7 +68,7 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let this = self.project();
         let Ok(mut response) = ready!(this.inner.poll(cx));
-        if let Some(Ok(id)) = this.id.take().map(|id| HeaderValue::try_from(id.to_string())) {
+        if let Ok(id) = HeaderValue::try_from(this.id.to_string()) {
             response.headers_mut().insert(X_REQUEST_ID, id);
         }
         Poll::Ready(Ok(response))
