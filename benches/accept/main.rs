@@ -56,6 +56,8 @@ const IN_FLIGHT: usize = 256;
 const ROUNDS: usize = 10;
 const CALLS: usize = 20_000;
 const WARM_UP: usize = 10_000;
+/// Files of 16 MiB of PostgreSQL's log: twice what a run fills.
+const SEGMENTS: usize = 60;
 const TOKEN: &str = "bench";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
@@ -79,10 +81,22 @@ async fn on_each(act: impl AsyncFn(String, String) -> Result<()>) -> Result<()> 
         act("sqlite".to_owned(), format!("sqlite://{}/state.db", directory.path().display())).await?;
     }
     if wants("postgres") {
-        let server = Postgres::start(&[("shared_buffers", "512MB"), ("max_wal_size", "8GB")]);
+        let server = Postgres::start(&[("shared_buffers", "512MB"), ("max_wal_size", "8GB"), ("min_wal_size", "1GB")]);
+        write_ahead(&server.url("postgres")).await?;
         act("postgres".to_owned(), server.url("postgres")).await?;
     }
     Ok(())
+}
+
+/// Has a server make the files of its log that it will fill. One that has run for a while has them, as it uses them again; a new one
+/// makes each when the one before is full, and whoever commits waits for that.
+async fn write_ahead(url: &str) -> Result<()> {
+    let db = sea_orm::Database::connect(url).await?;
+    for _ in 0..SEGMENTS {
+        db.execute_unprepared("SELECT pg_logical_emit_message(false, 'bench', ''), pg_switch_wal()").await?;
+    }
+    db.execute_unprepared("CHECKPOINT").await?;
+    Ok(db.close().await?)
 }
 
 /// Runs the measurement as a child that exports its spans to this process, and then what measures the parts.
@@ -115,7 +129,7 @@ async fn measure(name: &str, url: &str) -> Result<()> {
     let images = WARM_UP + ROUNDS * CALLS;
     let (service, address) = start(url, images).await?;
     let service_clients = clients(address).await?;
-    let bare_clients = clients(bare::serve().await?).await?;
+    let bare_clients = clients(bare::serve()?).await?;
 
     let next = Arc::new(AtomicUsize::new(0));
     run(&service_clients, &next, WARM_UP).await?;

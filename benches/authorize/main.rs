@@ -48,12 +48,11 @@ use appferry::{
     state::{self, State},
 };
 use sha2::{Digest as _, Sha256};
-use tokio::{net::TcpListener, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
-    transport::{Channel, Endpoint, Server},
+    transport::{Channel, Endpoint, Server, server::TcpIncoming},
 };
 use tower::{Layer as _, Service};
 
@@ -166,22 +165,15 @@ fn config(database: &str) -> Result<Config> {
 }
 
 /// A server that does nothing, behind what lets calls in if there is such a thing.
-async fn serve(gate: Option<Gate>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let incoming = TcpListenerStream::new(listener);
+fn serve(gate: Option<Gate>) -> Result<SocketAddr> {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
+    let address = incoming.local_addr()?;
     let service = AppSyncServiceServer::new(bare::Bare);
-    let server = Server::builder().tcp_nodelay(true);
+    let mut server = Server::builder();
     match gate {
-        Some(gate) => {
-            let mut server = server.layer(gate);
-            tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
-        }
-        None => {
-            let mut server = server;
-            tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
-        }
-    }
+        Some(gate) => tokio::spawn(server.layer(gate).add_service(service).serve_with_incoming(incoming)),
+        None => tokio::spawn(server.add_service(service).serve_with_incoming(incoming)),
+    };
     Ok(address)
 }
 
@@ -258,7 +250,7 @@ async fn overhead() -> Result<()> {
     let principals = Arc::new(principals);
     let mut writing = Vec::new();
     // Nothing of what is allowed is written down, or all of it.
-    let mut servers = vec![serve(None).await?];
+    let mut servers = vec![serve(None)?];
     let inner =
         || tower::service_fn(async |_: http::Request<Body>| Ok::<_, Infallible>(http::Response::new(Body::empty())));
     let mut by_itself = vec![alone(inner()).await?];
@@ -279,7 +271,7 @@ async fn overhead() -> Result<()> {
             deadlines: Deadlines { default: second, longest: second, stream: second },
             stop: stop.clone(),
         };
-        servers.push(serve(Some(server::gate(&parts))).await?);
+        servers.push(serve(Some(server::gate(&parts)))?);
         by_itself.push(alone(server::gate(&parts).layer(inner())).await?);
     }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); servers.len()];

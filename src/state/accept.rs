@@ -3,10 +3,11 @@
 
 mod batch;
 
+use batch::Known;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use super::{Error, Result, State, group};
+use super::{Error, Result, State, database::Dedicated, group};
 use crate::domain::{ClientToken, ImageId, RequestId, Targets};
 
 /// A call to accept.
@@ -59,8 +60,12 @@ impl State {
     }
 }
 
-/// Commits calls together, and answers each.
-pub(super) async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
+/// Commits calls together, and answers each. On PostgreSQL, the task that does this has a connection of its own.
+pub(super) async fn commit_together(
+    state: &State,
+    dedicated: Option<&Dedicated>,
+    asks: &[Ask],
+) -> Result<Vec<Result<RequestId>>> {
     let span = tracing::info_span!(
         "COMMIT",
         otel.kind = "client",
@@ -68,21 +73,33 @@ pub(super) async fn commit_together(state: &State, asks: &[Ask]) -> Result<Vec<R
         db.operation.name = "COMMIT",
         db.operation.batch.size = asks.len(),
     );
-    let together = async {
-        // The steps have spans, so that it can be seen what they cost; nobody hears of them unless somebody asks.
-        let txn = state.write().instrument(tracing::trace_span!("step: begin")).await?;
-        let (known, now) = batch::Known::read(&txn, asks).instrument(tracing::trace_span!("step: read")).await?;
-        let (answers, changes) =
-            tracing::trace_span!("step: decide").in_scope(|| batch::decide(asks, known, &state.0.regions, now));
-        let again = changes.request_again(&txn, now).instrument(tracing::trace_span!("step: lock")).await?;
-        changes.write(&txn, again, now).instrument(tracing::trace_span!("step: write")).await?;
-        txn.commit().instrument(tracing::trace_span!("step: commit")).await?;
-        Ok(answers)
-    };
-    let answers = state.in_time(together).instrument(span).await?;
+    let answers = state.in_time(commit(state, dedicated, asks)).instrument(span).await?;
     state.0.signals.due();
     state.0.signals.changed();
     Ok(answers)
+}
+
+async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
+    let begin = || state.write().instrument(tracing::trace_span!("step: begin"));
+    let regions = &state.0.regions;
+    if let Some(db) = dedicated {
+        // Nothing is locked there by reading it, and what is written is one statement, as a rule, which is a transaction by itself:
+        // two ways to the server and back instead of four.
+        let (known, now) = Known::read(db, asks).await?;
+        let (answers, changes) = batch::decide(asks, known, regions, now);
+        if changes.stand_alone() {
+            changes.write(db, Vec::new(), now).await?;
+        } else {
+            changes.commit(begin().await?, now).await?;
+        }
+        Ok(answers)
+    } else {
+        let txn = begin().await?;
+        let (known, now) = Known::read(&txn, asks).await?;
+        let (answers, changes) = batch::decide(asks, known, regions, now);
+        changes.commit(txn, now).await?;
+        Ok(answers)
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +153,7 @@ pub(super) mod tests {
         }
         let mut asks: Vec<_> = (0..100).map(|n| ask(&format!("image-{n}"))).collect();
         asks.insert(50, ask("nobody-knows-it"));
-        let answers = commit_together(&state, &asks).await.expect("one transaction");
+        let answers = commit_together(&state, None, &asks).await.expect("one transaction");
         for (place, (answer, ask)) in answers.iter().zip(&asks).enumerate() {
             match answer {
                 Ok(id) => assert_eq!(*id, ask.request_id),

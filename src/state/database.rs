@@ -1,5 +1,6 @@
 //! Opening a database, whichever it is.
 
+mod dedicated;
 mod schema;
 mod server;
 mod sqlite;
@@ -18,6 +19,7 @@ use sea_orm::{
 };
 use tokio::time::Instant;
 
+pub use dedicated::Dedicated;
 pub use schema::migrate;
 
 use super::{Error, Result, State};
@@ -168,6 +170,12 @@ impl Connections {
                 (u64::from(all).saturating_sub(idle), idle)
             });
         }
+    }
+
+    /// A connection for a task that writes all the time, where one is better off with its own.
+    pub fn dedicated(&self) -> Option<Dedicated> {
+        let postgres = self.backend() == DbBackend::Postgres;
+        postgres.then(|| Dedicated::of(self.write.get_postgres_connection_pool().clone()))
     }
 
     /// How many groups of calls may be committed at the same time.

@@ -1,11 +1,11 @@
 //! Groups: whatever has gathered is committed in one transaction, and then everybody is answered. Calls and workers' reports go this
 //! way. What can't be written does not take its neighbours along, and whoever met others that change the same tries again.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,9 @@ const TRIES: u32 = 8;
 
 /// How long to wait at most before the first of these; twice as long before each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(4);
+
+/// How long a group waits at most to become as large as groups have been lately.
+const GROWTH: Duration = Duration::from_millis(2);
 
 /// Something that waits to be committed, and who waits for it.
 #[derive(Debug)]
@@ -30,30 +33,52 @@ pub struct Queued<T, A> {
 pub struct Queue<T, A> {
     /// What its metrics are called by.
     name: &'static str,
-    queue: Arc<Mutex<mpsc::Receiver<Queued<T, A>>>>,
+    waiting: Arc<Mutex<Waiting<T, A>>>,
+}
+
+#[derive(Debug)]
+struct Waiting<T, A> {
+    queue: mpsc::Receiver<Queued<T, A>>,
+    /// How large groups have been lately: each counts as much as all before it.
+    lately: usize,
 }
 
 impl<T, A> Clone for Queue<T, A> {
     fn clone(&self) -> Self {
-        Self { name: self.name, queue: Arc::clone(&self.queue) }
+        Self { name: self.name, waiting: Arc::clone(&self.waiting) }
     }
 }
 
 impl<T, A> Queue<T, A> {
     pub fn new(name: &'static str, queue: mpsc::Receiver<Queued<T, A>>) -> Self {
-        Self { name, queue: Arc::new(Mutex::new(queue)) }
+        Self { name, waiting: Arc::new(Mutex::new(Waiting { queue, lately: 0 })) }
     }
 
     /// Takes what has gathered, `most` at most; nothing if the queue is closed and empty. Once `stop` is canceled, it closes.
+    ///
+    /// One that is smaller than groups have been lately waits a little for more. Those that have been answered together come back
+    /// one after the other: the next group would begin with the first of them, and the others would wait for that one's commit.
     async fn gather(&self, batch: &mut Vec<Queued<T, A>>, most: usize, stop: &CancellationToken) -> usize {
-        let mut queue = self.queue.lock().await;
-        loop {
+        let Waiting { queue, lately } = &mut *self.waiting.lock().await;
+        while batch.is_empty() {
             tokio::select! {
                 biased;
-                received = queue.recv_many(batch, most) => return received,
+                received = queue.recv_many(batch, most) => if received == 0 { return 0 },
                 () = stop.cancelled(), if !queue.is_closed() => queue.close(),
             }
         }
+        let mut grown = pin!(sleep(GROWTH));
+        while batch.len() < most.min(*lately) {
+            let room = most - batch.len();
+            tokio::select! {
+                biased;
+                received = queue.recv_many(batch, room) => if received == 0 { break },
+                () = stop.cancelled() => break,
+                () = &mut grown => break,
+            }
+        }
+        *lately = usize::midpoint(*lately, batch.len());
+        batch.len()
     }
 
     /// Has what is asked committed, until `stop` is canceled; what had been queued by then is still committed. Several may run on one
@@ -104,5 +129,116 @@ pub async fn retrying<T, F: Future<Output = Result<T>>>(mut attempt: impl FnMut(
             }
             answer => return answer,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::{
+        sync::{mpsc, oneshot},
+        task::JoinHandle,
+        time::Instant,
+    };
+    use tokio_util::sync::CancellationToken;
+
+    use super::{GROWTH, Queue, Queued};
+    use crate::state::Result;
+
+    /// A queue whose groups cost nothing, and how large they were.
+    struct Groups {
+        queue: mpsc::Sender<Queued<(), ()>>,
+        sizes: Arc<Mutex<Vec<usize>>>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl Groups {
+        fn new() -> Self {
+            let (queue, queued) = mpsc::channel(1_000);
+            let sizes: Arc<Mutex<Vec<usize>>> = Arc::default();
+            let stop = CancellationToken::new();
+            let seen = Arc::clone(&sizes);
+            let commit = async move |asked: &[()]| {
+                seen.lock().expect("nobody panicked").push(asked.len());
+                Ok(asked.iter().map(|()| Ok(())).collect())
+            };
+            let task = tokio::spawn(Queue::new("test", queued).run(200, stop.clone(), commit));
+            Self { queue, sizes, stop, task }
+        }
+
+        fn ask(&self) -> oneshot::Receiver<Result<()>> {
+            let (reply, answer) = oneshot::channel();
+            self.queue.try_send(Queued { asked: (), reply }).expect("there is room");
+            answer
+        }
+
+        /// Asks as many at once, and waits until all are answered.
+        async fn ask_together(&self, count: usize) {
+            let answers: Vec<_> = (0..count).map(|_| self.ask()).collect();
+            for answer in answers {
+                answer.await.expect("it is answered").expect("it is committed");
+            }
+        }
+
+        fn sizes(&self) -> Vec<usize> {
+            self.sizes.lock().expect("nobody panicked").clone()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_alone_waits_for_nobody() {
+        let groups = Groups::new();
+        let began = Instant::now();
+        for _ in 0..10 {
+            groups.ask_together(1).await;
+        }
+        assert_eq!(began.elapsed(), std::time::Duration::ZERO);
+        assert_eq!(groups.sizes(), [1; 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_waits_for_those_that_come_back() {
+        let groups = Groups::new();
+        groups.ask_together(100).await;
+        let mut answers = Vec::new();
+        for _ in 0..100 {
+            answers.push(groups.ask());
+            // Whoever takes them could begin with what is there.
+            tokio::task::yield_now().await;
+        }
+        for answer in answers {
+            answer.await.expect("it is answered").expect("it is committed");
+        }
+        assert!(groups.sizes().iter().all(|size| *size >= 50), "{:?}", groups.sizes());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_does_not_wait_for_long_and_soon_not_at_all() {
+        let groups = Groups::new();
+        groups.ask_together(200).await;
+        let began = Instant::now();
+        groups.ask_together(1).await;
+        assert_eq!(began.elapsed(), GROWTH);
+        for _ in 0..10 {
+            groups.ask_together(1).await;
+        }
+        let began = Instant::now();
+        groups.ask_together(1).await;
+        assert_eq!(began.elapsed(), std::time::Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_when_it_stops_is_committed() {
+        let groups = Groups::new();
+        groups.ask_together(200).await;
+        let answer = groups.ask();
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        groups.stop.cancel();
+        answer.await.expect("it is answered").expect("it is committed");
+        groups.task.await.expect("it ends");
+        assert_eq!(began.elapsed(), std::time::Duration::ZERO);
     }
 }

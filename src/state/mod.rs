@@ -101,7 +101,8 @@ impl State {
         let mut tasks: Vec<_> = (0..groups)
             .map(|_| {
                 let own = state.clone();
-                let commit = async move |asks: &[Ask]| accept::commit_together(&own, asks).await;
+                let dedicated = own.0.db.dedicated();
+                let commit = async move |asks: &[Ask]| accept::commit_together(&own, dedicated.as_ref(), asks).await;
                 tokio::spawn(asked.clone().run(settings.accept_batch, stop.clone(), commit))
             })
             .collect();

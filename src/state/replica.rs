@@ -112,7 +112,7 @@ pub(super) async fn held(
 }
 
 /// Writes rows that are locked.
-pub(super) async fn save(txn: &DatabaseTransaction, rows: Vec<entity::replica::Model>) -> Result<()> {
+pub(super) async fn save(db: &impl ConnectionTrait, rows: Vec<entity::replica::Model>) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -174,7 +174,7 @@ pub(super) async fn save(txn: &DatabaseTransaction, rows: Vec<entity::replica::M
         ("fed_from", "w.fed_from"),
     ];
     let on = "t.image_id = w.image_id AND t.region_id = w.region_id";
-    Sql::on(txn).update("replica", &becomes, Rows::new(columns, rows), on).execute(txn).await?;
+    Sql::on(db).update("replica", &becomes, Rows::new(columns, rows), on).execute(db).await?;
     Ok(())
 }
 

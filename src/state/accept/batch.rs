@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, Statement};
 use serde::{Serialize, de::DeserializeOwned};
+use tracing::{Instrument as _, instrument};
 use uuid::Uuid;
 
 use super::Ask;
@@ -47,23 +48,24 @@ struct Repeated {
 
 impl Known {
     /// Reads what the group needs, and the time by the database's clock.
-    pub async fn read(txn: &DatabaseTransaction, asks: &[Ask]) -> Result<(Self, Timestamp)> {
+    #[instrument(name = "step: read", level = "trace", skip_all)]
+    pub async fn read(db: &impl ConnectionTrait, asks: &[Ask]) -> Result<(Self, Timestamp)> {
         let images: BTreeSet<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
         let tokens: BTreeSet<(&str, &str)> = asks
             .iter()
             .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
             .collect();
-        if txn.get_database_backend() == DbBackend::Sqlite {
-            Self::read_embedded(txn, &images, &tokens).await
+        if db.get_database_backend() == DbBackend::Sqlite {
+            Self::read_embedded(db, &images, &tokens).await
         } else {
-            Self::read_served(txn, &images, &tokens).await
+            Self::read_served(db, &images, &tokens).await
         }
     }
 
     /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
     /// database's thread to this one.
     async fn read_embedded(
-        txn: &DatabaseTransaction,
+        db: &impl ConnectionTrait,
         images: &BTreeSet<&str>,
         tokens: &BTreeSet<(&str, &str)>,
     ) -> Result<(Self, Timestamp)> {
@@ -89,7 +91,7 @@ impl Known {
         );
         let values = [json(images)?.into(), json(tokens)?.into()];
         let statement = Statement::from_sql_and_values(DbBackend::Sqlite, read, values);
-        let answer = Answer::find_by_statement(statement).one(txn).await?;
+        let answer = Answer::find_by_statement(statement).one(db).await?;
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
         let mut known = Self::default();
         for (image, home) in from_json::<(String, String)>(&answer.homes)? {
@@ -109,7 +111,7 @@ impl Known {
 
     /// Nothing is locked: what the group relies on is looked at again, under a lock, when it is written.
     async fn read_served(
-        txn: &DatabaseTransaction,
+        db: &impl ConnectionTrait,
         images: &BTreeSet<&str>,
         tokens: &BTreeSet<(&str, &str)>,
     ) -> Result<(Self, Timestamp)> {
@@ -132,26 +134,26 @@ impl Known {
         let mut known = Self::default();
         let mut time = 0;
         let wanted = || Rows::new([("id", Kind::Name)], images.iter().map(|image| [(*image).into()]));
-        if txn.get_database_backend() == DbBackend::MySql {
+        if db.get_database_backend() == DbBackend::MySql {
             // Two who insert the same key end in a deadlock there, and not in a duplicate: whoever asks for the same image waits.
             // Such a lock costs nothing that is written.
-            Sql::on(txn)
+            Sql::on(db)
                 .text("SELECT i.id FROM ")
                 .rows(wanted())
                 .join()
                 .text("image AS i ON i.id = w.id ORDER BY i.id")
                 .lock("i")
-                .execute(txn)
+                .execute(db)
                 .await?;
         }
-        let found: Vec<Found> = Sql::on(txn)
+        let found: Vec<Found> = Sql::on(db)
             .text("SELECT i.id, i.home_region, r.region_id, r.state, ")
             .now()
             .text(" AS now_millis FROM ")
             .rows(wanted())
             .join()
             .text("image AS i ON i.id = w.id LEFT JOIN replica AS r ON r.image_id = i.id")
-            .all(txn)
+            .all(db)
             .await?;
         for row in found {
             time = row.now_millis;
@@ -162,12 +164,12 @@ impl Known {
         }
         if !tokens.is_empty() {
             let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
-            let found: Vec<Earlier> = Sql::on(txn)
+            let found: Vec<Earlier> = Sql::on(db)
                 .text("SELECT s.principal, s.client_token, s.request_id, s.image_id, s.asked FROM ")
                 .rows(Rows::new([("principal", Kind::Text), ("token", Kind::Name)], rows))
                 .join()
                 .text("synchronization AS s ON s.principal = w.principal AND s.client_token = w.token")
-                .all(txn)
+                .all(db)
                 .await?;
             for row in found {
                 let token = (row.principal, row.client_token);
@@ -220,6 +222,7 @@ pub struct Changes {
 }
 
 /// Decides about the calls in their order; each sees what those before it have started.
+#[instrument(name = "step: decide", level = "trace", skip_all)]
 pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Changes) {
     let mut rows = Changes::default();
     let answers = asks.iter().map(|ask| decide_one(ask, &mut known, regions, now, &mut rows)).collect();
@@ -290,10 +293,23 @@ fn decide_one(
 }
 
 impl Changes {
-    /// Writes them, and the replicas that are asked for again.
+    /// Whether nothing that is there already has to stay as it is until they are written, or is changed by them.
+    pub fn stand_alone(&self) -> bool {
+        self.ended.is_empty() && self.joined.is_empty()
+    }
+
+    /// Commits them.
+    pub async fn commit(self, txn: DatabaseTransaction, now: Timestamp) -> Result<()> {
+        let again = self.request_again(&txn, now).await?;
+        self.write(&txn, again, now).await?;
+        Ok(txn.commit().instrument(tracing::trace_span!("step: commit")).await?)
+    }
+
+    /// Writes them, and the replicas that are asked for again. On PostgreSQL it is one statement if there are none of these.
+    #[instrument(name = "step: write", level = "trace", skip_all)]
     pub async fn write(
         self,
-        txn: &DatabaseTransaction,
+        db: &impl ConnectionTrait,
         again: Vec<entity::replica::Model>,
         now: Timestamp,
     ) -> Result<()> {
@@ -314,9 +330,9 @@ impl Changes {
             ("finished_at", Kind::MaybeNumber),
         ];
         let rows = Rows::new(columns, self.synchronizations);
-        let insert = Sql::on(txn).insert("synchronization", rows, [("created_at", now.as_millis().into())]);
+        let insert = Sql::on(db).insert("synchronization", rows, [("created_at", now.as_millis().into())]);
         if self.missing.is_empty() {
-            insert.execute(txn).await?;
+            insert.execute(db).await?;
         } else {
             let requested = Replica::requested(now);
             let constants = [
@@ -325,25 +341,22 @@ impl Changes {
                 ("fence", entity::signed(requested.fence).into()),
             ];
             let replicas = |sql: Sql| sql.insert("replica", replica::handed(&self.missing), constants);
-            if txn.get_database_backend() == DbBackend::Postgres {
+            if db.get_database_backend() == DbBackend::Postgres {
                 // Both at once: a way to the database and back less.
-                insert.and("accepted", replicas).execute(txn).await?;
+                insert.and("accepted", replicas).execute(db).await?;
             } else {
-                insert.execute(txn).await?;
-                replicas(Sql::on(txn)).execute(txn).await?;
+                insert.execute(db).await?;
+                replicas(Sql::on(db)).execute(db).await?;
             }
         }
-        replica::save(txn, again).await
+        replica::save(db, again).await
     }
 
     /// Locks the replicas that are there and that the group relies on, makes sure that it still may, and asks for those again that
     /// have ended; where others have changed them meanwhile, returns a conflict. A replica that is joined can't end any more before
     /// the group is committed; whoever ends it then finds the synchronizations that wait for it.
-    pub async fn request_again(
-        &self,
-        txn: &DatabaseTransaction,
-        now: Timestamp,
-    ) -> Result<Vec<entity::replica::Model>> {
+    #[instrument(name = "step: lock", level = "trace", skip_all)]
+    async fn request_again(&self, txn: &DatabaseTransaction, now: Timestamp) -> Result<Vec<entity::replica::Model>> {
         // On SQLite nobody else writes meanwhile.
         let alone = txn.get_database_backend() == DbBackend::Sqlite;
         let joined = self.joined.iter().filter(|_| !alone);

@@ -10,7 +10,7 @@ use super::{super::Result, Demoted, Settings};
 pub const WRITERS: u32 = 6;
 
 /// Connections are made anew after that time: servers, proxies and names move.
-const LIFETIME: Duration = Duration::from_secs(30 * 60);
+pub const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// What every connection to PostgreSQL is told. Nothing that is asked in the service needs more than a few keys of an index; a
 /// plan that was made when a table was empty must not read it whole when it is not.
