@@ -9,7 +9,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -80,6 +80,8 @@ pub(super) struct Connections {
     pub write: DatabaseConnection,
     /// Those that read.
     pub read: DatabaseConnection,
+    /// How many of those that write are kept by a task which asks nothing at the time.
+    unused: Arc<AtomicU32>,
     /// When connections that are older may go to a server that does not take writes any more.
     pub demoted: Demoted,
     /// How long one question, or one transaction, may take.
@@ -124,7 +126,7 @@ pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     let write = connect(settings, writers, false, &demoted).await?;
     let read = connect(settings, settings.readers, true, &demoted).await?;
     schema::check(&write).await?;
-    Ok(Connections { write, read, demoted, timeout: settings.timeout })
+    Ok(Connections { write, read, unused: Arc::default(), demoted, timeout: settings.timeout })
 }
 
 /// Some connections, whichever database it is; see [`server::connect`].
@@ -149,8 +151,8 @@ impl Connections {
 
     /// Tells how many connections there are, whenever somebody asks.
     pub fn observe(&self) {
-        for (name, pool) in [("write", &self.write), ("read", &self.read)] {
-            let pool = pool.clone();
+        for (name, pool, unused) in [("write", &self.write, &self.unused), ("read", &self.read, &Arc::default())] {
+            let (pool, unused) = (pool.clone(), Arc::clone(unused));
             metrics::pool(name, move || {
                 let (all, idle) = match pool.get_database_backend() {
                     DbBackend::Sqlite => {
@@ -166,7 +168,7 @@ impl Connections {
                         (pool.size(), pool.num_idle())
                     }
                 };
-                let idle = idle as u64;
+                let idle = idle as u64 + u64::from(unused.load(Ordering::Relaxed));
                 (u64::from(all).saturating_sub(idle), idle)
             });
         }
@@ -175,7 +177,7 @@ impl Connections {
     /// A connection for a task that writes all the time, where one is better off with its own.
     pub fn dedicated(&self) -> Option<Dedicated> {
         let postgres = self.backend() == DbBackend::Postgres;
-        postgres.then(|| Dedicated::of(self.write.get_postgres_connection_pool().clone()))
+        postgres.then(|| Dedicated::of(self.write.get_postgres_connection_pool().clone(), Arc::clone(&self.unused)))
     }
 
     /// How many groups of calls may be committed at the same time.

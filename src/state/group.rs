@@ -39,8 +39,8 @@ pub struct Queue<T, A> {
 #[derive(Debug)]
 struct Waiting<T, A> {
     queue: mpsc::Receiver<Queued<T, A>>,
-    /// How large groups have been lately: each counts as much as all before it.
-    lately: usize,
+    /// How large groups have been lately, each counting as much as all before it; if several may be underway at the same time.
+    lately: Option<usize>,
 }
 
 impl<T, A> Clone for Queue<T, A> {
@@ -50,14 +50,17 @@ impl<T, A> Clone for Queue<T, A> {
 }
 
 impl<T, A> Queue<T, A> {
-    pub fn new(name: &'static str, queue: mpsc::Receiver<Queued<T, A>>) -> Self {
-        Self { name, waiting: Arc::new(Mutex::new(Waiting { queue, lately: 0 })) }
+    /// A queue from which as many tasks take.
+    pub fn new(name: &'static str, queue: mpsc::Receiver<Queued<T, A>>, tasks: usize) -> Self {
+        let lately = (tasks > 1).then_some(0);
+        Self { name, waiting: Arc::new(Mutex::new(Waiting { queue, lately })) }
     }
 
     /// Takes what has gathered, `most` at most; nothing if the queue is closed and empty. Once `stop` is canceled, it closes.
     ///
     /// One that is smaller than groups have been lately waits a little for more. Those that have been answered together come back
-    /// one after the other: the next group would begin with the first of them, and the others would wait for that one's commit.
+    /// one after the other: the next groups would begin with the first of them, one each, and all others would wait for these
+    /// commits.
     async fn gather(&self, batch: &mut Vec<Queued<T, A>>, most: usize, stop: &CancellationToken) -> usize {
         let Waiting { queue, lately } = &mut *self.waiting.lock().await;
         while batch.is_empty() {
@@ -68,7 +71,7 @@ impl<T, A> Queue<T, A> {
             }
         }
         let mut grown = pin!(sleep(GROWTH));
-        while batch.len() < most.min(*lately) {
+        while batch.len() < most.min(lately.unwrap_or_default()) {
             let room = most - batch.len();
             tokio::select! {
                 biased;
@@ -77,7 +80,7 @@ impl<T, A> Queue<T, A> {
                 () = &mut grown => break,
             }
         }
-        *lately = usize::midpoint(*lately, batch.len());
+        *lately = lately.map(|lately| usize::midpoint(lately, batch.len()));
         batch.len()
     }
 
@@ -164,7 +167,7 @@ mod tests {
                 seen.lock().expect("nobody panicked").push(asked.len());
                 Ok(asked.iter().map(|()| Ok(())).collect())
             };
-            let task = tokio::spawn(Queue::new("test", queued).run(200, stop.clone(), commit));
+            let task = tokio::spawn(Queue::new("test", queued, 2).run(200, stop.clone(), commit));
             Self { queue, sizes, stop, task }
         }
 

@@ -97,7 +97,7 @@ impl State {
             signals: signal::Signals::default(),
             gates: OnceCell::new(),
         }));
-        let asked = group::Queue::new("calls", asked);
+        let asked = group::Queue::new("calls", asked, groups);
         let mut tasks: Vec<_> = (0..groups)
             .map(|_| {
                 let own = state.clone();
@@ -108,7 +108,7 @@ impl State {
             .collect();
         let own = state.clone();
         let commit = async move |told: &[report::Told]| report::commit_together(&own, told).await;
-        tasks.push(tokio::spawn(group::Queue::new("reports", told).run(report::BATCH, stop.clone(), commit)));
+        tasks.push(tokio::spawn(group::Queue::new("reports", told, 1).run(report::BATCH, stop.clone(), commit)));
         tasks.push(tokio::spawn(feed::run(state.clone(), settings.poll, stop.clone())));
         if state.0.db.backend() == DbBackend::Sqlite {
             tasks.push(tokio::spawn(checkpoint::run(state.clone(), stop.clone())));

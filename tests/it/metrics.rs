@@ -150,6 +150,23 @@ async fn what_happens_is_counted() {
     }
 }
 
+/// A connection that a task keeps is idle while it is asked nothing: or else they would all seem to be in use, and an alert would say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_nobody_uses_are_idle() {
+    let site = Site::new();
+    let url = empty(Kind::Postgres, site.directory.path()).await;
+    let mut site = site.on(&url);
+    let (served, http) = serve(&mut site, None).await;
+    work(&served, &site).await;
+    until("nobody to use a connection", async || {
+        let (_, metrics) = get(&format!("{http}/metrics")).await;
+        let count = |state| total(&metrics, "db_client_connection_count", &["pool_name=\"write\"", state]);
+        (count("state=\"used\"") == 0 && count("state=\"idle\"") >= 1).then_some(())
+    })
+    .await;
+    drop(served);
+}
+
 /// Killed when it is dropped.
 struct Prometheus {
     child: Child,

@@ -3,7 +3,13 @@
 //! The pool looks at a connection whenever it is given back, which is a way to the server and back, and hands them out in turns. But each
 //! is a process of the server, with caches of its own. Whoever asks all the time keeps one.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values,
@@ -18,12 +24,29 @@ use super::server::LIFETIME;
 /// is good: the one to a server that takes no writes any more is not kept, nor one that somebody still asks something.
 pub struct Dedicated {
     pool: PgPool,
-    kept: Mutex<Option<Kept>>,
+    kept: Mutex<Option<(Kept, Unused)>>,
+    unused: Arc<AtomicU32>,
 }
 
 struct Kept {
     connection: PoolConnection<Postgres>,
     since: Instant,
+}
+
+/// Counts a connection that is kept and asked nothing, for as long as it lives: the pool takes it for one that is in use.
+struct Unused(Arc<AtomicU32>);
+
+impl Unused {
+    fn new(unused: &Arc<AtomicU32>) -> Self {
+        unused.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(unused))
+    }
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl fmt::Debug for Dedicated {
@@ -33,22 +56,22 @@ impl fmt::Debug for Dedicated {
 }
 
 impl Dedicated {
-    /// One of the pool's connections, from the first question on.
-    pub fn of(pool: PgPool) -> Self {
-        Self { pool, kept: Mutex::default() }
+    /// One of the pool's connections, from the first question on. While it is asked nothing, `unused` counts it.
+    pub fn of(pool: PgPool, unused: Arc<AtomicU32>) -> Self {
+        Self { pool, kept: Mutex::default(), unused }
     }
 
     async fn ask<T>(&self, ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, DbErr> {
-        let kept = self.kept.lock().await.take().filter(|kept| kept.since.elapsed() < LIFETIME);
+        let kept = self.kept.lock().await.take();
         let mut kept = match kept {
-            Some(kept) => kept,
-            None => {
+            Some((kept, _)) if kept.since.elapsed() < LIFETIME => kept,
+            _ => {
                 let connection = self.pool.acquire().await.map_err(|e| DbErr::Conn(RuntimeErr::SqlxError(e.into())))?;
                 Kept { connection, since: Instant::now() }
             }
         };
         let answer = ask(&mut kept.connection).await.map_err(|e| DbErr::Query(RuntimeErr::SqlxError(e.into())))?;
-        *self.kept.lock().await = Some(kept);
+        *self.kept.lock().await = Some((kept, Unused::new(&self.unused)));
         Ok(answer)
     }
 }
