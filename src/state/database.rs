@@ -197,7 +197,8 @@ impl State {
         Ok(self.0.db.write.begin_with_options(options).await?)
     }
 
-    /// Carries out what asks the database, in time. A transaction that is given up is rolled back.
+    /// Carries out what asks the database, in time. A transaction that is given up is rolled back; a statement that is one by itself may
+    /// still be carried out.
     pub(super) async fn in_time<T>(&self, ask: impl Future<Output = Result<T>>) -> Result<T> {
         let answer = tokio::time::timeout(self.0.db.timeout, ask).await.unwrap_or(Err(Error::Slow(self.0.db.timeout)));
         if matches!(answer, Err(Error::ReadOnly)) {

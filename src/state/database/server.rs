@@ -6,8 +6,9 @@ use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection
 
 use super::{super::Result, Demoted, Settings};
 
-/// Connections that write: two groups of calls, the reports of workers, claims, and what is rare.
-pub const WRITERS: u32 = 6;
+/// Connections that write: two for groups of calls, on PostgreSQL two more for those of these that need a transaction, the reports of
+/// workers, claims, and what is rare.
+pub const WRITERS: u32 = 8;
 
 /// Connections are made anew after that time: servers, proxies and names move.
 pub const LIFETIME: Duration = Duration::from_secs(30 * 60);
