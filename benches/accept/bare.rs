@@ -13,11 +13,16 @@ use super::Result;
 /// A tonic server that does nothing but answer.
 pub fn serve() -> Result<SocketAddr> {
     use appferry::contract::v1::app_sync_service_server::AppSyncServiceServer;
-    // Without this, an answer could wait for the other side's acknowledgment, which comes after 40 ms.
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
-    let address = incoming.local_addr()?;
+    let (incoming, address) = listen()?;
     tokio::spawn(Server::builder().add_service(AppSyncServiceServer::new(Bare)).serve_with_incoming(incoming));
     Ok(address)
+}
+
+/// Connections for a server, and where. Answers don't wait for the other side's acknowledgment, which could take 40 ms.
+pub fn listen() -> Result<(TcpIncoming, SocketAddr)> {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
+    let address = incoming.local_addr()?;
+    Ok((incoming, address))
 }
 
 /// The service that does nothing.

@@ -6,7 +6,6 @@
 //! by a thousand statements with conditions takes beside walking over as many strings.
 
 #[path = "../accept/bare.rs"]
-#[allow(dead_code, reason = "it is served in another way here")]
 mod bare;
 #[path = "../../tests/it/policies"]
 #[allow(
@@ -52,7 +51,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
-    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+    transport::{Channel, Endpoint, Server},
 };
 use tower::{Layer as _, Service};
 
@@ -164,16 +163,11 @@ fn config(database: &str) -> Result<Config> {
     ))?)
 }
 
-/// A server that does nothing, behind what lets calls in if there is such a thing.
-fn serve(gate: Option<Gate>) -> Result<SocketAddr> {
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
-    let address = incoming.local_addr()?;
-    let service = AppSyncServiceServer::new(bare::Bare);
-    let mut server = Server::builder();
-    match gate {
-        Some(gate) => tokio::spawn(server.layer(gate).add_service(service).serve_with_incoming(incoming)),
-        None => tokio::spawn(server.add_service(service).serve_with_incoming(incoming)),
-    };
+/// A server that does nothing, behind what lets calls in.
+fn serve_behind(gate: Gate) -> Result<SocketAddr> {
+    let (incoming, address) = bare::listen()?;
+    let mut server = Server::builder().layer(gate);
+    tokio::spawn(server.add_service(AppSyncServiceServer::new(bare::Bare)).serve_with_incoming(incoming));
     Ok(address)
 }
 
@@ -250,7 +244,7 @@ async fn overhead() -> Result<()> {
     let principals = Arc::new(principals);
     let mut writing = Vec::new();
     // Nothing of what is allowed is written down, or all of it.
-    let mut servers = vec![serve(None)?];
+    let mut servers = vec![bare::serve()?];
     let inner =
         || tower::service_fn(async |_: http::Request<Body>| Ok::<_, Infallible>(http::Response::new(Body::empty())));
     let mut by_itself = vec![alone(inner()).await?];
@@ -271,7 +265,7 @@ async fn overhead() -> Result<()> {
             deadlines: Deadlines { default: second, longest: second, stream: second },
             stop: stop.clone(),
         };
-        servers.push(serve(Some(server::gate(&parts)))?);
+        servers.push(serve_behind(server::gate(&parts))?);
         by_itself.push(alone(server::gate(&parts).layer(inner())).await?);
     }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); servers.len()];

@@ -62,10 +62,10 @@ impl Dedicated {
     }
 
     async fn ask<T>(&self, ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, DbErr> {
-        let kept = self.kept.lock().await.take();
-        let mut kept = match kept {
-            Some((kept, _)) if kept.since.elapsed() < LIFETIME => kept,
-            _ => {
+        let kept = self.kept.lock().await.take().map(|(kept, _)| kept);
+        let mut kept = match kept.filter(|kept| kept.since.elapsed() < LIFETIME) {
+            Some(kept) => kept,
+            None => {
                 let connection = self.pool.acquire().await.map_err(|e| DbErr::Conn(RuntimeErr::SqlxError(e.into())))?;
                 Kept { connection, since: Instant::now() }
             }
