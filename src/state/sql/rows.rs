@@ -106,21 +106,24 @@ impl<const N: usize> Rows<N> {
         }
     }
 
-    /// PostgreSQL: an array a column.
+    /// PostgreSQL: an array a column. They are unnested side by side in the list of what is selected, where each value is handed on as
+    /// it is read; as a table function, every column would be stored before the first row is looked at.
     fn of_arrays(self, first: usize) -> (String, Vec<Value>) {
         let selected = self.columns.map(|(name, kind)| match kind {
             Kind::MaybeText => format!("NULLIF({name}, E'\\x01') AS {name}"),
             Kind::MaybeNumber => format!("NULLIF({name}, {NO_NUMBER}) AS {name}"),
             _ => name.to_owned(),
         });
-        let arrays = self.columns.iter().zip(first..).map(|((_, kind), place)| match kind {
-            Kind::Name | Kind::Text | Kind::MaybeText => format!("${place}::text[]"),
-            Kind::Number | Kind::MaybeNumber => format!("${place}::bigint[]"),
-            Kind::Uuid => format!("${place}::uuid[]"),
+        let arrays = self.columns.iter().zip(first..).map(|((name, kind), place)| {
+            let of = match kind {
+                Kind::Name | Kind::Text | Kind::MaybeText => "text",
+                Kind::Number | Kind::MaybeNumber => "bigint",
+                Kind::Uuid => "uuid",
+            };
+            format!("UNNEST(${place}::{of}[]) AS {name}")
         });
         let (selected, arrays) = (selected.join(", "), arrays.collect::<Vec<_>>().join(", "));
-        let named = self.columns().join(", ");
-        (format!("(SELECT {selected} FROM UNNEST({arrays}) AS u({named})) AS w"), self.arrays())
+        (format!("(SELECT {selected} FROM (SELECT {arrays}) AS u) AS w"), self.arrays())
     }
 
     /// SQLite: a list of values, which costs it less than JSON that it has to take apart. The text knows of the rows' number only
