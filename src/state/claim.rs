@@ -155,7 +155,7 @@ async fn head(txn: &DatabaseTransaction, region: &RegionId, images: usize) -> Re
         .value(region.as_str())
         .text(" AND r.due_at <= ")
         .now()
-        .text(" ORDER BY r.due_at, r.image_id LIMIT ")
+        .text(" ORDER BY r.due_at LIMIT ")
         .value(most)
         .lock_free("r")
         .all(txn)
