@@ -55,22 +55,21 @@ impl Regions {
                 all = true;
                 continue;
             }
-            match self.all.get(name.as_str()) {
-                Some(region) => targets.insert(region.clone()),
-                None => return Err(self.unknown(name)),
-            };
+            targets.insert(self.parse_target(name)?);
         }
         Ok(if all { Targets::All } else { Targets::Named(targets) })
     }
 
-    /// Why a name is that of no region.
-    fn unknown(&self, name: &str) -> TargetError {
+    /// A name of its own, and not another hold on the configured one: all calls would change the few counters of those, and every
+    /// processor would wait for the one that changed them last.
+    fn parse_target(&self, name: &str) -> Result<RegionId, TargetError> {
         match name.parse() {
+            Ok(region) if self.contains(&region) => Ok(region),
             Ok(region) => {
                 let known = self.iter().map(RegionId::as_str).collect::<Vec<_>>().join(", ");
-                TargetError::Unknown { region, known }
+                Err(TargetError::Unknown { region, known })
             }
-            Err(error) => TargetError::Malformed { name: name.to_owned(), error },
+            Err(error) => Err(TargetError::Malformed { name: name.to_owned(), error }),
         }
     }
 }
