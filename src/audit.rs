@@ -86,6 +86,7 @@ struct Line<'a> {
     record: &'a Record<'a>,
 }
 
+#[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
     Reopen,
@@ -110,10 +111,11 @@ impl Audit {
         Ok((Self { entries, clock, sampled }, task))
     }
 
-    /// Writes a decision down, unless it is one of those that are left out.
-    pub async fn record(&self, record: &Record<'_>) {
+    /// Writes a decision down, unless it is one of those that are left out. Returns it where lines wait already for being written:
+    /// whoever decides has to wait for that, too.
+    pub fn record(&self, record: &Record<'_>) -> Option<Unwritten> {
         if record.decision == Verdict::Allow && self.sampled < 1.0 && rand::random::<f64>() >= self.sampled {
-            return;
+            return None;
         }
         let line = Line { time: self.clock.now().to_string(), record };
         let mut text = Vec::with_capacity(LINE);
@@ -121,15 +123,33 @@ impl Audit {
             Ok(()) => {
                 text.push(b'\n');
                 // It is open for as long as this lives.
-                let _ = self.entries.send(Entry::Line(text)).await;
+                let full = self.entries.try_send(Entry::Line(text)).err()?;
+                Some(Unwritten { entries: self.entries.clone(), line: full.into_inner() })
             }
-            Err(error) => tracing::error!(%error, "a decision could not be written down"),
+            Err(error) => {
+                tracing::error!(%error, "a decision could not be written down");
+                None
+            }
         }
     }
 
     /// Opens the file anew, which somebody has moved away.
     pub async fn reopen(&self) {
         let _ = self.entries.send(Entry::Reopen).await;
+    }
+}
+
+/// A decision for which there is no room yet.
+#[derive(Debug)]
+pub struct Unwritten {
+    entries: mpsc::Sender<Entry>,
+    line: Entry,
+}
+
+impl Unwritten {
+    /// Waits until there is.
+    pub async fn written(self) {
+        let _ = self.entries.send(self.line).await;
     }
 }
 

@@ -135,9 +135,9 @@ type Watch = Pin<Box<dyn Stream<Item = Result<v1::WatchSynchronizationResponse, 
 impl AppSyncService for AppSync {
     async fn synchronize_app(
         &self,
-        request: Request<v1::SynchronizeAppRequest>,
+        mut request: Request<v1::SynchronizeAppRequest>,
     ) -> Result<Response<v1::SynchronizeAppResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let ask = self.read(request, &permit).map_err(|failure| self.refuse(&permit, failure))?;
         let id = self.state.accept(ask).await.map_err(|error| self.refuse(&permit, error))?;
         Ok(Response::new(v1::SynchronizeAppResponse { request_id: id.to_string() }))
@@ -145,9 +145,9 @@ impl AppSyncService for AppSync {
 
     async fn get_synchronization(
         &self,
-        request: Request<v1::GetSynchronizationRequest>,
+        mut request: Request<v1::GetSynchronizationRequest>,
     ) -> Result<Response<v1::GetSynchronizationResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
@@ -159,9 +159,9 @@ impl AppSyncService for AppSync {
 
     async fn list_synchronizations(
         &self,
-        request: Request<v1::ListSynchronizationsRequest>,
+        mut request: Request<v1::ListSynchronizationsRequest>,
     ) -> Result<Response<v1::ListSynchronizationsResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let image = match body.app_id.as_str() {
@@ -183,9 +183,9 @@ impl AppSyncService for AppSync {
 
     async fn watch_synchronization(
         &self,
-        request: Request<v1::WatchSynchronizationRequest>,
+        mut request: Request<v1::WatchSynchronizationRequest>,
     ) -> Result<Response<Watch>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
@@ -198,9 +198,9 @@ impl AppSyncService for AppSync {
 
     async fn cancel_synchronization(
         &self,
-        request: Request<v1::CancelSynchronizationRequest>,
+        mut request: Request<v1::CancelSynchronizationRequest>,
     ) -> Result<Response<v1::CancelSynchronizationResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;

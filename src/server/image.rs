@@ -202,15 +202,21 @@ fn spec(image_type: i32, spec: Option<add_image_request::ImageSpec>) -> Result<(
 
 #[async_trait]
 impl ImageService for Images {
-    async fn add_image(&self, request: Request<v1::AddImageRequest>) -> Result<Response<v1::AddImageResponse>, Status> {
-        let permit = Permit::of(&request)?;
+    async fn add_image(
+        &self,
+        mut request: Request<v1::AddImageRequest>,
+    ) -> Result<Response<v1::AddImageResponse>, Status> {
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         let id = self.add(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::AddImageResponse { image_id: id.to_string() }))
     }
 
-    async fn get_image(&self, request: Request<v1::GetImageRequest>) -> Result<Response<v1::GetImageResponse>, Status> {
-        let permit = Permit::of(&request)?;
+    async fn get_image(
+        &self,
+        mut request: Request<v1::GetImageRequest>,
+    ) -> Result<Response<v1::GetImageResponse>, Status> {
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         let image = self.get(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::GetImageResponse { image: Some(image) }))
@@ -218,27 +224,27 @@ impl ImageService for Images {
 
     async fn list_images(
         &self,
-        request: Request<v1::ListImagesRequest>,
+        mut request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         self.list(body).await.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
 
     async fn get_app_versions(
         &self,
-        request: Request<v1::GetAppVersionsRequest>,
+        mut request: Request<v1::GetAppVersionsRequest>,
     ) -> Result<Response<v1::GetAppVersionsResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         self.versions(body).await.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
 
     async fn remove_image(
         &self,
-        request: Request<v1::RemoveImageRequest>,
+        mut request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
-        let permit = Permit::of(&request)?;
+        let permit = Permit::of(&mut request)?;
         let body = request.into_inner();
         self.remove(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
@@ -246,17 +252,17 @@ impl ImageService for Images {
 
     type VerifyImageStream = Found;
 
-    async fn verify_image(&self, request: Request<v1::VerifyImageRequest>) -> Result<Response<Found>, Status> {
-        let permit = Permit::of(&request)?;
+    async fn verify_image(&self, mut request: Request<v1::VerifyImageRequest>) -> Result<Response<Found>, Status> {
+        let permit = Permit::of(&mut request)?;
         let found = self.verifier.verify(request.into_inner(), permit.clone()).await;
         found.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
 
     async fn list_regions(
         &self,
-        request: Request<v1::ListRegionsRequest>,
+        mut request: Request<v1::ListRegionsRequest>,
     ) -> Result<Response<v1::ListRegionsResponse>, Status> {
-        Permit::of(&request)?;
+        Permit::of(&mut request)?;
         let home = self.state.regions().home();
         let regions = self.backend.kinds().into_iter().map(|(region, kind)| v1::Region {
             region_id: region.to_string(),

@@ -6,7 +6,6 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use rustls::ServerConfig;
 use tokio::{
@@ -185,7 +184,7 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, serv
         .max_local_error_reset_streams(MAX_RESETS.1)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(Gather::new(stream)), TowerToHyperService::new(service));
+    let connection = builder.serve_connection(TokioIo::new(Gather::new(stream)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

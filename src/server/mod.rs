@@ -32,7 +32,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
-use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer, util::BoxCloneSyncService};
+use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
 pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, QuotaLayer};
 pub use listener::{Listener, ListenerSettings};
@@ -49,8 +49,8 @@ use crate::{
 };
 use attempts::Attempts;
 use layer::{
-    AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, RequestIdLayer,
-    Shed, TraceLayer, UnreadableLayer,
+    AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, LimitLayer,
+    RequestIdLayer, TraceLayer, UnreadableLayer,
 };
 use openapi::OpenApi;
 use paths::{Methods, Paths};
@@ -146,16 +146,13 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
     let guarded = ServiceBuilder::new()
         // Before a byte of the body is read by anybody.
         .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, contract))
-        // Turns the overload that is found further in into an answer.
-        .layer(AmendLayer::<Shed>::new(contract))
-        .load_shed()
-        .layer(GlobalConcurrencyLimitLayer::new(parts.max_in_flight))
+        .layer(LimitLayer::new(parts.max_in_flight, contract))
         // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.
         .layer(DeadlineLayer::new(parts.deadlines, contract))
         .layer(gate(&parts))
         // Behind it: what is wrong with a request is told to those who may make it.
         .layer(UnreadableLayer(contract))
-        .service(Methods::new(app_sync, images, operations));
+        .service(Methods { app_sync, images, operations });
 
     // Every call, outermost first.
     let entrance = ServiceBuilder::new()

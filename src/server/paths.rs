@@ -3,7 +3,6 @@
 
 use std::{
     convert::Infallible,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -61,25 +60,12 @@ where
     }
 }
 
-/// The methods of the contract. Cloned for every call, so that it is one counter that all processors change, and not one a service.
+/// The methods of the contract.
 #[derive(Debug, Clone)]
-pub struct Methods(Arc<Services>);
-
-#[derive(Debug)]
-struct Services {
-    app_sync: AppSyncServiceServer<AppSync>,
-    images: ImageServiceServer<Images>,
-    operations: OperationsServer<AppSync>,
-}
-
-impl Methods {
-    pub fn new(
-        app_sync: AppSyncServiceServer<AppSync>,
-        images: ImageServiceServer<Images>,
-        operations: OperationsServer<AppSync>,
-    ) -> Self {
-        Self(Arc::new(Services { app_sync, images, operations }))
-    }
+pub struct Methods {
+    pub app_sync: AppSyncServiceServer<AppSync>,
+    pub images: ImageServiceServer<Images>,
+    pub operations: OperationsServer<AppSync>,
 }
 
 impl Service<Request<Body>> for Methods {
@@ -93,9 +79,9 @@ impl Service<Request<Body>> for Methods {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match service(request.uri().path()) {
-            image_service_server::SERVICE_NAME => self.0.images.clone().call(request),
-            operations_server::SERVICE_NAME => self.0.operations.clone().call(request),
-            _ => self.0.app_sync.clone().call(request),
+            image_service_server::SERVICE_NAME => self.images.call(request),
+            operations_server::SERVICE_NAME => self.operations.call(request),
+            _ => self.app_sync.call(request),
         }
     }
 }

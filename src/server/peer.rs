@@ -3,16 +3,16 @@
 use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Waker},
 };
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, service::Service};
 use tonic::body::Body;
-use tower::Service;
+use tower::Service as _;
 
 use super::{Entrance, held::HeldFuture};
 use crate::identity::CertificateNames;
@@ -67,17 +67,19 @@ impl Drop for Open {
     }
 }
 
-/// The service as one connection has it: its calls know their peer.
-#[derive(Debug, Clone)]
+/// The service as one connection has it: its calls know their peer. It is not cloned for every call: that would change a counter of
+/// each thing that all calls share, which costs every processor the way to the one that changed it last.
+#[derive(Debug)]
 pub struct Connected {
-    inner: Entrance,
+    /// Nobody waits for it: a connection's calls are begun by the task that reads them.
+    inner: Mutex<Entrance>,
     peer: Peer,
     activity: Arc<Activity>,
 }
 
 impl Connected {
     pub fn new(inner: Entrance, peer: Peer) -> Self {
-        Self { inner, peer, activity: Arc::default() }
+        Self { inner: Mutex::new(inner), peer, activity: Arc::default() }
     }
 
     /// What goes on on the connection.
@@ -89,17 +91,17 @@ impl Connected {
 impl Service<Request<Incoming>> for Connected {
     type Response = Response<Body>;
     type Error = std::convert::Infallible;
-    type Future = HeldFuture<<Entrance as Service<Request<Incoming>>>::Future, Open>;
+    type Future = HeldFuture<<Entrance as tower::Service<Request<Incoming>>>::Future, Open>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer.clone());
         self.activity.open.fetch_add(1, Ordering::AcqRel);
         self.activity.begun.fetch_add(1, Ordering::AcqRel);
-        HeldFuture::new(self.inner.call(request), Open(Arc::clone(&self.activity)))
+        let open = Open(Arc::clone(&self.activity));
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // It always is, and is asked for what a service may expect.
+        let _ = inner.poll_ready(&mut Context::from_waker(Waker::noop()));
+        HeldFuture::new(inner.call(request), open)
     }
 }
 

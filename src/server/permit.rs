@@ -2,24 +2,24 @@
 
 use tonic::{Request, Status};
 
-use crate::{domain::RequestId, ram::Principal};
+use crate::{domain::RequestId, identity::Caller, ram::Principal};
 
 /// A call that was allowed.
 #[derive(Debug, Clone)]
 pub struct Permit {
     request_id: RequestId,
-    principal: Principal,
+    caller: Caller,
 }
 
 impl Permit {
     /// Only `authorize` may call this.
-    pub(super) fn grant(request_id: RequestId, principal: Principal) -> Self {
-        Self { request_id, principal }
+    pub(super) fn grant(request_id: RequestId, caller: Caller) -> Self {
+        Self { request_id, caller }
     }
 
-    /// The permit of a call. A call without one has not gone through the stack, and goes no further.
-    pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let permit = request.extensions().get::<Self>().cloned();
+    /// The permit of a call, which has one. A call without one has not gone through the stack, and goes no further.
+    pub fn of<T>(request: &mut Request<T>) -> Result<Self, Status> {
+        let permit = request.extensions_mut().remove();
         permit.ok_or_else(|| Status::permission_denied("the call was not authorized"))
     }
 
@@ -30,6 +30,6 @@ impl Permit {
 
     /// Who calls.
     pub fn principal(&self) -> &Principal {
-        &self.principal
+        &self.caller.identity.principal
     }
 }

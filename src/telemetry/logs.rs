@@ -80,7 +80,7 @@ pub(super) fn layers(default_filter: &str) -> Result<impl Layer<Registry> + Send
         .event_format(Lines::new(io::stderr().is_terminal()))
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
-        .with_filter(filter.and(events));
+        .with_filter(events.and(filter));
     let spans = filter_fn(|metadata| {
         metadata.is_span() && metadata.target().starts_with(OWN) && WITH_REQUESTS.contains(&metadata.name())
     });

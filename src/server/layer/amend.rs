@@ -21,8 +21,8 @@ pub trait Amend<F: Future> {
     /// The call as this layer waits for it.
     type Watched: Future;
 
-    /// Makes it so.
-    fn watch(call: F) -> Self::Watched;
+    /// Makes it, and makes it so.
+    fn watch(call: impl FnOnce() -> F) -> Self::Watched;
 
     /// The answer for what came back.
     fn amend(outcome: <Self::Watched as Future>::Output, contract: &Contract, request_id: RequestId) -> Response<Body>;
@@ -70,7 +70,7 @@ impl<S: Clone, A> Clone for Amended<S, A> {
 
 impl<S, B, A> Service<Request<B>> for Amended<S, A>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
     A: Amend<S::Future>,
 {
     type Response = Response<Body>;
@@ -78,13 +78,12 @@ where
     type Future = ResponseFuture<S::Future, A>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Every service of the stack is ready or becomes so; what is behind a shed limit answers a call with an error instead.
-        self.inner.poll_ready(cx).map(|_| Ok(()))
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let request_id = request_id(&request);
-        let watched = A::watch(self.inner.call(request));
+        let watched = A::watch(|| self.inner.call(request));
         ResponseFuture { watched, request_id, contract: self.layer.contract }
     }
 }

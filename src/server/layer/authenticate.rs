@@ -251,7 +251,9 @@ impl Authentication {
             source_ip: peer.map(|peer| peer.address),
         };
         metrics::decided(action, "deny");
-        self.audit.record(&record).await;
+        if let Some(unwritten) = self.audit.record(&record) {
+            unwritten.written().await;
+        }
         super::refuse(&rejected.failure, self.contract, request_id)
     }
 }

@@ -9,6 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::future::Either;
 use http::{Request, Response};
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -16,7 +17,7 @@ use tracing::Span;
 
 use super::{BoxFuture, Refusal, message::only_message, read_message, request_id, trace_id};
 use crate::{
-    audit::{self, Audit},
+    audit::{self, Audit, Unwritten},
     contract::{
         Contract, Failure, Resource, Violation,
         v1::CommonErrorCode::{InternalError, InvalidActionNotFound, NoPermission},
@@ -64,51 +65,92 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture;
+    type Future = Either<S::Future, BoxFuture>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let decided = self.authorization.at_once(&mut request);
+        if let Some(Decided { outcome: Ok(()), unwritten: None }) = decided {
+            return Either::Left(self.inner.call(request));
+        }
         let authorization = Arc::clone(&self.authorization);
         // The clone is made ready some time; this one is.
         let clone = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, clone);
-        Box::pin(async move {
-            match authorization.decide(&mut request).await {
-                Ok(permit) => {
-                    request.extensions_mut().insert(permit);
-                    inner.call(request).await
-                }
+        Either::Right(Box::pin(async move {
+            let decided = match decided {
+                Some(decided) => decided,
+                None => authorization.by_message(&mut request).await,
+            };
+            if let Some(unwritten) = decided.unwritten {
+                unwritten.written().await;
+            }
+            match decided.outcome {
+                Ok(()) => inner.call(request).await,
                 Err(refusal) => Ok(refusal.answer(authorization.contract, request_id(&request))),
             }
-        })
+        }))
+    }
+}
+
+/// What was decided about a call. One that may go on has its permit.
+struct Decided {
+    outcome: Result<(), Refusal>,
+    /// Where it has to be waited for that it is taken down.
+    unwritten: Option<Unwritten>,
+}
+
+impl From<Refusal> for Decided {
+    fn from(refusal: Refusal) -> Self {
+        Self { outcome: Err(refusal), unwritten: None }
     }
 }
 
 impl Authorization {
-    async fn decide(&self, request: &mut Request<Body>) -> Result<Permit, Refusal> {
-        let Some(caller) = request.extensions().get::<Caller>().cloned() else {
-            return Err(Refusal::Failure(Failure::new(InternalError, "")));
-        };
+    /// Decides, unless it depends on what the message names.
+    fn at_once(&self, request: &mut Request<Body>) -> Option<Decided> {
+        match self.contract.authorizations.get(request.uri().path()) {
+            Some(row) => match row.resource {
+                Resource::All => Some(self.decide(request, &row.action, ALL_RESOURCES)),
+                Resource::Named(_) => None,
+            },
+            None => {
+                // One that comes in the HTTP form says itself what is wrong.
+                let said = request.extensions().get::<Unreadable>().map(|unreadable| unreadable.0.clone());
+                let failure = said.unwrap_or_else(|| Failure::new(InvalidActionNotFound, ""));
+                Some(Refusal::Failure(failure).into())
+            }
+        }
+    }
+
+    /// Reads the message, and decides about what it names.
+    async fn by_message(&self, request: &mut Request<Body>) -> Decided {
         let Some(row) = self.contract.authorizations.get(request.uri().path()) else {
-            // One that comes in the HTTP form says itself what is wrong.
-            let said = request.extensions().get::<Unreadable>().map(|unreadable| unreadable.0.clone());
-            return Err(Refusal::Failure(said.unwrap_or_else(|| Failure::new(InvalidActionNotFound, ""))));
+            return Refusal::Failure(Failure::new(InvalidActionNotFound, "")).into();
         };
         let named = match &row.resource {
-            Resource::All => None,
-            Resource::Named(template) => {
-                let message = read_message(request).await?;
-                let malformed = || {
-                    let description = "it can't be decoded".to_owned();
-                    Refusal::Failure(Failure::invalid(Violation { field: "the request", description }))
-                };
-                Some(only_message(&message).and_then(|message| template.fill(message)).ok_or_else(malformed)?)
-            }
+            Resource::All => Some(ALL_RESOURCES.to_owned()),
+            Resource::Named(template) => match read_message(request).await {
+                Ok(message) => only_message(&message).and_then(|message| template.fill(message)),
+                Err(refusal) => return refusal.into(),
+            },
         };
-        let resource = named.as_deref().unwrap_or(ALL_RESOURCES);
+        match named {
+            Some(resource) => self.decide(request, &row.action, &resource),
+            None => {
+                let description = "it can't be decoded".to_owned();
+                Refusal::Failure(Failure::invalid(Violation { field: "the request", description })).into()
+            }
+        }
+    }
+
+    fn decide(&self, request: &mut Request<Body>, action: &'static str, resource: &str) -> Decided {
+        let Some(caller) = request.extensions_mut().remove::<Caller>() else {
+            return Refusal::Failure(Failure::new(InternalError, "")).into();
+        };
         let peer = request.extensions().get::<Peer>();
         let principal = &caller.identity.principal;
         let context = Circumstances {
@@ -118,8 +160,7 @@ impl Authorization {
             principal: Some(principal.as_str()),
             claims: &caller.claims,
         };
-        let decision =
-            caller.identity.policies.decide(&ram::Request { action: &row.action, resource, context: &context });
+        let decision = caller.identity.policies.decide(&ram::Request { action, resource, context: &context });
         let allowed = decision.is_allowed();
         let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
         Span::current().record("appferry.decision", word);
@@ -130,19 +171,22 @@ impl Authorization {
             principal: Some(principal.as_str()),
             authenticated_by: Some(caller.method.name()),
             method: request.uri().path(),
-            action: Some(&row.action),
+            action: Some(action),
             resource: Some(resource),
             decision: verdict,
             reason: &decision,
             source_ip: context.source_ip,
         };
-        metrics::decided(Some(&row.action), word);
-        self.audit.record(&record).await;
-        if allowed {
-            return Ok(Permit::grant(request_id, principal.clone()));
-        }
-        let on = if resource == ALL_RESOURCES { "all resources (*)" } else { resource };
-        let cause = format!("{principal} may not perform {} on {on}: {decision}", row.action);
-        Err(Refusal::Failure(Failure::new(NoPermission, cause)))
+        metrics::decided(Some(action), word);
+        let unwritten = self.audit.record(&record);
+        let outcome = if allowed {
+            request.extensions_mut().insert(Permit::grant(request_id, caller));
+            Ok(())
+        } else {
+            let on = if resource == ALL_RESOURCES { "all resources (*)" } else { resource };
+            let cause = format!("{principal} may not perform {action} on {on}: {decision}");
+            Err(Refusal::Failure(Failure::new(NoPermission, cause)))
+        };
+        Decided { outcome, unwritten }
     }
 }

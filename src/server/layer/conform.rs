@@ -17,8 +17,8 @@ pub struct Conform;
 impl<F: Future<Output = Answer>> Amend<F> for Conform {
     type Watched = F;
 
-    fn watch(call: F) -> F {
-        call
+    fn watch(call: impl FnOnce() -> F) -> F {
+        call()
     }
 
     fn amend(answer: Answer, contract: &Contract, request_id: RequestId) -> Response<Body> {

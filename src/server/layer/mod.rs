@@ -6,11 +6,11 @@ mod authorize;
 mod body;
 mod conform;
 mod deadline;
+mod limit;
 mod message;
 mod panic;
 mod quota;
 mod request_id;
-mod shed;
 mod trace;
 mod unreadable;
 
@@ -27,11 +27,11 @@ pub use authorize::{Authorization, AuthorizeLayer};
 pub use body::LimitBodyLayer;
 pub use conform::Conform;
 pub use deadline::{Deadline, DeadlineLayer, Deadlines};
+pub use limit::LimitLayer;
 pub use message::PREFIX;
 pub use panic::CatchPanic;
 pub use quota::QuotaLayer;
 pub use request_id::RequestIdLayer;
-pub use shed::Shed;
 pub use trace::TraceLayer;
 pub use unreadable::UnreadableLayer;
 

@@ -68,7 +68,10 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let this = self.project();
         let Ok(mut response) = ready!(this.inner.poll(cx));
-        if let Ok(id) = HeaderValue::try_from(this.id.to_string()) {
+        if let Ok(mut id) = HeaderValue::try_from(this.id.to_string()) {
+            // No secret, but none that comes again: it is kept out of the connection's table of headers, from which it would push
+            // those that do (RFC 7541, section 6.2.3).
+            id.set_sensitive(true);
             response.headers_mut().insert(X_REQUEST_ID, id);
         }
         Poll::Ready(Ok(response))
