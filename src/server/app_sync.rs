@@ -1,6 +1,6 @@
 //! `AppSyncService`: wire to domain, one call of the state, and back.
 
-use std::{pin::Pin, sync::Arc};
+use std::{fmt::Write as _, pin::Pin, sync::Arc};
 
 use futures_util::{Stream, stream};
 use opentelemetry::trace::SpanContext;
@@ -18,6 +18,8 @@ use crate::{
     state::{Ask, Filter, Snapshots, State, TraceContext},
 };
 
+/// The length of the header `traceparent` of the version that there is.
+const TRACEPARENT: usize = 55;
 /// The most characters of a trace's headers that are kept.
 const MAX_TRACE: usize = 512;
 
@@ -82,7 +84,10 @@ fn trace<T>(request: &Request<T>) -> Option<TraceContext> {
 
 /// A span as the header of W3C Trace Context, "traceparent".
 fn traceparent(span: &SpanContext) -> String {
-    format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags())
+    let mut header = String::with_capacity(TRACEPARENT);
+    // Writing to a text can't fail.
+    let _ = write!(header, "00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags());
+    header
 }
 
 /// A stream of snapshots on its way to a watcher.

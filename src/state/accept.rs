@@ -2,13 +2,18 @@
 //! answered. A call that is refused costs its neighbours nothing.
 
 mod batch;
+mod known;
 
-use batch::Known;
+use known::Known;
+use opentelemetry::{KeyValue, trace::SpanKind};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
 use super::{Error, Result, State, database::Dedicated, group};
-use crate::domain::{ClientToken, ImageId, RequestId, Targets};
+use crate::{
+    domain::{ClientToken, ImageId, RequestId, Targets},
+    telemetry,
+};
 
 /// A call to accept.
 #[derive(Debug, Clone)]
@@ -44,13 +49,12 @@ impl State {
     /// that one.
     pub async fn accept(&self, ask: Ask) -> Result<RequestId> {
         // Nothing happens in it; it lasts until the answer is there.
-        let _span = tracing::info_span!(
-            "INSERT synchronization",
-            otel.kind = "client",
-            db.system.name = self.system(),
-            db.operation.name = "INSERT",
-            db.collection.name = "synchronization",
-        );
+        let attributes = [
+            KeyValue::new("db.system.name", self.system()),
+            KeyValue::new("db.operation.name", "INSERT"),
+            KeyValue::new("db.collection.name", "synchronization"),
+        ];
+        let _span = telemetry::leaf("INSERT synchronization", SpanKind::Client, attributes);
         let (reply, answer) = oneshot::channel();
         self.0.asks.try_send(Queued { asked: ask, reply }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::Busy,

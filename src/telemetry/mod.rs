@@ -5,12 +5,19 @@
 pub mod logs;
 pub mod metrics;
 
-use std::{env, time::Duration};
+use std::{env, sync::OnceLock, time::Duration};
 
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::{
+    KeyValue,
+    trace::{SpanKind, Tracer as _, TracerProvider as _},
+};
 use opentelemetry_otlp::SpanExporter;
-use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{SdkTracer, SdkTracerProvider, Span},
+};
 use tracing::Subscriber;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
     Layer,
     filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
@@ -21,10 +28,15 @@ use tracing_subscriber::{
 
 /// The variables of which one names the endpoint to export to (OpenTelemetry specification, "OTLP Exporter Configuration").
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+/// What its spans are from.
+const SCOPE: &str = "appferry";
 /// How long the last spans may take to be sent.
 const FLUSH: Duration = Duration::from_secs(5);
 /// What is logged unless `RUST_LOG` says otherwise.
 pub const DEFAULT_LOG: &str = "warn,appferry=info";
+
+/// Makes the spans that `tracing` does not know.
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// Why telemetry can't start.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +68,11 @@ impl Telemetry {
         let registry = tracing_subscriber::registry().with(logs::layers(default_log)?);
         let provider = if exports(&ENDPOINTS, "OTEL_TRACES_EXPORTER") { Some(provider()?) } else { None };
         match &provider {
-            Some(provider) => registry.with(traces(provider)).try_init()?,
+            Some(provider) => {
+                registry.with(traces(provider)).try_init()?;
+                // It is the first: nobody else has been able to take the place of the subscriber.
+                let _ = TRACER.set(provider.tracer(SCOPE));
+            }
             // Not a layer that is `None`: it would have every span of every library made, for nobody.
             None => registry.try_init()?,
         }
@@ -73,6 +89,15 @@ impl Telemetry {
     }
 }
 
+/// A span below the current one, which lasts until it is dropped; nothing if none are exported. Nothing can be logged in it, and no other
+/// span can be below it: it is for what is done thousands of times a second, where what `tracing` keeps of each span would cost more
+/// than the span.
+pub fn leaf<const N: usize>(name: &'static str, kind: SpanKind, attributes: [KeyValue; N]) -> Option<Span> {
+    let tracer = TRACER.get()?;
+    let builder = tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
+    Some(tracer.build_with_context(builder, &tracing::Span::current().context()))
+}
+
 /// Exports this service's own spans, whatever is logged.
 fn traces<S>(provider: &SdkTracerProvider) -> impl Layer<S> + Send + Sync + use<S>
 where
@@ -81,7 +106,7 @@ where
     let own = Targets::new().with_target("appferry", LevelFilter::INFO);
     let spans = filter_fn(|metadata| metadata.is_span()).with_max_level_hint(LevelFilter::INFO);
     tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer("appferry"))
+        .with_tracer(provider.tracer(SCOPE))
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
@@ -121,7 +146,7 @@ fn resource() -> Resource {
     if env::var_os("OTEL_SERVICE_NAME").is_none() {
         resource = resource.with_service_name("appferry");
     }
-    resource.with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build()
+    resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build()
 }
 
 fn provider() -> Result<SdkTracerProvider, Error> {

@@ -238,7 +238,34 @@ async fn what_is_not_sampled_is_not_sent() {
         app_sync(served.address, Some(site::ADMIN)).await.synchronize_app(request).await.expect_err("there is none");
         served.terminate();
         assert!(served.ended().await.success());
-        assert_eq!(!collector.spans(METHOD).is_empty(), sent, "{sampler}");
+        for name in [METHOD, "INSERT synchronization"] {
+            assert_eq!(!collector.spans(name).is_empty(), sent, "{name}: {sampler}");
+        }
+    }
+}
+
+/// Whoever looks for who asks too much finds it in the spans of the calls that were refused for it.
+#[tokio::test]
+async fn who_asked_too_often_is_in_the_span_of_what_was_refused() {
+    let mut site = Site::new();
+    site.more = "[limits]\ncalls_per_second = 1\n".to_owned();
+    let (collector, endpoint) = Collector::start().await;
+    let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
+    let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    until("a refusal", async || {
+        let refused = client.synchronize_app(ask("nothing", &[])).await.expect_err("there is none");
+        (refused.code() == tonic::Code::ResourceExhausted).then_some(())
+    })
+    .await;
+    served.terminate();
+    assert!(served.ended().await.success());
+    let calls = collector.spans(METHOD);
+    assert!(
+        calls.iter().any(|call| attribute(call, "appferry.decision").is_none()),
+        "one was refused before: {calls:?}"
+    );
+    for call in &calls {
+        assert_eq!(attribute(call, "appferry.principal").as_deref(), Some("acs:ram::1234:user/admin"), "{call:?}");
     }
 }
 

@@ -163,7 +163,8 @@ impl Authorization {
         let decision = caller.identity.policies.decide(&ram::Request { action, resource, context: &context });
         let allowed = decision.is_allowed();
         let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
-        Span::current().record("appferry.decision", word);
+        let span = Span::current();
+        tracing::record_all!(span, appferry.principal = principal.as_str(), appferry.decision = word);
         let request_id = request_id(request);
         let record = audit::Record {
             request_id,

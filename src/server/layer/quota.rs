@@ -13,6 +13,7 @@ use http::{Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
+use tracing::Span;
 
 use super::{Answer, refuse, request_id};
 use crate::{
@@ -122,6 +123,8 @@ where
         Either::Right(match usages.begin(&identity.principal, identity.quota, Instant::now()) {
             Ok(open) => Either::Left(HeldFuture::new(self.inner.call(request), open)),
             Err(retry_after) => {
+                // Otherwise it is recorded with what is decided.
+                Span::current().record("appferry.principal", identity.principal.as_str());
                 let failure = Failure::throttled(retry_after);
                 Either::Right(std::future::ready(Ok(refuse(&failure, contract, request_id(&request)))))
             }

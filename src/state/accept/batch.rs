@@ -1,220 +1,32 @@
-//! One group of calls: what must be known to decide about them, the decisions, and the rows that come of them.
-//!
-//! A group is one question to the database and two kinds of rows that are written, whole lists of them at a time.
+//! One group of calls: the decisions about them, and the rows that come of these: two kinds, whole lists of them at a time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult, Statement};
-use serde::{Serialize, de::DeserializeOwned};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend};
 use tracing::{Instrument as _, instrument};
-use uuid::Uuid;
 
-use super::Ask;
+use super::{
+    Ask,
+    known::{Ahead, Known, Repeated, ahead_in, parameters},
+};
 use crate::{
     domain::{
-        Event, ImageId, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step,
-        SynchronizationState, Timestamp, accept,
+        Event, Refusal, RegionId, RegionStatus, Regions, Replica, RequestId, Standing, Step, SynchronizationState,
+        Timestamp, accept,
     },
     state::{
-        Error, Result,
-        entity::{self, parse},
+        Error, Result, entity,
         replica::{self, Key, Lock},
-        sql::{Cell, Kind, Rows, Sql, now},
+        sql::{Cell, Kind, Rows, Sql},
     },
 };
-
-/// What the database says about a group of calls.
-#[derive(Debug, Default)]
-pub struct Known {
-    homes: HashMap<String, RegionId>,
-    replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
-    tokens: HashMap<(String, String), Repeated>,
-}
-
-/// What a call finds of a replica.
-#[derive(Debug, Clone, Copy)]
-struct Ahead {
-    status: RegionStatus,
-    /// Whether a call of the same group has asked for it.
-    ours: bool,
-}
-
-/// An earlier call with the same token.
-#[derive(Debug, Clone)]
-struct Repeated {
-    request_id: RequestId,
-    parameters: String,
-}
-
-impl Known {
-    /// Reads what the group needs, and the time by the database's clock.
-    #[instrument(name = "step: read", level = "trace", skip_all)]
-    pub async fn read(db: &impl ConnectionTrait, asks: &[Ask]) -> Result<(Self, Timestamp)> {
-        let images: BTreeSet<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
-        let tokens: BTreeSet<(&str, &str)> = asks
-            .iter()
-            .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
-            .collect();
-        if db.get_database_backend() == DbBackend::Sqlite {
-            Self::read_embedded(db, &images, &tokens).await
-        } else {
-            Self::read_served(db, &images, &tokens).await
-        }
-    }
-
-    /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
-    /// database's thread to this one.
-    async fn read_embedded(
-        db: &impl ConnectionTrait,
-        images: &BTreeSet<&str>,
-        tokens: &BTreeSet<(&str, &str)>,
-    ) -> Result<(Self, Timestamp)> {
-        #[derive(FromQueryResult)]
-        struct Answer {
-            homes: String,
-            replicas: String,
-            tokens: String,
-            now_millis: i64,
-        }
-        let read = format!(
-            "SELECT \
-            (SELECT json_group_array(json_array(image.id, image.home_region)) \
-             FROM json_each(?1) AS wanted CROSS JOIN image ON image.id = wanted.value) AS homes, \
-            (SELECT json_group_array(json_array(replica.image_id, replica.region_id, replica.state)) \
-             FROM json_each(?1) AS wanted CROSS JOIN replica ON replica.image_id = wanted.value) \
-             AS replicas, \
-            (SELECT json_group_array(json_array(s.principal, s.client_token, hex(s.request_id), s.image_id, s.asked)) \
-             FROM json_each(?2) AS wanted CROSS JOIN synchronization AS s \
-             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
-            {} AS now_millis",
-            now(DbBackend::Sqlite)
-        );
-        let values = [json(images)?.into(), json(tokens)?.into()];
-        let statement = Statement::from_sql_and_values(DbBackend::Sqlite, read, values);
-        let answer = Answer::find_by_statement(statement).one(db).await?;
-        let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
-        let mut known = Self::default();
-        for (image, home) in from_json::<(String, String)>(&answer.homes)? {
-            known.note_home(image, &home)?;
-        }
-        for (image, region, status) in from_json::<(String, String, String)>(&answer.replicas)? {
-            known.note_replica(image, &region, &status)?;
-        }
-        for (principal, token, request_id, image, asked) in
-            from_json::<(String, String, String, String, String)>(&answer.tokens)?
-        {
-            let request_id = parse("synchronization.request_id", &request_id)?;
-            known.note_token((principal, token), request_id, &image, &asked);
-        }
-        Ok((known, Timestamp::from_millis(answer.now_millis)))
-    }
-
-    /// Nothing is locked: what the group relies on is looked at again, under a lock, when it is written.
-    async fn read_served(
-        db: &impl ConnectionTrait,
-        images: &BTreeSet<&str>,
-        tokens: &BTreeSet<(&str, &str)>,
-    ) -> Result<(Self, Timestamp)> {
-        #[derive(FromQueryResult)]
-        struct Found {
-            id: String,
-            home_region: String,
-            region_id: Option<String>,
-            state: Option<String>,
-            now_millis: i64,
-        }
-        #[derive(FromQueryResult)]
-        struct Earlier {
-            principal: String,
-            client_token: String,
-            request_id: Uuid,
-            image_id: String,
-            asked: String,
-        }
-        let mut known = Self::default();
-        let mut time = 0;
-        let wanted = || Rows::new([("id", Kind::Name)], images.iter().map(|image| [(*image).into()]));
-        if db.get_database_backend() == DbBackend::MySql {
-            // Two who insert the same key end in a deadlock there, and not in a duplicate: whoever asks for the same image waits.
-            // Such a lock costs nothing that is written.
-            Sql::on(db)
-                .text("SELECT i.id FROM ")
-                .rows(wanted())
-                .join()
-                .text("image AS i ON i.id = w.id ORDER BY i.id")
-                .lock("i")
-                .execute(db)
-                .await?;
-        }
-        let found: Vec<Found> = Sql::on(db)
-            .text("SELECT i.id, i.home_region, r.region_id, r.state, ")
-            .now()
-            .text(" AS now_millis FROM ")
-            .rows(wanted())
-            .join()
-            .text("image AS i ON i.id = w.id LEFT JOIN replica AS r ON r.image_id = i.id")
-            .all(db)
-            .await?;
-        for row in found {
-            time = row.now_millis;
-            if let (Some(region), Some(state)) = (row.region_id, row.state) {
-                known.note_replica(row.id.clone(), &region, &state)?;
-            }
-            known.note_home(row.id, &row.home_region)?;
-        }
-        if !tokens.is_empty() {
-            let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
-            let found: Vec<Earlier> = Sql::on(db)
-                .text("SELECT s.principal, s.client_token, s.request_id, s.image_id, s.asked FROM ")
-                .rows(Rows::new([("principal", Kind::Text), ("token", Kind::Name)], rows))
-                .join()
-                .text("synchronization AS s ON s.principal = w.principal AND s.client_token = w.token")
-                .all(db)
-                .await?;
-            for row in found {
-                let token = (row.principal, row.client_token);
-                known.note_token(token, row.request_id.into(), &row.image_id, &row.asked);
-            }
-        }
-        Ok((known, Timestamp::from_millis(time)))
-    }
-
-    fn note_home(&mut self, image: String, home: &str) -> Result<()> {
-        self.homes.insert(image, parse("image.home_region", home)?);
-        Ok(())
-    }
-
-    fn note_replica(&mut self, image: String, region: &str, status: &str) -> Result<()> {
-        let ahead = Ahead { status: parse("replica.state", status)?, ours: false };
-        self.replicas.entry(image).or_default().push((parse("replica.region_id", region)?, ahead));
-        Ok(())
-    }
-
-    fn note_token(&mut self, token: (String, String), request_id: RequestId, image: &str, asked: &str) {
-        self.tokens.insert(token, Repeated { request_id, parameters: parameters(image, asked) });
-    }
-
-    fn replica(&self, image: &ImageId, region: &RegionId) -> Option<Ahead> {
-        self.replicas.get(image.as_str())?.iter().find(|(r, _)| r == region).map(|(_, ahead)| *ahead)
-    }
-
-    fn set_replica(&mut self, image: &ImageId, region: &RegionId, ahead: Ahead) {
-        match self.replicas.get_mut(image.as_str()) {
-            None => drop(self.replicas.insert(image.to_string(), vec![(region.clone(), ahead)])),
-            Some(of_image) => match of_image.iter_mut().find(|(r, _)| r == region) {
-                Some((_, known)) => *known = ahead,
-                None => of_image.push((region.clone(), ahead)),
-            },
-        }
-    }
-}
 
 /// The rows that a group of calls writes, and those that it relies on.
 #[derive(Debug, Default)]
 pub struct Changes {
     synchronizations: Vec<[Cell; 11]>,
-    /// Replicas that are not there.
-    missing: BTreeSet<Key>,
+    /// Replicas that are not there, each once.
+    missing: Vec<Key>,
     /// Replicas that have failed or were canceled, and are asked for again.
     ended: BTreeSet<Key>,
     /// Replicas that others have asked for and that must not have ended.
@@ -226,6 +38,8 @@ pub struct Changes {
 pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Changes) {
     let mut rows = Changes::default();
     let answers = asks.iter().map(|ask| decide_one(ask, &mut known, regions, now, &mut rows)).collect();
+    // Whoever inserts several does so in the order of their keys, so that nobody waits in a circle.
+    rows.missing.sort_unstable();
     (answers, rows)
 }
 
@@ -251,25 +65,13 @@ fn decide_one(
         };
     }
     let home = known.homes.get(ask.image.as_str());
-    let standing = |region: &RegionId| Standing::of(known.replica(&ask.image, region).map(|r| r.status));
+    let of_image = known.replicas.get(ask.image.as_str()).map_or(&[][..], Vec::as_slice);
+    let standing = |region: &RegionId| Standing::of(ahead_in(of_image, region).map(|ahead| ahead.status));
     let accepted = accept(&ask.targets, regions, home, standing).map_err(|refusal| match refusal {
         Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
     })?;
 
-    for (region, step) in &accepted.0 {
-        let key = (ask.image.clone(), region.clone());
-        let ahead = known.replica(&ask.image, region);
-        match step {
-            Step::Start => {
-                let rows = if ahead.is_none() { &mut rows.missing } else { &mut rows.ended };
-                rows.insert(key);
-                known.set_replica(&ask.image, region, Ahead { status: RegionStatus::Pending, ours: true });
-            }
-            Step::Join if ahead.is_some_and(|ahead| ahead.ours) => {}
-            Step::Join => drop(rows.joined.insert(key)),
-        }
-    }
     let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
     let state = SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending));
     let trace = ask.trace.as_ref();
@@ -286,6 +88,24 @@ fn decide_one(
         state.as_str().into(),
         state.is_terminal().then_some(now.as_millis()).into(),
     ]);
+    let of_image = known.replicas.entry(ask.image.to_string()).or_default();
+    for (region, step) in accepted.0 {
+        let ahead = of_image.iter_mut().find(|(r, _)| *r == region).map(|(_, ahead)| ahead);
+        let key = (ask.image.clone(), region);
+        let started = Ahead { status: RegionStatus::Pending, ours: true };
+        match (step, ahead) {
+            (Step::Start, None) => {
+                of_image.push((key.1.clone(), started));
+                rows.missing.push(key);
+            }
+            (Step::Start, Some(ahead)) => {
+                *ahead = started;
+                rows.ended.insert(key);
+            }
+            (Step::Join, Some(Ahead { ours: true, .. })) => {}
+            (Step::Join, _) => drop(rows.joined.insert(key)),
+        }
+    }
     if let Some((token, parameters)) = repeatable {
         known.tokens.insert(token, Repeated { request_id: ask.request_id, parameters });
     }
@@ -381,17 +201,4 @@ impl Changes {
         }
         Ok(again)
     }
-}
-
-/// What a repeated call must have in common with the first.
-fn parameters(image: &str, targets: &str) -> String {
-    format!("{image} {targets}")
-}
-
-fn json(rows: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string(rows).map_err(|error| DbErr::Json(error.to_string()))?)
-}
-
-fn from_json<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
-    Ok(serde_json::from_str(text).map_err(|error| DbErr::Json(error.to_string()))?)
 }

@@ -106,41 +106,51 @@ impl<const N: usize> Rows<N> {
         }
     }
 
-    /// PostgreSQL: an array a column. They are unnested side by side in the list of what is selected, where each value is handed on as
-    /// it is read; as a table function, every column would be stored before the first row is looked at.
+    /// PostgreSQL: an array a column, and none for one without any value. They are unnested side by side in the list of what is selected,
+    /// where each value is handed on as it is read; as a table function, every column would be stored before the first row is looked at.
     fn of_arrays(self, first: usize) -> (String, Vec<Value>) {
-        let selected = self.columns.map(|(name, kind)| match kind {
-            Kind::MaybeText => format!("NULLIF({name}, E'\\x01') AS {name}"),
-            Kind::MaybeNumber => format!("NULLIF({name}, {NO_NUMBER}) AS {name}"),
-            _ => name.to_owned(),
-        });
-        let arrays = self.columns.iter().zip(first..).map(|((name, kind), place)| {
+        let mut place = first;
+        let mut unnested = Vec::with_capacity(N);
+        let selected = self.columns.iter().zip(self.empty()).map(|((name, kind), empty)| {
             let of = match kind {
                 Kind::Name | Kind::Text | Kind::MaybeText => "text",
                 Kind::Number | Kind::MaybeNumber => "bigint",
                 Kind::Uuid => "uuid",
             };
-            format!("UNNEST(${place}::{of}[]) AS {name}")
+            if empty {
+                return format!("NULL::{of} AS {name}");
+            }
+            unnested.push(format!("UNNEST(${place}::{of}[]) AS {name}"));
+            place += 1;
+            match kind {
+                Kind::MaybeText => format!("NULLIF({name}, E'\\x01') AS {name}"),
+                Kind::MaybeNumber => format!("NULLIF({name}, {NO_NUMBER}) AS {name}"),
+                _ => (*name).to_owned(),
+            }
         });
-        let (selected, arrays) = (selected.join(", "), arrays.collect::<Vec<_>>().join(", "));
-        (format!("(SELECT {selected} FROM (SELECT {arrays}) AS u) AS w"), self.arrays())
+        let (selected, unnested) = (selected.collect::<Vec<_>>().join(", "), unnested.join(", "));
+        (format!("(SELECT {selected} FROM (SELECT {unnested}) AS u) AS w"), self.arrays())
     }
 
     /// SQLite: a list of values, which costs it less than JSON that it has to take apart. The text knows of the rows' number only
-    /// about how many they are; the rest is filled up with rows that it leaves out.
+    /// about how many they are, and which columns have no values; the rest is filled up with rows that it leaves out.
     fn of_values(self) -> (String, Vec<Value>) {
         let count = padded(self.rows.len());
         let named = |(place, name)| format!("column{} AS {name}", place + 1);
         let selected = self.columns().into_iter().enumerate().map(named).collect::<Vec<_>>().join(", ");
-        let row = format!("({})", ["?"; N].join(","));
+        let empty = self.empty();
+        let row = format!("({})", empty.map(|empty| if empty { "NULL" } else { "?" }).join(","));
         let listed = vec![row.as_str(); count].join(",");
-        let filling = std::iter::repeat_n(Value::BigInt(None), (count - self.rows.len()) * N);
+        let bound = empty.iter().filter(|empty| !**empty).count();
+        let filling = std::iter::repeat_n(Value::BigInt(None), (count - self.rows.len()) * bound);
         let value = |cell| match cell {
             Cell::Text(text) => Value::from(text),
             Cell::Number(number) => number.into(),
             Cell::Uuid(id) => id.into(),
         };
-        let values = self.rows.into_iter().flatten().map(value).chain(filling).collect();
+        let rows = self.rows.into_iter().flat_map(|row| row.into_iter().zip(empty));
+        let cells = rows.filter(|(_, empty)| !empty).map(|(cell, _)| cell);
+        let values = cells.map(value).chain(filling).collect();
         (format!("(SELECT {selected} FROM (VALUES {listed}) WHERE column1 IS NOT NULL) AS w"), values)
     }
 
@@ -185,8 +195,20 @@ impl<const N: usize> Rows<N> {
             .to_string()
     }
 
-    /// As an array a column.
+    /// Which columns may be without values, and are.
+    fn empty(&self) -> [bool; N] {
+        let mut empty = self.columns.map(|(_, kind)| matches!(kind, Kind::MaybeText | Kind::MaybeNumber));
+        for row in &self.rows {
+            for (empty, cell) in empty.iter_mut().zip(row) {
+                *empty &= matches!(cell, Cell::Text(None) | Cell::Number(None));
+            }
+        }
+        empty
+    }
+
+    /// As an array a column that is not empty.
     fn arrays(self) -> Vec<Value> {
+        let empty = self.empty();
         let mut columns: Vec<Vec<Value>> = self.columns.iter().map(|_| Vec::with_capacity(self.rows.len())).collect();
         for row in self.rows {
             for (column, cell) in columns.iter_mut().zip(row) {
@@ -199,7 +221,8 @@ impl<const N: usize> Rows<N> {
                 });
             }
         }
-        let typed = self.columns.iter().zip(columns).map(|((_, kind), values)| {
+        let filled = self.columns.iter().zip(columns).zip(empty).filter(|(_, empty)| !empty);
+        let typed = filled.map(|(((_, kind), values), _)| {
             let kind = match kind {
                 Kind::Name | Kind::Text | Kind::MaybeText => ArrayType::String,
                 Kind::Number | Kind::MaybeNumber => ArrayType::BigInt,
@@ -219,7 +242,30 @@ fn padded(rows: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::padded;
+    use sea_orm::{DbBackend, Value};
+
+    use super::{Kind, Rows, padded};
+
+    #[test]
+    fn a_column_without_any_value_is_not_handed() {
+        let columns = [("a", Kind::Text), ("b", Kind::MaybeText), ("c", Kind::MaybeNumber), ("d", Kind::MaybeText)];
+        let row =
+            |d: Option<&str>| ["x".into(), None::<String>.into(), None::<i64>.into(), d.map(str::to_owned).into()];
+        let rows = || Rows::new(columns, [row(None), row(Some("y"))]);
+
+        let (text, values) = rows().table(DbBackend::Postgres, 3);
+        let table = "(SELECT a, NULL::text AS b, NULL::bigint AS c, NULLIF(d, E'\\x01') AS d FROM \
+                     (SELECT UNNEST($3::text[]) AS a, UNNEST($4::text[]) AS d) AS u) AS w";
+        assert_eq!((text.as_str(), values.len()), (table, 2));
+
+        let (text, values) = rows().table(DbBackend::Sqlite, 1);
+        assert!(text.contains("(VALUES (?,NULL,NULL,?),(?,NULL,NULL,?))"), "{text}");
+        assert_eq!(values, ["x".into(), None::<String>.into(), "x".into(), Value::from("y")]);
+
+        // A column that has to have values is handed even where there is no row.
+        let (text, values) = Rows::new([("a", Kind::Text)], []).table(DbBackend::Postgres, 1);
+        assert_eq!((text.as_str(), values.len()), ("(SELECT a FROM (SELECT UNNEST($1::text[]) AS a) AS u) AS w", 1));
+    }
 
     #[test]
     fn a_list_has_room_and_there_are_few_lengths() {

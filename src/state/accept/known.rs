@@ -1,0 +1,221 @@
+//! What the database says about a group of calls: one question, whatever is asked for.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
+use serde::{Serialize, de::DeserializeOwned};
+use tracing::instrument;
+use uuid::Uuid;
+
+use super::Ask;
+use crate::{
+    domain::{RegionId, RegionStatus, RequestId, Timestamp},
+    state::{
+        Result,
+        entity::parse,
+        sql::{Kind, Rows, Sql, now},
+    },
+};
+
+/// What the database says about a group of calls.
+#[derive(Debug, Default)]
+pub struct Known {
+    pub homes: HashMap<String, RegionId>,
+    pub replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
+    pub tokens: HashMap<(String, String), Repeated>,
+}
+
+/// What a call finds of a replica.
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    pub status: RegionStatus,
+    /// Whether a call of the same group has asked for it.
+    pub ours: bool,
+}
+
+/// An earlier call with the same token.
+#[derive(Debug, Clone)]
+pub struct Repeated {
+    pub request_id: RequestId,
+    pub parameters: String,
+}
+
+impl Known {
+    /// Reads what the group needs, and the time by the database's clock.
+    #[instrument(name = "step: read", level = "trace", skip_all)]
+    pub async fn read(db: &impl ConnectionTrait, asks: &[Ask]) -> Result<(Self, Timestamp)> {
+        let images: BTreeSet<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
+        let tokens: BTreeSet<(&str, &str)> = asks
+            .iter()
+            .filter_map(|ask| ask.token.as_ref().map(|token| (ask.principal.as_str(), token.as_str())))
+            .collect();
+        if db.get_database_backend() == DbBackend::MySql {
+            Self::read_by_rows(db, &images, &tokens).await
+        } else {
+            Self::read_as_json(db, &images, &tokens).await
+        }
+    }
+
+    /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
+    /// database's thread to this one, or be taken apart on its own. Nothing is locked: what the group relies on is looked at again, under
+    /// a lock, when it is written.
+    async fn read_as_json(
+        db: &impl ConnectionTrait,
+        images: &BTreeSet<&str>,
+        tokens: &BTreeSet<(&str, &str)>,
+    ) -> Result<(Self, Timestamp)> {
+        #[derive(FromQueryResult)]
+        struct Answer {
+            homes: Option<String>,
+            replicas: Option<String>,
+            tokens: Option<String>,
+            now_millis: i64,
+        }
+        let backend = db.get_database_backend();
+        let now = now(backend);
+        let read = if backend == DbBackend::Sqlite {
+            format!(
+                "SELECT \
+                (SELECT json_group_object(image.id, image.home_region) \
+                 FROM json_each(?1) AS wanted CROSS JOIN image ON image.id = wanted.value) AS homes, \
+                (SELECT json_group_array(json_array(r.image_id, r.region_id, r.state)) \
+                 FROM json_each(?1) AS wanted CROSS JOIN replica AS r ON r.image_id = wanted.value) AS replicas, \
+                (SELECT json_group_array(json_array(s.principal, s.client_token, hex(s.request_id), s.image_id, s.asked)) \
+                 FROM json_each(?2) AS wanted CROSS JOIN synchronization AS s \
+                 ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
+                {now} AS now_millis"
+            )
+        } else {
+            format!(
+                "SELECT \
+                (SELECT json_object_agg(image.id, image.home_region)::text \
+                 FROM json_array_elements_text($1::json) AS wanted(id) JOIN image ON image.id = wanted.id) AS homes, \
+                (SELECT json_agg(json_build_array(r.image_id, r.region_id, r.state))::text \
+                 FROM json_array_elements_text($1::json) AS wanted(id) JOIN replica AS r ON r.image_id = wanted.id) AS replicas, \
+                (SELECT json_agg(json_build_array(s.principal, s.client_token, s.request_id, s.image_id, s.asked))::text \
+                 FROM json_array_elements($2::json) AS wanted(token) JOIN synchronization AS s \
+                 ON s.principal = wanted.token ->> 0 AND s.client_token = wanted.token ->> 1) AS tokens, \
+                {now} AS now_millis"
+            )
+        };
+        let values = [json(images)?.into(), json(tokens)?.into()];
+        let answer = Answer::find_by_statement(Statement::from_sql_and_values(backend, read, values)).one(db).await?;
+        let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
+        let mut known = Self::default();
+        for (image, home) in from_json::<HashMap<String, String>>(answer.homes.as_deref())? {
+            known.note_home(image, &home)?;
+        }
+        for (image, region, status) in from_json::<Vec<(String, String, String)>>(answer.replicas.as_deref())? {
+            known.note_replica(image, &region, &status)?;
+        }
+        for (principal, token, request_id, image, asked) in
+            from_json::<Vec<(String, String, String, String, String)>>(answer.tokens.as_deref())?
+        {
+            let request_id = parse("synchronization.request_id", &request_id)?;
+            known.note_token((principal, token), request_id, &image, &asked);
+        }
+        Ok((known, Timestamp::from_millis(answer.now_millis)))
+    }
+
+    /// MySQL and MariaDB, which cut off what they gather in JSON. Two who insert the same key end in a deadlock there, and not in a
+    /// duplicate: whoever asks for the same image waits. Such a lock costs nothing that is written.
+    async fn read_by_rows(
+        db: &impl ConnectionTrait,
+        images: &BTreeSet<&str>,
+        tokens: &BTreeSet<(&str, &str)>,
+    ) -> Result<(Self, Timestamp)> {
+        #[derive(FromQueryResult)]
+        struct Found {
+            id: String,
+            home_region: String,
+            region_id: Option<String>,
+            state: Option<String>,
+            now_millis: i64,
+        }
+        #[derive(FromQueryResult)]
+        struct Earlier {
+            principal: String,
+            client_token: String,
+            request_id: Uuid,
+            image_id: String,
+            asked: String,
+        }
+        let mut known = Self::default();
+        let mut time = 0;
+        let wanted = || Rows::new([("id", Kind::Name)], images.iter().map(|image| [(*image).into()]));
+        Sql::on(db)
+            .text("SELECT i.id FROM ")
+            .rows(wanted())
+            .join()
+            .text("image AS i ON i.id = w.id ORDER BY i.id")
+            .lock("i")
+            .execute(db)
+            .await?;
+        let found: Vec<Found> = Sql::on(db)
+            .text("SELECT i.id, i.home_region, r.region_id, r.state, ")
+            .now()
+            .text(" AS now_millis FROM ")
+            .rows(wanted())
+            .join()
+            .text("image AS i ON i.id = w.id LEFT JOIN replica AS r ON r.image_id = i.id")
+            .all(db)
+            .await?;
+        for row in found {
+            time = row.now_millis;
+            if let (Some(region), Some(state)) = (row.region_id, row.state) {
+                known.note_replica(row.id.clone(), &region, &state)?;
+            }
+            known.note_home(row.id, &row.home_region)?;
+        }
+        if !tokens.is_empty() {
+            let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
+            let found: Vec<Earlier> = Sql::on(db)
+                .text("SELECT s.principal, s.client_token, s.request_id, s.image_id, s.asked FROM ")
+                .rows(Rows::new([("principal", Kind::Text), ("token", Kind::Name)], rows))
+                .join()
+                .text("synchronization AS s ON s.principal = w.principal AND s.client_token = w.token")
+                .all(db)
+                .await?;
+            for row in found {
+                let token = (row.principal, row.client_token);
+                known.note_token(token, row.request_id.into(), &row.image_id, &row.asked);
+            }
+        }
+        Ok((known, Timestamp::from_millis(time)))
+    }
+
+    fn note_home(&mut self, image: String, home: &str) -> Result<()> {
+        self.homes.insert(image, parse("image.home_region", home)?);
+        Ok(())
+    }
+
+    fn note_replica(&mut self, image: String, region: &str, status: &str) -> Result<()> {
+        let ahead = Ahead { status: parse("replica.state", status)?, ours: false };
+        self.replicas.entry(image).or_default().push((parse("replica.region_id", region)?, ahead));
+        Ok(())
+    }
+
+    fn note_token(&mut self, token: (String, String), request_id: RequestId, image: &str, asked: &str) {
+        self.tokens.insert(token, Repeated { request_id, parameters: parameters(image, asked) });
+    }
+}
+
+/// How an image stands in a region, among those in which somebody has asked for it.
+pub fn ahead_in(of_image: &[(RegionId, Ahead)], region: &RegionId) -> Option<Ahead> {
+    of_image.iter().find(|(r, _)| r == region).map(|(_, ahead)| *ahead)
+}
+
+/// What a repeated call must have in common with the first.
+pub fn parameters(image: &str, targets: &str) -> String {
+    format!("{image} {targets}")
+}
+
+fn json(rows: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string(rows).map_err(|error| DbErr::Json(error.to_string()))?)
+}
+
+/// What a database has gathered; it may say nothing where there is nothing.
+fn from_json<T: DeserializeOwned + Default>(text: Option<&str>) -> Result<T> {
+    let read = text.map(serde_json::from_str).transpose();
+    Ok(read.map_err(|error| DbErr::Json(error.to_string()))?.unwrap_or_default())
+}
