@@ -11,10 +11,11 @@ use std::{
     time::Duration,
 };
 
+use opentelemetry::trace::TraceId;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use crate::domain::{Clock, RequestId};
+use crate::domain::{RequestId, Timestamp};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 4_096;
@@ -41,11 +42,15 @@ pub enum Destination {
 /// A decision. There is never a secret in it.
 #[derive(Clone, Serialize)]
 pub struct Record<'a> {
+    /// When it was made.
+    #[serde(serialize_with = "shown")]
+    pub time: Timestamp,
     /// The call.
     #[serde(serialize_with = "shown")]
     pub request_id: RequestId,
     /// The trace that it is part of.
-    pub trace_id: Option<String>,
+    #[serde(serialize_with = "shown_if_any")]
+    pub trace_id: Option<TraceId>,
     /// Who called, if that was proved.
     pub principal: Option<&'a str>,
     /// How it was proved.
@@ -79,11 +84,12 @@ fn shown<S: serde::Serializer>(value: &impl Display, serializer: S) -> Result<S:
     serializer.collect_str(value)
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    #[serde(flatten)]
-    record: &'a Record<'a>,
+#[expect(clippy::ref_option, reason = "it is handed so")]
+fn shown_if_any<S: serde::Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[derive(Debug)]
@@ -96,7 +102,6 @@ enum Entry {
 #[derive(Debug, Clone)]
 pub struct Audit {
     entries: mpsc::Sender<Entry>,
-    clock: Clock,
     /// The part of what is allowed that is written down, from 0 to 1.
     sampled: f64,
 }
@@ -104,11 +109,11 @@ pub struct Audit {
 impl Audit {
     /// Starts to write, `sampled` of what is allowed and all that is denied. The task ends when the last clone is dropped, after the
     /// last line.
-    pub fn start(to: Destination, sampled: f64, clock: Clock) -> io::Result<(Self, JoinHandle<()>)> {
+    pub fn start(to: Destination, sampled: f64) -> io::Result<(Self, JoinHandle<()>)> {
         let out = open(&to)?;
         let (entries, queue) = mpsc::channel(QUEUE);
         let task = tokio::task::spawn_blocking(move || write(queue, &to, out));
-        Ok((Self { entries, clock, sampled }, task))
+        Ok((Self { entries, sampled }, task))
     }
 
     /// Writes a decision down, unless it is one of those that are left out. Returns it where lines wait already for being written:
@@ -117,9 +122,8 @@ impl Audit {
         if record.decision == Verdict::Allow && self.sampled < 1.0 && rand::random::<f64>() >= self.sampled {
             return None;
         }
-        let line = Line { time: self.clock.now().to_string(), record };
         let mut text = Vec::with_capacity(LINE);
-        match serde_json::to_writer(&mut text, &line) {
+        match serde_json::to_writer(&mut text, record) {
             Ok(()) => {
                 text.push(b'\n');
                 // It is open for as long as this lives.

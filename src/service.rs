@@ -159,7 +159,7 @@ impl Service {
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
         // Before the state, which has tasks to be joined.
-        let door = if role == Role::Worker { None } else { Some(Door::open(config, &clock).await?) };
+        let door = if role == Role::Worker { None } else { Some(Door::open(config).await?) };
         let probes = match &config.http {
             Some(http) => Some(bind("http.listen", http.listen, listening(config, true), None).await?),
             None => None,
@@ -325,7 +325,7 @@ struct Door {
 }
 
 impl Door {
-    async fn open(config: &Config, clock: &Clock) -> Result<Self, Error> {
+    async fn open(config: &Config) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
         let mut fetched = Fetched::default();
         let directory = Arc::new(ArcSwap::from_pointee(config.directory(&mut fetched)?));
@@ -337,8 +337,7 @@ impl Door {
         };
         // The last, which has a task to be joined.
         let failed = |source| Error::Audit { to: config.audit.to.clone(), source };
-        let (audit, writing) =
-            Audit::start(config.audit.destination(), config.audit.sample_allowed, clock.clone()).map_err(failed)?;
+        let (audit, writing) = Audit::start(config.audit.destination(), config.audit.sample_allowed).map_err(failed)?;
         Ok(Self { listener, bound, openapi, tls, fetched, directory, audit, writing })
     }
 }

@@ -250,7 +250,7 @@ async fn overhead() -> Result<()> {
     let mut by_itself = vec![alone(inner()).await?];
     for (name, sampled) in [("nothing", 0.0), ("all", 1.0)] {
         let log = Destination::File(directory.path().join(name));
-        let (audit, task) = Audit::start(log, sampled, Clock::system())?;
+        let (audit, task) = Audit::start(log, sampled)?;
         writing.push(task);
         let parts = Parts {
             plaintext: false,

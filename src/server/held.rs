@@ -31,25 +31,22 @@ impl<F, G> HeldFuture<F, G> {
 impl<F, G> Future for HeldFuture<F, G>
 where
     F: Future<Output = Result<Response<Body>, Infallible>>,
-    G: Send + 'static,
 {
-    type Output = F::Output;
+    type Output = Result<Response<HeldBody<G>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Ok(response) = ready!(this.inner.poll(cx));
-        let guard = this.guard.take();
         // An answer that is there already is over.
-        Poll::Ready(Ok(if response.body().is_end_stream() {
-            response
-        } else {
-            response.map(|inner| Body::new(HeldBody { inner, _guard: guard }))
-        }))
+        let guard = this.guard.take().filter(|_| !response.body().is_end_stream());
+        Poll::Ready(Ok(response.map(|inner| HeldBody { inner, _guard: guard })))
     }
 }
 
 pin_project! {
-    struct HeldBody<G> {
+    /// The body of its answer.
+    #[derive(Debug)]
+    pub struct HeldBody<G> {
         #[pin]
         inner: Body,
         _guard: Option<G>,

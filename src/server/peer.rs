@@ -11,10 +11,12 @@ use std::{
 
 use http::{Request, Response};
 use hyper::{body::Incoming, service::Service};
-use tonic::body::Body;
 use tower::Service as _;
 
-use super::{Entrance, held::HeldFuture};
+use super::{
+    Entrance,
+    held::{HeldBody, HeldFuture},
+};
 use crate::identity::CertificateNames;
 
 /// See the module.
@@ -89,7 +91,7 @@ impl Connected {
 }
 
 impl Service<Request<Incoming>> for Connected {
-    type Response = Response<Body>;
+    type Response = Response<HeldBody<Open>>;
     type Error = std::convert::Infallible;
     type Future = HeldFuture<<Entrance as tower::Service<Request<Incoming>>>::Future, Open>;
 

@@ -10,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
+use opentelemetry::trace::TraceId;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -233,6 +234,7 @@ impl Authentication {
         }
         let action = self.contract.authorizations.get(&path).map(|row| row.action.as_str());
         let record = audit::Record {
+            time: self.clock.now(),
             request_id,
             trace_id,
             principal: None,
@@ -255,7 +257,7 @@ impl Authentication {
 /// A call that is refused, as far as that has to be told.
 struct Refused {
     request_id: RequestId,
-    trace_id: Option<String>,
+    trace_id: Option<TraceId>,
     path: String,
     peer: Option<Peer>,
 }

@@ -153,9 +153,10 @@ impl Authorization {
         };
         let peer = request.extensions().get::<Peer>();
         let principal = &caller.identity.principal;
+        let now = self.clock.now();
         let context = Circumstances {
             source_ip: peer.map(|peer| peer.address),
-            current_time: Some(self.clock.now()),
+            current_time: Some(now),
             secure_transport: peer.map(|peer| peer.secure),
             principal: Some(principal.as_str()),
             claims: &caller.claims,
@@ -167,6 +168,7 @@ impl Authorization {
         tracing::record_all!(span, appferry.principal = principal.as_str(), appferry.decision = word);
         let request_id = request_id(request);
         let record = audit::Record {
+            time: now,
             request_id,
             trace_id: trace_id(request),
             principal: Some(principal.as_str()),

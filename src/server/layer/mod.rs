@@ -18,7 +18,7 @@ use std::convert::Infallible;
 
 use http::{Request, Response};
 use message::{Refusal, read_message};
-use opentelemetry::trace::SpanContext;
+use opentelemetry::trace::{SpanContext, TraceId};
 use tonic::body::Body;
 
 pub use amend::AmendLayer;
@@ -57,6 +57,6 @@ fn refuse(failure: &Failure, contract: &Contract, request_id: RequestId) -> Resp
 }
 
 /// The trace that a call is part of, if one is made.
-fn trace_id<B>(request: &Request<B>) -> Option<String> {
-    request.extensions().get().map(|span: &SpanContext| span.trace_id().to_string())
+fn trace_id<B>(request: &Request<B>) -> Option<TraceId> {
+    request.extensions().get().map(SpanContext::trace_id)
 }

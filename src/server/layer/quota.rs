@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::Either;
+use futures_util::future::{Either, MapOk, TryFutureExt as _};
 use http::{Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -22,7 +22,7 @@ use crate::{
     ram::Principal,
     server::{
         RETRY_AFTER,
-        held::HeldFuture,
+        held::{HeldBody, HeldFuture},
         rate::{Rate, Spent},
     },
 };
@@ -95,6 +95,9 @@ impl<S> Layer<S> for QuotaLayer {
     }
 }
 
+/// A call that counts until the last byte of its answer.
+type Held<F> = MapOk<HeldFuture<F, Open>, fn(Response<HeldBody<Open>>) -> Response<Body>>;
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct WithQuota<S> {
@@ -108,7 +111,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<S::Future, Either<HeldFuture<S::Future, Open>, std::future::Ready<Answer>>>;
+    type Future = Either<S::Future, Either<Held<S::Future>, std::future::Ready<Answer>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -121,7 +124,10 @@ where
             return Either::Left(self.inner.call(request));
         };
         Either::Right(match usages.begin(&identity.principal, identity.quota, Instant::now()) {
-            Ok(open) => Either::Left(HeldFuture::new(self.inner.call(request), open)),
+            Ok(open) => {
+                let held = HeldFuture::new(self.inner.call(request), open);
+                Either::Left(held.map_ok(|response| response.map(Body::new)))
+            }
             Err(retry_after) => {
                 // Otherwise it is recorded with what is decided.
                 Span::current().record("appferry.principal", identity.principal.as_str());
