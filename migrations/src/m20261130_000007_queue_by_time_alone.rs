@@ -1,5 +1,5 @@
 //! PostgreSQL: the queues of the regions without the images in them. Whoever claims reads and locks the row anyway; without its image,
-//! those that are asked for at the same time share an entry of the index, which is a quarter of the cost of accepting a call.
+//! those that are asked for at the same time share an entry of the index, and accepting a call costs less.
 //!
 //! On SQLite and MySQL, an index holds the table's primary key in any case.
 

@@ -142,25 +142,28 @@ impl Outcome {
 
     fn record(&mut self, code: Code) {
         self.code = Some(code);
-        let name = name(code);
-        self.span.record("rpc.response.status_code", name);
-        if is_error(code) {
-            self.span.record("error.type", name);
-            self.span.record("otel.status_code", "ERROR");
-        }
+        record(&self.span, code);
+    }
+}
+
+fn record(span: &Span, code: Code) {
+    let name = name(code);
+    span.record("rpc.response.status_code", name);
+    if is_error(code) {
+        span.record("error.type", name);
+        span.record("otel.status_code", "ERROR");
     }
 }
 
 impl Drop for Outcome {
     fn drop(&mut self) {
         // Leaving the span is what tells when it ended.
-        let span = self.span.clone();
-        let _entered = span.enter();
-        // Nobody waited for the end.
-        let code = self.code.unwrap_or(Code::Cancelled);
-        if self.code.is_none() {
-            self.record(code);
-        }
+        let _entered = self.span.enter();
+        let code = self.code.unwrap_or_else(|| {
+            // Nobody waited for the end.
+            record(&self.span, Code::Cancelled);
+            Code::Cancelled
+        });
         let took = self.began.elapsed();
         metrics::called(self.method, name(code), is_error(code), took);
         tracing::debug!(method = self.method, code = name(code), ?took, "a call was answered");
