@@ -116,8 +116,8 @@ impl Audit {
         Ok((Self { entries, sampled }, task))
     }
 
-    /// Writes a decision down, unless it is one of those that are left out. Returns it where lines wait already for being written:
-    /// whoever decides has to wait for that, too.
+    /// Writes a decision down, unless it is one of those that are left out. Returns it where so many lines wait already that there is no
+    /// room for it: whoever decides has to wait.
     pub fn record(&self, record: &Record<'_>) -> Option<Unwritten> {
         if record.decision == Verdict::Allow && self.sampled < 1.0 && rand::random::<f64>() >= self.sampled {
             return None;

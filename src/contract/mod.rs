@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
 
-pub use authorization::{Authorization, Authorizations, MethodPath, Resource};
+pub use authorization::{Authorization, Authorizations, MethodPath, Resource, Template};
 pub use error_row::{Code, ErrorRow, ErrorRows};
 pub use failure::{Failure, Violation, any};
 pub use refusal::Refusal;

@@ -14,6 +14,7 @@ use opentelemetry::trace::TraceId;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
+use tracing::Span;
 
 use super::{BoxFuture, Refusal, read_message, request_id, trace_id};
 use crate::{
@@ -94,7 +95,7 @@ where
         };
         match presented {
             Ok(Presented::Caller(caller)) => {
-                request.extensions_mut().insert(caller);
+                enter(&mut request, caller);
                 Either::Left(self.inner.call(request))
             }
             Ok(Presented::Signature) => {
@@ -105,7 +106,7 @@ where
                 Either::Right(Box::pin(async move {
                     match authentication.signature(&mut request).await {
                         Ok(caller) => {
-                            request.extensions_mut().insert(caller);
+                            enter(&mut request, caller);
                             inner.call(request).await
                         }
                         Err(SignatureRefusal::Rejected(rejected)) => {
@@ -125,6 +126,11 @@ where
             }
         }
     }
+}
+
+fn enter(request: &mut Request<Body>, caller: Caller) {
+    Span::current().record("appferry.principal", caller.identity.principal.as_str());
+    request.extensions_mut().insert(caller);
 }
 
 /// What a call shows.

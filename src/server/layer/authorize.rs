@@ -19,7 +19,7 @@ use super::{BoxFuture, Refusal, message::only_message, read_message, request_id,
 use crate::{
     audit::{self, Audit, Unwritten},
     contract::{
-        Contract, Failure, Resource, Violation,
+        Contract, Failure, Resource, Template, Violation,
         v1::CommonErrorCode::{InternalError, InvalidActionNotFound, NoPermission},
     },
     domain::Clock,
@@ -72,8 +72,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let decided = self.authorization.at_once(&mut request);
-        if let Some(Decided { outcome: Ok(()), unwritten: None }) = decided {
+        let seen = self.authorization.look_at(&mut request);
+        if let Seen::Decided(Decided { outcome: Ok(()), unwritten: None }) = seen {
             return Either::Left(self.inner.call(request));
         }
         let authorization = Arc::clone(&self.authorization);
@@ -81,9 +81,9 @@ where
         let clone = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, clone);
         Either::Right(Box::pin(async move {
-            let decided = match decided {
-                Some(decided) => decided,
-                None => authorization.by_message(&mut request).await,
+            let decided = match seen {
+                Seen::Decided(decided) => decided,
+                Seen::Names { action, template } => authorization.by_message(&mut request, action, template).await,
             };
             if let Some(unwritten) = decided.unwritten {
                 unwritten.written().await;
@@ -94,6 +94,16 @@ where
             }
         }))
     }
+}
+
+/// What can be said without the message.
+enum Seen {
+    Decided(Decided),
+    /// The message names the resource.
+    Names {
+        action: &'static str,
+        template: &'static Template,
+    },
 }
 
 /// What was decided about a call. One that may go on has its permit.
@@ -110,36 +120,32 @@ impl From<Refusal> for Decided {
 }
 
 impl Authorization {
-    /// Decides, unless it depends on what the message names.
-    fn at_once(&self, request: &mut Request<Body>) -> Option<Decided> {
-        match self.contract.authorizations.get(request.uri().path()) {
-            Some(row) => match row.resource {
-                Resource::All => Some(self.decide(request, &row.action, ALL_RESOURCES)),
-                Resource::Named(_) => None,
-            },
-            None => {
-                // One that comes in the HTTP form says itself what is wrong.
-                let said = request.extensions().get::<Unreadable>().map(|unreadable| unreadable.0.clone());
-                let failure = said.unwrap_or_else(|| Failure::new(InvalidActionNotFound, ""));
-                Some(Refusal::Failure(failure).into())
-            }
+    fn look_at(&self, request: &mut Request<Body>) -> Seen {
+        let Some(row) = self.contract.authorizations.get(request.uri().path()) else {
+            // One that comes in the HTTP form says itself what is wrong.
+            let said = request.extensions().get::<Unreadable>().map(|unreadable| unreadable.0.clone());
+            let failure = said.unwrap_or_else(|| Failure::new(InvalidActionNotFound, ""));
+            return Seen::Decided(Refusal::Failure(failure).into());
+        };
+        let action = row.action.as_str();
+        match &row.resource {
+            Resource::All => Seen::Decided(self.decide(request, action, ALL_RESOURCES)),
+            Resource::Named(template) => Seen::Names { action, template },
         }
     }
 
-    /// Reads the message, and decides about what it names.
-    async fn by_message(&self, request: &mut Request<Body>) -> Decided {
-        let Some(row) = self.contract.authorizations.get(request.uri().path()) else {
-            return Refusal::Failure(Failure::new(InvalidActionNotFound, "")).into();
+    async fn by_message(
+        &self,
+        request: &mut Request<Body>,
+        action: &'static str,
+        template: &'static Template,
+    ) -> Decided {
+        let message = match read_message(request).await {
+            Ok(message) => message,
+            Err(refusal) => return refusal.into(),
         };
-        let named = match &row.resource {
-            Resource::All => Some(ALL_RESOURCES.to_owned()),
-            Resource::Named(template) => match read_message(request).await {
-                Ok(message) => only_message(&message).and_then(|message| template.fill(message)),
-                Err(refusal) => return refusal.into(),
-            },
-        };
-        match named {
-            Some(resource) => self.decide(request, &row.action, &resource),
+        match only_message(&message).and_then(|message| template.fill(message)) {
+            Some(resource) => self.decide(request, action, &resource),
             None => {
                 let description = "it can't be decoded".to_owned();
                 Refusal::Failure(Failure::invalid(Violation { field: "the request", description })).into()
@@ -164,8 +170,7 @@ impl Authorization {
         let decision = caller.identity.policies.decide(&ram::Request { action, resource, context: &context });
         let allowed = decision.is_allowed();
         let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
-        let span = Span::current();
-        tracing::record_all!(span, appferry.principal = principal.as_str(), appferry.decision = word);
+        Span::current().record("appferry.decision", word);
         let request_id = request_id(request);
         let record = audit::Record {
             time: now,

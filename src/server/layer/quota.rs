@@ -13,7 +13,6 @@ use http::{Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
-use tracing::Span;
 
 use super::{Answer, refuse, request_id};
 use crate::{
@@ -129,8 +128,6 @@ where
                 Either::Left(held.map_ok(|response| response.map(Body::new)))
             }
             Err(retry_after) => {
-                // Otherwise it is recorded with what is decided.
-                Span::current().record("appferry.principal", identity.principal.as_str());
                 let failure = Failure::throttled(retry_after);
                 Either::Right(std::future::ready(Ok(refuse(&failure, contract, request_id(&request)))))
             }
