@@ -142,7 +142,7 @@ impl AppSyncService for AppSync {
         &self,
         mut request: Request<v1::SynchronizeAppRequest>,
     ) -> Result<Response<v1::SynchronizeAppResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let ask = self.read(request, &permit).map_err(|failure| self.refuse(&permit, failure))?;
         let id = self.state.accept(ask).await.map_err(|error| self.refuse(&permit, error))?;
         Ok(Response::new(v1::SynchronizeAppResponse { request_id: id.to_string() }))
@@ -152,7 +152,7 @@ impl AppSyncService for AppSync {
         &self,
         mut request: Request<v1::GetSynchronizationRequest>,
     ) -> Result<Response<v1::GetSynchronizationResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
@@ -166,7 +166,7 @@ impl AppSyncService for AppSync {
         &self,
         mut request: Request<v1::ListSynchronizationsRequest>,
     ) -> Result<Response<v1::ListSynchronizationsResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let image = match body.app_id.as_str() {
@@ -190,7 +190,7 @@ impl AppSyncService for AppSync {
         &self,
         mut request: Request<v1::WatchSynchronizationRequest>,
     ) -> Result<Response<Watch>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;
@@ -205,7 +205,7 @@ impl AppSyncService for AppSync {
         &self,
         mut request: Request<v1::CancelSynchronizationRequest>,
     ) -> Result<Response<v1::CancelSynchronizationResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             let id = wire::id("request_id", &body.request_id)?;

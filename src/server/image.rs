@@ -206,7 +206,7 @@ impl ImageService for Images {
         &self,
         mut request: Request<v1::AddImageRequest>,
     ) -> Result<Response<v1::AddImageResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let id = self.add(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::AddImageResponse { image_id: id.to_string() }))
@@ -216,7 +216,7 @@ impl ImageService for Images {
         &self,
         mut request: Request<v1::GetImageRequest>,
     ) -> Result<Response<v1::GetImageResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let image = self.get(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::GetImageResponse { image: Some(image) }))
@@ -226,7 +226,7 @@ impl ImageService for Images {
         &self,
         mut request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         self.list(body).await.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
@@ -235,7 +235,7 @@ impl ImageService for Images {
         &self,
         mut request: Request<v1::GetAppVersionsRequest>,
     ) -> Result<Response<v1::GetAppVersionsResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         self.versions(body).await.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
@@ -244,7 +244,7 @@ impl ImageService for Images {
         &self,
         mut request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         self.remove(body).await.map_err(|failure| self.refuse(&permit, failure))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
@@ -253,7 +253,7 @@ impl ImageService for Images {
     type VerifyImageStream = Found;
 
     async fn verify_image(&self, mut request: Request<v1::VerifyImageRequest>) -> Result<Response<Found>, Status> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let found = self.verifier.verify(request.into_inner(), permit.clone()).await;
         found.map(Response::new).map_err(|failure| self.refuse(&permit, failure))
     }
@@ -262,7 +262,7 @@ impl ImageService for Images {
         &self,
         mut request: Request<v1::ListRegionsRequest>,
     ) -> Result<Response<v1::ListRegionsResponse>, Status> {
-        Permit::of(&mut request)?;
+        Permit::take(&mut request)?;
         let home = self.state.regions().home();
         let regions = self.backend.kinds().into_iter().map(|(region, kind)| v1::Region {
             region_id: region.to_string(),

@@ -120,7 +120,7 @@ fn filter(text: &str) -> Result<Filter, Failure> {
 #[async_trait]
 impl Operations for AppSync {
     async fn list_operations(&self, mut request: Request<ListOperationsRequest>) -> Answer<ListOperationsResponse> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             if !matches!(body.name.as_str(), "" | COLLECTION) {
@@ -138,14 +138,14 @@ impl Operations for AppSync {
     }
 
     async fn get_operation(&self, mut request: Request<GetOperationRequest>) -> Answer<Operation> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async { Ok(self.operation(&self.state.synchronization_get(id(&body.name)?).await?)) };
         self.answer(&permit, answer).await
     }
 
     async fn cancel_operation(&self, mut request: Request<CancelOperationRequest>) -> Answer<()> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let body = request.into_inner();
         let answer = async {
             self.state.synchronization_cancel(id(&body.name)?).await?;
@@ -155,7 +155,7 @@ impl Operations for AppSync {
     }
 
     async fn wait_operation(&self, mut request: Request<WaitOperationRequest>) -> Answer<Operation> {
-        let permit = Permit::of(&mut request)?;
+        let permit = Permit::take(&mut request)?;
         let deadline = request.extensions().get::<Deadline>().copied();
         let body = request.into_inner();
         let answer = async {

@@ -17,8 +17,8 @@ impl Permit {
         Self { request_id, caller }
     }
 
-    /// The permit of a call, which has one. A call without one has not gone through the stack, and goes no further.
-    pub fn of<T>(request: &mut Request<T>) -> Result<Self, Status> {
+    /// Takes the permit of a call. A call without one has not gone through the stack, and goes no further.
+    pub fn take<T>(request: &mut Request<T>) -> Result<Self, Status> {
         let permit = request.extensions_mut().remove();
         permit.ok_or_else(|| Status::permission_denied("the call was not authorized"))
     }

@@ -7,7 +7,7 @@ use tracing::{Instrument as _, instrument};
 
 use super::{
     Ask,
-    known::{Ahead, Known, Repeated, ahead_in, parameters},
+    known::{Ahead, Known, Repeated, parameters},
 };
 use crate::{
     domain::{
@@ -66,7 +66,8 @@ fn decide_one(
     }
     let home = known.homes.get(ask.image.as_str());
     let of_image = known.replicas.get(ask.image.as_str()).map_or(&[][..], Vec::as_slice);
-    let standing = |region: &RegionId| Standing::of(ahead_in(of_image, region).map(|ahead| ahead.status));
+    let standing =
+        |region: &RegionId| Standing::of(of_image.iter().find(|(r, _)| r == region).map(|(_, ahead)| ahead.status));
     let accepted = accept(&ask.targets, regions, home, standing).map_err(|refusal| match refusal {
         Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },

@@ -73,31 +73,27 @@ impl Known {
         }
         let backend = db.get_database_backend();
         let now = now(backend);
-        let read = if backend == DbBackend::Sqlite {
-            format!(
-                "SELECT \
-                (SELECT json_group_object(image.id, image.home_region) \
-                 FROM json_each(?1) AS wanted CROSS JOIN image ON image.id = wanted.value) AS homes, \
-                (SELECT json_group_array(json_array(r.image_id, r.region_id, r.state)) \
-                 FROM json_each(?1) AS wanted CROSS JOIN replica AS r ON r.image_id = wanted.value) AS replicas, \
-                (SELECT json_group_array(json_array(s.principal, s.client_token, hex(s.request_id), s.image_id, s.asked)) \
-                 FROM json_each(?2) AS wanted CROSS JOIN synchronization AS s \
-                 ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
-                {now} AS now_millis"
-            )
+        // Each says what it gathers, and how it takes a list apart, in words of its own.
+        let (images_join, tokens_join, object, list, row, request_id) = if backend == DbBackend::Sqlite {
+            let names = "json_each(?1) AS wanted CROSS JOIN";
+            let pairs = "json_each(?2) AS wanted CROSS JOIN";
+            (names, pairs, "json_group_object", "json_group_array", "json_array", "hex(s.request_id)")
         } else {
-            format!(
-                "SELECT \
-                (SELECT json_object_agg(image.id, image.home_region)::text \
-                 FROM json_array_elements_text($1::json) AS wanted(id) JOIN image ON image.id = wanted.id) AS homes, \
-                (SELECT json_agg(json_build_array(r.image_id, r.region_id, r.state))::text \
-                 FROM json_array_elements_text($1::json) AS wanted(id) JOIN replica AS r ON r.image_id = wanted.id) AS replicas, \
-                (SELECT json_agg(json_build_array(s.principal, s.client_token, s.request_id, s.image_id, s.asked))::text \
-                 FROM json_array_elements($2::json) AS wanted(token) JOIN synchronization AS s \
-                 ON s.principal = wanted.token ->> 0 AND s.client_token = wanted.token ->> 1) AS tokens, \
-                {now} AS now_millis"
-            )
+            let names = "json_array_elements_text($1::json) AS wanted(value) JOIN";
+            let pairs = "json_array_elements($2::json) AS wanted(value) JOIN";
+            (names, pairs, "json_object_agg", "json_agg", "json_build_array", "s.request_id")
         };
+        let read = format!(
+            "SELECT \
+            (SELECT CAST({object}(image.id, image.home_region) AS text) \
+             FROM {images_join} image ON image.id = wanted.value) AS homes, \
+            (SELECT CAST({list}({row}(r.image_id, r.region_id, r.state)) AS text) \
+             FROM {images_join} replica AS r ON r.image_id = wanted.value) AS replicas, \
+            (SELECT CAST({list}({row}(s.principal, s.client_token, {request_id}, s.image_id, s.asked)) AS text) \
+             FROM {tokens_join} synchronization AS s \
+             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
+            {now} AS now_millis"
+        );
         let values = [json(images)?.into(), json(tokens)?.into()];
         let answer = Answer::find_by_statement(Statement::from_sql_and_values(backend, read, values)).one(db).await?;
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
@@ -198,11 +194,6 @@ impl Known {
     fn note_token(&mut self, token: (String, String), request_id: RequestId, image: &str, asked: &str) {
         self.tokens.insert(token, Repeated { request_id, parameters: parameters(image, asked) });
     }
-}
-
-/// How an image stands in a region, among those in which somebody has asked for it.
-pub fn ahead_in(of_image: &[(RegionId, Ahead)], region: &RegionId) -> Option<Ahead> {
-    of_image.iter().find(|(r, _)| r == region).map(|(_, ahead)| *ahead)
 }
 
 /// What a repeated call must have in common with the first.

@@ -111,7 +111,8 @@ impl<const N: usize> Rows<N> {
     fn of_arrays(self, first: usize) -> (String, Vec<Value>) {
         let mut place = first;
         let mut unnested = Vec::with_capacity(N);
-        let selected = self.columns.iter().zip(self.empty()).map(|((name, kind), empty)| {
+        let empty = self.empty();
+        let selected = self.columns.iter().zip(empty).map(|((name, kind), empty)| {
             let of = match kind {
                 Kind::Name | Kind::Text | Kind::MaybeText => "text",
                 Kind::Number | Kind::MaybeNumber => "bigint",
@@ -129,7 +130,7 @@ impl<const N: usize> Rows<N> {
             }
         });
         let (selected, unnested) = (selected.collect::<Vec<_>>().join(", "), unnested.join(", "));
-        (format!("(SELECT {selected} FROM (SELECT {unnested}) AS u) AS w"), self.arrays())
+        (format!("(SELECT {selected} FROM (SELECT {unnested}) AS u) AS w"), self.arrays(empty))
     }
 
     /// SQLite: a list of values, which costs it less than JSON that it has to take apart. The text knows of the rows' number only
@@ -207,11 +208,10 @@ impl<const N: usize> Rows<N> {
     }
 
     /// As an array a column that is not empty.
-    fn arrays(self) -> Vec<Value> {
-        let empty = self.empty();
+    fn arrays(self, empty: [bool; N]) -> Vec<Value> {
         let mut columns: Vec<Vec<Value>> = self.columns.iter().map(|_| Vec::with_capacity(self.rows.len())).collect();
         for row in self.rows {
-            for (column, cell) in columns.iter_mut().zip(row) {
+            for ((column, cell), _) in columns.iter_mut().zip(row).zip(empty).filter(|(_, empty)| !empty) {
                 column.push(match cell {
                     // PostgreSQL has no text with a zero byte, which a foreign store's message could have.
                     Cell::Text(Some(text)) if text.contains('\0') => text.replace('\0', "\u{fffd}").into(),
