@@ -1,0 +1,176 @@
+//! One suite for every database that the state is kept in. Each test stands on a database of its own; where it speaks of processes,
+//! each has a state, connections and tasks of its own.
+
+/// Makes a test of each promise for each database.
+macro_rules! on_every_database {
+    ($($promise:ident)*) => {
+        on_every_database!(@on sqlite Sqlite $($promise)*);
+        on_every_database!(@on postgres Postgres $($promise)*);
+        on_every_database!(@on mysql MySql $($promise)*);
+    };
+    (@on $module:ident $kind:ident $($promise:ident)*) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    super::$promise(crate::harness::database::Kind::$kind).await;
+                }
+            )*
+        }
+    };
+}
+
+mod housekeeping;
+mod lists;
+mod queue;
+mod requests;
+mod schema;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use appferry::{
+    domain::{
+        ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
+        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, WorkerId,
+    },
+    state::{Ask, Claim, Order, Report, Settings, Span, State, Tasks},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{
+    database::{self, Kind},
+    history,
+};
+
+/// Long enough never to run out in a test.
+const LEASE: Duration = Duration::from_secs(600);
+/// Short enough to run out in one.
+const SHORT: Duration = Duration::from_millis(200);
+
+/// Three entries, and none left out.
+const THREE: Span = Span { skip: 0, limit: 3 };
+
+/// A database, with as many processes on it as a test needs.
+struct Bench {
+    directory: tempfile::TempDir,
+    url: String,
+    stop: CancellationToken,
+    tasks: Vec<Tasks>,
+}
+
+impl Bench {
+    async fn new(kind: Kind) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = database::fresh(kind, directory.path()).await;
+        history::record(&url).await;
+        Self { directory, url, stop: CancellationToken::new(), tasks: Vec::new() }
+    }
+
+    async fn process(&mut self) -> State {
+        self.process_with(|settings| settings).await
+    }
+
+    async fn process_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> State {
+        let settings = change(Settings::new(self.url.clone()));
+        let (state, tasks) = State::open(&settings, regions(), self.stop.clone()).await.expect("it opens");
+        self.tasks.push(tasks);
+        state
+    }
+
+    /// Ends every process, and looks whether all that has happened was allowed to.
+    async fn end(self) {
+        self.stop.cancel();
+        for tasks in self.tasks {
+            tasks.join().await;
+        }
+        let replayed = history::replay(&self.url, &[LEASE, SHORT]).await;
+        println!("{replayed:?}");
+        drop(self.directory);
+    }
+}
+
+const DONE: Progress = Progress { total: 1_000, copied: 900, skipped: 100 };
+
+fn region(name: &str) -> RegionId {
+    name.parse().expect("an id")
+}
+
+fn image_id(name: &str) -> ImageId {
+    name.parse().expect("an id")
+}
+
+fn regions() -> Regions {
+    Regions::new(region("home"), ["one", "two", "three"].map(region))
+}
+
+fn image(id: &str) -> Image {
+    Image {
+        id: image_id(id),
+        name: "gromacs".into(),
+        version: "2026.1".into(),
+        description: "äöü \u{1F6A2} 'quoted' \\ and \"more\"".into(),
+        kind: ImageKind::Vm,
+        source: ImageName("n".into()),
+        home: region("home"),
+        content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::new([7; 32]), size: 5 }),
+        size: 1_000,
+        created_at: Clock::system().now(),
+    }
+}
+
+async fn add(state: &State, id: &str) -> ImageId {
+    let image = image(id);
+    state.image_add(&image).await.expect("it is added");
+    image.id
+}
+
+fn ask(image: &ImageId, targets: &[&str]) -> Ask {
+    let named = || Targets::Named(targets.iter().map(|name| region(name)).collect());
+    Ask {
+        request_id: RequestId::generate(),
+        image: image.clone(),
+        targets: if targets.is_empty() { Targets::All } else { named() },
+        principal: "acs:ram::1:user/a".into(),
+        token: None,
+        trace: None,
+    }
+}
+
+fn with_token(ask: Ask, token: &str) -> Ask {
+    Ask { token: Some(token.parse::<ClientToken>().expect("a token")), ..ask }
+}
+
+fn worker(name: &str) -> WorkerId {
+    WorkerId(name.into())
+}
+
+/// Claims for all regions, with no limits.
+async fn claim(state: &State, owner: &str, images: usize) -> Vec<Claim> {
+    claim_within(state, owner, images, LEASE, &BTreeMap::new(), 0).await
+}
+
+async fn claim_within(
+    state: &State,
+    owner: &str,
+    images: usize,
+    lease: Duration,
+    limits: &BTreeMap<RegionId, usize>,
+    draw: usize,
+) -> Vec<Claim> {
+    let all: Vec<RegionId> = ["one", "two", "three"].map(region).to_vec();
+    let order = Order { owner: &worker(owner), regions: &all, lease, images, limits, draw };
+    state.replica_claim(order).await.expect("it can be claimed")
+}
+
+async fn verify(state: &State, image: &ImageId, to: &RegionId, fence: u64) -> Result<(), Stale> {
+    let report = Report { region: to.clone(), event: Event::Verified { fence, progress: DONE } };
+    state.replica_report(image, report).await.expect("it can be reported")
+}
+
+async fn get(state: &State, id: RequestId) -> Synchronization {
+    state.synchronization_get(id).await.expect("it is known")
+}
+
+fn status(synchronization: &Synchronization, of: &str) -> RegionStatus {
+    synchronization.regions.iter().find(|view| view.region.as_str() == of).expect("the region").status
+}

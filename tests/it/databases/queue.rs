@@ -1,0 +1,238 @@
+//! Who claims what, how long it is theirs, and who hears of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use appferry::{
+    domain::{
+        Digest, Event, Fault, FaultKind, Progress, RegionStatus, Regions, Stale, Synchronization, SynchronizationState,
+    },
+    state::{Claim, Order, Report, Settings, State},
+};
+
+use super::{Bench, DONE, LEASE, SHORT, add, ask, claim, claim_within, get, image_id, region, verify, worker};
+use crate::harness::{database::Kind, until};
+
+on_every_database! {
+    a_claim_that_ran_out_is_overtaken
+    one_image_with_many_regions_starves_no_other
+    limits_hold_across_processes
+    regions_differ_in_case
+    a_source_is_shared_by_all_processes
+    a_worker_hears_of_what_another_process_accepts
+    a_watcher_sees_what_another_process_does
+}
+
+async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (state, other) = (bench.process().await, bench.process().await);
+    let a = add(&state, "a").await;
+    let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    let first = claim_within(&state, "late", 1, SHORT, &BTreeMap::new(), 0).await.remove(0).regions.remove(0);
+    let second = until("the lease's end", async || {
+        claim(&other, "next", 1).await.pop().map(|mut claim| claim.regions.remove(0))
+    })
+    .await;
+    assert!(second.fence > first.fence);
+    assert_eq!(second.attempt, 2);
+    // Whatever the late one tries, nothing changes.
+    let before = get(&state, id).await;
+    let fault = Fault { kind: FaultKind::Store, message: "late".into() };
+    let faulted = Event::Faulted { fence: first.fence, fault, retry_after: None, progress: DONE };
+    let attempts = [
+        Event::Verified { fence: first.fence, progress: DONE },
+        faulted,
+        Event::Release { fence: first.fence },
+        Event::Renew { fence: first.fence, lease: LEASE, progress: DONE },
+    ];
+    for event in attempts {
+        let report = Report { region: first.region.clone(), event };
+        assert_eq!(state.replica_report(&a, report).await.expect("it answers"), Err(Stale));
+    }
+    let noted = state.upload_note(&a, &first.region, first.fence, Digest::new([1; 32]), "s").await.expect("it answers");
+    assert_eq!(noted, Err(Stale));
+    assert!(!state.replica_holds(&a, &first.region, first.fence).await.expect("it answers"));
+    assert_eq!(get(&state, id).await, before);
+    verify(&other, &a, &second.region, second.fence).await.expect("it is in time");
+    assert_eq!(get(&state, id).await.state, SynchronizationState::Succeeded);
+    bench.end().await;
+}
+
+async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let two_limited: BTreeMap<_, _> = [(region("two"), 2)].into();
+    let mut images = Vec::new();
+    for n in 0..40 {
+        images.push(add(&state, &format!("long-{n:02}")).await);
+    }
+    for image in &images {
+        state.accept(ask(image, &["two"])).await.expect("it is accepted");
+    }
+    let wide = add(&state, "wide").await;
+    state.accept(ask(&wide, &["one", "two", "three"])).await.expect("it is accepted");
+    let single = add(&state, "single").await;
+    state.accept(ask(&single, &["three"])).await.expect("it is accepted");
+
+    // Region two takes two copies at a time, whoever claims; what waits for it keeps nobody else waiting.
+    let (mut into_two, mut claimed) = (0, BTreeSet::new());
+    for round in 0..12 {
+        for claim in claim_within(&state, "w", 3, LEASE, &two_limited, round).await {
+            into_two += claim.regions.iter().filter(|claimed| claimed.region == region("two")).count();
+            claimed.extend(claim.regions.into_iter().map(|c| (claim.id.to_string(), c.region.to_string())));
+        }
+    }
+    assert_eq!(into_two, 2, "{claimed:?}");
+    for (image, to) in [("wide", "one"), ("wide", "three"), ("single", "three")] {
+        assert!(claimed.contains(&(image.to_owned(), to.to_owned())), "{image} to {to} was not claimed: {claimed:?}");
+    }
+    // When one has ended, the next that has waited longest follows.
+    let ended = claimed.iter().find(|(_, to)| to == "two").expect("one").clone();
+    let held = state.image_get(&image_id(&ended.0)).await.expect("it is there").1;
+    let fence = held.iter().find(|(r, _)| r.as_str() == "two").expect("the replica").1.fence;
+    verify(&state, &image_id(&ended.0), &region("two"), fence).await.expect("it is in time");
+    let next = claim_within(&state, "w", 3, LEASE, &two_limited, 0).await;
+    let longest = images.iter().find(|image| !claimed.contains(&(image.to_string(), "two".to_owned()))).expect("one");
+    assert_eq!(next.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [longest]);
+    bench.end().await;
+}
+
+/// Four processes that claim at the same time what goes to a region that takes three copies.
+async fn limits_hold_across_processes(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let mut processes = Vec::new();
+    for _ in 0..4 {
+        processes.push(bench.process().await);
+    }
+    for n in 0..60 {
+        let image = add(&processes[0], &format!("i-{n}")).await;
+        processes[0].accept(ask(&image, &["one", "two"])).await.expect("it is accepted");
+    }
+    let limits: BTreeMap<_, _> = [(region("one"), 3)].into();
+    let mut claimers = tokio::task::JoinSet::new();
+    for (number, state) in processes.iter().enumerate() {
+        let (state, limits) = (state.clone(), limits.clone());
+        claimers.spawn(async move {
+            let mut claims = Vec::new();
+            for round in 0..40 {
+                claims.extend(claim_within(&state, &format!("w-{number}"), 1, LEASE, &limits, round).await);
+            }
+            claims
+        });
+    }
+    let claims: Vec<Claim> = claimers.join_all().await.into_iter().flatten().collect();
+    let into = |name: &str| {
+        let all = claims.iter().flat_map(|claim| claim.regions.iter().map(|c| (claim.id.clone(), c.region.clone())));
+        all.filter(|(_, to)| to.as_str() == name).collect::<Vec<_>>()
+    };
+    assert_eq!(into("one").len(), 3, "as many as may, and no more");
+    let two = into("two");
+    assert_eq!(two.iter().collect::<BTreeSet<_>>().len(), two.len(), "nothing is claimed twice");
+    assert_eq!(two.len(), 60, "a region without a limit is not held up by one with a limit");
+    bench.end().await;
+}
+
+/// Two regions whose names differ in case alone are two, with limits of their own.
+async fn regions_differ_in_case(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let both = Regions::new(region("home"), ["one", "ONE"].map(region));
+    let (state, tasks) =
+        State::open(&Settings::new(bench.url.clone()), both, bench.stop.clone()).await.expect("it opens");
+    bench.tasks.push(tasks);
+    let limits: BTreeMap<_, _> = [(region("one"), 1), (region("ONE"), 1)].into();
+    for n in 0..3 {
+        let image = add(&state, &format!("i-{n}")).await;
+        state.accept(ask(&image, &["one", "ONE"])).await.expect("it is accepted");
+    }
+    let all = ["one", "ONE"].map(region);
+    let mut claimed = Vec::new();
+    for draw in 0..6 {
+        let order = Order { owner: &worker("w"), regions: &all, lease: LEASE, images: 5, limits: &limits, draw };
+        let claims = state.replica_claim(order).await.expect("it can be claimed");
+        claimed.extend(claims.into_iter().flat_map(|claim| claim.regions).map(|claimed| claimed.region));
+    }
+    claimed.sort_unstable();
+    assert_eq!(claimed, [region("ONE"), region("one")], "one copy into each");
+    bench.end().await;
+}
+
+/// A region that feeds as many as it may, for one process, feeds none for another.
+async fn a_source_is_shared_by_all_processes(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (here, there) = (bench.process().await, bench.process().await);
+    let limits: BTreeMap<_, _> = [(region("home"), 3)].into();
+    let mut claims = Vec::new();
+    for (name, state) in [("a", &here), ("b", &there)] {
+        let image = add(state, name).await;
+        state.accept(ask(&image, &[])).await.expect("it is accepted");
+        claims.push(claim(state, name, 1).await.remove(0));
+    }
+    let wanted = |claim: &Claim| -> Vec<_> {
+        claim.regions.iter().map(|c| (c.region.clone(), c.fence, region("home"))).collect()
+    };
+    let (first, second) = (wanted(&claims[0]), wanted(&claims[1]));
+    // Both at once: three together, and no more.
+    let (one, two) = tokio::join!(
+        here.replica_feed(&claims[0].id, &first, &limits),
+        there.replica_feed(&claims[1].id, &second, &limits)
+    );
+    let (one, two) = (one.expect("it answers"), two.expect("it answers"));
+    assert_eq!(one.len() + two.len(), 3, "{one:?} {two:?}");
+    let underway = here.copies_underway(&worker("a")).await.expect("it answers");
+    let from_home: u32 = underway.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
+    let ours: u32 = underway.iter().filter(|u| u.ours).map(|u| u.copies).sum();
+    assert_eq!((from_home, ours), (3, 3), "{underway:?}");
+    // When one has ended, one more may be.
+    let (fed, fed_by) = if one.is_empty() { (&two, 1) } else { (&one, 0) };
+    let ended = claims[fed_by].regions.iter().find(|c| c.region == fed[0]).expect("it was claimed");
+    verify(&here, &claims[fed_by].id, &ended.region, ended.fence).await.expect("it is in time");
+    let waiting: Vec<_> = first.iter().filter(|(to, ..)| !one.contains(to)).cloned().collect();
+    let more = here.replica_feed(&claims[0].id, &waiting, &limits).await.expect("it answers");
+    let waiting_too: Vec<_> = second.iter().filter(|(to, ..)| !two.contains(to)).cloned().collect();
+    let more_too = there.replica_feed(&claims[1].id, &waiting_too, &limits).await.expect("it answers");
+    assert_eq!(more.len() + more_too.len(), 1, "{more:?} {more_too:?}");
+    bench.end().await;
+}
+
+async fn a_worker_hears_of_what_another_process_accepts(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (here, there) = (bench.process().await, bench.process().await);
+    let a = add(&here, "a").await;
+    let mut seen = 0;
+    // Whatever was told before.
+    while tokio::time::timeout(Duration::from_millis(700), there.due(&mut seen, Duration::from_secs(60))).await.is_ok()
+    {
+    }
+    here.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    let heard =
+        tokio::time::timeout(Duration::from_secs(2), there.due(&mut seen, Duration::from_secs(60))).await.is_ok();
+    assert_eq!(heard, kind == Kind::Postgres, "PostgreSQL tells; with the others, workers look by themselves");
+    bench.end().await;
+}
+
+async fn a_watcher_sees_what_another_process_does(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (here, there) = (bench.process().await, bench.process().await);
+    let a = add(&here, "a").await;
+    let id = here.accept(ask(&a, &["one", "two"])).await.expect("it is accepted");
+    let mut watch = here.synchronization_watch(id).await.expect("it can be watched");
+    let claim = claim(&there, "w", 1).await.remove(0);
+    let within = Duration::from_secs(1);
+    let mut see = async |what: &str, seen: &dyn Fn(&Synchronization) -> bool| {
+        let started = Instant::now();
+        let look = watch.wait_for(|s| seen(s));
+        tokio::time::timeout(within, look).await.unwrap_or_else(|_| panic!("{what} was not seen")).expect("it goes on");
+        println!("{kind:?}: {what} was seen after {:?}", started.elapsed());
+    };
+    see("the copying", &|s| s.regions.iter().all(|view| view.status == RegionStatus::Copying)).await;
+    let half = Progress { total: 1_000, copied: 500, skipped: 0 };
+    let (one, two) = (&claim.regions[0], &claim.regions[1]);
+    there.replica_renew(&a, LEASE, &[(one.region.clone(), one.fence, half)]).await.expect("it is renewed");
+    see("progress", &|s| s.regions[0].progress == half).await;
+    verify(&there, &a, &one.region, one.fence).await.expect("it is in time");
+    verify(&there, &a, &two.region, two.fence).await.expect("it is in time");
+    see("the end", &|s| s.state == SynchronizationState::Succeeded).await;
+    bench.end().await;
+}

@@ -1,0 +1,265 @@
+//! Calls: accepted, repeated, refused, several at once.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use appferry::{
+    domain::{Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState},
+    state::{Ask, Error, Filter, Report},
+};
+use sea_orm::ConnectionTrait as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{Bench, DONE, LEASE, add, ask, claim, claim_within, get, region, status, verify, with_token};
+use crate::harness::{
+    database::{self, Kind},
+    until,
+};
+
+on_every_database! {
+    a_call_goes_to_its_end
+    a_token_names_one_call
+    a_call_that_can_t_be_written_fails_alone
+    an_image_that_is_removed_leaves_nobody_waiting
+    many_processes_at_once_lose_nothing
+}
+
+async fn a_call_goes_to_its_end(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let a = add(&state, "a").await;
+    let id = state.accept(ask(&a, &["one", "two"])).await.expect("it is accepted");
+    let fresh = get(&state, id).await;
+    assert_eq!((fresh.state, fresh.regions.len()), (SynchronizationState::Running, 2));
+    assert_eq!(status(&fresh, "one"), RegionStatus::Pending);
+
+    let claims = claim(&state, "w", 5).await;
+    let [claimed] = claims.as_slice() else { panic!("{claims:?}") };
+    assert_eq!(claimed.image.as_ref().expect("an image").description, "äöü \u{1F6A2} 'quoted' \\ and \"more\"");
+    assert_eq!(claimed.regions.len(), 2);
+    assert!(claim(&state, "w", 5).await.is_empty(), "nothing is claimed twice");
+    let [one, two] = [0, 1].map(|place| claimed.regions[place].clone());
+    assert_eq!((one.attempt, one.faults), (1, 0));
+    let half = Progress { total: 1_000, copied: 500, skipped: 0 };
+    let lost = state.replica_renew(&a, LEASE, &[(one.region.clone(), one.fence, half)]).await.expect("it is renewed");
+    assert!(lost.is_empty());
+    assert_eq!(get(&state, id).await.regions[0].progress, half);
+    assert!(state.replica_holds(&a, &one.region, one.fence).await.expect("it answers"));
+    assert!(!state.replica_holds(&a, &one.region, one.fence + 1).await.expect("it answers"));
+
+    verify(&state, &a, &one.region, one.fence).await.expect("it is in time");
+    assert_eq!(verify(&state, &a, &one.region, one.fence).await, Err(Stale), "nothing ends twice");
+    let fault = Fault { kind: FaultKind::Store, message: "zero \0 byte, ünd mehr".into() };
+    let event = Event::Faulted { fence: two.fence, fault, retry_after: None, progress: half };
+    let report = Report { region: two.region.clone(), event };
+    state.replica_report(&a, report).await.expect("it is reported").expect("it is in time");
+    let ended = get(&state, id).await;
+    assert_eq!(ended.state, SynchronizationState::Failed);
+    assert!(ended.finished_at.expect("an end") >= ended.created_at);
+    let failed = ended.regions.iter().find(|view| view.region == two.region).expect("the region");
+    assert!(failed.fault.as_ref().expect("a fault").message.ends_with("byte, ünd mehr"), "{failed:?}");
+
+    // The one that failed starts afresh, with a higher fence; the one that is there is not asked for again.
+    let again = state.accept(ask(&a, &[])).await.expect("it is accepted");
+    let running = get(&state, again).await;
+    let asked: Vec<_> = running.regions.iter().map(|view| (view.region.as_str(), view.status)).collect();
+    assert_eq!(asked, [("three", RegionStatus::Pending), ("two", RegionStatus::Pending)]);
+    let claims = claim(&state, "w", 5).await;
+    assert_eq!(claims[0].available, [region("one")]);
+    for claimed in &claims[0].regions {
+        assert!(claimed.region != two.region || claimed.fence > two.fence);
+        verify(&state, &a, &claimed.region, claimed.fence).await.expect("it is in time");
+    }
+    assert_eq!(get(&state, again).await.state, SynchronizationState::Succeeded);
+    assert_eq!(get(&state, id).await, ended, "what became of a call stays");
+    assert!(matches!(
+        state.accept(ask(&a, &["one"])).await,
+        Err(Error::ImageAlreadyThere { regions, .. }) if regions == [region("one")]
+    ));
+    let nothing_left = state.accept(ask(&a, &[])).await.expect("it is accepted");
+    assert_eq!(get(&state, nothing_left).await.state, SynchronizationState::Succeeded);
+    bench.end().await;
+}
+
+async fn a_token_names_one_call(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (state, other) = (bench.process().await, bench.process().await);
+    let a = add(&state, "a").await;
+    let first = state.accept(with_token(ask(&a, &["one"]), "t")).await.expect("it is accepted");
+    let again = other.accept(with_token(ask(&a, &["one"]), "t")).await.expect("it is accepted");
+    assert_eq!(again, first);
+    let differs = other.accept(with_token(ask(&a, &["two"]), "t")).await;
+    assert!(matches!(differs, Err(Error::TokenReused(id)) if id == first), "{differs:?}");
+    let in_capitals = other.accept(with_token(ask(&a, &["one"]), "T")).await.expect("it is accepted");
+    assert_ne!(in_capitals, first, "tokens differ in case");
+    let somebody_else = Ask { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
+    assert_ne!(state.accept(somebody_else).await.expect("it is accepted"), first);
+
+    // Both at once, from two processes, many times: one call each.
+    for round in 0..30 {
+        let token = format!("round-{round}");
+        let one = with_token(ask(&a, &["one"]), &token);
+        let two = with_token(ask(&a, &["one"]), &token);
+        let (one, two) = tokio::join!(state.accept(one), other.accept(two));
+        assert_eq!(one.expect("it is accepted"), two.expect("it is accepted"));
+    }
+    bench.end().await;
+}
+
+/// A call that the database refuses is refused alone.
+async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let a = add(&state, "a").await;
+    // SQLite takes a name of any length, and a trigger takes the place of the column's.
+    if kind == Kind::Sqlite {
+        let db = database::look(&bench.url).await;
+        let trigger = "CREATE TRIGGER no_long BEFORE INSERT ON synchronization WHEN length(NEW.principal) > 256 \
+                       BEGIN SELECT RAISE(ABORT, 'too long'); END";
+        db.execute_unprepared(trigger).await.expect("a trigger");
+        db.close().await.expect("it is closed");
+    }
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let principal = if n == 31 { "p".repeat(300) } else { "p".to_owned() };
+        let (state, ask) = (state.clone(), Ask { principal, ..ask(&a, &["one"]) });
+        calls.spawn(async move { (n, state.accept(ask).await) });
+    }
+    for (n, answer) in calls.join_all().await {
+        match answer {
+            Ok(_) => assert_ne!(n, 31),
+            Err(error) => assert_eq!((n, error.is_temporary()), (31, false), "{error:?}"),
+        }
+    }
+    let page = state.synchronization_list(&Filter::default(), None, 1_000).await.expect("a page");
+    assert_eq!(page.synchronizations.len(), 63);
+    bench.end().await;
+}
+
+/// An image is removed while others ask for it: either it is in use, or whoever asked is told that it has gone. Nobody waits for ever.
+async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (here, there) = (bench.process().await, bench.process().await);
+    let mut accepted = Vec::new();
+    for round in 0..40 {
+        let image = add(&here, &format!("i-{round}")).await;
+        let (asked, removed) = tokio::join!(here.accept(ask(&image, &["one"])), async {
+            tokio::time::sleep(Duration::from_micros(round * 50)).await;
+            there.image_remove(&image).await
+        });
+        match (asked, removed) {
+            (Ok(id), _) => accepted.push(id),
+            (Err(Error::ImageNotFound(_)), Ok(())) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    while let claims = claim(&there, "w", 100).await
+        && !claims.is_empty()
+    {
+        for claim in claims {
+            for claimed in claim.regions {
+                let fault = Fault { kind: FaultKind::ImageNotFound, message: "it was removed".into() };
+                let fence = claimed.fence;
+                let event = match &claim.image {
+                    Some(_) => Event::Verified { fence, progress: DONE },
+                    None => Event::Faulted { fence, fault, retry_after: None, progress: Progress::default() },
+                };
+                let report = Report { region: claimed.region, event };
+                there.replica_report(&claim.id, report).await.expect("it answers").expect("it is in time");
+            }
+        }
+    }
+    for id in accepted {
+        let ended = get(&here, id).await;
+        assert!(ended.state.is_terminal(), "{ended:?}");
+    }
+    bench.end().await;
+}
+
+/// Several processes accept, join, cancel, carry and fail the same few images at once. Nothing that happens in between may show:
+/// every call is answered, and every accepted one ends.
+async fn many_processes_at_once_lose_nothing(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let mut processes = Vec::new();
+    for _ in 0..3 {
+        processes.push(bench.process().await);
+    }
+    let mut images = Vec::new();
+    for n in 0..12 {
+        images.push(add(&processes[0], &format!("i-{n}")).await);
+    }
+    let done = CancellationToken::new();
+    let mut workers = tokio::task::JoinSet::new();
+    for (number, state) in processes.iter().enumerate() {
+        let (state, done) = (state.clone(), done.clone());
+        workers.spawn(async move {
+            let mut round = number;
+            loop {
+                round += 1;
+                let claims = claim_within(&state, &format!("w-{number}"), 4, LEASE, &BTreeMap::new(), round).await;
+                if claims.is_empty() {
+                    if done.is_cancelled() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                let mut reports = tokio::task::JoinSet::new();
+                for claim in claims {
+                    for (place, claimed) in claim.regions.into_iter().enumerate() {
+                        let (state, image) = (state.clone(), claim.id.clone());
+                        let fails = (round + place) % 3 == 0;
+                        reports.spawn(async move {
+                            let fence = claimed.fence;
+                            let fault = Fault { kind: FaultKind::Store, message: "planned".into() };
+                            let event = if fails {
+                                Event::Faulted { fence, fault, retry_after: None, progress: DONE }
+                            } else {
+                                Event::Verified { fence, progress: DONE }
+                            };
+                            let report = Report { region: claimed.region, event };
+                            // It may have been canceled meanwhile.
+                            let _ = state.replica_report(&image, report).await.expect("it can be reported");
+                        });
+                    }
+                }
+                reports.join_all().await;
+            }
+        });
+    }
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..24 {
+        let state = processes[caller % processes.len()].clone();
+        let images = images.clone();
+        callers.spawn(async move {
+            let mut accepted = Vec::new();
+            for call in 0..12 {
+                let image = &images[(caller * 5 + call * 7) % images.len()];
+                let targets: &[&str] = [&["one", "two", "three"][..], &["two"], &[]][(caller + call) % 3];
+                match state.accept(ask(image, targets)).await {
+                    Ok(id) => accepted.push(id),
+                    Err(Error::ImageAlreadyThere { .. }) => {}
+                    Err(error) => panic!("{}", appferry::domain::with_causes(&error)),
+                }
+                if call % 4 == 3
+                    && let Some(id) = accepted.last()
+                {
+                    state
+                        .synchronization_cancel(*id)
+                        .await
+                        .unwrap_or_else(|e| panic!("{}", appferry::domain::with_causes(&e)));
+                }
+            }
+            accepted
+        });
+    }
+    let accepted: Vec<RequestId> = callers.join_all().await.into_iter().flatten().collect();
+    assert!(accepted.len() > 50, "{}", accepted.len());
+    for id in &accepted {
+        let state = &processes[1];
+        until("the end of every accepted call", async || get(state, *id).await.state.is_terminal().then_some(())).await;
+    }
+    done.cancel();
+    while let Some(ended) = workers.join_next().await {
+        ended.expect("no worker panicked");
+    }
+    bench.end().await;
+}

@@ -1,0 +1,110 @@
+//! Steps of the schema.
+
+use appferry::{
+    domain::SynchronizationState,
+    state::{Error, Settings, State},
+};
+use sea_orm::ConnectionTrait as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{claim, get, region, regions, verify};
+use crate::harness::database::{self, Kind};
+
+on_every_database! {
+    a_schema_is_brought_up_to_date_once
+    the_version_before_works_on_the_schema_after
+}
+
+/// Two migrations at once, and one after them: the steps are taken once.
+async fn a_schema_is_brought_up_to_date_once(kind: Kind) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = database::empty(kind, directory.path()).await;
+    let settings = Settings::new(url.clone());
+    let refused = State::open(&settings, regions(), CancellationToken::new()).await;
+    assert!(matches!(refused, Err(Error::SchemaOld(_))), "{refused:?}");
+    let steps = if kind == Kind::Sqlite {
+        // One process alone has a file.
+        appferry::state::migrate(&settings).await.expect("the schema")
+    } else {
+        let (one, two) = tokio::join!(appferry::state::migrate(&settings), appferry::state::migrate(&settings));
+        one.expect("the schema") + two.expect("the schema")
+    };
+    assert!(steps > 0);
+    assert_eq!(appferry::state::migrate(&settings).await.expect("the schema"), 0);
+
+    let db = database::look(&url).await;
+    db.execute_unprepared("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_later', 0)")
+        .await
+        .expect("a step");
+    let refused = State::open(&settings, regions(), CancellationToken::new()).await.expect_err("it is newer");
+    assert!(appferry::domain::with_causes(&refused).contains("m29991231_000001_later"), "{refused:?}");
+    assert!(matches!(refused, Error::SchemaNewer(_)), "{refused:?}");
+    let refused = appferry::state::migrate(&settings).await.expect_err("it is newer");
+    assert!(matches!(refused, Error::SchemaNewer(_)), "{refused:?}");
+}
+
+/// What the version before the last step of the schema writes, in its own words.
+async fn written_before(db: &sea_orm::DatabaseConnection, id: &str, request: &str) {
+    let uuid = match db.get_database_backend() {
+        sea_orm::DbBackend::Postgres => format!("'{request}'::uuid"),
+        _ => format!("x'{request}'"),
+    };
+    for statement in [
+        format!(
+            "INSERT INTO image VALUES ('{id}', 'n', '1', '', 'VM', 'n', 'home', 'm', 'sha256:{}', 1, 1, 1)",
+            "0".repeat(64)
+        ),
+        format!(
+            "INSERT INTO synchronization (request_id, image_id, principal, client_token, asked, targets, open, traceparent, \
+             tracestate, state, created_at, finished_at) VALUES ({uuid}, '{id}', 'p', NULL, 'all', 'one,two', 2, NULL, NULL, \
+             'RUNNING', 1, NULL)"
+        ),
+        format!(
+            "INSERT INTO replica (image_id, region_id, due_at, fence, state) VALUES ('{id}', 'one', 1, 1, 'PENDING')"
+        ),
+        format!(
+            "INSERT INTO replica (image_id, region_id, due_at, fence, state) VALUES ('{id}', 'two', 1, 1, 'PENDING')"
+        ),
+        format!(
+            "UPDATE replica SET state = 'AVAILABLE', due_at = NULL, attempt = 1, finished_at = 2 \
+             WHERE image_id = '{id}' AND region_id = 'one'"
+        ),
+        format!(
+            "INSERT INTO synchronization_target (request_id, region_id, status, attempt, finished_at) \
+             VALUES ({uuid}, 'one', 'AVAILABLE', 1, 2)"
+        ),
+        format!("UPDATE synchronization SET open = 1 WHERE request_id = {uuid}"),
+    ] {
+        db.execute_unprepared(&statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+}
+
+/// The version before goes on working on a schema that was brought up to date under it, and what it has written is understood.
+async fn the_version_before_works_on_the_schema_after(kind: Kind) {
+    use appferry_migrations::{Migrator, MigratorTrait as _};
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = database::empty(kind, directory.path()).await;
+    let db = database::look(&url).await;
+    let steps = u32::try_from(Migrator::migrations().len()).expect("a few");
+    Migrator::up(&db, Some(steps - 1)).await.expect("the schema before");
+    let [before, after] = ["01a20fb163707000800000000000000a", "01a20fb163707000800000000000000b"];
+    written_before(&db, "before", before).await;
+    Migrator::up(&db, None).await.expect("the schema after");
+    written_before(&db, "after", after).await;
+    db.close().await.expect("it is closed");
+
+    let stop = CancellationToken::new();
+    let (state, tasks) = State::open(&Settings::new(url), regions(), stop.clone()).await.expect("it opens");
+    for claim in claim(&state, "w", 5).await {
+        assert_eq!(claim.available, [region("one")]);
+        for claimed in claim.regions {
+            verify(&state, &claim.id, &claimed.region, claimed.fence).await.expect("it is in time");
+        }
+    }
+    for request in [before, after] {
+        let ended = get(&state, request.parse().expect("an id")).await;
+        assert_eq!((ended.state, ended.regions.len()), (SynchronizationState::Succeeded, 2));
+    }
+    stop.cancel();
+    tasks.join().await;
+}
