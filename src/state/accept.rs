@@ -64,7 +64,7 @@ impl State {
     }
 }
 
-/// Commits calls together, and answers each. On PostgreSQL, the task that does this has a connection of its own.
+/// Commits calls together, and answers each.
 pub(super) async fn commit_together(
     state: &State,
     dedicated: Option<&Dedicated>,
@@ -87,8 +87,8 @@ async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> R
     let begin = || state.write().instrument(tracing::trace_span!("step: begin"));
     let regions = &state.0.regions;
     if let Some(db) = dedicated {
-        // Nothing is locked there by reading it, and what is written is one statement, as a rule, which is a transaction by itself:
-        // two ways to the server and back instead of four.
+        // Nothing is locked by reading it, and what is written is one transaction by itself, as a rule: two ways to the database and
+        // back instead of four. Whoever was faster with the same key has it tried again.
         let (known, now) = Known::read(db, asks).await?;
         let (answers, changes) = batch::decide(asks, known, regions, now);
         if changes.stand_alone() {
@@ -157,7 +157,7 @@ pub(super) mod tests {
         }
         let mut asks: Vec<_> = (0..100).map(|n| ask(&format!("image-{n}"))).collect();
         asks.insert(50, ask("nobody-knows-it"));
-        let answers = commit_together(&state, None, &asks).await.expect("one transaction");
+        let answers = commit_together(&state, state.0.db.dedicated().as_ref(), &asks).await.expect("one transaction");
         for (place, (answer, ask)) in answers.iter().zip(&asks).enumerate() {
             match answer {
                 Ok(id) => assert_eq!(*id, ask.request_id),

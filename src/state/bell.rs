@@ -43,7 +43,7 @@ async fn ring(state: &State, own: &str) {
         tokio::time::sleep(AT_MOST_EVERY).await;
         let (due, changed) = untold.take();
         for (what, _) in [(DUE, due), (CHANGED, changed)].into_iter().filter(|(_, is)| *is) {
-            let db = &state.0.db.write;
+            let db = &*state.0.db.write().await;
             let notify = Sql::on(db)
                 .text("SELECT pg_notify(")
                 .value(CHANNEL)

@@ -7,6 +7,7 @@ mod sqlite;
 
 use std::{
     fmt,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -24,6 +25,10 @@ pub use schema::migrate;
 
 use super::{Error, Result, State};
 use crate::metrics;
+use dedicated::{Own, Wanted, Writer};
+
+/// How many groups of calls are underway at the same time. On SQLite, one of them reads and decides while the other is written.
+pub const GROUPS: usize = 2;
 
 /// How the state is kept.
 #[derive(Clone)]
@@ -77,7 +82,9 @@ fn scheme(url: &str) -> &str {
 #[derive(Debug)]
 pub(super) struct Connections {
     /// Those that write. On SQLite it is one.
-    pub write: DatabaseConnection,
+    write: DatabaseConnection,
+    /// That one, as groups of calls use it.
+    writer: Option<Arc<Writer>>,
     /// Those that read.
     pub read: DatabaseConnection,
     /// How many of those that write are kept by a task which asks nothing at the time.
@@ -126,7 +133,10 @@ pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     let write = connect(settings, writers, false, &demoted).await?;
     let read = connect(settings, settings.readers, true, &demoted).await?;
     schema::check(&write).await?;
-    Ok(Connections { write, read, unused: Arc::default(), demoted, timeout: settings.timeout })
+    let unused = Arc::default();
+    let sqlite = write.get_database_backend() == DbBackend::Sqlite;
+    let writer = sqlite.then(|| Writer::of(write.get_sqlite_connection_pool().clone(), Arc::clone(&unused)).into());
+    Ok(Connections { write, writer, read, unused, demoted, timeout: settings.timeout })
 }
 
 /// Some connections, whichever database it is; see [`server::connect`].
@@ -143,7 +153,36 @@ async fn connect(
     }
 }
 
+/// The connections that write, while somebody wants one of them.
+pub(super) struct Writers<'a> {
+    connections: &'a DatabaseConnection,
+    _wanted: Option<Wanted<'a>>,
+}
+
+impl Deref for Writers<'_> {
+    type Target = DatabaseConnection;
+
+    fn deref(&self) -> &DatabaseConnection {
+        self.connections
+    }
+}
+
 impl Connections {
+    /// Those that write, for anything but groups of calls.
+    pub async fn write(&self) -> Writers<'_> {
+        let wanted = match &self.writer {
+            Some(writer) => Some(writer.want().await),
+            None => None,
+        };
+        Writers { connections: &self.write, _wanted: wanted }
+    }
+
+    /// Closes all.
+    pub async fn close(&self) -> Result<()> {
+        self.read.clone().close().await?;
+        Ok(self.write().await.clone().close().await?)
+    }
+
     /// Which database it is.
     pub fn backend(&self) -> DbBackend {
         self.write.get_database_backend()
@@ -174,15 +213,16 @@ impl Connections {
         }
     }
 
-    /// A connection for a task that writes all the time, where one is better off with its own.
+    /// What a task asks that commits groups of calls, where it need not share it with everybody.
     pub fn dedicated(&self) -> Option<Dedicated> {
-        let postgres = self.backend() == DbBackend::Postgres;
-        postgres.then(|| Dedicated::of(self.write.get_postgres_connection_pool().clone(), Arc::clone(&self.unused)))
-    }
-
-    /// How many groups of calls may be committed at the same time.
-    pub fn groups(&self) -> usize {
-        if self.backend() == DbBackend::Sqlite { 1 } else { 2 }
+        match (&self.writer, self.backend()) {
+            (Some(writer), _) => Some(Dedicated::Sqlite { read: self.read.clone(), writer: Arc::clone(writer) }),
+            (None, DbBackend::Postgres) => {
+                let pool = self.write.get_postgres_connection_pool().clone();
+                Some(Dedicated::Postgres(Own::of(pool, Arc::clone(&self.unused))))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -194,7 +234,7 @@ impl State {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
         };
-        Ok(self.0.db.write.begin_with_options(options).await?)
+        Ok(self.0.db.write().await.begin_with_options(options).await?)
     }
 
     /// Carries out what asks the database, in time. A transaction that is given up is rolled back; a statement that is one by itself may

@@ -35,7 +35,7 @@ struct Name {
 impl State {
     /// Takes the duty of keeping house for some time, or renews it. Returns whether it is the caller's now.
     pub async fn housekeeping_take(&self, who: &WorkerId, lease: Duration) -> Result<bool> {
-        let db = &self.0.db.write;
+        let db = &*self.0.db.write().await;
         let time = now(self.0.db.backend());
         let millis = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         let take = || {
@@ -78,7 +78,7 @@ impl State {
 
     /// Gives the duty up, so that another process need not wait for the lease.
     pub async fn housekeeping_leave(&self, who: &WorkerId) -> Result<()> {
-        let db = &self.0.db.write;
+        let db = &*self.0.db.write().await;
         let leave = Sql::on(db)
             .text("UPDATE duty SET held_until = 0 WHERE name = ")
             .value(HOUSEKEEPING)

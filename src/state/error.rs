@@ -181,10 +181,13 @@ fn mysql(number: u16) -> Meaning {
     }
 }
 
-/// <https://sqlite.org/rescode.html>: `SQLITE_BUSY` is 5, `SQLITE_LOCKED` is 6; the low byte of an extended code is its primary code.
+/// <https://sqlite.org/rescode.html>: `SQLITE_CONSTRAINT_PRIMARYKEY` is 1555, `SQLITE_CONSTRAINT_UNIQUE` is 2067, `SQLITE_BUSY` is 5,
+/// `SQLITE_LOCKED` is 6; the low byte of an extended code is its primary code.
 fn sqlite(code: Option<u32>) -> Meaning {
-    match code.map(|code| code & 0xff) {
-        Some(5 | 6) => Meaning::Unreachable,
+    match code {
+        // Two who inserted the same.
+        Some(1555 | 2067) => Meaning::Conflict,
+        Some(code) if matches!(code & 0xff, 5 | 6) => Meaning::Unreachable,
         _ => Meaning::Other,
     }
 }

@@ -84,7 +84,7 @@ impl State {
         }
         let open = || {
             self.in_time(async {
-                let db = &self.0.db.write;
+                let db = &*self.0.db.write().await;
                 Sql::on(db)
                     .text("INSERT INTO gate (region_id) SELECT w.region_id FROM ")
                     .rows(names("region_id", self.0.regions.iter()))

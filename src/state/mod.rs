@@ -85,7 +85,6 @@ impl State {
     /// that folds the log back. They end when `stop` is canceled.
     pub async fn open(settings: &Settings, regions: Regions, stop: CancellationToken) -> Result<(Self, Tasks)> {
         let db = database::open(settings).await?;
-        let groups = db.groups();
         let (asks, asked) = mpsc::channel(settings.accept_queue);
         let (reports, told) = mpsc::channel(report::QUEUE);
         let state = Self(Arc::new(Inner {
@@ -97,8 +96,8 @@ impl State {
             signals: signal::Signals::default(),
             gates: OnceCell::new(),
         }));
-        let asked = group::Queue::new("calls", asked, groups);
-        let mut tasks: Vec<_> = (0..groups)
+        let asked = group::Queue::new("calls", asked, database::GROUPS);
+        let mut tasks: Vec<_> = (0..database::GROUPS)
             .map(|_| {
                 let own = state.clone();
                 let dedicated = own.0.db.dedicated();
@@ -141,7 +140,6 @@ impl State {
 
     /// Closes the connections, after the tasks have ended.
     pub async fn close(&self) -> Result<()> {
-        self.0.db.read.clone().close().await?;
-        Ok(self.0.db.write.clone().close().await?)
+        self.0.db.close().await
     }
 }

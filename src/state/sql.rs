@@ -122,11 +122,14 @@ impl Sql {
         selected.text(" FROM ").rows(rows)
     }
 
-    /// Goes on with a further statement that is carried out with this one, where the database can do that: what comes next must not
-    /// depend on it.
+    /// Goes on with a further statement that is carried out with this one, which MySQL can't do: what comes next must not depend on
+    /// it.
     pub fn and(self, name: &str, next: impl FnOnce(Self) -> Self) -> Self {
-        let first = Self { text: format!("WITH {name} AS ({}) ", self.text), ..self };
-        next(first)
+        let text = match self.backend {
+            DbBackend::Postgres => format!("WITH {name} AS ({}) ", self.text),
+            _ => self.text + "; ",
+        };
+        next(Self { text, ..self })
     }
 
     fn statement(self) -> Statement {

@@ -126,7 +126,7 @@ impl Changes {
         Ok(txn.commit().instrument(tracing::trace_span!("step: commit")).await?)
     }
 
-    /// Writes them, and the replicas that are asked for again. On PostgreSQL it is one statement if there are none of these.
+    /// Writes them, and the replicas that are asked for again. If there are none of these, it is one statement, but for MySQL.
     #[instrument(name = "step: write", level = "trace", skip_all)]
     pub async fn write(
         self,
@@ -162,12 +162,12 @@ impl Changes {
                 ("fence", entity::signed(requested.fence).into()),
             ];
             let replicas = |sql: Sql| sql.insert("replica", replica::handed(&self.missing), constants);
-            if db.get_database_backend() == DbBackend::Postgres {
-                // Both at once: a way to the database and back less.
-                insert.and("accepted", replicas).execute(db).await?;
-            } else {
+            if db.get_database_backend() == DbBackend::MySql {
                 insert.execute(db).await?;
                 replicas(Sql::on(db)).execute(db).await?;
+            } else {
+                // Both at once: a way to the database and back less.
+                insert.and("accepted", replicas).execute(db).await?;
             }
         }
         replica::save(db, again).await
@@ -178,10 +178,7 @@ impl Changes {
     /// the group is committed; whoever ends it then finds the synchronizations that wait for it.
     #[instrument(name = "step: lock", level = "trace", skip_all)]
     async fn request_again(&self, txn: &DatabaseTransaction, now: Timestamp) -> Result<Vec<entity::replica::Model>> {
-        // On SQLite nobody else writes meanwhile.
-        let alone = txn.get_database_backend() == DbBackend::Sqlite;
-        let joined = self.joined.iter().filter(|_| !alone);
-        let keys: Vec<Key> = self.ended.iter().chain(joined).cloned().collect();
+        let keys: Vec<Key> = self.ended.iter().chain(&self.joined).cloned().collect();
         if keys.is_empty() {
             return Ok(Vec::new());
         }
