@@ -108,6 +108,7 @@ async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> R
 
 #[cfg(test)]
 pub(super) mod tests {
+    use sea_orm::TransactionTrait as _;
     use tokio_util::sync::CancellationToken;
 
     use super::{super::Settings, Ask, State, commit_together};
@@ -169,6 +170,25 @@ pub(super) mod tests {
         assert_eq!(page.synchronizations.len(), 100);
         let pending = |s: &crate::domain::Synchronization| s.regions.iter().all(|r| r.status == RegionStatus::Pending);
         assert!(page.synchronizations.iter().all(|s| s.regions.len() == 100 && pending(s)));
+        stop.cancel();
+        tasks.join().await;
+    }
+
+    /// Somebody reads all that there is, on every connection that reads.
+    #[tokio::test]
+    async fn whoever_reads_does_not_make_calls_wait() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        settings.readers = 1;
+        migrate(&settings).await.expect("the schema");
+        let home: RegionId = "home".parse().expect("an id");
+        let regions = Regions::new(home.clone(), ["there".parse().expect("an id")]);
+        let stop = CancellationToken::new();
+        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        state.image_add(&image("an-image", &home)).await.expect("it is added");
+        let reading = state.0.db.read.begin().await.expect("it is there");
+        state.accept(ask("an-image")).await.expect("it is accepted");
+        drop(reading);
         stop.cancel();
         tasks.join().await;
     }

@@ -25,10 +25,10 @@ pub use schema::migrate;
 
 use super::{Error, Result, State};
 use crate::metrics;
-use dedicated::{Own, Wanted, Writer};
+use dedicated::{Own, Sqlite, Wanted, Writer};
 
 /// How many groups of calls are underway at the same time. On SQLite, one of them reads and decides while the other is written.
-pub const GROUPS: usize = 2;
+pub const GROUPS: u32 = 2;
 
 /// How the state is kept.
 #[derive(Clone)]
@@ -83,8 +83,8 @@ fn scheme(url: &str) -> &str {
 pub(super) struct Connections {
     /// Those that write. On SQLite it is one.
     write: DatabaseConnection,
-    /// That one, as groups of calls use it.
-    writer: Option<Arc<Writer>>,
+    /// What groups of calls have on SQLite: that one too, and others to read. Nobody waits for these, so metrics don't tell of them.
+    sqlite: Option<Arc<Sqlite>>,
     /// Those that read.
     pub read: DatabaseConnection,
     /// How many of those that write are kept by a task which asks nothing at the time.
@@ -134,9 +134,14 @@ pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     let read = connect(settings, settings.readers, true, &demoted).await?;
     schema::check(&write).await?;
     let unused = Arc::default();
-    let sqlite = write.get_database_backend() == DbBackend::Sqlite;
-    let writer = sqlite.then(|| Writer::of(write.get_sqlite_connection_pool().clone(), Arc::clone(&unused)).into());
-    Ok(Connections { write, writer, read, unused, demoted, timeout: settings.timeout })
+    let sqlite = if write.get_database_backend() == DbBackend::Sqlite {
+        let read = sqlite::connect(settings, GROUPS).await?;
+        let writer = Writer::of(write.get_sqlite_connection_pool().clone(), Arc::clone(&unused));
+        Some(Arc::new(Sqlite { read, writer }))
+    } else {
+        None
+    };
+    Ok(Connections { write, sqlite, read, unused, demoted, timeout: settings.timeout })
 }
 
 /// Some connections, whichever database it is; see [`server::connect`].
@@ -170,8 +175,8 @@ impl Deref for Writers<'_> {
 impl Connections {
     /// Those that write, for anything but groups of calls.
     pub async fn write(&self) -> Writers<'_> {
-        let wanted = match &self.writer {
-            Some(writer) => Some(writer.want().await),
+        let wanted = match &self.sqlite {
+            Some(sqlite) => Some(sqlite.writer.want().await),
             None => None,
         };
         Writers { connections: &self.write, _wanted: wanted }
@@ -180,6 +185,9 @@ impl Connections {
     /// Closes all.
     pub async fn close(&self) -> Result<()> {
         self.read.clone().close().await?;
+        if let Some(sqlite) = &self.sqlite {
+            sqlite.read.clone().close().await?;
+        }
         Ok(self.write().await.clone().close().await?)
     }
 
@@ -215,8 +223,8 @@ impl Connections {
 
     /// What a task asks that commits groups of calls, where it need not share it with everybody.
     pub fn dedicated(&self) -> Option<Dedicated> {
-        match (&self.writer, self.backend()) {
-            (Some(writer), _) => Some(Dedicated::Sqlite { read: self.read.clone(), writer: Arc::clone(writer) }),
+        match (&self.sqlite, self.backend()) {
+            (Some(sqlite), _) => Some(Dedicated::Sqlite(Arc::clone(sqlite))),
             (None, DbBackend::Postgres) => {
                 let pool = self.write.get_postgres_connection_pool().clone();
                 Some(Dedicated::Postgres(Own::of(pool, Arc::clone(&self.unused))))

@@ -51,7 +51,7 @@ impl<T, A> Clone for Queue<T, A> {
 
 impl<T, A> Queue<T, A> {
     /// A queue from which as many tasks take.
-    pub fn new(name: &'static str, queue: mpsc::Receiver<Queued<T, A>>, tasks: usize) -> Self {
+    pub fn new(name: &'static str, queue: mpsc::Receiver<Queued<T, A>>, tasks: u32) -> Self {
         let lately = (tasks > 1).then_some(0);
         Self { name, waiting: Arc::new(Mutex::new(Waiting { queue, lately })) }
     }

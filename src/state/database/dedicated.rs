@@ -20,13 +20,17 @@ pub use sqlite::{Wanted, Writer};
 pub enum Dedicated {
     /// On PostgreSQL, a connection of its own.
     Postgres(Own),
-    /// On SQLite, those that read beside the writer, and the only one that writes.
-    Sqlite {
-        /// Those that read.
-        read: DatabaseConnection,
-        /// The one that writes.
-        writer: Arc<Writer>,
-    },
+    /// On SQLite, what all such tasks share.
+    Sqlite(Arc<Sqlite>),
+}
+
+/// What groups of calls have on SQLite.
+#[derive(Debug)]
+pub struct Sqlite {
+    /// Connections that read beside the writer, one for each task: nobody who reads a list makes calls wait.
+    pub read: DatabaseConnection,
+    /// The only one that writes.
+    pub writer: Writer,
 }
 
 /// Counts a connection that is kept and asked nothing, for as long as it lives: the pool takes it for one that is in use.
@@ -58,14 +62,14 @@ impl ConnectionTrait for Dedicated {
     fn get_database_backend(&self) -> DbBackend {
         match self {
             Self::Postgres(_) => DbBackend::Postgres,
-            Self::Sqlite { .. } => DbBackend::Sqlite,
+            Self::Sqlite(_) => DbBackend::Sqlite,
         }
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         match self {
             Self::Postgres(own) => own.execute(statement).await,
-            Self::Sqlite { writer, .. } => writer.execute(statement).await,
+            Self::Sqlite(sqlite) => sqlite.writer.execute(statement).await,
         }
     }
 
@@ -76,14 +80,14 @@ impl ConnectionTrait for Dedicated {
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         match self {
             Self::Postgres(own) => own.query_one(statement).await,
-            Self::Sqlite { read, .. } => read.query_one_raw(statement).await,
+            Self::Sqlite(sqlite) => sqlite.read.query_one_raw(statement).await,
         }
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         match self {
             Self::Postgres(own) => own.query_all(statement).await,
-            Self::Sqlite { read, .. } => read.query_all_raw(statement).await,
+            Self::Sqlite(sqlite) => sqlite.read.query_all_raw(statement).await,
         }
     }
 }
