@@ -28,7 +28,7 @@ use tracing_subscriber::{
 use super::{IN_FLIGHT, Result, register};
 
 const CALLS: usize = 60_000;
-/// The spans of the steps, in their order. On PostgreSQL, what is written is committed by the same statement.
+/// The spans of the steps, in their order. But for MySQL, what is written is committed at once.
 const STEPS: [&str; 6] = ["step: begin", "step: read", "step: decide", "step: lock", "step: write", "step: commit"];
 
 /// Sums up how long spans lived.
