@@ -43,14 +43,19 @@ async fn ring(state: &State, own: &str) {
         tokio::time::sleep(AT_MOST_EVERY).await;
         let (due, changed) = untold.take();
         for (what, _) in [(DUE, due), (CHANGED, changed)].into_iter().filter(|(_, is)| *is) {
-            let db = &*state.0.db.write().await;
-            let notify = Sql::on(db)
-                .text("SELECT pg_notify(")
-                .value(CHANNEL)
-                .text(", ")
-                .value(format!("{what} {own}"))
-                .text(")");
-            if let Err(error) = state.in_time(async { Ok(notify.execute(db).await?) }).await {
+            let notify = async {
+                let db = &*state.0.db.write().await;
+                Sql::on(db)
+                    .text("SELECT pg_notify(")
+                    .value(CHANNEL)
+                    .text(", ")
+                    .value(format!("{what} {own}"))
+                    .text(")")
+                    .execute(db)
+                    .await?;
+                Ok(())
+            };
+            if let Err(error) = state.in_time(notify).await {
                 tracing::debug!(%error, "other processes could not be told");
             }
         }

@@ -129,12 +129,13 @@ impl Demoted {
 /// Opens the connections that write and those that read. The schema must be the current one.
 pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     let demoted = Demoted::default();
-    let writers = if scheme(&settings.url) == "sqlite" { 1 } else { server::WRITERS };
+    let embedded = scheme(&settings.url) == "sqlite";
+    let writers = if embedded { 1 } else { server::WRITERS };
     let write = connect(settings, writers, false, &demoted).await?;
     let read = connect(settings, settings.readers, true, &demoted).await?;
     schema::check(&write).await?;
     let unused = Arc::default();
-    let sqlite = if write.get_database_backend() == DbBackend::Sqlite {
+    let sqlite = if embedded {
         let read = sqlite::connect(settings, GROUPS).await?;
         let writer = Writer::of(write.get_sqlite_connection_pool().clone(), Arc::clone(&unused));
         Some(Arc::new(Sqlite { read, writer }))

@@ -35,11 +35,11 @@ struct Name {
 impl State {
     /// Takes the duty of keeping house for some time, or renews it. Returns whether it is the caller's now.
     pub async fn housekeeping_take(&self, who: &WorkerId, lease: Duration) -> Result<bool> {
-        let db = &*self.0.db.write().await;
         let time = now(self.0.db.backend());
         let millis = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         let take = || {
             self.in_time(async {
+                let db = &*self.0.db.write().await;
                 Sql::on(db)
                     .text("UPDATE duty SET holder = ")
                     .value(who.to_string())
@@ -78,13 +78,18 @@ impl State {
 
     /// Gives the duty up, so that another process need not wait for the lease.
     pub async fn housekeeping_leave(&self, who: &WorkerId) -> Result<()> {
-        let db = &*self.0.db.write().await;
-        let leave = Sql::on(db)
-            .text("UPDATE duty SET held_until = 0 WHERE name = ")
-            .value(HOUSEKEEPING)
-            .text(" AND holder = ")
-            .value(who.to_string());
-        self.in_time(async { Ok(leave.execute(db).await?) }).await.map(drop)
+        self.in_time(async {
+            let db = &*self.0.db.write().await;
+            Sql::on(db)
+                .text("UPDATE duty SET held_until = 0 WHERE name = ")
+                .value(HOUSEKEEPING)
+                .text(" AND holder = ")
+                .value(who.to_string())
+                .execute(db)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Hands back replicas whose workers have not been heard of, and that nobody has claimed since: those of regions that no worker

@@ -9,8 +9,10 @@ use std::sync::{
 };
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, sqlx,
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values,
+    sqlx::{self, AssertSqlSafe, Database, IntoArguments, query::Query},
 };
+use sea_query_sqlx::SqlxValues;
 
 pub use postgres::Own;
 pub use sqlite::{Wanted, Writer};
@@ -34,6 +36,7 @@ pub struct Sqlite {
 }
 
 /// Counts a connection that is kept and asked nothing, for as long as it lives: the pool takes it for one that is in use.
+#[derive(Debug)]
 struct Unused(Arc<AtomicU32>);
 
 impl Unused {
@@ -55,6 +58,15 @@ fn not_acquired(error: sqlx::Error) -> DbErr {
 
 fn not_carried_out(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+/// A statement of sea-orm's, for sqlx.
+fn query<DB: Database>(statement: Statement) -> Query<'static, DB, SqlxValues>
+where
+    SqlxValues: IntoArguments<DB>,
+{
+    let values = statement.values.unwrap_or(Values(Vec::new()));
+    sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
 }
 
 #[async_trait::async_trait]

@@ -3,37 +3,29 @@
 //! The pool looks at a connection whenever it is given back, which is a way to the server and back, and hands them out in turns. But each
 //! is a process of the server, with caches of its own. Whoever asks all the time keeps one.
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::AtomicU32},
-};
+use std::sync::{Arc, atomic::AtomicU32};
 
 use sea_orm::{
-    DbErr, ExecResult, QueryResult, Statement, Values,
-    sqlx::{self, AssertSqlSafe, PgConnection, PgPool, Postgres, pool::PoolConnection},
+    DbErr, ExecResult, QueryResult, Statement,
+    sqlx::{self, PgConnection, PgPool, Postgres, pool::PoolConnection},
 };
-use sea_query_sqlx::SqlxValues;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{super::server::LIFETIME, Unused, not_acquired, not_carried_out};
+use super::{super::server::LIFETIME, Unused, not_acquired, not_carried_out, query};
 
 /// A connection to PostgreSQL, made when it is needed. Whatever fails, or is given up, has the pool look at it and hand out one that
 /// is good: the one to a server that takes no writes any more is not kept, nor one that somebody still asks something.
+#[derive(Debug)]
 pub struct Own {
     pool: PgPool,
     kept: Mutex<Option<(Kept, Unused)>>,
     unused: Arc<AtomicU32>,
 }
 
+#[derive(Debug)]
 struct Kept {
     connection: PoolConnection<Postgres>,
     since: Instant,
-}
-
-impl fmt::Debug for Own {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Own").finish_non_exhaustive()
-    }
 }
 
 impl Own {
@@ -66,9 +58,4 @@ impl Own {
         let rows = self.ask(async |connection| query(statement).fetch_all(connection).await).await?;
         Ok(rows.into_iter().map(Into::into).collect())
     }
-}
-
-fn query(statement: Statement) -> sqlx::query::Query<'static, Postgres, SqlxValues> {
-    let values = statement.values.unwrap_or(Values(Vec::new()));
-    sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
 }

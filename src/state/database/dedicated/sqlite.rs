@@ -4,37 +4,28 @@
 //! while many call, that takes longer than what was asked. So a group's transaction goes there and back once; and its connection is
 //! kept for the next one, as long as nobody else wants to write: the pool would ask it whether it is good, which is once more.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
 use scopeguard::ScopeGuard;
 use sea_orm::{
-    DbErr, ExecResult, Statement, Values,
-    sqlx::{self, AssertSqlSafe, Executor as _, Sqlite, SqlitePool, pool::PoolConnection},
+    DbErr, ExecResult, Statement,
+    sqlx::{Executor as _, Sqlite, SqlitePool, pool::PoolConnection},
 };
-use sea_query_sqlx::SqlxValues;
 use tokio::sync::Mutex;
 
-use super::{Unused, not_acquired, not_carried_out};
+use super::{Unused, not_acquired, not_carried_out, query};
 
 /// The connection that writes: in the pool, with a group, or kept for the next one.
+#[derive(Debug)]
 pub struct Writer {
     pool: SqlitePool,
     kept: Mutex<Option<(PoolConnection<Sqlite>, Unused)>>,
     /// How many others want to write.
     wanted: AtomicUsize,
     unused: Arc<AtomicU32>,
-}
-
-impl fmt::Debug for Writer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").finish_non_exhaustive()
-    }
 }
 
 /// Somebody else wants to write: while this lives, no group keeps the connection.
@@ -70,7 +61,9 @@ impl Writer {
         };
         // Where the transaction is given up, or can't be undone, it goes with the connection.
         let mut connection = scopeguard::guard(connection, |mut connection| connection.close_on_drop());
-        let answer = query(statement).execute(&mut **connection).await;
+        // It takes the lock to write at once: who began by reading could be refused it later.
+        let sql = format!("BEGIN IMMEDIATE; {}; COMMIT", statement.sql);
+        let answer = query(Statement { sql, ..statement }).execute(&mut **connection).await;
         if answer.is_ok() || connection.execute("ROLLBACK").await.is_ok() {
             let connection = ScopeGuard::into_inner(connection);
             if self.wanted.load(Ordering::Acquire) == 0 {
@@ -79,13 +72,6 @@ impl Writer {
         }
         Ok(answer.map_err(not_carried_out)?.into())
     }
-}
-
-/// At once takes the lock to write: who began by reading could be refused it later.
-fn query(statement: Statement) -> sqlx::query::Query<'static, Sqlite, SqlxValues> {
-    let values = statement.values.unwrap_or(Values(Vec::new()));
-    let sql = format!("BEGIN IMMEDIATE; {}; COMMIT", statement.sql);
-    sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values))
 }
 
 #[cfg(test)]
