@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -16,6 +15,7 @@ use appferry::config::{Audit, Config, Housekeeping, Limits, Server, Worker};
 use serde_json::Value;
 
 use crate::harness::{
+    address::free_address,
     database::{Kind, empty},
     ecs::{Ecs, KEY},
     process::{APPFERRY, clean, stdout},
@@ -67,10 +67,7 @@ fn ports(document: &str) -> Vec<(String, String)> {
         document.split(HERE).skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
     // The command line calls the first of them where nothing is said.
     let named: BTreeSet<String> = named.filter(|port| !port.is_empty()).chain([DEFAULT.to_owned()]).collect();
-    // All are held at once, so that none is given twice.
-    let free: Vec<TcpListener> = named.iter().map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    let free = free.iter().map(|listener| listener.local_addr().expect("an address").to_string());
-    named.iter().map(|port| format!("{HERE}{port}")).zip(free).collect()
+    named.iter().map(|port| (format!("{HERE}{port}"), free_address().to_string())).collect()
 }
 
 fn moved(text: &str, ports: &[(String, String)]) -> String {

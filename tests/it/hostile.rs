@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::harness::{
+    address::free_address,
     proxy::{Act, Proxy, Seen},
-    registry::free_address,
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -6,7 +6,6 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use appferry::contract::v1::SynchronizationState;
@@ -15,11 +14,12 @@ use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataVa
 use tonic_prost::ProstCodec;
 
 use crate::harness::{
+    PATIENCE,
+    address::free_address,
     collector::Collector,
     database::{Kind, empty},
     images,
     process::{self, Served},
-    registry::free_address,
     site::{self, HOME, Site, app_sync, ask, images_client},
     switch::Switch,
     until,
@@ -298,7 +298,7 @@ async fn probes_tell_life_and_readiness_apart() {
     is("/readyz", 200).await;
     served.terminate();
     assert!(served.ended().await.success());
-    tokio::time::timeout(Duration::from_secs(1), reqwest::get(format!("{http}/livez")))
+    tokio::time::timeout(PATIENCE, reqwest::get(format!("{http}/livez")))
         .await
         .expect("at once")
         .expect_err("it has ended");

@@ -7,6 +7,7 @@ use object_store::ObjectStore as _;
 use serde_json::Value;
 
 use crate::harness::{
+    address::free_address,
     bucket::{BUCKET, Bucket},
     images,
     process::{self, Served, run, stderr, stdout},
@@ -162,7 +163,7 @@ async fn a_synchronization_that_fails_fails_its_command() {
 #[test]
 fn a_client_without_a_service_or_a_token_is_told_so() {
     let directory = tempfile::tempdir().expect("a directory");
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let free = free_address();
     let endpoint = format!("http://{free}");
     failed(&client(directory.path(), &endpoint, &["regions"]), 1, &["no service answers at", &endpoint]);
     failed(&client(directory.path(), "no url", &["regions"]), 2, &["--endpoint no url"]);

@@ -7,9 +7,9 @@ use appferry::contract::v1::{RegionState, SynchronizationState, WatchSynchroniza
 use tonic::Code;
 
 use crate::harness::{
+    address::free_address,
     images, process,
     process::Served,
-    registry::free_address,
     site::{self, HOME, Site, app_sync, ask, images_client},
     until,
 };

@@ -11,9 +11,9 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::harness::{
+    address::free_address,
     images::{self, noise},
     process::{self, Served},
-    registry::free_address,
     site::{self, HOME, READER, SYNC_ONLY, Site, app_sync, ask, images_client},
 };
 

@@ -17,13 +17,13 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
+    address::free_address,
     database::{self, Kind, fresh},
     history,
     images::{self, noise},
     postgres::Postgres,
     process::Served,
     refusal,
-    registry::free_address,
     site::{HOME, LEASE, Running, Site, ask},
     switch::Switch,
     until,

@@ -11,9 +11,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::LEASE;
 use crate::harness::{
+    address::free_address,
     postgres::Postgres,
     process::{self, command},
-    registry::{Registry, free_address},
+    registry::Registry,
     site::{HOME, Site},
     switch::Switch,
     until,

@@ -13,7 +13,7 @@ use appferry::{
 };
 
 use super::{Bench, DONE, LEASE, SHORT, add, ask, claim, claim_within, get, image_id, region, verify, worker};
-use crate::harness::{database::Kind, until};
+use crate::harness::{PATIENCE, database::Kind, until};
 
 on_every_database! {
     a_claim_that_ran_out_is_overtaken
@@ -206,8 +206,8 @@ async fn a_worker_hears_of_what_another_process_accepts(kind: Kind) {
     {
     }
     here.accept(ask(&a, &["one"])).await.expect("it is accepted");
-    let heard =
-        tokio::time::timeout(Duration::from_secs(2), there.due(&mut seen, Duration::from_secs(60))).await.is_ok();
+    let patience = if kind == Kind::Postgres { PATIENCE } else { Duration::from_secs(2) };
+    let heard = tokio::time::timeout(patience, there.due(&mut seen, 2 * PATIENCE)).await.is_ok();
     assert_eq!(heard, kind == Kind::Postgres, "PostgreSQL tells; with the others, workers look by themselves");
     bench.end().await;
 }

@@ -11,7 +11,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder};
 
-use super::{registry::free_address, until};
+use super::{address::free_address, until};
 
 const USER: &str = "the-tests-user";
 const PASSWORD: &str = "the-tests-password";
@@ -43,10 +43,18 @@ impl Bucket {
             .stderr(log)
             .spawn()
             .expect("minio is installed (scripts/tools)");
-        let bucket = Self { directory, address, child };
+        let mut bucket = Self { directory, address, child };
         let objects = bucket.objects();
-        until("the S3 server", async || objects.list(None).try_collect::<Vec<_>>().await.ok()).await;
+        until("the S3 server", async || {
+            assert!(bucket.child.try_wait().expect("a child").is_none(), "the S3 server ended: {}", bucket.log());
+            objects.list(None).try_collect::<Vec<_>>().await.ok()
+        })
+        .await;
         bucket
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// The file of the secret that [`Bucket::keys`] name.

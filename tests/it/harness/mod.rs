@@ -1,6 +1,7 @@
 //! What tests stand on: a site with regions of its own, a service in this process or in one of its own, images, and a reader of
 //! refusals. Every test has its own directories, database and ports.
 
+pub mod address;
 pub mod bucket;
 pub mod collector;
 pub mod database;

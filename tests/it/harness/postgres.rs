@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use super::registry::free_address;
+use super::address::free_address;
 
 /// A server, in a directory that goes with it.
 #[derive(Debug)]

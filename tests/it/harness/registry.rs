@@ -3,12 +3,12 @@
 
 use std::{
     fs::{self, File},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
 };
 
-use super::until;
+use super::{address::free_address, until};
 
 /// A registry.
 #[derive(Debug)]
@@ -16,12 +16,6 @@ pub struct Registry {
     pub directory: tempfile::TempDir,
     pub address: SocketAddr,
     child: Child,
-}
-
-/// A port that nobody listens on.
-pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
 }
 
 impl Registry {
