@@ -25,7 +25,7 @@ pub use schema::migrate;
 
 use super::{Error, Result, State};
 use crate::metrics;
-use dedicated::{Own, Sqlite, Wanted, Writer};
+use dedicated::{Own, Sqlite, Turn, Wanted, Writer};
 
 /// How many groups of calls are underway at the same time. On SQLite, one of them reads and decides while the other is written.
 pub const GROUPS: u32 = 2;
@@ -89,6 +89,8 @@ pub(super) struct Connections {
     pub read: DatabaseConnection,
     /// How many of those that write are kept by a task which asks nothing at the time.
     unused: Arc<AtomicU32>,
+    /// On PostgreSQL, whose turn it is of the tasks that write groups of calls.
+    turn: Turn,
     /// When connections that are older may go to a server that does not take writes any more.
     pub demoted: Demoted,
     /// How long one question, or one transaction, may take.
@@ -142,7 +144,7 @@ pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     } else {
         None
     };
-    Ok(Connections { write, sqlite, read, unused, demoted, timeout: settings.timeout })
+    Ok(Connections { write, sqlite, read, unused, turn: Turn::default(), demoted, timeout: settings.timeout })
 }
 
 /// Some connections, whichever database it is; see [`server::connect`].
@@ -228,7 +230,7 @@ impl Connections {
             (Some(sqlite), _) => Some(Dedicated::Sqlite(Arc::clone(sqlite))),
             (None, DbBackend::Postgres) => {
                 let pool = self.write.get_postgres_connection_pool().clone();
-                Some(Dedicated::Postgres(Own::of(pool, Arc::clone(&self.unused))))
+                Some(Dedicated::Postgres(Own::of(pool, Arc::clone(&self.unused), Arc::clone(&self.turn))))
             }
             _ => None,
         }

@@ -14,7 +14,7 @@ use sea_orm::{
 };
 use sea_query_sqlx::SqlxValues;
 
-pub use postgres::Own;
+pub use postgres::{Own, Turn};
 pub use sqlite::{Wanted, Writer};
 
 /// See the module.

@@ -1,12 +1,15 @@
 //! Calls: accepted, repeated, refused, several at once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use appferry::{
     domain::{Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState},
     state::{Ask, Error, Filter, Report},
 };
-use sea_orm::ConnectionTrait as _;
+use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::{Bench, DONE, LEASE, add, ask, claim, claim_within, get, region, status, verify, with_token};
@@ -132,6 +135,36 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     }
     let page = state.synchronization_list(&Filter::default(), None, 1_000).await.expect("a page");
     assert_eq!(page.synchronizations.len(), 63);
+    bench.end().await;
+}
+
+/// On PostgreSQL, what is written together follows what is written before, but not for long if that waits for something.
+#[tokio::test]
+async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
+    let mut bench = Bench::new(Kind::Postgres).await;
+    let state = bench.process().await;
+    let (slow, fast) = (add(&state, "slow").await, add(&state, "fast").await);
+    let db = database::look(&bench.url).await;
+    let trigger = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(7); \
+                   RETURN NEW; END $$; CREATE TRIGGER waits BEFORE INSERT ON synchronization FOR EACH ROW \
+                   WHEN (NEW.image_id = 'slow') EXECUTE FUNCTION wait(); SELECT pg_advisory_lock(7)";
+    db.execute_unprepared(trigger).await.expect("a trigger and a lock");
+    let waiting = tokio::spawn({
+        let (state, ask) = (state.clone(), ask(&slow, &["one"]));
+        async move { state.accept(ask).await }
+    });
+    until("a call that waits", async || {
+        let sql = "SELECT 1 AS n FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted";
+        db.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await.expect("it answers")
+    })
+    .await;
+    let began = Instant::now();
+    state.accept(ask(&fast, &["one"])).await.expect("it is accepted");
+    assert!(began.elapsed() >= Duration::from_millis(10), "it has waited for its turn: {:?}", began.elapsed());
+    assert!(!waiting.is_finished(), "it waits for the lock");
+    db.execute_unprepared("SELECT pg_advisory_unlock(7)").await.expect("the lock is let go");
+    waiting.await.expect("it ends").expect("it is accepted");
+    db.close().await.expect("it is closed");
     bench.end().await;
 }
 

@@ -2,16 +2,29 @@
 //!
 //! The pool looks at a connection whenever it is given back, which is a way to the server and back, and hands them out in turns. But each
 //! is a process of the server, with caches of its own. Whoever asks all the time keeps one.
+//!
+//! Such tasks write one after the other: two that insert into the same tables at the same time take turns at their pages and at the log,
+//! and each waits for the other in its midst. What one reads meanwhile is not held up.
 
-use std::sync::{Arc, atomic::AtomicU32};
+use std::{
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
 
 use sea_orm::{
     DbErr, ExecResult, QueryResult, Statement,
     sqlx::{self, PgConnection, PgPool, Postgres, pool::PoolConnection},
 };
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 use super::{super::server::LIFETIME, Unused, not_acquired, not_carried_out, query};
+
+/// How long what is to be written waits for the other task's at most: longer than that takes as a rule, so that it is its turn. One that
+/// takes long, as its server does or as it waits for a lock, holds up nobody.
+const TURN: Duration = Duration::from_millis(10);
 
 /// A connection to PostgreSQL, made when it is needed. Whatever fails, or is given up, has the pool look at it and hand out one that
 /// is good: the one to a server that takes no writes any more is not kept, nor one that somebody still asks something.
@@ -20,7 +33,11 @@ pub struct Own {
     pool: PgPool,
     kept: Mutex<Option<(Kept, Unused)>>,
     unused: Arc<AtomicU32>,
+    turn: Turn,
 }
+
+/// Held by the task that writes.
+pub type Turn = Arc<Mutex<()>>;
 
 #[derive(Debug)]
 struct Kept {
@@ -29,9 +46,10 @@ struct Kept {
 }
 
 impl Own {
-    /// One of the pool's connections, from the first question on. While it is asked nothing, `unused` counts it.
-    pub fn of(pool: PgPool, unused: Arc<AtomicU32>) -> Self {
-        Self { pool, kept: Mutex::default(), unused }
+    /// One of the pool's connections, from the first question on. While it is asked nothing, `unused` counts it. Tasks with the same
+    /// `turn` write one after the other.
+    pub fn of(pool: PgPool, unused: Arc<AtomicU32>, turn: Turn) -> Self {
+        Self { pool, kept: Mutex::default(), unused, turn }
     }
 
     async fn ask<T>(&self, ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, DbErr> {
@@ -46,6 +64,7 @@ impl Own {
     }
 
     pub(super) async fn execute(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        let _turn = timeout(TURN, self.turn.lock()).await;
         Ok(self.ask(async |connection| query(statement).execute(connection).await).await?.into())
     }
 
