@@ -7,13 +7,14 @@ use std::{
 
 use appferry::{
     domain::{Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState},
-    state::{Ask, Error, Filter, Report},
+    state::{Ask, Error, Filter, Report, Settings},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::{Bench, DONE, LEASE, add, ask, claim, claim_within, get, region, status, verify, with_token};
 use crate::harness::{
+    PATIENCE,
     database::{self, Kind},
     until,
 };
@@ -142,7 +143,7 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
 #[tokio::test]
 async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
     let mut bench = Bench::new(Kind::Postgres).await;
-    let state = bench.process().await;
+    let state = bench.process_with(|settings| Settings { timeout: PATIENCE, ..settings }).await;
     let (slow, fast) = (add(&state, "slow").await, add(&state, "fast").await);
     let db = database::look(&bench.url).await;
     let trigger = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(7); \

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{super::server::LIFETIME, Unused, not_acquired, not_carried_out, query};
 
-/// How long what is to be written waits for the other task's at most: longer than that takes as a rule, so that it is its turn. One that
-/// takes long, as its server does or as it waits for a lock, holds up nobody.
+/// How long a task waits at most until the other has written: for several times what that takes as a rule. Whoever writes for longer, as
+/// its server is slow or as somebody holds a lock, holds up nobody.
 const TURN: Duration = Duration::from_millis(10);
 
 /// A connection to PostgreSQL, made when it is needed. Whatever fails, or is given up, has the pool look at it and hand out one that
