@@ -107,58 +107,30 @@ async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> R
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use sea_orm::TransactionTrait as _;
-    use tokio_util::sync::CancellationToken;
 
-    use super::{super::Settings, Ask, State, commit_together};
+    use super::{super::Settings, commit_together};
     use crate::{
-        domain::{Clock, Content, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Targets},
-        state::{Error, Filter, migrate},
+        domain::{RegionStatus, Synchronization},
+        state::{
+            Error, Filter,
+            embedded::{Embedded, ask},
+        },
     };
-
-    pub fn image(id: &str, home: &RegionId) -> Image {
-        Image {
-            id: id.parse().expect("an id"),
-            name: "n".into(),
-            version: String::new(),
-            description: String::new(),
-            kind: ImageKind::Vm,
-            source: ImageName("n".into()),
-            home: home.clone(),
-            content: Content::Ecs,
-            size: 0,
-            created_at: Clock::system().now(),
-        }
-    }
-
-    pub fn ask(image: &str) -> Ask {
-        Ask {
-            request_id: RequestId::generate(),
-            image: image.parse().expect("an id"),
-            targets: Targets::All,
-            principal: "p".into(),
-            token: None,
-            trace: None,
-        }
-    }
 
     /// As many rows as no single statement could take, in one transaction.
     #[tokio::test]
     async fn a_group_of_many_calls_to_many_regions_is_committed_together() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
-        migrate(&settings).await.expect("the schema");
-        let home: RegionId = "home".parse().expect("an id");
-        let regions = Regions::new(home.clone(), (0..100).map(|n| format!("region-{n}").parse().expect("an id")));
-        let stop = CancellationToken::new();
-        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        let regions: Vec<_> = (0..100).map(|n| format!("region-{n}")).collect();
+        let embedded = Embedded::open(regions.iter().map(String::as_str), |settings| settings).await;
+        let state = &embedded.state;
         for n in 0..100 {
-            state.image_add(&image(&format!("image-{n}"), &home)).await.expect("it is added");
+            embedded.add(&format!("image-{n}")).await;
         }
         let mut asks: Vec<_> = (0..100).map(|n| ask(&format!("image-{n}"))).collect();
         asks.insert(50, ask("nobody-knows-it"));
-        let answers = commit_together(&state, state.0.db.dedicated().as_ref(), &asks).await.expect("one transaction");
+        let answers = commit_together(state, state.0.db.dedicated().as_ref(), &asks).await.expect("one transaction");
         for (place, (answer, ask)) in answers.iter().zip(&asks).enumerate() {
             match answer {
                 Ok(id) => assert_eq!(*id, ask.request_id),
@@ -168,28 +140,19 @@ pub(super) mod tests {
         }
         let page = state.synchronization_list(&Filter::default(), None, 1_000).await.expect("a page");
         assert_eq!(page.synchronizations.len(), 100);
-        let pending = |s: &crate::domain::Synchronization| s.regions.iter().all(|r| r.status == RegionStatus::Pending);
+        let pending = |s: &Synchronization| s.regions.iter().all(|r| r.status == RegionStatus::Pending);
         assert!(page.synchronizations.iter().all(|s| s.regions.len() == 100 && pending(s)));
-        stop.cancel();
-        tasks.join().await;
+        embedded.end().await;
     }
 
     /// Somebody reads all that there is, on every connection that reads.
     #[tokio::test]
     async fn whoever_reads_does_not_make_calls_wait() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
-        settings.readers = 1;
-        migrate(&settings).await.expect("the schema");
-        let home: RegionId = "home".parse().expect("an id");
-        let regions = Regions::new(home.clone(), ["there".parse().expect("an id")]);
-        let stop = CancellationToken::new();
-        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
-        state.image_add(&image("an-image", &home)).await.expect("it is added");
-        let reading = state.0.db.read.begin().await.expect("it is there");
-        state.accept(ask("an-image")).await.expect("it is accepted");
+        let embedded = Embedded::open(["there"], |settings| Settings { readers: 1, ..settings }).await;
+        embedded.add("an-image").await;
+        let reading = embedded.state.0.db.read.begin().await.expect("it is there");
+        embedded.state.accept(ask("an-image")).await.expect("it is accepted");
         drop(reading);
-        stop.cancel();
-        tasks.join().await;
+        embedded.end().await;
     }
 }

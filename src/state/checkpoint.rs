@@ -35,30 +35,17 @@ pub(super) async fn run(state: State, stop: CancellationToken) {
 mod tests {
     use std::time::Duration;
 
-    use tokio_util::sync::CancellationToken;
-
-    use super::super::{
-        Settings, State,
-        accept::tests::{ask, image},
-        migrate,
-    };
-    use crate::domain::{RegionId, Regions};
+    use crate::state::embedded::{Embedded, ask};
 
     const IMAGE: &str = "an-image-to-be-found";
 
     /// So few calls would stay in the log for good.
     #[tokio::test]
     async fn what_was_written_is_soon_in_the_database_itself() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("state.db");
-        let settings = Settings::new(format!("sqlite://{}", file.display()));
-        migrate(&settings).await.expect("the schema");
-        let home: RegionId = "home".parse().expect("an id");
-        let regions = Regions::new(home.clone(), ["there".parse().expect("an id")]);
-        let stop = CancellationToken::new();
-        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
-        state.image_add(&image(IMAGE, &home)).await.expect("it is added");
-        state.accept(ask(IMAGE)).await.expect("it is accepted");
+        let embedded = Embedded::open(["there"], |settings| settings).await;
+        embedded.add(IMAGE).await;
+        embedded.state.accept(ask(IMAGE)).await.expect("it is accepted");
+        let file = embedded.directory.path().join("state.db");
         let folded = async {
             loop {
                 let bytes = tokio::fs::read(&file).await.expect("it is a file");
@@ -68,8 +55,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), folded).await.expect("the log is folded back");
-        stop.cancel();
-        tasks.join().await;
+        tokio::time::timeout(Duration::from_secs(30), folded).await.expect("the log is folded back");
+        embedded.end().await;
     }
 }

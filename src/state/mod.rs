@@ -11,6 +11,8 @@ mod claim;
 mod database;
 mod duty;
 mod ecs_copy;
+#[cfg(test)]
+pub(crate) mod embedded;
 mod entity;
 mod error;
 mod feed;

@@ -68,33 +68,22 @@ impl Heartbeat {
 mod tests {
     use std::time::Duration;
 
-    use tokio_util::sync::CancellationToken;
-
     use super::Heartbeat;
-    use crate::{
-        domain::Regions,
-        state::{Settings, State, migrate},
-    };
+    use crate::state::embedded::Embedded;
 
     /// Regions that end one after the other interrupt the wait for the beat; it must come all the same.
     #[tokio::test]
     async fn a_beat_that_is_interrupted_comes_in_its_time() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
-        migrate(&settings).await.expect("the schema");
-        let regions = Regions::new("home".parse().expect("an id"), []);
-        let stop = CancellationToken::new();
-        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        let embedded = Embedded::open([], |settings| settings).await;
         let interval = Duration::from_millis(100);
         let mut heartbeat = Heartbeat::new("a".parse().expect("an id"), interval * 10, interval);
         let mut beats = 0;
         for _ in 0..20 {
-            if tokio::time::timeout(interval / 3, heartbeat.beat(&state, &[])).await.is_ok() {
+            if tokio::time::timeout(interval / 3, heartbeat.beat(&embedded.state, &[])).await.is_ok() {
                 beats += 1;
             }
         }
         assert!(beats >= 3, "{beats} beats in the time of six");
-        stop.cancel();
-        tasks.join().await;
+        embedded.end().await;
     }
 }
