@@ -11,7 +11,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder};
 
-use super::{address::free_address, until};
+use super::{address::free_address, until_up};
 
 const USER: &str = "the-tests-user";
 const PASSWORD: &str = "the-tests-password";
@@ -31,7 +31,8 @@ impl Bucket {
         let data = directory.path().join("data");
         fs::create_dir_all(data.join(BUCKET)).expect("a bucket");
         let address = free_address();
-        let log = File::create(directory.path().join("log")).expect("a log");
+        let path = directory.path().join("log");
+        let log = File::create(&path).expect("a log");
         let child = Command::new("minio")
             .args(["server", "--quiet", "--address", &address.to_string()])
             .arg(&data)
@@ -45,16 +46,9 @@ impl Bucket {
             .expect("minio is installed (scripts/tools)");
         let mut bucket = Self { directory, address, child };
         let objects = bucket.objects();
-        until("the S3 server", async || {
-            assert!(bucket.child.try_wait().expect("a child").is_none(), "the S3 server ended: {}", bucket.log());
-            objects.list(None).try_collect::<Vec<_>>().await.ok()
-        })
-        .await;
+        let answers = async || objects.list(None).try_collect::<Vec<_>>().await.ok();
+        until_up("the S3 server", &mut bucket.child, &path, answers).await;
         bucket
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// The file of the secret that [`Bucket::keys`] name.

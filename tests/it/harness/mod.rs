@@ -20,7 +20,7 @@ pub mod registry;
 pub mod site;
 pub mod switch;
 
-use std::time::Duration;
+use std::{fs, path::Path, process::Child, time::Duration};
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,4 +40,19 @@ pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T 
         }
     };
     tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("{what} did not come"))
+}
+
+/// Waits until a server answers that has just been started and writes to `log`.
+///
+/// # Panics
+///
+/// If it ends, or does not answer for [`PATIENCE`].
+pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: impl AsyncFnMut() -> Option<T>) -> T {
+    until(what, async || {
+        if let Some(status) = child.try_wait().expect("a child") {
+            panic!("{what} ended, {status}: {}", fs::read_to_string(log).unwrap_or_default());
+        }
+        met().await
+    })
+    .await
 }

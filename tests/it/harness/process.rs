@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::until;
+use super::{until, until_up};
 
 /// The program that was built with the tests.
 pub const APPFERRY: &str = env!("CARGO_BIN_EXE_appferry");
@@ -59,11 +59,8 @@ impl Served {
     pub async fn start(mut command: Command, log: PathBuf) -> Self {
         let file = File::create(&log).expect("a log");
         let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
-        let address = until("the service", async || {
+        let address = until_up("the service", &mut child, &log, async || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
-            if let Some(status) = child.try_wait().expect("a child") {
-                panic!("the service ended with {status}: {text}");
-            }
             let told = text.lines().find(|line| line.contains("serving"))?;
             let (_, rest) = told.split_once("address=").or_else(|| told.split_once("\"address\":\""))?;
             rest.split([' ', '"']).next()?.trim().parse().ok()
@@ -79,14 +76,8 @@ impl Served {
         let file = File::create(&log).expect("a log");
         let mut command = command(directory, &["worker", "--config", path]);
         let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
-        until("the worker", async || {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            if let Some(status) = child.try_wait().expect("a child") {
-                panic!("the worker ended with {status}: {text}");
-            }
-            text.contains("working").then_some(())
-        })
-        .await;
+        let works = async || std::fs::read_to_string(&log).ok()?.contains("working").then_some(());
+        until_up("the worker", &mut child, &log, works).await;
         Worker { child, log }
     }
 

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{address::free_address, until};
+use super::{address::free_address, until_up};
 
 /// A registry.
 #[derive(Debug)]
@@ -41,15 +41,9 @@ impl Registry {
 
     async fn listening(&mut self) {
         let address = self.address;
-        until("the registry", async || {
-            assert!(self.child.try_wait().expect("a child").is_none(), "the registry ended: {}", self.log());
-            tokio::net::TcpStream::connect(address).await.ok()
-        })
-        .await;
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        let log = self.directory.path().join("log");
+        let answers = async || tokio::net::TcpStream::connect(address).await.ok();
+        until_up("the registry", &mut self.child, &log, answers).await;
     }
 
     /// Ends it and starts it again, with what it had.
