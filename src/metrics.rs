@@ -54,6 +54,7 @@ struct Instruments {
     copy_bytes: Counter<u64>,
     copy_attempts: Counter<u64>,
     claims_lost: Counter<u64>,
+    copy_stalls: Counter<u64>,
     commit_size: Histogram<u64>,
     commit_duration: Histogram<f64>,
     _queues: [ObservableGauge<f64>; 2],
@@ -112,6 +113,11 @@ impl Instruments {
                 .with_unit("{claim}")
                 .with_description("Claims that were canceled, taken over or ran out while they were worked on")
                 .build(),
+            copy_stalls: meter
+                .u64_counter("appferry.copy.stalls")
+                .with_unit("{attempt}")
+                .with_description("Attempts that were given up because nothing moved for `worker.stall_ms`")
+                .build(),
             commit_size: meter
                 .u64_histogram("appferry.commit.size")
                 .with_unit("{entry}")
@@ -167,6 +173,7 @@ pub fn regions<'a>(regions: impl Iterator<Item = &'a RegionId>) {
             instruments.copy_bytes.add(0, &[region(to), KeyValue::new("appferry.kind", kind)]);
         }
         instruments.claims_lost.add(0, &[region(to)]);
+        instruments.copy_stalls.add(0, &[region(to)]);
         instruments.copies_running.add(0, &[region(to)]);
     }
 }
@@ -233,6 +240,13 @@ pub fn copied(to: &RegionId, outcome: &'static str, took: Duration, copied: u64,
 pub fn lost(to: &RegionId) {
     if let Some(instruments) = instruments() {
         instruments.claims_lost.add(1, &[region(to)]);
+    }
+}
+
+/// An attempt was given up because nothing of it moved.
+pub fn stalled(to: &RegionId) {
+    if let Some(instruments) = instruments() {
+        instruments.copy_stalls.add(1, &[region(to)]);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     audit::Audit,
     config::{self, Config, OpenStore},
     contract::{self, Contract},
-    domain::{Backoff, Clock, RegionId, WorkerId},
+    domain::{Clock, RegionId, WorkerId},
     identity::{Directory, Fetched},
     metrics,
     region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
@@ -23,8 +23,8 @@ use crate::{
         health::{Readiness, Told},
     },
     state::{self, State},
-    sync::{Housekeeper, HousekeepingSettings, Settings as SyncSettings, Worker},
     telemetry,
+    worker::{Maintenance, MaintenanceSettings, Settings as WorkerSettings, Worker},
 };
 
 /// Of the time that a shutdown may take, how much is left for what comes after the calls in flight.
@@ -218,13 +218,13 @@ impl Service {
         if role != Role::Server {
             metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
-            let housekeeping = HousekeepingSettings {
+            let maintenance_settings = MaintenanceSettings {
                 id: settings.id.clone(),
                 interval: Duration::from_millis(config.housekeeping.interval_ms),
                 keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
             };
-            let housekeeper = Housekeeper::new(state.clone(), backend.clone(), housekeeping);
-            tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
+            let maintenance = Maintenance::new(state.clone(), backend.clone(), maintenance_settings);
+            tasks.push(tokio::spawn(maintenance.run(stop.clone())));
             tasks.push(tokio::spawn(Worker::new(state.clone(), backend, topology, settings).run(stop.clone())));
         }
         let drain = if address.is_some() { config.server.drain_seconds } else { 0 };
@@ -365,9 +365,9 @@ async fn bind(
     Ok((listener, bound))
 }
 
-fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {
+fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> WorkerSettings {
     let millis = Duration::from_millis;
-    SyncSettings {
+    WorkerSettings {
         id: WorkerId(format!("worker-{}", uuid::Uuid::now_v7().simple()).into()),
         regions,
         concurrency: config.concurrency,
@@ -376,10 +376,6 @@ fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSetti
         poll: millis(config.poll_ms),
         patience: millis(config.patience_ms),
         stall: millis(config.stall_ms),
-        backoff: Backoff {
-            first: millis(config.retry_first_ms),
-            longest: millis(config.retry_longest_ms),
-            attempts: config.attempts,
-        },
+        backoff: config.backoff(),
     }
 }

@@ -1,6 +1,7 @@
 //! Where images live: the store of each region, behind one trait. Only this module knows how bytes are stored; it knows
 //! nothing of who asks for them, of databases or of protobuf.
 
+mod activity;
 mod answer;
 mod dir;
 mod disk;
@@ -19,6 +20,7 @@ mod verify;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub use activity::Activity;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Journal, Result, Tree, tree::Entry};
+use super::{Activity, Journal, Result, Tree, tree::Entry};
 use crate::domain::{Descriptor, Digest, Image, ImageName};
 
 /// Which kind of store it is.
@@ -87,6 +87,16 @@ pub struct Stage {
     pub lenders: Arc<[Place]>,
     /// What the claim remembers beyond its worker, and whether it is still good.
     pub journal: Arc<dyn Journal>,
+    /// Where the store says that it is alive.
+    pub activity: Activity,
+}
+
+impl Stage {
+    /// A claim's writing of an image, which believes what it finds and has no other image to take blobs from.
+    #[must_use]
+    pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
+        Self { name, fence, suspect: false, lenders: Arc::default(), journal, activity: Activity::default() }
+    }
 }
 
 /// Where an image can be read.

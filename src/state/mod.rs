@@ -38,7 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use accept::{Ask, TraceContext};
-pub use claim::{Claim, ClaimedRegion, Order};
+pub use claim::{Claim, ClaimedRegion, Lane, Order};
 pub use database::{Settings, migrate};
 pub use error::{Error, Result};
 pub use feed::Snapshots;

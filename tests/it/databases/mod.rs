@@ -33,7 +33,7 @@ use appferry::{
         ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
         RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, WorkerId,
     },
-    state::{Ask, Claim, Order, Report, Settings, Span, State, Tasks},
+    state::{Ask, Claim, Lane, Order, Report, Settings, Span, State, Tasks},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -157,8 +157,8 @@ async fn claim_within(
     limits: &BTreeMap<RegionId, usize>,
     draw: usize,
 ) -> Vec<Claim> {
-    let all: Vec<RegionId> = ["one", "two", "three"].map(region).to_vec();
-    let order = Order { owner: &worker(owner), regions: &all, lease, images, limits, draw };
+    let lanes = ["one", "two", "three"].map(|name| (region(name), Lane { lead: images, along: usize::MAX })).into();
+    let order = Order { owner: &worker(owner), lanes: &lanes, lease, limits, draw };
     state.replica_claim(order).await.expect("it can be claimed")
 }
 

@@ -11,14 +11,14 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::state::TraceContext;
 
-/// Ties the span of a copy to the calls that wait for it: the first attempt belongs to the trace of the first of them; a later
+/// Links the span of a copy to the calls that wait for it: the first attempt belongs to the trace of the first of them; a later
 /// one is the root of a trace of its own. All of them are linked.
-pub fn tie(span: &Span, attempt: u32, traces: &[TraceContext]) {
+pub fn link(span: &Span, attempt: u32, traces: &[TraceContext]) {
     let contexts: Vec<Context> = traces.iter().map(context).collect();
     if attempt == 1
         && let Some(first) = contexts.first()
     {
-        // It fails where nothing is exported, and then there is nothing to tie.
+        // It fails where nothing is exported, and then there is nothing to link.
         let _ = span.set_parent(first.clone());
     }
     for context in &contexts {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{super::destination::Meter, give_up};
+use super::{super::transfer::Meter, give_up};
 use crate::{
     domain::{EcsCopy, EcsImageId, EcsStep, Image, Progress, RegionId, Stale, Timestamp, with_causes},
     region::{

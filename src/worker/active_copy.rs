@@ -1,16 +1,16 @@
-//! One region of a claim, while it is worked on.
+//! One region of a claim, while it is copied to.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 use tracing::{Span, field::Empty};
 
-use super::{destination::Meter, heartbeat::Held, tracing_links::tie};
+use super::{heartbeat::HeldClaim, lanes::Lane, span_links::link, transfer::Meter};
 use crate::{domain::Image, metrics::Running, state::ClaimedRegion};
 
 /// One region of a claim, how far its copy has come, and its span.
 #[derive(Debug)]
-pub struct Underway {
+pub struct ActiveCopy {
     /// What was claimed.
     pub claimed: ClaimedRegion,
     /// How far it has come.
@@ -19,13 +19,15 @@ pub struct Underway {
     pub span: Span,
     /// When this attempt began.
     pub began: Instant,
-    /// Counts it among those that are carried.
-    pub running: Running,
+    /// Counts it among the copies that are being made.
+    _running: Running,
+    /// Its place in the region's lanes.
+    _lane: Lane,
 }
 
-impl Underway {
+impl ActiveCopy {
     /// Begins with a region.
-    pub fn new(image: &Image, claimed: ClaimedRegion) -> Self {
+    pub fn new(image: &Image, claimed: ClaimedRegion, lane: Lane) -> Self {
         let span = tracing::info_span!(
             "copy",
             otel.name = format!("copy {}", claimed.region),
@@ -41,13 +43,13 @@ impl Underway {
             appferry.bytes_skipped = Empty,
             appferry.state = Empty,
         );
-        tie(&span, claimed.attempt, &claimed.traces);
+        link(&span, claimed.attempt, &claimed.traces);
         let running = Running::new(&claimed.region);
-        Self { claimed, meter: Arc::default(), span, began: Instant::now(), running }
+        Self { claimed, meter: Arc::default(), span, began: Instant::now(), _running: running, _lane: lane }
     }
 
     /// As the heartbeat knows it.
-    pub fn held(&self) -> Held {
-        Held { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
+    pub fn held(&self) -> HeldClaim {
+        HeldClaim { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
     }
 }

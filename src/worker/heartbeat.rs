@@ -1,10 +1,10 @@
-//! Keeps the claims of a pass alive, and notices which of them are no longer its own.
+//! Keeps the claims of a copy job alive, and notices which of them are no longer its own.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::destination::Meter;
+use super::transfer::Meter;
 use crate::{
     domain::{ImageId, RegionId},
     state::State,
@@ -12,7 +12,7 @@ use crate::{
 
 /// A claim that is being worked on.
 #[derive(Debug, Clone)]
-pub struct Held {
+pub struct HeldClaim {
     /// The region.
     pub region: RegionId,
     /// The fence of the claim.
@@ -41,7 +41,7 @@ impl Heartbeat {
     /// Waits for the next beat and renews the claims. May be given up at any moment and called again: the beat does not move
     /// by that, however often other things happen. Returns those that are lost: they moved on, or could not be renewed for
     /// so long that they may have run out.
-    pub async fn beat(&mut self, state: &State, held: &[Held]) -> Vec<RegionId> {
+    pub async fn beat(&mut self, state: &State, held: &[HeldClaim]) -> Vec<RegionId> {
         tokio::time::sleep_until(self.next).await;
         let claims: Vec<_> = held.iter().map(|h| (h.region.clone(), h.fence, h.meter.read())).collect();
         let started = Instant::now();
@@ -53,11 +53,11 @@ impl Heartbeat {
                 lost
             }
             Err(error) if self.renewed.elapsed() >= self.lease => {
-                tracing::warn!(%error, image = %self.image, "leases could not be renewed and have run out");
+                tracing::warn!(%error, image = %self.image, "lease expired: it could not be renewed in time");
                 held.iter().map(|h| h.region.clone()).collect()
             }
             Err(error) => {
-                tracing::warn!(%error, image = %self.image, "leases can't be renewed for now");
+                tracing::warn!(%error, image = %self.image, "failed to renew leases; will retry");
                 Vec::new()
             }
         }

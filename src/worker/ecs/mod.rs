@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 pub use abandoned::give_up;
 
 use self::watch::Watch;
-use super::{Worker, heartbeat::Heartbeat, pass::Trouble, underway::Underway};
+use super::{Worker, active_copy::ActiveCopy, heartbeat::Heartbeat, transfer::CopyError};
 use crate::{
     domain::{EcsImageId, Event, Image, RegionId},
     metrics,
@@ -26,8 +26,8 @@ const LAST_STEP: Duration = Duration::from_secs(3);
 
 /// An image on its way to the regions of a claim.
 #[derive(Debug)]
-pub struct EcsCarriage<'a> {
-    worker: &'a Worker,
+pub struct EcsJob {
+    worker: Worker,
     ecs: Ecs,
     image: Arc<Image>,
     source: EcsImageId,
@@ -41,28 +41,28 @@ type Ended = std::result::Result<(RegionId, Result<()>), task::JoinError>;
 /// A copy that is being watched.
 #[derive(Debug)]
 struct Watched {
-    underway: Underway,
+    active: ActiveCopy,
     /// Canceled when the claim is lost.
     lost: CancellationToken,
     watch: task::Id,
 }
 
-impl<'a> EcsCarriage<'a> {
-    /// A carriage of the image that the home region knows as `source`.
-    pub fn new(worker: &'a Worker, ecs: Ecs, image: Image, source: EcsImageId) -> Self {
+impl EcsJob {
+    /// A job for the image that the home region knows as `source`.
+    pub fn new(worker: Worker, ecs: Ecs, image: Image, source: EcsImageId) -> Self {
         let image = Arc::new(image);
         Self { worker, ecs, image, source, copies: BTreeMap::new(), watches: JoinSet::new() }
     }
 
     /// Has ECS carry the image to each of the regions, and reports on each as soon as it has ended.
-    pub async fn run(mut self, regions: Vec<Underway>, stop: CancellationToken) {
-        for underway in regions {
-            self.watch(underway, &stop);
+    pub async fn run(mut self, regions: Vec<ActiveCopy>, stop: CancellationToken) {
+        for active in regions {
+            self.watch(active, &stop);
         }
-        let settings = &self.worker.settings;
+        let settings = Arc::clone(&self.worker.settings);
         let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
         while !self.watches.is_empty() {
-            let held: Vec<_> = self.copies.values().map(|copy| copy.underway.held()).collect();
+            let held: Vec<_> = self.copies.values().map(|copy| copy.active.held()).collect();
             tokio::select! {
                 Some(ended) = self.watches.join_next() => self.ended(ended).await,
                 lost = heartbeat.beat(&self.worker.state, &held), if !held.is_empty() => self.lose(lost),
@@ -78,31 +78,31 @@ impl<'a> EcsCarriage<'a> {
         if tokio::time::timeout(LAST_STEP, rest).await.is_err() {
             self.watches.shutdown().await;
         }
-        for Watched { underway: Underway { claimed, span, .. }, .. } in std::mem::take(&mut self.copies).into_values() {
-            span.record("appferry.state", "RELEASED");
-            let event = Event::Release { fence: claimed.fence };
-            self.worker.report(&self.image.id, Report { region: claimed.region, event }).await;
+        for Watched { active, .. } in std::mem::take(&mut self.copies).into_values() {
+            active.span.record("appferry.state", "RELEASED");
+            let event = Event::Release { fence: active.claimed.fence };
+            self.worker.report(&self.image.id, Report { region: active.claimed.region.clone(), event }).await;
         }
     }
 
-    fn watch(&mut self, underway: Underway, stop: &CancellationToken) {
-        underway.span.record("appferry.source_region_id", self.image.home.as_str());
-        let (region, lost) = (underway.claimed.region.clone(), CancellationToken::new());
+    fn watch(&mut self, active: ActiveCopy, stop: &CancellationToken) {
+        active.span.record("appferry.source_region_id", self.image.home.as_str());
+        let (region, lost) = (active.claimed.region.clone(), CancellationToken::new());
         let watch = Watch {
             state: self.worker.state.clone(),
             ecs: self.ecs.clone(),
             image: Arc::clone(&self.image),
             source: self.source.clone(),
             region: region.clone(),
-            fence: underway.claimed.fence,
-            meter: Arc::clone(&underway.meter),
+            fence: active.claimed.fence,
+            meter: Arc::clone(&active.meter),
             lost: lost.clone(),
             stop: stop.clone(),
         };
         let of = region.clone();
-        let watch = async move { (of, watch.run().await) }.instrument(underway.span.clone());
+        let watch = async move { (of, watch.run().await) }.instrument(active.span.clone());
         let watch = self.watches.spawn(watch).id();
-        self.copies.insert(region, Watched { underway, lost, watch });
+        self.copies.insert(region, Watched { active, lost, watch });
     }
 
     /// A watch has ended. One that was interrupted is handed back with those that still go on.
@@ -111,32 +111,35 @@ impl<'a> EcsCarriage<'a> {
             Ok((_, Err(Error::Interrupted))) => {}
             Ok((region, result)) => self.conclude(&region, result).await,
             Err(error) => {
-                tracing::error!(%error, "a copy was watched badly; its lease will run out");
-                self.copies.retain(|_, copy| copy.watch != error.id());
+                tracing::error!(%error, image = %self.image.id, "copy task panicked; will retry");
+                let region = self.copies.iter().find(|(_, copy)| copy.watch == error.id());
+                if let Some(region) = region.map(|(region, _)| region.clone()) {
+                    self.conclude(&region, Err(Error::Interrupted)).await;
+                }
             }
         }
     }
 
     async fn conclude(&mut self, region: &RegionId, result: Result<()>) {
-        let Some(Watched { underway, .. }) = self.copies.remove(region) else { return };
+        let Some(Watched { active, .. }) = self.copies.remove(region) else { return };
         let result = result.map_err(|error| match error {
             Error::Ecs(error) if error.is_source_missing() => {
-                Trouble::Source { region: self.image.home.clone(), error: Arc::new(Error::Ecs(error)) }
+                CopyError::Source { region: self.image.home.clone(), error: Arc::new(Error::Ecs(error)) }
             }
-            error => Trouble::Destination(Arc::new(error)),
+            error => CopyError::Destination(Arc::new(error)),
         });
-        self.worker.conclude(&self.image.id, underway, result).await;
+        self.worker.conclude(&self.image.id, active, result).await;
     }
 
     fn lose(&mut self, lost: Vec<RegionId>) {
         for region in lost {
-            let Some(Watched { underway: Underway { span, .. }, lost, .. }) = self.copies.remove(&region) else {
+            let Some(Watched { active: ActiveCopy { span, .. }, lost, .. }) = self.copies.remove(&region) else {
                 continue;
             };
             lost.cancel();
             span.record("appferry.state", "LOST");
             metrics::lost(&region);
-            tracing::info!(parent: &span, image = %self.image.id, %region, "the copy was canceled or taken over");
+            tracing::info!(parent: &span, image = %self.image.id, %region, "claim lost: the copy was canceled or taken over");
         }
     }
 }

@@ -1,5 +1,4 @@
-//! A blob as it is read from its source, from some byte on: gone on with where it broke off, and in several ranges at once where
-//! that is faster.
+//! A blob as it is read from its source, from some byte on: resumed where it broke off, and in several ranges at once where that is faster.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -112,7 +111,7 @@ impl Range {
                 }
                 Err(error) if error.verdict() == Verdict::Retry && self.reopened < REOPENS => {
                     let wait = error.retry_after().unwrap_or(REOPEN_WAIT * 4_u32.pow(self.reopened));
-                    tracing::info!(%error, position = self.position, blob = %self.text.blob.digest, "a reading broke off and is taken up again");
+                    tracing::info!(%error, position = self.position, blob = %self.text.blob.digest, "source read interrupted; reopening");
                     self.chunks = None;
                     self.reopened += 1;
                     if wait > self.text.stall {

@@ -12,7 +12,7 @@ pub struct Settings {
     pub id: WorkerId,
     /// The regions that it serves.
     pub regions: Vec<RegionId>,
-    /// Images that it carries at the same time at most.
+    /// Images that it copies into each region at the same time. (Twice as many where regions that keep up with each other stay together.)
     pub concurrency: usize,
     /// How long a claim is good for after it was made or renewed.
     pub lease: Duration,
@@ -20,9 +20,9 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// How long it waits for a signal before it looks for work by itself.
     pub poll: Duration,
-    /// How long a destination may keep the others of its pass waiting before it has to go on alone.
+    /// How long a region may keep the others of its image waiting at most before it continues alone.
     pub patience: Duration,
-    /// How long nothing at all may move before an attempt is given up.
+    /// How long a copy may show no progress before the attempt is given up.
     pub stall: Duration,
     /// How often, and after which waits, it tries again.
     pub backoff: Backoff,

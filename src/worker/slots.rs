@@ -5,79 +5,23 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
-
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::pacing::{Pace, Paces};
 use crate::{
     domain::{RegionId, WorkerId, relay::Topology, with_causes},
     state::{State, Underway},
 };
 
-/// How much of a second may pass at once after nothing has passed for a while.
-const BURST: Duration = Duration::from_millis(50);
-
 /// How often a process looks which part of the bytes is its own.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Bytes a second that may pass.
-#[derive(Debug)]
-pub struct Pace {
-    /// Nothing for any number.
-    bytes_per_second: Option<u64>,
-    /// The part of it that is this process's, as the bits of a number up to 1.
-    part: AtomicU64,
-    /// Until when what has passed is paid for.
-    paid: Mutex<Instant>,
-}
-
-impl Pace {
-    /// A pace; without a number, any.
-    pub fn new(bytes_per_second: Option<u64>) -> Self {
-        Self { bytes_per_second, part: AtomicU64::new(1_f64.to_bits()), paid: Mutex::new(Instant::now()) }
-    }
-
-    /// Leaves the rest to other processes: `ours` of `all` copies are carried here.
-    fn share(&self, ours: u32, all: u32) {
-        // Who carries nothing is about to begin, if it asks at all.
-        let part = f64::from(ours.max(1)) / f64::from(all.max(ours).max(1));
-        self.part.store(part.to_bits(), Relaxed);
-    }
-
-    /// Waits until as many bytes may pass.
-    pub async fn take(&self, bytes: usize) {
-        let Some(rate) = self.bytes_per_second else { return };
-        #[allow(clippy::cast_precision_loss)]
-        let cost = Duration::from_secs_f64(bytes as f64 / (rate as f64 * f64::from_bits(self.part.load(Relaxed))));
-        let until = {
-            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
-            *paid = (*paid).max(Instant::now() - BURST) + cost;
-            *paid
-        };
-        sleep_until(until).await;
-    }
-}
-
-/// The paces of a region.
-#[derive(Debug)]
-pub struct Paces {
-    /// Out of it.
-    pub egress: Pace,
-    /// Into it.
-    pub ingress: Pace,
-}
-
-/// What passes of a process share.
+/// What the transfers of a process share.
 #[derive(Debug, Clone)]
 pub struct Limits(Arc<Shared>);
 
@@ -99,14 +43,15 @@ struct Shared {
 pub struct Slot {
     limits: Limits,
     feed: (RegionId, RegionId),
-    /// Whether nobody is to be told that it is free.
-    quiet: bool,
+    /// Whether it was used: only then is there a reason to try again when it is free.
+    used: bool,
 }
 
 impl Slot {
-    /// Gives a slot back that could not be used because other processes leave no room: nobody else here has any use for it either.
-    pub fn forgo(mut self) {
-        self.quiet = true;
+    /// The region is being fed from now on. A slot that is given back without that wakes no other copy: nothing has changed for them.
+    pub fn in_use(mut self) -> Self {
+        self.used = true;
+        self
     }
 }
 
@@ -116,7 +61,7 @@ impl Drop for Slot {
         if let Some(place) = feeding.iter().position(|feed| *feed == self.feed) {
             feeding.swap_remove(place);
         }
-        if !self.quiet {
+        if self.used {
             self.limits.0.ended.notify_waiters();
         }
     }
@@ -196,13 +141,13 @@ impl Limits {
         let mut by_source: BTreeMap<RegionId, Vec<(RegionId, Slot)>> = BTreeMap::new();
         for (from, to) in feeds {
             feeding.push((from.clone(), to.clone()));
-            let slot = Slot { limits: self.clone(), feed: (from.clone(), to.clone()), quiet: false };
+            let slot = Slot { limits: self.clone(), feed: (from.clone(), to.clone()), used: false };
             by_source.entry(from).or_default().push((to, slot));
         }
         by_source.into_iter().collect()
     }
 
-    /// Resolves when a slot has become free.
+    /// Resolves when a slot that was used has become free.
     pub async fn freed(&self) {
         self.0.ended.notified().await;
     }
@@ -212,31 +157,32 @@ impl Limits {
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::Instant;
+    use tokio::time::timeout;
 
-    use super::Pace;
+    use super::Limits;
+    use crate::domain::{
+        RegionId,
+        relay::{RegionLimits, Topology},
+    };
 
+    /// A copy that can't use its slot must not wake the others: they would do the same, and wake it in turn.
     #[tokio::test(start_paused = true)]
-    async fn no_more_passes_than_the_pace_allows() {
-        let pace = Pace::new(Some(1_000_000));
-        let start = Instant::now();
-        for _ in 0..50 {
-            pace.take(100_000).await;
+    async fn only_a_slot_that_was_used_wakes_those_that_wait() {
+        let [home, one]: [RegionId; 2] = ["home", "one"].map(|name| name.parse().expect("an id"));
+        let one_copy = RegionLimits { egress_copies: Some(1), ..RegionLimits::default() };
+        let limits = Limits::new(Topology::new([(home.clone(), one_copy)], []));
+        let mut woken = 0;
+        for _ in 0..3 {
+            let assigned = limits.assign(&[home.clone()], &[one.clone()]);
+            assert_eq!(assigned.len(), 1);
+            let waiter = timeout(Duration::from_secs(1), limits.freed());
+            let (freed, ()) = tokio::join!(waiter, async { drop(assigned) });
+            woken += usize::from(freed.is_ok());
         }
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(4_900) && took <= Duration::from_millis(5_100), "{took:?}");
-        Pace::new(None).take(usize::MAX).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pace_that_is_shared_leaves_the_rest_to_others() {
-        let pace = Pace::new(Some(1_000_000));
-        pace.share(1, 4);
-        let start = Instant::now();
-        for _ in 0..10 {
-            pace.take(100_000).await;
-        }
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(3_900) && took <= Duration::from_millis(4_100), "{took:?}");
+        assert_eq!(woken, 0);
+        let (_, slots) = limits.assign(&[home], &[one]).remove(0);
+        let used: Vec<_> = slots.into_iter().map(|(_, slot)| slot.in_use()).collect();
+        let (freed, ()) = tokio::join!(timeout(Duration::from_secs(1), limits.freed()), async { drop(used) });
+        freed.expect("it is woken");
     }
 }
