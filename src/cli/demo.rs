@@ -1,6 +1,9 @@
 //! `appferry demo`: the main job by itself.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 
@@ -16,7 +19,7 @@ use super::{
 use crate::{
     contract::v1::SynchronizeAppRequest,
     domain::{Clock, ImageName},
-    region::{Backend, verify},
+    region::{Backend, Store, verify},
     service::{self, Role, Service},
 };
 
@@ -92,7 +95,7 @@ async fn show(
         let missing = || Error::Ended(format!("{region} does not show the image"));
         let failed = || Error::local(format!("verifying {region}"));
         let root = store.root(&image).await.map_err(failed())?.ok_or_else(missing)?;
-        let found = verify(&**store, &image, &root).await.map_err(failed())?;
+        let found = verify(Arc::<dyn Store>::clone(store), &image, &root).await.map_err(failed())?;
         if !found.damages.is_empty() {
             return Err(Error::Ended(format!("{region}: {}", found.damages.join("; "))));
         }

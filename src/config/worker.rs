@@ -75,6 +75,7 @@ impl Worker {
     }
 
     /// How often, and after which waits, a copy is retried.
+    #[must_use]
     pub fn backoff(&self) -> Backoff {
         Backoff {
             first: Duration::from_millis(self.retry_first_ms),

@@ -3,6 +3,7 @@
 
 mod activity;
 mod answer;
+mod bounded_source;
 mod dir;
 mod disk;
 pub mod ecs;
@@ -21,6 +22,7 @@ mod verify;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use activity::Activity;
+pub use bounded_source::BoundedSource;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;

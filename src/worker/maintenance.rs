@@ -114,7 +114,7 @@ impl Maintenance {
         }
         match &self.backend {
             Backend::Stores(stores) => {
-                parts.extend(stores.iter().map(|(region, _)| Part::AbortUploads(region.clone())))
+                parts.extend(stores.iter().map(|(region, _)| Part::AbortUploads(region.clone())));
             }
             Backend::Ecs(_) => parts.push(Part::AbandonEcsCopies),
         }

@@ -168,19 +168,19 @@ mod tests {
     /// A copy that can't use its slot must not wake the others: they would do the same, and wake it in turn.
     #[tokio::test(start_paused = true)]
     async fn only_a_slot_that_was_used_wakes_those_that_wait() {
-        let [home, one]: [RegionId; 2] = ["home", "one"].map(|name| name.parse().expect("an id"));
+        let [home, one]: [[RegionId; 1]; 2] = ["home", "one"].map(|name| [name.parse().expect("an id")]);
         let one_copy = RegionLimits { egress_copies: Some(1), ..RegionLimits::default() };
-        let limits = Limits::new(Topology::new([(home.clone(), one_copy)], []));
+        let limits = Limits::new(Topology::new([(home[0].clone(), one_copy)], []));
         let mut woken = 0;
         for _ in 0..3 {
-            let assigned = limits.assign(&[home.clone()], &[one.clone()]);
+            let assigned = limits.assign(&home, &one);
             assert_eq!(assigned.len(), 1);
             let waiter = timeout(Duration::from_secs(1), limits.freed());
             let (freed, ()) = tokio::join!(waiter, async { drop(assigned) });
             woken += usize::from(freed.is_ok());
         }
         assert_eq!(woken, 0);
-        let (_, slots) = limits.assign(&[home], &[one]).remove(0);
+        let (_, slots) = limits.assign(&home, &one).remove(0);
         let used: Vec<_> = slots.into_iter().map(|(_, slot)| slot.in_use()).collect();
         let (freed, ()) = tokio::join!(timeout(Duration::from_secs(1), limits.freed()), async { drop(used) });
         freed.expect("it is woken");

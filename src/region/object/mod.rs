@@ -114,8 +114,8 @@ impl ObjectStore {
     }
 
     /// Reads a blob again.
-    async fn is_intact(&self, name: &ImageName, blob: &Descriptor) -> Result<bool> {
-        Ok(digest_of(self, name, blob).await? == blob.digest)
+    async fn is_intact(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+        Ok(digest_of(self, &stage.name, blob, &stage.activity).await? == blob.digest)
     }
 
     /// Makes the service copy the blob from another image that has it.
@@ -251,7 +251,7 @@ impl Store for ObjectStore {
         let upload = upload.filter(|upload| upload.is_of(&path));
         if self.size(&path).await? == Some(blob.size) {
             let unverified = stage.suspect || upload.as_ref().is_some_and(Upload::is_completed);
-            if !unverified || self.is_intact(&stage.name, blob).await? {
+            if !unverified || self.is_intact(stage, blob).await? {
                 return Ok(Presence::Whole);
             }
         }
@@ -267,7 +267,7 @@ impl Store for ObjectStore {
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let there = self.size(&self.blob(&stage.name, manifest.digest)).await?;
-        Ok(there == Some(manifest.size) && (!stage.suspect || self.is_intact(&stage.name, manifest).await?))
+        Ok(there == Some(manifest.size) && (!stage.suspect || self.is_intact(stage, manifest).await?))
     }
 
     async fn write_blob(

@@ -274,7 +274,7 @@ impl Store for RegistryStore {
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let at = self.at(&stage.name);
         if self.has(&at.repository, blob, Scope::push(&at.repository)).await? {
-            if !stage.suspect || digest_of(self, &stage.name, blob).await? == blob.digest {
+            if !stage.suspect || digest_of(self, &stage.name, blob, &stage.activity).await? == blob.digest {
                 return Ok(Presence::Whole);
             }
             return Ok(Presence::Absent);
@@ -308,7 +308,7 @@ impl Store for RegistryStore {
         self.upload(stage, &at.repository, blob, from, chunks).await?;
         // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
         if stage.suspect {
-            let actual = digest_of(self, &stage.name, blob).await?;
+            let actual = digest_of(self, &stage.name, blob, &stage.activity).await?;
             if actual != blob.digest {
                 let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
                 return Err(Error::DigestMismatch { image, expected: blob.digest, actual });

@@ -77,6 +77,15 @@ pub struct Seat<'a> {
     pub member: Arc<Member>,
 }
 
+/// What is sent next.
+struct Next {
+    /// The blob's place in the image.
+    blob: usize,
+    weight: usize,
+    /// To whom, and from which byte on.
+    members: Vec<(Arc<Member>, u64)>,
+}
+
 impl Fanout {
     /// A source without destinations.
     pub fn new(waits: Waits) -> Self {
@@ -147,9 +156,10 @@ impl Fanout {
             if sending.is_empty() {
                 self.departure().await;
             }
-            while let Some((blob, own, members)) = self.next(tree, WEIGHT_AT_ONCE - weight, sending.is_empty()) {
+            while let Some(next) = self.next(tree, WEIGHT_AT_ONCE - weight, sending.is_empty()) {
+                let own = next.weight;
                 weight += own;
-                sending.push(self.send(source, tree, blob, members).map(move |()| own));
+                sending.push(self.send(source, tree, next).map(move |()| own));
             }
             tokio::select! {
                 Some(own) = sending.next() => weight -= own,
@@ -185,7 +195,7 @@ impl Fanout {
     }
 
     /// What is sent next, if there is room for it, and to whom.
-    fn next(&self, tree: &Tree, room: usize, idle: bool) -> Option<(usize, usize, Vec<(Arc<Member>, u64)>)> {
+    fn next(&self, tree: &Tree, room: usize, idle: bool) -> Option<Next> {
         let mut state = self.state();
         let Some(blob) = state.schedule.next() else {
             if idle {
@@ -199,7 +209,7 @@ impl Fanout {
         }
         let taken = state.schedule.take(blob);
         let members = taken.into_iter().filter_map(|(id, from)| Some((Arc::clone(state.members.get(&id)?), from)));
-        Some((blob, own, members.collect()))
+        Some(Next { blob, weight: own, members: members.collect() })
     }
 
     /// Whether no destination waits while another one is waited for.
@@ -208,7 +218,8 @@ impl Fanout {
     }
 
     /// Reads one blob, once, for all that miss it.
-    async fn send(&self, source: BlobSource<'_>, tree: &Tree, index: usize, members: Vec<(Arc<Member>, u64)>) {
+    async fn send(&self, source: BlobSource<'_>, tree: &Tree, next: Next) {
+        let Next { blob: index, members, .. } = next;
         let Some(blob) = tree.blobs.get(index) else { return };
         let mut sinks = Vec::new();
         for (member, from) in &members {

@@ -8,7 +8,6 @@ mod lag;
 mod member;
 mod reader;
 mod schedule;
-mod source;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,11 +21,11 @@ use tokio_util::task::AbortOnDropHandle;
 pub use destination::{Destination, Meter};
 pub use fanout::{Boarding, Waits};
 
-use self::{blob_fanout::BlobSource, destination::MissingBlobs, fanout::Fanout, source::BoundedSource};
+use self::{blob_fanout::BlobSource, destination::MissingBlobs, fanout::Fanout};
 use super::pacing::Paces;
 use crate::{
     domain::{Descriptor, ImageName, RegionId},
-    region::{Error, Source, Tree, Verdict},
+    region::{BoundedSource, Error, Source, Tree, Verdict},
 };
 
 /// How often a destination resumes within one attempt after its connection broke, and the wait before the first time.

@@ -6,10 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use crate::{
-    domain::{Descriptor, Digest, ImageName},
-    region::{BlobChunks, Entry, Error, Result, Source},
-};
+use super::{BlobChunks, Entry, Error, Result, Source};
+use crate::domain::{Descriptor, Digest, ImageName};
 
 /// A source, each answer of which comes within `deadline`. (The chunks of a blob come after the answer; their reader waits for each.)
 #[derive(Debug)]
