@@ -4,7 +4,6 @@
 //! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or `three` processes; `1`,
 //! `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk that hangs in every write, takes root.
 
-mod disk;
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 
 use super::{
     Result,
-    disk::FrozenDisk,
     harness::{
         address::free_address,
+        disk::FreezableDisk,
         proxy::{Act, Proxy, Seen},
     },
 };
@@ -31,7 +31,7 @@ pub struct SickStore {
     /// Its URL.
     pub url: String,
     _proxy: Option<Proxy>,
-    _disk: Option<FrozenDisk>,
+    _disk: Option<FreezableDisk>,
 }
 
 impl Sick {
@@ -55,7 +55,8 @@ impl Sick {
                 return Ok(SickStore { url, _proxy: None, _disk: None });
             }
             Self::Frozen => {
-                let disk = FrozenDisk::new()?;
+                let disk = FreezableDisk::new().ok_or("a disk that hangs takes root")?;
+                disk.freeze();
                 return Ok(SickStore {
                     url: format!("dir://{}", disk.path().display()),
                     _proxy: None,

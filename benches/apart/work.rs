@@ -14,7 +14,7 @@ use super::{
     harness::{
         images::{self, noise},
         postgres::Postgres,
-        process::{Served, run},
+        process::{Served, Worker, run},
         registry::Registry,
         site::{ADMIN, AppSync, HOME, Site, TARGETS, app_sync, ask, images_client, register},
     },
@@ -63,6 +63,13 @@ fn name(n: usize) -> String {
     format!("image-{n}")
 }
 
+/// What runs. The store is healed first when this is dropped: a process that hangs in the kernel does not end before.
+struct Running {
+    _store: Option<SickStore>,
+    served: Served,
+    workers: Vec<Worker>,
+}
+
 /// What is compared.
 pub struct Work<'a> {
     pub images: &'a Images,
@@ -88,18 +95,20 @@ impl Work<'_> {
             return Err(format!("{migrated:?}").into());
         }
         let served = Served::configured(&config).await;
-        let mut workers = Vec::new();
+        let mut running = Running { _store: store, served, workers: Vec::new() };
         if self.processes == Processes::Three {
             for n in 0..2 {
-                workers.push(Served::worker(&config, site.directory.path().join(format!("worker-{n}.log"))).await);
+                running
+                    .workers
+                    .push(Served::worker(&config, site.directory.path().join(format!("worker-{n}.log"))).await);
             }
         }
-        let mut client = images_client(served.address, Some(ADMIN)).await;
+        let mut client = images_client(running.served.address, Some(ADMIN)).await;
         for n in 0..self.images.count {
             register(&mut client, &name(n)).await;
         }
         let targets = if sick.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
-        let client = app_sync(served.address, Some(ADMIN)).await;
+        let client = app_sync(running.served.address, Some(ADMIN)).await;
         let started = Instant::now();
         let mut waiting = JoinSet::new();
         for n in 0..self.images.count {

@@ -22,6 +22,7 @@ mod harness;
 mod hostile;
 mod limits;
 mod logs;
+mod maintenance;
 mod metrics;
 mod model;
 mod openapi;
