@@ -231,8 +231,7 @@ impl Add {
         // A later attempt has a higher fence, and clears away what an earlier one left.
         let fence = clock.now().as_millis().unsigned_abs();
         let name = spec_name(&**store, origin.kind, &id)?;
-        let stage =
-            Stage { name, fence, suspect: false, lenders: Arc::default(), journal: Arc::new(Memory::default()) };
+        let stage = Stage::new(name, fence, Arc::new(Memory::default()));
         import(origin.source, origin.name, home.clone(), Arc::clone(store), stage, show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;

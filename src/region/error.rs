@@ -69,12 +69,22 @@ pub enum Error {
     #[error("there is another image called {0} already; choose another id")]
     Occupied(String),
     /// There is not enough room.
-    #[error("{needed} bytes are needed and {available} are free")]
+    #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
     NoSpace {
         /// How many bytes are needed.
         needed: u64,
-        /// How many there are.
+        /// How many there are, less those that are kept free and those that other copies have reserved.
         available: u64,
+    },
+    /// A directory's operations hang.
+    #[error(
+        "{pending} operations on the directory {directory} have not returned; its disk or its server does not respond"
+    )]
+    Unresponsive {
+        /// The directory.
+        directory: String,
+        /// How many operations have not returned.
+        pending: usize,
     },
     /// A registry or an object store refused.
     #[error("{what}: {status}{detail}")]
@@ -179,8 +189,6 @@ impl Error {
             Self::Io { source, .. } => match source.kind() {
                 Kind::PermissionDenied
                 | Kind::ReadOnlyFilesystem
-                | Kind::StorageFull
-                | Kind::QuotaExceeded
                 | Kind::NotADirectory
                 | Kind::IsADirectory
                 | Kind::FileTooLarge
@@ -203,7 +211,9 @@ impl Error {
             | Self::UploadGone(_)
             | Self::Overtaken
             | Self::Contended(_)
-            | Self::Journal(_) => Verdict::Retry,
+            | Self::Journal(_)
+            | Self::NoSpace { .. }
+            | Self::Unresponsive { .. } => Verdict::Retry,
             Self::ImageMissing(_)
             | Self::BlobMissing { .. }
             | Self::DigestMismatch { .. }
@@ -211,8 +221,18 @@ impl Error {
             | Self::Malformed { .. }
             | Self::Forbidden { .. }
             | Self::Elsewhere { .. }
-            | Self::Occupied(_)
-            | Self::NoSpace { .. } => Verdict::Fail,
+            | Self::Occupied(_) => Verdict::Fail,
+        }
+    }
+
+    /// Whether the store is full: room may be made at any time, and the copy is of use then.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Io { source, .. } => matches!(source.kind(), Kind::StorageFull | Kind::QuotaExceeded),
+            _ => false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where images live: the store of each region, behind one trait. Only this module knows how bytes are stored; it knows
 //! nothing of who asks for them, of databases or of protobuf.
 
+mod activity;
 mod answer;
 mod dir;
 mod disk;
@@ -13,12 +14,14 @@ mod location;
 mod object;
 mod registry;
 mod request_span;
+mod space;
 mod store;
 mod tree;
 mod verify;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub use activity::Activity;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
@@ -27,6 +30,7 @@ pub use journal::{Journal, Memory};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, ObjectStore, open as open_bucket};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
+pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 

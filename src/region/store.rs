@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Journal, Result, Tree, tree::Entry};
+use super::{Activity, Journal, Reservation, Result, Tree, tree::Entry};
 use crate::domain::{Descriptor, Digest, Image, ImageName};
 
 /// Which kind of store it is.
@@ -87,6 +87,26 @@ pub struct Stage {
     pub lenders: Arc<[Place]>,
     /// What the claim remembers beyond its worker, and whether it is still good.
     pub journal: Arc<dyn Journal>,
+    /// How far the copy has come: long operations count their steps here.
+    pub activity: Activity,
+    /// The space that the copy has reserved, until the last clone is dropped.
+    pub reservation: Reservation,
+}
+
+impl Stage {
+    /// Where a claim writes an image.
+    #[must_use]
+    pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
+        Self {
+            name,
+            fence,
+            suspect: false,
+            lenders: Arc::default(),
+            journal,
+            activity: Activity::default(),
+            reservation: Reservation::default(),
+        }
+    }
 }
 
 /// Where an image can be read.
@@ -149,8 +169,9 @@ pub trait Store: Source {
     /// Whether a manifest or an index is there already, verified by its digest.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
 
-    /// Refuses if the store has no room for as many bytes more.
-    async fn reserve(&self, _bytes: u64) -> Result<()> {
+    /// Reserves room for as many bytes more in the stage's reservation, instead of what it had reserved before. Refuses if the store
+    /// has less, or if other copies have reserved it.
+    async fn reserve(&self, _stage: &Stage, _bytes: u64) -> Result<()> {
         Ok(())
     }
 

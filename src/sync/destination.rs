@@ -129,7 +129,7 @@ impl Destination {
                 bytes += blob.size - there;
             }
         }
-        self.store.reserve(bytes).await?;
+        self.store.reserve(&self.stage, bytes).await?;
         Ok(lacking)
     }
 

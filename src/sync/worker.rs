@@ -157,11 +157,9 @@ impl Worker {
             let Some(store) = stores.get(region).cloned() else { continue };
             let journal = ReplicaJournal::new(self.state.clone(), image.id.clone(), region.clone(), *fence);
             let stage = Stage {
-                name: store.name_of(image),
-                fence: *fence,
                 suspect: *suspect,
                 lenders: self.lenders(image, stores, region, &*store).await,
-                journal: Arc::new(journal),
+                ..Stage::new(store.name_of(image), *fence, Arc::new(journal))
             };
             let lost = CancellationToken::new();
             let destination = Destination {
