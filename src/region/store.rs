@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{Activity, Journal, Reservation, Result, Tree, tree::Entry};
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover};
 
 /// Which kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,5 +197,22 @@ pub trait Store: Source {
     /// Gives up an upload that nobody will go on with: `session` is what the journal says about it.
     async fn abort(&self, _session: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// The images of which something may be left over: what copies that died, failed or were canceled left behind. None in a
+    /// store that shows only what is whole.
+    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes something that is left over. Returns whether it was still so: what has changed since is kept.
+    async fn clear_leftover(&self, _leftover: &Leftover) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Removes the image that a stage's writer has just published, and that nothing refers to. Returns whether it did: an image
+    /// that another writer has touched since is kept, and so is one in a store that has no such operation.
+    async fn discard(&self, _stage: &Stage) -> Result<bool> {
+        Ok(false)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::ecs::give_up;
+use super::{ecs::give_up, leftovers::LeftoverSweep};
 use crate::{
     domain::{WorkerId, with_causes},
     metrics,
@@ -33,13 +33,14 @@ pub struct Housekeeper {
     state: State,
     backend: Backend,
     settings: Settings,
+    leftovers: LeftoverSweep,
 }
 
 impl Housekeeper {
     /// A housekeeper for a state and what keeps the images.
     #[must_use]
     pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
-        Self { state, backend, settings }
+        Self { state, backend, settings, leftovers: LeftoverSweep::default() }
     }
 
     /// Keeps house whenever it is this process's turn, until `stop` is canceled.
@@ -107,7 +108,10 @@ impl Housekeeper {
             Err(error) => trouble(error),
         }
         match &self.backend {
-            Backend::Stores(stores) => self.sweep(stores).await,
+            Backend::Stores(stores) => {
+                self.sweep(stores).await;
+                self.leftovers.run(&self.state, stores).await;
+            }
             Backend::Ecs(ecs) => self.give_up(ecs).await,
         }
     }

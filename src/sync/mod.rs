@@ -9,6 +9,7 @@ mod housekeeping;
 mod import;
 mod journal;
 mod lag;
+mod leftovers;
 mod limits;
 mod pass;
 mod pump;
@@ -21,6 +22,7 @@ mod worker;
 
 pub use housekeeping::{Housekeeper, Settings as HousekeepingSettings};
 pub use import::import;
+pub use leftovers::{LeftoverError, SAFE_AGE, find_leftovers};
 pub use pass::Trouble;
 pub use settings::Settings;
 pub use worker::Worker;

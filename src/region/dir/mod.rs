@@ -6,6 +6,7 @@
 mod blob;
 mod fence;
 mod layout;
+mod leftovers;
 mod operations;
 mod partial;
 mod publish;
@@ -35,7 +36,7 @@ use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
     StoreKind, Tree, space::Ledger, tree::Entry,
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
@@ -271,6 +272,23 @@ impl Store for DirStore {
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         publish::publish(self, stage, tree).await
+    }
+
+    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+        let store = self.clone();
+        let find = move |progress: &Progress| leftovers::find(&store.dir()?, progress);
+        self.0.operations.run(&Activity::default(), find).await
+    }
+
+    async fn clear_leftover(&self, leftover: &Leftover) -> Result<bool> {
+        let (store, leftover) = (self.clone(), leftover.clone());
+        let clear = move |progress: &Progress| leftovers::clear(&store.dir()?, &leftover, progress);
+        self.0.operations.run(&Activity::default(), clear).await
+    }
+
+    async fn discard(&self, stage: &Stage) -> Result<bool> {
+        let own = stage.clone();
+        self.blocking(stage, move |dir, progress| leftovers::discard(dir, &own.name, own.fence, progress)).await
     }
 }
 

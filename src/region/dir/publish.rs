@@ -27,6 +27,7 @@ use super::{
     DirStore, blob,
     fence::Lock,
     layout,
+    operations::Progress,
     partial::{self, Partial},
     write,
 };
@@ -56,8 +57,6 @@ impl Drop for Abandon {
 /// Makes the directories of an image, makes the claim the one that may publish there, and removes what claims before it left
 /// unfinished; but for the beginnings of large blobs, which this claim resumes.
 pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
-    let own = stage.clone();
-    store.blocking(stage, move |dir, _| layout::create(dir, &own.name)).await?;
     let lock = lock(store, stage).await?;
     stage.journal.hold().await?;
     let own = stage.clone();
@@ -89,12 +88,16 @@ pub async fn publish(store: &DirStore, stage: &Stage, tree: &Tree) -> Result<()>
     result
 }
 
-/// The lock of an image's directory.
+/// The lock of an image's directory, which is made if it is not there: what is left over may just be removed.
 async fn lock(store: &DirStore, stage: &Stage) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         let name = stage.name.clone();
-        if let Some(lock) = store.blocking(stage, move |dir, _| Lock::try_acquire(dir, &name)).await? {
+        let acquire = move |dir: &Dir, _: &Progress| {
+            layout::create(dir, &name)?;
+            Lock::try_acquire(dir, &name)
+        };
+        if let Some(lock) = store.blocking(stage, acquire).await? {
             return Ok(lock);
         }
         if Instant::now() >= deadline {
@@ -151,7 +154,7 @@ impl Exchange {
         let (result, path) = Self::exchange(&store, &stage, path, content, abandoned).await;
         let name = stage.name.clone();
         let failed = result.is_err();
-        let settle = move |dir: &Dir, _: &super::operations::Progress| {
+        let settle = move |dir: &Dir, _: &Progress| {
             if failed {
                 blob::remove(dir, &path)?;
             }
@@ -175,7 +178,7 @@ impl Exchange {
             let lock = lock(store, stage).await?;
             stage.journal.hold().await?;
             let own = stage.clone();
-            let put = move |dir: &Dir, _: &super::operations::Progress| {
+            let put = move |dir: &Dir, _: &Progress| {
                 lock.require(own.fence)?;
                 let previous = visible(dir, &own.name)?;
                 if abandoned.load(Ordering::SeqCst) {
