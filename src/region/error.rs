@@ -262,3 +262,37 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::{Error, Verdict};
+
+    fn io_error(errno: Errno) -> Error {
+        Error::io("writing", "a")(io::Error::from_raw_os_error(errno.raw_os_error()))
+    }
+
+    #[test]
+    fn a_full_store_is_tried_again() {
+        let no_space = Error::NoSpace { needed: 2, available: 1 };
+        for error in [no_space, io_error(Errno::NOSPC), io_error(Errno::DQUOT)] {
+            assert!(error.is_full() && error.verdict() == Verdict::Retry, "{error}");
+        }
+        assert!(!io_error(Errno::IO).is_full());
+    }
+
+    #[test]
+    fn what_the_operating_system_lacks_for_a_while_is_tried_again() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT] {
+            assert_eq!(io_error(errno).verdict(), Verdict::Retry, "{errno}");
+        }
+        for errno in [Errno::ACCESS, Errno::ROFS, Errno::NAMETOOLONG] {
+            assert_eq!(io_error(errno).verdict(), Verdict::Fail, "{errno}");
+        }
+        let hangs = Error::Unresponsive { directory: "/srv/apps".into(), pending: 16 };
+        assert_eq!(hangs.verdict(), Verdict::Retry);
+    }
+}

@@ -57,7 +57,7 @@ impl Drop for Abandon {
 /// Makes the directories of an image, makes the claim the one that may publish there, and removes what claims before it left
 /// unfinished; but for the beginnings of large blobs, which this claim resumes.
 pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
-    let lock = lock(store, stage).await?;
+    let lock = lock(store, stage, true).await?;
     stage.journal.hold().await?;
     let own = stage.clone();
     store
@@ -73,13 +73,11 @@ pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
 
 /// Makes the image visible, in one step, and durable.
 pub async fn publish(store: &DirStore, stage: &Stage, tree: &Tree) -> Result<()> {
-    let (own, own_tree) = (stage.clone(), tree.clone());
-    let index = store.blocking(stage, move |dir, _| stage_index(dir, &own, &own_tree)).await?;
     let abandoned = Arc::<AtomicBool>::default();
     let guard = Abandon(Arc::clone(&abandoned));
-    let exchange = Exchange { store: store.clone(), stage: stage.clone(), index, abandoned };
-    // By itself: once the index is in its place, the journal is asked again even if nothing waits for the answer any more.
-    let result = match tokio::spawn(exchange.run()).await {
+    let publication = Publication { store: store.clone(), stage: stage.clone(), abandoned };
+    // By itself: what was begun is taken back, and the journal asked again, even if nothing waits for the answer any more.
+    let result = match tokio::spawn(publication.run(tree.clone())).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(Error::Interrupted),
@@ -88,13 +86,16 @@ pub async fn publish(store: &DirStore, stage: &Stage, tree: &Tree) -> Result<()>
     result
 }
 
-/// The lock of an image's directory, which is made if it is not there: what is left over may just be removed.
-async fn lock(store: &DirStore, stage: &Stage) -> Result<Lock> {
+/// The lock of an image's directory. With `create` the directory is made each time: it may be removed while the lock is waited
+/// for, by what removes leftovers.
+async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         let name = stage.name.clone();
         let acquire = move |dir: &Dir, _: &Progress| {
-            layout::create(dir, &name)?;
+            if create {
+                layout::create(dir, &name)?;
+            }
             Lock::try_acquire(dir, &name)
         };
         if let Some(lock) = store.blocking(stage, acquire).await? {
@@ -136,24 +137,24 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     Ok(StagedIndex { path, content })
 }
 
-/// The exchange of what is visible.
+/// One image that becomes visible.
 #[derive(Debug)]
-struct Exchange {
+struct Publication {
     store: DirStore,
     stage: Stage,
-    index: StagedIndex,
     abandoned: Arc<AtomicBool>,
 }
 
 /// What was visible before: the content of its index, or nothing.
 type Previous = Option<Vec<u8>>;
 
-impl Exchange {
-    async fn run(self) -> Result<()> {
-        let Self { store, stage, index: StagedIndex { path, content }, abandoned } = self;
-        let (result, path) = Self::exchange(&store, &stage, path, content, abandoned).await;
-        let name = stage.name.clone();
-        let failed = result.is_err();
+impl Publication {
+    async fn run(self, tree: Tree) -> Result<()> {
+        let own = self.stage.clone();
+        let index = self.store.blocking(&self.stage, move |dir, _| stage_index(dir, &own, &tree)).await?;
+        let path = index.path.clone();
+        let result = self.exchange(index).await;
+        let (name, failed) = (self.stage.name.clone(), result.is_err());
         let settle = move |dir: &Dir, _: &Progress| {
             if failed {
                 blob::remove(dir, &path)?;
@@ -161,53 +162,48 @@ impl Exchange {
             sync_dir(dir, &name.0)?;
             sync_dir(dir, ".")
         };
-        let settled = store.blocking(&stage, settle).await;
+        let settled = self.store.blocking(&self.stage, settle).await;
         result.and(settled)
     }
 
-    /// The path comes back with the result: what is left there is removed if the exchange failed.
-    async fn exchange(
-        store: &DirStore,
-        stage: &Stage,
-        path: String,
-        content: Vec<u8>,
-        abandoned: Arc<AtomicBool>,
-    ) -> (Result<()>, String) {
-        let (staged, given_up) = (path.clone(), Arc::clone(&abandoned));
-        let act = async {
-            let lock = lock(store, stage).await?;
-            stage.journal.hold().await?;
-            let own = stage.clone();
-            let put = move |dir: &Dir, _: &Progress| {
-                lock.require(own.fence)?;
-                let previous = visible(dir, &own.name)?;
-                if abandoned.load(Ordering::SeqCst) {
-                    return Err(Error::Interrupted);
-                }
-                rename(dir, &path, &own.name, INDEX)?;
-                // A rename that hung until nothing waited for it any more.
-                if abandoned.load(Ordering::SeqCst) {
-                    withdraw(dir, &own, previous, &lock)?;
-                    return Err(Error::Interrupted);
-                }
-                Ok((lock, previous))
-            };
-            let (lock, previous) =
-                store.blocking(stage, put).await.inspect_err(|_| given_up.store(true, Ordering::SeqCst))?;
-            // The same image again: nothing was shown that was not visible before.
-            let unchanged = previous.as_deref() == Some(&content[..]);
-            match stage.journal.hold().await {
-                Err(error) if !unchanged => {
-                    let own = stage.clone();
-                    store.blocking(stage, move |dir, _| withdraw(dir, &own, previous, &lock)).await?;
-                    tracing::warn!(image = %stage.name, %error, "the claim was lost while the image became visible; it was withdrawn");
-                    Err(error)
-                }
-                held => held,
+    /// Puts the index in its place, if the claim is good before and after.
+    async fn exchange(&self, index: StagedIndex) -> Result<()> {
+        let Self { store, stage, abandoned } = self;
+        let StagedIndex { path, content } = index;
+        let lock = lock(store, stage, false).await?;
+        stage.journal.hold().await?;
+        let (own, given_up) = (stage.clone(), Arc::clone(abandoned));
+        let put = move |dir: &Dir, _: &Progress| put_in_place(dir, &own, &path, lock, &given_up);
+        let put = store.blocking(stage, put).await;
+        let (lock, previous) = put.inspect_err(|_| abandoned.store(true, Ordering::SeqCst))?;
+        // The same image again: nothing was shown that was not visible before.
+        let unchanged = previous.as_deref() == Some(&content[..]);
+        match stage.journal.hold().await {
+            Err(error) if !unchanged => {
+                let own = stage.clone();
+                store.blocking(stage, move |dir, _| withdraw(dir, &own, previous, &lock)).await?;
+                tracing::warn!(image = %stage.name, %error, "claim lost during publication; withdrew the index");
+                Err(error)
             }
-        };
-        (act.await, staged)
+            held => held,
+        }
     }
+}
+
+/// The one step that readers see. Returns the lock, under which it may still be taken back.
+fn put_in_place(dir: &Dir, stage: &Stage, index: &str, lock: Lock, abandoned: &AtomicBool) -> Result<(Lock, Previous)> {
+    lock.require(stage.fence)?;
+    let previous = visible(dir, &stage.name)?;
+    if abandoned.load(Ordering::SeqCst) {
+        return Err(Error::Interrupted);
+    }
+    rename(dir, index, &stage.name, INDEX)?;
+    // A rename that hung until nothing waited for it any more.
+    if abandoned.load(Ordering::SeqCst) {
+        withdraw(dir, stage, previous, &lock)?;
+        return Err(Error::Interrupted);
+    }
+    Ok((lock, previous))
 }
 
 /// The index that is visible.
