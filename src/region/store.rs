@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Activity, Journal, Reservation, Result, Tree, tree::Entry};
+use super::{Activity, Journal, Published, Reservation, Result, Tree, tree::Entry};
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover};
 
 /// Which kind of store it is.
@@ -91,6 +91,8 @@ pub struct Stage {
     pub activity: Activity,
     /// The space that the copy has reserved, until the last clone is dropped.
     pub reservation: Reservation,
+    /// What the copy has made visible.
+    pub published: Published,
 }
 
 impl Stage {
@@ -105,6 +107,7 @@ impl Stage {
             journal,
             activity: Activity::default(),
             reservation: Reservation::default(),
+            published: Published::default(),
         }
     }
 }
@@ -190,6 +193,13 @@ pub trait Store: Source {
 
     /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
+
+    /// Takes back what [`Store::publish`] has made visible for the stage, and shows what was visible before: its copy was canceled
+    /// before it was reported. Returns whether it did. What another claim has touched since is left alone, and a store that
+    /// can't take back does nothing.
+    async fn retract(&self, _stage: &Stage) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Gives up what this process has begun and dropped unfinished, and no journal knows of.
     async fn tidy(&self) {}

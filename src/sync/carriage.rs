@@ -13,6 +13,7 @@ use super::{
     limits::Slot,
     pass::{Ended, Pass, Tracked, Trouble},
     pump::Waits,
+    retract::retract_canceled,
     underway::Underway,
 };
 use crate::{
@@ -163,10 +164,15 @@ impl<'a> Carriage<'a> {
             return;
         }
         let Some(copy) = self.copies.remove(&region) else { return };
-        if result.is_ok() {
-            self.sources.push(region);
+        let is_visible = result.is_ok();
+        if is_visible {
+            self.sources.push(region.clone());
         }
-        self.worker.conclude(&self.image.id, copy.underway, result).await;
+        let counts = self.worker.conclude(&self.image.id, copy.underway, result).await;
+        if is_visible && !counts {
+            let Destination { store, stage, .. } = copy.destination;
+            retract_canceled(self.worker.state.clone(), self.image.id.clone(), region, store, stage);
+        }
     }
 
     /// A pass has ended badly: those that it fed and did not tell of are retried later.
@@ -189,6 +195,9 @@ impl<'a> Carriage<'a> {
                 copy.underway.span.record("appferry.state", "LOST");
                 metrics::lost(&region);
                 tracing::info!(parent: &copy.underway.span, image = %self.image.id, %region, "the copy was canceled or taken over");
+                // It may just have ended, and not been reported yet.
+                let Destination { store, stage, .. } = copy.destination;
+                retract_canceled(self.worker.state.clone(), self.image.id.clone(), region, store, stage);
             }
         }
     }

@@ -14,6 +14,7 @@ mod limits;
 mod pass;
 mod pump;
 mod reader;
+mod retract;
 mod settings;
 mod tracing_links;
 mod underway;

@@ -195,8 +195,8 @@ impl Worker {
         lenders.into()
     }
 
-    /// Reports how the copy of a region ended.
-    pub(super) async fn conclude(&self, image: &ImageId, underway: Underway, result: Result<(), Trouble>) {
+    /// Reports how the copy of a region ended. Returns whether the report counts.
+    pub(super) async fn conclude(&self, image: &ImageId, underway: Underway, result: Result<(), Trouble>) -> bool {
         let Underway { claimed, span, meter, began, running } = underway;
         drop(running);
         let progress = meter.read();
@@ -226,22 +226,22 @@ impl Worker {
             }
         };
         drop(span);
-        self.report(image, report).await;
+        self.report(image, report).await
     }
 
-    /// Reports, and goes on trying while the claim may still be good.
-    pub(super) async fn report(&self, image: &ImageId, report: Report) {
+    /// Reports, and goes on trying while the claim may still be good. Returns whether the report counts.
+    pub(super) async fn report(&self, image: &ImageId, report: Report) -> bool {
         let deadline = tokio::time::Instant::now() + self.settings.lease;
         loop {
             match self.state.replica_report(image, report.clone()).await {
-                Ok(Ok(())) => return,
+                Ok(Ok(())) => return true,
                 Ok(Err(stale)) => {
                     tracing::info!(%image, region = %report.region, "the report came too late: {stale}");
-                    return;
+                    return false;
                 }
                 Err(error) if tokio::time::Instant::now() >= deadline => {
                     tracing::error!(%error, %image, region = %report.region, "the report could not be written");
-                    return;
+                    return false;
                 }
                 Err(error) => {
                     tracing::warn!(%error, %image, region = %report.region, "the report can't be written for now");

@@ -274,6 +274,10 @@ impl Store for DirStore {
         publish::publish(self, stage, tree).await
     }
 
+    async fn retract(&self, stage: &Stage) -> Result<bool> {
+        publish::retract(self, stage).await
+    }
+
     async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
         let store = self.clone();
         let find = move |progress: &Progress| leftovers::find(&store.dir()?, progress);

@@ -2,13 +2,14 @@
 //!
 //! Everything slow comes first and shows nothing. Then, under the lock of the image's directory ([`super::fence`]): the journal
 //! confirms that the claim is good; the fence in the directory is the claim's own; the copy was not given up meanwhile; the
-//! index is renamed into its place; the journal confirms the claim once more. If it does not, the index is withdrawn, and what was
-//! visible before is visible again.
+//! index is renamed into its place. When that is durable, the journal confirms the claim once more. If it does not, the index is
+//! withdrawn, and what was visible before is visible again. A claim that is canceled after that, and before its worker has
+//! reported, is taken back by its worker ([`retract`]).
 //!
 //! So a claim that was overtaken by another one never replaces what that one published: the other has written its fence
-//! before. And a claim that was canceled leaves nothing visible. What remains: between the journal's two answers a copy that is
-//! canceled in this very moment may be visible until it is withdrawn, and stays so if its process is killed right then; and a
-//! file system without locks (see [`super::fence::Lock`]) parts processes of one host by the fence alone.
+//! before. And a claim that was canceled leaves nothing visible. What remains: a copy that is canceled within these few steps
+//! may be visible until it is withdrawn, and stays so if its process ends right then; and a file system without locks
+//! (see [`super::fence::Lock`]) parts processes of one host by the fence alone.
 
 use std::{
     io,
@@ -34,7 +35,7 @@ use super::{
 use crate::{
     domain::ImageName,
     region::{
-        Error, MAX_MANIFEST_BYTES, Result, Stage, Tree,
+        Error, Exchanged, MAX_MANIFEST_BYTES, Result, Stage, Tree,
         layout::{INDEX, Index, MARKER, MARKER_CONTENT},
     },
 };
@@ -145,16 +146,13 @@ struct Publication {
     abandoned: Arc<AtomicBool>,
 }
 
-/// What was visible before: the content of its index, or nothing.
-type Previous = Option<Vec<u8>>;
-
 impl Publication {
     async fn run(self, tree: Tree) -> Result<()> {
         let own = self.stage.clone();
         let index = self.store.blocking(&self.stage, move |dir, _| stage_index(dir, &own, &tree)).await?;
         let path = index.path.clone();
-        let result = self.exchange(index).await;
-        let (name, failed) = (self.stage.name.clone(), result.is_err());
+        let exchanged = self.exchange(index).await;
+        let (name, failed) = (self.stage.name.clone(), exchanged.is_err());
         let settle = move |dir: &Dir, _: &Progress| {
             if failed {
                 blob::remove(dir, &path)?;
@@ -163,51 +161,75 @@ impl Publication {
             sync_dir(dir, ".")
         };
         let settled = self.store.blocking(&self.stage, settle).await;
-        result.and(settled)
+        exchanged?;
+        // Asked even if the index is not durable: what is visible must be a good claim's.
+        let confirmed = self.confirm().await;
+        settled.and(confirmed)
     }
 
-    /// Puts the index in its place, if the claim is good before and after.
+    /// Puts the index in its place, if the claim is good.
     async fn exchange(&self, index: StagedIndex) -> Result<()> {
         let Self { store, stage, abandoned } = self;
-        let StagedIndex { path, content } = index;
         let lock = lock(store, stage, false).await?;
         stage.journal.hold().await?;
         let (own, given_up) = (stage.clone(), Arc::clone(abandoned));
-        let put = move |dir: &Dir, _: &Progress| put_in_place(dir, &own, &path, lock, &given_up);
-        let put = store.blocking(stage, put).await;
-        let (lock, previous) = put.inspect_err(|_| abandoned.store(true, Ordering::SeqCst))?;
-        // The same image again: nothing was shown that was not visible before.
-        let unchanged = previous.as_deref() == Some(&content[..]);
-        match stage.journal.hold().await {
-            Err(error) if !unchanged => {
-                let own = stage.clone();
-                store.blocking(stage, move |dir, _| withdraw(dir, &own, previous, &lock)).await?;
-                tracing::warn!(image = %stage.name, %error, "claim lost during publication; withdrew the index");
-                Err(error)
-            }
-            held => held,
+        let put = move |dir: &Dir, _: &Progress| put_in_place(dir, &own, index, &lock, &given_up);
+        store.blocking(stage, put).await.inspect_err(|_| abandoned.store(true, Ordering::SeqCst))
+    }
+
+    /// Asks whether the claim was still good when the index was in its place and durable. If not, the index is withdrawn.
+    async fn confirm(&self) -> Result<()> {
+        let given_up = if self.abandoned.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) };
+        let held = self.stage.journal.hold().await.and(given_up);
+        if let Err(error) = &held
+            && retract(&self.store, &self.stage).await?
+        {
+            tracing::warn!(image = %self.stage.name, %error, "claim lost during publication; withdrew the index");
         }
+        held
     }
 }
 
-/// The one step that readers see. Returns the lock, under which it may still be taken back.
-fn put_in_place(dir: &Dir, stage: &Stage, index: &str, lock: Lock, abandoned: &AtomicBool) -> Result<(Lock, Previous)> {
+/// Takes back what was made visible for the stage, unless another claim has prepared the directory since: that one publishes
+/// by itself. Returns whether it did.
+pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
+    let Some(exchanged) = stage.published.take() else { return Ok(false) };
+    let lock = lock(store, stage, false).await?;
+    let own = stage.clone();
+    let take_back = move |dir: &Dir, _: &Progress| {
+        let is_own = lock.fence()? == Some(own.fence) && visible(dir, &own.name)?.as_ref() == Some(&exchanged.index);
+        if is_own {
+            withdraw(dir, &own, exchanged.previous, &lock)?;
+            sync_dir(dir, &own.name.0)?;
+        }
+        Ok(is_own)
+    };
+    store.blocking(stage, take_back).await
+}
+
+/// The one step that readers see.
+fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, abandoned: &AtomicBool) -> Result<()> {
     lock.require(stage.fence)?;
+    let StagedIndex { path, content } = index;
     let previous = visible(dir, &stage.name)?;
     if abandoned.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);
     }
-    rename(dir, index, &stage.name, INDEX)?;
+    rename(dir, &path, &stage.name, INDEX)?;
     // A rename that hung until nothing waited for it any more.
     if abandoned.load(Ordering::SeqCst) {
-        withdraw(dir, stage, previous, &lock)?;
+        withdraw(dir, stage, previous, lock)?;
         return Err(Error::Interrupted);
     }
-    Ok((lock, previous))
+    // The same index again shows nothing that was not visible before.
+    if previous.as_ref() != Some(&content) {
+        stage.published.set(Exchanged { index: content, previous });
+    }
+    Ok(())
 }
 
 /// The index that is visible.
-fn visible(dir: &Dir, name: &ImageName) -> Result<Previous> {
+fn visible(dir: &Dir, name: &ImageName) -> Result<Option<Vec<u8>>> {
     match blob::read_bounded(dir, &format!("{name}/{INDEX}"), MAX_MANIFEST_BYTES) {
         Ok(content) => Ok(Some(content)),
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -216,7 +238,7 @@ fn visible(dir: &Dir, name: &ImageName) -> Result<Previous> {
 }
 
 /// Shows again what was visible before. Under the lock nothing else was published since.
-fn withdraw(dir: &Dir, stage: &Stage, previous: Previous, _under: &Lock) -> Result<()> {
+fn withdraw(dir: &Dir, stage: &Stage, previous: Option<Vec<u8>>, _under: &Lock) -> Result<()> {
     match previous {
         None => blob::remove(dir, &format!("{}/{INDEX}", stage.name))?,
         Some(content) => {

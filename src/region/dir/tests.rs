@@ -217,6 +217,32 @@ async fn a_claim_that_is_canceled_while_its_index_is_put_in_place_is_withdrawn()
 }
 
 #[tokio::test]
+async fn what_a_canceled_copy_has_published_is_taken_back_unless_another_claim_came_since() {
+    let place = Place::new();
+    let earlier = good(7);
+    place.write(&earlier, &tree("earlier")).await;
+    place.store.publish(&earlier, &tree("earlier")).await.expect("it is published");
+    let canceled = good(8);
+    place.write(&canceled, &tree("canceled")).await;
+    place.store.publish(&canceled, &tree("canceled")).await.expect("it is published");
+    assert!(place.store.retract(&canceled).await.expect("it is taken back"));
+    assert_eq!(place.visible().await, Some(root(&tree("earlier"))));
+    assert!(!place.store.retract(&canceled).await.expect("an answer"), "once");
+
+    // The same image again has changed nothing that could be taken back.
+    let again = good(9);
+    place.write(&again, &tree("earlier")).await;
+    place.store.publish(&again, &tree("earlier")).await.expect("it is published");
+    assert!(!place.store.retract(&again).await.expect("an answer"));
+
+    let overtaken = good(10);
+    place.write(&overtaken, &tree("overtaken")).await;
+    place.store.publish(&overtaken, &tree("overtaken")).await.expect("it is published");
+    place.store.prepare(&good(11)).await.expect("another claim comes");
+    assert!(!place.store.retract(&overtaken).await.expect("an answer"), "the other claim publishes by itself");
+}
+
+#[tokio::test]
 async fn a_publication_that_is_given_up_before_its_last_step_shows_nothing() {
     let place = Place::new();
     let journal = Scripted::silent_after(1);
