@@ -118,8 +118,10 @@ pub struct Service {
 pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
     match config.backend()? {
         config::Backend::Stores(stores) => {
+            // Before an attempt is given up: the error of the store says what hangs.
+            let stall = Duration::from_millis(config.worker.stall_ms).mul_f64(0.75);
             let stores = stores.into_iter().map(|(region, store)| {
-                let opened = open(store).map_err(|source| Error::Store { region: region.clone(), source })?;
+                let opened = open(store, stall).map_err(|source| Error::Store { region: region.clone(), source })?;
                 Ok((region, opened))
             });
             Ok(Backend::Stores(Stores::new(stores.collect::<Result<Vec<_>, Error>>()?)))
@@ -130,9 +132,11 @@ pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
     }
 }
 
-fn open(store: OpenStore) -> region::Result<Arc<dyn Store>> {
+fn open(store: OpenStore, stall: Duration) -> region::Result<Arc<dyn Store>> {
     match store {
-        OpenStore::Dir { path, keep_free } => Ok(Arc::new(DirStore::new(path).keeping_free(keep_free))),
+        OpenStore::Dir { path, keep_free } => {
+            Ok(Arc::new(DirStore::new(path).keeping_free(keep_free).stalling_after(stall)))
+        }
         OpenStore::Registry { location, credentials, also_hosts, certificates, loopback } => {
             let client =
                 RegistryClient::new(location, credentials, also_hosts, certificates.as_deref(), Guard::new(loopback))?;

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Result, embedded, print};
+use super::{Error, Result, embedded, leftovers, print};
 use crate::{
     config::Config,
     domain::{Clock, RegionId, with_causes},
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long anything may take that is tried.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// By how much the clocks of this machine and of the database may differ: tokens and signatures are judged by this one's, leases by
 /// that one's.
 const SKEW: Duration = Duration::from_secs(5);
@@ -40,14 +40,14 @@ pub struct Arguments {
 
 /// What came of a trial.
 #[derive(Debug)]
-struct Finding {
+pub(super) struct Finding {
     what: String,
     /// What is so, or what is wrong and what to do about it.
     found: std::result::Result<String, (String, &'static str)>,
 }
 
 impl Finding {
-    fn good(what: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub(super) fn good(what: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { what: what.into(), found: Ok(detail.into()) }
     }
 
@@ -94,7 +94,12 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     tell(database(&config).await)?;
     let clock = Clock::system();
     match service::backend(&config, &clock) {
-        Ok(backend) => tell(reach(&backend).await)?,
+        Ok(backend) => {
+            tell(reach(&backend).await)?;
+            if let Backend::Stores(stores) = &backend {
+                tell(leftovers::findings(&config, stores).await)?;
+            }
+        }
         Err(error) => {
             tell(vec![Finding::bad("regions", with_causes(&error), "the key that it names can't be used as it is")])?;
         }
@@ -187,6 +192,10 @@ fn mend(error: &region::Error) -> &'static str {
         region::Error::Vanished(_) => {
             "the disk that it is on has to be mounted; or the region's `store` is another directory"
         }
+        region::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
+            "the limit of open files (`ulimit -n`, LimitNOFILE=) is too low for what the process has open"
+        }
+        region::Error::Unresponsive { .. } => "the disk or the file server that the directory is on",
         region::Error::Io { .. } => "the user that the service runs as must be able to read and write there",
         region::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
             "the credentials of the region, and what they may do"
@@ -201,6 +210,11 @@ fn mend(error: &region::Error) -> &'static str {
         region::Error::Elsewhere { .. } => "the host that it points to, in the region's `also_hosts`",
         _ => "what the store says",
     }
+}
+
+fn is_descriptor_limit(errno: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|limit| limit.raw_os_error() == errno)
 }
 
 /// Whether somebody listens where telemetry is to be sent.

@@ -10,6 +10,7 @@ mod doctor;
 mod embedded;
 mod health;
 mod image;
+mod leftovers;
 mod list;
 mod migrate;
 mod policy;

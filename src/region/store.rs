@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Activity, Journal, Result, Tree, tree::Entry};
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use super::{Activity, Journal, Published, Reservation, Result, Tree, tree::Entry};
+use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover};
 
 /// Which kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,15 +87,28 @@ pub struct Stage {
     pub lenders: Arc<[Place]>,
     /// What the claim remembers beyond its worker, and whether it is still good.
     pub journal: Arc<dyn Journal>,
-    /// Where the store says that it is alive.
+    /// How far the copy has come: long operations count their steps here.
     pub activity: Activity,
+    /// The space that the copy has reserved, until the last clone is dropped.
+    pub reservation: Reservation,
+    /// What the copy has made visible.
+    pub published: Published,
 }
 
 impl Stage {
-    /// A claim's writing of an image, which believes what it finds and has no other image to take blobs from.
+    /// Where a claim writes an image.
     #[must_use]
     pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
-        Self { name, fence, suspect: false, lenders: Arc::default(), journal, activity: Activity::default() }
+        Self {
+            name,
+            fence,
+            suspect: false,
+            lenders: Arc::default(),
+            journal,
+            activity: Activity::default(),
+            reservation: Reservation::default(),
+            published: Published::default(),
+        }
     }
 }
 
@@ -159,8 +172,9 @@ pub trait Store: Source {
     /// Whether a manifest or an index is there already, verified by its digest.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
 
-    /// Refuses if the store has no room for as many bytes more.
-    async fn reserve(&self, _bytes: u64) -> Result<()> {
+    /// Reserves room for as many bytes more in the stage's reservation, instead of what it had reserved before. Refuses if the store
+    /// has less, or if other copies have reserved it.
+    async fn reserve(&self, _stage: &Stage, _bytes: u64) -> Result<()> {
         Ok(())
     }
 
@@ -180,11 +194,35 @@ pub trait Store: Source {
     /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
 
+    /// Takes back what [`Store::publish`] has made visible for the stage, and shows what was visible before: its copy was canceled
+    /// before it was reported. Returns whether it did. What another claim has touched since is left alone, and a store that
+    /// can't take back does nothing.
+    async fn retract(&self, _stage: &Stage) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Gives up what this process has begun and dropped unfinished, and no journal knows of.
     async fn tidy(&self) {}
 
     /// Gives up an upload that nobody will go on with: `session` is what the journal says about it.
     async fn abort(&self, _session: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// The images of which something may be left over: what copies that died, failed or were canceled left behind. None in a
+    /// store that shows only what is whole.
+    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes something that is left over. Returns whether it was still so: what has changed since is kept.
+    async fn clear_leftover(&self, _leftover: &Leftover) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Removes the image that a stage's writer has just published, and that nothing refers to. Returns whether it did: an image
+    /// that another writer has touched since is kept, and so is one in a store that has no such operation.
+    async fn discard(&self, _stage: &Stage) -> Result<bool> {
+        Ok(false)
     }
 }

@@ -19,6 +19,7 @@ mod feed;
 mod gate;
 mod group;
 mod image;
+mod image_use;
 mod nonce;
 mod queue;
 mod replica;

@@ -20,6 +20,7 @@ use super::{
     active_copy::ActiveCopy,
     heartbeat::{Heartbeat, HeldClaim},
     journal::ReplicaJournal,
+    retract::retract_canceled,
     slots::Slot,
     transfer::{CopyError, Destination, ImageSource, Transfer, Waits},
 };
@@ -74,6 +75,8 @@ pub struct CopyJob {
     /// What is read from each source.
     transfers: BTreeMap<RegionId, Arc<Transfer>>,
     tasks: JoinSet<Result<(), CopyError>>,
+    /// What is taken back of copies that were canceled.
+    retractions: JoinSet<()>,
     /// Every region that it has begun with.
     served: BTreeSet<RegionId>,
     joining: mpsc::Receiver<Joining>,
@@ -101,6 +104,7 @@ impl CopyJob {
             copies: BTreeMap::new(),
             transfers: BTreeMap::new(),
             tasks: JoinSet::new(),
+            retractions: JoinSet::new(),
             served: BTreeSet::new(),
             joining,
         }
@@ -130,6 +134,7 @@ impl CopyJob {
             }
         }
         self.release().await;
+        self.retracted().await;
         self.abort_dropped().await;
         (self.image.id, self.root.digest)
     }
@@ -149,6 +154,14 @@ impl CopyJob {
             span.record("appferry.state", "RELEASED");
             let event = Event::Release { fence: claimed.fence };
             self.worker.report(&self.image.id, Report { region: claimed.region.clone(), event }).await;
+        }
+    }
+
+    /// Waits until everything is taken back that is to be, or for as long as a store may take to abort something.
+    async fn retracted(&mut self) {
+        let all = async { while self.retractions.join_next().await.is_some() {} };
+        if tokio::time::timeout(ABORT, all).await.is_err() {
+            tracing::warn!(image = %self.image.id, "failed to withdraw canceled images in time");
         }
     }
 
@@ -342,10 +355,27 @@ impl CopyJob {
             Err(CopyError::Source { .. }) => Err(self.no_source()),
             result => result,
         };
-        if result.is_ok() {
-            self.sources.push(region);
+        let is_visible = result.is_ok();
+        if is_visible {
+            self.sources.push(region.clone());
         }
-        self.worker.conclude(&self.image.id, copy.active, result).await;
+        let Copy { active, destination, .. } = copy;
+        let counts = self.worker.conclude(&self.image.id, active, result).await;
+        if is_visible && !counts {
+            self.retract(region, destination);
+        }
+    }
+
+    /// Takes back what a canceled copy has made visible, beside everything else: a store that hangs must not delay other regions.
+    fn retract(&mut self, region: RegionId, destination: Destination) {
+        let Destination { store, stage, .. } = destination;
+        self.retractions.spawn(retract_canceled(
+            self.worker.state.clone(),
+            self.image.id.clone(),
+            region,
+            store,
+            stage,
+        ));
     }
 
     fn lose(&mut self, lost: Vec<RegionId>) {
@@ -355,6 +385,8 @@ impl CopyJob {
                 copy.active.span.record("appferry.state", "LOST");
                 metrics::lost(&region);
                 tracing::info!(parent: &copy.active.span, image = %self.image.id, %region, "claim lost: the copy was canceled or taken over");
+                // It may just have ended, and not been reported yet.
+                self.retract(region, copy.destination);
             }
         }
     }

@@ -10,7 +10,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::ecs::give_up;
+use super::{ecs::give_up, leftovers::LeftoverSweep};
 use crate::{
     domain::{RegionId, WorkerId, with_causes},
     metrics,
@@ -21,7 +21,7 @@ use crate::{
 /// How long the leader's lease lasts without being renewed, as a multiple of the interval.
 const LEASE: u32 = 3;
 /// How long one part of a round may take.
-const PART: Duration = Duration::from_secs(60);
+const PART: Duration = Duration::from_secs(90);
 /// How long a store may take to abort one upload.
 const ABORT: Duration = Duration::from_secs(10);
 
@@ -42,6 +42,7 @@ pub struct Maintenance {
     state: State,
     backend: Backend,
     settings: Settings,
+    leftovers: LeftoverSweep,
 }
 
 /// One part of a round.
@@ -52,6 +53,7 @@ enum Part {
     Prune,
     PruneNonces,
     AbortUploads(RegionId),
+    ClearLeftovers,
     AbandonEcsCopies,
 }
 
@@ -66,7 +68,7 @@ impl Maintenance {
     /// The maintenance of a database and of what keeps the images.
     #[must_use]
     pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
-        Self { state, backend, settings }
+        Self { state, backend, settings, leftovers: LeftoverSweep::default() }
     }
 
     /// Does the maintenance whenever this process is the leader, until `stop` is canceled.
@@ -115,6 +117,7 @@ impl Maintenance {
         match &self.backend {
             Backend::Stores(stores) => {
                 parts.extend(stores.iter().map(|(region, _)| Part::AbortUploads(region.clone())));
+                parts.push(Part::ClearLeftovers);
             }
             Backend::Ecs(_) => parts.push(Part::AbandonEcsCopies),
         }
@@ -143,6 +146,7 @@ impl Maintenance {
             Part::Prune => self.prune().boxed(),
             Part::PruneNonces => self.prune_nonces().boxed(),
             Part::AbortUploads(region) => self.abort_uploads(region).boxed(),
+            Part::ClearLeftovers => self.clear_leftovers().boxed(),
             Part::AbandonEcsCopies => self.abandon_ecs_copies().boxed(),
         }
     }
@@ -187,6 +191,14 @@ impl Maintenance {
                 return Ok(());
             }
             self.state.upload_forget(&upload.image, &region, upload.blob).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what copies that died, failed or were canceled left in the stores.
+    async fn clear_leftovers(self) -> state::Result<()> {
+        if let Backend::Stores(stores) = &self.backend {
+            self.leftovers.run(&self.state, stores).await;
         }
         Ok(())
     }

@@ -18,8 +18,8 @@ use crate::{
 const DATABASE_WAIT: Duration = Duration::from_millis(500);
 
 impl Worker {
-    /// Reports how the copy to a region ended.
-    pub(super) async fn conclude(&self, image: &ImageId, copy: ActiveCopy, result: Result<(), CopyError>) {
+    /// Reports how the copy to a region ended. Returns whether the report counts.
+    pub(super) async fn conclude(&self, image: &ImageId, copy: ActiveCopy, result: Result<(), CopyError>) -> bool {
         let ActiveCopy { claimed, span, meter, began, .. } = &copy;
         let progress = meter.read();
         span.record("appferry.bytes_copied", progress.copied);
@@ -48,22 +48,22 @@ impl Worker {
         };
         metrics::copied(&claimed.region, state, began.elapsed(), progress.copied, progress.skipped);
         span.record("appferry.state", state);
-        self.report(image, report).await;
+        self.report(image, report).await
     }
 
-    /// Reports, and retries for as long as the claim may still be good.
-    pub(super) async fn report(&self, image: &ImageId, report: Report) {
+    /// Reports, and retries for as long as the claim may still be good. Returns whether the report counts.
+    pub(super) async fn report(&self, image: &ImageId, report: Report) -> bool {
         let deadline = tokio::time::Instant::now() + self.settings.lease;
         loop {
             match self.state.replica_report(image, report.clone()).await {
-                Ok(Ok(())) => return,
+                Ok(Ok(())) => return true,
                 Ok(Err(stale)) => {
                     tracing::info!(%image, region = %report.region, "the report came too late: {stale}");
-                    return;
+                    return false;
                 }
                 Err(error) if tokio::time::Instant::now() >= deadline => {
                     tracing::error!(%error, %image, region = %report.region, "failed to write a report; the lease will expire");
-                    return;
+                    return false;
                 }
                 Err(error) => {
                     tracing::warn!(%error, %image, region = %report.region, "failed to write a report; will retry");

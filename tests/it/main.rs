@@ -14,6 +14,7 @@ mod crash;
 mod credentials;
 mod databases;
 mod deploy;
+mod directories;
 mod documents;
 mod ecs;
 mod faults;

@@ -140,8 +140,8 @@ impl Store for Observed {
         self.store.has_manifest(stage, manifest).await
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<()> {
-        self.store.reserve(bytes).await
+    async fn reserve(&self, stage: &Stage, bytes: u64) -> Result<()> {
+        self.store.reserve(stage, bytes).await
     }
 
     async fn write_blob(

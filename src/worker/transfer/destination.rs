@@ -148,7 +148,7 @@ impl Destination {
                 bytes += blob.size - there;
             }
         }
-        self.ask("reserving space", self.store.reserve(bytes)).await?;
+        self.ask("reserving space", self.store.reserve(&self.stage, bytes)).await?;
         Ok(missing)
     }
 
