@@ -133,13 +133,14 @@ pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
 fn open(store: OpenStore) -> region::Result<Arc<dyn Store>> {
     match store {
         OpenStore::Dir { path, keep_free } => Ok(Arc::new(DirStore::new(path).keeping_free(keep_free))),
-        OpenStore::Registry { location, credentials, also_hosts, certificates, loopback } => {
+        OpenStore::Registry { location, credentials, also_hosts, certificates, verify_existing, loopback } => {
             let client =
                 RegistryClient::new(location, credentials, also_hosts, certificates.as_deref(), Guard::new(loopback))?;
-            Ok(Arc::new(RegistryStore::new(client)))
+            Ok(Arc::new(RegistryStore::new(client).verifying_existing(verify_existing)))
         }
-        OpenStore::Object { location, access, loopback } => {
-            Ok(Arc::new(open_bucket(location, &access, Guard::new(loopback))?))
+        OpenStore::Object { location, access, verify_existing, loopback } => {
+            let bucket = open_bucket(location, &access, Guard::new(loopback))?;
+            Ok(Arc::new(bucket.verifying_existing(verify_existing)))
         }
     }
 }

@@ -60,6 +60,9 @@ pub struct Add {
     /// The service's configuration file, which says where the home region's store is; without one, ./appferry-data.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take the name over from an image that has it with another digest; that one is copied nowhere any more.
+    #[arg(long)]
+    supersede: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -162,6 +165,7 @@ impl Add {
             image_version: env!("CARGO_PKG_VERSION").to_owned(),
             description: String::new(),
             config: None,
+            supersede: false,
             json: false,
         }
     }
@@ -197,6 +201,7 @@ impl Add {
             image_type: image_type.into(),
             image_spec: Some(spec),
             image_id: id.unwrap_or_default(),
+            supersede: self.supersede,
         };
         Ok(client.add_image(request).await?)
     }
@@ -231,8 +236,7 @@ impl Add {
         // A later attempt has a higher fence, and clears away what an earlier one left.
         let fence = clock.now().as_millis().unsigned_abs();
         let name = spec_name(&**store, origin.kind, &id)?;
-        let stage =
-            Stage { name, fence, suspect: false, lenders: Arc::default(), journal: Arc::new(Memory::default()) };
+        let stage = Stage::new(name, fence, Arc::new(Memory::default()));
         import(origin.source, origin.name, home.clone(), Arc::clone(store), stage, show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
@@ -295,10 +299,10 @@ async fn show(one: One) -> Result<()> {
         .iter()
         .map(|info| {
             let state = match info.status() {
-                RegionState::Unspecified => "-",
-                state => print::region_state(state),
+                RegionState::Unspecified => "-".to_owned(),
+                state => print::available_as(state, info.verification()),
             };
-            [info.region_id.clone(), state.to_owned(), info.image_id.clone()]
+            [info.region_id.clone(), state, info.image_id.clone()]
         })
         .collect();
     // What ECS keeps has no digest.
@@ -309,5 +313,13 @@ async fn show(one: One) -> Result<()> {
         &image.digest,
     ];
     let head = head.map(|part| part.trim()).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ");
-    print::line(&format!("{head}\n{}", print::table(["REGION", "STATE", "IMAGE"], &regions)))
+    let mut text = format!("{head}\n{}", print::table(["REGION", "STATE", "IMAGE"], &regions));
+    if !image.superseded_by.is_empty() {
+        text = format!("{text}\nsuperseded by {}, which has its name now", image.superseded_by);
+    }
+    for info in image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()) {
+        let (region, shown) = (&info.region_id, &info.shown_digest);
+        text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
+    }
+    print::line(&text)
 }

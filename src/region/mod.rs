@@ -23,14 +23,14 @@ pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
 pub use error::{Error, Result, Verdict};
-pub use journal::{Journal, Memory};
+pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, ObjectStore, open as open_bucket};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 
-pub use verify::{Verification, verify};
+pub use verify::{Inspection, verify};
 
 use crate::domain::RegionId;
 

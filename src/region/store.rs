@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Journal, Result, Tree, tree::Entry};
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use super::{Error, Journal, Result, Tree, tree::Entry};
+use crate::domain::{Descriptor, Digest, Image, ImageName, Published, Shown, Verification, may_publish};
 
 /// Which kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub type BlobChunks = mpsc::Receiver<Result<Bytes>>;
 /// What a store has of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// All of it, verified by its digest.
-    Whole,
+    /// All of it, and how that is known.
+    Whole(Verification),
     /// As many of its first bytes, in an upload that can be gone on with from there. Not verified.
     Part(u64),
     /// Nothing.
@@ -85,8 +85,50 @@ pub struct Stage {
     pub suspect: bool,
     /// Where blobs may be taken from without carrying them, if they are of the same service.
     pub lenders: Arc<[Place]>,
+    /// What this service remembers to have published by the image's name.
+    pub published: Published,
+    /// Whether what others have put in the image's place may be replaced.
+    pub overwrite: bool,
     /// What the claim remembers beyond its worker, and whether it is still good.
     pub journal: Arc<dyn Journal>,
+}
+
+impl Stage {
+    /// A stage of which nothing else is known: nothing was published by its name.
+    #[must_use]
+    pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
+        Self {
+            name,
+            fence,
+            suspect: false,
+            lenders: Arc::default(),
+            published: Published::default(),
+            overwrite: false,
+            journal,
+        }
+    }
+
+    /// Refuses to make the image visible in the place of what somebody else has put there. `url` is what people pull it by.
+    pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
+        if may_publish(wanted, shown, &self.published, self.overwrite) {
+            return Ok(());
+        }
+        let there = match shown {
+            Shown::Root(there) => there.to_string(),
+            _ => "what can't be read as one image".to_owned(),
+        };
+        Err(Error::Foreign { name: url.to_owned(), there })
+    }
+}
+
+/// What a store shows by a name, of what its root is there or can't be read.
+pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<Shown> {
+    match root {
+        Ok(Some(root)) => Ok(Shown::Root(root.digest)),
+        Ok(None) => Ok(Shown::Nothing),
+        Err(Error::Malformed { .. }) => Ok(Shown::Unreadable),
+        Err(error) => Err(error),
+    }
 }
 
 /// Where an image can be read.
@@ -140,8 +182,9 @@ pub trait Store: Source {
     /// Makes the place where an image will be written, and clears away what claims before this one left unfinished.
     async fn prepare(&self, stage: &Stage) -> Result<()>;
 
-    /// Whether the whole image is there and visible already, as far as that can be told without looking at every blob.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool>;
+    /// How it is known that the whole image is there and visible already, if the store shows it and this service's own record vouches
+    /// for what is below; nothing if every part has to be looked for. Fails if its name shows what may not be replaced.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>>;
 
     /// What there is of a blob, be it that another image of the store lends it.
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;

@@ -14,7 +14,7 @@ use crate::{
         v1::{self, Intactness},
     },
     domain::{Content, EcsStatus, Fault, FaultKind, Image, RegionId, RegionStatus},
-    region::{self, Backend, Verification},
+    region::{self, Backend, Inspection},
     state::State,
 };
 
@@ -108,8 +108,8 @@ impl Work {
         };
         match found {
             Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![error.to_string()])),
-            Ok(Verification { bytes, damages }) if damages.is_empty() => Ok(answer(Intactness::Intact, bytes, damages)),
-            Ok(Verification { bytes, damages }) => {
+            Ok(Inspection { bytes, damages }) if damages.is_empty() => Ok(answer(Intactness::Intact, bytes, damages)),
+            Ok(Inspection { bytes, damages }) => {
                 tracing::error!(image = %self.image.id, %region, ?damages, "an image is damaged");
                 if *region != self.image.home {
                     let message = format!("found damaged: {}", damages.join("; "));
@@ -130,10 +130,10 @@ impl Work {
     }
 
     /// Reads the image again. What ECS keeps can't be read: it is asked whether it still has it.
-    async fn read(&self, region: &RegionId) -> Result<Verification, Box<dyn std::error::Error + Send + Sync>> {
+    async fn read(&self, region: &RegionId) -> Result<Inspection, Box<dyn std::error::Error + Send + Sync>> {
         let image = &self.image;
         let is_home = *region == image.home;
-        let damaged = |problem: String| Ok(Verification { bytes: 0, damages: vec![problem] });
+        let damaged = |problem: String| Ok(Inspection { bytes: 0, damages: vec![problem] });
         match (&self.verifier.backend, &image.content) {
             (Backend::Stores(stores), Content::Blobs(root)) => {
                 let store = stores.get(region).ok_or("it has no store")?;
@@ -148,7 +148,7 @@ impl Work {
                     made.get(&(image.id.clone(), region.clone())).cloned().ok_or("its id there is not known")?
                 };
                 match ecs.image(region, &id).await?.map(|shown| shown.status) {
-                    Some(EcsStatus::Available) => Ok(Verification { bytes: 0, damages: Vec::new() }),
+                    Some(EcsStatus::Available) => Ok(Inspection { bytes: 0, damages: Vec::new() }),
                     Some(EcsStatus::Coming) => damaged(format!("{id} is being made anew")),
                     Some(EcsStatus::Lost(status)) => damaged(format!("{id} is {status}")),
                     None => damaged(format!("ECS lists no image {id}")),

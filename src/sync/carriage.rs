@@ -16,7 +16,7 @@ use super::{
     underway::Underway,
 };
 use crate::{
-    domain::{Descriptor, Event, Image, RegionId, with_causes},
+    domain::{Descriptor, Event, Image, RegionId, Verification, with_causes},
     metrics,
     region::{Error, Stores},
     state::Report,
@@ -151,7 +151,7 @@ impl<'a> Carriage<'a> {
     }
 
     /// A region has come to its end, or to that of whoever fed it: then somebody else does.
-    async fn end(&mut self, region: RegionId, result: Result<(), Trouble>) {
+    async fn end(&mut self, region: RegionId, result: Result<Verification, Trouble>) {
         if let Err(Trouble::Source { region: source, error }) = &result
             && *source != self.image.home
         {

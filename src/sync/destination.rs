@@ -15,7 +15,7 @@ use tracing::{Instrument as _, field::Empty};
 
 use super::{limits::Paces, wanting::Lacking};
 use crate::{
-    domain::{Descriptor, Digest, Progress, RegionId},
+    domain::{Descriptor, Digest, Progress, RegionId, Verification},
     region::{Chunk, Error, Presence, Result, Stage, Store, Tree},
 };
 
@@ -108,23 +108,26 @@ impl Destination {
     async fn find_lacking(&self, tree: &Tree) -> Result<Lacking> {
         self.meter.set(Progress { total: tree.size(), ..Progress::default() });
         self.store.prepare(&self.stage).await?;
-        let mut lacking = Lacking { nothing: self.store.is_complete(&self.stage, tree).await?, ..Lacking::default() };
-        if lacking.nothing {
+        if let Some(verification) = self.store.is_complete(&self.stage, tree).await? {
             self.meter.skipped(tree.size());
-            return Ok(lacking);
+            return Ok(Lacking { nothing: true, verification, ..Lacking::default() });
         }
+        let mut lacking = Lacking::default();
         // Boxed: a closure that is held across an await is otherwise taken for one of a single lifetime.
         let looks: Vec<_> = tree.blobs.iter().map(|blob| self.look(blob).boxed()).collect();
         let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         let mut bytes = 0;
         while let Some((blob, presence)) = looks.try_next().await? {
             let there = match presence {
-                Presence::Whole => blob.size,
+                Presence::Whole(known) => {
+                    lacking.verification = lacking.verification.and(known);
+                    blob.size
+                }
                 Presence::Part(there) => there.min(blob.size),
                 Presence::Absent => 0,
             };
             self.meter.skipped(there);
-            if presence != Presence::Whole {
+            if !matches!(presence, Presence::Whole(_)) {
                 lacking.blobs.insert(blob.digest, there);
                 bytes += blob.size - there;
             }
@@ -144,8 +147,13 @@ impl Destination {
         from: &RegionId,
         lacking: Lacking,
         deliveries: mpsc::Receiver<Delivery>,
-    ) -> Result<()> {
-        self.unless_lost(self.take(tree, from, lacking, deliveries)).await
+    ) -> Result<Verification> {
+        let taken = self.unless_lost(self.take(tree, from, lacking, deliveries)).await;
+        if taken.is_err() {
+            // What was written need not be doubted by the next attempt.
+            self.unless_lost(self.stage.journal.save()).await.ok();
+        }
+        taken
     }
 
     async fn take(
@@ -154,9 +162,10 @@ impl Destination {
         from: &RegionId,
         mut lacking: Lacking,
         mut deliveries: mpsc::Receiver<Delivery>,
-    ) -> Result<()> {
+    ) -> Result<Verification> {
+        let verification = lacking.verification;
         if lacking.nothing {
-            return Ok(());
+            return Ok(verification);
         }
         let mut writes = FuturesUnordered::new();
         while !lacking.blobs.is_empty() {
@@ -173,7 +182,17 @@ impl Destination {
             }
         }
         self.write_manifests(tree).await?;
-        self.store.publish(&self.stage, tree).await
+        self.publish(tree, verification).await?;
+        Ok(verification)
+    }
+
+    /// Makes the image visible, and remembers that, and how it is known that all of it is there.
+    async fn publish(&self, tree: &Tree, verification: Verification) -> Result<()> {
+        let Stage { name, journal, .. } = &self.stage;
+        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+        journal.begin_publishing(name, root.digest).await?;
+        self.store.publish(&self.stage, tree).await?;
+        journal.note_published(name, root.digest, verification).await
     }
 
     /// Writes the manifests that are not there. Those that refer to others come after them.

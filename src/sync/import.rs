@@ -67,7 +67,7 @@ pub async fn import(
                 progress(meter.read());
                 store.tidy().await;
                 let broken = || Err(Trouble::Destination(Arc::new(Error::Interrupted)));
-                return end.map_or_else(broken, |(_, result)| result).map(|()| root);
+                return end.map_or_else(broken, |(_, result)| result).map(|_| root);
             }
             () = tokio::time::sleep(TICK) => progress(meter.read()),
         }

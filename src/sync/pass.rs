@@ -23,7 +23,7 @@ use super::{
     wanting::{Lacking, Wanting},
 };
 use crate::{
-    domain::{Descriptor, ImageName, RegionId},
+    domain::{Descriptor, ImageName, RegionId, Verification},
     region::{Error, Source, Tree, Verdict},
 };
 
@@ -85,7 +85,7 @@ pub struct Pass {
 pub type Tracked = (Destination, Span);
 
 /// A destination that has come to its end.
-pub type Ended = (RegionId, Result<(), Trouble>);
+pub type Ended = (RegionId, Result<Verification, Trouble>);
 
 /// A destination that knows what it lacks.
 type Planned = (Tracked, Lacking);
@@ -149,8 +149,12 @@ impl Pass {
 
     async fn tree(&self) -> Result<Tree, Error> {
         // What was registered is what is carried: the root is read by its digest, whatever the source shows by now.
-        if self.source.root(&self.name).await?.is_none() {
+        let Some(shown) = self.source.root(&self.name).await? else {
             return Err(Error::ImageMissing(self.name.to_string()));
+        };
+        if shown.digest != self.root.digest {
+            let (region, name, registered) = (&self.from, &self.name, &self.root.digest);
+            tracing::warn!(%region, %name, %registered, shown = %shown.digest, "the name shows another digest than was registered; copying by digest");
         }
         Tree::read_with_referrers(&*self.source, &self.name, &self.root).await
     }
@@ -194,8 +198,8 @@ impl Pass {
                 };
                 let region = destination.region.clone();
                 let trouble = match received {
-                    Ok(()) => {
-                        tell(&ended, region, Ok(())).await;
+                    Ok(verification) => {
+                        tell(&ended, region, Ok(verification)).await;
                         continue;
                     }
                     Err(Error::Interrupted) => match failures.of(&region) {
@@ -304,7 +308,7 @@ impl Failures {
     }
 }
 
-async fn tell(ended: &mpsc::Sender<Ended>, region: RegionId, result: Result<(), Trouble>) {
+async fn tell(ended: &mpsc::Sender<Ended>, region: RegionId, result: Result<Verification, Trouble>) {
     // Whoever no longer listens has given the whole pass up.
     let _ = ended.send((region, result)).await;
 }

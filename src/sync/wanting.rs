@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{destination::Delivery, lag::Lag};
-use crate::domain::{Descriptor, Digest, RegionId};
+use crate::domain::{Descriptor, Digest, RegionId, Verification};
 
 /// What a destination lacks.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +22,8 @@ pub struct Lacking {
     pub blobs: HashMap<Digest, u64>,
     /// Nothing at all: the image is there and visible.
     pub nothing: bool,
+    /// How it is known that what it does not lack is there.
+    pub verification: Verification,
 }
 
 /// A destination as its group's source sees it.

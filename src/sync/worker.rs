@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Content, Descriptor, EcsImageId, Event, Fault, FaultKind, Image, ImageId, RegionId, relay::Topology,
-        with_causes,
+        Content, Descriptor, EcsImageId, Event, Fault, FaultKind, Image, ImageId, ImageName, Published, RegionId,
+        Verification, relay::Topology, with_causes,
     },
     metrics,
     region::{Backend, Ecs, Place, Stage, Store, Stores, Verdict},
@@ -137,6 +137,9 @@ impl Worker {
     /// How an image is carried; if it can't be, why.
     fn way(&self, image: Option<Image>) -> Result<(Image, Way), String> {
         let image = image.ok_or("it was removed")?;
+        if let Some(by) = &image.superseded_by {
+            return Err(format!("it was superseded by {by}, which has its name now"));
+        }
         if !self.backend.has(&image.home) {
             return Err(format!("its home region {} is no longer configured", image.home));
         }
@@ -151,17 +154,18 @@ impl Worker {
 
     /// What carries an image to each of some regions.
     async fn copies(&self, image: &Image, stores: &Stores, regions: Vec<Underway>) -> BTreeMap<RegionId, Copy> {
+        let published = self.published(image, stores, &regions).await;
         let mut copies = BTreeMap::new();
         for underway in regions {
-            let ClaimedRegion { region, fence, suspect, .. } = &underway.claimed;
+            let ClaimedRegion { region, fence, suspect, overwrite, .. } = &underway.claimed;
             let Some(store) = stores.get(region).cloned() else { continue };
             let journal = ReplicaJournal::new(self.state.clone(), image.id.clone(), region.clone(), *fence);
             let stage = Stage {
-                name: store.name_of(image),
-                fence: *fence,
                 suspect: *suspect,
                 lenders: self.lenders(image, stores, region, &*store).await,
-                journal: Arc::new(journal),
+                published: published.get(region).cloned().unwrap_or_default(),
+                overwrite: *overwrite,
+                ..Stage::new(store.name_of(image), *fence, Arc::new(journal))
             };
             let lost = CancellationToken::new();
             let destination = Destination {
@@ -177,6 +181,21 @@ impl Worker {
             copies.insert(region.clone(), Copy { underway, destination, lost, fed: None });
         }
         copies
+    }
+
+    /// What was published by an image's name in each of some regions.
+    async fn published(&self, image: &Image, stores: &Stores, regions: &[Underway]) -> BTreeMap<RegionId, Published> {
+        let names: Vec<(RegionId, ImageName)> = regions
+            .iter()
+            .filter_map(|underway| {
+                let region = &underway.claimed.region;
+                Some((region.clone(), stores.get(region)?.name_of(image)))
+            })
+            .collect();
+        self.state.published(&names).await.unwrap_or_else(|error| {
+            tracing::warn!(error = with_causes(&error), image = %image.id, "what was published is not known; every part will be looked for");
+            BTreeMap::new()
+        })
     }
 
     /// Where blobs of an image may be taken from without carrying them.
@@ -198,19 +217,22 @@ impl Worker {
     }
 
     /// Reports how the copy of a region ended.
-    pub(super) async fn conclude(&self, image: &ImageId, underway: Underway, result: Result<(), Trouble>) {
+    pub(super) async fn conclude(&self, image: &ImageId, underway: Underway, result: Result<Verification, Trouble>) {
         let Underway { claimed, span, meter, began, running } = underway;
         drop(running);
         let progress = meter.read();
         span.record("appferry.bytes_copied", progress.copied);
         span.record("appferry.bytes_skipped", progress.skipped);
         let report = match result {
-            Ok(()) => {
+            Ok(verification) => {
                 let state = "AVAILABLE";
                 metrics::copied(&claimed.region, state, began.elapsed(), progress.copied, progress.skipped);
                 span.record("appferry.state", state);
-                tracing::info!(parent: &span, %image, region = %claimed.region, copied = progress.copied, skipped = progress.skipped, "the image is available");
-                Report { region: claimed.region, event: Event::Verified { fence: claimed.fence, progress } }
+                tracing::info!(parent: &span, %image, region = %claimed.region, copied = progress.copied, skipped = progress.skipped, %verification, "the image is available");
+                Report {
+                    region: claimed.region,
+                    event: Event::Verified { fence: claimed.fence, progress, verification },
+                }
             }
             Err(trouble) => {
                 let (fault, retry) = judge(&trouble);

@@ -69,7 +69,7 @@ fn manifest(content: &[u8]) -> Descriptor {
 }
 
 fn stage() -> Stage {
-    Stage { name: name(), fence: 1, suspect: false, lenders: Arc::default(), journal: Arc::<Memory>::default() }
+    Stage::new(name(), 1, Arc::<Memory>::default())
 }
 
 fn elsewhere<T: std::fmt::Debug>(result: Result<T>, trap: &Proxy) {

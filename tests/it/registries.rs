@@ -269,13 +269,7 @@ fn store(proxy: &Proxy) -> RegistryStore {
 async fn who_was_overtaken_moves_no_tag() {
     let keeping = KeepingRegistry::start().await;
     let proxy = Proxy::start(keeping.address, |_| Act::Pass).await;
-    let stage = |journal: Arc<dyn Journal>| Stage {
-        name: ImageName("a:1".into()),
-        fence: 1,
-        suspect: false,
-        lenders: Arc::default(),
-        journal,
-    };
+    let stage = |journal: Arc<dyn Journal>| Stage::new(ImageName("a:1".into()), 1, journal);
     let refused = store(&proxy).publish(&stage(Arc::new(Overtaken)), &tree()).await;
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
     assert!(!keeping.has("1"));

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::layout;
 use crate::{
-    domain::{Descriptor, Digest, ImageName},
+    domain::{Descriptor, Digest, ImageName, Verification},
     region::{CHUNK_BYTES, Chunk, Error, Presence, Result, Stage},
 };
 
@@ -148,7 +148,7 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if verify(dir, &own, blob).is_ok() {
-        return Ok(Presence::Whole);
+        return Ok(Presence::Whole(Verification::Verified));
     }
     remove(dir, &own)?;
     for entry in dir.entries().map_err(Error::io("listing", "."))? {
@@ -161,7 +161,7 @@ pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         // A file system without links, or a damaged blob over there: then the bytes are carried, as if there were none.
         if dir.hard_link(&theirs, dir, &own).is_ok() {
             if verify(dir, &own, blob).is_ok() {
-                return Ok(Presence::Whole);
+                return Ok(Presence::Whole(Verification::Verified));
             }
             remove(dir, &own)?;
         }

@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store, StoreKind, Tree,
-    tree::Entry,
+    store::shown, tree::Entry,
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use crate::domain::{Descriptor, Digest, Image, ImageName, Verification};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
@@ -76,6 +76,13 @@ impl DirStore {
         let removed = dir.remove_file(&name);
         written.map_err(Error::io("writing", path.as_str()))?;
         removed.map_err(Error::io("removing", path.as_str()))
+    }
+
+    /// Refuses to replace the index of an image that somebody else has put there.
+    async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
+        let there = shown(self.root(&stage.name).await)?;
+        stage.may_show(&self.0.path.join(&stage.name.0).display().to_string(), root.digest, &there)
     }
 
     /// Does something on a thread that may block.
@@ -159,8 +166,8 @@ impl Store for DirStore {
     }
 
     /// Never without looking: what lies in a directory may have been changed by anybody.
-    async fn is_complete(&self, _stage: &Stage, _tree: &Tree) -> Result<bool> {
-        Ok(false)
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
+        self.may_show(stage, tree).await.map(|()| None)
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
@@ -169,7 +176,7 @@ impl Store for DirStore {
     }
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        Ok(self.look(stage, manifest).await? == Presence::Whole)
+        Ok(matches!(self.look(stage, manifest).await?, Presence::Whole(_)))
     }
 
     async fn reserve(&self, bytes: u64) -> Result<()> {
@@ -216,6 +223,7 @@ impl Store for DirStore {
     }
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        self.may_show(stage, tree).await?;
         let (stage, tree) = (stage.clone(), tree.clone());
         self.blocking(move |store| layout::publish(&store.dir()?, &stage, &tree)).await
     }

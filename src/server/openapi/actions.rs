@@ -70,6 +70,7 @@ fn synchronize_app(parameters: &mut Parameters) -> Result<Call, Failure> {
         app_id: parameters.text("AppId"),
         target_region_ids: parameters.list("TargetRegionIds")?,
         client_token: parameters.text("ClientToken"),
+        overwrite: false,
     };
     Ok(call(&request, |answer: v1::SynchronizeAppResponse| object([("RequestId", json!(answer.request_id))])))
 }
@@ -100,6 +101,7 @@ fn add_image(parameters: &mut Parameters) -> Result<Call, Failure> {
         image_type: image_type.into(),
         image_spec,
         image_id: parameters.text("ImageId"),
+        supersede: false,
     };
     Ok(call(&request, |answer: v1::AddImageResponse| done([("ImageId", json!(answer.image_id))])))
 }
@@ -201,6 +203,7 @@ fn status(state: RegionState) -> &'static str {
         RegionState::Available => "Available",
         RegionState::Failed => "Failed",
         RegionState::Canceled => "Canceled",
+        RegionState::Superseded => "Superseded",
     }
 }
 

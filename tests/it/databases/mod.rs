@@ -31,7 +31,7 @@ use std::{collections::BTreeMap, time::Duration};
 use appferry::{
     domain::{
         ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
-        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, WorkerId,
+        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, WorkerId,
     },
     state::{Ask, Claim, Order, Report, Settings, Span, State, Tasks},
 };
@@ -115,6 +115,7 @@ fn image(id: &str) -> Image {
         content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::new([7; 32]), size: 5 }),
         size: 1_000,
         created_at: Clock::system().now(),
+        superseded_by: None,
     }
 }
 
@@ -131,6 +132,7 @@ fn ask(image: &ImageId, targets: &[&str]) -> Ask {
         image: image.clone(),
         targets: if targets.is_empty() { Targets::All } else { named() },
         principal: "acs:ram::1:user/a".into(),
+        overwrite: false,
         token: None,
         trace: None,
     }
@@ -163,7 +165,10 @@ async fn claim_within(
 }
 
 async fn verify(state: &State, image: &ImageId, to: &RegionId, fence: u64) -> Result<(), Stale> {
-    let report = Report { region: to.clone(), event: Event::Verified { fence, progress: DONE } };
+    let report = Report {
+        region: to.clone(),
+        event: Event::Verified { fence, progress: DONE, verification: Verification::Verified },
+    };
     state.replica_report(image, report).await.expect("it can be reported")
 }
 
