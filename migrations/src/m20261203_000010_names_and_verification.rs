@@ -143,8 +143,8 @@ struct Replica {
     region_id: String,
 }
 
-/// Notes the names of the images that there are, and what was published of them: who came last has a name that several have. How whole
-/// that was, nobody has written down.
+/// Notes the names of the images that there are, and what was published of them. A name that several have with different contents belongs
+/// to the one that was registered last, which has superseded the others. How whole each copy was, is not known.
 async fn name_images(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let db = manager.get_connection();
     let backend = manager.get_database_backend();
@@ -161,7 +161,21 @@ async fn name_images(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         names.insert(name.clone(), [name.clone(), image.root_digest.clone(), image.id.clone()]);
         known.insert(&image.id, (name, &image.root_digest));
     }
-    insert(db, backend, "image_reference", ["name", "root_digest", "image_id"], names.into_values().collect()).await?;
+    for image in &images {
+        let holder = known.get(image.id.as_str()).and_then(|(name, _)| names.get(name));
+        if let Some([_, root, by]) = holder
+            && *root != image.root_digest
+        {
+            let update = Query::update()
+                .table(Alias::new("image"))
+                .value(Alias::new("superseded_by"), by.as_str())
+                .and_where(Expr::col(Alias::new("id")).eq(image.id.as_str()))
+                .take();
+            db.execute_raw(backend.build(&update)).await?;
+        }
+    }
+    let columns = ["name", "root_digest", "image_id"];
+    insert(db, backend, "image_reference", columns, names.into_values().collect()).await?;
 
     let read = "SELECT image_id, region_id FROM replica WHERE state = 'AVAILABLE' ORDER BY finished_at, image_id";
     let replicas = Replica::find_by_statement(Statement::from_string(backend, read)).all(db).await?;

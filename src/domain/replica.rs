@@ -7,6 +7,7 @@
 //! COPYING whose lease ran out is claimed again, with a higher fence, or becomes PENDING while nobody claims it
 //! AVAILABLE --found damaged--> FAILED, which the next request starts afresh
 //! AVAILABLE --name taken over--> SUPERSEDED, which no request starts again
+//! AVAILABLE --read again, and whole--> AVAILABLE, and verified
 //! ```
 //!
 //! Every write of a worker carries the fence that its claim was given. A claim, a rescue, a cancellation and a new request raise
@@ -148,6 +149,8 @@ pub enum Event {
         /// What was found.
         fault: Fault,
     },
+    /// Somebody read all of it again, and it is what it should be.
+    Confirmed,
     /// Another image takes its name in the region over.
     Supersede,
     /// Nobody wants it any more.
@@ -244,6 +247,9 @@ impl Replica {
             }),
             (Event::Damaged { fault }, State::Available(_)) => {
                 Ok(Self { suspect: true, ..self.ended(State::Failed(fault), now) })
+            }
+            (Event::Confirmed, State::Available(_)) => {
+                Ok(Self { state: State::Available(Some(Verification::Verified)), ..self.clone() })
             }
             (Event::Supersede, State::Available(_)) => Ok(self.ended(State::Superseded, now)),
             (Event::Cancel, State::Pending { .. } | State::Copying { .. }) => {

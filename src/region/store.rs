@@ -121,6 +121,10 @@ impl Stage {
     }
 }
 
+/// Blobs of at most this size, in bytes, are always read where a store has them: that costs little more than looking for them, and
+/// images that differ mostly share their configuration.
+pub(super) const SMALL: u64 = 16 << 10;
+
 /// What a store shows by a name, of what its root is there or can't be read.
 pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<Shown> {
     match root {

@@ -15,7 +15,7 @@ use crate::{
     },
     domain::{Content, EcsStatus, Fault, FaultKind, Image, RegionId, RegionStatus},
     region::{self, Backend, Inspection},
-    state::State,
+    state::{self, State},
 };
 
 /// Images that are read again at the same time.
@@ -108,7 +108,10 @@ impl Work {
         };
         match found {
             Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![error.to_string()])),
-            Ok(Inspection { bytes, damages }) if damages.is_empty() => Ok(answer(Intactness::Intact, bytes, damages)),
+            Ok(Inspection { bytes, damages }) if damages.is_empty() => {
+                self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
+                Ok(answer(Intactness::Intact, bytes, damages))
+            }
             Ok(Inspection { bytes, damages }) => {
                 tracing::error!(image = %self.image.id, %region, ?damages, "an image is damaged");
                 if *region != self.image.home {
@@ -127,6 +130,18 @@ impl Work {
                 Ok(answer(Intactness::Damaged, bytes, damages))
             }
         }
+    }
+
+    /// Writes down that the image was read and is whole. What ECS keeps was not read.
+    async fn confirm(&self, region: &RegionId) -> Result<(), state::Error> {
+        let (state, image) = (&self.verifier.state, &self.image);
+        let (Some(root), Some(store)) = (image.root(), self.verifier.backend.store(region)) else { return Ok(()) };
+        if *region != image.home {
+            state.publication_confirm(region, &store.name_of(image), root).await?;
+            // One that has moved on meanwhile was not what was read.
+            let _ = state.replica_confirmed(&image.id, region).await?;
+        }
+        Ok(())
     }
 
     /// Reads the image again. What ECS keeps can't be read: it is asked whether it still has it.

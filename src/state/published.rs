@@ -121,6 +121,24 @@ impl State {
         Ok(Ok(()))
     }
 
+    /// Writes down that everything below a root which a name shows was read and is whole, if that root was published there.
+    pub async fn publication_confirm(&self, region: &RegionId, name: &ImageName, root: Digest) -> Result<()> {
+        use entity::published::{ActiveModel, Column, Entity};
+        let verified = Set(Some(Verification::Verified.as_str().to_owned()));
+        let confirm = async || {
+            let txn = self.write().await?;
+            Entity::update_many()
+                .set(ActiveModel { verification: verified.clone(), ..ActiveModel::default() })
+                .filter(Column::RegionId.eq(region.as_str()))
+                .filter(Column::Name.eq(name.0.as_str()))
+                .filter(Column::RootDigest.eq(root.to_string()))
+                .exec(&txn)
+                .await?;
+            Ok(txn.commit().await?)
+        };
+        retrying(|| self.in_time(confirm())).await
+    }
+
     /// The blobs that copies of an image to a region have written since it was last visible there.
     pub async fn blobs_written(&self, image: &ImageId, region: &RegionId) -> Result<HashSet<Digest>> {
         use entity::written_blob::{Column, Entity};

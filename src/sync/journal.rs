@@ -17,6 +17,10 @@ use crate::{
 /// How long blobs that were written wait to be remembered together.
 const GATHER: Duration = Duration::from_secs(1);
 
+/// How long a database that does not answer is waited for, and how long until it is asked again.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
+const DATABASE_WAIT: Duration = Duration::from_millis(250);
+
 /// The journal of one claim.
 #[derive(Debug)]
 pub struct ReplicaJournal {
@@ -65,6 +69,20 @@ impl ReplicaJournal {
             }
         }
         Ok(())
+    }
+}
+
+/// Asks the database again while it does not answer, for a while: a copy that has come so far is not to be tried again for that.
+async fn patiently<T, F: Future<Output = state::Result<T>>>(ask: impl Fn() -> F) -> state::Result<T> {
+    let deadline = Instant::now() + DATABASE_PATIENCE;
+    loop {
+        match ask().await {
+            Err(error) if error.is_temporary() && Instant::now() < deadline => {
+                tracing::debug!(error = with_causes(&error), "the database does not answer; will retry");
+                tokio::time::sleep(DATABASE_WAIT).await;
+            }
+            answer => return answer,
+        }
     }
 }
 
@@ -130,12 +148,19 @@ impl Journal for ReplicaJournal {
     }
 
     async fn begin_publishing(&self, name: &ImageName, root: Digest) -> Result<()> {
-        let begun = self.state.publication_begin(self.publication(name, root)).await;
+        let begun = patiently(|| self.state.publication_begin(self.publication(name, root))).await;
         begun.map_err(failed)?.map_err(|_| Error::Overtaken)
     }
 
     async fn note_published(&self, name: &ImageName, root: Digest, verification: Verification) -> Result<()> {
-        let ended = self.state.publication_end(self.publication(name, root), verification).await;
-        ended.map_err(failed)?.map_err(|_| Error::Overtaken)
+        match patiently(|| self.state.publication_end(self.publication(name, root), verification)).await {
+            Ok(noted) => noted.map_err(|_| Error::Overtaken),
+            // The image is there, and its name is known to be this service's own. A later copy looks for every part again.
+            Err(error) => {
+                let (image, region) = (&self.image, &self.region);
+                tracing::warn!(error = with_causes(&error), %image, %region, "the publication could not be confirmed");
+                Ok(())
+            }
+        }
     }
 }

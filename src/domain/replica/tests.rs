@@ -84,7 +84,7 @@ proptest! {
             let result = replica.apply(event(step, &fences), now);
             if let Ok(after) = &result {
                 prop_assert!(after.fence >= before.fence);
-                let was_available = matches!(before.state, State::Available(Some(Verification::Verified)));
+                let was_available = matches!(before.state, State::Available(_));
                 prop_assert_eq!(was_available, matches!(step, Move::Damage), "{:?} at {:?}", step, &before.state);
                 // Until all of it has been verified again, nothing of a damaged replica is believed.
                 let verified = matches!(step, Move::Verify(_));
@@ -158,7 +158,7 @@ proptest! {
             let verification = Verification::Verified;
             let done = Event::Verified { fence: claimed.fence, progress: claimed.progress, verification };
             let done = claimed.apply(done, now).expect("it holds the newest fence");
-            prop_assert_eq!(done.state, State::Available(_));
+            prop_assert_eq!(done.state, State::Available(Some(Verification::Verified)));
         }
     }
 }
@@ -182,4 +182,32 @@ fn a_copy_handed_back_has_not_been_tried() {
     let claimed = Replica::requested(now).apply(Event::Claim { owner, lease: LEASE }, now).expect("it is due");
     let back = claimed.apply(Event::Release { fence: claimed.fence }, now).expect("it is held");
     assert_eq!((back.attempt, back.claimable(now)), (0, true));
+}
+
+#[test]
+fn what_is_there_may_be_superseded_for_good_and_read_again() {
+    let now = Timestamp::from_millis(0);
+    let claim = Event::Claim { owner: WorkerId("w".into()), lease: LEASE };
+    let pending = Replica::requested(now);
+    let copying = pending.apply(claim, now).expect("it is due");
+    let verification = Verification::Trusted;
+    let verified = Event::Verified { fence: copying.fence, progress: Progress::default(), verification };
+    let there = copying.apply(verified, now).expect("it holds the claim");
+    assert_eq!(there.verification(), Some(Verification::Trusted));
+    let read = there.apply(Event::Confirmed, now).expect("it is there");
+    assert_eq!(
+        (read.verification(), &read),
+        (Some(Verification::Verified), &Replica { state: read.state.clone(), ..there })
+    );
+
+    let superseded = read.apply(Event::Supersede, now).expect("it is there");
+    assert_eq!(superseded.verification(), None);
+    for event in [Event::Request, Event::Cancel, Event::Expire, Event::Confirmed, Event::Supersede] {
+        assert_eq!(superseded.apply(event, now), Err(Stale));
+    }
+    for replica in [pending, copying] {
+        for event in [Event::Supersede, Event::Confirmed] {
+            assert_eq!(replica.apply(event, now), Err(Stale));
+        }
+    }
 }

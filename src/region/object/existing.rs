@@ -5,7 +5,7 @@ use object_store::{ObjectStoreExt as _, path::Path};
 use super::{BLOBS, MOST_COPIED, ObjectStore, failed};
 use crate::{
     domain::{Descriptor, ImageName, Verification, VerifyExisting},
-    region::{Result, Stage, Witness, tree::digest_of},
+    region::{Result, Stage, Witness, store::SMALL, tree::digest_of},
 };
 
 impl ObjectStore {
@@ -40,7 +40,7 @@ impl ObjectStore {
             if stage.journal.wrote(blob.digest).await? {
                 return Ok(Some(Verification::Verified));
             }
-            if self.verify_existing == VerifyExisting::Never {
+            if self.verify_existing == VerifyExisting::Never && blob.size > SMALL {
                 return Ok(Some(Verification::Trusted));
             }
             if stage.journal.reading(location.as_ref(), blob.digest).await?.as_ref() == Some(witness) {

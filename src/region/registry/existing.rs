@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{Descriptor, Digest, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, answer::refusal, tree::digest_of},
+    region::{Error, Result, Stage, Witness, answer::refusal, store::SMALL, tree::digest_of},
 };
 
 /// Blobs and manifests that were found damaged, each in its repository.
@@ -77,7 +77,7 @@ impl RegistryStore {
             if stage.journal.wrote(blob.digest).await? {
                 return Ok(Some(Verification::Verified));
             }
-            if self.verify_existing == VerifyExisting::Never {
+            if self.verify_existing == VerifyExisting::Never && blob.size > SMALL {
                 return Ok(Some(Verification::Trusted));
             }
             if stage.journal.reading(repository, blob.digest).await?.as_ref() == Some(witness) {

@@ -22,6 +22,7 @@ macro_rules! on_every_database {
 
 mod housekeeping;
 mod lists;
+mod names;
 mod queue;
 mod requests;
 mod schema;
@@ -77,15 +78,26 @@ impl Bench {
         state
     }
 
-    /// Ends every process, and looks whether all that has happened was allowed to.
-    async fn end(self) {
+    /// One on a database that is there, and does not write down what happens.
+    fn on(url: String, directory: tempfile::TempDir) -> Self {
+        Self { directory, url, stop: CancellationToken::new(), tasks: Vec::new() }
+    }
+
+    /// Ends every process.
+    async fn stop(self) -> (tempfile::TempDir, String) {
         self.stop.cancel();
         for tasks in self.tasks {
             tasks.join().await;
         }
-        let replayed = history::replay(&self.url, &[LEASE, SHORT]).await;
+        (self.directory, self.url)
+    }
+
+    /// Ends every process, and looks whether all that has happened was allowed to.
+    async fn end(self) {
+        let (directory, url) = self.stop().await;
+        let replayed = history::replay(&url, &[LEASE, SHORT]).await;
         println!("{replayed:?}");
-        drop(self.directory);
+        drop(directory);
     }
 }
 

@@ -251,6 +251,7 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
         State::Available(verification) => {
             if let (Some(now), Some(verification)) = (after.finished_at, *verification) {
                 events.push(("Verified", Event::Verified { fence, progress, verification }, now));
+                events.push(("Confirmed", Event::Confirmed, now));
             }
         }
         State::Superseded => {
