@@ -80,6 +80,9 @@ pub struct From {
     /// A virtual machine's image that the home region has already, by its name there: in a region of ECS, `m-…`.
     #[arg(long, value_name = "ID")]
     vm_image: Option<String>,
+    /// A container image that the home region's registry has already, by what people pull it by: HOST/NAMESPACE/REPOSITORY:TAG.
+    #[arg(long, value_name = "URL")]
+    registry_url: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -135,7 +138,7 @@ impl Origin {
                 Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
             }
             (None, Some(layout)) => Self::layout(layout),
-            (None, None) => Err(Error::Usage("--file, --oci or --vm-image is needed".to_owned())),
+            (None, None) => Err(Error::Usage("--file, --oci, --vm-image or --registry-url is needed".to_owned())),
         }
     }
 
@@ -160,7 +163,7 @@ impl Add {
         Self {
             connection,
             name,
-            from: From { file: Some(file), oci: None, vm_image: None },
+            from: From { file: Some(file), oci: None, vm_image: None, registry_url: None },
             id: None,
             image_version: env!("CARGO_PKG_VERSION").to_owned(),
             description: String::new(),
@@ -178,19 +181,21 @@ impl Add {
             Some(id) => Some(unregistered(&client, id).await?),
             None => None,
         };
-        let (id, kind, source) = match &self.from.vm_image {
-            Some(source) => (chosen.map(|id| id.to_string()), ImageKind::Vm, source.clone()),
-            None => {
+        let (id, spec) = match (&self.from.vm_image, &self.from.registry_url) {
+            (Some(name), _) => (chosen, ImageSpec::Vm(name.clone())),
+            (None, Some(url)) => (chosen, ImageSpec::Container(url.clone())),
+            (None, None) => {
                 let (id, kind) = self.put(chosen).await?;
-                (Some(id.to_string()), kind, id.to_string())
+                let spec = spec(kind, &id);
+                (Some(id), spec)
             }
         };
-        let (image_type, spec) = match kind {
-            ImageKind::Vm => {
-                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id: source }))
+        let (image_type, spec) = match spec {
+            ImageSpec::Vm(image_id) => {
+                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id }))
             }
-            ImageKind::Container => {
-                let spec = ContainerImageSpec { registry_url: format!("oci:{source}") };
+            ImageSpec::Container(registry_url) => {
+                let spec = ContainerImageSpec { registry_url };
                 (ImageType::Container, add_image_request::ImageSpec::ContainerImageSpec(spec))
             }
         };
@@ -200,7 +205,7 @@ impl Add {
             description: self.description,
             image_type: image_type.into(),
             image_spec: Some(spec),
-            image_id: id.unwrap_or_default(),
+            image_id: id.map(|id| id.to_string()).unwrap_or_default(),
             supersede: self.supersede,
         };
         Ok(client.add_image(request).await?)
@@ -245,13 +250,17 @@ impl Add {
     }
 }
 
-/// What the home region's store calls an image that is registered by its id.
-fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
-    let spec = match kind {
+/// How an image is described that lies in the home region's store by its id.
+fn spec(kind: ImageKind, id: &ImageId) -> ImageSpec {
+    match kind {
         ImageKind::Vm => ImageSpec::Vm(id.to_string()),
         ImageKind::Container => ImageSpec::Container(format!("oci:{id}")),
-    };
-    store.locate(&spec).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))
+    }
+}
+
+/// What the home region's store calls an image that is registered by its id.
+fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
+    store.locate(&spec(kind, id)).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))
 }
 
 /// The id, if no image is registered by it yet.
