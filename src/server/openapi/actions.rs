@@ -328,7 +328,9 @@ mod tests {
 
     #[test]
     fn a_flag_is_true_or_false() {
-        for (value, read) in [("", Some(false)), ("true", Some(true)), ("false", Some(false)), ("True", None), ("1", None)] {
+        for (value, read) in
+            [("", Some(false)), ("true", Some(true)), ("false", Some(false)), ("True", None), ("1", None)]
+        {
             let mut parameters = Parameters::read([format!("Overwrite={value}").as_bytes(), b""]).expect("a form");
             assert_eq!(flag(&mut parameters, "Overwrite").ok(), read, "{value:?}");
         }

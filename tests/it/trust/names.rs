@@ -10,9 +10,9 @@ use super::{REGION, VERIFIED, between, carried, image, layout, only, reason, reg
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
-    refusal,
+    process, refusal,
     registry::{Registry, skopeo},
-    site::{HOME, Running, Site, ask, container},
+    site::{ADMIN, HOME, Running, Site, ask, container},
 };
 
 /// The digest that a tag names in a registry.
@@ -114,5 +114,46 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let ours = images::verify(&running.site.image(HOME, "a"));
     let shown = fs::read_to_string(theirs.join("index.json")).expect("an index");
     assert!(shown.contains(&ours) && !shown.contains(&root), "{shown}");
+    running.stop().await;
+}
+
+/// The same by the command line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    let (older, newer) = (layout(&site, "older", &[noise(50_000, 1)]), layout(&site, "newer", &[noise(50_000, 2)]));
+    source.push(&older, "apps/a:1");
+    target.push(&older, "apps/a:1");
+    let url = format!("{}/apps/a:1", source.address);
+    let running = site.start().await;
+    let directory = running.site.directory.path();
+    let endpoint = format!("http://{}", running.address);
+    let client = |arguments: &[&str]| {
+        let mut command = process::command(directory, arguments);
+        command.env("APPFERRY_ENDPOINT", &endpoint).env("APPFERRY_TOKEN", ADMIN).output().expect("the program runs")
+    };
+    let add = |id: &str, more: &[&str]| {
+        client(&[&["image", "add", "--name", "n", "--id", id, "--registry-url", &url], more].concat())
+    };
+    assert_eq!(process::stdout(&add("one", &[])), "one\n");
+    let synced = process::stdout(&client(&["sync", "one", "--to", REGION, "--wait"]));
+    assert!(synced.contains("AVAILABLE (trusted)"), "{synced}");
+
+    source.push(&newer, "apps/a:1");
+    let shown = process::stdout(&client(&["image", "show", "one"]));
+    assert!(shown.contains("AVAILABLE (trusted)") && shown.contains(&tag(&source, "apps/a:1")), "{shown}");
+    let refused = add("two", &[]);
+    assert!(!refused.status.success() && process::stderr(&refused).contains("belongs to the image one"), "{refused:?}");
+    process::stdout(&add("two", &["--supersede"]));
+    let shown = process::stdout(&client(&["image", "show", "one"]));
+    assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
+
+    // Somebody moves the tag in the region.
+    target.push(&layout(&running.site, "theirs", &[noise(50_000, 3)]), "apps/a:1");
+    let refused = client(&["sync", "two", "--to", REGION, "--wait"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    let synced = process::stdout(&client(&["sync", "two", "--to", REGION, "--wait", "--overwrite"]));
+    assert!(synced.contains("AVAILABLE") && !synced.contains("trusted"), "{synced}");
     running.stop().await;
 }
