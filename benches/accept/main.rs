@@ -250,6 +250,7 @@ async fn run(clients: &[AppSyncServiceClient<Channel>], next: &Arc<AtomicUsize>,
                     app_id: format!("ci-vm-{app}"),
                     target_region_ids: vec!["one".into(), "two".into(), "three".into()],
                     client_token: String::new(),
+                    overwrite: false,
                 });
                 request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
                 let asked = Instant::now();
@@ -281,6 +282,7 @@ async fn run_lists(clients: &[AppSyncServiceClient<Channel>]) -> Result<f64> {
                     app_id: "ci-vm-1".to_owned(),
                     target_region_ids: vec!["nowhere".into()],
                     client_token: String::new(),
+                    overwrite: false,
                 });
                 request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
                 if client.synchronize_app(request).await.is_ok() {

@@ -98,6 +98,7 @@ pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
                     image: format!("part-{call}").parse()?,
                     targets: Targets::Named(targets.iter().cloned().collect()),
                     principal: "acs:ram::1:user/bench".to_owned(),
+                    overwrite: false,
                     token: None,
                     trace: None,
                 };

@@ -219,6 +219,7 @@ async fn call(client: &AppSyncServiceClient<Channel>, calls: usize) -> Result<()
                     app_id: "ci-vm-1".into(),
                     target_region_ids: vec!["one".into(), "two".into(), "three".into()],
                     client_token: String::new(),
+                    overwrite: false,
                 });
                 request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
                 client.synchronize_app(request).await?;

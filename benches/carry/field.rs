@@ -16,7 +16,7 @@ use super::harness::{
     site::{ADMIN, HOME, Site, TARGETS, app_sync, ask, container, finished, finished_within, images_client},
     until,
 };
-use appferry::contract::v1::SynchronizationState;
+use appferry::contract::v1::{RemoveImageRequest, SynchronizationState};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -101,10 +101,26 @@ impl Field {
     /// Starts a service, and carries the image by way of `source` to some stores, from the call to the end that is watched.
     async fn carry(&self, source: SocketAddr, stores: &[String], worker: Option<&str>) -> Result<Measured> {
         let (_site, served) = self.serve(source, stores, worker).await?;
+        Self::synchronize(&served, stores.len()).await
+    }
+
+    /// Carries the image to some registries, and again when it was removed from the list and added once more: how long each takes.
+    pub async fn appferry_twice(&self, registries: &[Registry]) -> Result<[Measured; 2]> {
+        let stores: Vec<String> = registries.iter().map(|registry| registry.store("apps")).collect();
+        let (_site, served) = self.serve(self.source.address, &stores, None).await?;
+        let first = Self::synchronize(&served, stores.len()).await?;
+        let mut client = images_client(served.address, Some(ADMIN)).await;
+        client.remove_image(RemoveImageRequest { image_id: APP.to_owned(), ..Default::default() }).await?;
+        client.add_image(container(APP, &format!("{}/apps/{NAME}", self.source.address))).await?;
+        Ok([first, Self::synchronize(&served, stores.len()).await?])
+    }
+
+    /// Carries the image to as many regions, from the call to the end that is watched.
+    async fn synchronize(served: &Served, stores: usize) -> Result<Measured> {
         let mut client = app_sync(served.address, Some(ADMIN)).await;
         let before = cpu(served.id());
         let started = Instant::now();
-        let regions: Vec<String> = (0..stores.len()).map(region).collect();
+        let regions: Vec<String> = (0..stores).map(region).collect();
         let regions: Vec<&str> = regions.iter().map(String::as_str).collect();
         let request = client.synchronize_app(ask(APP, &regions)).await?.into_inner().request_id;
         let done = finished_within(&mut client, &request, PATIENCE).await;

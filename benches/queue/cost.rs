@@ -92,6 +92,7 @@ async fn accept(url: &str, first: usize, calls: usize, in_flight: usize) -> Resu
                     image: format!("c{call}").parse()?,
                     targets: Targets::All,
                     principal: "acs:ram::1:user/bench".to_owned(),
+                    overwrite: false,
                     token: None,
                     trace: None,
                 };

@@ -29,7 +29,7 @@ pub async fn hold(connections: usize, watchers: usize) -> Result<()> {
     let app_id = service.image(&endpoint, 1 << 20)?;
     let client = Client::builder(&endpoint).token(TOKEN).connect().await?;
     let mut request =
-        SynchronizeAppRequest { app_id, target_region_ids: own::slow().take(1).collect(), client_token: String::new() };
+        SynchronizeAppRequest { app_id, target_region_ids: own::slow().take(1).collect(), ..Default::default() };
     let request_id = client.synchronize_app(request.clone()).await?;
 
     let empty = service.resident()?;

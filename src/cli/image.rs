@@ -60,6 +60,9 @@ pub struct Add {
     /// The service's configuration file, which says where the home region's store is; without one, ./appferry-data.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take the name over from an image that has it with another digest; that one is copied nowhere any more.
+    #[arg(long)]
+    supersede: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -77,6 +80,9 @@ pub struct From {
     /// A virtual machine's image that the home region has already, by its name there: in a region of ECS, `m-…`.
     #[arg(long, value_name = "ID")]
     vm_image: Option<String>,
+    /// A container image that the home region's registry has already, by what people pull it by: HOST/NAMESPACE/REPOSITORY:TAG.
+    #[arg(long, value_name = "URL")]
+    registry_url: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -132,7 +138,7 @@ impl Origin {
                 Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
             }
             (None, Some(layout)) => Self::layout(layout),
-            (None, None) => Err(Error::Usage("--file, --oci or --vm-image is needed".to_owned())),
+            (None, None) => Err(Error::Usage("--file, --oci, --vm-image or --registry-url is needed".to_owned())),
         }
     }
 
@@ -157,11 +163,12 @@ impl Add {
         Self {
             connection,
             name,
-            from: From { file: Some(file), oci: None, vm_image: None },
+            from: From { file: Some(file), oci: None, vm_image: None, registry_url: None },
             id: None,
             image_version: env!("CARGO_PKG_VERSION").to_owned(),
             description: String::new(),
             config: None,
+            supersede: false,
             json: false,
         }
     }
@@ -175,19 +182,20 @@ impl Add {
             None => None,
         };
         let mut placed = None;
-        let (id, kind, source) = match &self.from.vm_image {
-            Some(source) => (chosen.map(|id| id.to_string()), ImageKind::Vm, source.clone()),
-            None => {
+        let (id, spec) = match (&self.from.vm_image, &self.from.registry_url) {
+            (Some(name), _) => (chosen, ImageSpec::Vm(name.clone())),
+            (None, Some(url)) => (chosen, ImageSpec::Container(url.clone())),
+            (None, None) => {
                 let put = placed.insert(self.put(chosen).await?);
-                (Some(put.id.to_string()), put.kind, put.id.to_string())
+                (Some(put.id.clone()), spec(put.kind, &put.id))
             }
         };
-        let (image_type, spec) = match kind {
-            ImageKind::Vm => {
-                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id: source }))
+        let (image_type, spec) = match spec {
+            ImageSpec::Vm(image_id) => {
+                (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id }))
             }
-            ImageKind::Container => {
-                let spec = ContainerImageSpec { registry_url: format!("oci:{source}") };
+            ImageSpec::Container(registry_url) => {
+                let spec = ContainerImageSpec { registry_url };
                 (ImageType::Container, add_image_request::ImageSpec::ContainerImageSpec(spec))
             }
         };
@@ -197,7 +205,8 @@ impl Add {
             description: self.description,
             image_type: image_type.into(),
             image_spec: Some(spec),
-            image_id: id.unwrap_or_default(),
+            image_id: id.map(|id| id.to_string()).unwrap_or_default(),
+            supersede: self.supersede,
         };
         match client.add_image(request).await {
             Ok(id) => Ok(id),
@@ -284,13 +293,17 @@ fn is_rejected(error: &client::Error) -> bool {
     error.refusal().is_some_and(|refusal| refusal.error.is_some() && is_final(refusal.status.code()))
 }
 
-/// What the home region's store calls an image that is registered by its id.
-fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
-    let spec = match kind {
+/// How an image is described that lies in the home region's store by its id.
+fn spec(kind: ImageKind, id: &ImageId) -> ImageSpec {
+    match kind {
         ImageKind::Vm => ImageSpec::Vm(id.to_string()),
         ImageKind::Container => ImageSpec::Container(format!("oci:{id}")),
-    };
-    store.locate(&spec).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))
+    }
+}
+
+/// What the home region's store calls an image that is registered by its id.
+fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
+    store.locate(&spec(kind, id)).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))
 }
 
 /// The id, if no image is registered by it yet.
@@ -338,10 +351,10 @@ async fn show(one: One) -> Result<()> {
         .iter()
         .map(|info| {
             let state = match info.status() {
-                RegionState::Unspecified => "-",
-                state => print::region_state(state),
+                RegionState::Unspecified => "-".to_owned(),
+                state => print::available_as(state, info.verification()),
             };
-            [info.region_id.clone(), state.to_owned(), info.image_id.clone()]
+            [info.region_id.clone(), state, info.image_id.clone()]
         })
         .collect();
     // What ECS keeps has no digest.
@@ -352,5 +365,13 @@ async fn show(one: One) -> Result<()> {
         &image.digest,
     ];
     let head = head.map(|part| part.trim()).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ");
-    print::line(&format!("{head}\n{}", print::table(["REGION", "STATE", "IMAGE"], &regions)))
+    let mut text = format!("{head}\n{}", print::table(["REGION", "STATE", "IMAGE"], &regions));
+    if !image.superseded_by.is_empty() {
+        text = format!("{text}\nsuperseded by {}, which has its name now", image.superseded_by);
+    }
+    for info in image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()) {
+        let (region, shown) = (&info.region_id, &info.shown_digest);
+        text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
+    }
+    print::line(&text)
 }

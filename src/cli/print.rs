@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use super::{Error, Result};
 use crate::contract::{
     self,
-    v1::{self, ErrorDetail, RegionState, SynchronizationState},
+    v1::{self, ErrorDetail, RegionState, SynchronizationState, Verification},
 };
 
 /// Writes to standard output. A reader that has gone ends the command.
@@ -54,7 +54,7 @@ pub fn synchronization(s: &v1::Synchronization) -> String {
 fn region(r: &v1::RegionSynchronization) -> [String; 7] {
     [
         r.region_id.clone(),
-        region_state(r.state()).to_owned(),
+        available_as(r.state(), r.verification()),
         bytes(r.bytes_copied),
         bytes(r.bytes_skipped),
         bytes(r.bytes_total),
@@ -76,6 +76,12 @@ pub fn bytes(count: i64) -> String {
 /// A state without its prefix.
 pub fn synchronization_state(state: SynchronizationState) -> &'static str {
     state.as_str_name().trim_start_matches("SYNCHRONIZATION_STATE_")
+}
+
+/// A region's state, and that what is there was looked for and not read, if so.
+pub fn available_as(state: RegionState, verification: Verification) -> String {
+    let trusted = if verification == Verification::Trusted { " (trusted)" } else { "" };
+    format!("{}{trusted}", region_state(state))
 }
 
 /// A state without its prefix.

@@ -103,10 +103,10 @@ fn draw(bar: &ProgressBar, region: &RegionSynchronization) {
 }
 
 fn message(region: &RegionSynchronization) -> String {
-    let state = print::region_state(region.state());
+    let state = print::available_as(region.state(), region.verification());
     match &region.error {
         Some(error) => format!("{state} after attempt {}: {}", region.attempt, print::error(error)),
-        None => state.to_owned(),
+        None => state,
     }
 }
 

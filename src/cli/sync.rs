@@ -17,6 +17,9 @@ pub struct Arguments {
     /// A name for this call: repeated with the same name, it is not carried out again.
     #[arg(long, value_name = "TOKEN", default_value = "")]
     client_token: String,
+    /// Replace what others have put in the image's place in a region; without it, such a region fails.
+    #[arg(long)]
+    overwrite: bool,
     /// Wait until it has ended, showing its progress; fail if it did.
     #[arg(long)]
     wait: bool,
@@ -31,6 +34,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         app_id: arguments.app_id,
         target_region_ids: arguments.to,
         client_token: arguments.client_token,
+        overwrite: arguments.overwrite,
     };
     let client = arguments.connection.client().await?;
     let request_id = client.synchronize_app(request).await?;

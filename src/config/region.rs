@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{Error, secret, value};
 use crate::{
-    domain::{RegionId, Secret, relay::RegionLimits},
+    domain::{RegionId, Secret, VerifyExisting, relay::RegionLimits},
     region::{Access, Credentials, Location, ObjectLocation, RegistryLocation},
 };
 
@@ -20,6 +20,9 @@ pub struct Region {
     pub store: String,
     /// Bytes that are kept free in the store (`dir`).
     pub keep_free_bytes: u64,
+    /// What is done about blobs that the store has already and no copy of this service has just written (`registry`, `s3`, `gs`, `az`):
+    /// `never` looks for them and calls the region TRUSTED; `once` reads them, and remembers that.
+    pub verify_existing: Existing,
     /// Who asks (`registry`).
     pub username: Option<String>,
     /// The variable that holds the password (`registry`).
@@ -58,6 +61,26 @@ pub struct Region {
     pub egress_copies: Option<usize>,
     /// Images that are carried to it at the same time at most.
     pub ingress_copies: Option<usize>,
+}
+
+/// What is done about blobs that a store has already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Existing {
+    /// They are looked for.
+    #[default]
+    Never,
+    /// They are read once.
+    Once,
+}
+
+impl From<Existing> for VerifyExisting {
+    fn from(existing: Existing) -> Self {
+        match existing {
+            Existing::Never => Self::Never,
+            Existing::Once => Self::Once,
+        }
+    }
 }
 
 /// `[[link]]`: what it costs to go from one region to another.
@@ -101,6 +124,8 @@ pub enum OpenStore {
         also_hosts: Vec<String>,
         /// Certificates that are trusted, in PEM form.
         certificates: Option<Vec<u8>>,
+        /// What is done about blobs that it has already.
+        verify_existing: VerifyExisting,
         /// Whether it may be this machine.
         loopback: bool,
     },
@@ -110,6 +135,8 @@ pub enum OpenStore {
         location: ObjectLocation,
         /// How.
         access: Access,
+        /// What is done about blobs that it has already.
+        verify_existing: VerifyExisting,
         /// Whether it may be this machine.
         loopback: bool,
     },
@@ -135,6 +162,10 @@ impl Region {
             Location::Ecs(_) => "ecs",
         };
         self.refuse_foreign(place, kind)?;
+        if self.verify_existing != Existing::Never && !matches!(kind, "registry" | "object") {
+            let problem = format!("it is of registry and object stores, and this one is of kind {kind}");
+            return Self::refuse(place, "verify_existing", problem);
+        }
         match location {
             Location::Dir(path) => Ok(Open::Store(OpenStore::Dir { path, keep_free: self.keep_free_bytes })),
             Location::Registry(location) => {
@@ -146,6 +177,7 @@ impl Region {
                     credentials: self.credentials(place, &location)?,
                     also_hosts: self.also_hosts.clone(),
                     certificates: self.ca_file.as_ref().map(|file| bytes(place, "ca_file", file)).transpose()?,
+                    verify_existing: self.verify_existing.into(),
                     loopback: self.allow_loopback || location.is_loopback(),
                     location,
                 }))
@@ -232,7 +264,8 @@ impl Region {
             anonymous: self.anonymous,
             allow_http,
         };
-        Ok(Open::Store(OpenStore::Object { location, access, loopback }))
+        let verify_existing = self.verify_existing.into();
+        Ok(Open::Store(OpenStore::Object { location, access, verify_existing, loopback }))
     }
 
     /// What passes between regions of ECS does not pass here: only how many copies there are can be limited.

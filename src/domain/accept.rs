@@ -1,6 +1,6 @@
 //! The decision to accept a call: what it means for each region, or why it is refused.
 
-use super::{RegionId, RegionStatus, Regions, Targets};
+use super::{ImageId, RegionId, RegionStatus, Regions, Targets};
 
 /// How an image stands in a region before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,8 @@ impl Standing {
         match replica {
             None | Some(RegionStatus::Failed | RegionStatus::Canceled) => Self::Missing,
             Some(RegionStatus::Pending | RegionStatus::Copying) => Self::Underway,
-            Some(RegionStatus::Available) => Self::Available,
+            // Of an image that was superseded, nothing is accepted at all.
+            Some(RegionStatus::Available | RegionStatus::Superseded) => Self::Available,
         }
     }
 }
@@ -43,19 +44,32 @@ pub struct Accepted(pub Vec<(RegionId, Step)>);
 pub enum Refusal {
     /// The image is not registered.
     ImageNotFound,
+    /// Another image has taken its name over.
+    Superseded(ImageId),
     /// These regions have the image already, or are its home.
     AlreadyThere(Vec<RegionId>),
 }
 
-/// Decides about a call for an image whose home is `home` (`None` if it is not registered) and that stands in each region as
-/// `standing` says.
+/// An image, as far as the decision depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// Its home region.
+    pub home: RegionId,
+    /// The image that took its name over.
+    pub superseded_by: Option<ImageId>,
+}
+
+/// Decides about a call for an image (`None` if it is not registered) that stands in each region as `standing` says.
 pub fn accept(
     targets: &Targets,
     regions: &Regions,
-    home: Option<&RegionId>,
+    image: Option<&Registered>,
     standing: impl Fn(&RegionId) -> Standing,
 ) -> Result<Accepted, Refusal> {
-    let home = home.ok_or(Refusal::ImageNotFound)?;
+    let Registered { home, superseded_by } = image.ok_or(Refusal::ImageNotFound)?;
+    if let Some(by) = superseded_by {
+        return Err(Refusal::Superseded(by.clone()));
+    }
     let standing = |region: &RegionId| if region == home { Standing::Available } else { standing(region) };
     let step = |region: &RegionId| match standing(region) {
         Standing::Missing => Some((region.clone(), Step::Start)),
@@ -81,8 +95,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Refusal, Standing, Step, accept};
-    use crate::domain::{RegionId, Regions, Targets};
+    use super::{Refusal, Registered, Standing, Step, accept};
+    use crate::domain::{ImageId, RegionId, Regions, Targets};
 
     fn region(n: u8) -> RegionId {
         format!("r{n}").parse().expect("an id")
@@ -109,14 +123,15 @@ mod tests {
             let targets = wanted.clone().map_or(Targets::All, Targets::Named);
             let there = |r: &RegionId| *r == home || standings[r] == Standing::Available;
 
-            match accept(&targets, &regions, Some(&home), |r| standings[r]) {
+            let image = Registered { home: home.clone(), superseded_by: None };
+            match accept(&targets, &regions, Some(&image), |r| standings[r]) {
                 Err(Refusal::AlreadyThere(named)) => {
                     let wanted = wanted.expect("`all` is never refused");
                     prop_assert!(!named.is_empty());
                     prop_assert!(named.iter().all(|r| wanted.contains(r) && there(r)));
                     prop_assert_eq!(named.len(), wanted.iter().filter(|r| there(r)).count());
                 }
-                Err(Refusal::ImageNotFound) => prop_assert!(false, "the image is registered"),
+                Err(refusal) => prop_assert!(false, "{refusal:?}"),
                 Ok(accepted) => {
                     let expected: Vec<_> = wanted
                         .unwrap_or_else(|| regions.iter().cloned().collect())
@@ -138,5 +153,14 @@ mod tests {
         let regions = Regions::new(region(0), [region(1)]);
         let refused = accept(&Targets::All, &regions, None, |_| Standing::Missing);
         assert_eq!(refused, Err(Refusal::ImageNotFound));
+    }
+
+    #[test]
+    fn an_image_that_was_superseded_is_carried_nowhere() {
+        let regions = Regions::new(region(0), [region(1)]);
+        let by: ImageId = "newer".parse().expect("an id");
+        let image = Registered { home: region(0), superseded_by: Some(by.clone()) };
+        let refused = accept(&Targets::All, &regions, Some(&image), |_| Standing::Missing);
+        assert_eq!(refused, Err(Refusal::Superseded(by)));
     }
 }

@@ -105,4 +105,31 @@ pub struct Image {
     pub size: u64,
     /// When it was registered.
     pub created_at: Timestamp,
+    /// The image that took its name over, if one has: then it is carried nowhere any more.
+    pub superseded_by: Option<ImageId>,
+}
+
+/// The repository of images that have no name of their own in a registry.
+pub const UNNAMED: &str = "images";
+
+impl Image {
+    /// Its name in every store that gives images names of their own, as registries do: the one that it was registered by, or one made of
+    /// its id, which may be a tag but no repository.
+    #[must_use]
+    pub fn reference(&self) -> ImageName {
+        if self.kind == ImageKind::Container && self.source.0.contains(':') {
+            self.source.clone()
+        } else {
+            ImageName(format!("{UNNAMED}:{}", self.id))
+        }
+    }
+
+    /// The digest of its root; nothing for what ECS keeps.
+    #[must_use]
+    pub fn root(&self) -> Option<Digest> {
+        match &self.content {
+            Content::Blobs(root) => Some(root.digest),
+            Content::Ecs => None,
+        }
+    }
 }

@@ -6,6 +6,8 @@
 //!    |--fault, later---/  \--cancel--> CANCELED      (PENDING --cancel--> CANCELED)
 //! COPYING whose lease ran out is claimed again, with a higher fence, or becomes PENDING while nobody claims it
 //! AVAILABLE --found damaged--> FAILED, which the next request starts afresh
+//! AVAILABLE --name taken over--> SUPERSEDED, which no request starts again
+//! AVAILABLE --read again, and whole--> AVAILABLE, and verified
 //! ```
 //!
 //! Every write of a worker carries the fence that its claim was given. A claim, a rescue, a cancellation and a new request raise
@@ -14,7 +16,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{Fault, RegionStatus, Timestamp};
+use super::{Fault, RegionStatus, Timestamp, Verification};
 
 /// Who holds a lease: one running process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,12 +65,14 @@ pub enum State {
         /// Why the attempt before failed.
         last: Option<Fault>,
     },
-    /// It is there, whole and verified.
-    Available,
+    /// It is there, whole. How that is known; nothing if a version made it available that did not record it.
+    Available(Option<Verification>),
     /// It failed for good.
     Failed(Fault),
     /// It was canceled.
     Canceled,
+    /// It was there, and another image has taken its name over since.
+    Superseded,
 }
 
 /// One image in one region.
@@ -119,6 +123,8 @@ pub enum Event {
         fence: u64,
         /// What was moved and what was there.
         progress: Progress,
+        /// How it is known that all of it is there.
+        verification: Verification,
     },
     /// Its worker met a fault.
     Faulted {
@@ -143,6 +149,10 @@ pub enum Event {
         /// What was found.
         fault: Fault,
     },
+    /// Somebody read all of it again, and it is what it should be.
+    Confirmed,
+    /// Another image takes its name in the region over.
+    Supersede,
     /// Nobody wants it any more.
     Cancel,
 }
@@ -161,6 +171,8 @@ pub enum Outcome {
     Failed(Fault),
     /// It was canceled.
     Canceled,
+    /// It was there until its name was taken over.
+    Superseded,
 }
 
 impl Replica {
@@ -208,8 +220,9 @@ impl Replica {
                 let lease = Lease { owner: held.owner.clone(), until: now.after(lease) };
                 Ok(Self { state: State::Copying { lease, last: last.clone() }, progress, ..self.clone() })
             }
-            (Event::Verified { fence, progress }, State::Copying { .. }) if fence == self.fence => {
-                Ok(Self { progress, suspect: false, ..self.ended(State::Available, now) })
+            (Event::Verified { fence, progress, verification }, State::Copying { .. }) if fence == self.fence => {
+                let state = State::Available(Some(verification));
+                Ok(Self { progress, suspect: false, ..self.ended(state, now) })
             }
             (Event::Faulted { fence, fault, retry_after, progress }, State::Copying { .. }) if fence == self.fence => {
                 let faults = self.faults + 1;
@@ -232,9 +245,13 @@ impl Replica {
                 fence: self.fence + 1,
                 ..self.clone()
             }),
-            (Event::Damaged { fault }, State::Available) => {
+            (Event::Damaged { fault }, State::Available(_)) => {
                 Ok(Self { suspect: true, ..self.ended(State::Failed(fault), now) })
             }
+            (Event::Confirmed, State::Available(_)) => {
+                Ok(Self { state: State::Available(Some(Verification::Verified)), ..self.clone() })
+            }
+            (Event::Supersede, State::Available(_)) => Ok(self.ended(State::Superseded, now)),
             (Event::Cancel, State::Pending { .. } | State::Copying { .. }) => {
                 Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
             }
@@ -248,7 +265,7 @@ impl Replica {
         match &self.state {
             State::Pending { not_before, .. } => *not_before <= now,
             State::Copying { lease, .. } => lease.until <= now,
-            State::Available | State::Failed(_) | State::Canceled => false,
+            State::Available(_) | State::Failed(_) | State::Canceled | State::Superseded => false,
         }
     }
 
@@ -257,9 +274,10 @@ impl Replica {
     pub fn outcome(&self) -> Option<Outcome> {
         match &self.state {
             State::Pending { .. } | State::Copying { .. } => None,
-            State::Available => Some(Outcome::Available),
+            State::Available(_) => Some(Outcome::Available),
             State::Failed(fault) => Some(Outcome::Failed(fault.clone())),
             State::Canceled => Some(Outcome::Canceled),
+            State::Superseded => Some(Outcome::Superseded),
         }
     }
 
@@ -269,10 +287,17 @@ impl Replica {
         match &self.state {
             State::Pending { .. } => RegionStatus::Pending,
             State::Copying { .. } => RegionStatus::Copying,
-            State::Available => RegionStatus::Available,
+            State::Available(_) => RegionStatus::Available,
             State::Failed(_) => RegionStatus::Failed,
             State::Canceled => RegionStatus::Canceled,
+            State::Superseded => RegionStatus::Superseded,
         }
+    }
+
+    /// How it is known that all of it is there; nothing while it is not, or if that was not recorded.
+    #[must_use]
+    pub fn verification(&self) -> Option<Verification> {
+        if let State::Available(verification) = &self.state { *verification } else { None }
     }
 
     /// Why it failed, or why its last attempt did.
@@ -281,7 +306,7 @@ impl Replica {
         match &self.state {
             State::Pending { last, .. } | State::Copying { last, .. } => last.as_ref(),
             State::Failed(fault) => Some(fault),
-            State::Available | State::Canceled => None,
+            State::Available(_) | State::Canceled | State::Superseded => None,
         }
     }
 

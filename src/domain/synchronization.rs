@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Fault, ImageId, Progress, RegionId, RequestId, Timestamp};
+use super::{Fault, ImageId, Progress, RegionId, RequestId, Timestamp, Verification};
 
 /// The states of a synchronization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +28,8 @@ impl SynchronizationState {
             (RegionStatus::Pending | RegionStatus::Copying, _) | (_, Self::Running) => Self::Running,
             (RegionStatus::Failed, _) | (_, Self::Failed) => Self::Failed,
             (RegionStatus::Canceled, _) | (_, Self::Canceled) => Self::Canceled,
-            (RegionStatus::Available, Self::Succeeded) => Self::Succeeded,
+            // It was there when the synchronization ended.
+            (RegionStatus::Available | RegionStatus::Superseded, Self::Succeeded) => Self::Succeeded,
         })
     }
 
@@ -71,11 +72,14 @@ pub enum RegionStatus {
     Failed,
     /// It was canceled.
     Canceled,
+    /// It was there until its name was taken over.
+    Superseded,
 }
 
 impl RegionStatus {
     /// Every state.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Copying, Self::Available, Self::Failed, Self::Canceled];
+    pub const ALL: [Self; 6] =
+        [Self::Pending, Self::Copying, Self::Available, Self::Failed, Self::Canceled, Self::Superseded];
 
     /// The state's name, in the database and on the command line.
     #[must_use]
@@ -86,6 +90,7 @@ impl RegionStatus {
             Self::Available => "AVAILABLE",
             Self::Failed => "FAILED",
             Self::Canceled => "CANCELED",
+            Self::Superseded => "SUPERSEDED",
         }
     }
 }
@@ -105,6 +110,8 @@ pub struct RegionView {
     pub region: RegionId,
     /// Its state.
     pub status: RegionStatus,
+    /// How it is known that the image is there; nothing while it is not, or if that was not recorded.
+    pub verification: Option<Verification>,
     /// How far it has come.
     pub progress: Progress,
     /// How often a copy was started.

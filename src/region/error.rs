@@ -68,6 +68,16 @@ pub enum Error {
     /// Another image bears the name already.
     #[error("there is another image called {0} already; choose another id")]
     Occupied(String),
+    /// Somebody else has put another image in its place.
+    #[error(
+        "{name} shows {there}, which this service did not put there; remove that, or synchronize again with overwrite to replace it"
+    )]
+    Foreign {
+        /// What people pull the image by.
+        name: String,
+        /// What is there.
+        there: String,
+    },
     /// There is not enough room.
     #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
     NoSpace {
@@ -221,7 +231,8 @@ impl Error {
             | Self::Malformed { .. }
             | Self::Forbidden { .. }
             | Self::Elsewhere { .. }
-            | Self::Occupied(_) => Verdict::Fail,
+            | Self::Occupied(_)
+            | Self::Foreign { .. } => Verdict::Fail,
         }
     }
 

@@ -1,15 +1,15 @@
 //! What a claim remembers beyond its worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use super::Result;
-use crate::domain::Digest;
+use crate::domain::{Digest, ImageName, Verification};
 
 /// What a claim remembers beyond its worker: the uploads that it has begun, so that whoever claims the replica next goes on
-/// with them, and whether it is still good.
+/// with them, what it has written and made visible, and whether it is still good.
 #[async_trait]
 pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Fails if the claim is not good any more. Asked right before what a fence can't guard: a registry knows of none.
@@ -23,11 +23,56 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
 
     /// Forgets an upload: it is done, or gone.
     async fn forget(&self, blob: Digest) -> Result<()>;
+
+    /// Whether this copy has written the blob, in this attempt or an earlier one.
+    async fn wrote(&self, _blob: Digest) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Remembers that this copy has written the blob, and that its store has checked its digest. It may be lost until
+    /// [`Journal::save`].
+    async fn note_written(&self, _blob: Digest) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes what was noted last outlive the attempt.
+    async fn save(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the store said of a blob at a location when it was read there and had its digest; nothing if it never was.
+    async fn reading(&self, _location: &str, _blob: Digest) -> Result<Option<Witness>> {
+        Ok(None)
+    }
+
+    /// Remembers that a blob at a location was read and had its digest.
+    async fn note_reading(&self, _location: &str, _blob: Digest, _witness: &Witness) -> Result<()> {
+        Ok(())
+    }
+
+    /// Remembers that a name is about to show a root, so that it is this service's own from then on. Fails if the claim is not good any
+    /// more.
+    async fn begin_publishing(&self, _name: &ImageName, _root: Digest) -> Result<()> {
+        self.hold().await
+    }
+
+    /// Remembers that a name shows a root, and how it is known that all of it is there.
+    async fn note_published(&self, _name: &ImageName, _root: Digest, _verification: Verification) -> Result<()> {
+        Ok(())
+    }
 }
+
+/// What a store says of a blob that changes when it is written again: its entity tag, the time at which it was written. Nothing where
+/// the store says no such thing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Witness(pub Option<String>);
 
 /// A journal that lives as long as its process.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<BTreeMap<Digest, String>>);
+pub struct Memory {
+    uploads: Mutex<BTreeMap<Digest, String>>,
+    written: Mutex<HashSet<Digest>>,
+}
 
 #[async_trait]
 impl Journal for Memory {
@@ -36,16 +81,25 @@ impl Journal for Memory {
     }
 
     async fn upload(&self, blob: Digest) -> Result<Option<String>> {
-        Ok(self.0.lock().await.get(&blob).cloned())
+        Ok(self.uploads.lock().await.get(&blob).cloned())
     }
 
     async fn note(&self, blob: Digest, session: &str) -> Result<()> {
-        self.0.lock().await.insert(blob, session.to_owned());
+        self.uploads.lock().await.insert(blob, session.to_owned());
         Ok(())
     }
 
     async fn forget(&self, blob: Digest) -> Result<()> {
-        self.0.lock().await.remove(&blob);
+        self.uploads.lock().await.remove(&blob);
+        Ok(())
+    }
+
+    async fn wrote(&self, blob: Digest) -> Result<bool> {
+        Ok(self.written.lock().await.contains(&blob))
+    }
+
+    async fn note_written(&self, blob: Digest) -> Result<()> {
+        self.written.lock().await.insert(blob);
         Ok(())
     }
 }

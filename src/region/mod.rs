@@ -8,12 +8,12 @@ mod dir;
 mod disk;
 pub mod ecs;
 mod error;
+mod exchange;
 pub mod guard;
 mod journal;
 mod layout;
 mod location;
 mod object;
-mod published;
 mod registry;
 mod request_span;
 mod space;
@@ -29,16 +29,16 @@ pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
 pub use error::{Error, Result, Verdict};
-pub use journal::{Journal, Memory};
+pub use exchange::{Exchange, Exchanged};
+pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, ObjectStore, open as open_bucket};
-pub use published::{Exchanged, Published};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
 pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 
-pub use verify::{Verification, verify};
+pub use verify::{Inspection, verify};
 
 use crate::domain::RegionId;
 

@@ -6,8 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Activity, Journal, Published, Reservation, Result, Tree, tree::Entry};
-use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover};
+use super::{Activity, Error, Exchange, Journal, Reservation, Result, Tree, tree::Entry};
+use crate::domain::{
+    Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification, may_publish,
+};
 
 /// Which kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +59,8 @@ pub type BlobChunks = mpsc::Receiver<Result<Bytes>>;
 /// What a store has of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// All of it, verified by its digest.
-    Whole,
+    /// All of it, and how that is known.
+    Whole(Verification),
     /// As many of its first bytes, in an upload that can be gone on with from there. Not verified.
     Part(u64),
     /// Nothing.
@@ -85,18 +87,22 @@ pub struct Stage {
     pub suspect: bool,
     /// Where blobs may be taken from without carrying them, if they are of the same service.
     pub lenders: Arc<[Place]>,
+    /// What this service remembers to have published by the image's name.
+    pub published: Published,
+    /// Whether what others have put in the image's place may be replaced.
+    pub overwrite: bool,
     /// What the claim remembers beyond its worker, and whether it is still good.
     pub journal: Arc<dyn Journal>,
     /// How far the copy has come: long operations count their steps here.
     pub activity: Activity,
     /// The space that the copy has reserved, until the last clone is dropped.
     pub reservation: Reservation,
-    /// What the copy has made visible.
-    pub published: Published,
+    /// What the copy has made visible, and what was visible before.
+    pub exchange: Exchange,
 }
 
 impl Stage {
-    /// Where a claim writes an image.
+    /// A stage of which nothing else is known: nothing was published by its name.
     #[must_use]
     pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
         Self {
@@ -104,11 +110,39 @@ impl Stage {
             fence,
             suspect: false,
             lenders: Arc::default(),
+            published: Published::default(),
+            overwrite: false,
             journal,
             activity: Activity::default(),
             reservation: Reservation::default(),
-            published: Published::default(),
+            exchange: Exchange::default(),
         }
+    }
+
+    /// Refuses to make the image visible in the place of what somebody else has put there. `url` is what people pull it by.
+    pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
+        if may_publish(wanted, shown, &self.published, self.overwrite) {
+            return Ok(());
+        }
+        let there = match shown {
+            Shown::Root(there) => there.to_string(),
+            _ => "what can't be read as one image".to_owned(),
+        };
+        Err(Error::Foreign { name: url.to_owned(), there })
+    }
+}
+
+/// Blobs of at most this size, in bytes, are always read where a store has them: that costs little more than looking for them, and
+/// images that differ mostly share their configuration.
+pub(super) const SMALL: u64 = 16 << 10;
+
+/// What a store shows by a name, of what its root is there or can't be read.
+pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<Shown> {
+    match root {
+        Ok(Some(root)) => Ok(Shown::Root(root.digest)),
+        Ok(None) => Ok(Shown::Nothing),
+        Err(Error::Malformed { .. }) => Ok(Shown::Unreadable),
+        Err(error) => Err(error),
     }
 }
 
@@ -163,8 +197,9 @@ pub trait Store: Source {
     /// Makes the place where an image will be written, and clears away what claims before this one left unfinished.
     async fn prepare(&self, stage: &Stage) -> Result<()>;
 
-    /// Whether the whole image is there and visible already, as far as that can be told without looking at every blob.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool>;
+    /// How it is known that the whole image is there and visible already, if the store shows it and this service's own record vouches
+    /// for what is below; nothing if every part has to be looked for. Fails if its name shows what may not be replaced.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>>;
 
     /// What there is of a blob, be it that another image of the store lends it.
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;

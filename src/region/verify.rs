@@ -10,7 +10,7 @@ const STALL: Duration = Duration::from_secs(60);
 
 /// What was found when an image was read again.
 #[derive(Debug, Clone, Default)]
-pub struct Verification {
+pub struct Inspection {
     /// How many bytes were read.
     pub bytes: u64,
     /// What is wrong, if anything is.
@@ -19,10 +19,10 @@ pub struct Verification {
 
 /// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
 /// image is damaged.
-pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor) -> Result<Verification> {
+pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor) -> Result<Inspection> {
     let source = &BoundedSource { store, deadline: STALL };
     let activity = Activity::default();
-    let mut found = Verification::default();
+    let mut found = Inspection::default();
     match source.root(name).await {
         Ok(Some(there)) if there.digest == root.digest => {}
         Ok(Some(there)) => found.damages.push(format!("{name} shows {} and not {}", there.digest, root.digest)),
@@ -53,7 +53,7 @@ pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor)
     Ok(found)
 }
 
-impl Verification {
+impl Inspection {
     /// Notes what is wrong with the image; what is wrong with reading it is an error.
     fn take(&mut self, error: Error) -> Result<()> {
         match &error {

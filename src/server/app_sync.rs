@@ -57,6 +57,7 @@ impl AppSync {
             request_id: permit.request_id(),
             image: wire::id("app_id", &body.app_id)?,
             targets,
+            overwrite: body.overwrite,
             principal: permit.principal().to_string(),
             token,
             trace,

@@ -1,6 +1,6 @@
 //! `ImageService`: wire to domain, the home region's store where an image is registered, and the state.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
@@ -18,9 +18,9 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, add_image_request, image_service_server::ImageService},
     },
-    domain::{Clock, Content, EcsImageId, Image, ImageId, ImageKind, RegionId, Replica, Targets},
+    domain::{Clock, Content, Digest, EcsImageId, Image, ImageId, ImageKind, RegionId, Replica, Targets},
     region::{Backend, ImageSpec},
-    state::{self, ImageFilter, State},
+    state::{self, ImageFilter, NameTaken, State},
 };
 
 const MAX_NAME: usize = 128;
@@ -28,6 +28,8 @@ const MAX_VERSION: usize = 64;
 const MAX_DESCRIPTION: usize = 1_024;
 /// The most values of one filter.
 const MAX_VALUES: usize = 100;
+/// How long the home region is asked what it shows, where that is told beside what is known.
+const SHOWN: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug)]
@@ -68,6 +70,7 @@ impl Images {
         replicas: &[(RegionId, Replica)],
         made: &BTreeMap<(ImageId, RegionId), EcsImageId>,
         asked: &Targets,
+        shown_at_home: Option<Digest>,
     ) -> v1::Image {
         // A home region that is no longer configured has no store that could tell.
         let store = self.backend.store(&image.home);
@@ -77,7 +80,28 @@ impl Images {
             Content::Ecs => made.get(&(image.id.clone(), region.clone())).map(EcsImageId::to_string),
             Content::Blobs(_) => None,
         };
-        wire::image(image, url, replicas, id_in, self.state.regions(), asked)
+        wire::image(image, url, replicas, id_in, self.state.regions(), asked, shown_at_home)
+    }
+
+    /// The digest that an image's name shows in its home region, if it is another one than the image's.
+    async fn shown_at_home(&self, image: &Image) -> Option<Digest> {
+        let (own, store) = (image.root()?, self.backend.store(&image.home)?);
+        match tokio::time::timeout(SHOWN, store.root(&image.source)).await {
+            Ok(Ok(shown)) => shown.map(|shown| shown.digest).filter(|shown| *shown != own),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, image = %image.id, "the home region could not be asked what it shows");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// The regions where an image has a name of its own, which no other image may have.
+    fn regions_by_name(&self, image: &Image) -> Vec<RegionId> {
+        let Backend::Stores(stores) = &self.backend else { return Vec::new() };
+        let reference = image.reference();
+        let named = stores.iter().filter(|(_, store)| store.name_of(image) == reference);
+        named.map(|(region, _)| region.clone()).collect()
     }
 
     async fn get(&self, body: v1::GetImageRequest) -> Result<v1::Image, Failure> {
@@ -87,7 +111,8 @@ impl Images {
         let (image, replicas) = self.state.image_get(&id).await?;
         of_kind(&image, kind)?;
         let made = self.made(&[&image.id]).await?;
-        Ok(self.image(&image, &replicas, &made, &asked))
+        let shown = self.shown_at_home(&image).await;
+        Ok(self.image(&image, &replicas, &made, &asked, shown))
     }
 
     async fn list(&self, body: v1::ListImagesRequest) -> Result<v1::ListImagesResponse, Failure> {
@@ -101,7 +126,7 @@ impl Images {
         let span = state::Span { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
         let found = self.state.image_list(&filter, after.as_ref(), span, body.count_all).await?;
         let made = self.made(&found.images.iter().map(|(image, _)| &image.id).collect::<Vec<_>>()).await?;
-        let image = |(image, replicas): &(Image, Vec<_>)| self.image(image, replicas, &made, &Targets::All);
+        let image = |(image, replicas): &(Image, Vec<_>)| self.image(image, replicas, &made, &Targets::All, None);
         Ok(v1::ListImagesResponse {
             next_page_token: page::next(found.images.last().map(|(image, _)| &image.id), found.more),
             images: found.images.iter().map(image).collect(),
@@ -156,8 +181,11 @@ impl Images {
             content,
             size,
             created_at: self.clock.now(),
+            superseded_by: None,
         };
-        self.state.image_add(&image).await?;
+        let regions = self.regions_by_name(&image);
+        let taken = if body.supersede { NameTaken::Supersede(&regions) } else { NameTaken::Refuse };
+        self.state.image_add_as(&image, taken).await?;
         Ok(id)
     }
 }

@@ -14,8 +14,8 @@ use crate::{
         v1::{self, Intactness},
     },
     domain::{Content, EcsStatus, Fault, FaultKind, Image, RegionId, RegionStatus},
-    region::{self, Backend, Store, Verification},
-    state::State,
+    region::{self, Backend, Inspection, Store},
+    state::{self, State},
 };
 
 /// Images that are read again at the same time.
@@ -108,8 +108,11 @@ impl Work {
         };
         match found {
             Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![error.to_string()])),
-            Ok(Verification { bytes, damages }) if damages.is_empty() => Ok(answer(Intactness::Intact, bytes, damages)),
-            Ok(Verification { bytes, damages }) => {
+            Ok(Inspection { bytes, damages }) if damages.is_empty() => {
+                self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
+                Ok(answer(Intactness::Intact, bytes, damages))
+            }
+            Ok(Inspection { bytes, damages }) => {
                 tracing::error!(image = %self.image.id, %region, ?damages, "an image is damaged");
                 if *region != self.image.home {
                     let message = format!("found damaged: {}", damages.join("; "));
@@ -129,11 +132,23 @@ impl Work {
         }
     }
 
+    /// Writes down that the image was read and is whole. What ECS keeps was not read.
+    async fn confirm(&self, region: &RegionId) -> Result<(), state::Error> {
+        let (state, image) = (&self.verifier.state, &self.image);
+        let (Some(root), Some(store)) = (image.root(), self.verifier.backend.store(region)) else { return Ok(()) };
+        if *region != image.home {
+            state.publication_confirm(region, &store.name_of(image), root).await?;
+            // One that has moved on meanwhile was not what was read.
+            let _ = state.replica_confirmed(&image.id, region).await?;
+        }
+        Ok(())
+    }
+
     /// Reads the image again. What ECS keeps can't be read: it is asked whether it still has it.
-    async fn read(&self, region: &RegionId) -> Result<Verification, Box<dyn std::error::Error + Send + Sync>> {
+    async fn read(&self, region: &RegionId) -> Result<Inspection, Box<dyn std::error::Error + Send + Sync>> {
         let image = &self.image;
         let is_home = *region == image.home;
-        let damaged = |problem: String| Ok(Verification { bytes: 0, damages: vec![problem] });
+        let damaged = |problem: String| Ok(Inspection { bytes: 0, damages: vec![problem] });
         match (&self.verifier.backend, &image.content) {
             (Backend::Stores(stores), Content::Blobs(root)) => {
                 let store = stores.get(region).ok_or("it has no store")?;
@@ -148,7 +163,7 @@ impl Work {
                     made.get(&(image.id.clone(), region.clone())).cloned().ok_or("its id there is not known")?
                 };
                 match ecs.image(region, &id).await?.map(|shown| shown.status) {
-                    Some(EcsStatus::Available) => Ok(Verification { bytes: 0, damages: Vec::new() }),
+                    Some(EcsStatus::Available) => Ok(Inspection { bytes: 0, damages: Vec::new() }),
                     Some(EcsStatus::Coming) => damaged(format!("{id} is being made anew")),
                     Some(EcsStatus::Lost(status)) => damaged(format!("{id} is {status}")),
                     None => damaged(format!("ECS lists no image {id}")),

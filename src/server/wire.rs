@@ -11,8 +11,8 @@ use crate::{
         v1::{self, CommonErrorCode, ErrorCode},
     },
     domain::{
-        Content, Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica, RequestId,
-        Synchronization, SynchronizationState, TargetError, Targets, Timestamp, with_causes,
+        Content, Digest, Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica,
+        RequestId, Synchronization, SynchronizationState, TargetError, Targets, Timestamp, Verification, with_causes,
     },
     state::Error,
 };
@@ -49,6 +49,14 @@ impl From<Error> for Failure {
             Error::ImageExists(id) => {
                 Self::new(ErrorCode::ImageAlreadyExists, format!("An image {id} is registered already."))
             }
+            Error::NameTaken { .. } => Self::new(
+                ErrorCode::ImageAlreadyExists,
+                format!("{}; give this one another name, or ask for it to supersede that one.", sentence(&error)),
+            ),
+            Error::ImageSuperseded { by, .. } => Self::invalid(Violation {
+                field: "app_id",
+                description: format!("{error}; synchronize {by}, or register the image again by another name"),
+            }),
             Error::ImageAlreadyThere { regions, .. } => {
                 Self::new(ErrorCode::ImageAlreadyExists, format!("{}.", sentence(&error))).in_regions(regions)
             }
@@ -110,6 +118,16 @@ pub fn region_state(status: RegionStatus) -> v1::RegionState {
         RegionStatus::Available => v1::RegionState::Available,
         RegionStatus::Failed => v1::RegionState::Failed,
         RegionStatus::Canceled => v1::RegionState::Canceled,
+        RegionStatus::Superseded => v1::RegionState::Superseded,
+    }
+}
+
+/// How it is known that a region has an image, as the contract has it.
+pub fn verification(known: Option<Verification>) -> v1::Verification {
+    match known {
+        None => v1::Verification::Unspecified,
+        Some(Verification::Trusted) => v1::Verification::Trusted,
+        Some(Verification::Verified) => v1::Verification::Verified,
     }
 }
 
@@ -147,6 +165,7 @@ pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchron
         error: view.fault.as_ref().map(|f| fault(f, &view.region, from.request_id, rows)),
         start_time: view.started_at.map(time),
         finish_time: view.finished_at.map(time),
+        verification: verification(view.verification).into(),
     };
     v1::Synchronization {
         app_id: from.image.to_string(),
@@ -187,7 +206,7 @@ pub fn kind_filter(image_type: i32) -> Result<Option<ImageKind>, Failure> {
 }
 
 /// An image as the contract has it, with those of the configured regions that are asked about. `url` is what people pull it by;
-/// `id_in` knows what else than by its id it is known by in a region.
+/// `id_in` knows what else than by its id it is known by in a region; `shown_at_home` is another digest that its name shows at home.
 pub fn image(
     from: &Image,
     url: String,
@@ -195,13 +214,14 @@ pub fn image(
     id_in: impl Fn(&RegionId) -> Option<String>,
     regions: &Regions,
     asked: &Targets,
+    shown_at_home: Option<Digest>,
 ) -> v1::Image {
+    let replica_in = |region: &RegionId| replicas.iter().find(|(r, _)| r == region).map(|(_, replica)| replica);
     let there = |region: &RegionId| {
         if *region == from.home {
             return v1::RegionState::Available;
         }
-        let replica = replicas.iter().find(|(r, _)| r == region);
-        replica.map_or(v1::RegionState::Unspecified, |(_, replica)| region_state(replica.status()))
+        replica_in(region).map_or(v1::RegionState::Unspecified, |replica| region_state(replica.status()))
     };
     let info = |region: &RegionId| {
         let status = there(region);
@@ -210,6 +230,10 @@ pub fn image(
             region_id: region.to_string(),
             image_id: if present { id_in(region).unwrap_or_else(|| from.id.to_string()) } else { String::new() },
             status: status.into(),
+            verification: verification(replica_in(region).and_then(Replica::verification)).into(),
+            shown_digest: shown_at_home
+                .filter(|_| *region == from.home)
+                .map_or_else(String::new, |digest| digest.to_string()),
         }
     };
     let (image_type, spec) = match from.kind {
@@ -240,5 +264,6 @@ pub fn image(
             Targets::All => regions.iter().map(info).collect(),
             Targets::Named(named) => named.iter().map(info).collect(),
         },
+        superseded_by: from.superseded_by.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }

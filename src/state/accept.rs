@@ -26,6 +26,8 @@ pub struct Ask {
     pub targets: Targets,
     /// Who asks.
     pub principal: String,
+    /// Whether what others have put in the image's place may be replaced.
+    pub overwrite: bool,
     /// The name by which the caller may repeat it.
     pub token: Option<ClientToken>,
     /// The caller's trace.

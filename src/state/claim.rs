@@ -71,6 +71,8 @@ pub struct ClaimedRegion {
     pub faults: u32,
     /// Whether something of it was found damaged.
     pub suspect: bool,
+    /// Whether it may replace what others have put in the image's place: one of the calls that wait for it says so.
+    pub overwrite: bool,
     /// The synchronizations that wait for it.
     pub requests: Vec<RequestId>,
     /// The traces of the calls that asked for those.
@@ -131,6 +133,7 @@ impl State {
                 attempt: replica.attempt,
                 faults: replica.faults,
                 suspect: replica.suspect,
+                overwrite: false,
                 requests: Vec::new(),
                 traces: Vec::new(),
             });
@@ -191,9 +194,12 @@ async fn describe(txn: &DatabaseTransaction, mut claimed: BTreeMap<ImageId, Vec<
         .collect();
     for waiting in synchronization::waiting(txn, &keys, false).await? {
         let regions = claimed.get_mut(&waiting.image).into_iter().flatten();
-        for region in regions.filter(|claimed| claimed.region == waiting.region && claimed.requests.len() < LINKS) {
-            region.requests.push(waiting.request_id.into());
-            region.traces.extend(waiting.trace.clone());
+        for region in regions.filter(|claimed| claimed.region == waiting.region) {
+            region.overwrite |= waiting.overwrite;
+            if region.requests.len() < LINKS {
+                region.requests.push(waiting.request_id.into());
+                region.traces.extend(waiting.trace.clone());
+            }
         }
     }
     let names = || claimed.keys().map(|image| image.as_str());

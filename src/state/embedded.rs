@@ -45,6 +45,7 @@ impl Embedded {
             content: Content::Ecs,
             size: 0,
             created_at: Clock::system().now(),
+            superseded_by: None,
         };
         self.state.image_add(&image).await.expect("it is added");
     }
@@ -62,6 +63,7 @@ pub fn ask(image: &str) -> Ask {
         image: image.parse().expect("an id"),
         targets: Targets::All,
         principal: "p".into(),
+        overwrite: false,
         token: None,
         trace: None,
     }

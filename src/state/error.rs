@@ -7,7 +7,7 @@ use sea_orm::{
     sqlx::{self, mysql::MySqlDatabaseError, postgres::PgDatabaseError},
 };
 
-use crate::domain::{ImageId, RegionId, RequestId};
+use crate::domain::{Digest, ImageId, RegionId, RequestId};
 
 /// A result of the state.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -21,6 +21,24 @@ pub enum Error {
     /// An image of that id is registered already.
     #[error("an image {0} is registered already")]
     ImageExists(ImageId),
+    /// Another image has the name, and another content.
+    #[error("the name {name} belongs to the image {by}, which has the digest {root}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The image that has it.
+        by: ImageId,
+        /// That image's root.
+        root: Digest,
+    },
+    /// Another image has taken the image's name over.
+    #[error("the image {image} was superseded by {by}, which has its name now")]
+    ImageSuperseded {
+        /// The image.
+        image: ImageId,
+        /// The one that has its name.
+        by: ImageId,
+    },
     /// The image is in these regions already; one of them may be its home.
     #[error("the image {image} is in {} already", list(.regions))]
     ImageAlreadyThere {

@@ -7,7 +7,7 @@ use sea_orm::{
 };
 use tracing::instrument;
 
-use super::{Error, Result, State, entity};
+use super::{Error, NameTaken, Result, State, entity, group::retrying, image_reference, published::forget_written};
 use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica};
 
 /// A page of images, each with its replicas.
@@ -74,9 +74,20 @@ fn is_latest() -> SimpleExpr {
 }
 
 impl State {
-    /// Registers an image.
-    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "INSERT", db.collection.name = "image"))]
+    /// Registers an image, unless another one has its name and another content.
     pub async fn image_add(&self, image: &Image) -> Result<()> {
+        self.image_add_as(image, NameTaken::Refuse).await
+    }
+
+    /// Registers an image; `taken` says what becomes of another one that has its name and another content.
+    #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "INSERT", db.collection.name = "image"))]
+    pub async fn image_add_as(&self, image: &Image, taken: NameTaken<'_>) -> Result<()> {
+        retrying(|| self.in_time(self.add_once(image, taken))).await?;
+        self.0.signals.changed();
+        Ok(())
+    }
+
+    async fn add_once(&self, image: &Image, taken: NameTaken<'_>) -> Result<()> {
         let txn = self.write().await?;
         let row = entity::image::Model::from(image).into_active_model();
         if let Err(error) = row.insert(&txn).await {
@@ -85,6 +96,7 @@ impl State {
                 _ => error.into(),
             });
         }
+        image_reference::claim(&txn, image, taken).await?;
         Ok(txn.commit().await?)
     }
 
@@ -174,10 +186,14 @@ impl State {
         if !regions.is_empty() {
             return Err(Error::ImageInUse { image: id.clone(), regions });
         }
+        let row = entity::image::Entity::find_by_id(id.as_str()).one(&txn).await?;
+        let image = Image::try_from(row.ok_or_else(|| Error::ImageNotFound(id.clone()))?)?;
         let removed = entity::image::Entity::delete_by_id(id.as_str()).exec(&txn).await?;
         if removed.rows_affected == 0 {
             return Err(Error::ImageNotFound(id.clone()));
         }
+        image_reference::release(&txn, &image).await?;
+        forget_written(&txn, id, None).await?;
         // One that a call has asked for since is left to its worker, who finds the image gone and says so to the caller.
         entity::replica::Entity::delete_many()
             .filter(entity::replica::Column::ImageId.eq(id.as_str()))

@@ -51,7 +51,7 @@ impl State {
         for (name, state) in replicas {
             let used = match entity::parse("replica.state", &state)? {
                 RegionStatus::Pending | RegionStatus::Copying => ImageUse::InFlight,
-                RegionStatus::Available => ImageUse::Kept,
+                RegionStatus::Available | RegionStatus::Superseded => ImageUse::Kept,
                 RegionStatus::Failed | RegionStatus::Canceled => continue,
             };
             let name = ImageName(name);

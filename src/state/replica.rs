@@ -32,7 +32,7 @@ pub(super) struct Locked {
 /// The columns of a replica, of the table `r`.
 const COLUMNS: &str = "r.image_id, r.region_id, r.state, r.due_at, r.attempt, r.faults, r.fence, r.lease_owner, \
     r.suspect, r.bytes_total, r.bytes_copied, r.bytes_skipped, r.fault_kind, r.fault_message, r.started_at, r.finished_at, \
-    r.fed_from";
+    r.fed_from, r.verification";
 
 /// A row, and the time at which it was read.
 #[derive(Debug)]
@@ -134,6 +134,7 @@ pub(super) async fn save(db: &impl ConnectionTrait, rows: Vec<entity::replica::M
         ("started_at", Kind::MaybeNumber),
         ("finished_at", Kind::MaybeNumber),
         ("fed_from", Kind::MaybeText),
+        ("verification", Kind::MaybeText),
     ];
     let rows = rows.into_iter().map(|row| {
         [
@@ -154,6 +155,7 @@ pub(super) async fn save(db: &impl ConnectionTrait, rows: Vec<entity::replica::M
             row.started_at.into(),
             row.finished_at.into(),
             row.fed_from.into(),
+            row.verification.into(),
         ]
     });
     let becomes = [
@@ -172,6 +174,7 @@ pub(super) async fn save(db: &impl ConnectionTrait, rows: Vec<entity::replica::M
         ("started_at", "w.started_at"),
         ("finished_at", "w.finished_at"),
         ("fed_from", "w.fed_from"),
+        ("verification", "w.verification"),
     ];
     let on = "t.image_id = w.image_id AND t.region_id = w.region_id";
     Sql::on(db).update("replica", &becomes, Rows::new(columns, rows), on).execute(db).await?;

@@ -62,6 +62,15 @@ impl State {
         self.replica_report(image, Report { region: region.clone(), event: Event::Damaged { fault } }).await
     }
 
+    /// Writes down that all of a replica was read again and is whole.
+    pub async fn replica_confirmed(
+        &self,
+        image: &ImageId,
+        region: &RegionId,
+    ) -> Result<std::result::Result<(), Stale>> {
+        self.replica_report(image, Report { region: region.clone(), event: Event::Confirmed }).await
+    }
+
     /// Writes down how a copy went on. Returns [`Stale`] inside where its worker was overtaken and nothing was written.
     #[instrument(name = "UPDATE replica", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "UPDATE", db.collection.name = "replica"))]
     pub async fn replica_report(&self, image: &ImageId, report: Report) -> Result<std::result::Result<(), Stale>> {

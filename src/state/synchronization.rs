@@ -138,8 +138,13 @@ impl State {
             }
             // Where it was not canceled, the copy goes on for somebody else.
             let seen = canceled.or(replica).map_or_else(|| not_started(region), |replica| view(region, &replica));
-            let view =
-                RegionView { status: RegionStatus::Canceled, next_attempt_at: None, finished_at: Some(now), ..seen };
+            let view = RegionView {
+                status: RegionStatus::Canceled,
+                verification: None,
+                next_attempt_at: None,
+                finished_at: Some(now),
+                ..seen
+            };
             ended.push((ours.clone(), view));
         }
         replica::save(&txn, saved).await?;
@@ -157,6 +162,8 @@ pub(super) struct Waiting {
     /// How many of its regions have not ended.
     open: i64,
     pub trace: Option<TraceContext>,
+    /// Whether it lets the copy replace what others have put in the image's place.
+    pub overwrite: bool,
 }
 
 #[derive(FromQueryResult)]
@@ -168,6 +175,7 @@ struct WaitingRow {
     open: i64,
     traceparent: Option<String>,
     tracestate: Option<String>,
+    overwrite: Option<i64>,
     ended: Option<String>,
 }
 
@@ -182,7 +190,7 @@ pub(super) async fn waiting(txn: &impl ConnectionTrait, replicas: &[replica::Key
     let sql = Sql::on(txn)
         .text(
             "SELECT s.request_id, s.image_id, w.region_id, s.targets, s.open, s.traceparent, s.tracestate, \
-             t.region_id AS ended FROM ",
+             s.overwrite, t.region_id AS ended FROM ",
         )
         .rows(replica::handed(replicas))
         .join()
@@ -199,6 +207,7 @@ pub(super) async fn waiting(txn: &impl ConnectionTrait, replicas: &[replica::Key
             image: parse("synchronization.image_id", &row.image_id)?,
             region: parse("synchronization.targets", &row.region_id)?,
             open: row.open,
+            overwrite: row.overwrite.is_some(),
             trace: row.traceparent.map(|parent| TraceContext { parent, state: row.tracestate }),
         })
     });
@@ -340,6 +349,7 @@ pub(super) fn view(region: &RegionId, replica: &Replica) -> RegionView {
     RegionView {
         region: region.clone(),
         status: replica.status(),
+        verification: replica.verification(),
         progress: replica.progress,
         attempt: replica.attempt,
         next_attempt_at,
@@ -354,6 +364,7 @@ fn not_started(region: &RegionId) -> RegionView {
     RegionView {
         region: region.clone(),
         status: RegionStatus::Pending,
+        verification: None,
         progress: Progress::default(),
         attempt: 0,
         next_attempt_at: None,

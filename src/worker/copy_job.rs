@@ -25,7 +25,7 @@ use super::{
     transfer::{CopyError, Destination, ImageSource, Transfer, Waits},
 };
 use crate::{
-    domain::{Descriptor, Digest, Event, Image, ImageId, RegionId, with_causes},
+    domain::{Descriptor, Digest, Event, Image, ImageId, ImageName, Published, RegionId, Verification, with_causes},
     metrics,
     region::{Error, Place, Stage, Store, Stores},
     state::{ClaimedRegion, Report},
@@ -74,7 +74,7 @@ pub struct CopyJob {
     copies: BTreeMap<RegionId, Copy>,
     /// What is read from each source.
     transfers: BTreeMap<RegionId, Arc<Transfer>>,
-    tasks: JoinSet<Result<(), CopyError>>,
+    tasks: JoinSet<Result<Verification, CopyError>>,
     /// What is taken back of copies that were canceled.
     retractions: JoinSet<()>,
     /// Every region that it has begun with.
@@ -83,7 +83,7 @@ pub struct CopyJob {
 }
 
 /// How the task of a copy ended.
-type Ended = Result<(task::Id, Result<(), CopyError>), task::JoinError>;
+type Ended = Result<(task::Id, Result<Verification, CopyError>), task::JoinError>;
 
 impl CopyJob {
     /// A job without regions: the first are given to [`CopyJob::run`], and others come by the channel.
@@ -183,24 +183,40 @@ impl CopyJob {
                 self.sources.push(source);
             }
         }
+        let mut published = self.published(&joining.copies).await;
         for active in joining.copies {
             let region = active.claimed.region.clone();
             let Some(store) = self.stores.get(&region).cloned() else { continue };
             // A claim of this region that is still here was overtaken by this one.
             self.lose(vec![region.clone()]);
-            let destination = self.destination(&active, store).await;
+            let destination = self.destination(&active, store, published.remove(&region).unwrap_or_default()).await;
             let lost = CancellationToken::new();
             self.served.insert(region.clone());
             self.copies.insert(region, Copy { active, destination, lost, fed: None });
         }
     }
 
-    async fn destination(&self, active: &ActiveCopy, store: Arc<dyn Store>) -> Destination {
-        let ClaimedRegion { region, fence, suspect, .. } = &active.claimed;
+    /// What was published by the image's name in each of some regions.
+    async fn published(&self, copies: &[ActiveCopy]) -> BTreeMap<RegionId, Published> {
+        let name = |copy: &ActiveCopy| {
+            let region = &copy.claimed.region;
+            Some((region.clone(), self.stores.get(region)?.name_of(&self.image)))
+        };
+        let names: Vec<(RegionId, ImageName)> = copies.iter().filter_map(name).collect();
+        self.worker.state.published(&names).await.unwrap_or_else(|error| {
+            tracing::warn!(error = with_causes(&error), image = %self.image.id, "failed to find out what was published; looking for every part");
+            BTreeMap::new()
+        })
+    }
+
+    async fn destination(&self, active: &ActiveCopy, store: Arc<dyn Store>, published: Published) -> Destination {
+        let ClaimedRegion { region, fence, suspect, overwrite, .. } = &active.claimed;
         let journal = ReplicaJournal::new(self.worker.state.clone(), self.image.id.clone(), region.clone(), *fence);
         let stage = Stage {
             suspect: *suspect,
             lenders: self.mount_sources(region, &*store).await,
+            published,
+            overwrite: *overwrite,
             ..Stage::new(store.name_of(&self.image), *fence, Arc::new(journal))
         };
         Destination {
@@ -331,7 +347,7 @@ impl CopyJob {
     }
 
     /// A copy has ended, or its source has failed: then another one feeds it.
-    async fn end(&mut self, region: RegionId, result: Result<(), CopyError>) {
+    async fn end(&mut self, region: RegionId, result: Result<Verification, CopyError>) {
         if let Err(failed @ CopyError::Source { region: source, error }) = &result
             && self.sources.contains(source)
         {

@@ -60,5 +60,5 @@ pub async fn import(
     };
     progress(meter.read());
     store.tidy().await;
-    copied.map(|()| root)
+    copied.map(|_| root)
 }

@@ -1,12 +1,25 @@
 //! What a claim remembers beyond its worker, in the database.
 
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
+
 use async_trait::async_trait;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    domain::{Digest, ImageId, RegionId},
-    region::{Error, Journal, Result},
-    state::{self, State},
+    domain::{Digest, ImageId, ImageName, RegionId, Verification, with_causes},
+    region::{Error, Journal, Result, Witness},
+    state::{self, Publication, ReadBlob, State},
 };
+
+/// How long blobs that were written wait to be remembered together.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// How long a database that does not answer is waited for, and how long until it is asked again.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
+const DATABASE_WAIT: Duration = Duration::from_millis(250);
 
 /// The journal of one claim.
 #[derive(Debug)]
@@ -15,12 +28,61 @@ pub struct ReplicaJournal {
     image: ImageId,
     region: RegionId,
     fence: u64,
+    written: Mutex<Written>,
+}
+
+/// The blobs that the copy has written.
+#[derive(Debug)]
+struct Written {
+    /// All of them; nothing until it was asked for what earlier attempts wrote.
+    known: Option<HashSet<Digest>>,
+    /// Those that the database does not know yet.
+    unsaved: BTreeSet<Digest>,
+    saved_at: Instant,
 }
 
 impl ReplicaJournal {
     /// The journal of the claim with that fence.
     pub fn new(state: State, image: ImageId, region: RegionId, fence: u64) -> Self {
-        Self { state, image, region, fence }
+        let written = Written { known: None, unsaved: BTreeSet::new(), saved_at: Instant::now() };
+        Self { state, image, region, fence, written: Mutex::new(written) }
+    }
+
+    fn publication<'a>(&'a self, name: &'a ImageName, root: Digest) -> Publication<'a> {
+        Publication { image: &self.image, region: &self.region, fence: self.fence, name, root }
+    }
+
+    fn at<'a>(&'a self, location: &'a str, blob: Digest) -> ReadBlob<'a> {
+        ReadBlob { region: &self.region, location, blob }
+    }
+
+    async fn save_written(&self, written: &mut Written) -> Result<()> {
+        let unsaved: Vec<Digest> = written.unsaved.iter().copied().collect();
+        written.saved_at = Instant::now();
+        match self.state.blobs_note_written(&self.image, &self.region, self.fence, &unsaved).await {
+            Ok(Ok(())) => written.unsaved.clear(),
+            Ok(Err(_)) => return Err(Error::Overtaken),
+            // What is not remembered is looked at again by a later attempt: no reason to fail this one.
+            Err(error) => {
+                let (image, region) = (&self.image, &self.region);
+                tracing::warn!(error = with_causes(&error), %image, %region, "written blobs could not be saved; will retry");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks the database again while it does not answer, for a while: a copy that has come so far is not to be tried again for that.
+async fn patiently<T, F: Future<Output = state::Result<T>>>(ask: impl Fn() -> F) -> state::Result<T> {
+    let deadline = Instant::now() + DATABASE_PATIENCE;
+    loop {
+        match ask().await {
+            Err(error) if error.is_temporary() && Instant::now() < deadline => {
+                tracing::debug!(error = with_causes(&error), "the database does not answer; will retry");
+                tokio::time::sleep(DATABASE_WAIT).await;
+            }
+            answer => return answer,
+        }
     }
 }
 
@@ -47,5 +109,58 @@ impl Journal for ReplicaJournal {
 
     async fn forget(&self, blob: Digest) -> Result<()> {
         self.state.upload_forget(&self.image, &self.region, blob).await.map_err(failed)
+    }
+
+    async fn wrote(&self, blob: Digest) -> Result<bool> {
+        let written = &mut *self.written.lock().await;
+        let known = match &mut written.known {
+            Some(known) => known,
+            unknown => {
+                let mut earlier = self.state.blobs_written(&self.image, &self.region).await.map_err(failed)?;
+                earlier.extend(&written.unsaved);
+                unknown.insert(earlier)
+            }
+        };
+        Ok(known.contains(&blob))
+    }
+
+    async fn note_written(&self, blob: Digest) -> Result<()> {
+        let written = &mut *self.written.lock().await;
+        written.unsaved.insert(blob);
+        if let Some(known) = &mut written.known {
+            known.insert(blob);
+        }
+        if written.saved_at.elapsed() >= GATHER { self.save_written(written).await } else { Ok(()) }
+    }
+
+    async fn save(&self) -> Result<()> {
+        self.save_written(&mut *self.written.lock().await).await
+    }
+
+    async fn reading(&self, location: &str, blob: Digest) -> Result<Option<Witness>> {
+        let read = self.state.blob_reading(self.at(location, blob)).await.map_err(failed)?;
+        Ok(read.map(Witness))
+    }
+
+    async fn note_reading(&self, location: &str, blob: Digest, witness: &Witness) -> Result<()> {
+        let noted = self.state.blob_note_reading(self.at(location, blob), witness.0.as_deref()).await;
+        noted.map_err(failed)
+    }
+
+    async fn begin_publishing(&self, name: &ImageName, root: Digest) -> Result<()> {
+        let begun = patiently(|| self.state.publication_begin(self.publication(name, root))).await;
+        begun.map_err(failed)?.map_err(|_| Error::Overtaken)
+    }
+
+    async fn note_published(&self, name: &ImageName, root: Digest, verification: Verification) -> Result<()> {
+        match patiently(|| self.state.publication_end(self.publication(name, root), verification)).await {
+            Ok(noted) => noted.map_err(|_| Error::Overtaken),
+            // The image is there, and its name is known to be this service's own. A later copy looks for every part again.
+            Err(error) => {
+                let (image, region) = (&self.image, &self.region);
+                tracing::warn!(error = with_causes(&error), %image, %region, "the publication could not be confirmed");
+                Ok(())
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     transfer::{CopyError, Meter},
 };
 use crate::{
-    domain::{Event, Fault, FaultKind, ImageId},
+    domain::{Event, Fault, FaultKind, ImageId, Verification},
     metrics,
     region::{Error, Verdict},
     state::{ClaimedRegion, Report},
@@ -19,15 +19,20 @@ const DATABASE_WAIT: Duration = Duration::from_millis(500);
 
 impl Worker {
     /// Reports how the copy to a region ended. Returns whether the report counts.
-    pub(super) async fn conclude(&self, image: &ImageId, copy: ActiveCopy, result: Result<(), CopyError>) -> bool {
+    pub(super) async fn conclude(
+        &self,
+        image: &ImageId,
+        copy: ActiveCopy,
+        result: Result<Verification, CopyError>,
+    ) -> bool {
         let ActiveCopy { claimed, span, meter, began, .. } = &copy;
         let progress = meter.read();
         span.record("appferry.bytes_copied", progress.copied);
         span.record("appferry.bytes_skipped", progress.skipped);
         let (state, report) = match result {
-            Ok(()) => {
-                tracing::info!(parent: span, %image, region = %claimed.region, copied = progress.copied, skipped = progress.skipped, "the image is available");
-                let event = Event::Verified { fence: claimed.fence, progress };
+            Ok(verification) => {
+                tracing::info!(parent: span, %image, region = %claimed.region, copied = progress.copied, skipped = progress.skipped, %verification, "the image is available");
+                let event = Event::Verified { fence: claimed.fence, progress, verification };
                 ("AVAILABLE", Report { region: claimed.region.clone(), event })
             }
             Err(error) => {

@@ -163,6 +163,9 @@ impl Worker {
     /// How an image is copied; if it can't be, why.
     fn way(&self, image: Option<Image>) -> Result<(Image, Way), String> {
         let image = image.ok_or("the image was removed")?;
+        if let Some(by) = &image.superseded_by {
+            return Err(format!("it was superseded by {by}, which has its name now"));
+        }
         let way = match (&self.backend, &image.content) {
             (Backend::Stores(stores), Content::Blobs(root)) => Way::Blobs(stores.clone(), root.clone()),
             (Backend::Ecs(ecs), Content::Ecs) if ecs.has(&image.home) => Way::Ecs(ecs.clone(), image.source.0.parse()?),

@@ -227,13 +227,13 @@ fn what_breaks_clients_is_found() {
 
     let file = repository.path().join("proto/appferry/v1/app_sync.proto");
     let proto = std::fs::read_to_string(&file).expect("the contract");
-    std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 4;"))
+    std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 15;"))
         .expect("it is written");
     let broken = within("scripts/breaking", &[]);
     let said = String::from_utf8_lossy(&broken.stdout);
     assert!(!broken.status.success() && said.contains("SynchronizeAppRequest"), "{broken:?}");
     // What is added breaks nobody.
-    std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 3;\n  string note = 4;"))
+    std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 3;\n  string note = 15;"))
         .expect("it is written");
     process::stdout(&within("scripts/breaking", &[]));
 }

@@ -41,6 +41,7 @@ mod status;
 mod tls;
 mod traces;
 mod trouble;
+mod trust;
 mod upheaval;
 mod verification;
 mod watch;

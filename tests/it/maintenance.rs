@@ -46,6 +46,7 @@ fn image(id: &str) -> Image {
         source: ImageName(id.into()),
         home: region("home"),
         content: Content::Blobs(root),
+        superseded_by: None,
         size: 10,
         created_at: Clock::system().now(),
     }
@@ -79,6 +80,7 @@ impl House {
             targets: Targets::All,
             principal: "p".into(),
             token: None,
+            overwrite: false,
             trace: None,
         };
         let request = self.state.accept(ask).await.expect("it is accepted");

@@ -7,13 +7,14 @@
 //! - *none lost*: as long as a call waits for a replica, that replica waits for a worker or is being copied;
 //! - *ended once*: what a call was told about a replica is what became of it, told once;
 //! - *overtaken*: a write with an old fence changes nothing;
+//! - *superseded for good*: a replica whose name was taken over stays so;
 //! - *awake*: when something is due, not every worker sleeps without having been told.
 
 use std::time::Duration;
 
 use crate::harness::history::explain;
 use appferry::domain::{
-    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, WorkerId,
+    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, Verification, WorkerId,
 };
 use stateright::{Checker as _, Model, Property, Representative};
 
@@ -68,6 +69,8 @@ struct World {
     claims: u8,
     canceled: u8,
     damaged: u8,
+    /// Whether another image has taken the name over.
+    superseded: bool,
     /// What went wrong, if something has.
     broken: Option<&'static str>,
 }
@@ -86,6 +89,7 @@ enum Step {
     Crash(usize),
     Rescue,
     Damage,
+    Supersede,
     Tick,
 }
 
@@ -193,6 +197,7 @@ impl Model for Walk {
             claims: 0,
             canceled: 0,
             damaged: 0,
+            superseded: false,
             broken: None,
         }]
     }
@@ -225,6 +230,10 @@ impl Model for Walk {
         steps.push(Step::Rescue);
         if world.damaged < 1 && world.standing() == Standing::Available {
             steps.push(Step::Damage);
+        }
+        // It is refused while a copy is in flight.
+        if !world.superseded && world.standing() == Standing::Available {
+            steps.push(Step::Supersede);
         }
         if world.now.as_millis() < LAST {
             steps.push(Step::Tick);
@@ -288,7 +297,11 @@ impl Model for Walk {
                 world.report(machine, number, |fence| Event::Renew { fence, lease: LEASE, progress: DONE });
             }
             Step::Verified(number) => {
-                world.report(machine, number, |fence| Event::Verified { fence, progress: DONE });
+                world.report(machine, number, |fence| Event::Verified {
+                    fence,
+                    progress: DONE,
+                    verification: Verification::Verified,
+                });
             }
             Step::Faulted(number, again) => {
                 let retry_after = again.then_some(RETRY);
@@ -308,6 +321,10 @@ impl Model for Walk {
             Step::Damage => {
                 world.damaged += 1;
                 world.replica = Some(world.replica.as_ref()?.apply(Event::Damaged { fault: fault() }, now).ok()?);
+            }
+            Step::Supersede => {
+                world.superseded = true;
+                world.replica = Some(world.replica.as_ref()?.apply(Event::Supersede, now).ok()?);
             }
             Step::Tick => {
                 world.now = now.after(Duration::from_millis(1));
@@ -336,6 +353,10 @@ impl Model for Walk {
                     Worker::Asleep => false,
                 }) || world.claims >= CLAIMS
             }),
+            Property::always("superseded for good", |_, world: &World| {
+                let status = world.replica.as_ref().map(Replica::status);
+                !world.superseded || status == Some(RegionStatus::Superseded)
+            }),
             // That the walk leads everywhere.
             Property::sometimes("a copy is there", |_, world: &World| world.standing() == Standing::Available),
             Property::sometimes("a copy was tried twice", |_, world: &World| {
@@ -344,6 +365,7 @@ impl Model for Walk {
             Property::sometimes("two believe that they hold it", |_, world: &World| {
                 world.workers.iter().filter(|worker| matches!(worker, Worker::Holds { .. })).count() >= 2
             }),
+            Property::sometimes("a name was taken over", |_, world: &World| world.superseded),
             Property::sometimes("all calls have ended", |_, world: &World| {
                 world.calls.len() == CALLS && !world.calls.contains(&Call::Waits)
             }),
@@ -397,7 +419,8 @@ fn what_is_no_transition_is_found_out() {
     let claimed = claim(105);
     assert_eq!(explain(None, &requested, lease), Some("Request"));
     assert_eq!(explain(Some(&requested), &claimed, lease), Some("Claim"));
-    let verified = Event::Verified { fence: claimed.fence, progress: Progress::default() };
+    let verification = Verification::Verified;
+    let verified = Event::Verified { fence: claimed.fence, progress: Progress::default(), verification };
     let available = claimed.apply(verified, at(107)).expect("it is held");
     assert_eq!(explain(Some(&claimed), &available, lease), Some("Verified"));
 

@@ -13,7 +13,7 @@ use std::{
 use appferry::{
     domain::{
         Backoff, Clock, Content, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId,
-        Synchronization, SynchronizationState, Targets, WorkerId, relay::Topology,
+        Synchronization, SynchronizationState, Targets, Verification, WorkerId, relay::Topology,
     },
     region::{
         Backend, BlobChunks, Chunk, DirStore, ImageSpec, Presence, Result, Source, Stage, Store, StoreKind, Stores,
@@ -128,7 +128,7 @@ impl Store for Observed {
         self.store.prepare(stage).await
     }
 
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool> {
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         self.store.is_complete(stage, tree).await
     }
 
@@ -237,6 +237,7 @@ impl House {
             content: Content::Blobs(root),
             size,
             created_at: Clock::system().now(),
+            superseded_by: None,
         };
         state.image_add(&image).await.expect("it is added");
         let seconds = Duration::from_secs;
@@ -263,6 +264,7 @@ impl House {
             image: "a".parse().expect("an id"),
             targets: Targets::All,
             principal: "p".into(),
+            overwrite: false,
             token: None,
             trace: None,
         };
@@ -427,6 +429,7 @@ async fn a_region_that_comes_later_joins_the_copy_of_its_image() {
         targets: Targets::Named(targets.iter().map(|name| id(name)).collect()),
         principal: "p".into(),
         token: None,
+        overwrite: false,
         trace: None,
     };
     house.held_after.store(blobs / 5, Ordering::Relaxed);

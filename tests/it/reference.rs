@@ -237,6 +237,7 @@ fn kind(name: &str, many: bool) -> String {
         "Url" => "URL",
         "BTreeMap" | "HashMap" => "table",
         "LogFormat" => "`human` or `json`",
+        "Existing" => "`never` or `once`",
         name if name.starts_with('u') => "whole number",
         other => panic!("{other} has no name for people"),
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{Event, Progress, Replica, Stale, State, WorkerId};
-use crate::domain::{Fault, FaultKind, Timestamp};
+use crate::domain::{Fault, FaultKind, Timestamp, Verification};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -51,7 +51,7 @@ fn event(step: &Move, fences: &[u64; 3]) -> Event {
         Move::Request | Move::Pass(_) => Event::Request,
         Move::Claim(w) => Event::Claim { owner: WorkerId(format!("w{w}").into()), lease: LEASE },
         Move::Renew(w) => Event::Renew { fence: fences[w], lease: LEASE, progress },
-        Move::Verify(w) => Event::Verified { fence: fences[w], progress },
+        Move::Verify(w) => Event::Verified { fence: fences[w], progress, verification: Verification::Verified },
         Move::Retry(w) => {
             let retry_after = Some(Duration::from_secs(1));
             Event::Faulted { fence: fences[w], fault: fault(), retry_after, progress }
@@ -84,7 +84,7 @@ proptest! {
             let result = replica.apply(event(step, &fences), now);
             if let Ok(after) = &result {
                 prop_assert!(after.fence >= before.fence);
-                let was_available = matches!(before.state, State::Available);
+                let was_available = matches!(before.state, State::Available(_));
                 prop_assert_eq!(was_available, matches!(step, Move::Damage), "{:?} at {:?}", step, &before.state);
                 // Until all of it has been verified again, nothing of a damaged replica is believed.
                 let verified = matches!(step, Move::Verify(_));
@@ -110,21 +110,21 @@ proptest! {
                     }
                     replica = after;
                 }
-                (Move::Request, Err(Stale)) => prop_assert!(matches!(before.state, State::Available)),
+                (Move::Request, Err(Stale)) => prop_assert!(matches!(before.state, State::Available(_))),
                 (Move::Cancel, Ok(after)) => {
                     prop_assert!(before.outcome().is_none());
                     holder = None;
                     replica = after;
                 }
                 (Move::Damage, Ok(after)) => replica = after,
-                (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, State::Available)),
+                (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, State::Available(_))),
                 (Move::Cancel, Err(Stale)) => prop_assert!(before.outcome().is_some()),
                 (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Ok(after)) => {
                     prop_assert_eq!(Some(*w), holder, "{:?} came from a worker that was overtaken", step);
                     if !matches!(step, Move::Renew(_)) {
                         holder = None;
                     }
-                    prop_assert_eq!(matches!(after.state, State::Available), matches!(step, Move::Verify(_)));
+                    prop_assert_eq!(matches!(after.state, State::Available(_)), matches!(step, Move::Verify(_)));
                     replica = after;
                 }
                 (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Err(Stale)) => {
@@ -155,9 +155,10 @@ proptest! {
             now = now.after(LEASE);
             let owner = WorkerId("willing".into());
             let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("it is claimable");
-            let done = Event::Verified { fence: claimed.fence, progress: claimed.progress };
+            let verification = Verification::Verified;
+            let done = Event::Verified { fence: claimed.fence, progress: claimed.progress, verification };
             let done = claimed.apply(done, now).expect("it holds the newest fence");
-            prop_assert_eq!(done.state, State::Available);
+            prop_assert_eq!(done.state, State::Available(Some(Verification::Verified)));
         }
     }
 }
@@ -169,7 +170,8 @@ fn a_worker_of_a_removed_image_holds_no_fence_of_the_next_one() {
     let old = Replica::requested(then).apply(claim(), then).expect("it is due");
     let later = then.after(Duration::from_secs(1));
     let new = Replica::requested(later).apply(claim(), later).expect("it is due");
-    let late = Event::Verified { fence: old.fence, progress: Progress::default() };
+    let verification = Verification::Verified;
+    let late = Event::Verified { fence: old.fence, progress: Progress::default(), verification };
     assert_eq!(new.apply(late, later), Err(Stale));
 }
 
@@ -180,4 +182,32 @@ fn a_copy_handed_back_has_not_been_tried() {
     let claimed = Replica::requested(now).apply(Event::Claim { owner, lease: LEASE }, now).expect("it is due");
     let back = claimed.apply(Event::Release { fence: claimed.fence }, now).expect("it is held");
     assert_eq!((back.attempt, back.claimable(now)), (0, true));
+}
+
+#[test]
+fn what_is_there_may_be_superseded_for_good_and_read_again() {
+    let now = Timestamp::from_millis(0);
+    let claim = Event::Claim { owner: WorkerId("w".into()), lease: LEASE };
+    let pending = Replica::requested(now);
+    let copying = pending.apply(claim, now).expect("it is due");
+    let verification = Verification::Trusted;
+    let verified = Event::Verified { fence: copying.fence, progress: Progress::default(), verification };
+    let there = copying.apply(verified, now).expect("it holds the claim");
+    assert_eq!(there.verification(), Some(Verification::Trusted));
+    let read = there.apply(Event::Confirmed, now).expect("it is there");
+    assert_eq!(
+        (read.verification(), &read),
+        (Some(Verification::Verified), &Replica { state: read.state.clone(), ..there })
+    );
+
+    let superseded = read.apply(Event::Supersede, now).expect("it is there");
+    assert_eq!(superseded.verification(), None);
+    for event in [Event::Request, Event::Cancel, Event::Expire, Event::Confirmed, Event::Supersede] {
+        assert_eq!(superseded.apply(event, now), Err(Stale));
+    }
+    for replica in [pending, copying] {
+        for event in [Event::Supersede, Event::Confirmed] {
+            assert_eq!(replica.apply(event, now), Err(Stale));
+        }
+    }
 }

@@ -12,7 +12,7 @@ use super::{
     partial::{self, Partial},
 };
 use crate::{
-    domain::{Descriptor, Digest, ImageName},
+    domain::{Descriptor, Digest, ImageName, Verification},
     region::{CHUNK_BYTES, Error, Presence, Result, Stage},
 };
 
@@ -100,7 +100,7 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if is_good(dir, &own, blob, progress) || link(dir, stage, blob, progress)? {
-        return Ok(Presence::Whole);
+        return Ok(Presence::Whole(Verification::Verified));
     }
     let begun = if partial::is_resumable(blob) { longest_partial(dir, stage, blob)? } else { None };
     Ok(begun.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))

@@ -34,9 +34,9 @@ use tokio::sync::mpsc;
 
 use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree, space::Ledger, tree::Entry,
+    StoreKind, Tree, space::Ledger, store::shown, tree::Entry,
 };
-use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover};
+use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
@@ -125,6 +125,13 @@ impl DirStore {
         let device = self.dir()?.dir_metadata().map_err(Error::io("reading", path))?.dev();
         let mut ledgers = LEDGERS.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(ledgers.entry(device).or_default()))
+    }
+
+    /// Refuses to replace the index of an image that somebody else has put there.
+    async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
+        let there = shown(self.root(&stage.name).await)?;
+        stage.may_show(&self.0.path.join(&stage.name.0).display().to_string(), root.digest, &there)
     }
 
     /// Does something for a copy on a thread that may block.
@@ -216,8 +223,8 @@ impl Store for DirStore {
     }
 
     /// Never without looking: what lies in a directory may have been changed by anybody.
-    async fn is_complete(&self, _stage: &Stage, _tree: &Tree) -> Result<bool> {
-        Ok(false)
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
+        self.may_show(stage, tree).await.map(|()| None)
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
@@ -226,7 +233,7 @@ impl Store for DirStore {
     }
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        Ok(self.look(stage, manifest).await? == Presence::Whole)
+        Ok(matches!(self.look(stage, manifest).await?, Presence::Whole(_)))
     }
 
     async fn reserve(&self, stage: &Stage, bytes: u64) -> Result<()> {
@@ -271,6 +278,7 @@ impl Store for DirStore {
     }
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+        self.may_show(stage, tree).await?;
         publish::publish(self, stage, tree).await
     }
 

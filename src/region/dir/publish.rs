@@ -193,7 +193,7 @@ impl Publication {
 /// Takes back what was made visible for the stage, unless another claim has prepared the directory since: that one publishes
 /// by itself. Returns whether it did.
 pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
-    let Some(exchanged) = stage.published.take() else { return Ok(false) };
+    let Some(exchanged) = stage.exchange.take() else { return Ok(false) };
     let lock = lock(store, stage, false).await?;
     let own = stage.clone();
     let take_back = move |dir: &Dir, _: &Progress| {
@@ -223,7 +223,7 @@ fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, aband
     }
     // The same index again shows nothing that was not visible before.
     if previous.as_ref() != Some(&content) {
-        stage.published.set(Exchanged { index: content, previous });
+        stage.exchange.set(Exchanged { index: content, previous });
     }
     Ok(())
 }

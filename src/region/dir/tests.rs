@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{DirStore, fence::FENCE};
 use crate::{
-    domain::{Descriptor, Digest, ImageName, Timestamp},
+    domain::{Descriptor, Digest, ImageName, Timestamp, Verification},
     region::{Chunk, Error, Journal, Memory, Presence, Result, Source as _, Stage, Store as _, Tree},
 };
 
@@ -295,7 +295,7 @@ async fn looking_removes_nothing_and_a_damaged_blob_is_replaced() {
     sender.send(Chunk::Data(Bytes::from_static(content))).await.expect("there is room");
     sender.send(Chunk::End).await.expect("there is room");
     place.store.write_blob(&own, &blob, 0, chunks).await.expect("it is written");
-    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Whole);
+    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Whole(Verification::Verified));
 }
 
 #[tokio::test]

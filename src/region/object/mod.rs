@@ -1,6 +1,7 @@
 //! A bucket of OCI image layouts: `<prefix>/<image>/`, one layout an image, as a directory has them. What is written becomes
 //! visible whole or not at all: an object is there when all of it is.
 
+mod existing;
 mod open;
 mod upload;
 
@@ -21,9 +22,10 @@ use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
     layout::{self, BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
-    tree::{self, Entry, digest_of},
+    store::shown,
+    tree::{self, Entry},
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use crate::domain::{Descriptor, Digest, Image, ImageName, Shown, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -41,6 +43,8 @@ pub struct ObjectStore {
     location: Arc<ObjectLocation>,
     endpoint: Option<String>,
     bucket: Arc<dyn Bucket>,
+    /// What is done about blobs that it has already.
+    verify_existing: VerifyExisting,
 }
 
 /// What went wrong with an object, in the words of the other stores.
@@ -71,7 +75,13 @@ fn failed(what: &str, error: &object_store::Error) -> Error {
 
 impl ObjectStore {
     fn new(location: ObjectLocation, endpoint: Option<String>, bucket: Arc<dyn Bucket>) -> Self {
-        Self { location: Arc::new(location), endpoint, bucket }
+        Self { location: Arc::new(location), endpoint, bucket, verify_existing: VerifyExisting::default() }
+    }
+
+    /// The same store, which does this about blobs that it has already.
+    #[must_use]
+    pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
+        Self { verify_existing, ..self }
     }
 
     fn path(&self, name: &ImageName, file: &str) -> Path {
@@ -111,28 +121,6 @@ impl ObjectStore {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(failed(path.as_ref(), &error)),
         }
-    }
-
-    /// Reads a blob again.
-    async fn is_intact(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
-        Ok(digest_of(self, &stage.name, blob, &stage.activity).await? == blob.digest)
-    }
-
-    /// Makes the service copy the blob from another image that has it.
-    async fn borrow(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
-        let (service, own) = (self.service(), self.blob(&stage.name, blob.digest));
-        for lender in stage.lenders.iter().filter(|place| place.service == service && blob.size <= MOST_COPIED) {
-            let theirs = Path::from(format!("{}/{BLOBS}/{}", lender.path, blob.digest.hex()));
-            if theirs == own || self.size(&theirs).await? != Some(blob.size) {
-                continue;
-            }
-            match self.bucket.copy(&theirs, &own).await {
-                Ok(()) => return Ok(true),
-                // Then the bytes are carried, as if there were none.
-                Err(error) => tracing::info!(%error, %theirs, "a blob could not be copied by the service"),
-            }
-        }
-        Ok(false)
     }
 
     fn service(&self) -> String {
@@ -235,24 +223,29 @@ impl Store for ObjectStore {
         Ok(())
     }
 
-    /// The index is written last: whoever finds it as it should be finds everything.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool> {
-        let Some((root, _)) = tree.manifests.last() else { return Ok(false) };
-        if stage.suspect {
-            return Ok(false);
+    /// The index is written last: where this service wrote it, everything below it is there.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
+        let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
+        let path = self.path(&stage.name, INDEX);
+        let content = self.small(&path).await?;
+        let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
+        let there = shown(content.as_ref().map(read).transpose())?;
+        stage.may_show(path.as_ref(), root.digest, &there)?;
+        if stage.suspect || there != Shown::Root(root.digest) {
+            return Ok(None);
         }
-        let there = self.small(&self.path(&stage.name, INDEX)).await?;
-        Ok(there.is_some_and(|there| Index::of(root, tree).content().is_ok_and(|content| there == content)))
+        let same = content.is_some_and(|there| Index::of(root, tree).content().is_ok_and(|content| there == content));
+        Ok(stage.published.vouches(root.digest, self.verify_existing).filter(|_| same))
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let path = self.blob(&stage.name, blob.digest);
         let upload = stage.journal.upload(blob.digest).await?.and_then(|session| Upload::parse(&session));
         let upload = upload.filter(|upload| upload.is_of(&path));
-        if self.size(&path).await? == Some(blob.size) {
-            let unverified = stage.suspect || upload.as_ref().is_some_and(Upload::is_completed);
-            if !unverified || self.is_intact(stage, blob).await? {
-                return Ok(Presence::Whole);
+        if let Some(witness) = self.find(&path, blob).await? {
+            let unverified = upload.as_ref().is_some_and(Upload::is_completed);
+            if let Some(known) = self.verify_found(stage, blob, &witness, unverified).await? {
+                return Ok(Presence::Whole(known));
             }
         }
         if let Some(upload) = &upload {
@@ -262,12 +255,14 @@ impl Store for ObjectStore {
             self.abort_upload(upload).await?;
             stage.journal.forget(blob.digest).await?;
         }
-        Ok(if self.borrow(stage, blob).await? { Presence::Whole } else { Presence::Absent })
+        let borrowed = self.borrow(stage, blob).await?;
+        Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
 
+    /// It is read, which takes as many round trips as asking for it.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        let there = self.size(&self.blob(&stage.name, manifest.digest)).await?;
-        Ok(there == Some(manifest.size) && (!stage.suspect || self.is_intact(stage, manifest).await?))
+        let there = self.small(&self.blob(&stage.name, manifest.digest)).await?;
+        Ok(there.is_some_and(|there| tree::digest(&there) == manifest.digest))
     }
 
     async fn write_blob(
@@ -277,7 +272,8 @@ impl Store for ObjectStore {
         from: u64,
         chunks: mpsc::Receiver<Chunk>,
     ) -> Result<()> {
-        self.upload(stage, blob, from, chunks).await
+        self.upload(stage, blob, from, chunks).await?;
+        stage.journal.note_written(blob.digest).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
@@ -292,8 +288,10 @@ impl Store for ObjectStore {
             self.put(&self.blob(name, descriptor.digest), content.into()).await?;
         }
         self.put(&self.path(name, MARKER), MARKER_CONTENT.into()).await?;
+        let path = self.path(name, INDEX);
+        stage.may_show(path.as_ref(), root.digest, &shown(self.root(name).await)?)?;
         stage.journal.hold().await?;
-        self.put(&self.path(name, INDEX), Index::of(root, tree).content()?.into()).await
+        self.put(&path, Index::of(root, tree).content()?.into()).await
     }
 
     async fn abort(&self, session: &str) -> Result<()> {

@@ -3,6 +3,7 @@
 mod challenge;
 mod client;
 mod credentials;
+mod existing;
 mod feed;
 mod manifest;
 mod name;
@@ -19,10 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{
-    HeaderMap, Method, StatusCode,
-    header::{CONTENT_LENGTH, RANGE},
-};
+use http::{HeaderMap, Method, StatusCode, header::RANGE};
 use reqwest::Response;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
@@ -32,6 +30,7 @@ pub use credentials::{Credentials, Error as CredentialsError};
 
 use self::{
     client::{Ask, Scope, header, what},
+    existing::Damaged,
     name::Reference,
     upload::Upload,
 };
@@ -39,9 +38,10 @@ use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
     Tree,
     answer::{refusal, transport},
+    store::shown,
     tree::{Entry, digest_of},
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName};
+use crate::domain::{Descriptor, Digest, Image, ImageName, Shown, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -60,6 +60,10 @@ pub struct RegistryStore {
     dropped: Arc<Mutex<Vec<Upload>>>,
     /// Uploads that the registry is being asked to begin.
     beginning: TaskTracker,
+    /// What is done about blobs that it has already.
+    verify_existing: VerifyExisting,
+    /// Blobs that were found damaged: what is written in their place is read again.
+    damaged: Damaged,
 }
 
 impl RegistryStore {
@@ -75,7 +79,15 @@ impl RegistryStore {
             without_referrers: Arc::default(),
             without_ranges: Arc::default(),
             dropped: Arc::default(),
+            verify_existing: VerifyExisting::default(),
+            damaged: Damaged::default(),
         }
+    }
+
+    /// The same store, which does this about blobs that it has already.
+    #[must_use]
+    pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
+        Self { verify_existing, ..self }
     }
 
     fn client(&self) -> &Client {
@@ -84,36 +96,6 @@ impl RegistryStore {
 
     fn at(&self, name: &ImageName) -> Reference {
         Reference::of(self.client.location(), name)
-    }
-
-    /// Whether a repository has a blob of that size.
-    async fn has(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<bool> {
-        let url = self.client.url(&format!("{repository}/blobs/{}", blob.digest))?;
-        let ask = Ask { method: Method::HEAD, url, scope, headers: HeaderMap::new(), body: Bytes::new() };
-        let what = what(&ask.method, &ask.url);
-        let response = self.client.ask(ask).await?;
-        match response.status() {
-            StatusCode::OK => {
-                let length = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-                Ok(length.is_none_or(|length: u64| length == blob.size))
-            }
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(refusal(&what, response).await),
-        }
-    }
-
-    /// Whether another repository of the registry lends the blob.
-    async fn borrow(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Result<bool> {
-        let service = self.service();
-        for lender in stage.lenders.iter().filter(|place| place.service == service && place.path != repository) {
-            let scope = Scope::mount(repository, &lender.path);
-            // One that may not be read lends nothing.
-            let lends = self.has(&lender.path, blob, scope).await.unwrap_or(false);
-            if lends && self.mount(repository, blob.digest, &lender.path).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     fn service(&self) -> String {
@@ -230,7 +212,7 @@ impl Store for RegistryStore {
     }
 
     fn name_of(&self, image: &Image) -> ImageName {
-        name::of_image(image)
+        image.reference()
     }
 
     fn url(&self, name: &ImageName) -> String {
@@ -253,48 +235,55 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// A registry takes a manifest only when it has what the manifest refers to: so whose tag is there, is there.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<bool> {
+    /// The tag is looked at, and nothing below it: a registry may have lost that since somebody else pushed it.
+    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
-        let Some((root, _)) = tree.manifests.last() else { return Ok(false) };
-        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;
-        if stage.suspect || there.is_none_or(|there| there.digest != root.digest) {
-            return Ok(false);
+        let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
+        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await;
+        let shown = shown(there)?;
+        stage.may_show(&self.url(&stage.name), root.digest, &shown)?;
+        if stage.suspect || shown != Shown::Root(root.digest) {
+            return Ok(None);
         }
+        let Some(vouched) = stage.published.vouches(root.digest, self.verify_existing) else { return Ok(None) };
         for entry in tree.referrers.iter().flat_map(|index| &index.entries) {
-            let Some(digest) = entry.digest() else { return Ok(false) };
+            let Some(digest) = entry.digest() else { return Ok(None) };
             let scope = Scope::push(&at.repository);
             if self.head_manifest(&at.repository, &digest.to_string(), scope).await?.is_none() {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        Ok(true)
+        Ok(Some(vouched))
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let at = self.at(&stage.name);
-        if self.has(&at.repository, blob, Scope::push(&at.repository)).await? {
-            if !stage.suspect || digest_of(self, &stage.name, blob, &stage.activity).await? == blob.digest {
-                return Ok(Presence::Whole);
-            }
-            return Ok(Presence::Absent);
+        if let Some(witness) = self.find(&at.repository, blob, Scope::push(&at.repository)).await? {
+            let known = self.verify_found(stage, &at.repository, blob, &witness).await?;
+            return Ok(known.map_or(Presence::Absent, Presence::Whole));
         }
         if let Some(offset) = self.resumable(stage, &at.repository, blob).await? {
             return Ok(Presence::Part(offset));
         }
         let borrowed = self.borrow(stage, &at.repository, blob).await?;
-        Ok(if borrowed { Presence::Whole } else { Presence::Absent })
+        Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
 
+    /// It is read, which takes as many round trips as asking for it.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
-        let there = match self.head_manifest(&at.repository, &reference, Scope::push(&at.repository)).await {
+        let there = match self.get_manifest(&at.repository, &reference, Scope::push(&at.repository)).await {
             // One that was killed as it took the manifest may not be able to tell before it has been sent again.
             Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
             there => there?,
         };
-        Ok(!stage.suspect && there.is_some_and(|there| there.digest == manifest.digest))
+        let Some((there, _)) = there else { return Ok(false) };
+        let intact = there.digest == manifest.digest;
+        if !intact {
+            self.damaged.note(&at.repository, manifest.digest);
+        }
+        Ok(intact && !stage.suspect)
     }
 
     async fn write_blob(
@@ -307,19 +296,24 @@ impl Store for RegistryStore {
         let at = self.at(&stage.name);
         self.upload(stage, &at.repository, blob, from, chunks).await?;
         // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
-        if stage.suspect {
+        if stage.suspect || self.damaged.has(&at.repository, blob.digest) {
             let actual = digest_of(self, &stage.name, blob, &stage.activity).await?;
-            if actual != blob.digest {
-                let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
-                return Err(Error::DigestMismatch { image, expected: blob.digest, actual });
-            }
+            self.made_good(stage, &at.repository, blob.digest, actual)?;
         }
-        Ok(())
+        stage.journal.note_written(blob.digest).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
         let at = self.at(&stage.name);
-        self.put_manifest(&at.repository, &manifest.digest.to_string(), manifest, content).await
+        let reference = manifest.digest.to_string();
+        self.put_manifest(&at.repository, &reference, manifest, content).await?;
+        if self.damaged.has(&at.repository, manifest.digest) {
+            let there = self.get_manifest(&at.repository, &reference, Scope::push(&at.repository)).await?;
+            let missing = || Error::BlobMissing { digest: manifest.digest, image: stage.name.to_string() };
+            let (there, _) = there.ok_or_else(missing)?;
+            self.made_good(stage, &at.repository, manifest.digest, there.digest)?;
+        }
+        Ok(())
     }
 
     /// The tag moves last. No fence guards it: so the claim is asked for right before, and the tag is read right after.
@@ -331,6 +325,8 @@ impl Store for RegistryStore {
         for referrers in &tree.referrers {
             self.publish_referrers(&at, referrers).await?;
         }
+        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await;
+        stage.may_show(&self.url(&stage.name), root.digest, &shown(there)?)?;
         stage.journal.hold().await?;
         self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
         let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;

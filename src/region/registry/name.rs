@@ -1,15 +1,12 @@
 //! What an image is called in a registry: `REPOSITORY:TAG` below the namespace.
 
 use crate::{
-    domain::{Image, ImageKind, ImageName},
+    domain::{ImageName, UNNAMED},
     region::{
         ImageSpec,
         location::{RegistryLocation, is_repository, is_tag},
     },
 };
-
-/// The repository of images that have no name of their own there.
-const UNNAMED: &str = "images";
 
 /// An image's repository, the namespace included, and its tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,16 +24,6 @@ impl Reference {
         let namespace = &location.namespace;
         let repository = if namespace.is_empty() { repository.to_owned() } else { format!("{namespace}/{repository}") };
         Self { repository, tag: tag.to_owned() }
-    }
-}
-
-/// The name of an image that is carried to a registry: its own, if it was registered by one, else one made of its id, which may
-/// be a tag but no repository.
-pub fn of_image(image: &Image) -> ImageName {
-    if image.kind == ImageKind::Container && image.source.0.contains(':') {
-        image.source.clone()
-    } else {
-        ImageName(format!("{UNNAMED}:{}", image.id))
     }
 }
 

@@ -70,6 +70,7 @@ fn synchronize_app(parameters: &mut Parameters) -> Result<Call, Failure> {
         app_id: parameters.text("AppId"),
         target_region_ids: parameters.list("TargetRegionIds")?,
         client_token: parameters.text("ClientToken"),
+        overwrite: flag(parameters, "Overwrite")?,
     };
     Ok(call(&request, |answer: v1::SynchronizeAppResponse| object([("RequestId", json!(answer.request_id))])))
 }
@@ -100,8 +101,18 @@ fn add_image(parameters: &mut Parameters) -> Result<Call, Failure> {
         image_type: image_type.into(),
         image_spec,
         image_id: parameters.text("ImageId"),
+        supersede: flag(parameters, "Supersede")?,
     };
     Ok(call(&request, |answer: v1::AddImageResponse| done([("ImageId", json!(answer.image_id))])))
+}
+
+/// A parameter that is `true` or `false`; `false` if it is not there.
+fn flag(parameters: &mut Parameters, name: &str) -> Result<bool, Failure> {
+    match parameters.text(name).as_str() {
+        "" | "false" => Ok(false),
+        "true" => Ok(true),
+        other => Err(invalid(name, &format!("{other:.40?} is neither true nor false"))),
+    }
 }
 
 /// The one field of an object that counts. Those of `others` may be there.
@@ -201,6 +212,7 @@ fn status(state: RegionState) -> &'static str {
         RegionState::Available => "Available",
         RegionState::Failed => "Failed",
         RegionState::Canceled => "Canceled",
+        RegionState::Superseded => "Superseded",
     }
 }
 
@@ -312,7 +324,17 @@ fn remove_image(parameters: &mut Parameters) -> Result<Call, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::gibibytes;
+    use super::{Parameters, flag, gibibytes};
+
+    #[test]
+    fn a_flag_is_true_or_false() {
+        for (value, read) in
+            [("", Some(false)), ("true", Some(true)), ("false", Some(false)), ("True", None), ("1", None)]
+        {
+            let mut parameters = Parameters::read([format!("Overwrite={value}").as_bytes(), b""]).expect("a form");
+            assert_eq!(flag(&mut parameters, "Overwrite").ok(), read, "{value:?}");
+        }
+    }
 
     #[test]
     fn a_size_is_never_told_as_less_than_it_is() {

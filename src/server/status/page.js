@@ -3,7 +3,7 @@
 
 const AGAIN = 1000;
 const TOKEN = "appferry.token";
-const MARKS = { AVAILABLE: "✓", COPYING: "↻", PENDING: "…", FAILED: "✗", CANCELED: "–" };
+const MARKS = { AVAILABLE: "✓", COPYING: "↻", PENDING: "…", FAILED: "✗", CANCELED: "–", SUPERSEDED: "–" };
 
 const at = (id) => document.getElementById(id);
 const put = (node, key, value) => { if (node[key] !== value) node[key] = value; };
@@ -58,6 +58,9 @@ const when = (time) => (time ? new Date(time).toLocaleString() : "");
 const done = (region) => Number(region.bytesCopied) + Number(region.bytesSkipped);
 const percent = (region) => (Number(region.bytesTotal) > 0 ? Math.floor((100 * done(region)) / Number(region.bytesTotal)) : 0);
 
+// What a region had already was looked for, and not read.
+const trusted = (region) => (region?.verification === "VERIFICATION_TRUSTED" ? " (trusted)" : "");
+
 let page = "";
 let following = "";
 
@@ -107,7 +110,7 @@ async function overview() {
       if (copy && text.getAttribute("href") !== target) text.setAttribute("href", target);
       const progress = state === "COPYING" && copy ? ` ${percent(copy.region)} %` : "";
       const home = image.homeRegionId === name ? " (home)" : "";
-      put(text, "textContent", state ? `${MARKS[state]} ${state}${progress}${home}` : "–");
+      put(text, "textContent", state ? `${MARKS[state]} ${state}${trusted(info)}${progress}${home}` : "–");
       mark(text, state);
     });
   });
@@ -152,7 +155,7 @@ async function one(requestId) {
   };
   rows(at("regions").tBodies[0], found.regions, (region) => region.regionId, cells, (row, region) => {
     const state = stateOf(region.state);
-    put(row.cells[1], "textContent", `${MARKS[state] ?? ""} ${state}`);
+    put(row.cells[1], "textContent", `${MARKS[state] ?? ""} ${state}${trusted(region)}`);
     mark(row.cells[1], state);
     const [bar, text] = row.cells[2].children;
     put(bar, "value", state === "AVAILABLE" ? 100 : percent(region));

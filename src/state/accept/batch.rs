@@ -21,10 +21,13 @@ use crate::{
     },
 };
 
+/// What the targets of a call are followed by where it may overwrite: a repeated call must say the same.
+const OVERWRITING: &str = " overwrite";
+
 /// The rows that a group of calls writes, and those that it relies on.
 #[derive(Debug, Default)]
 pub struct Changes {
-    synchronizations: Vec<[Cell; 11]>,
+    synchronizations: Vec<[Cell; 12]>,
     /// Replicas that are not there, each once.
     missing: Vec<Key>,
     /// Replicas that have failed or were canceled, and are asked for again.
@@ -50,7 +53,10 @@ fn decide_one(
     now: Timestamp,
     rows: &mut Changes,
 ) -> Result<RequestId> {
-    let asked = ask.targets.canonical();
+    let mut asked = ask.targets.canonical();
+    if ask.overwrite {
+        asked.push_str(OVERWRITING);
+    }
     let repeatable = ask.token.as_ref().map(|token| {
         let token = (ask.principal.clone(), token.as_str().to_owned());
         (token, parameters(ask.image.as_str(), &asked))
@@ -64,12 +70,13 @@ fn decide_one(
             Err(Error::TokenReused(repeated.request_id))
         };
     }
-    let home = known.homes.get(ask.image.as_str());
+    let image = known.images.get(ask.image.as_str());
     let of_image = known.replicas.get(ask.image.as_str()).map_or(&[][..], Vec::as_slice);
     let standing =
         |region: &RegionId| Standing::of(of_image.iter().find(|(r, _)| r == region).map(|(_, ahead)| ahead.status));
-    let accepted = accept(&ask.targets, regions, home, standing).map_err(|refusal| match refusal {
+    let accepted = accept(&ask.targets, regions, image, standing).map_err(|refusal| match refusal {
         Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
+        Refusal::Superseded(by) => Error::ImageSuperseded { image: ask.image.clone(), by },
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
     })?;
 
@@ -88,6 +95,7 @@ fn decide_one(
         trace.and_then(|t| t.state.clone()).into(),
         state.as_str().into(),
         state.is_terminal().then_some(now.as_millis()).into(),
+        ask.overwrite.then_some(1).into(),
     ]);
     let of_image = known.replicas.entry(ask.image.to_string()).or_default();
     for (region, step) in accepted.0 {
@@ -149,6 +157,7 @@ impl Changes {
             ("tracestate", Kind::MaybeText),
             ("state", Kind::Name),
             ("finished_at", Kind::MaybeNumber),
+            ("overwrite", Kind::MaybeNumber),
         ];
         let rows = Rows::new(columns, self.synchronizations);
         let insert = Sql::on(db).insert("synchronization", rows, [("created_at", now.as_millis().into())]);

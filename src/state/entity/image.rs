@@ -24,6 +24,8 @@ pub struct Model {
     pub root_size: i64,
     pub size: i64,
     pub created_at: i64,
+    /// The image that took its name over.
+    pub superseded_by: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -51,6 +53,7 @@ impl From<&Image> for Model {
             root_size: signed(root.2),
             size: signed(image.size),
             created_at: image.created_at.as_millis(),
+            superseded_by: image.superseded_by.as_ref().map(ToString::to_string),
         }
     }
 }
@@ -78,6 +81,7 @@ impl TryFrom<Model> for Image {
             },
             size: unsigned(row.size),
             created_at: Timestamp::from_millis(row.created_at),
+            superseded_by: row.superseded_by.map(|by| parse("image.superseded_by", &by)).transpose()?,
         })
     }
 }

@@ -2,11 +2,15 @@
 
 pub mod ecs_copy;
 pub mod image;
+pub mod image_reference;
 pub mod nonce;
+pub mod published;
+pub mod read_blob;
 pub mod replica;
 pub mod synchronization;
 pub mod synchronization_target;
 pub mod upload;
+pub mod written_blob;
 
 use std::{fmt::Display, str::FromStr};
 

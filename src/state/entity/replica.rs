@@ -3,7 +3,7 @@
 use sea_orm::entity::prelude::*;
 
 use super::{count, fault, parse, progress, signed, unsigned};
-use crate::domain::{Fault, ImageId, Lease, RegionId, RegionStatus, Replica, State, Timestamp, WorkerId};
+use crate::domain::{Fault, ImageId, Lease, RegionId, RegionStatus, Replica, State, Timestamp, Verification, WorkerId};
 
 /// One image in one region.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -31,6 +31,8 @@ pub struct Model {
     pub finished_at: Option<i64>,
     /// The region that feeds it, while it is fed.
     pub fed_from: Option<String>,
+    /// How it is known that the image is there, while AVAILABLE.
+    pub verification: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -46,7 +48,7 @@ impl Model {
         let (due_at, lease_owner) = match &replica.state {
             State::Pending { not_before, .. } => (Some(not_before.as_millis()), None),
             State::Copying { lease, .. } => (Some(lease.until.as_millis()), Some(lease.owner.to_string())),
-            State::Available | State::Failed(_) | State::Canceled => (None, None),
+            State::Available(_) | State::Failed(_) | State::Canceled | State::Superseded => (None, None),
         };
         let fault: Option<&Fault> = replica.last_fault();
         Self {
@@ -67,7 +69,12 @@ impl Model {
             started_at: replica.started_at.map(Timestamp::as_millis),
             finished_at: replica.finished_at.map(Timestamp::as_millis),
             fed_from: None,
+            verification: replica.verification().map(|verification| verification.as_str().to_owned()),
         }
+    }
+
+    fn verification(&self) -> Result<Option<Verification>, DbErr> {
+        self.verification.as_deref().map(|text| parse("replica.verification", text)).transpose()
     }
 
     /// The replica that the row holds.
@@ -82,9 +89,10 @@ impl Model {
                 let owner = self.lease_owner.as_deref().ok_or_else(|| missing("lease_owner"))?;
                 State::Copying { lease: Lease { owner: WorkerId(owner.into()), until: due_at()? }, last }
             }
-            RegionStatus::Available => State::Available,
+            RegionStatus::Available => State::Available(self.verification()?),
             RegionStatus::Failed => State::Failed(last.ok_or_else(|| missing("fault"))?),
             RegionStatus::Canceled => State::Canceled,
+            RegionStatus::Superseded => State::Superseded,
         };
         Ok(Replica {
             state,

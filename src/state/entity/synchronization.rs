@@ -23,6 +23,8 @@ pub struct Model {
     pub state: String,
     pub created_at: i64,
     pub finished_at: Option<i64>,
+    /// Whether what others have put in the place of the image may be replaced; nothing for no.
+    pub overwrite: Option<i64>,
 }
 
 /// None is declared: what belongs together is read together by hand.

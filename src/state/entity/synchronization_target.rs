@@ -27,6 +27,7 @@ pub struct Model {
     pub fault_message: Option<String>,
     pub started_at: Option<i64>,
     pub finished_at: Option<i64>,
+    pub verification: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -51,6 +52,7 @@ impl Model {
             fault_message: fault.map(|f| f.message.clone()),
             started_at: view.started_at.map(Timestamp::as_millis),
             finished_at: view.finished_at.map(Timestamp::as_millis),
+            verification: view.verification.map(|verification| verification.as_str().to_owned()),
         }
     }
 
@@ -59,6 +61,11 @@ impl Model {
         Ok(RegionView {
             region: parse("synchronization_target.region_id", &self.region_id)?,
             status: parse("synchronization_target.status", &self.status)?,
+            verification: self
+                .verification
+                .as_deref()
+                .map(|text| parse("synchronization_target.verification", text))
+                .transpose()?,
             progress: progress(self.bytes_total, self.bytes_copied, self.bytes_skipped),
             attempt: count(self.attempt),
             next_attempt_at: None,
@@ -83,6 +90,7 @@ pub async fn insert(txn: &DatabaseTransaction, rows: impl IntoIterator<Item = Mo
         ("fault_message", Kind::MaybeText),
         ("started_at", Kind::MaybeNumber),
         ("finished_at", Kind::MaybeNumber),
+        ("verification", Kind::MaybeText),
     ];
     let rows = rows.into_iter().map(|row| {
         [
@@ -97,6 +105,7 @@ pub async fn insert(txn: &DatabaseTransaction, rows: impl IntoIterator<Item = Mo
             row.fault_message.into(),
             row.started_at.into(),
             row.finished_at.into(),
+            row.verification.into(),
         ]
     });
     Sql::on(txn).insert("synchronization_target", Rows::new(columns, rows), []).execute(txn).await.map(drop)

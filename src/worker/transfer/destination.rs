@@ -16,7 +16,7 @@ use tracing::{Instrument as _, field::Empty};
 
 use super::byte_channel::ChunkReceiver;
 use crate::{
-    domain::{Descriptor, Progress, RegionId},
+    domain::{Descriptor, Progress, RegionId, Verification},
     region::{Chunk, Error, Presence, Result, Stage, Store, Tree},
     worker::pacing::Paces,
 };
@@ -55,6 +55,8 @@ pub struct MissingBlobs {
     pub blobs: BTreeMap<usize, u64>,
     /// Nothing at all: the image is there and visible.
     pub nothing: bool,
+    /// How it is known that what it does not miss is there.
+    pub verification: Verification,
 }
 
 /// How far a destination has come, as it happens.
@@ -126,10 +128,10 @@ impl Destination {
     pub async fn plan(&self, tree: &Tree) -> Result<MissingBlobs> {
         self.meter.set(Progress { total: tree.size(), ..Progress::default() });
         self.ask("preparing the store", self.store.prepare(&self.stage)).await?;
-        let nothing = self.ask("looking for the image", self.store.is_complete(&self.stage, tree)).await?;
-        if nothing {
+        let complete = self.ask("looking for the image", self.store.is_complete(&self.stage, tree)).await?;
+        if let Some(verification) = complete {
             self.meter.skipped(tree.size());
-            return Ok(MissingBlobs { nothing, ..MissingBlobs::default() });
+            return Ok(MissingBlobs { nothing: true, verification, ..MissingBlobs::default() });
         }
         let mut missing = MissingBlobs::default();
         // Boxed: a closure that is held across an await is otherwise taken for one of a single lifetime.
@@ -138,12 +140,15 @@ impl Destination {
         let mut bytes = 0;
         while let Some((index, blob, presence)) = looks.try_next().await? {
             let there = match presence {
-                Presence::Whole => blob.size,
+                Presence::Whole(known) => {
+                    missing.verification = missing.verification.and(known);
+                    blob.size
+                }
                 Presence::Part(there) => there.min(blob.size),
                 Presence::Absent => 0,
             };
             self.meter.skipped(there);
-            if presence != Presence::Whole {
+            if !matches!(presence, Presence::Whole(_)) {
                 missing.blobs.insert(index, there);
                 bytes += blob.size - there;
             }
@@ -156,16 +161,33 @@ impl Destination {
         Ok((index, blob, self.ask("looking for a blob", self.store.look(&self.stage, blob)).await?))
     }
 
-    /// Takes the blobs that it misses as they come, then the manifests, and makes the image visible.
+    /// Takes the blobs that it misses as they come, then the manifests, and makes the image visible. Returns how it is known that all of it
+    /// is there.
     pub async fn receive(
+        &self,
+        tree: &Tree,
+        source: &RegionId,
+        missing: MissingBlobs,
+        deliveries: mpsc::Receiver<Delivery>,
+    ) -> Result<Verification> {
+        let received = self.take(tree, source, missing, deliveries).await;
+        if received.is_err() {
+            // What was written need not be doubted by the next attempt. If this fails too, it is.
+            self.stage.journal.save().await.ok();
+        }
+        received
+    }
+
+    async fn take(
         &self,
         tree: &Tree,
         source: &RegionId,
         mut missing: MissingBlobs,
         mut deliveries: mpsc::Receiver<Delivery>,
-    ) -> Result<()> {
+    ) -> Result<Verification> {
+        let verification = missing.verification;
         if missing.nothing {
-            return Ok(());
+            return Ok(verification);
         }
         let mut writes = FuturesUnordered::new();
         while !missing.blobs.is_empty() {
@@ -183,7 +205,17 @@ impl Destination {
         }
         drop(deliveries);
         self.write_manifests(tree).await?;
-        self.ask("publishing the image", self.store.publish(&self.stage, tree)).await
+        self.publish(tree, verification).await?;
+        Ok(verification)
+    }
+
+    /// Makes the image visible, and remembers that, and how it is known that all of it is there.
+    async fn publish(&self, tree: &Tree, verification: Verification) -> Result<()> {
+        let Stage { name, journal, .. } = &self.stage;
+        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+        journal.begin_publishing(name, root.digest).await?;
+        self.ask("publishing the image", self.store.publish(&self.stage, tree)).await?;
+        journal.note_published(name, root.digest, verification).await
     }
 
     /// Writes the manifests that are not there. Those that refer to others come after them.

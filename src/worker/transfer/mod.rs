@@ -24,7 +24,7 @@ pub use fanout::{Boarding, Waits};
 use self::{blob_fanout::BlobSource, destination::MissingBlobs, fanout::Fanout};
 use super::pacing::Paces;
 use crate::{
-    domain::{Descriptor, ImageName, RegionId},
+    domain::{Descriptor, ImageName, RegionId, Verification},
     region::{BoundedSource, Error, Source, Tree, Verdict},
 };
 
@@ -124,8 +124,9 @@ impl Transfer {
         self.fanout.is_closed()
     }
 
-    /// Copies the image to a destination, together with the others if it keeps up with them.
-    pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<(), CopyError> {
+    /// Copies the image to a destination, together with the others if it keeps up with them. Returns how it is known that all of it is
+    /// there.
+    pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<Verification, CopyError> {
         let tree = self.tree.clone().await.map_err(|error| self.source_error(error))?;
         let mut boarding = Some(boarding);
         let mut alone = false;
@@ -138,7 +139,7 @@ impl Transfer {
             };
             let region = &destination.region;
             match fed {
-                Ok(()) => return Ok(()),
+                Ok(verification) => return Ok(verification),
                 Err(Stopped::Behind) if alone => return Err(Error::Stalled("writing a blob").into()),
                 Err(Stopped::Behind) => {
                     tracing::info!(%region, "the region is slower than the others; continuing alone");
@@ -169,7 +170,7 @@ impl Transfer {
         tree: &Tree,
         destination: &Destination,
         missing: MissingBlobs,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Verification, Stopped> {
         let (seat, deliveries) = fanout.join(&missing);
         drop(boarding);
         let received = tokio::select! {
@@ -184,7 +185,12 @@ impl Transfer {
     }
 
     /// Feeds a destination that is slower than the others, with a reading of its own.
-    async fn feed_alone(&self, tree: &Tree, destination: &Destination, missing: MissingBlobs) -> Result<(), Stopped> {
+    async fn feed_alone(
+        &self,
+        tree: &Tree,
+        destination: &Destination,
+        missing: MissingBlobs,
+    ) -> Result<Verification, Stopped> {
         let fanout = Fanout::new(self.waits);
         tokio::select! {
             fed = self.feed(&fanout, None, tree, destination, missing) => fed,
@@ -200,8 +206,12 @@ impl ImageSource {
 }
 
 async fn read_tree(source: ImageSource) -> Result<Arc<Tree>, Arc<Error>> {
-    if source.store.root(&source.name).await?.is_none() {
-        return Err(Arc::new(Error::ImageMissing(source.name.to_string())));
+    let ImageSource { region, name, root, .. } = &source;
+    let Some(shown) = source.store.root(name).await? else {
+        return Err(Arc::new(Error::ImageMissing(name.to_string())));
+    };
+    if shown.digest != root.digest {
+        tracing::warn!(%region, %name, registered = %root.digest, shown = %shown.digest, "the name shows another digest than was registered; copying by digest");
     }
     Ok(Arc::new(Tree::read_with_referrers(&*source.store, &source.name, &source.root).await?))
 }

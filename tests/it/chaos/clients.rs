@@ -180,6 +180,7 @@ impl Shared {
             app_id: app.to_owned(),
             target_region_ids: targets.iter().map(|&target| target.to_owned()).collect(),
             client_token: token.to_owned(),
+            overwrite: false,
         };
         for attempt in rand::random_range(0..self.addresses.len()).. {
             match self.app_sync(attempt).synchronize_app(request.clone()).await {

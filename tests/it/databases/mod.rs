@@ -22,6 +22,7 @@ macro_rules! on_every_database {
 
 mod housekeeping;
 mod lists;
+mod names;
 mod queue;
 mod requests;
 mod schema;
@@ -31,7 +32,7 @@ use std::{collections::BTreeMap, time::Duration};
 use appferry::{
     domain::{
         ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
-        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, WorkerId,
+        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, WorkerId,
     },
     state::{Ask, Claim, Lane, Order, Report, Settings, Span, State, Tasks},
 };
@@ -77,15 +78,26 @@ impl Bench {
         state
     }
 
-    /// Ends every process, and looks whether all that has happened was allowed to.
-    async fn end(self) {
+    /// One on a database that is there, and does not write down what happens.
+    fn on(url: String, directory: tempfile::TempDir) -> Self {
+        Self { directory, url, stop: CancellationToken::new(), tasks: Vec::new() }
+    }
+
+    /// Ends every process.
+    async fn stop(self) -> (tempfile::TempDir, String) {
         self.stop.cancel();
         for tasks in self.tasks {
             tasks.join().await;
         }
-        let replayed = history::replay(&self.url, &[LEASE, SHORT]).await;
+        (self.directory, self.url)
+    }
+
+    /// Ends every process, and looks whether all that has happened was allowed to.
+    async fn end(self) {
+        let (directory, url) = self.stop().await;
+        let replayed = history::replay(&url, &[LEASE, SHORT]).await;
         println!("{replayed:?}");
-        drop(self.directory);
+        drop(directory);
     }
 }
 
@@ -115,6 +127,7 @@ fn image(id: &str) -> Image {
         content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::new([7; 32]), size: 5 }),
         size: 1_000,
         created_at: Clock::system().now(),
+        superseded_by: None,
     }
 }
 
@@ -131,6 +144,7 @@ fn ask(image: &ImageId, targets: &[&str]) -> Ask {
         image: image.clone(),
         targets: if targets.is_empty() { Targets::All } else { named() },
         principal: "acs:ram::1:user/a".into(),
+        overwrite: false,
         token: None,
         trace: None,
     }
@@ -163,7 +177,10 @@ async fn claim_within(
 }
 
 async fn verify(state: &State, image: &ImageId, to: &RegionId, fence: u64) -> Result<(), Stale> {
-    let report = Report { region: to.clone(), event: Event::Verified { fence, progress: DONE } };
+    let report = Report {
+        region: to.clone(),
+        event: Event::Verified { fence, progress: DONE, verification: Verification::Verified },
+    };
     state.replica_report(image, report).await.expect("it can be reported")
 }
 

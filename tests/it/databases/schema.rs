@@ -51,7 +51,9 @@ async fn written_before(db: &sea_orm::DatabaseConnection, id: &str, request: &st
     };
     for statement in [
         format!(
-            "INSERT INTO image VALUES ('{id}', 'n', '1', '', 'VM', 'n', 'home', 'm', 'sha256:{}', 1, 1, 1)",
+            "INSERT INTO image (id, name, version, description, kind, source, home_region, root_media_type, root_digest, \
+             root_size, size, created_at) \
+             VALUES ('{id}', 'n', '1', '', 'VM', 'n', 'home', 'm', 'sha256:{}', 1, 1, 1)",
             "0".repeat(64)
         ),
         format!(

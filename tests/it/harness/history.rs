@@ -10,7 +10,7 @@ use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, FromQu
 
 use super::database;
 
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "image_id",
     "region_id",
     "state",
@@ -27,6 +27,7 @@ const COLUMNS: [&str; 16] = [
     "fault_message",
     "started_at",
     "finished_at",
+    "verification",
 ];
 
 /// Has a database, in which nothing has happened yet, write down what happens.
@@ -111,9 +112,13 @@ impl FromQueryResult for Version {
                 let lease = Lease { owner: WorkerId(text("lease_owner")?.into()), until: due()? };
                 State::Copying { lease, last: fault }
             }
-            RegionStatus::Available => State::Available,
+            RegionStatus::Available => {
+                let known = row.try_get::<Option<String>>("", "verification")?;
+                State::Available(known.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
+            }
             RegionStatus::Failed => State::Failed(fault.ok_or_else(|| bad(&"it has no fault"))?),
             RegionStatus::Canceled => State::Canceled,
+            RegionStatus::Superseded => State::Superseded,
         };
         Ok(Self {
             change: text("change")?,
@@ -243,9 +248,15 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
             events.push(("Claim", Event::Claim { owner: held.owner.clone(), lease }, now));
             events.push(("Renew", Event::Renew { fence, lease, progress }, now));
         }
-        State::Available => {
+        State::Available(verification) => {
+            if let (Some(now), Some(verification)) = (after.finished_at, *verification) {
+                events.push(("Verified", Event::Verified { fence, progress, verification }, now));
+                events.push(("Confirmed", Event::Confirmed, now));
+            }
+        }
+        State::Superseded => {
             if let Some(now) = after.finished_at {
-                events.push(("Verified", Event::Verified { fence, progress }, now));
+                events.push(("Supersede", Event::Supersede, now));
             }
         }
         State::Failed(fault) => {

@@ -278,7 +278,7 @@ pub fn ask(app: &str, regions: &[&str]) -> SynchronizeAppRequest {
     SynchronizeAppRequest {
         app_id: app.to_owned(),
         target_region_ids: regions.iter().map(|&r| r.to_owned()).collect(),
-        client_token: String::new(),
+        ..Default::default()
     }
 }
 

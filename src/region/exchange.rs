@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The index that a copy has put in place of another one, or of none. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Published(Arc<Mutex<Option<Exchanged>>>);
+pub struct Exchange(Arc<Mutex<Option<Exchanged>>>);
 
 /// An index that has taken another one's place.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Exchanged {
     pub previous: Option<Vec<u8>>,
 }
 
-impl Published {
+impl Exchange {
     /// Remembers an exchange.
     pub fn set(&self, exchanged: Exchanged) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(exchanged);

@@ -1,0 +1,160 @@
+//! Blobs that a registry has already: how it is known that they are whole.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED},
+};
+
+use super::{
+    RegistryStore,
+    client::{Ask, Scope, what},
+};
+use crate::{
+    domain::{Descriptor, Digest, Verification, VerifyExisting},
+    region::{Error, Result, Stage, Witness, answer::refusal, store::SMALL, tree::digest_of},
+};
+
+/// Blobs and manifests that were found damaged, each in its repository.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Damaged(Arc<Mutex<HashSet<(String, Digest)>>>);
+
+impl Damaged {
+    /// The set holds nothing that a panic could leave half-done.
+    fn set(&self) -> MutexGuard<'_, HashSet<(String, Digest)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn note(&self, repository: &str, digest: Digest) {
+        self.set().insert((repository.to_owned(), digest));
+    }
+
+    pub(super) fn has(&self, repository: &str, digest: Digest) -> bool {
+        self.set().contains(&(repository.to_owned(), digest))
+    }
+
+    fn forget(&self, repository: &str, digest: Digest) {
+        self.set().remove(&(repository.to_owned(), digest));
+    }
+}
+
+impl RegistryStore {
+    /// What the registry says of a blob of that size in a repository; nothing if it has none.
+    pub(super) async fn find(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<Option<Witness>> {
+        let url = self.client().url(&format!("{repository}/blobs/{}", blob.digest))?;
+        let ask = Ask { method: Method::HEAD, url, scope, headers: HeaderMap::new(), body: Bytes::new() };
+        let what = what(&ask.method, &ask.url);
+        let response = self.client().ask(ask).await?;
+        match response.status() {
+            StatusCode::OK => {
+                let length = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+                if length.is_some_and(|length: u64| length != blob.size) {
+                    self.damaged.note(repository, blob.digest);
+                    return Ok(None);
+                }
+                Ok(Some(witness(response.headers(), blob.digest)))
+            }
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(refusal(&what, response).await),
+        }
+    }
+
+    /// How it is known that a blob which is there is whole; nothing if it is damaged, and has to be written again.
+    pub(super) async fn verify_found(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+        witness: &Witness,
+    ) -> Result<Option<Verification>> {
+        let doubted = stage.suspect || self.damaged.has(repository, blob.digest);
+        if !doubted {
+            if stage.journal.wrote(blob.digest).await? {
+                return Ok(Some(Verification::Verified));
+            }
+            if self.verify_existing == VerifyExisting::Never && blob.size > SMALL {
+                return Ok(Some(Verification::Trusted));
+            }
+            if stage.journal.reading(repository, blob.digest).await?.as_ref() == Some(witness) {
+                return Ok(Some(Verification::Verified));
+            }
+        }
+        if digest_of(self, &stage.name, blob, &stage.activity).await? != blob.digest {
+            self.damaged.note(repository, blob.digest);
+            return Ok(None);
+        }
+        self.damaged.forget(repository, blob.digest);
+        if self.verify_existing == VerifyExisting::Once {
+            stage.journal.note_reading(repository, blob.digest, witness).await?;
+        }
+        Ok(Some(Verification::Verified))
+    }
+
+    /// Has another repository of the registry lend the blob. Returns how it is known that it is whole; nothing if none lends it.
+    pub(super) async fn borrow(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+    ) -> Result<Option<Verification>> {
+        let service = self.service();
+        for lender in stage.lenders.iter().filter(|place| place.service == service && place.path != repository) {
+            let scope = Scope::mount(repository, &lender.path);
+            // One that may not be read lends nothing.
+            let lent = self.find(&lender.path, blob, scope).await.unwrap_or(None);
+            let Some(witness) = lent else { continue };
+            if !self.mount(repository, blob.digest, &lender.path).await? {
+                continue;
+            }
+            if self.verify_existing == VerifyExisting::Once
+                && stage.journal.reading(&lender.path, blob.digest).await?.as_ref() == Some(&witness)
+            {
+                stage.journal.note_reading(repository, blob.digest, &witness).await?;
+            }
+            return self.verify_found(stage, repository, blob, &witness).await;
+        }
+        Ok(None)
+    }
+
+    /// Whether what was written in the place of a damaged blob or manifest is read as it should be.
+    pub(super) fn made_good(&self, stage: &Stage, repository: &str, expected: Digest, actual: Digest) -> Result<()> {
+        if actual == expected {
+            self.damaged.forget(repository, expected);
+            return Ok(());
+        }
+        let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
+        Err(Error::DigestMismatch { image, expected, actual })
+    }
+}
+
+/// What an answer says of a blob that changes when it is written again. An entity tag that is the digest says nothing of the bytes.
+fn witness(headers: &HeaderMap, digest: Digest) -> Witness {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let tag = text(ETAG).filter(|tag| !tag.contains(&digest.hex()));
+    let parts: Vec<&str> = tag.into_iter().chain(text(LAST_MODIFIED)).collect();
+    Witness((!parts.is_empty()).then(|| parts.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue, header};
+
+    use super::{Witness, witness};
+    use crate::domain::Digest;
+
+    #[test]
+    fn a_tag_that_is_the_digest_is_no_witness() {
+        let digest = Digest::new([7; 32]);
+        let tag = HeaderValue::from_str(&format!("\"{digest}\"")).expect("a header");
+        let mut headers = HeaderMap::from_iter([(header::ETAG, tag)]);
+        assert_eq!(witness(&headers, digest), Witness(None));
+        headers.insert(header::LAST_MODIFIED, HeaderValue::from_static("Thu, 01 Jan 2026 00:00:00 GMT"));
+        headers.insert(header::ETAG, HeaderValue::from_static("\"abc\""));
+        assert_eq!(witness(&headers, digest), Witness(Some("\"abc\" Thu, 01 Jan 2026 00:00:00 GMT".into())));
+    }
+}

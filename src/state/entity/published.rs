@@ -1,0 +1,47 @@
+//! The table `published`: what this service has made visible by a name in a region. Its rows outlive images: bytes stay where they are.
+
+use sea_orm::entity::prelude::*;
+
+use super::parse;
+use crate::domain::Published;
+
+/// One name in one region.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "published")]
+#[allow(missing_docs)]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub region_id: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub name: String,
+    /// The root that was published last.
+    pub root_digest: Option<String>,
+    /// The root of a publication that was begun and not confirmed.
+    pub begun_digest: Option<String>,
+    /// The image that was published or begun last.
+    pub image_id: String,
+    /// How it is known that all of the published root is there.
+    pub verification: Option<String>,
+    pub changed_at: i64,
+}
+
+/// None is declared: what belongs together is read together by hand.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+impl TryFrom<Model> for Published {
+    type Error = DbErr;
+
+    fn try_from(row: Model) -> Result<Self, DbErr> {
+        let root = match (row.root_digest, row.verification) {
+            (Some(root), Some(verification)) => {
+                Some((parse("published.root_digest", &root)?, parse("published.verification", &verification)?))
+            }
+            _ => None,
+        };
+        let begun = row.begun_digest.map(|begun| parse("published.begun_digest", &begun)).transpose()?;
+        Ok(Self { root, begun })
+    }
+}

@@ -1,0 +1,236 @@
+//! What this service has made visible by which name, and which blobs it need not doubt.
+
+use std::collections::{BTreeMap, HashSet};
+
+use sea_orm::{
+    ColumnTrait, EntityTrait, QueryFilter, QuerySelect as _, Set,
+    sea_query::{Condition, OnConflict},
+};
+
+use super::{Result, State, entity, group::retrying, replica::held};
+use crate::domain::{Digest, ImageId, ImageName, Published, RegionId, Stale, Verification};
+
+/// The longest name, and the longest location, that is remembered, in characters.
+const MAX_NAME: usize = 400;
+
+/// A copy that is about to become visible, or has become so.
+#[derive(Debug, Clone, Copy)]
+pub struct Publication<'a> {
+    /// The image.
+    pub image: &'a ImageId,
+    /// The region.
+    pub region: &'a RegionId,
+    /// The fence of the claim.
+    pub fence: u64,
+    /// The image's name there.
+    pub name: &'a ImageName,
+    /// The root that it shows.
+    pub root: Digest,
+}
+
+/// A blob that a region had before, and what its store says of it.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadBlob<'a> {
+    /// The region.
+    pub region: &'a RegionId,
+    /// Where the region's store has it.
+    pub location: &'a str,
+    /// The blob.
+    pub blob: Digest,
+}
+
+fn is_kept(name: &str) -> bool {
+    name.chars().count() <= MAX_NAME
+}
+
+impl State {
+    /// What was published by some names, each in its region; those of which nothing is known are left out.
+    pub async fn published(&self, names: &[(RegionId, ImageName)]) -> Result<BTreeMap<RegionId, Published>> {
+        use entity::published::{Column, Entity};
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let one = |(region, name): &(RegionId, ImageName)| {
+            Condition::all().add(Column::RegionId.eq(region.as_str())).add(Column::Name.eq(name.0.as_str()))
+        };
+        let wanted = names.iter().map(one).fold(Condition::any(), Condition::add);
+        let rows = self.in_time(async { Ok(Entity::find().filter(wanted).all(&self.0.db.read).await?) }).await?;
+        rows.into_iter()
+            .map(|row| Ok((entity::parse("published.region_id", &row.region_id)?, row.try_into()?)))
+            .collect()
+    }
+
+    /// Writes down that a name is about to show another root, if the claim with that fence has not been overtaken: from then on, both
+    /// roots are this service's own.
+    pub async fn publication_begin(&self, publication: Publication<'_>) -> Result<std::result::Result<(), Stale>> {
+        retrying(|| self.in_time(self.publish_once(publication, None))).await
+    }
+
+    /// Writes down that a name shows a root, and how it is known that all of it is there.
+    pub async fn publication_end(
+        &self,
+        publication: Publication<'_>,
+        verification: Verification,
+    ) -> Result<std::result::Result<(), Stale>> {
+        retrying(|| self.in_time(self.publish_once(publication, Some(verification)))).await
+    }
+
+    async fn publish_once(
+        &self,
+        publication: Publication<'_>,
+        ended: Option<Verification>,
+    ) -> Result<std::result::Result<(), Stale>> {
+        use entity::published::{ActiveModel, Column, Entity};
+        let Publication { image, region, fence, name, root } = publication;
+        let txn = self.write().await?;
+        let Some(now) = held(&txn, image, region, fence).await? else { return Ok(Err(Stale)) };
+        if !is_kept(&name.0) {
+            return Ok(Ok(()));
+        }
+        let (root, row) = (
+            Some(root.to_string()),
+            ActiveModel {
+                region_id: Set(region.to_string()),
+                name: Set(name.0.clone()),
+                image_id: Set(image.to_string()),
+                changed_at: Set(now.as_millis()),
+                ..ActiveModel::default()
+            },
+        );
+        let (row, changed) = match ended {
+            None => (
+                ActiveModel { root_digest: Set(None), begun_digest: Set(root), verification: Set(None), ..row },
+                vec![Column::BegunDigest, Column::ImageId, Column::ChangedAt],
+            ),
+            Some(verification) => (
+                ActiveModel {
+                    root_digest: Set(root),
+                    begun_digest: Set(None),
+                    verification: Set(Some(verification.as_str().to_owned())),
+                    ..row
+                },
+                vec![Column::RootDigest, Column::BegunDigest, Column::Verification, Column::ImageId, Column::ChangedAt],
+            ),
+        };
+        let known = OnConflict::columns([Column::RegionId, Column::Name]).update_columns(changed).to_owned();
+        Entity::insert(row).on_conflict(known).exec_without_returning(&txn).await?;
+        if ended.is_some() {
+            forget_written(&txn, image, Some(region)).await?;
+        }
+        txn.commit().await?;
+        Ok(Ok(()))
+    }
+
+    /// Writes down that everything below a root which a name shows was read and is whole, if that root was published there.
+    pub async fn publication_confirm(&self, region: &RegionId, name: &ImageName, root: Digest) -> Result<()> {
+        use entity::published::{ActiveModel, Column, Entity};
+        let verified = Set(Some(Verification::Verified.as_str().to_owned()));
+        let confirm = async || {
+            let txn = self.write().await?;
+            Entity::update_many()
+                .set(ActiveModel { verification: verified.clone(), ..ActiveModel::default() })
+                .filter(Column::RegionId.eq(region.as_str()))
+                .filter(Column::Name.eq(name.0.as_str()))
+                .filter(Column::RootDigest.eq(root.to_string()))
+                .exec(&txn)
+                .await?;
+            Ok(txn.commit().await?)
+        };
+        retrying(|| self.in_time(confirm())).await
+    }
+
+    /// The blobs that copies of an image to a region have written since it was last visible there.
+    pub async fn blobs_written(&self, image: &ImageId, region: &RegionId) -> Result<HashSet<Digest>> {
+        use entity::written_blob::{Column, Entity};
+        let read = async {
+            let found: Vec<String> = Entity::find()
+                .select_only()
+                .column(Column::Blob)
+                .filter(Column::ImageId.eq(image.as_str()))
+                .filter(Column::RegionId.eq(region.as_str()))
+                .into_tuple()
+                .all(&self.0.db.read)
+                .await?;
+            found.iter().map(|blob| Ok(entity::parse("written_blob.blob", blob)?)).collect()
+        };
+        self.in_time(read).await
+    }
+
+    /// Remembers blobs that a copy has written, if the claim with that fence has not been overtaken.
+    pub async fn blobs_note_written(
+        &self,
+        image: &ImageId,
+        region: &RegionId,
+        fence: u64,
+        blobs: &[Digest],
+    ) -> Result<std::result::Result<(), Stale>> {
+        use entity::written_blob::{ActiveModel, Column, Entity};
+        let note = async || {
+            let txn = self.write().await?;
+            if held(&txn, image, region, fence).await?.is_none() {
+                return Ok(Err(Stale));
+            }
+            let rows = blobs.iter().map(|blob| ActiveModel {
+                image_id: Set(image.to_string()),
+                region_id: Set(region.to_string()),
+                blob: Set(blob.to_string()),
+            });
+            let known = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
+                .update_column(Column::Blob)
+                .to_owned();
+            Entity::insert_many(rows).on_conflict(known).exec_without_returning(&txn).await?;
+            txn.commit().await?;
+            Ok(Ok(()))
+        };
+        if blobs.is_empty() {
+            return Ok(Ok(()));
+        }
+        retrying(|| self.in_time(note())).await
+    }
+
+    /// What a region's store said of a blob when it was read there and had its digest; nothing if it never was.
+    pub async fn blob_reading(&self, read: ReadBlob<'_>) -> Result<Option<Option<String>>> {
+        let key = (read.region.to_string(), read.location.to_owned(), read.blob.to_string());
+        let find = entity::read_blob::Entity::find_by_id(key);
+        let row = self.in_time(async { Ok(find.one(&self.0.db.read).await?) }).await?;
+        Ok(row.map(|row| row.witness))
+    }
+
+    /// Remembers that a blob was read and had its digest.
+    pub async fn blob_note_reading(&self, read: ReadBlob<'_>, witness: Option<&str>) -> Result<()> {
+        use entity::read_blob::{ActiveModel, Column, Entity};
+        if !is_kept(read.location) {
+            return Ok(());
+        }
+        let note = async || {
+            let txn = self.write().await?;
+            let row = ActiveModel {
+                region_id: Set(read.region.to_string()),
+                location: Set(read.location.to_owned()),
+                blob: Set(read.blob.to_string()),
+                witness: Set(witness.map(str::to_owned)),
+            };
+            let known = OnConflict::columns([Column::RegionId, Column::Location, Column::Blob])
+                .update_column(Column::Witness)
+                .to_owned();
+            Entity::insert(row).on_conflict(known).exec_without_returning(&txn).await?;
+            Ok(txn.commit().await?)
+        };
+        retrying(|| self.in_time(note())).await
+    }
+}
+
+/// Forgets the blobs that copies of an image have written, in one region or in all.
+pub(super) async fn forget_written(
+    txn: &sea_orm::DatabaseTransaction,
+    image: &ImageId,
+    region: Option<&RegionId>,
+) -> Result<()> {
+    use entity::written_blob::{Column, Entity};
+    let mut gone = Entity::delete_many().filter(Column::ImageId.eq(image.as_str()));
+    if let Some(region) = region {
+        gone = gone.filter(Column::RegionId.eq(region.as_str()));
+    }
+    gone.exec(txn).await?;
+    Ok(())
+}

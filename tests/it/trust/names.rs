@@ -1,0 +1,159 @@
+//! One name in a region belongs to one image.
+
+use std::fs;
+
+use appferry::contract::v1::{AddImageRequest, RegionState, RegionSynchronization, SynchronizeAppRequest};
+use object_store::ObjectStoreExt as _;
+use tonic::Code;
+
+use super::{REGION, VERIFIED, between, carried, image, layout, only, reason, register, says};
+use crate::harness::{
+    bucket::{BUCKET, Bucket},
+    images::{self, noise},
+    process, refusal,
+    registry::{Registry, skopeo},
+    site::{ADMIN, HOME, Running, Site, ask, container},
+};
+
+/// The digest that a tag names in a registry.
+fn tag(registry: &Registry, name: &str) -> String {
+    let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &registry.docker(name)]);
+    images::digest(raw.as_bytes())
+}
+
+async fn overwriting(running: &Running, app: &str, region: &str) -> RegionSynchronization {
+    let request = SynchronizeAppRequest { overwrite: true, ..ask(app, &[region]) };
+    let accepted = running.app_sync().await.synchronize_app(request).await.expect("it is accepted").into_inner();
+    only(running.finished(&accepted.request_id).await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    let (older, newer) = (layout(&site, "older", &[noise(50_000, 1)]), layout(&site, "newer", &[noise(50_000, 2)]));
+    source.push(&older, "apps/a:1");
+    let url = format!("{}/apps/a:1", source.address);
+    let running = site.start().await;
+    register(&running, "one", &url).await;
+    register(&running, "same", &url).await;
+    for id in ["one", "same"] {
+        assert_eq!(says(&carried(&running, id, REGION).await), VERIFIED, "{id}");
+    }
+    let before = tag(&source, "apps/a:1");
+
+    // The tag has moved at home: that is shown, and the copy goes by the digest.
+    source.push(&newer, "apps/a:1");
+    let after = tag(&source, "apps/a:1");
+    let shown = image(&running, "one").await;
+    let home = shown.additional_regions_info.iter().find(|info| info.region_id == HOME).expect("the region");
+    assert_eq!((home.status(), home.shown_digest.as_str()), (RegionState::Available, after.as_str()));
+
+    let refused = running.images().await.add_image(container("two", &url)).await.expect_err("the name is taken");
+    let refused = refusal::read(&refused);
+    refused.is(Code::AlreadyExists, "ImageAlreadyExists", 400);
+    for part in ["one", before.as_str(), "supersede"] {
+        assert!(refused.message.contains(part), "{:?} does not say {part:?}", refused.message);
+    }
+    let taking = AddImageRequest { supersede: true, ..container("two", &url) };
+    running.images().await.add_image(taking).await.expect("the name is taken over");
+    for id in ["one", "same"] {
+        let shown = image(&running, id).await;
+        assert_eq!(shown.superseded_by, "two");
+        let info = shown.additional_regions_info.iter().find(|info| info.region_id == REGION).expect("the region");
+        assert_eq!((info.status(), info.image_id.as_str()), (RegionState::Superseded, ""));
+        let refused = running.synchronize(id, &[]).await.expect_err("it was superseded");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("superseded by two"), "{refused:?}");
+    }
+    assert_eq!(tag(&target, "apps/a:1"), before, "nothing has moved yet");
+    assert_eq!(says(&carried(&running, "two", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), after, "what this service put there, it may replace");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    source.push(&layout(&site, "ours", &[noise(50_000, 1)]), "apps/a:1");
+    target.push(&layout(&site, "theirs", &[noise(50_000, 2)]), "apps/a:1");
+    let theirs = tag(&target, "apps/a:1");
+    let running = site.start().await;
+    register(&running, "a", &format!("{}/apps/a:1", source.address)).await;
+    let refused = carried(&running, "a", REGION).await;
+    assert_eq!((refused.state(), refused.attempt, refused.bytes_copied), (RegionState::Failed, 1, 0));
+    assert!(reason(&refused).contains(&theirs) && reason(&refused).contains("overwrite"), "{refused:?}");
+    assert_eq!(tag(&target, "apps/a:1"), theirs);
+    assert_eq!(says(&overwriting(&running, "a", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), tag(&source, "apps/a:1"));
+    running.stop().await;
+}
+
+/// What lies in the image's place is neither replaced nor touched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
+    let bucket = Bucket::start().await;
+    let running =
+        Site::new().with("cn-shanghai", format!("s3://{BUCKET}/x"), bucket.keys(bucket.address)).start().await;
+    running.add("a", &[noise(50_000, 1)]).await;
+    let theirs = running.site.image(REGION, "a");
+    let root = images::write(&theirs, &[noise(50_000, 2)]);
+    let index = fs::read(theirs.join("index.json")).expect("an index");
+    bucket.objects().put(&"x/a/index.json".into(), index.clone().into()).await.expect("it is put");
+    for region in [REGION, "cn-shanghai"] {
+        let refused = carried(&running, "a", region).await;
+        assert_eq!((refused.state(), refused.attempt), (RegionState::Failed, 1), "{refused:?}");
+        assert!(reason(&refused).contains(&root) && reason(&refused).contains("overwrite"), "{refused:?}");
+    }
+    assert_eq!(fs::read(theirs.join("index.json")).expect("an index"), index);
+    for region in [REGION, "cn-shanghai"] {
+        let done = overwriting(&running, "a", region).await;
+        assert_eq!(done.state(), RegionState::Available, "{done:?}");
+    }
+    let ours = images::verify(&running.site.image(HOME, "a"));
+    let shown = fs::read_to_string(theirs.join("index.json")).expect("an index");
+    assert!(shown.contains(&ours) && !shown.contains(&root), "{shown}");
+    running.stop().await;
+}
+
+/// The same by the command line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    let (older, newer) = (layout(&site, "older", &[noise(50_000, 1)]), layout(&site, "newer", &[noise(50_000, 2)]));
+    source.push(&older, "apps/a:1");
+    target.push(&older, "apps/a:1");
+    let url = format!("{}/apps/a:1", source.address);
+    let running = site.start().await;
+    let directory = running.site.directory.path();
+    let endpoint = format!("http://{}", running.address);
+    let client = |arguments: &[&str]| {
+        let mut command = process::command(directory, arguments);
+        command.env("APPFERRY_ENDPOINT", &endpoint).env("APPFERRY_TOKEN", ADMIN).output().expect("the program runs")
+    };
+    let add = |id: &str, more: &[&str]| {
+        client(&[&["image", "add", "--name", "n", "--id", id, "--registry-url", &url], more].concat())
+    };
+    assert_eq!(process::stdout(&add("one", &[])), "one\n");
+    let synced = process::stdout(&client(&["sync", "one", "--to", REGION, "--wait"]));
+    assert!(synced.contains("AVAILABLE (trusted)"), "{synced}");
+
+    source.push(&newer, "apps/a:1");
+    let shown = process::stdout(&client(&["image", "show", "one"]));
+    assert!(shown.contains("AVAILABLE (trusted)") && shown.contains(&tag(&source, "apps/a:1")), "{shown}");
+    let refused = add("two", &[]);
+    assert!(!refused.status.success() && process::stderr(&refused).contains("belongs to the image one"), "{refused:?}");
+    process::stdout(&add("two", &["--supersede"]));
+    let shown = process::stdout(&client(&["image", "show", "one"]));
+    assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
+
+    // Somebody moves the tag in the region.
+    target.push(&layout(&running.site, "theirs", &[noise(50_000, 3)]), "apps/a:1");
+    let refused = client(&["sync", "two", "--to", REGION, "--wait"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    let synced = process::stdout(&client(&["sync", "two", "--to", REGION, "--wait", "--overwrite"]));
+    assert!(synced.contains("AVAILABLE") && !synced.contains("trusted"), "{synced}");
+    running.stop().await;
+}
