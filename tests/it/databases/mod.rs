@@ -21,6 +21,7 @@ macro_rules! on_every_database {
 }
 
 mod housekeeping;
+mod interrupted;
 mod lists;
 mod queue;
 mod requests;
