@@ -49,6 +49,8 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| Instruments::new(&g
 struct Instruments {
     call_duration: Histogram<f64>,
     decisions: Counter<u64>,
+    unaudited: Counter<u64>,
+    log_dropped: Counter<u64>,
     copies_running: UpDownCounter<i64>,
     copy_duration: Histogram<f64>,
     copy_bytes: Counter<u64>,
@@ -83,6 +85,16 @@ impl Instruments {
                 .u64_counter("appferry.authorization.decisions")
                 .with_unit("{decision}")
                 .with_description("Decisions about who may call what")
+                .build(),
+            unaudited: meter
+                .u64_counter("appferry.audit.refusals")
+                .with_unit("{call}")
+                .with_description("Calls that were refused because the audit log could not be written")
+                .build(),
+            log_dropped: meter
+                .u64_counter("appferry.log.dropped")
+                .with_unit("{line}")
+                .with_description("Log lines that were dropped because standard error was not read in time")
                 .build(),
             copies_running: meter
                 .i64_up_down_counter("appferry.copies.running")
@@ -188,6 +200,20 @@ pub fn decided(action: Option<&'static str>, decision: &'static str) {
     let Some(instruments) = instruments() else { return };
     let action = KeyValue::new("appferry.action", action.unwrap_or("_OTHER"));
     instruments.decisions.add(1, &[action, KeyValue::new("appferry.decision", decision)]);
+}
+
+/// A call was refused because its decision could not be written to the audit log.
+pub fn unaudited() {
+    if let Some(instruments) = instruments() {
+        instruments.unaudited.add(1, &[]);
+    }
+}
+
+/// A log line was dropped.
+pub fn log_dropped() {
+    if let Some(instruments) = instruments() {
+        instruments.log_dropped.add(1, &[]);
+    }
 }
 
 /// A copy that is being carried; it no longer is when this is dropped.

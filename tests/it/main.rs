@@ -15,6 +15,7 @@ mod databases;
 mod deploy;
 mod documents;
 mod ecs;
+mod ending;
 mod faults;
 mod fuzzed;
 mod harness;
