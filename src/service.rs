@@ -237,6 +237,7 @@ impl Service {
                 id: settings.id.clone(),
                 interval: Duration::from_millis(config.housekeeping.interval_ms),
                 keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
+                locations: config.locations()?,
             };
             let housekeeper = Housekeeper::new(state.clone(), backend.clone(), housekeeping);
             tasks.push(tokio::spawn(housekeeper.run(stop.clone())));

@@ -1,13 +1,13 @@
 //! What is done for all by one process at a time: copies whose worker has gone are handed back, synchronizations that have ended
 //! long ago are forgotten, and uploads and copies of ECS that nobody will go on with are given up.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::ecs::give_up;
+use super::{ecs::give_up, region_check::RegionCheck};
 use crate::{
-    domain::{WorkerId, with_causes},
+    domain::{RegionId, WorkerId, with_causes},
     metrics,
     region::{Backend, Ecs, Stores},
     state::{self, State},
@@ -25,6 +25,8 @@ pub struct Settings {
     pub interval: Duration,
     /// How long synchronizations are kept after they have ended.
     pub keep: Duration,
+    /// The store of each configured region, as it may be shown.
+    pub locations: Vec<(RegionId, String)>,
 }
 
 /// Keeps house when it is this process's turn.
@@ -44,9 +46,11 @@ impl Housekeeper {
 
     /// Keeps house whenever it is this process's turn, until `stop` is canceled.
     pub async fn run(self, stop: CancellationToken) {
-        let Settings { id, interval, .. } = &self.settings;
+        let Settings { id, interval, locations, .. } = &self.settings;
+        let mut regions = RegionCheck::new(self.state.clone(), self.backend.clone(), locations.clone(), *interval);
         let mut held = false;
         while !stop.is_cancelled() {
+            regions.seen().await;
             match self.state.housekeeping_take(id, *interval * LEASE).await {
                 Ok(ours) => {
                     if ours && !held {
@@ -54,10 +58,12 @@ impl Housekeeper {
                     }
                     if held && !ours {
                         metrics::queues(Vec::new());
+                        metrics::suspended(BTreeMap::new());
                     }
                     held = ours;
                     if ours {
                         self.keep(&stop).await;
+                        regions.maintain(&stop).await;
                     }
                 }
                 Err(error) => tracing::warn!(error = with_causes(&error), "who keeps house can't be found out for now"),
@@ -69,6 +75,7 @@ impl Housekeeper {
             }
         }
         metrics::queues(Vec::new());
+        metrics::suspended(BTreeMap::new());
         if held && let Err(error) = self.state.housekeeping_leave(id).await {
             tracing::debug!(error = with_causes(&error), "the next one has to wait to keep house");
         }

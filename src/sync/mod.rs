@@ -13,6 +13,7 @@ mod limits;
 mod pass;
 mod pump;
 mod reader;
+mod region_check;
 mod settings;
 mod tracing_links;
 mod underway;

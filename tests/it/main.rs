@@ -31,6 +31,7 @@ mod policies;
 mod program;
 mod reference;
 mod refusals;
+mod regions;
 mod registries;
 mod relays;
 mod reloading;

@@ -7,13 +7,14 @@
 //! - *none lost*: as long as a call waits for a replica, that replica waits for a worker or is being copied;
 //! - *ended once*: what a call was told about a replica is what became of it, told once;
 //! - *overtaken*: a write with an old fence changes nothing;
-//! - *awake*: when something is due, not every worker sleeps without having been told.
+//! - *awake*: when something is due, not every worker sleeps without having been told;
+//! - *suspended*: what waits in a region that is not configured is claimed by no worker, and waits again when the region is.
 
 use std::time::Duration;
 
 use crate::harness::history::explain;
 use appferry::domain::{
-    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, WorkerId,
+    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, State, Timestamp, WorkerId,
 };
 use stateright::{Checker as _, Model, Property, Representative};
 
@@ -68,6 +69,8 @@ struct World {
     claims: u8,
     canceled: u8,
     damaged: u8,
+    /// How often the region was taken out of the configuration.
+    suspended: u8,
     /// What went wrong, if something has.
     broken: Option<&'static str>,
 }
@@ -86,6 +89,8 @@ enum Step {
     Crash(usize),
     Rescue,
     Damage,
+    Suspend,
+    Resume,
     Tick,
 }
 
@@ -109,6 +114,10 @@ const DONE: Progress = Progress { total: 1, copied: 1, skipped: 0 };
 impl World {
     fn standing(&self) -> Standing {
         Standing::of(self.replica.as_ref().map(Replica::status))
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.replica.as_ref().is_some_and(|replica| matches!(replica.state, State::Suspended { .. }))
     }
 
     fn raise(&mut self, machine: Machine) {
@@ -193,6 +202,7 @@ impl Model for Walk {
             claims: 0,
             canceled: 0,
             damaged: 0,
+            suspended: 0,
             broken: None,
         }]
     }
@@ -225,6 +235,12 @@ impl Model for Walk {
         steps.push(Step::Rescue);
         if world.damaged < 1 && world.standing() == Standing::Available {
             steps.push(Step::Damage);
+        }
+        if world.suspended < 1 {
+            steps.push(Step::Suspend);
+        }
+        if world.is_suspended() {
+            steps.push(Step::Resume);
         }
         if world.now.as_millis() < LAST {
             steps.push(Step::Tick);
@@ -309,6 +325,15 @@ impl Model for Walk {
                 world.damaged += 1;
                 world.replica = Some(world.replica.as_ref()?.apply(Event::Damaged { fault: fault() }, now).ok()?);
             }
+            Step::Suspend => {
+                world.suspended += 1;
+                let suspend = Event::Suspend { reason: fault() };
+                world.replica = Some(world.replica.as_ref()?.apply(suspend, now).ok()?);
+            }
+            Step::Resume => {
+                world.replica = Some(world.replica.as_ref()?.apply(Event::Resume, now).ok()?);
+                world.raise(machine);
+            }
             Step::Tick => {
                 world.now = now.after(Duration::from_millis(1));
                 // Workers look by themselves from time to time.
@@ -338,6 +363,10 @@ impl Model for Walk {
             }),
             // That the walk leads everywhere.
             Property::sometimes("a copy is there", |_, world: &World| world.standing() == Standing::Available),
+            Property::sometimes("a copy is suspended", |_, world: &World| world.is_suspended()),
+            Property::always("suspended", |_, world: &World| {
+                !world.is_suspended() || !world.replica.as_ref().is_some_and(|replica| replica.claimable(world.now))
+            }),
             Property::sometimes("a copy was tried twice", |_, world: &World| {
                 world.replica.as_ref().is_some_and(|replica| replica.attempt == 2)
             }),

@@ -3,6 +3,7 @@
 pub mod ecs_copy;
 pub mod image;
 pub mod nonce;
+pub mod region_store;
 pub mod replica;
 pub mod synchronization;
 pub mod synchronization_target;

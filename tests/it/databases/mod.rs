@@ -24,6 +24,7 @@ mod housekeeping;
 mod interrupted;
 mod lists;
 mod queue;
+mod regions;
 mod requests;
 mod schema;
 
@@ -74,6 +75,13 @@ impl Bench {
     async fn process_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> State {
         let settings = change(Settings::new(self.url.clone()));
         let (state, tasks) = State::open(&settings, regions(), self.stop.clone()).await.expect("it opens");
+        self.tasks.push(tasks);
+        state
+    }
+
+    async fn process_with_regions(&mut self, regions: Regions) -> State {
+        let (state, tasks) =
+            State::open(&Settings::new(self.url.clone()), regions, self.stop.clone()).await.expect("it opens");
         self.tasks.push(tasks);
         state
     }
