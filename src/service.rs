@@ -14,6 +14,7 @@ use crate::{
     audit::Audit,
     config::{self, Config, OpenStore},
     contract::{self, Contract},
+    descriptors,
     domain::{Backoff, Clock, RegionId, WorkerId},
     identity::{Directory, Fetched},
     metrics,
@@ -62,6 +63,9 @@ pub enum Error {
     /// The certificates can't be used.
     #[error("tls")]
     Tls(#[from] TlsError),
+    /// The process may open too few files and connections.
+    #[error(transparent)]
+    Descriptors(#[from] descriptors::TooFew),
     /// The audit log can't be written.
     #[error("audit.to: {to}: {source}")]
     Audit {
@@ -111,6 +115,7 @@ pub struct Service {
     address: Option<SocketAddr>,
     openapi_address: Option<SocketAddr>,
     http_address: Option<SocketAddr>,
+    _ownership: state::Ownership,
     probes: Option<JoinHandle<()>>,
     /// Writes the audit log until everything is gone that takes decisions, the status page among it.
     audit: Option<JoinHandle<()>>,
@@ -173,12 +178,14 @@ impl Service {
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
         // Before the state, which has tasks to be joined.
-        let door = if role == Role::Worker { None } else { Some(Door::open(config).await?) };
+        let connections = descriptors::divide(config, listeners(config, role))?;
+        let door = if role == Role::Worker { None } else { Some(Door::open(config, connections).await?) };
         let probes = match &config.http {
-            Some(http) => Some(bind("http.listen", http.listen, listening(config, true), None).await?),
+            Some(http) => Some(bind("http.listen", http.listen, listening(config, connections, true), None).await?),
             None => None,
         };
         let database = config.database.settings();
+        let ownership = state::Ownership::take(&database)?;
         let (state, state_tasks) = State::open(&database, regions, state_stop.clone()).await?;
 
         state.observe_connections();
@@ -249,6 +256,7 @@ impl Service {
             address,
             openapi_address,
             http_address,
+            _ownership: ownership,
             probes,
             audit: audit_task,
             health,
@@ -360,14 +368,18 @@ struct Door {
 }
 
 impl Door {
-    async fn open(config: &Config) -> Result<Self, Error> {
+    async fn open(config: &Config, connections: usize) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
         let mut fetched = Fetched::default();
         let directory = Arc::new(ArcSwap::from_pointee(config.directory(&mut fetched)?));
         let tls_of = tls.as_deref();
-        let (listener, bound) = bind("server.listen", config.server.listen, listening(config, false), tls_of).await?;
+        let settings = listening(config, connections, false);
+        let (listener, bound) = bind("server.listen", config.server.listen, settings, tls_of).await?;
         let openapi = match &config.openapi {
-            Some(openapi) => Some(bind("openapi.listen", openapi.listen, listening(config, true), tls_of).await?),
+            Some(openapi) => {
+                let settings = listening(config, connections, true);
+                Some(bind("openapi.listen", openapi.listen, settings, tls_of).await?)
+            }
             None => None,
         };
         // The last, which has a task to be joined.
@@ -377,10 +389,16 @@ impl Door {
     }
 }
 
-/// How connections are taken; `http1` says whether the old form of HTTP is spoken too.
-fn listening(config: &Config, http1: bool) -> ListenerSettings {
+/// How many listeners a process has.
+fn listeners(config: &Config, role: Role) -> usize {
+    let calls = if role == Role::Worker { 0 } else { 1 + usize::from(config.openapi.is_some()) };
+    calls + usize::from(config.http.is_some())
+}
+
+/// How connections are taken, so many of them; `http1` says whether the old form of HTTP is spoken too.
+fn listening(config: &Config, connections: usize, http1: bool) -> ListenerSettings {
     ListenerSettings {
-        max_connections: config.server.max_connections,
+        max_connections: connections,
         max_streams: config.server.max_streams_per_connection,
         max_age: Duration::from_secs(config.server.max_connection_age_seconds),
         max_idle: Duration::from_secs(config.server.max_connection_idle_seconds),

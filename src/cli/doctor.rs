@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Result, embedded, print};
+use super::{Error, Result, data_dir, print};
 use crate::{
     config::Config,
     domain::{Clock, RegionId, with_causes},
@@ -111,7 +111,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 fn configuration(file: Option<&Path>) -> std::result::Result<Config, String> {
     match file {
         Some(file) => Config::load(file).map_err(|error| with_causes(&error)),
-        None => embedded::config(Path::new(embedded::DIRECTORY)).map_err(|error| with_causes(&error)),
+        None => data_dir::config(Path::new(data_dir::DIRECTORY)).map_err(|error| with_causes(&error)),
     }
 }
 

@@ -5,9 +5,9 @@
 
 mod cancel;
 mod connection;
+mod data_dir;
 mod demo;
 mod doctor;
-mod embedded;
 mod health;
 mod image;
 mod list;

@@ -7,13 +7,12 @@ use std::{
 
 use super::{
     Error, Result,
-    embedded::{self, DataDirectory},
+    data_dir::{self, DataDirectory},
     signals::Signals,
 };
 use crate::{
     config::Config,
     service::{Role, Service, Shutdown},
-    state,
 };
 
 /// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call and what is logged are read again.
@@ -52,9 +51,9 @@ async fn start(file: Option<PathBuf>, role: Role, signals: &Signals) -> Result<S
     let (config, directory) = match file {
         Some(file) => (Config::load(&file).map_err(Error::local("the configuration"))?, None),
         None => {
-            let directory = DataDirectory::open(Path::new(embedded::DIRECTORY))?;
+            let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
             let config = directory.config()?;
-            migrate_quietly(&config).await?;
+            directory.migrate(&config).await?;
             (config, Some(directory))
         }
     };
@@ -82,10 +81,4 @@ async fn start(file: Option<PathBuf>, role: Role, signals: &Signals) -> Result<S
         tracing::info!("working");
     }
     Ok(Started { service, _directory: directory })
-}
-
-/// The embedded database belongs to this process alone: its schema is brought up to date without being asked.
-pub async fn migrate_quietly(config: &Config) -> Result<()> {
-    let settings = config.database.settings();
-    state::migrate(&settings).await.map(drop).map_err(Error::local("the database"))
 }

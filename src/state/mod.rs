@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use accept::{Ask, TraceContext};
 pub use claim::{Claim, ClaimedRegion, Order};
-pub use database::{Settings, migrate};
+pub use database::{Ownership, Settings, migrate};
 pub use error::{Error, Result};
 pub use feed::Snapshots;
 pub use gate::Underway;

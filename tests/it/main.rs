@@ -36,6 +36,7 @@ mod registries;
 mod relays;
 mod reloading;
 mod shutdown;
+mod starting;
 mod status;
 mod tls;
 mod traces;
