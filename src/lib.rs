@@ -10,6 +10,7 @@
 //! - [`service`]: the composition root.
 //! - [`reload`]: who may call and what is logged, read anew while a process runs.
 //! - [`config`], [`telemetry`], [`audit`]: what comes in from the environment, what goes out of it.
+//! - `descriptors`: how many files and connections a process may open, and who gets them.
 //! - [`metrics`]: what is counted and measured, by whoever does it.
 //! - [`server`]: the way in: the tower stack and the handlers.
 //! - [`worker`]: the workers: claim, plan, copy, report.
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod contract;
+mod descriptors;
 pub mod domain;
 pub mod identity;
 pub mod metrics;

@@ -4,6 +4,7 @@
 //! Nothing that callers choose freely is an attribute: methods and codes are those of the contract, regions those of the configuration.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -41,6 +42,9 @@ pub struct RegionQueue {
 /// The queues, as whoever keeps house has last seen them; nothing where somebody else does.
 static QUEUES: Mutex<Vec<RegionQueue>> = Mutex::new(Vec::new());
 
+/// Suspended replicas in regions that are not configured, as the leader has last counted them.
+static SUSPENDED: Mutex<BTreeMap<RegionId, u64>> = Mutex::new(BTreeMap::new());
+
 /// Whether anybody exports what is measured.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
@@ -49,6 +53,8 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| Instruments::new(&g
 struct Instruments {
     call_duration: Histogram<f64>,
     decisions: Counter<u64>,
+    unaudited: Counter<u64>,
+    log_dropped: Counter<u64>,
     copies_running: UpDownCounter<i64>,
     copy_duration: Histogram<f64>,
     copy_bytes: Counter<u64>,
@@ -58,6 +64,7 @@ struct Instruments {
     commit_size: Histogram<u64>,
     commit_duration: Histogram<f64>,
     _queues: [ObservableGauge<f64>; 2],
+    _suspended: ObservableGauge<u64>,
 }
 
 impl Instruments {
@@ -84,6 +91,16 @@ impl Instruments {
                 .u64_counter("appferry.authorization.decisions")
                 .with_unit("{decision}")
                 .with_description("Decisions about who may call what")
+                .build(),
+            unaudited: meter
+                .u64_counter("appferry.audit.refusals")
+                .with_unit("{call}")
+                .with_description("Calls that were refused because the audit log could not be written")
+                .build(),
+            log_dropped: meter
+                .u64_counter("appferry.log.dropped")
+                .with_unit("{line}")
+                .with_description("Log lines that were dropped because standard error was not read in time")
                 .build(),
             copies_running: meter
                 .i64_up_down_counter("appferry.copies.running")
@@ -129,6 +146,16 @@ impl Instruments {
                 .with_unit("s")
                 .with_description("How long it took to commit a group")
                 .with_boundaries(COMMIT_SECONDS.to_vec())
+                .build(),
+            _suspended: meter
+                .u64_observable_gauge("appferry.queue.suspended")
+                .with_unit("{replica}")
+                .with_description("Replicas that are suspended because their region is not configured any more")
+                .with_callback(|observer| {
+                    for (to, count) in &*SUSPENDED.lock().unwrap_or_else(PoisonError::into_inner) {
+                        observer.observe(*count, &[region(to)]);
+                    }
+                })
                 .build(),
             _queues: [
                 queue("appferry.queue.depth", "{replica}", "Replicas that wait for a worker", depth),
@@ -197,6 +224,20 @@ pub fn decided(action: Option<&'static str>, decision: &'static str) {
     instruments.decisions.add(1, &[action, KeyValue::new("appferry.decision", decision)]);
 }
 
+/// A call was refused because its decision could not be written to the audit log.
+pub fn unaudited() {
+    if let Some(instruments) = instruments() {
+        instruments.unaudited.add(1, &[]);
+    }
+}
+
+/// A log line was dropped.
+pub fn log_dropped() {
+    if let Some(instruments) = instruments() {
+        instruments.log_dropped.add(1, &[]);
+    }
+}
+
 /// A copy that is being carried; it no longer is when this is dropped.
 #[derive(Debug)]
 pub struct Running(RegionId);
@@ -261,6 +302,11 @@ pub fn committed(queue: &'static str, size: usize, took: Duration) {
 /// The queues are like this, seen from here; none where somebody else looks.
 pub fn queues(seen: Vec<RegionQueue>) {
     *QUEUES.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+}
+
+/// Replicas that are suspended in regions that are not configured; none where another process is the leader.
+pub fn suspended(counted: BTreeMap<RegionId, u64>) {
+    *SUSPENDED.lock().unwrap_or_else(PoisonError::into_inner) = counted;
 }
 
 /// Has the connections of a pool told whenever somebody asks: how many are used, and how many are idle.

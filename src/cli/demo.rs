@@ -10,11 +10,9 @@ use clap::Args;
 use super::{
     Error, Result,
     connection::Connection,
-    embedded::{self, DataDirectory},
+    data_dir::{self, DataDirectory},
     image::Add,
-    print,
-    serve::migrate_quietly,
-    status,
+    print, status,
 };
 use crate::{
     contract::v1::SynchronizeAppRequest,
@@ -38,13 +36,13 @@ pub struct Arguments {
 
 /// Starts the embedded service, adds an image, carries it to every region, and verifies it there.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let directory = DataDirectory::open(Path::new(embedded::DIRECTORY))?;
+    let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
     let mut config = directory.config()?;
     if arguments.exit {
         // Nobody else is going to call it.
         config.server.listen.set_port(0);
     }
-    migrate_quietly(&config).await?;
+    directory.migrate(&config).await?;
     let service = Service::start(&config, Role::ServerAndWorker).await.map_err(Error::local("starting"))?;
     let shown = show(&arguments, &directory, &config, &service).await;
     if shown.is_ok() && !arguments.exit {

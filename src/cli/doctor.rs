@@ -10,13 +10,13 @@ use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Result, embedded, leftovers, print};
+use super::{Error, Result, data_dir, leftovers, print};
 use crate::{
     config::Config,
     domain::{Clock, RegionId, with_causes},
     region::{self, Backend, Store},
     service,
-    state::State,
+    state::{RegionStore, State},
     telemetry,
 };
 
@@ -92,6 +92,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         format!("regions: {}, home {}; principals: {}", config.region.len(), regions.home(), config.principal.len());
     tell(vec![Finding::good("configuration", detail)])?;
     tell(database(&config).await)?;
+    tell(known_regions(&config).await)?;
     let clock = Clock::system();
     match service::backend(&config, &clock) {
         Ok(backend) => {
@@ -115,7 +116,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 fn configuration(file: Option<&Path>) -> std::result::Result<Config, String> {
     match file {
         Some(file) => Config::load(file).map_err(|error| with_causes(&error)),
-        None => embedded::config(Path::new(embedded::DIRECTORY)).map_err(|error| with_causes(&error)),
+        None => data_dir::config(Path::new(data_dir::DIRECTORY)).map_err(|error| with_causes(&error)),
     }
 }
 
@@ -151,6 +152,46 @@ async fn database(config: &Config) -> Vec<Finding> {
             vec![Finding::good("database", "has the schema and takes writes"), clock]
         }
     }
+}
+
+/// Whether copies wait in regions that are not configured, and whether the configured ones are where they were. Says nothing of a
+/// database that can't be read: that has been said.
+async fn known_regions(config: &Config) -> Vec<Finding> {
+    let look = async {
+        let stop = CancellationToken::new();
+        let (state, tasks) =
+            State::open(&config.database.settings(), config.regions().ok()?, stop.clone()).await.ok()?;
+        let found = async {
+            let known = state.region_stores().await.ok()?;
+            let regions: Vec<RegionId> = known.iter().map(|store| store.region.clone()).collect();
+            let suspended = state.replicas_suspended(&regions).await.ok()?;
+            Some((known, suspended))
+        };
+        let found = found.await;
+        stop.cancel();
+        tasks.join().await;
+        // It is closed with the process at the latest.
+        let _ = state.close().await;
+        found
+    };
+    let Ok(Some((known, suspended))) = timeout(PATIENCE, look).await else { return Vec::new() };
+    let locations = config.locations().unwrap_or_default();
+    let judge = |store: &RegionStore| {
+        let region = store.region.as_str();
+        let Some((_, location)) = locations.iter().find(|(configured, _)| *configured == store.region) else {
+            let count = suspended.get(&store.region).filter(|count| **count > 0)?;
+            let problem = format!("not configured, and {count} copies to it are suspended");
+            return Some(Finding::bad(region, problem, "configure the region again, or cancel what asked for it"));
+        };
+        let before = store.location.as_ref().filter(|before| *before != location)?;
+        let problem = format!("its store was {before} and is {location}");
+        Some(Finding::bad(
+            region,
+            problem,
+            "the service checks its images there; synchronize again what it does not find",
+        ))
+    };
+    known.iter().filter_map(judge).collect()
 }
 
 /// Whether each region can be reached, read and written.

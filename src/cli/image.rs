@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, connection::Connection, embedded, print, progress, verify};
+use super::{Error, Result, connection::Connection, data_dir, print, progress, verify};
 use crate::{
     client::{self, Client},
     config::Config,
@@ -223,7 +223,7 @@ impl Add {
     async fn put(&self, chosen: Option<ImageId>) -> Result<Placed> {
         let config = match &self.config {
             Some(file) => Config::load(file),
-            None => embedded::config(Path::new(embedded::DIRECTORY)).map(Ok)?,
+            None => data_dir::config(Path::new(data_dir::DIRECTORY)).map(Ok)?,
         };
         let config = config.map_err(Error::local("the configuration"))?;
         let home = config.regions().map_err(Error::local("the configuration"))?.home().clone();

@@ -4,6 +4,7 @@
 
 mod accept;
 mod backoff;
+pub mod descriptors;
 mod digest;
 mod ecs;
 mod fault;

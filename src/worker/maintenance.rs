@@ -4,13 +4,20 @@
 //! The parts run side by side, each with a deadline, and one region's with no other's: a store that does not answer delays nothing but
 //! what is to be done there.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use tokio::task::{Id, JoinSet};
+use tokio::{
+    sync::Mutex,
+    task::{Id, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{ecs::give_up, leftovers::LeftoverSweep};
+use super::{
+    ecs::give_up,
+    leftovers::LeftoverSweep,
+    region_check::{RegionCheck, record_configured},
+};
 use crate::{
     domain::{RegionId, WorkerId, with_causes},
     metrics,
@@ -34,6 +41,8 @@ pub struct Settings {
     pub interval: Duration,
     /// How long synchronizations are kept after they have ended.
     pub keep: Duration,
+    /// The store of each configured region, as it may be shown.
+    pub locations: Vec<(RegionId, String)>,
 }
 
 /// Does the maintenance while this process is the leader.
@@ -43,6 +52,7 @@ pub struct Maintenance {
     backend: Backend,
     settings: Settings,
     leftovers: LeftoverSweep,
+    regions: Arc<Mutex<RegionCheck>>,
 }
 
 /// One part of a round.
@@ -53,6 +63,7 @@ enum Part {
     Prune,
     PruneNonces,
     AbortUploads(RegionId),
+    CheckRegions,
     ClearLeftovers,
     AbandonEcsCopies,
 }
@@ -68,7 +79,10 @@ impl Maintenance {
     /// The maintenance of a database and of what keeps the images.
     #[must_use]
     pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
-        Self { state, backend, settings, leftovers: LeftoverSweep::default() }
+        let Settings { locations, interval, .. } = &settings;
+        let regions = RegionCheck::new(state.clone(), backend.clone(), locations.clone(), *interval);
+        let regions = Arc::new(Mutex::new(regions));
+        Self { state, backend, settings, leftovers: LeftoverSweep::default(), regions }
     }
 
     /// Does the maintenance whenever this process is the leader, until `stop` is canceled.
@@ -77,6 +91,7 @@ impl Maintenance {
         let mut leads = false;
         let mut round = Round::default();
         while !stop.is_cancelled() {
+            record_configured(&self.state, *interval).await;
             match self.state.housekeeping_take(id, *interval * LEASE).await {
                 Ok(elected) => {
                     if elected && !leads {
@@ -84,7 +99,7 @@ impl Maintenance {
                     }
                     if leads && !elected {
                         tracing::info!(%id, "another process is the leader now");
-                        metrics::queues(Vec::new());
+                        forget_measurements();
                         round.tasks.shutdown().await;
                     }
                     leads = elected;
@@ -101,7 +116,7 @@ impl Maintenance {
             }
         }
         round.tasks.shutdown().await;
-        metrics::queues(Vec::new());
+        forget_measurements();
         if leads && let Err(error) = self.state.housekeeping_leave(id).await {
             tracing::debug!(error = with_causes(&error), "failed to resign as leader; the lease will expire");
         }
@@ -110,7 +125,7 @@ impl Maintenance {
     /// Starts every part that is not still running since an earlier round.
     fn start_parts(&self, round: &mut Round) {
         round.collect();
-        let mut parts = vec![Part::Requeue, Part::Prune, Part::PruneNonces];
+        let mut parts = vec![Part::Requeue, Part::Prune, Part::PruneNonces, Part::CheckRegions];
         if metrics::are_exported() {
             parts.push(Part::MeasureQueues);
         }
@@ -146,6 +161,7 @@ impl Maintenance {
             Part::Prune => self.prune().boxed(),
             Part::PruneNonces => self.prune_nonces().boxed(),
             Part::AbortUploads(region) => self.abort_uploads(region).boxed(),
+            Part::CheckRegions => self.check_regions().boxed(),
             Part::ClearLeftovers => self.clear_leftovers().boxed(),
             Part::AbandonEcsCopies => self.abandon_ecs_copies().boxed(),
         }
@@ -195,6 +211,11 @@ impl Maintenance {
         Ok(())
     }
 
+    async fn check_regions(self) -> state::Result<()> {
+        self.regions.lock().await.maintain().await;
+        Ok(())
+    }
+
     /// Removes what copies that died, failed or were canceled left in the stores.
     async fn clear_leftovers(self) -> state::Result<()> {
         if let Backend::Stores(stores) = &self.backend {
@@ -213,6 +234,12 @@ impl Maintenance {
         }
         Ok(())
     }
+}
+
+/// Only the leader knows the queues and the suspended copies.
+fn forget_measurements() {
+    metrics::queues(Vec::new());
+    metrics::suspended(BTreeMap::new());
 }
 
 /// Aborts an upload. Returns whether it is gone.

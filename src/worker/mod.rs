@@ -11,6 +11,7 @@ mod lanes;
 mod leftovers;
 mod maintenance;
 mod pacing;
+mod region_check;
 mod reporting;
 mod retract;
 mod runner;

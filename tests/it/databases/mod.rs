@@ -21,9 +21,11 @@ macro_rules! on_every_database {
 }
 
 mod housekeeping;
+mod interrupted;
 mod lists;
 mod names;
 mod queue;
+mod regions;
 mod requests;
 mod schema;
 
@@ -74,6 +76,13 @@ impl Bench {
     async fn process_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> State {
         let settings = change(Settings::new(self.url.clone()));
         let (state, tasks) = State::open(&settings, regions(), self.stop.clone()).await.expect("it opens");
+        self.tasks.push(tasks);
+        state
+    }
+
+    async fn process_with_regions(&mut self, regions: Regions) -> State {
+        let (state, tasks) =
+            State::open(&Settings::new(self.url.clone()), regions, self.stop.clone()).await.expect("it opens");
         self.tasks.push(tasks);
         state
     }
