@@ -173,6 +173,8 @@ proptest! {
         }
         if replica.outcome().is_none() {
             now = now.after(LEASE);
+            // A region that is configured again is served again.
+            replica = replica.apply(Event::Resume, now).unwrap_or(replica);
             let owner = WorkerId("willing".into());
             let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("it is claimable");
             let verification = Verification::Verified;
