@@ -29,7 +29,7 @@ pub fn retract_canceled(state: State, image: ImageId, region: RegionId, store: A
             Ok(true) => tracing::info!(%image, %region, "withdrew the image: its copy was canceled"),
             Ok(false) => {}
             Err(error) => {
-                tracing::warn!(error = with_causes(&error), %image, %region, "failed to withdraw a canceled image")
+                tracing::warn!(error = with_causes(&error), %image, %region, "failed to withdraw a canceled image");
             }
         }
     };
