@@ -110,7 +110,7 @@ impl Housekeeper {
         match &self.backend {
             Backend::Stores(stores) => {
                 self.sweep(stores).await;
-                self.leftovers.run(&self.state, stores).await;
+                self.leftovers.start(&self.state, stores);
             }
             Backend::Ecs(ecs) => self.give_up(ecs).await,
         }
