@@ -211,6 +211,7 @@ pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
 fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, abandoned: &AtomicBool) -> Result<()> {
     lock.require(stage.fence)?;
     let StagedIndex { path, content } = index;
+    // What the rename replaces, read under the lock.
     let previous = visible(dir, &stage.name)?;
     if abandoned.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);
