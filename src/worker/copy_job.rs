@@ -371,13 +371,12 @@ impl CopyJob {
             Err(CopyError::Source { .. }) => Err(self.no_source()),
             result => result,
         };
-        let is_visible = result.is_ok();
-        if is_visible {
+        if result.is_ok() {
             self.sources.push(region.clone());
         }
         let Copy { active, destination, .. } = copy;
-        let counts = self.worker.conclude(&self.image.id, active, result).await;
-        if is_visible && !counts {
+        // A copy that failed may have become visible all the same, and been canceled before it could note that.
+        if !self.worker.conclude(&self.image.id, active, result).await {
             self.retract(region, destination);
         }
     }

@@ -1,11 +1,6 @@
 //! One blob, read once, for every destination that misses it: it is hashed on the way and passed on through bounded queues.
 
-use std::{sync::Arc, time::Duration};
-
-use bytes::Bytes;
-use futures_util::future::join_all;
-use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use std::sync::Arc;
 
 use super::{
     byte_channel::{ChunkSender, SendError},
@@ -18,10 +13,9 @@ use crate::{
     region::{Chunk, Error, Result, Source},
     worker::pacing::Pace,
 };
-
-/// How often it is looked whether others wait for a sink whose queue is full.
-const SHORTEST_LOOK: Duration = Duration::from_millis(1);
-const LONGEST_LOOK: Duration = Duration::from_millis(10);
+use bytes::Bytes;
+use futures_util::future::join_all;
+use sha2::{Digest as _, Sha256};
 
 /// Where blobs are read.
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +117,7 @@ async fn send_piece(sinks: &mut [Sink<'_>], piece: &Piece<'_>, waits: Waits, alo
         async move {
             let others_wait = || !alone && others_wait(place);
             let taken = match queue {
-                Some(queue) => wait_for_room(&queue, chunk, member, waits, others_wait).await,
+                Some(queue) => send_when_there_is_room(&queue, chunk, member, waits, others_wait).await,
                 None => false,
             };
             (place, taken)
@@ -136,31 +130,24 @@ async fn send_piece(sinks: &mut [Sink<'_>], piece: &Piece<'_>, waits: Waits, alo
     }
 }
 
-/// Sends a chunk to a sink whose queue is full. Returns false if the sink is gone, or was left behind: it made others wait that have
-/// nothing to do for longer than it may, or took nothing at all for `waits.stall`.
-async fn wait_for_room(
+/// Sends a chunk to a sink whose queue is full. Returns false if the sink is gone, or was left behind.
+async fn send_when_there_is_room(
     queue: &ChunkSender,
     mut chunk: Chunk,
     member: &Member,
     waits: Waits,
     others_wait: impl Fn() -> bool,
 ) -> bool {
-    let began = Instant::now();
+    let mut waiting = member.wait(waits);
     loop {
-        let since = Instant::now();
-        let left = member.patience_left(waits.patience, since).max(SHORTEST_LOOK).min(LONGEST_LOOK);
-        let sent = queue.send_timeout(chunk, left.min(waits.stall)).await;
-        let now = Instant::now();
-        if others_wait() {
-            member.kept_waiting(since, now);
-        }
+        let sent = queue.send_timeout(chunk, waiting.step()).await;
+        let goes_on = waiting.has_waited(others_wait());
         chunk = match sent {
             Ok(()) => return true,
             Err(SendError::Closed) => return false,
             Err(SendError::Full(chunk)) => chunk,
         };
-        let too_slow = others_wait() && member.patience_left(waits.patience, now).is_zero();
-        if too_slow || now.duration_since(began) >= waits.stall {
+        if !goes_on {
             member.leave_behind();
             return false;
         }

@@ -224,14 +224,9 @@ impl Fanout {
         let mut sinks = Vec::new();
         for (member, from) in &members {
             let (sender, chunks) = byte_channel::channel();
-            let since = Instant::now();
-            let alone = self.is_alone();
-            let patience = if alone { self.waits.stall } else { member.patience_left(self.waits.patience, since) };
-            let delivered = member.deliver(Delivery { index, blob: blob.clone(), from: *from, chunks }, patience).await;
-            if !alone {
-                member.kept_waiting(since, Instant::now());
-            }
-            if delivered {
+            let others_wait = || members.iter().any(|(other, _)| !Arc::ptr_eq(other, member) && other.is_idle());
+            let delivery = Delivery { index, blob: blob.clone(), from: *from, chunks };
+            if member.deliver(delivery, self.waits, others_wait).await {
                 sinks.push(Sink { member, chunks: Some(sender), from: *from });
             }
         }

@@ -6,13 +6,17 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc::{self, error::SendTimeoutError},
-    time::Instant,
+    sync::mpsc,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{destination::Delivery, lag::Lag};
+use super::{destination::Delivery, fanout::Waits, lag::Lag};
 use crate::region::Error;
+
+/// How often it is looked whether others wait for a destination that has no room.
+const SHORTEST_STEP: Duration = Duration::from_millis(1);
+const LONGEST_STEP: Duration = Duration::from_millis(10);
 
 /// A destination of a fan-out.
 #[derive(Debug)]
@@ -24,6 +28,15 @@ pub struct Member {
     lag: Mutex<Lag>,
     /// Why the source could not send what it was to get.
     failure: OnceLock<Arc<Error>>,
+}
+
+/// A wait for room at a destination, in short steps.
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    member: &'a Member,
+    waits: Waits,
+    began: Instant,
+    since: Instant,
 }
 
 impl Member {
@@ -45,14 +58,15 @@ impl Member {
         self.lag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How much longer it may keep the others waiting.
-    pub fn patience_left(&self, patience: Duration, now: Instant) -> Duration {
-        self.lag().left(patience, now)
+    /// Starts to wait for room at the destination.
+    pub fn wait(&self, waits: Waits) -> Waiting<'_> {
+        let now = Instant::now();
+        Waiting { member: self, waits, began: now, since: now }
     }
 
-    /// It kept the others waiting.
-    pub fn kept_waiting(&self, since: Instant, now: Instant) {
-        self.lag().kept_waiting(since, now);
+    /// Whether it has taken everything that it was given.
+    pub fn is_idle(&self) -> bool {
+        self.sender().as_ref().is_some_and(|deliveries| deliveries.capacity() == deliveries.max_capacity())
     }
 
     /// Leaves it behind: it gets no more.
@@ -82,16 +96,46 @@ impl Member {
         self.failure.get().cloned()
     }
 
-    /// Gives it a blob to come, if it takes it in time. One that is still busy with those before is left behind.
-    pub async fn deliver(&self, delivery: Delivery, patience: Duration) -> bool {
+    /// Gives it a blob to come. One that is still busy with those before may be left behind.
+    pub async fn deliver(&self, delivery: Delivery, waits: Waits, others_wait: impl Fn() -> bool) -> bool {
         let Some(sender) = self.sender().clone() else { return false };
-        match sender.send_timeout(delivery, patience).await {
-            Ok(()) => true,
-            Err(SendTimeoutError::Closed(_)) => false,
-            Err(SendTimeoutError::Timeout(_)) => {
-                self.leave_behind();
-                false
+        let mut waiting = self.wait(waits);
+        loop {
+            let reserved = timeout(waiting.step(), sender.reserve()).await;
+            let goes_on = waiting.has_waited(others_wait());
+            match reserved {
+                Ok(Ok(room)) => {
+                    room.send(delivery);
+                    return true;
+                }
+                Ok(Err(_)) => return false,
+                Err(_) if goes_on => {}
+                Err(_) => {
+                    self.leave_behind();
+                    return false;
+                }
             }
         }
+    }
+}
+
+impl Waiting<'_> {
+    /// How long to wait before it is looked again whether others wait too.
+    pub fn step(&mut self) -> Duration {
+        self.since = Instant::now();
+        let left = self.member.lag().left(self.waits.patience, self.since);
+        left.max(SHORTEST_STEP).min(LONGEST_STEP).min(self.waits.stall)
+    }
+
+    /// A step has ended. `others_wait` says whether others have nothing to do meanwhile. Returns whether it may be waited any longer: the
+    /// destination may keep others waiting for as long as its lag allows, and may take nothing at all for `waits.stall`.
+    pub fn has_waited(&self, others_wait: bool) -> bool {
+        let now = Instant::now();
+        let mut lag = self.member.lag();
+        if others_wait {
+            lag.kept_waiting(self.since, now);
+        }
+        let too_slow = others_wait && lag.left(self.waits.patience, now).is_zero();
+        !too_slow && now.duration_since(self.began) < self.waits.stall
     }
 }
