@@ -47,7 +47,7 @@ pub use feed::Snapshots;
 pub use gate::Underway;
 pub use image::{ImageFilter, ImagePage, Span};
 pub use image_reference::NameTaken;
-pub use published::{Publication, ReadBlob};
+pub use published::{Publication, ReadBlob, RegionName};
 pub use report::Report;
 pub use synchronization::{Filter, SynchronizationPage};
 pub use upload::Abandoned;

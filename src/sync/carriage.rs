@@ -91,6 +91,9 @@ impl<'a> Carriage<'a> {
         self.passes.shutdown().await;
         self.worker.tidy().await;
         for copy in std::mem::take(&mut self.copies).into_values() {
+            if let Err(error) = copy.destination.stage.journal.save().await {
+                tracing::debug!(%error, region = %copy.destination.region, "written blobs could not be saved");
+            }
             let Underway { claimed, span, .. } = copy.underway;
             span.record("appferry.state", "RELEASED");
             let event = Event::Release { fence: claimed.fence };

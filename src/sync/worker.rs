@@ -23,7 +23,7 @@ use crate::{
     },
     metrics,
     region::{Backend, Ecs, Place, Stage, Store, Stores, Verdict},
-    state::{self, Claim, ClaimedRegion, Order, Report, State},
+    state::{self, Claim, ClaimedRegion, Order, RegionName, Report, State},
 };
 
 /// How long to wait before asking a database again that did not answer.
@@ -159,7 +159,8 @@ impl Worker {
         for underway in regions {
             let ClaimedRegion { region, fence, suspect, overwrite, .. } = &underway.claimed;
             let Some(store) = stores.get(region).cloned() else { continue };
-            let journal = ReplicaJournal::new(self.state.clone(), image.id.clone(), region.clone(), *fence);
+            let location = location(&*store, &store.name_of(image));
+            let journal = ReplicaJournal::new(self.state.clone(), image.id.clone(), region.clone(), *fence, location);
             let stage = Stage {
                 suspect: *suspect,
                 lenders: self.lenders(image, stores, region, &*store).await,
@@ -185,11 +186,13 @@ impl Worker {
 
     /// What was published by an image's name in each of some regions.
     async fn published(&self, image: &Image, stores: &Stores, regions: &[Underway]) -> BTreeMap<RegionId, Published> {
-        let names: Vec<(RegionId, ImageName)> = regions
+        let names: Vec<RegionName> = regions
             .iter()
             .filter_map(|underway| {
-                let region = &underway.claimed.region;
-                Some((region.clone(), stores.get(region)?.name_of(image)))
+                let region = underway.claimed.region.clone();
+                let store = stores.get(&region)?;
+                let name = store.name_of(image);
+                Some(RegionName { region, location: location(&**store, &name), name })
             })
             .collect();
         self.state.published(&names).await.unwrap_or_else(|error| {
@@ -274,6 +277,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// Where a store has an image, if it says so.
+fn location(store: &dyn Store, name: &ImageName) -> Option<String> {
+    store.place(name).map(|Place { service, path }| format!("{service} {path}"))
 }
 
 fn failed(claimed: &ClaimedRegion, meter: &Arc<Meter>, fault: Fault, retry_after: Option<Duration>) -> Report {
