@@ -1,13 +1,18 @@
 //! The audit log: one line of JSON a decision, who might do what and why. Lines are written in the order in which they came, by a
-//! thread of their own; whoever decides waits where it can't keep up.
+//! thread of their own, and wait in a bounded queue for it. A decision that finds no room there for [`PATIENCE`] is not acted upon: the
+//! call is refused, so that nothing is done of which the log does not tell.
+
+mod writer;
 
 use std::{
     fmt::Display,
-    fs::{File, OpenOptions},
-    io::{self, Write},
+    io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,18 +20,17 @@ use opentelemetry::trace::TraceId;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use crate::domain::{RequestId, Timestamp};
+use crate::{
+    domain::{RequestId, Timestamp},
+    metrics,
+};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 4_096;
-/// Lines that are written at once.
-const BATCH: usize = 1_024;
-/// What is kept of lines that can't be written, in bytes.
-const KEPT: usize = 4 << 20;
 /// What most lines have room in, in bytes.
 const LINE: usize = 512;
-/// How long lines are gathered for, so that nobody is woken for each of them.
-const GATHER: Duration = Duration::from_millis(5);
+/// How long a decision waits for room in the queue.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,13 +99,29 @@ fn shown_if_any<S: serde::Serializer>(value: &Option<impl Display>, serializer: 
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    Reopen,
+    /// Nothing to write, but something to look at in [`Condition`].
+    Wake,
 }
+
+/// How the writing goes, for those who decide; and what the writer is asked to do beside it.
+#[derive(Debug, Default)]
+struct Condition {
+    /// Whether a decision has found no room in time, and nothing has been written since then.
+    blocked: AtomicBool,
+    /// Whether the file is to be opened again.
+    reopen: AtomicBool,
+}
+
+/// The decision could not be written down in time: it must not be acted upon.
+#[derive(Debug, thiserror::Error)]
+#[error("the audit log can't be written")]
+pub struct Blocked;
 
 /// Takes decisions.
 #[derive(Debug, Clone)]
 pub struct Audit {
     entries: mpsc::Sender<Entry>,
+    condition: Arc<Condition>,
     /// The part of what is allowed that is written down, from 0 to 1.
     sampled: f64,
 }
@@ -110,14 +130,16 @@ impl Audit {
     /// Starts to write, `sampled` of what is allowed and all that is denied. The task ends when the last clone is dropped, after the
     /// last line.
     pub fn start(to: Destination, sampled: f64) -> io::Result<(Self, JoinHandle<()>)> {
-        let out = open(&to)?;
+        let out = writer::open(&to)?;
         let (entries, queue) = mpsc::channel(QUEUE);
-        let task = tokio::task::spawn_blocking(move || write(queue, &to, out));
-        Ok((Self { entries, sampled }, task))
+        let condition = Arc::<Condition>::default();
+        let seen = Arc::clone(&condition);
+        let task = tokio::task::spawn_blocking(move || writer::run(queue, &to, out, &seen));
+        Ok((Self { entries, condition, sampled }, task))
     }
 
-    /// Writes a decision down, unless it is one of those that are left out. Returns it where so many lines wait already that there is no
-    /// room for it: whoever decides has to wait.
+    /// Writes a decision down, unless it is one of those that are left out. Returns it where the queue is full: the caller has to wait
+    /// until there is room.
     pub fn record(&self, record: &Record<'_>) -> Option<Unwritten> {
         if record.decision == Verdict::Allow && self.sampled < 1.0 && rand::random::<f64>() >= self.sampled {
             return None;
@@ -128,7 +150,7 @@ impl Audit {
                 text.push(b'\n');
                 // It is open for as long as this lives.
                 let full = self.entries.try_send(Entry::Line(text)).err()?;
-                Some(Unwritten { entries: self.entries.clone(), line: full.into_inner() })
+                Some(Unwritten { audit: self.clone(), line: full.into_inner() })
             }
             Err(error) => {
                 tracing::error!(%error, "a decision could not be written down");
@@ -137,110 +159,42 @@ impl Audit {
         }
     }
 
-    /// Opens the file anew, which somebody has moved away.
-    pub async fn reopen(&self) {
-        let _ = self.entries.send(Entry::Reopen).await;
+    /// Opens the file again, which has been moved away.
+    pub fn reopen(&self) {
+        self.condition.reopen.store(true, Ordering::Release);
+        // A writer that finds no entry to write is woken by this one; one that is behind looks at the request in any case.
+        let _ = self.entries.try_send(Entry::Wake);
+    }
+
+    /// Whether calls are refused because their decisions can't be written down.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.condition.blocked.load(Ordering::Acquire)
     }
 }
 
 /// A decision for which there is no room yet.
 #[derive(Debug)]
 pub struct Unwritten {
-    entries: mpsc::Sender<Entry>,
+    audit: Audit,
     line: Entry,
 }
 
 impl Unwritten {
-    /// Waits until there is.
-    pub async fn written(self) {
-        let _ = self.entries.send(self.line).await;
-    }
-}
-
-fn open(to: &Destination) -> io::Result<Box<dyn Write + Send>> {
-    Ok(match to {
-        Destination::Stdout => Box::new(io::stdout()),
-        Destination::Stderr => Box::new(io::stderr()),
-        Destination::File(path) => {
-            let file: File = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-            Box::new(file)
+    /// Waits until there is room, for [`PATIENCE`] at most; not at all where others have waited in vain and nothing has been
+    /// written since then.
+    pub async fn written(self) -> Result<(), Blocked> {
+        let Self { audit, line } = self;
+        let limit = if audit.is_blocked() { Duration::ZERO } else { PATIENCE };
+        if let Ok(Ok(())) = tokio::time::timeout(limit, audit.entries.send(line)).await {
+            return Ok(());
         }
-    })
-}
-
-fn write(mut queue: mpsc::Receiver<Entry>, to: &Destination, mut out: Box<dyn Write + Send>) {
-    let mut entries = Vec::with_capacity(BATCH);
-    let mut waiting = Waiting::default();
-    while queue.blocking_recv_many(&mut entries, BATCH) > 0 {
-        let reopen = entries.iter().any(|entry| matches!(entry, Entry::Reopen));
-        for entry in entries.drain(..) {
-            if let Entry::Line(line) = entry {
-                waiting.take(&line);
-            }
+        metrics::unaudited();
+        if !audit.condition.blocked.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "the audit log is not written and its queue is full; calls are refused until it is written again"
+            );
         }
-        waiting.write(&mut out, to);
-        if reopen {
-            match open(to) {
-                Ok(opened) => {
-                    out = opened;
-                    waiting.write(&mut out, to);
-                }
-                Err(error) => {
-                    tracing::error!(%error, ?to, "the audit log can't be opened anew; the old file is written on");
-                }
-            }
-        }
-        // Not where lines are waiting already, and calls perhaps for them.
-        if queue.len() < QUEUE / 4 {
-            #[expect(clippy::disallowed_methods, reason = "this thread is none of the runtime's")]
-            std::thread::sleep(GATHER);
-        }
-    }
-}
-
-/// Lines that have not been written yet. While they can't be, they are kept, up to [`KEPT`].
-#[derive(Default)]
-struct Waiting {
-    lines: Vec<u8>,
-    /// Whether they could not be written when that was last tried.
-    failing: bool,
-    /// Lines for which there was no room.
-    lost: u64,
-}
-
-impl Waiting {
-    fn take(&mut self, line: &[u8]) {
-        if self.failing && self.lines.len() + line.len() > KEPT {
-            self.lost += 1;
-        } else {
-            self.lines.extend_from_slice(line);
-        }
-    }
-
-    fn write(&mut self, out: &mut impl Write, to: &Destination) {
-        let mut written = 0;
-        let ended = loop {
-            match out.write(&self.lines[written..]) {
-                Ok(0) if written < self.lines.len() => break Err(io::ErrorKind::WriteZero.into()),
-                Ok(0) => break out.flush(),
-                Ok(more) => written += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
-            }
-        };
-        // What was written of a line is not written again, so that its rest makes it whole.
-        self.lines.drain(..written);
-        match &ended {
-            // Once, not for every line.
-            Err(error) if !self.failing => {
-                tracing::error!(%error, ?to, "the audit log can't be written; some decisions are kept until it can");
-            }
-            Ok(()) if self.failing => tracing::warn!(lost = self.lost, "the audit log is written again"),
-            _ => {}
-        }
-        self.failing = ended.is_err();
-        if !self.failing {
-            self.lost = 0;
-        }
+        Err(Blocked)
     }
 }

@@ -2,7 +2,7 @@
 //! `SynchronizeApp(app_id, target_region_ids)`: authorized, durable, verified, traced, and visible while it happens.
 //!
 //! The map, from the outside in. Arrows point down this list only: [`domain`] and [`ram`] know nothing of the rest; [`server`]
-//! and [`sync`] never talk to each other but through [`state`]; only [`state`] knows sea-orm; only [`region`] knows how bytes
+//! and [`worker`] never talk to each other but through [`state`]; only [`state`] knows sea-orm; only [`region`] knows how bytes
 //! are stored; only [`server`], [`contract`], [`client`] and the command line know protobuf types.
 //!
 //! - [`cli`]: one file a command.
@@ -10,9 +10,10 @@
 //! - [`service`]: the composition root.
 //! - [`reload`]: who may call and what is logged, read anew while a process runs.
 //! - [`config`], [`telemetry`], [`audit`]: what comes in from the environment, what goes out of it.
+//! - `descriptors`: how many files and connections a process may open, and who gets them.
 //! - [`metrics`]: what is counted and measured, by whoever does it.
 //! - [`server`]: the way in: the tower stack and the handlers.
-//! - [`sync`]: the workers: claim, plan, copy, report.
+//! - [`worker`]: the workers: claim, plan, copy, report.
 //! - [`contract`]: the generated types and the tables of the descriptors.
 //! - [`state`]: the database.
 //! - [`region`]: the stores.
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod contract;
+mod descriptors;
 pub mod domain;
 pub mod identity;
 pub mod metrics;
@@ -34,5 +36,5 @@ pub mod reload;
 pub mod server;
 pub mod service;
 pub mod state;
-pub mod sync;
 pub mod telemetry;
+pub mod worker;

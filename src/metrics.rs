@@ -4,6 +4,7 @@
 //! Nothing that callers choose freely is an attribute: methods and codes are those of the contract, regions those of the configuration.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -41,6 +42,9 @@ pub struct RegionQueue {
 /// The queues, as whoever keeps house has last seen them; nothing where somebody else does.
 static QUEUES: Mutex<Vec<RegionQueue>> = Mutex::new(Vec::new());
 
+/// Suspended replicas in regions that are not configured, as the leader has last counted them.
+static SUSPENDED: Mutex<BTreeMap<RegionId, u64>> = Mutex::new(BTreeMap::new());
+
 /// Whether anybody exports what is measured.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
@@ -49,14 +53,18 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| Instruments::new(&g
 struct Instruments {
     call_duration: Histogram<f64>,
     decisions: Counter<u64>,
+    unaudited: Counter<u64>,
+    log_dropped: Counter<u64>,
     copies_running: UpDownCounter<i64>,
     copy_duration: Histogram<f64>,
     copy_bytes: Counter<u64>,
     copy_attempts: Counter<u64>,
     claims_lost: Counter<u64>,
+    copy_stalls: Counter<u64>,
     commit_size: Histogram<u64>,
     commit_duration: Histogram<f64>,
     _queues: [ObservableGauge<f64>; 2],
+    _suspended: ObservableGauge<u64>,
 }
 
 impl Instruments {
@@ -83,6 +91,16 @@ impl Instruments {
                 .u64_counter("appferry.authorization.decisions")
                 .with_unit("{decision}")
                 .with_description("Decisions about who may call what")
+                .build(),
+            unaudited: meter
+                .u64_counter("appferry.audit.refusals")
+                .with_unit("{call}")
+                .with_description("Calls that were refused because the audit log could not be written")
+                .build(),
+            log_dropped: meter
+                .u64_counter("appferry.log.dropped")
+                .with_unit("{line}")
+                .with_description("Log lines that were dropped because standard error was not read in time")
                 .build(),
             copies_running: meter
                 .i64_up_down_counter("appferry.copies.running")
@@ -112,6 +130,11 @@ impl Instruments {
                 .with_unit("{claim}")
                 .with_description("Claims that were canceled, taken over or ran out while they were worked on")
                 .build(),
+            copy_stalls: meter
+                .u64_counter("appferry.copy.stalls")
+                .with_unit("{attempt}")
+                .with_description("Attempts that were given up because nothing moved for `worker.stall_ms`")
+                .build(),
             commit_size: meter
                 .u64_histogram("appferry.commit.size")
                 .with_unit("{entry}")
@@ -123,6 +146,16 @@ impl Instruments {
                 .with_unit("s")
                 .with_description("How long it took to commit a group")
                 .with_boundaries(COMMIT_SECONDS.to_vec())
+                .build(),
+            _suspended: meter
+                .u64_observable_gauge("appferry.queue.suspended")
+                .with_unit("{replica}")
+                .with_description("Replicas that are suspended because their region is not configured any more")
+                .with_callback(|observer| {
+                    for (to, count) in &*SUSPENDED.lock().unwrap_or_else(PoisonError::into_inner) {
+                        observer.observe(*count, &[region(to)]);
+                    }
+                })
                 .build(),
             _queues: [
                 queue("appferry.queue.depth", "{replica}", "Replicas that wait for a worker", depth),
@@ -167,6 +200,7 @@ pub fn regions<'a>(regions: impl Iterator<Item = &'a RegionId>) {
             instruments.copy_bytes.add(0, &[region(to), KeyValue::new("appferry.kind", kind)]);
         }
         instruments.claims_lost.add(0, &[region(to)]);
+        instruments.copy_stalls.add(0, &[region(to)]);
         instruments.copies_running.add(0, &[region(to)]);
     }
 }
@@ -188,6 +222,20 @@ pub fn decided(action: Option<&'static str>, decision: &'static str) {
     let Some(instruments) = instruments() else { return };
     let action = KeyValue::new("appferry.action", action.unwrap_or("_OTHER"));
     instruments.decisions.add(1, &[action, KeyValue::new("appferry.decision", decision)]);
+}
+
+/// A call was refused because its decision could not be written to the audit log.
+pub fn unaudited() {
+    if let Some(instruments) = instruments() {
+        instruments.unaudited.add(1, &[]);
+    }
+}
+
+/// A log line was dropped.
+pub fn log_dropped() {
+    if let Some(instruments) = instruments() {
+        instruments.log_dropped.add(1, &[]);
+    }
 }
 
 /// A copy that is being carried; it no longer is when this is dropped.
@@ -236,6 +284,13 @@ pub fn lost(to: &RegionId) {
     }
 }
 
+/// An attempt was given up because nothing of it moved.
+pub fn stalled(to: &RegionId) {
+    if let Some(instruments) = instruments() {
+        instruments.copy_stalls.add(1, &[region(to)]);
+    }
+}
+
 /// A group was committed, or could not be.
 pub fn committed(queue: &'static str, size: usize, took: Duration) {
     let Some(instruments) = instruments() else { return };
@@ -247,6 +302,11 @@ pub fn committed(queue: &'static str, size: usize, took: Duration) {
 /// The queues are like this, seen from here; none where somebody else looks.
 pub fn queues(seen: Vec<RegionQueue>) {
     *QUEUES.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+}
+
+/// Replicas that are suspended in regions that are not configured; none where another process is the leader.
+pub fn suspended(counted: BTreeMap<RegionId, u64>) {
+    *SUSPENDED.lock().unwrap_or_else(PoisonError::into_inner) = counted;
 }
 
 /// Has the connections of a pool told whenever somebody asks: how many are used, and how many are idle.

@@ -72,7 +72,7 @@ impl Reload {
                 () = stop.cancelled() => break,
             };
             if let Some(access) = self.access.as_ref().filter(|_| asked) {
-                access.audit.reopen().await;
+                access.audit.reopen();
             }
             let files = if self.access.is_some() { self.config.access_files() } else { self.config.own_file() };
             let now = look(files).await;

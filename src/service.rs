@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,8 @@ use crate::{
     audit::Audit,
     config::{self, Config, OpenStore},
     contract::{self, Contract},
-    domain::{Backoff, Clock, RegionId, WorkerId},
+    descriptors,
+    domain::{Clock, RegionId, WorkerId},
     identity::{Directory, Fetched},
     metrics,
     region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
@@ -23,12 +25,14 @@ use crate::{
         health::{Readiness, Told},
     },
     state::{self, State},
-    sync::{Housekeeper, HousekeepingSettings, Settings as SyncSettings, Worker},
     telemetry,
+    worker::{Maintenance, MaintenanceSettings, Settings as WorkerSettings, Worker},
 };
 
-/// Of the time that a shutdown may take, how much is left for what comes after the calls in flight.
-const AFTERWARDS: u32 = 4;
+/// When the parts of a shutdown are given up, in hundredths of the time that it may take: calls and copies in flight, those again
+/// after their connections were cut, the tasks of the state, the probes, the audit log, the connections to the database. What is left is
+/// for the last spans and log lines.
+const PARTS: [u32; 6] = [60, 70, 75, 78, 82, 86];
 
 /// Why the service can't start.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,9 @@ pub enum Error {
     /// The certificates can't be used.
     #[error("tls")]
     Tls(#[from] TlsError),
+    /// The process may open too few files and connections.
+    #[error(transparent)]
+    Descriptors(#[from] descriptors::TooFew),
     /// The audit log can't be written.
     #[error("audit.to: {to}: {source}")]
     Audit {
@@ -93,13 +100,25 @@ pub enum Role {
     Server,
 }
 
+/// How a shutdown came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Every part has ended.
+    Complete,
+    /// Some part did not end in time, and was left behind.
+    Incomplete,
+}
+
 /// A running service.
 #[derive(Debug)]
 pub struct Service {
     address: Option<SocketAddr>,
     openapi_address: Option<SocketAddr>,
     http_address: Option<SocketAddr>,
+    _ownership: state::Ownership,
     probes: Option<JoinHandle<()>>,
+    /// Writes the audit log until everything is gone that takes decisions, the status page among it.
+    audit: Option<JoinHandle<()>>,
     health: Option<Health>,
     state: State,
     state_tasks: state::Tasks,
@@ -118,8 +137,10 @@ pub struct Service {
 pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
     match config.backend()? {
         config::Backend::Stores(stores) => {
+            // Before an attempt is given up: the error of the store says what hangs.
+            let stall = Duration::from_millis(config.worker.stall_ms).mul_f64(0.75);
             let stores = stores.into_iter().map(|(region, store)| {
-                let opened = open(store).map_err(|source| Error::Store { region: region.clone(), source })?;
+                let opened = open(store, stall).map_err(|source| Error::Store { region: region.clone(), source })?;
                 Ok((region, opened))
             });
             Ok(Backend::Stores(Stores::new(stores.collect::<Result<Vec<_>, Error>>()?)))
@@ -130,9 +151,11 @@ pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
     }
 }
 
-fn open(store: OpenStore) -> region::Result<Arc<dyn Store>> {
+fn open(store: OpenStore, stall: Duration) -> region::Result<Arc<dyn Store>> {
     match store {
-        OpenStore::Dir { path, keep_free } => Ok(Arc::new(DirStore::new(path).keeping_free(keep_free))),
+        OpenStore::Dir { path, keep_free } => {
+            Ok(Arc::new(DirStore::new(path).keeping_free(keep_free).stalling_after(stall)))
+        }
         OpenStore::Registry { location, credentials, also_hosts, certificates, verify_existing, loopback } => {
             let client =
                 RegistryClient::new(location, credentials, also_hosts, certificates.as_deref(), Guard::new(loopback))?;
@@ -160,12 +183,14 @@ impl Service {
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
         // Before the state, which has tasks to be joined.
-        let door = if role == Role::Worker { None } else { Some(Door::open(config).await?) };
+        let connections = descriptors::divide(config, listeners(config, role))?;
+        let door = if role == Role::Worker { None } else { Some(Door::open(config, connections).await?) };
         let probes = match &config.http {
-            Some(http) => Some(bind("http.listen", http.listen, listening(config, true), None).await?),
+            Some(http) => Some(bind("http.listen", http.listen, listening(config, connections, true), None).await?),
             None => None,
         };
         let database = config.database.settings();
+        let ownership = state::Ownership::take(&database)?;
         let (state, state_tasks) = State::open(&database, regions, state_stop.clone()).await?;
 
         state.observe_connections();
@@ -174,10 +199,10 @@ impl Service {
         let mut health = None;
         let (here, readiness) = watch::channel(Readiness::Ready);
         let http_address = probes.as_ref().map(|(_, bound)| *bound);
-        let (mut access, mut page) = (None, None);
+        let (mut access, mut page, mut audit_task) = (None, None, None);
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
             let seconds = Duration::from_secs;
-            tasks.push(writing);
+            audit_task = Some(writing);
             access = Some(Access { directory: Arc::clone(&directory), fetched, tls, audit: audit.clone() });
             let parts = Parts {
                 contract,
@@ -211,21 +236,23 @@ impl Service {
             tokio::spawn(listener.serve(server::http(readiness, page), state_stop.clone(), state_stop.clone()))
         });
         let reload = Arc::new(Notify::new());
+        let access_audit = access.as_ref().map(|access| access.audit.clone());
         let reloading = Reload { config: config.clone(), access, asked: Arc::clone(&reload) };
         tasks.push(tokio::spawn(reloading.run(stop.clone())));
         let told = Told { grpc: health.clone(), here };
         let draining = CancellationToken::new();
-        tasks.push(tokio::spawn(server::health::run(told, state.clone(), draining.clone())));
+        tasks.push(tokio::spawn(server::health::run(told, state.clone(), access_audit, draining.clone())));
         if role != Role::Server {
             metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
-            let housekeeping = HousekeepingSettings {
+            let maintenance_settings = MaintenanceSettings {
                 id: settings.id.clone(),
                 interval: Duration::from_millis(config.housekeeping.interval_ms),
                 keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
+                locations: config.locations()?,
             };
-            let housekeeper = Housekeeper::new(state.clone(), backend.clone(), housekeeping);
-            tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
+            let maintenance = Maintenance::new(state.clone(), backend.clone(), maintenance_settings);
+            tasks.push(tokio::spawn(maintenance.run(stop.clone())));
             tasks.push(tokio::spawn(Worker::new(state.clone(), backend, topology, settings).run(stop.clone())));
         }
         let drain = if address.is_some() { config.server.drain_seconds } else { 0 };
@@ -234,7 +261,9 @@ impl Service {
             address,
             openapi_address,
             http_address,
+            _ownership: ownership,
             probes,
+            audit: audit_task,
             health,
             state,
             state_tasks,
@@ -272,17 +301,24 @@ impl Service {
         self.http_address
     }
 
+    /// How long [`Self::shutdown`] takes at most.
+    #[must_use]
+    pub fn shutdown_limit(&self) -> Duration {
+        self.drain + self.shutdown
+    }
+
     /// Brings it down, in order: not ready, no new calls, those in flight answered, leases handed back, the database closed. Takes as
-    /// long as is configured at most, whatever clients do.
-    pub async fn shutdown(self) {
+    /// long as is configured at most, whatever clients, stores and the database do.
+    pub async fn shutdown(self) -> Shutdown {
         if let Some(health) = &self.health {
             server::health::set(health, tonic_health::ServingStatus::NotServing).await;
         }
         self.draining.cancel();
         tokio::time::sleep(self.drain).await;
+        let begun = Instant::now();
+        let [calls, cut, tasks, probes, audit, close] = PARTS.map(|part| begun + self.shutdown * part / 100);
         self.stop.cancel();
-        let abandon = self.abandon.clone();
-        let patience = self.shutdown.saturating_sub(self.shutdown / AFTERWARDS);
+        let mut shutdown = Shutdown::Complete;
         let finish = async {
             for task in self.tasks {
                 if let Err(error) = task.await {
@@ -291,25 +327,36 @@ impl Service {
             }
         };
         tokio::pin!(finish);
-        if tokio::time::timeout(patience, finish.as_mut()).await.is_err() {
+        if timeout_at(calls, finish.as_mut()).await.is_err() {
             tracing::warn!("calls are still in flight and are cut off");
-            abandon.cancel();
-            if tokio::time::timeout(self.shutdown / AFTERWARDS, finish).await.is_err() {
-                tracing::error!("the service could not be brought down in time; leases will run out");
+            self.abandon.cancel();
+            if timeout_at(cut, finish).await.is_err() {
+                tracing::error!("the service could not be brought down in time; leases will expire");
+                shutdown = Shutdown::Incomplete;
             }
         }
         self.state_stop.cancel();
-        if tokio::time::timeout(self.shutdown / AFTERWARDS, self.state_tasks.join()).await.is_err() {
+        if timeout_at(tasks, self.state_tasks.join()).await.is_err() {
             tracing::error!("the database did not answer in time");
+            shutdown = Shutdown::Incomplete;
         }
-        if let Some(probes) = self.probes
-            && !matches!(tokio::time::timeout(self.shutdown / AFTERWARDS, probes).await, Ok(Ok(())))
+        if let Some(task) = self.probes
+            && !matches!(timeout_at(probes, task).await, Ok(Ok(())))
         {
             tracing::warn!("the probes ended badly");
         }
-        if let Err(error) = self.state.close().await {
-            tracing::warn!(%error, "the database could not be closed");
+        if let Some(task) = self.audit
+            && timeout_at(audit, task).await.is_err()
+        {
+            tracing::error!("the audit log could not be written to its end in time");
+            shutdown = Shutdown::Incomplete;
         }
+        match timeout_at(close, self.state.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the database could not be closed"),
+            Err(_) => tracing::warn!("the connections to the database could not be closed in time"),
+        }
+        shutdown
     }
 }
 
@@ -326,14 +373,18 @@ struct Door {
 }
 
 impl Door {
-    async fn open(config: &Config) -> Result<Self, Error> {
+    async fn open(config: &Config, connections: usize) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
         let mut fetched = Fetched::default();
         let directory = Arc::new(ArcSwap::from_pointee(config.directory(&mut fetched)?));
         let tls_of = tls.as_deref();
-        let (listener, bound) = bind("server.listen", config.server.listen, listening(config, false), tls_of).await?;
+        let settings = listening(config, connections, false);
+        let (listener, bound) = bind("server.listen", config.server.listen, settings, tls_of).await?;
         let openapi = match &config.openapi {
-            Some(openapi) => Some(bind("openapi.listen", openapi.listen, listening(config, true), tls_of).await?),
+            Some(openapi) => {
+                let settings = listening(config, connections, true);
+                Some(bind("openapi.listen", openapi.listen, settings, tls_of).await?)
+            }
             None => None,
         };
         // The last, which has a task to be joined.
@@ -343,10 +394,16 @@ impl Door {
     }
 }
 
-/// How connections are taken; `http1` says whether the old form of HTTP is spoken too.
-fn listening(config: &Config, http1: bool) -> ListenerSettings {
+/// How many listeners a process has.
+fn listeners(config: &Config, role: Role) -> usize {
+    let calls = if role == Role::Worker { 0 } else { 1 + usize::from(config.openapi.is_some()) };
+    calls + usize::from(config.http.is_some())
+}
+
+/// How connections are taken, so many of them; `http1` says whether the old form of HTTP is spoken too.
+fn listening(config: &Config, connections: usize, http1: bool) -> ListenerSettings {
     ListenerSettings {
-        max_connections: config.server.max_connections,
+        max_connections: connections,
         max_streams: config.server.max_streams_per_connection,
         max_age: Duration::from_secs(config.server.max_connection_age_seconds),
         max_idle: Duration::from_secs(config.server.max_connection_idle_seconds),
@@ -366,9 +423,9 @@ async fn bind(
     Ok((listener, bound))
 }
 
-fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {
+fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> WorkerSettings {
     let millis = Duration::from_millis;
-    SyncSettings {
+    WorkerSettings {
         id: WorkerId(format!("worker-{}", uuid::Uuid::now_v7().simple()).into()),
         regions,
         concurrency: config.concurrency,
@@ -377,10 +434,6 @@ fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSetti
         poll: millis(config.poll_ms),
         patience: millis(config.patience_ms),
         stall: millis(config.stall_ms),
-        backoff: Backoff {
-            first: millis(config.retry_first_ms),
-            longest: millis(config.retry_longest_ms),
-            attempts: config.attempts,
-        },
+        backoff: config.backoff(),
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use appferry::{
     domain::{Event, Progress, RegionId, Verification, WorkerId},
-    state::{Order, Report, Settings, State},
+    state::{Lane, Order, Report, Settings, State},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -67,10 +67,11 @@ async fn work(
 ) -> Result<()> {
     let owner = WorkerId(format!("w-{number}").into());
     let limits = BTreeMap::new();
+    let lanes = regions.iter().map(|region| (region.clone(), Lane { lead: images, along: usize::MAX })).collect();
     while done.load(Ordering::Relaxed) < replicas {
         let lease = Duration::from_secs(60);
-        let order =
-            Order { owner: &owner, regions, lease, images, limits: &limits, draw: rand::random_range(0..usize::MAX) };
+        let draw = rand::random_range(0..usize::MAX);
+        let order = Order { owner: &owner, lanes: &lanes, lease, limits: &limits, draw };
         let claims = state.replica_claim(order).await?;
         let mut reports: JoinSet<Result<usize>> = JoinSet::new();
         for claim in claims {

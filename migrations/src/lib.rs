@@ -1,8 +1,11 @@
-//! The database schema of appferry, one file a step. A step that has been released is never changed; the next one follows it.
+//! The database schema of appferry, one file a step. What a step that has been released makes is never changed; the next one follows
+//! it. A step makes its changes by the functions of [`idempotent`], so that one which was interrupted can be applied again.
 
+pub use migrate::{Error, is_locked, migrate};
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
 
+pub mod idempotent;
 mod m20261124_000001_create_state;
 mod m20261125_000002_remember_uploads;
 mod m20261126_000003_many_processes;
@@ -10,7 +13,9 @@ mod m20261127_000004_remember_nonces;
 mod m20261128_000005_find_images_by_name;
 mod m20261129_000006_remember_ecs_copies;
 mod m20261130_000007_queue_by_time_alone;
+mod m20261202_000009_know_stores;
 mod m20261203_000010_names_and_verification;
+mod migrate;
 mod name;
 
 /// All steps, in order.
@@ -27,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261128_000005_find_images_by_name::Migration),
             Box::new(m20261129_000006_remember_ecs_copies::Migration),
             Box::new(m20261130_000007_queue_by_time_alone::Migration),
+            Box::new(m20261202_000009_know_stores::Migration),
             Box::new(m20261203_000010_names_and_verification::Migration),
         ]
     }

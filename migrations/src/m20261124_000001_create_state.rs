@@ -5,7 +5,7 @@ use sea_orm_migration::{
     sea_orm::{DbBackend, sea_query::SqliteQueryBuilder},
 };
 
-use crate::name;
+use crate::{idempotent, name};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -17,53 +17,88 @@ impl MigrationTrait for Migration {
         for table in [image(backend), replica(backend), synchronization(backend), synchronization_target(backend)] {
             create(manager, table).await?;
         }
-        let db = manager.get_connection();
-        for index in indexes(backend) {
-            db.execute_unprepared(index).await?;
+        for (table, name, sql) in indexes(backend) {
+            idempotent::create_index(manager, table, name, *sql).await?;
         }
         Ok(())
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for table in ["synchronization_target", "synchronization", "replica", "image"] {
-            manager.drop_table(Table::drop().table(Alias::new(table)).to_owned()).await?;
+            idempotent::drop_table(manager, table).await?;
         }
         Ok(())
     }
 }
 
 /// The indexes of what is due, of what runs and of what went wrong hold those rows and no others, where the database can do that:
-/// they stay small whatever has been finished, and accepting a call pays for none that it is not in.
-const INDEXES: [&str; 6] = [
-    "CREATE INDEX replica_due ON replica (due_at) WHERE due_at IS NOT NULL",
-    "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
-    "CREATE INDEX synchronization_running ON synchronization (image_id, request_id) WHERE state = 'RUNNING'",
-    "CREATE INDEX synchronization_failed ON synchronization (request_id) WHERE state = 'FAILED'",
-    "CREATE INDEX synchronization_canceled ON synchronization (request_id) WHERE state = 'CANCELED'",
-    "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token) WHERE client_token IS NOT NULL",
+/// they stay small whatever has been finished, and accepting a call pays for none that it is not in. Each with its table and name.
+const INDEXES: [(&str, &str, &str); 6] = [
+    ("replica", "replica_due", "CREATE INDEX replica_due ON replica (due_at) WHERE due_at IS NOT NULL"),
+    (
+        "synchronization",
+        "synchronization_of_image",
+        "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
+    ),
+    (
+        "synchronization",
+        "synchronization_running",
+        "CREATE INDEX synchronization_running ON synchronization (image_id, request_id) WHERE state = 'RUNNING'",
+    ),
+    (
+        "synchronization",
+        "synchronization_failed",
+        "CREATE INDEX synchronization_failed ON synchronization (request_id) WHERE state = 'FAILED'",
+    ),
+    (
+        "synchronization",
+        "synchronization_canceled",
+        "CREATE INDEX synchronization_canceled ON synchronization (request_id) WHERE state = 'CANCELED'",
+    ),
+    (
+        "synchronization",
+        "synchronization_token",
+        "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token) WHERE client_token IS NOT NULL",
+    ),
 ];
 
 /// The same for MySQL and MariaDB, whose indexes hold every row.
-const WHOLE_INDEXES: [&str; 5] = [
-    "CREATE INDEX replica_due ON replica (due_at)",
-    "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
-    "CREATE INDEX synchronization_running ON synchronization (image_id, state, request_id)",
-    "CREATE INDEX synchronization_in_state ON synchronization (state, request_id)",
-    "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token)",
+const WHOLE_INDEXES: [(&str, &str, &str); 5] = [
+    ("replica", "replica_due", "CREATE INDEX replica_due ON replica (due_at)"),
+    (
+        "synchronization",
+        "synchronization_of_image",
+        "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)",
+    ),
+    (
+        "synchronization",
+        "synchronization_running",
+        "CREATE INDEX synchronization_running ON synchronization (image_id, state, request_id)",
+    ),
+    (
+        "synchronization",
+        "synchronization_in_state",
+        "CREATE INDEX synchronization_in_state ON synchronization (state, request_id)",
+    ),
+    (
+        "synchronization",
+        "synchronization_token",
+        "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token)",
+    ),
 ];
 
-fn indexes(backend: DbBackend) -> &'static [&'static str] {
+fn indexes(backend: DbBackend) -> &'static [(&'static str, &'static str, &'static str)] {
     if backend == DbBackend::MySql { &WHOLE_INDEXES } else { &INDEXES }
 }
 
 /// Creates a table. On SQLite its rows lie in the primary key's own tree, so that writing one is one write and not two.
-async fn create(manager: &SchemaManager<'_>, table: TableCreateStatement) -> Result<(), DbErr> {
+async fn create(manager: &SchemaManager<'_>, mut table: TableCreateStatement) -> Result<(), DbErr> {
     let backend = manager.get_database_backend();
     if backend == DbBackend::Sqlite {
-        let sql = format!("{} WITHOUT ROWID", table.to_string(SqliteQueryBuilder));
-        manager.get_connection().execute_unprepared(&sql).await.map(drop)
+        let sql = format!("{} WITHOUT ROWID", table.if_not_exists().to_string(SqliteQueryBuilder));
+        idempotent::execute(manager, sql).await
     } else {
-        manager.create_table(name::table(backend, table)).await
+        idempotent::create_table(manager, name::table(backend, table)).await
     }
 }
 

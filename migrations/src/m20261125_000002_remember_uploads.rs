@@ -2,7 +2,7 @@
 
 use sea_orm_migration::prelude::*;
 
-use crate::name;
+use crate::{idempotent, name};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -11,7 +11,7 @@ pub struct Migration;
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let suspect = ColumnDef::new(Alias::new("suspect")).boolean().not_null().default(false).take();
-        manager.alter_table(Table::alter().table(Alias::new("replica")).add_column(suspect).take()).await?;
+        idempotent::add_column(manager, "replica", suspect).await?;
         let backend = manager.get_database_backend();
         let key =
             Index::create().col(Alias::new("image_id")).col(Alias::new("region_id")).col(Alias::new("blob")).take();
@@ -23,11 +23,11 @@ impl MigrationTrait for Migration {
             .col(ColumnDef::new(Alias::new("session")).text().not_null())
             .primary_key(&mut key.clone())
             .take();
-        manager.create_table(name::table(backend, upload)).await
+        idempotent::create_table(manager, name::table(backend, upload)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Alias::new("upload")).take()).await?;
-        manager.alter_table(Table::alter().table(Alias::new("replica")).drop_column(Alias::new("suspect")).take()).await
+        idempotent::drop_table(manager, "upload").await?;
+        idempotent::drop_column(manager, "replica", "suspect").await
     }
 }

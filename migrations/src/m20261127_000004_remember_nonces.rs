@@ -2,7 +2,7 @@
 
 use sea_orm_migration::prelude::*;
 
-use crate::name;
+use crate::{idempotent, name};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -16,13 +16,12 @@ impl MigrationTrait for Migration {
             .col(name::column(backend, "digest").primary_key())
             .col(ColumnDef::new(Alias::new("expires_at")).big_integer().not_null())
             .take();
-        manager.create_table(name::table(backend, nonce)).await?;
-        let index =
-            Index::create().name("nonce_expires").table(Alias::new("nonce")).col(Alias::new("expires_at")).take();
-        manager.create_index(index).await
+        idempotent::create_table(manager, name::table(backend, nonce)).await?;
+        let index = "CREATE INDEX nonce_expires ON nonce (expires_at)";
+        idempotent::create_index(manager, "nonce", "nonce_expires", index).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Alias::new("nonce")).take()).await
+        idempotent::drop_table(manager, "nonce").await
     }
 }

@@ -2,6 +2,8 @@
 
 use sea_orm_migration::{prelude::*, sea_orm::DbBackend};
 
+use crate::idempotent;
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -11,10 +13,10 @@ impl MigrationTrait for Migration {
         // MySQL and MariaDB index a text as far as they are told. No name is longer.
         let column = if manager.get_database_backend() == DbBackend::MySql { "name(128)" } else { "name" };
         let sql = format!("CREATE INDEX image_name ON image ({column})");
-        manager.get_connection().execute_unprepared(&sql).await.map(drop)
+        idempotent::create_index(manager, "image", "image_name", sql).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_index(Index::drop().name("image_name").table(Alias::new("image")).to_owned()).await
+        idempotent::drop_index(manager, "image", "image_name").await
     }
 }

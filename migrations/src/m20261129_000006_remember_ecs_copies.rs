@@ -2,7 +2,7 @@
 
 use sea_orm_migration::prelude::*;
 
-use crate::name;
+use crate::{idempotent, name};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -24,10 +24,10 @@ impl MigrationTrait for Migration {
             .col(id("discarded"))
             .primary_key(&mut Index::create().col(Alias::new("image_id")).col(Alias::new("region_id")).take())
             .take();
-        manager.create_table(name::table(backend, copy)).await
+        idempotent::create_table(manager, name::table(backend, copy)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Alias::new("ecs_copy")).take()).await
+        idempotent::drop_table(manager, "ecs_copy").await
     }
 }

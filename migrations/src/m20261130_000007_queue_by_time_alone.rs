@@ -5,6 +5,8 @@
 
 use sea_orm_migration::{prelude::*, sea_orm::DbBackend};
 
+use crate::idempotent;
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -14,13 +16,12 @@ async fn replace(manager: &SchemaManager<'_>, columns: &str) -> Result<(), DbErr
         return Ok(());
     }
     let create = format!("CREATE INDEX replica_due_anew ON replica ({columns}) WHERE due_at IS NOT NULL");
-    let db = manager.get_connection();
     for sql in [
         create.as_str(),
         "DROP INDEX replica_due_in_region",
         "ALTER INDEX replica_due_anew RENAME TO replica_due_in_region",
     ] {
-        db.execute_unprepared(sql).await?;
+        idempotent::execute(manager, sql).await?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use clap::Args;
 
-use super::{Error, Result, embedded};
+use super::{Error, Result, data_dir};
 use crate::client::{Builder, Client};
 
 /// Where the service is, and who calls.
@@ -77,12 +77,12 @@ impl Connection {
                 Some(token) => token,
                 None if self.certificate_file.is_some() => return Ok(None),
                 // It is the administrator's, of the service that was started here: nobody else is to see it.
-                None if self.is_local() => read(&PathBuf::from(embedded::DIRECTORY).join(embedded::TOKEN))?,
+                None if self.is_local() => read(&PathBuf::from(data_dir::DIRECTORY).join(data_dir::TOKEN))?,
                 None => {
                     let endpoint = &self.endpoint;
                     return Err(Error::Usage(format!(
                         "no token for {endpoint}: give --token-file or $APPFERRY_TOKEN; that of ./{} is only for this machine",
-                        embedded::DIRECTORY
+                        data_dir::DIRECTORY
                     )));
                 }
             },

@@ -1,22 +1,23 @@
 //! `appferry demo`: the main job by itself.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 
 use super::{
     Error, Result,
     connection::Connection,
-    embedded::{self, DataDirectory},
+    data_dir::{self, DataDirectory},
     image::Add,
-    print,
-    serve::migrate_quietly,
-    status,
+    print, status,
 };
 use crate::{
     contract::v1::SynchronizeAppRequest,
     domain::{Clock, ImageName},
-    region::{Backend, verify},
+    region::{Backend, Store, verify},
     service::{self, Role, Service},
 };
 
@@ -35,13 +36,13 @@ pub struct Arguments {
 
 /// Starts the embedded service, adds an image, carries it to every region, and verifies it there.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let directory = DataDirectory::open(Path::new(embedded::DIRECTORY))?;
+    let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
     let mut config = directory.config()?;
     if arguments.exit {
         // Nobody else is going to call it.
         config.server.listen.set_port(0);
     }
-    migrate_quietly(&config).await?;
+    directory.migrate(&config).await?;
     let service = Service::start(&config, Role::ServerAndWorker).await.map_err(Error::local("starting"))?;
     let shown = show(&arguments, &directory, &config, &service).await;
     if shown.is_ok() && !arguments.exit {
@@ -92,7 +93,7 @@ async fn show(
         let missing = || Error::Ended(format!("{region} does not show the image"));
         let failed = || Error::local(format!("verifying {region}"));
         let root = store.root(&image).await.map_err(failed())?.ok_or_else(missing)?;
-        let found = verify(&**store, &image, &root).await.map_err(failed())?;
+        let found = verify(Arc::<dyn Store>::clone(store), &image, &root).await.map_err(failed())?;
         if !found.damages.is_empty() {
             return Err(Error::Ended(format!("{region}: {}", found.damages.join("; "))));
         }

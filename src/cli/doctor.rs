@@ -10,18 +10,18 @@ use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Result, embedded, print};
+use super::{Error, Result, data_dir, leftovers, print};
 use crate::{
     config::Config,
     domain::{Clock, RegionId, with_causes},
     region::{self, Backend, Store},
     service,
-    state::State,
+    state::{RegionStore, State},
     telemetry,
 };
 
 /// How long anything may take that is tried.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// By how much the clocks of this machine and of the database may differ: tokens and signatures are judged by this one's, leases by
 /// that one's.
 const SKEW: Duration = Duration::from_secs(5);
@@ -40,14 +40,14 @@ pub struct Arguments {
 
 /// What came of a trial.
 #[derive(Debug)]
-struct Finding {
+pub(super) struct Finding {
     what: String,
     /// What is so, or what is wrong and what to do about it.
     found: std::result::Result<String, (String, &'static str)>,
 }
 
 impl Finding {
-    fn good(what: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub(super) fn good(what: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { what: what.into(), found: Ok(detail.into()) }
     }
 
@@ -92,9 +92,15 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         format!("regions: {}, home {}; principals: {}", config.region.len(), regions.home(), config.principal.len());
     tell(vec![Finding::good("configuration", detail)])?;
     tell(database(&config).await)?;
+    tell(known_regions(&config).await)?;
     let clock = Clock::system();
     match service::backend(&config, &clock) {
-        Ok(backend) => tell(reach(&backend).await)?,
+        Ok(backend) => {
+            tell(reach(&backend).await)?;
+            if let Backend::Stores(stores) = &backend {
+                tell(leftovers::findings(&config, stores).await)?;
+            }
+        }
         Err(error) => {
             tell(vec![Finding::bad("regions", with_causes(&error), "the key that it names can't be used as it is")])?;
         }
@@ -110,7 +116,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
 fn configuration(file: Option<&Path>) -> std::result::Result<Config, String> {
     match file {
         Some(file) => Config::load(file).map_err(|error| with_causes(&error)),
-        None => embedded::config(Path::new(embedded::DIRECTORY)).map_err(|error| with_causes(&error)),
+        None => data_dir::config(Path::new(data_dir::DIRECTORY)).map_err(|error| with_causes(&error)),
     }
 }
 
@@ -146,6 +152,46 @@ async fn database(config: &Config) -> Vec<Finding> {
             vec![Finding::good("database", "has the schema and takes writes"), clock]
         }
     }
+}
+
+/// Whether copies wait in regions that are not configured, and whether the configured ones are where they were. Says nothing of a
+/// database that can't be read: that has been said.
+async fn known_regions(config: &Config) -> Vec<Finding> {
+    let look = async {
+        let stop = CancellationToken::new();
+        let (state, tasks) =
+            State::open(&config.database.settings(), config.regions().ok()?, stop.clone()).await.ok()?;
+        let found = async {
+            let known = state.region_stores().await.ok()?;
+            let regions: Vec<RegionId> = known.iter().map(|store| store.region.clone()).collect();
+            let suspended = state.replicas_suspended(&regions).await.ok()?;
+            Some((known, suspended))
+        };
+        let found = found.await;
+        stop.cancel();
+        tasks.join().await;
+        // It is closed with the process at the latest.
+        let _ = state.close().await;
+        found
+    };
+    let Ok(Some((known, suspended))) = timeout(PATIENCE, look).await else { return Vec::new() };
+    let locations = config.locations().unwrap_or_default();
+    let judge = |store: &RegionStore| {
+        let region = store.region.as_str();
+        let Some((_, location)) = locations.iter().find(|(configured, _)| *configured == store.region) else {
+            let count = suspended.get(&store.region).filter(|count| **count > 0)?;
+            let problem = format!("not configured, and {count} copies to it are suspended");
+            return Some(Finding::bad(region, problem, "configure the region again, or cancel what asked for it"));
+        };
+        let before = store.location.as_ref().filter(|before| *before != location)?;
+        let problem = format!("its store was {before} and is {location}");
+        Some(Finding::bad(
+            region,
+            problem,
+            "the service checks its images there; synchronize again what it does not find",
+        ))
+    };
+    known.iter().filter_map(judge).collect()
 }
 
 /// Whether each region can be reached, read and written.
@@ -187,6 +233,10 @@ fn mend(error: &region::Error) -> &'static str {
         region::Error::Vanished(_) => {
             "the disk that it is on has to be mounted; or the region's `store` is another directory"
         }
+        region::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
+            "the limit of open files (`ulimit -n`, LimitNOFILE=) is too low for what the process has open"
+        }
+        region::Error::Unresponsive { .. } => "the disk or the file server that the directory is on",
         region::Error::Io { .. } => "the user that the service runs as must be able to read and write there",
         region::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
             "the credentials of the region, and what they may do"
@@ -201,6 +251,11 @@ fn mend(error: &region::Error) -> &'static str {
         region::Error::Elsewhere { .. } => "the host that it points to, in the region's `also_hosts`",
         _ => "what the store says",
     }
+}
+
+fn is_descriptor_limit(errno: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|limit| limit.raw_os_error() == errno)
 }
 
 /// Whether somebody listens where telemetry is to be sent.

@@ -8,18 +8,18 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, connection::Connection, embedded, print, progress, verify};
+use super::{Error, Result, connection::Connection, data_dir, print, progress, verify};
 use crate::{
-    client::Client,
+    client::{self, Client},
     config::Config,
     contract::v1::{
         AddImageRequest, ContainerImageSpec, ErrorCode, Image, ImageType, ListImagesRequest, RegionState, VmImageSpec,
         add_image_request,
     },
-    domain::{Clock, ImageId, ImageKind, ImageName},
+    domain::{Clock, ImageId, ImageKind, ImageName, with_causes},
     region::{DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
     service,
-    sync::import,
+    worker::import,
 };
 
 /// Entries that are asked for at once.
@@ -181,13 +181,13 @@ impl Add {
             Some(id) => Some(unregistered(&client, id).await?),
             None => None,
         };
+        let mut placed = None;
         let (id, spec) = match (&self.from.vm_image, &self.from.registry_url) {
             (Some(name), _) => (chosen, ImageSpec::Vm(name.clone())),
             (None, Some(url)) => (chosen, ImageSpec::Container(url.clone())),
             (None, None) => {
-                let (id, kind) = self.put(chosen).await?;
-                let spec = spec(kind, &id);
-                (Some(id), spec)
+                let put = placed.insert(self.put(chosen).await?);
+                (Some(put.id.clone()), spec(put.kind, &put.id))
             }
         };
         let (image_type, spec) = match spec {
@@ -208,14 +208,22 @@ impl Add {
             image_id: id.map(|id| id.to_string()).unwrap_or_default(),
             supersede: self.supersede,
         };
-        Ok(client.add_image(request).await?)
+        match client.add_image(request).await {
+            Ok(id) => Ok(id),
+            Err(error) => {
+                if let Some(placed) = placed.filter(|_| is_rejected(&error)) {
+                    placed.discard().await;
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Puts the image into the home region's store, by the id that was chosen or one that is made.
-    async fn put(&self, chosen: Option<ImageId>) -> Result<(ImageId, ImageKind)> {
+    async fn put(&self, chosen: Option<ImageId>) -> Result<Placed> {
         let config = match &self.config {
             Some(file) => Config::load(file),
-            None => embedded::config(Path::new(embedded::DIRECTORY)).map(Ok)?,
+            None => data_dir::config(Path::new(data_dir::DIRECTORY)).map(Ok)?,
         };
         let config = config.map_err(Error::local("the configuration"))?;
         let home = config.regions().map_err(Error::local("the configuration"))?.home().clone();
@@ -242,12 +250,47 @@ impl Add {
         let fence = clock.now().as_millis().unsigned_abs();
         let name = spec_name(&**store, origin.kind, &id)?;
         let stage = Stage::new(name, fence, Arc::new(Memory::default()));
-        import(origin.source, origin.name, home.clone(), Arc::clone(store), stage, show)
+        // What can't be looked at can't be written either: the import says why.
+        let is_new = matches!(store.root(&stage.name).await, Ok(None));
+        import(origin.source, origin.name, home.clone(), Arc::clone(store), stage.clone(), show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
         bar.finish_and_clear();
-        Ok((id, origin.kind))
+        Ok(Placed { id, kind: origin.kind, store: Arc::clone(store), stage, is_new })
     }
+}
+
+/// An image that was put into the home region's store.
+struct Placed {
+    id: ImageId,
+    kind: ImageKind,
+    store: Arc<dyn Store>,
+    stage: Stage,
+    /// Whether it was not there before.
+    is_new: bool,
+}
+
+impl Placed {
+    /// Removes the image again, if this command has put it there: nothing is registered that needs it.
+    async fn discard(self) {
+        if !self.is_new {
+            return;
+        }
+        let name = &self.stage.name;
+        match self.store.discard(&self.stage).await {
+            Ok(true) => {}
+            Ok(false) => eprintln!("{name} stays in the home region's store"),
+            Err(error) => eprintln!("{name} stays in the home region's store: {}", with_causes(&error)),
+        }
+    }
+}
+
+/// Whether the service has certainly not registered the image, and will not. Where the answer was lost, or an image of that id is
+/// registered already, the bytes may be needed.
+fn is_rejected(error: &client::Error) -> bool {
+    use tonic::Code;
+    let is_final = |code| matches!(code, Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument);
+    error.refusal().is_some_and(|refusal| refusal.error.is_some() && is_final(refusal.status.code()))
 }
 
 /// How an image is described that lies in the home region's store by its id.

@@ -1,15 +1,16 @@
 //! The command line, one file a command.
 //!
 //! What a command says goes to standard output, with `--json` as JSON and nothing else; progress and errors go to standard
-//! error. Exit status: 0 done, 1 failed, 2 usage.
+//! error. Exit status: 0 done, 1 failed, 2 usage, 3 a service that could not be shut down in order.
 
 mod cancel;
 mod connection;
+mod data_dir;
 mod demo;
 mod doctor;
-mod embedded;
 mod health;
 mod image;
+mod leftovers;
 mod list;
 mod migrate;
 mod policy;
@@ -18,11 +19,12 @@ mod progress;
 mod regions;
 mod serve;
 mod shell;
+mod signals;
 mod status;
 mod sync;
 mod verify;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -36,6 +38,8 @@ use crate::{
 /// Every blob that is read from a directory or written to one takes a thread meanwhile. There must be more than all passes
 /// together can want, or readers would wait for writers that wait for them. They are made as they are needed.
 const BLOCKING_THREADS: usize = 8_192;
+/// How long threads of the runtime may take to end when everything else has. Those that hang in the kernel are left behind.
+const LEAVE: Duration = Duration::from_millis(100);
 
 /// Carries an HPC application's image from its home region to any number of other regions.
 #[derive(Debug, Parser)]
@@ -105,6 +109,9 @@ enum Error {
         /// What was wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The service could not be shut down in order: something hung.
+    #[error("something hung at the end and was left behind; leases will expire")]
+    CutShort,
     /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -138,7 +145,11 @@ impl Error {
     }
 
     fn exit_code(&self) -> ExitCode {
-        ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
+        ExitCode::from(match self {
+            Self::Usage(_) => 2,
+            Self::CutShort => signals::CUT_SHORT,
+            _ => 1,
+        })
     }
 }
 
@@ -171,6 +182,7 @@ impl Cli {
             Command::Completions(arguments) => shell::completions(&arguments),
             Command::Man(arguments) => shell::man(&arguments),
         };
+        runtime.shutdown_timeout(LEAVE);
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, embedded, print};
+use super::{Error, Result, data_dir, print};
 use crate::{
     config::Config,
     contract::{Contract, Resource},
@@ -53,7 +53,7 @@ fn check(arguments: Check, now: Timestamp) -> Result<()> {
     let unusable = |error: crate::config::Error| Error::Usage(format!("the configuration: {}", with_causes(&error)));
     let config = match config {
         Some(file) => Config::load(&file).map_err(unusable)?,
-        None => embedded::config(Path::new(embedded::DIRECTORY))?,
+        None => data_dir::config(Path::new(data_dir::DIRECTORY))?,
     };
     let resource = resource_of(&action, resource)?;
     let identities = config.identities().map_err(unusable)?;

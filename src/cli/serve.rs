@@ -1,36 +1,66 @@
 //! `appferry serve` and `appferry worker`.
 
-use std::path::{Path, PathBuf};
-
-use tokio::signal::unix::{SignalKind, signal};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     Error, Result,
-    embedded::{self, DataDirectory},
+    data_dir::{self, DataDirectory},
+    signals::Signals,
 };
 use crate::{
     config::Config,
-    service::{Role, Service},
-    state,
+    service::{Role, Service, Shutdown},
 };
 
-/// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call and what is logged are read anew.
+/// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call and what is logged are read again.
 pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::local("signals"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::local("signals"))?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(Error::local("signals"))?;
-    // Held until the end: nobody else may use the directory meanwhile.
+    let signals = Signals::receive().map_err(Error::local("signals"))?;
+    let started = tokio::select! {
+        started = start(file, role, &signals) => started?,
+        () = signals.stop.cancelled() => {
+            tracing::info!("shutting down before the start was complete");
+            return Ok(());
+        }
+    };
+    loop {
+        tokio::select! {
+            () = signals.stop.cancelled() => break,
+            () = signals.reload.notified() => started.service.reload(),
+        }
+    }
+    tracing::info!("shutting down");
+    match started.service.shutdown().await {
+        Shutdown::Complete => {
+            tracing::info!("done");
+            Ok(())
+        }
+        Shutdown::Incomplete => Err(Error::CutShort),
+    }
+}
+
+/// A running service, and the data directory that no other process may use meanwhile.
+struct Started {
+    service: Service,
+    _directory: Option<DataDirectory>,
+}
+
+async fn start(file: Option<PathBuf>, role: Role, signals: &Signals) -> Result<Started> {
     let (config, directory) = match file {
         Some(file) => (Config::load(&file).map_err(Error::local("the configuration"))?, None),
         None => {
-            let directory = DataDirectory::open(Path::new(embedded::DIRECTORY))?;
+            let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
             let config = directory.config()?;
-            migrate_quietly(&config).await?;
+            directory.migrate(&config).await?;
             (config, Some(directory))
         }
     };
+    signals.limit_to(Duration::from_secs(config.server.shutdown_seconds));
     config.log.apply().map_err(Error::local("the configuration"))?;
     let service = Service::start(&config, role).await.map_err(Error::local("starting"))?;
+    signals.limit_to(service.shutdown_limit());
     if let Some(address) = service.http_address() {
         tracing::info!(%address, "probes and metrics");
     }
@@ -50,21 +80,5 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     } else {
         tracing::info!("working");
     }
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => service.reload(),
-        }
-    }
-    tracing::info!("shutting down");
-    service.shutdown().await;
-    tracing::info!("done");
-    Ok(())
-}
-
-/// The embedded database belongs to this process alone: its schema is brought up to date without being asked.
-pub async fn migrate_quietly(config: &Config) -> Result<()> {
-    let settings = config.database.settings();
-    state::migrate(&settings).await.map(drop).map_err(Error::local("the database"))
+    Ok(Started { service, _directory: directory })
 }

@@ -46,7 +46,7 @@ pub use tls::Tls;
 pub use worker::Worker;
 
 use crate::{
-    domain::{Regions, Secret, relay::Topology},
+    domain::{RegionId, Regions, Secret, relay::Topology},
     identity::{Directory, Fetched, Identity},
     ram,
 };
@@ -218,6 +218,11 @@ impl Config {
             return Err(value("home.region", format!("{home} is not one of [[region]]")));
         }
         Ok(Regions::new(home, ids))
+    }
+
+    /// The store of each region, as it may be shown: what another one is, holds other images.
+    pub fn locations(&self) -> Result<Vec<(RegionId, String)>, Error> {
+        self.region.iter().enumerate().map(|(place, region)| Ok((region.id(place)?, region.location()))).collect()
     }
 
     /// The limits of the regions, and the costs of the links between them.

@@ -152,6 +152,11 @@ impl Region {
         self.id.parse().or_else(|error| Self::refuse(place, "id", error))
     }
 
+    /// Its store, without what is secret: a location that holds a password is refused.
+    pub(super) fn location(&self) -> String {
+        self.endpoint.as_ref().map_or_else(|| self.store.clone(), |endpoint| format!("{} at {endpoint}", self.store))
+    }
+
     /// What is needed to open its store.
     pub(super) fn open(&self, place: usize) -> Result<Open, Error> {
         let location: Location = self.store.parse().or_else(|error| Self::refuse(place, "store", error))?;

@@ -1,9 +1,11 @@
 //! `[worker]`.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::{Error, positive, value};
-use crate::domain::{RegionId, Regions};
+use crate::domain::{Backoff, RegionId, Regions};
 
 /// `[worker]`: how images are carried.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -11,7 +13,7 @@ use crate::domain::{RegionId, Regions};
 pub struct Worker {
     /// The regions that are served; all if none is named.
     pub regions: Vec<String>,
-    /// Images that are carried at the same time.
+    /// Images that are copied into each region at the same time. A region's copies take nothing from another region.
     pub concurrency: usize,
     /// How long a claim is good for without a sign of life, in milliseconds.
     pub lease_ms: u64,
@@ -19,11 +21,12 @@ pub struct Worker {
     pub heartbeat_ms: u64,
     /// How often to look for work without being told of any, in milliseconds.
     pub poll_ms: u64,
-    /// How long a region may keep the others of its pass waiting, in milliseconds.
+    /// How long a region may keep the others of its image waiting at most, in milliseconds; never more than a tenth of the time that the
+    /// copy has taken.
     pub patience_ms: u64,
-    /// How long nothing at all may move before an attempt is given up, in milliseconds.
+    /// How long a copy may show no progress before the attempt is given up, in milliseconds, whatever it waits for.
     pub stall_ms: u64,
-    /// How many attempts may end with a fault.
+    /// How many attempts may end with a fault that may pass. By default they cover an outage of more than an hour.
     pub attempts: u32,
     /// The wait after the first fault, in milliseconds. It doubles from there.
     pub retry_first_ms: u64,
@@ -41,7 +44,7 @@ impl Default for Worker {
             poll_ms: 1_000,
             patience_ms: 2_000,
             stall_ms: 60_000,
-            attempts: 6,
+            attempts: 40,
             retry_first_ms: 1_000,
             retry_longest_ms: 300_000,
         }
@@ -71,6 +74,16 @@ impl Worker {
         Ok(())
     }
 
+    /// How often, and after which waits, a copy is retried.
+    #[must_use]
+    pub fn backoff(&self) -> Backoff {
+        Backoff {
+            first: Duration::from_millis(self.retry_first_ms),
+            longest: Duration::from_millis(self.retry_longest_ms),
+            attempts: self.attempts,
+        }
+    }
+
     /// The regions that this process's workers serve.
     pub fn served(&self, regions: &Regions) -> Result<Vec<RegionId>, Error> {
         if self.regions.is_empty() {
@@ -85,5 +98,23 @@ impl Worker {
             }
         };
         self.regions.iter().map(parse).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Worker;
+
+    #[test]
+    fn an_outage_of_an_hour_costs_no_copy_by_default() {
+        let worker = Worker::default();
+        let backoff = worker.backoff();
+        // With the most jitter, the waits are at their shortest.
+        let waits: Vec<Duration> = (0..).map_while(|faults| backoff.wait(faults, 1.0)).collect();
+        assert!(waits.iter().sum::<Duration>() > Duration::from_secs(3_600), "{waits:?}");
+        let longest = (0..).map_while(|faults| backoff.wait(faults, 0.0)).max();
+        assert_eq!(longest, Some(Duration::from_millis(worker.retry_longest_ms)));
     }
 }

@@ -53,7 +53,7 @@ impl FromStr for ImageKind {
 }
 
 /// The name by which a store knows an image: in the home region its source, in the others its id.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName(pub String);
 
 impl fmt::Display for ImageName {

@@ -4,11 +4,13 @@
 
 mod accept;
 mod backoff;
+pub mod descriptors;
 mod digest;
 mod ecs;
 mod fault;
 mod ids;
 mod image;
+mod leftover;
 mod published;
 mod regions;
 pub mod relay;
@@ -24,6 +26,7 @@ pub use ecs::{EcsCopy, EcsImage, EcsImageId, EcsStatus, EcsStep};
 pub use fault::{Fault, FaultKind, with_causes};
 pub use ids::{ClientToken, IdError, ImageId, MAX_ID_LENGTH, MAX_TOKEN_LENGTH, RegionId, RequestId};
 pub use image::{Content, Descriptor, Image, ImageKind, ImageName, UNNAMED};
+pub use leftover::{FoundFile, FoundImage, ImageUse, Leftover, leftovers};
 pub use published::{Published, Shown, Verification, VerifyExisting, may_publish};
 pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
 pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};

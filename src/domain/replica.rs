@@ -5,6 +5,7 @@
 //!    ^                 |  \--permanent fault, or faults used up--> FAILED
 //!    |--fault, later---/  \--cancel--> CANCELED      (PENDING --cancel--> CANCELED)
 //! COPYING whose lease ran out is claimed again, with a higher fence, or becomes PENDING while nobody claims it
+//! PENDING, or COPYING whose lease ran out --region no longer configured--> suspended --region configured again--> PENDING
 //! AVAILABLE --found damaged--> FAILED, which the next request starts afresh
 //! AVAILABLE --name taken over--> SUPERSEDED, which no request starts again
 //! AVAILABLE --read again, and whole--> AVAILABLE, and verified
@@ -57,6 +58,11 @@ pub enum State {
         not_before: Timestamp,
         /// Why the attempt before failed.
         last: Option<Fault>,
+    },
+    /// No process has its region configured: it waits for that, and is due for no worker. Callers see it as PENDING.
+    Suspended {
+        /// Why.
+        reason: Fault,
     },
     /// A worker copies it.
     Copying {
@@ -144,6 +150,13 @@ pub enum Event {
     },
     /// Its worker has not been heard of for the length of its lease, and nobody else has taken it.
     Expire,
+    /// No process has its region configured any more.
+    Suspend {
+        /// What callers are shown.
+        reason: Fault,
+    },
+    /// Its region is configured again.
+    Resume,
     /// Somebody read it again, and it is not what it should be.
     Damaged {
         /// What was found.
@@ -201,7 +214,9 @@ impl Replica {
     /// What becomes of the replica. Returns [`Stale`] and changes nothing where the event has no place.
     pub fn apply(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
         match (event, &self.state) {
-            (Event::Request, State::Pending { .. } | State::Copying { .. }) => Ok(self.clone()),
+            (Event::Request, State::Pending { .. } | State::Suspended { .. } | State::Copying { .. }) => {
+                Ok(self.clone())
+            }
             (Event::Request, State::Failed(_) | State::Canceled) => {
                 Ok(Self { suspect: self.suspect, ..Self::requested_again(self.fence, now) })
             }
@@ -245,6 +260,15 @@ impl Replica {
                 fence: self.fence + 1,
                 ..self.clone()
             }),
+            (Event::Suspend { reason }, State::Pending { .. }) => {
+                Ok(Self { state: State::Suspended { reason }, ..self.clone() })
+            }
+            (Event::Suspend { reason }, State::Copying { lease, .. }) if lease.until <= now => {
+                Ok(Self { state: State::Suspended { reason }, fence: self.fence + 1, ..self.clone() })
+            }
+            (Event::Resume, State::Suspended { .. }) => {
+                Ok(Self { state: State::Pending { not_before: now, last: None }, ..self.clone() })
+            }
             (Event::Damaged { fault }, State::Available(_)) => {
                 Ok(Self { suspect: true, ..self.ended(State::Failed(fault), now) })
             }
@@ -252,7 +276,7 @@ impl Replica {
                 Ok(Self { state: State::Available(Some(Verification::Verified)), ..self.clone() })
             }
             (Event::Supersede, State::Available(_)) => Ok(self.ended(State::Superseded, now)),
-            (Event::Cancel, State::Pending { .. } | State::Copying { .. }) => {
+            (Event::Cancel, State::Pending { .. } | State::Suspended { .. } | State::Copying { .. }) => {
                 Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
             }
             _ => Err(Stale),
@@ -265,7 +289,9 @@ impl Replica {
         match &self.state {
             State::Pending { not_before, .. } => *not_before <= now,
             State::Copying { lease, .. } => lease.until <= now,
-            State::Available(_) | State::Failed(_) | State::Canceled | State::Superseded => false,
+            State::Suspended { .. } | State::Available(_) | State::Failed(_) | State::Canceled | State::Superseded => {
+                false
+            }
         }
     }
 
@@ -273,7 +299,7 @@ impl Replica {
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         match &self.state {
-            State::Pending { .. } | State::Copying { .. } => None,
+            State::Pending { .. } | State::Suspended { .. } | State::Copying { .. } => None,
             State::Available(_) => Some(Outcome::Available),
             State::Failed(fault) => Some(Outcome::Failed(fault.clone())),
             State::Canceled => Some(Outcome::Canceled),
@@ -285,7 +311,7 @@ impl Replica {
     #[must_use]
     pub fn status(&self) -> RegionStatus {
         match &self.state {
-            State::Pending { .. } => RegionStatus::Pending,
+            State::Pending { .. } | State::Suspended { .. } => RegionStatus::Pending,
             State::Copying { .. } => RegionStatus::Copying,
             State::Available(_) => RegionStatus::Available,
             State::Failed(_) => RegionStatus::Failed,
@@ -305,7 +331,7 @@ impl Replica {
     pub fn last_fault(&self) -> Option<&Fault> {
         match &self.state {
             State::Pending { last, .. } | State::Copying { last, .. } => last.as_ref(),
-            State::Failed(fault) => Some(fault),
+            State::Suspended { reason: fault } | State::Failed(fault) => Some(fault),
             State::Available(_) | State::Canceled | State::Superseded => None,
         }
     }

@@ -79,12 +79,22 @@ pub enum Error {
         there: String,
     },
     /// There is not enough room.
-    #[error("{needed} bytes are needed and {available} are free")]
+    #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
     NoSpace {
         /// How many bytes are needed.
         needed: u64,
-        /// How many there are.
+        /// How many there are, less those that are kept free and those that other copies have reserved.
         available: u64,
+    },
+    /// A directory's operations hang.
+    #[error(
+        "{pending} operations on the directory {directory} have not returned; its disk or its server does not respond"
+    )]
+    Unresponsive {
+        /// The directory.
+        directory: String,
+        /// How many operations have not returned.
+        pending: usize,
     },
     /// A registry or an object store refused.
     #[error("{what}: {status}{detail}")]
@@ -189,8 +199,6 @@ impl Error {
             Self::Io { source, .. } => match source.kind() {
                 Kind::PermissionDenied
                 | Kind::ReadOnlyFilesystem
-                | Kind::StorageFull
-                | Kind::QuotaExceeded
                 | Kind::NotADirectory
                 | Kind::IsADirectory
                 | Kind::FileTooLarge
@@ -213,7 +221,9 @@ impl Error {
             | Self::UploadGone(_)
             | Self::Overtaken
             | Self::Contended(_)
-            | Self::Journal(_) => Verdict::Retry,
+            | Self::Journal(_)
+            | Self::NoSpace { .. }
+            | Self::Unresponsive { .. } => Verdict::Retry,
             Self::ImageMissing(_)
             | Self::BlobMissing { .. }
             | Self::DigestMismatch { .. }
@@ -222,8 +232,18 @@ impl Error {
             | Self::Forbidden { .. }
             | Self::Elsewhere { .. }
             | Self::Occupied(_)
-            | Self::Foreign { .. }
-            | Self::NoSpace { .. } => Verdict::Fail,
+            | Self::Foreign { .. } => Verdict::Fail,
+        }
+    }
+
+    /// Whether the store is full: room may be made at any time, and the copy is of use then.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Io { source, .. } => matches!(source.kind(), Kind::StorageFull | Kind::QuotaExceeded),
+            _ => false,
         }
     }
 
@@ -251,5 +271,39 @@ impl Error {
             Self::Ecs(error) => error.is_source_missing(),
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::{Error, Verdict};
+
+    fn io_error(errno: Errno) -> Error {
+        Error::io("writing", "a")(io::Error::from_raw_os_error(errno.raw_os_error()))
+    }
+
+    #[test]
+    fn a_full_store_is_tried_again() {
+        let no_space = Error::NoSpace { needed: 2, available: 1 };
+        for error in [no_space, io_error(Errno::NOSPC), io_error(Errno::DQUOT)] {
+            assert!(error.is_full() && error.verdict() == Verdict::Retry, "{error}");
+        }
+        assert!(!io_error(Errno::IO).is_full());
+    }
+
+    #[test]
+    fn what_the_operating_system_lacks_for_a_while_is_tried_again() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT] {
+            assert_eq!(io_error(errno).verdict(), Verdict::Retry, "{errno}");
+        }
+        for errno in [Errno::ACCESS, Errno::ROFS, Errno::NAMETOOLONG] {
+            assert_eq!(io_error(errno).verdict(), Verdict::Fail, "{errno}");
+        }
+        let hangs = Error::Unresponsive { directory: "/srv/apps".into(), pending: 16 };
+        assert_eq!(hangs.verdict(), Verdict::Retry);
     }
 }

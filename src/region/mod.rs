@@ -1,11 +1,14 @@
 //! Where images live: the store of each region, behind one trait. Only this module knows how bytes are stored; it knows
 //! nothing of who asks for them, of databases or of protobuf.
 
+mod activity;
 mod answer;
+mod bounded_source;
 mod dir;
 mod disk;
 pub mod ecs;
 mod error;
+mod exchange;
 pub mod guard;
 mod journal;
 mod layout;
@@ -13,20 +16,25 @@ mod location;
 mod object;
 mod registry;
 mod request_span;
+mod space;
 mod store;
 mod tree;
 mod verify;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub use activity::Activity;
+pub use bounded_source::BoundedSource;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
 pub use error::{Error, Result, Verdict};
+pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, ObjectStore, open as open_bucket};
 pub use registry::{Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
+pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 

@@ -6,8 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Error, Journal, Result, Tree, tree::Entry};
-use crate::domain::{Descriptor, Digest, Image, ImageName, Published, Shown, Verification, may_publish};
+use super::{Activity, Error, Exchange, Journal, Reservation, Result, Tree, tree::Entry};
+use crate::domain::{
+    Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification, may_publish,
+};
 
 /// Which kind of store it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,12 @@ pub struct Stage {
     pub overwrite: bool,
     /// What the claim remembers beyond its worker, and whether it is still good.
     pub journal: Arc<dyn Journal>,
+    /// How far the copy has come: long operations count their steps here.
+    pub activity: Activity,
+    /// The space that the copy has reserved, until the last clone is dropped.
+    pub reservation: Reservation,
+    /// What the copy has made visible, and what was visible before.
+    pub exchange: Exchange,
 }
 
 impl Stage {
@@ -105,6 +113,9 @@ impl Stage {
             published: Published::default(),
             overwrite: false,
             journal,
+            activity: Activity::default(),
+            reservation: Reservation::default(),
+            exchange: Exchange::default(),
         }
     }
 
@@ -196,8 +207,9 @@ pub trait Store: Source {
     /// Whether a manifest or an index is there already, verified by its digest.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
 
-    /// Refuses if the store has no room for as many bytes more.
-    async fn reserve(&self, _bytes: u64) -> Result<()> {
+    /// Reserves room for as many bytes more in the stage's reservation, instead of what it had reserved before. Refuses if the store
+    /// has less, or if other copies have reserved it.
+    async fn reserve(&self, _stage: &Stage, _bytes: u64) -> Result<()> {
         Ok(())
     }
 
@@ -217,11 +229,35 @@ pub trait Store: Source {
     /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
 
+    /// Takes back what [`Store::publish`] has made visible for the stage, and shows what was visible before: its copy was canceled
+    /// before it was reported. Returns whether it did. What another claim has touched since is left alone, and a store that
+    /// can't take back does nothing.
+    async fn retract(&self, _stage: &Stage) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Gives up what this process has begun and dropped unfinished, and no journal knows of.
     async fn tidy(&self) {}
 
     /// Gives up an upload that nobody will go on with: `session` is what the journal says about it.
     async fn abort(&self, _session: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// The images of which something may be left over: what copies that died, failed or were canceled left behind. None in a
+    /// store that shows only what is whole.
+    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes something that is left over. Returns whether it was still so: what has changed since is kept.
+    async fn clear_leftover(&self, _leftover: &Leftover) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Removes the image that a stage's writer has just published, and that nothing refers to. Returns whether it did: an image
+    /// that another writer has touched since is kept, and so is one in a store that has no such operation.
+    async fn discard(&self, _stage: &Stage) -> Result<bool> {
+        Ok(false)
     }
 }

@@ -12,7 +12,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{BlobChunks, Error, Result, Source};
+use super::{Activity, BlobChunks, Error, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
 /// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
@@ -145,16 +145,22 @@ impl Walk {
     }
 }
 
-/// The digest that a blob's bytes have.
-pub(super) async fn digest_of(source: &dyn Source, name: &ImageName, blob: &Descriptor) -> Result<Digest> {
-    digest_of_chunks(source.read_blob(name, blob, 0, None).await?).await
+/// The digest that a blob's bytes have. `activity` counts them as they are read.
+pub(super) async fn digest_of(
+    source: &dyn Source,
+    name: &ImageName,
+    blob: &Descriptor,
+    activity: &Activity,
+) -> Result<Digest> {
+    digest_of_chunks(source.read_blob(name, blob, 0, None).await?, activity).await
 }
 
-/// The digest that some chunks have together.
-pub(super) async fn digest_of_chunks(mut chunks: BlobChunks) -> Result<Digest> {
+/// The digest that some chunks have together. `activity` counts them as they come.
+pub(super) async fn digest_of_chunks(mut chunks: BlobChunks, activity: &Activity) -> Result<Digest> {
     let mut hasher = Sha256::new();
     while let Some(chunk) = chunks.recv().await {
         hasher.update(chunk?);
+        activity.tick();
     }
     Ok(Digest::new(hasher.finalize().into()))
 }

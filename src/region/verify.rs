@@ -1,7 +1,12 @@
 //! Reading an image again, to see whether it is what it should be.
 
-use super::{Error, Result, Source, Tree, tree::digest_of};
+use std::{sync::Arc, time::Duration};
+
+use super::{Activity, BoundedSource, Error, Result, Source, Tree, tree::digest_of};
 use crate::domain::{Descriptor, ImageName};
+
+/// How long a store may show no progress while an image is read again.
+const STALL: Duration = Duration::from_secs(60);
 
 /// What was found when an image was read again.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +19,9 @@ pub struct Inspection {
 
 /// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
 /// image is damaged.
-pub async fn verify(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Inspection> {
+pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor) -> Result<Inspection> {
+    let source = &BoundedSource { store, deadline: STALL };
+    let activity = Activity::default();
     let mut found = Inspection::default();
     match source.root(name).await {
         Ok(Some(there)) if there.digest == root.digest => {}
@@ -31,7 +38,11 @@ pub async fn verify(source: &dyn Source, name: &ImageName, root: &Descriptor) ->
     };
     found.bytes = tree.manifests.iter().map(|(manifest, _)| manifest.size).sum();
     for blob in &tree.blobs {
-        match digest_of(source, name, blob).await {
+        let read = tokio::select! {
+            read = digest_of(source, name, blob, &activity) => read,
+            () = activity.silence(STALL) => Err(Error::Stalled("reading a blob again")),
+        };
+        match read {
             Ok(actual) if actual == blob.digest => found.bytes += blob.size,
             Ok(actual) => {
                 found.take(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })?;

@@ -1,4 +1,4 @@
-//! Readiness: whether the service can carry calls out, which it can't without its database.
+//! Readiness: whether the service can carry calls out, which it can't without its database, nor while the audit log is blocked.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::SERVICES;
-use crate::{domain::with_causes, state::State};
+use crate::{audit::Audit, domain::with_causes, state::State};
 
 /// How often the database is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -40,28 +40,36 @@ impl Told {
     }
 }
 
-/// Tells whether the database answers and takes writes, until `stop` is canceled: then the service is not ready any more.
-pub async fn run(told: Told, state: State, stop: CancellationToken) {
-    let mut ready = true;
+/// Publishes whether the database answers and takes writes and the audit log, if this process has one, is written, until `stop` is
+/// canceled: then the service is not ready any more.
+pub async fn run(told: Told, state: State, audit: Option<Audit>, stop: CancellationToken) {
+    let mut before = Readiness::Ready;
     loop {
         let asked = tokio::select! {
             asked = state.ready() => asked,
             () = stop.cancelled() => break,
         };
-        match &asked {
-            Ok(()) if !ready => {
-                tracing::info!("the database answers again; ready");
-                told.tell(Readiness::Ready).await;
-            }
-            Err(error) if ready => {
+        let readiness = match &asked {
+            Err(error) => {
                 let error = with_causes(error);
-                tracing::warn!(error, "the database does not answer, or takes no writes; not ready");
-                told.tell(Readiness::NotReady(format!("the database does not answer, or takes no writes: {error}")))
-                    .await;
+                Readiness::NotReady(format!("the database does not answer, or takes no writes: {error}"))
             }
-            _ => {}
+            Ok(()) if audit.as_ref().is_some_and(Audit::is_blocked) => {
+                Readiness::NotReady("the audit log is not written and its queue is full".to_owned())
+            }
+            Ok(()) => Readiness::Ready,
+        };
+        let is_ready = readiness == Readiness::Ready;
+        if is_ready != (before == Readiness::Ready) {
+            match &readiness {
+                Readiness::Ready => tracing::info!("the database answers and the audit log is written again; ready"),
+                Readiness::NotReady(why) => tracing::warn!("{why}; not ready"),
+            }
         }
-        ready = asked.is_ok();
+        if readiness != before {
+            told.tell(readiness.clone()).await;
+        }
+        before = readiness;
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             () = stop.cancelled() => break,

@@ -14,7 +14,7 @@ use crate::{
         v1::{self, Intactness},
     },
     domain::{Content, EcsStatus, Fault, FaultKind, Image, RegionId, RegionStatus},
-    region::{self, Backend, Inspection},
+    region::{self, Backend, Inspection, Store},
     state::{self, State},
 };
 
@@ -153,7 +153,7 @@ impl Work {
             (Backend::Stores(stores), Content::Blobs(root)) => {
                 let store = stores.get(region).ok_or("it has no store")?;
                 let name = if is_home { image.source.clone() } else { store.name_of(image) };
-                Ok(region::verify(&**store, &name, root).await?)
+                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root).await?)
             }
             (Backend::Ecs(ecs), Content::Ecs) => {
                 let made = self.verifier.state.ecs_copies(&[&image.id]).await?;

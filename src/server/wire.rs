@@ -85,7 +85,12 @@ impl From<Error> for Failure {
                 tracing::error!(%cause, "the database failed");
                 Self::new(ErrorCode::DbError, "")
             }
-            Error::SchemaOld(_) | Error::SchemaNewer(_) | Error::SchemaLocked(_) | Error::UnknownDatabase(_) => {
+            Error::SchemaOld(_)
+            | Error::SchemaNewer(_)
+            | Error::SchemaLocked(_)
+            | Error::InUse(_)
+            | Error::Lock(..)
+            | Error::UnknownDatabase(_) => {
                 tracing::error!(%error, "the database can't be used");
                 Self::new(ErrorCode::DbError, "")
             }

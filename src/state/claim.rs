@@ -4,7 +4,7 @@
 //! from those in which something is due, so that no region waits for another, however long its queue is; whatever else of the same
 //! images is due comes along, so that their source is read once for all. Rows that others are just claiming are left to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect};
 
@@ -26,16 +26,23 @@ const LINKS: usize = 8;
 pub struct Order<'a> {
     /// The worker.
     pub owner: &'a WorkerId,
-    /// The regions that it serves.
-    pub regions: &'a [RegionId],
+    /// The regions that it serves, and how many images more it takes for each.
+    pub lanes: &'a BTreeMap<RegionId, Lane>,
     /// How long its leases last.
     pub lease: std::time::Duration,
-    /// How many images it can carry at most.
-    pub images: usize,
     /// How many copies may go into a region at the same time, whoever carries them. Those that are not named have no limit.
     pub limits: &'a BTreeMap<RegionId, usize>,
     /// Draws the region that is served: any number.
     pub draw: usize,
+}
+
+/// How many images more a worker takes for a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lane {
+    /// As the region whose queue is served.
+    pub lead: usize,
+    /// As one for which an image is due that is claimed for another region; not fewer than `lead`.
+    pub along: usize,
 }
 
 /// Replicas of one image, claimed together, so that the source is read once for all.
@@ -75,7 +82,7 @@ pub struct ClaimedRegion {
 impl State {
     /// Claims what is due of some images; nothing if nothing is due.
     pub async fn replica_claim(&self, order: Order<'_>) -> Result<Vec<Claim>> {
-        if order.images == 0 {
+        if order.lanes.values().all(|lane| lane.lead == 0) {
             return Ok(Vec::new());
         }
         if !order.limits.is_empty() {
@@ -90,28 +97,30 @@ impl State {
 
     async fn claim_once(&self, order: Order<'_>) -> Result<Vec<Claim>> {
         // Looking first where reading costs the writers nothing: mostly, nothing is due.
-        let due = self.regions_due(order.regions).await?;
+        let free = order.lanes.iter().filter(|(_, lane)| lane.lead > 0).map(|(region, _)| region);
+        let due = self.regions_due(free).await?;
         if due.is_empty() {
             return Ok(Vec::new());
         }
         let txn = self.write().await?;
         let mut room = Room::measure(&txn, order.limits, &due).await?;
+        room.narrow(order.lanes.iter().map(|(region, lane)| (region, lane.along)));
         let due: Vec<&RegionId> = due.iter().filter(|region| room.of(region) > 0).collect();
         if due.is_empty() {
             return Ok(Vec::new());
         }
         let lead = due[order.draw % due.len()];
 
-        let images = head(&txn, lead, order.images.min(room.of(lead))).await?;
+        let images = order.lanes.get(lead).map_or(0, |lane| lane.lead).min(room.of(lead));
+        let images = head(&txn, lead, images).await?;
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let served: BTreeSet<&RegionId> = order.regions.iter().collect();
         let mut claimed: BTreeMap<ImageId, Vec<ClaimedRegion>> = BTreeMap::new();
         let mut rows = Vec::new();
         for replica::Timed { row, now } in due_of(&txn, &images).await? {
             let (image, region) = row.key()?;
-            if !served.contains(&region) || room.of(&region) == 0 {
+            if !order.lanes.contains_key(&region) || room.of(&region) == 0 {
                 continue;
             }
             let claim = Event::Claim { owner: order.owner.clone(), lease: order.lease };
@@ -136,11 +145,11 @@ impl State {
     }
 
     /// The regions in which something is due.
-    async fn regions_due(&self, regions: &[RegionId]) -> Result<Vec<RegionId>> {
+    async fn regions_due<'a>(&self, regions: impl Iterator<Item = &'a RegionId>) -> Result<Vec<RegionId>> {
         let db = &self.0.db.read;
         let found: Vec<Name> = Sql::on(db)
             .text("SELECT w.id FROM ")
-            .rows(names("id", regions.iter()))
+            .rows(names("id", regions))
             .text(" WHERE EXISTS (SELECT 1 FROM replica AS r WHERE r.region_id = w.id AND r.due_at <= ")
             .now()
             .text(")")

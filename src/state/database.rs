@@ -1,6 +1,7 @@
 //! Opening a database, whichever it is.
 
 mod dedicated;
+mod ownership;
 mod schema;
 mod server;
 mod sqlite;
@@ -21,6 +22,7 @@ use sea_orm::{
 use tokio::time::Instant;
 
 pub use dedicated::Dedicated;
+pub use ownership::Ownership;
 pub use schema::migrate;
 
 use super::{Error, Result, State};

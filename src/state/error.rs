@@ -1,6 +1,6 @@
 //! Why the state refuses, or can't answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sea_orm::{
     DbErr, RuntimeErr,
@@ -93,6 +93,15 @@ pub enum Error {
     /// Another process changes the schema.
     #[error("another process has been changing the database's schema for {0:?}; try again when it has ended")]
     SchemaLocked(Duration),
+    /// Another process serves the database, which is one for a single process.
+    #[error(
+        "{} is in use by another appferry; SQLite serves one process: stop the other one, or keep the state in PostgreSQL or MySQL",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The file beside the database can't be locked.
+    #[error("{} can't be locked", .0.display())]
+    Lock(PathBuf, #[source] Arc<std::io::Error>),
     /// The URL names a database that the service does not work with.
     #[error("database.url: {0:?} is no database that this version works with")]
     UnknownDatabase(String),

@@ -176,6 +176,14 @@ impl Room {
         Ok(Self(room))
     }
 
+    /// Gives regions no more room than that.
+    pub fn narrow<'a>(&mut self, rooms: impl Iterator<Item = (&'a RegionId, usize)>) {
+        for (region, most) in rooms {
+            let room = self.of(region).min(most);
+            self.0.insert(region.clone(), room);
+        }
+    }
+
     pub fn of(&self, region: &RegionId) -> usize {
         self.0.get(region).copied().unwrap_or(usize::MAX)
     }

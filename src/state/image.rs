@@ -7,8 +7,10 @@ use sea_orm::{
 };
 use tracing::instrument;
 
-use super::{Error, NameTaken, Result, State, entity, group::retrying, image_reference, published::forget_written};
-use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica};
+use super::{
+    Error, NameTaken, Result, State, entity, group::retrying, image_reference, published::forget_written, region_store,
+};
+use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica, State as ReplicaState};
 
 /// A page of images, each with its replicas.
 #[derive(Debug, Clone)]
@@ -178,16 +180,17 @@ impl State {
         let txn = self.write().await?;
         let replicas =
             entity::replica::Entity::find().filter(entity::replica::Column::ImageId.eq(id.as_str())).all(&txn).await?;
-        let regions: Vec<_> = with_regions(replicas)?
-            .into_iter()
-            .filter(|(_, replica)| replica.outcome().is_none())
-            .map(|(region, _)| region)
-            .collect();
+        let open = with_regions(replicas)?.into_iter().filter(|(_, replica)| replica.outcome().is_none());
+        let is_suspended = |(_, replica): &(RegionId, Replica)| matches!(replica.state, ReplicaState::Suspended { .. });
+        let (suspended, in_flight): (Vec<_>, Vec<_>) = open.partition(is_suspended);
+        let regions: Vec<_> = in_flight.into_iter().map(|(region, _)| region).collect();
         if !regions.is_empty() {
             return Err(Error::ImageInUse { image: id.clone(), regions });
         }
         let row = entity::image::Entity::find_by_id(id.as_str()).one(&txn).await?;
         let image = Image::try_from(row.ok_or_else(|| Error::ImageNotFound(id.clone()))?)?;
+        let suspended = suspended.into_iter().map(|(region, _)| region).collect();
+        region_store::cancel_suspended(&txn, id, suspended).await?;
         let removed = entity::image::Entity::delete_by_id(id.as_str()).exec(&txn).await?;
         if removed.rows_affected == 0 {
             return Err(Error::ImageNotFound(id.clone()));

@@ -68,8 +68,8 @@ impl State {
         Ok(txn.commit().await?)
     }
 
-    /// Uploads that nobody will go on with: of replicas that have ended, or are not there any more.
-    pub async fn upload_abandoned(&self) -> Result<Vec<Abandoned>> {
+    /// Uploads to a region that are abandoned: those of replicas that have ended, or are not there any more.
+    pub async fn upload_abandoned(&self, region: &RegionId) -> Result<Vec<Abandoned>> {
         use entity::{replica, upload};
         let open = [RegionStatus::Pending.as_str(), RegionStatus::Copying.as_str()];
         let same = |ours: upload::Column, theirs: replica::Column| {
@@ -82,7 +82,10 @@ impl State {
             .and_where(same(upload::Column::RegionId, replica::Column::RegionId))
             .and_where(replica::Column::State.is_in(open))
             .to_owned();
-        let rows = upload::Entity::find().filter(Expr::not_exists(wanted)).limit(SWEEP).all(&self.0.db.read).await?;
+        let abandoned = upload::Entity::find()
+            .filter(upload::Column::RegionId.eq(region.as_str()))
+            .filter(Expr::not_exists(wanted));
+        let rows = abandoned.limit(SWEEP).all(&self.0.db.read).await?;
         let read = |row: upload::Model| {
             Ok(Abandoned {
                 image: entity::parse("upload.image_id", &row.image_id)?,

@@ -8,6 +8,7 @@ use std::{
         OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use opentelemetry::trace::TraceContextExt as _;
@@ -30,7 +31,7 @@ use tracing_subscriber::{
     reload,
 };
 
-use super::Error;
+use super::{Error, log_queue::LogQueue};
 
 /// Targets whose events belong to requests: the service's own.
 const OWN: &str = "appferry";
@@ -53,6 +54,7 @@ pub enum LogFormat {
 /// What a process changes its logs by.
 struct Running {
     filter: reload::Handle<EnvFilter, Registry>,
+    lines: LogQueue,
     /// `RUST_LOG` has said what is logged, and goes on to.
     fixed: bool,
 }
@@ -73,13 +75,14 @@ pub(super) fn layers(default_filter: &str) -> Result<impl Layer<Registry> + Send
     };
     let (filter, handle) = reload::Layer::new(filter);
     // The first that starts logs has them; another one can't take its place anyway.
-    let _ = RUNNING.set(Running { filter: handle, fixed });
+    let queue = LogQueue::start(io::stderr()).map_err(Error::Thread)?;
+    let _ = RUNNING.set(Running { filter: handle, lines: queue.clone(), fixed });
     // A line says everything by itself. Spans are for traces; only two kinds of them are made where nothing is exported.
     let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Lines::new(io::stderr().is_terminal()))
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
+        .with_writer(queue)
         .with_filter(events.and(filter));
     let spans = filter_fn(|metadata| {
         metadata.is_span() && metadata.target().starts_with(OWN) && WITH_REQUESTS.contains(&metadata.name())
@@ -96,6 +99,13 @@ pub fn apply(format: LogFormat, filter: &str) -> Result<(), ParseError> {
         let _ = running.filter.reload(filter);
     }
     Ok(())
+}
+
+/// Waits until everything that was logged has been written, for `limit` at most.
+pub fn flush(limit: Duration) {
+    if let Some(running) = RUNNING.get() {
+        running.lines.flush(limit);
+    }
 }
 
 /// Remembers the requests of spans.

@@ -2,6 +2,7 @@
 //!
 //! The standard `OTEL_*` variables configure the export. Without an endpoint nothing is exported, and no span is built for it.
 
+mod log_queue;
 pub mod logs;
 pub mod metrics;
 
@@ -32,6 +33,8 @@ const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORT
 const SCOPE: &str = "appferry";
 /// How long the last spans may take to be sent.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How long the last log lines may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// What is logged unless `RUST_LOG` says otherwise.
 pub const DEFAULT_LOG: &str = "warn,appferry=info";
 
@@ -53,6 +56,9 @@ pub enum Error {
     /// The protocol is not supported.
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL: {0:?} is not supported; expected grpc")]
     Protocol(String),
+    /// There is no thread to write the logs.
+    #[error("the thread that writes logs can't be started")]
+    Thread(#[source] std::io::Error),
     /// Something else has taken the place.
     #[error("logs are set up already")]
     Taken(#[from] tracing_subscriber::util::TryInitError),
@@ -79,13 +85,14 @@ impl Telemetry {
         Ok(Self(provider))
     }
 
-    /// Sends the spans that have ended and what was measured, waiting for a bounded time. Must not be called on a thread of the runtime that may
+    /// Sends the spans that have ended and what was measured, and writes the last log lines, waiting for a bounded time. Must not be called on a thread of the runtime that may
     /// not block.
     pub fn shutdown(self) {
         if let Some(Err(error)) = self.0.map(|provider| provider.shutdown_with_timeout(FLUSH)) {
             tracing::warn!(%error, "the last spans could not be sent");
         }
         metrics::shutdown();
+        logs::flush(LAST_LINES);
     }
 }
 

@@ -8,13 +8,15 @@
 //! - *ended once*: what a call was told about a replica is what became of it, told once;
 //! - *overtaken*: a write with an old fence changes nothing;
 //! - *superseded for good*: a replica whose name was taken over stays so;
-//! - *awake*: when something is due, not every worker sleeps without having been told.
+//! - *awake*: when something is due, not every worker sleeps without having been told;
+//! - *suspended*: what waits in a region that is not configured is claimed by no worker, and waits again when the region is.
 
 use std::time::Duration;
 
 use crate::harness::history::explain;
 use appferry::domain::{
-    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, Verification, WorkerId,
+    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, State, Timestamp, Verification,
+    WorkerId,
 };
 use stateright::{Checker as _, Model, Property, Representative};
 
@@ -71,6 +73,8 @@ struct World {
     damaged: u8,
     /// Whether another image has taken the name over.
     superseded: bool,
+    /// How often the region was taken out of the configuration.
+    suspended: u8,
     /// What went wrong, if something has.
     broken: Option<&'static str>,
 }
@@ -90,6 +94,8 @@ enum Step {
     Rescue,
     Damage,
     Supersede,
+    Suspend,
+    Resume,
     Tick,
 }
 
@@ -102,7 +108,11 @@ impl Representative for World {
     }
 }
 
-struct Walk(Machine);
+struct Walk {
+    machine: Machine,
+    /// Whether the region is taken out of the configuration once. With fewer workers then: the walk would take too long.
+    suspends: bool,
+}
 
 fn fault() -> Fault {
     Fault { kind: FaultKind::Store, message: String::new() }
@@ -113,6 +123,10 @@ const DONE: Progress = Progress { total: 1, copied: 1, skipped: 0 };
 impl World {
     fn standing(&self) -> Standing {
         Standing::of(self.replica.as_ref().map(Replica::status))
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.replica.as_ref().is_some_and(|replica| matches!(replica.state, State::Suspended { .. }))
     }
 
     fn raise(&mut self, machine: Machine) {
@@ -192,12 +206,13 @@ impl Model for Walk {
             now: Timestamp::from_millis(0),
             replica: None,
             calls: Vec::new(),
-            workers: vec![Worker::Awake; WORKERS],
+            workers: vec![Worker::Awake; if self.suspends { 2 } else { WORKERS }],
             rung: false,
             claims: 0,
             canceled: 0,
             damaged: 0,
             superseded: false,
+            suspended: 0,
             broken: None,
         }]
     }
@@ -235,13 +250,19 @@ impl Model for Walk {
         if !world.superseded && world.standing() == Standing::Available {
             steps.push(Step::Supersede);
         }
+        if self.suspends && world.suspended < 1 {
+            steps.push(Step::Suspend);
+        }
+        if world.is_suspended() {
+            steps.push(Step::Resume);
+        }
         if world.now.as_millis() < LAST {
             steps.push(Step::Tick);
         }
     }
 
     fn next_state(&self, before: &World, step: Step) -> Option<World> {
-        let machine = self.0;
+        let machine = self.machine;
         let mut world = before.clone();
         let now = world.now;
         match step {
@@ -326,6 +347,15 @@ impl Model for Walk {
                 world.superseded = true;
                 world.replica = Some(world.replica.as_ref()?.apply(Event::Supersede, now).ok()?);
             }
+            Step::Suspend => {
+                world.suspended += 1;
+                let suspend = Event::Suspend { reason: fault() };
+                world.replica = Some(world.replica.as_ref()?.apply(suspend, now).ok()?);
+            }
+            Step::Resume => {
+                world.replica = Some(world.replica.as_ref()?.apply(Event::Resume, now).ok()?);
+                world.raise(machine);
+            }
             Step::Tick => {
                 world.now = now.after(Duration::from_millis(1));
                 // Workers look by themselves from time to time.
@@ -359,6 +389,12 @@ impl Model for Walk {
             }),
             // That the walk leads everywhere.
             Property::sometimes("a copy is there", |_, world: &World| world.standing() == Standing::Available),
+            Property::sometimes("a copy is suspended", |walk: &Self, world: &World| {
+                !walk.suspends || world.is_suspended()
+            }),
+            Property::always("suspended", |_, world: &World| {
+                !world.is_suspended() || !world.replica.as_ref().is_some_and(|replica| replica.claimable(world.now))
+            }),
             Property::sometimes("a copy was tried twice", |_, world: &World| {
                 world.replica.as_ref().is_some_and(|replica| replica.attempt == 2)
             }),
@@ -375,15 +411,25 @@ impl Model for Walk {
 
 #[test]
 fn the_machine_holds_in_every_state_that_can_be_reached() {
-    let checker = Walk(Machine::Ours).checker().symmetry().threads(2).spawn_dfs().join();
+    let walk = Walk { machine: Machine::Ours, suspends: false };
+    let checker = walk.checker().symmetry().threads(2).spawn_dfs().join();
     println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
     checker.assert_properties();
     assert!(checker.unique_state_count() > 50_000, "{}", checker.unique_state_count());
 }
 
+#[test]
+fn the_machine_holds_where_its_region_comes_and_goes() {
+    let walk = Walk { machine: Machine::Ours, suspends: true };
+    let checker = walk.checker().symmetry().threads(2).spawn_dfs().join();
+    println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
+    checker.assert_properties();
+    assert!(checker.unique_state_count() > 10_000, "{}", checker.unique_state_count());
+}
+
 /// What a planted fault breaks, and how few steps lead there.
 fn found(machine: Machine) -> Vec<&'static str> {
-    let checker = Walk(machine)
+    let checker = Walk { machine, suspends: false }
         .checker()
         .symmetry()
         .threads(2)

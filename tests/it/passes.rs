@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use appferry::{
         Tree,
     },
     state::{Ask, Settings as StateSettings, State, Tasks, migrate},
-    sync::{Settings, Worker},
+    worker::{Settings, Worker},
 };
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -41,6 +41,11 @@ struct Observed {
     read: Arc<AtomicU64>,
     open: watch::Receiver<bool>,
     writing: Arc<Writing>,
+    /// Whether it panics when it is prepared.
+    panics: Arc<AtomicBool>,
+    /// When so many bytes of blobs have been read, further blobs wait until they are let go.
+    held_after: Arc<AtomicU64>,
+    source_open: watch::Receiver<bool>,
 }
 
 /// How many blobs are written at the same time, and how many were at most.
@@ -78,6 +83,9 @@ impl Source for Observed {
     }
 
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        if self.read.load(Ordering::Relaxed) >= self.held_after.load(Ordering::Relaxed) {
+            self.source_open.clone().wait_for(|open| *open).await.expect("the test goes on");
+        }
         let mut chunks = self.store.read_blob(name, blob, from, most).await?;
         let (counted, receiver) = mpsc::channel(1);
         let read = Arc::clone(&self.read);
@@ -116,6 +124,7 @@ impl Store for Observed {
     }
 
     async fn prepare(&self, stage: &Stage) -> Result<()> {
+        assert!(!self.panics.load(Ordering::Relaxed), "the store panics, as it was told to");
         self.store.prepare(stage).await
     }
 
@@ -131,8 +140,8 @@ impl Store for Observed {
         self.store.has_manifest(stage, manifest).await
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<()> {
-        self.store.reserve(bytes).await
+    async fn reserve(&self, stage: &Stage, bytes: u64) -> Result<()> {
+        self.store.reserve(stage, bytes).await
     }
 
     async fn write_blob(
@@ -169,6 +178,11 @@ struct House {
     writing: Arc<Writing>,
     /// Lets the writers of region `one` go.
     gate: watch::Sender<bool>,
+    /// Has region `one` panic.
+    panics: Arc<AtomicBool>,
+    /// After how many bytes the home region holds what is read of it, and what lets it go.
+    held_after: Arc<AtomicU64>,
+    source_gate: watch::Sender<bool>,
 }
 
 fn id(name: &str) -> RegionId {
@@ -186,13 +200,19 @@ impl House {
         let (_, open) = watch::channel(true);
         let read = Arc::<AtomicU64>::default();
         let writing = Arc::<Writing>::default();
+        let panics = Arc::<AtomicBool>::default();
+        let held_after = Arc::new(AtomicU64::new(u64::MAX));
+        let (source_gate, source_open) = watch::channel(false);
         let observed = |region: &str| -> (RegionId, Arc<dyn Store>) {
             let path = directory.path().join(region);
             std::fs::create_dir(&path).expect("a region's directory");
             let open = if region == "one" { held.clone() } else { open.clone() };
             let read = if region == "home" { Arc::clone(&read) } else { Arc::default() };
             let writing = if region == "one" { Arc::clone(&writing) } else { Arc::default() };
-            (id(region), Arc::new(Observed { store: DirStore::new(path), read, open, writing }))
+            let panics = if region == "one" { Arc::clone(&panics) } else { Arc::default() };
+            let (held_after, source_open) = (Arc::clone(&held_after), source_open.clone());
+            let store = DirStore::new(path);
+            (id(region), Arc::new(Observed { store, read, open, writing, panics, held_after, source_open }))
         };
         let stores = Stores::new(["home"].into_iter().chain(OTHERS).map(observed));
         images::write(&directory.path().join("home/a"), layers);
@@ -235,7 +255,7 @@ impl House {
         let worker = tokio::spawn(
             Worker::new(state.clone(), Backend::Stores(stores), Topology::default(), settings).run(stop.clone()),
         );
-        Self { directory, state, state_tasks, worker, stop, read, writing, gate }
+        Self { directory, state, state_tasks, worker, stop, read, writing, gate, panics, held_after, source_gate }
     }
 
     async fn synchronize(&self) -> RequestId {
@@ -374,5 +394,60 @@ async fn a_region_whose_store_hangs_is_given_up_and_holds_nobody() {
     }
     let fault = done.regions[0].fault.as_ref().expect("a reason");
     assert_eq!(fault.message, "writing a blob took too long");
+    house.stop().await;
+}
+
+/// A part that panics is an error of its region at once, and not a claim that is kept alive for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_panics_fails_and_holds_no_other() {
+    let house = House::build(&[noise(50_000, 1)], Duration::from_secs(30), true).await;
+    house.panics.store(true, Ordering::Relaxed);
+    let request = house.synchronize().await;
+    let done = until("the end", async || {
+        let found = house.state.synchronization_get(request).await.expect("it is known");
+        found.state.is_terminal().then_some(found)
+    })
+    .await;
+    let status = |region: &str| done.regions.iter().find(|view| view.region == id(region)).expect("the region").status;
+    assert_eq!(status("one"), RegionStatus::Failed, "{done:?}");
+    assert_eq!([status("two"), status("three")], [RegionStatus::Available; 2]);
+    house.panics.store(false, Ordering::Relaxed);
+    let again = house.synchronize().await;
+    house.available(again, &["one"]).await;
+    house.stop().await;
+}
+
+/// A region that is asked for while its image is already being copied is fed by the same reading, from where that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_comes_later_joins_the_copy_of_its_image() {
+    let layers: Vec<_> = (0..100).map(|seed| noise(50_000, seed)).collect();
+    let blobs: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
+    let house = House::build(&layers, Duration::from_secs(30), true).await;
+    let ask = |targets: &[&str]| Ask {
+        request_id: RequestId::generate(),
+        image: "a".parse().expect("an id"),
+        targets: Targets::Named(targets.iter().map(|name| id(name)).collect()),
+        principal: "p".into(),
+        token: None,
+        overwrite: false,
+        trace: None,
+    };
+    house.held_after.store(blobs / 5, Ordering::Relaxed);
+    let first = house.state.accept(ask(&["one"])).await.expect("it is accepted");
+    until("a part of the image", async || (house.read.load(Ordering::Relaxed) >= blobs / 5).then_some(())).await;
+    let second = house.state.accept(ask(&["two", "three"])).await.expect("it is accepted");
+    until("the later copies", async || {
+        let found = house.state.synchronization_get(second).await.expect("it is known");
+        found.regions.iter().all(|view| view.status == RegionStatus::Copying && view.progress.total > 0).then_some(())
+    })
+    .await;
+    house.source_gate.send(true).expect("somebody waits");
+    house.available(first, &["one"]).await;
+    house.available(second, &["two", "three"]).await;
+    let read = house.read.load(Ordering::Relaxed);
+    assert!(read < blobs * 3 / 2, "{read} of {blobs} bytes were read: the later regions did not join");
+    for region in OTHERS {
+        images::verify(&house.layout(region));
+    }
     house.stop().await;
 }

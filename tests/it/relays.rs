@@ -1,6 +1,6 @@
 //! Who feeds whom, and who must not hold the others up.
 
-use appferry::contract::v1::{RegionState, SynchronizationState};
+use appferry::contract::v1::{ErrorCode, RegionState, SynchronizationState, error_detail::Reason};
 use http::StatusCode;
 
 use crate::harness::{
@@ -119,5 +119,51 @@ async fn a_region_at_one_mebibyte_a_second_holds_nobody() {
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     assert!(done.regions.iter().all(|region| region.attempt == 1), "{done:?}");
+    running.stop().await;
+}
+
+/// The home region may be away, or have lost a blob, for as long as another region has the image whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_its_home_has_lost_comes_from_another_region_that_has_it() {
+    let lose: [fn(&std::path::Path); 2] = [
+        |image| {
+            let blobs =
+                std::fs::read_dir(image.join("blobs/sha256")).expect("blobs").map(|blob| blob.expect("a blob").path());
+            let layer = blobs.max_by_key(|path| path.metadata().expect("a file").len()).expect("a layer");
+            std::fs::remove_file(layer).expect("it was there");
+        },
+        |image| std::fs::rename(image, image.with_file_name("elsewhere")).expect("it was there"),
+    ];
+    for lose in lose {
+        let running = Site::new().start().await;
+        let app = running.add("a", &[noise(300_000, 1), noise(3_000, 2)]).await;
+        let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
+        assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
+        lose(&running.site.image(HOME, "a"));
+        let request = running.synchronize(&app, &["cn-shanghai", "cn-shenzhen"]).await.expect("it is accepted");
+        let done = running.finished(&request).await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+        for region in ["cn-shanghai", "cn-shenzhen"] {
+            images::verify(&running.site.image(region, "a"));
+        }
+        running.stop().await;
+    }
+}
+
+/// Without another region that has it, the reason is the home region's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_no_region_has_any_more_fails_with_the_reason() {
+    let running = Site::new().start().await;
+    let app = running.add("a", &[noise(3_000, 2)]).await;
+    std::fs::remove_dir_all(running.site.image(HOME, "a")).expect("it was there");
+    let request = running.synchronize(&app, &[]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Failed);
+    for region in &done.regions {
+        let error = region.error.as_ref().expect("a reason");
+        let reason = Reason::Code(ErrorCode::ImageNotFound.into());
+        assert_eq!(error.reason, Some(reason), "{error:?}");
+        assert!(error.message.contains(HOME), "{error:?}");
+    }
     running.stop().await;
 }

@@ -329,7 +329,7 @@ async fn a_worker_that_was_stopped_changes_nothing(kind: Kind) {
     assert_eq!(images::verify(&there), root);
     let db = database::look(&url).await;
     let row = async || {
-        let ask = "SELECT count(*) AS n FROM history".to_owned();
+        let ask = "SELECT count(*) AS n FROM history WHERE image_id = 'a'".to_owned();
         let row = db.query_one_raw(sea_orm::Statement::from_string(db.get_database_backend(), ask)).await;
         row.expect("it answers").expect("a row").try_get::<i64>("", "n").expect("a number")
     };
@@ -344,8 +344,7 @@ async fn a_worker_that_was_stopped_changes_nothing(kind: Kind) {
     let again = running.add("b", &[noise(1_000, 3)]).await;
     let next = running.synchronize(&again, &["cn-shanghai"]).await.expect("it is accepted");
     running.finished(&next).await;
-    let of_b = 3;
-    assert_eq!(row().await, changes + of_b, "nothing of the first image has changed");
+    assert_eq!(row().await, changes, "nothing of the first image has changed");
     assert_eq!(running.get(&id).await, done);
     assert_eq!(images::verify(&there), root);
     drop((first, second));

@@ -22,6 +22,8 @@ enum Move {
     Release(usize),
     Cancel,
     Damage,
+    Suspend,
+    Resume,
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -37,6 +39,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         worker.prop_map(Move::Release),
         Just(Move::Cancel),
         Just(Move::Damage),
+        Just(Move::Suspend),
+        Just(Move::Resume),
     ];
     prop::collection::vec(one, 0..60)
 }
@@ -60,6 +64,8 @@ fn event(step: &Move, fences: &[u64; 3]) -> Event {
         Move::Release(w) => Event::Release { fence: fences[w] },
         Move::Cancel => Event::Cancel,
         Move::Damage => Event::Damaged { fault: fault() },
+        Move::Suspend => Event::Suspend { reason: fault() },
+        Move::Resume => Event::Resume,
     }
 }
 
@@ -116,6 +122,20 @@ proptest! {
                     holder = None;
                     replica = after;
                 }
+                (Move::Suspend, Ok(after)) => {
+                    if matches!(before.state, State::Copying { .. }) {
+                        prop_assert!(before.claimable(now), "only a lease that has expired is taken away");
+                        prop_assert!(after.fence > before.fence, "an old worker could still write");
+                        holder = None;
+                    }
+                    prop_assert!(!after.claimable(now));
+                    replica = after;
+                }
+                (Move::Resume, Ok(after)) => {
+                    prop_assert!(after.claimable(now));
+                    replica = after;
+                }
+                (Move::Suspend | Move::Resume, Err(Stale)) => {}
                 (Move::Damage, Ok(after)) => replica = after,
                 (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, State::Available(_))),
                 (Move::Cancel, Err(Stale)) => prop_assert!(before.outcome().is_some()),
@@ -153,6 +173,8 @@ proptest! {
         }
         if replica.outcome().is_none() {
             now = now.after(LEASE);
+            // A region that is configured again is served again.
+            replica = replica.apply(Event::Resume, now).unwrap_or(replica);
             let owner = WorkerId("willing".into());
             let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("it is claimable");
             let verification = Verification::Verified;

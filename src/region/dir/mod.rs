@@ -4,59 +4,99 @@
 //! The directory itself is never created: one that is not there may be a disk that is not mounted.
 
 mod blob;
+mod fence;
 mod layout;
+mod leftovers;
+mod operations;
+mod partial;
+mod publish;
+#[cfg(test)]
+mod tests;
+mod write;
 
-use std::{io::Write as _, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _, Write as _},
+    path::PathBuf,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cap_std::{ambient_authority, fs::Dir};
+use cap_std::{
+    ambient_authority,
+    fs::{Dir, File},
+};
+use operations::{Operations, Progress, STALL};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store, StoreKind, Tree,
-    store::shown, tree::Entry,
+    Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
+    StoreKind, Tree, space::Ledger, store::shown, tree::Entry,
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName, Verification};
+use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
+
+/// What is reserved of each file system, by its device number: directories of one disk share its space.
+static LEDGERS: LazyLock<Mutex<BTreeMap<u64, Arc<Ledger>>>> = LazyLock::new(Mutex::default);
 
 /// A directory of OCI image layouts.
 #[derive(Debug, Clone)]
 pub struct DirStore(Arc<Settings>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Settings {
     path: PathBuf,
     tag: Option<String>,
     keep_free: u64,
+    operations: Arc<Operations>,
 }
 
 impl DirStore {
     /// The store in a directory.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self(Arc::new(Settings { path: path.into(), tag: None, keep_free: 0 }))
+        let path = path.into();
+        let operations = Arc::new(Operations::new(path.display().to_string(), STALL));
+        Self(Arc::new(Settings { path, tag: None, keep_free: 0, operations }))
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::clone(&self.0);
+        change(&mut settings);
+        Self(Arc::new(settings))
     }
 
     /// The same store, in which an image is what its layout has under `tag`.
     #[must_use]
     pub fn with_tag(&self, tag: Option<String>) -> Self {
-        Self(Arc::new(Settings { path: self.0.path.clone(), tag, keep_free: self.0.keep_free }))
+        self.with(|settings| settings.tag = tag)
     }
 
     /// The same store, which refuses an image that would leave fewer bytes free.
     #[must_use]
     pub fn keeping_free(&self, bytes: u64) -> Self {
-        Self(Arc::new(Settings { path: self.0.path.clone(), tag: self.0.tag.clone(), keep_free: bytes }))
+        self.with(|settings| settings.keep_free = bytes)
     }
 
-    /// Opens the directory anew: it may have been mounted, unmounted or replaced since.
+    /// The same store, whose operations may stand still for as long as `stall` before they fail.
+    #[must_use]
+    pub fn stalling_after(&self, stall: Duration) -> Self {
+        let operations = Arc::new(Operations::new(self.0.path.display().to_string(), stall));
+        self.with(|settings| settings.operations = operations)
+    }
+
+    /// Opens the directory each time: it may have been mounted, unmounted or replaced since.
     fn dir(&self) -> Result<Dir> {
-        Dir::open_ambient_dir(&self.0.path, ambient_authority())
-            .map_err(|_| Error::Vanished(self.0.path.display().to_string()))
+        let path = || self.0.path.display().to_string();
+        Dir::open_ambient_dir(&self.0.path, ambient_authority()).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Vanished(path()),
+            _ => Error::io("opening", path())(error),
+        })
     }
 
     /// Bytes that are free.
@@ -78,6 +118,15 @@ impl DirStore {
         removed.map_err(Error::io("removing", path.as_str()))
     }
 
+    /// What is reserved of the directory's file system.
+    fn ledger(&self) -> Result<Arc<Ledger>> {
+        use cap_std::fs::MetadataExt as _;
+        let path = self.0.path.display().to_string();
+        let device = self.dir()?.dir_metadata().map_err(Error::io("reading", path))?.dev();
+        let mut ledgers = LEDGERS.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(ledgers.entry(device).or_default()))
+    }
+
     /// Refuses to replace an index that others have put there.
     async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
@@ -85,14 +134,23 @@ impl DirStore {
         stage.may_show(&self.0.path.join(&stage.name.0).display().to_string(), root.digest, &there)
     }
 
-    /// Does something on a thread that may block.
-    async fn blocking<T: Send + 'static>(&self, act: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+    /// Does something for a copy on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        stage: &Stage,
+        act: impl FnOnce(&Dir, &Progress) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let store = self.clone();
-        match tokio::task::spawn_blocking(move || act(&store)).await {
-            Ok(result) => result,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(Error::Interrupted),
-        }
+        self.0.operations.run(&stage.activity, move |progress| act(&store.dir()?, progress)).await
+    }
+
+    /// Does something for no copy on a thread that may block.
+    async fn reading<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Self, &Dir) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = self.clone();
+        self.0.operations.run(&Activity::default(), move |_| act(&store, &store.dir()?)).await
     }
 }
 
@@ -107,7 +165,7 @@ struct Begun {
 impl Source for DirStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let name = name.clone();
-        self.blocking(move |store| layout::root(&store.dir()?, &name, store.0.tag.as_deref())).await
+        self.reading(move |store, dir| layout::root(dir, &name, store.0.tag.as_deref())).await
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -116,21 +174,21 @@ impl Source for DirStore {
             let reason = format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", manifest.size);
             return Err(Error::malformed(format!("the manifest {} of {name}", manifest.digest), reason));
         }
-        self.blocking(move |store| blob::read_whole(&store.dir()?, &name, &manifest)).await
+        self.reading(move |_, dir| blob::read_whole(dir, &name, &manifest)).await
     }
 
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
         let (name, blob) = (name.clone(), blob.clone());
-        let file = self.blocking(move |store| blob::open(&store.dir()?, &name, &blob, from)).await?;
+        let file = self.reading(move |_, dir| blob::open(dir, &name, &blob, from)).await?;
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the file, or when nobody receives any more.
-        tokio::task::spawn_blocking(move || blob::read(file, most.unwrap_or(u64::MAX), &chunks));
+        // Ends with the file, or when nothing receives any more.
+        drop(tokio::spawn(read_chunks(Arc::clone(&self.0.operations), file.take(most.unwrap_or(u64::MAX)), chunks)));
         Ok(received)
     }
 
     async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
         let name = name.clone();
-        self.blocking(move |store| layout::referrers(&store.dir()?, &name, subject)).await
+        self.reading(move |_, dir| layout::referrers(dir, &name, subject)).await
     }
 }
 
@@ -153,7 +211,7 @@ impl Store for DirStore {
     }
 
     async fn probe(&self) -> Result<Option<u64>> {
-        self.blocking(|store| {
+        self.reading(|store, _| {
             store.try_to_write()?;
             Ok(Some(store.available()?.saturating_sub(store.0.keep_free)))
         })
@@ -161,8 +219,7 @@ impl Store for DirStore {
     }
 
     async fn prepare(&self, stage: &Stage) -> Result<()> {
-        let stage = stage.clone();
-        self.blocking(move |store| layout::prepare(&store.dir()?, &stage)).await
+        publish::prepare(self, stage).await
     }
 
     /// Never without looking: what lies in a directory may have been changed by anybody.
@@ -171,19 +228,19 @@ impl Store for DirStore {
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
-        let (stage, blob) = (stage.clone(), blob.clone());
-        self.blocking(move |store| blob::look(&store.dir()?, &stage, &blob)).await
+        let (own, blob) = (stage.clone(), blob.clone());
+        self.blocking(stage, move |dir, progress| blob::look(dir, &own, &blob, progress)).await
     }
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         Ok(matches!(self.look(stage, manifest).await?, Presence::Whole(_)))
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<()> {
-        self.blocking(move |store| {
-            let available = store.available()?;
-            let needed = bytes.saturating_add(store.0.keep_free);
-            if needed > available { Err(Error::NoSpace { needed, available }) } else { Ok(()) }
+    async fn reserve(&self, stage: &Stage, bytes: u64) -> Result<()> {
+        let reservation = stage.reservation.clone();
+        self.reading(move |store, _| {
+            let free = store.available()?.saturating_sub(store.0.keep_free);
+            reservation.replace(&store.ledger()?, bytes, free)
         })
         .await
     }
@@ -195,22 +252,20 @@ impl Store for DirStore {
         from: u64,
         chunks: mpsc::Receiver<Chunk>,
     ) -> Result<()> {
-        let kept = blob::is_kept(blob);
-        if kept {
+        let resumable = partial::is_resumable(blob);
+        if resumable {
             let begun = Begun { name: stage.name.0.clone(), digest: blob.digest.to_string() };
             let session = serde_json::to_string(&begun).map_err(|error| Error::malformed("a blob", error))?;
             stage.journal.note(blob.digest, &session).await?;
         }
-        let (journal, digest) = (Arc::clone(&stage.journal), blob.digest);
-        let (stage, blob) = (stage.clone(), blob.clone());
-        self.blocking(move |store| blob::write(&store.dir()?, &stage, &blob, from, chunks)).await?;
-        if kept { journal.forget(digest).await } else { Ok(()) }
+        write::write(self, stage, blob, from, chunks).await?;
+        if resumable { stage.journal.forget(blob.digest).await } else { Ok(()) }
     }
 
     async fn abort(&self, session: &str) -> Result<()> {
         let Ok(Begun { name, digest }) = serde_json::from_str(session) else { return Ok(()) };
         let Ok(digest) = digest.parse() else { return Ok(()) };
-        self.blocking(move |store| blob::forsake(&store.dir()?, &ImageName(name), digest)).await
+        self.reading(move |_, dir| blob::remove_partials(dir, &ImageName(name), digest)).await
     }
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
@@ -224,7 +279,48 @@ impl Store for DirStore {
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         self.may_show(stage, tree).await?;
-        let (stage, tree) = (stage.clone(), tree.clone());
-        self.blocking(move |store| layout::publish(&store.dir()?, &stage, &tree)).await
+        publish::publish(self, stage, tree).await
+    }
+
+    async fn retract(&self, stage: &Stage) -> Result<bool> {
+        publish::retract(self, stage).await
+    }
+
+    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+        let store = self.clone();
+        let find = move |progress: &Progress| leftovers::find(&store.dir()?, progress);
+        self.0.operations.run(&Activity::default(), find).await
+    }
+
+    async fn clear_leftover(&self, leftover: &Leftover) -> Result<bool> {
+        let (store, leftover) = (self.clone(), leftover.clone());
+        let clear = move |progress: &Progress| leftovers::clear(&store.dir()?, &leftover, progress);
+        self.0.operations.run(&Activity::default(), clear).await
+    }
+
+    async fn discard(&self, stage: &Stage) -> Result<bool> {
+        let own = stage.clone();
+        self.blocking(stage, move |dir, progress| leftovers::discard(dir, &own.name, own.fence, progress)).await
+    }
+}
+
+/// Reads an open blob and passes it on, until its end, or until nothing receives any more. A thread is held only while a piece
+/// is read.
+async fn read_chunks(operations: Arc<Operations>, mut file: io::Take<File>, chunks: mpsc::Sender<Result<Bytes>>) {
+    loop {
+        // Before the piece is read: a slow receiver holds no more of them than it has room for.
+        let Ok(place) = chunks.reserve().await else { return };
+        let read = move |_: &Progress| {
+            let chunk = blob::read_chunk(&mut file)?;
+            Ok((file, chunk))
+        };
+        match operations.run(&Activity::default(), read).await {
+            Ok((_, None)) => return,
+            Ok((rest, Some(chunk))) => {
+                file = rest;
+                place.send(Ok(chunk));
+            }
+            Err(error) => return place.send(Err(error)),
+        }
     }
 }

@@ -4,7 +4,7 @@ use object_store::{ObjectStoreExt as _, path::Path};
 
 use super::{BLOBS, MOST_COPIED, ObjectStore, failed};
 use crate::{
-    domain::{Descriptor, ImageName, Verification, VerifyExisting},
+    domain::{Descriptor, Verification, VerifyExisting},
     region::{Error, Result, Stage, Witness, store::SMALL, tree::digest_of},
 };
 
@@ -22,8 +22,8 @@ impl ObjectStore {
     }
 
     /// Reads a blob again.
-    pub(super) async fn is_intact(&self, name: &ImageName, blob: &Descriptor) -> Result<bool> {
-        Ok(digest_of(self, name, blob).await? == blob.digest)
+    pub(super) async fn is_intact(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
+        Ok(digest_of(self, &stage.name, blob, &stage.activity).await? == blob.digest)
     }
 
     /// How it is known that a blob which is there is whole; nothing if it is damaged, and has to be written again. One that is
@@ -47,7 +47,7 @@ impl ObjectStore {
                 return Ok(Some(Verification::Verified));
             }
         }
-        let intact = match self.is_intact(&stage.name, blob).await {
+        let intact = match self.is_intact(stage, blob).await {
             // It has gone since.
             Err(Error::BlobMissing { .. } | Error::SizeMismatch { .. }) => false,
             intact => intact?,

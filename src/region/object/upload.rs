@@ -150,7 +150,7 @@ impl ObjectStore {
         if self.location.provider == Provider::S3 && !resumed && !stage.suspect {
             return Ok(());
         }
-        if self.is_intact(&stage.name, blob).await? {
+        if self.is_intact(stage, blob).await? {
             return Ok(());
         }
         let path = self.blob(&stage.name, blob.digest);

@@ -92,7 +92,7 @@ impl RegistryStore {
         // By the same credentials as everything else of a copy.
         let read = self.read_as(Scope::push(repository), &stage.name, blob, 0, None).await;
         let actual = match read {
-            Ok(chunks) => Some(digest_of_chunks(chunks).await?),
+            Ok(chunks) => Some(digest_of_chunks(chunks, &stage.activity).await?),
             // A registry that has lost the file may still have the entry.
             Err(Error::BlobMissing { .. }) => None,
             Err(error) => return Err(error),

@@ -309,7 +309,7 @@ impl Store for RegistryStore {
         self.upload(stage, &at.repository, blob, from, chunks).await?;
         // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
         if stage.suspect || self.damaged.has(&at.repository, blob.digest) {
-            let actual = digest_of(self, &stage.name, blob).await?;
+            let actual = digest_of(self, &stage.name, blob, &stage.activity).await?;
             self.made_good(stage, &at.repository, blob.digest, actual)?;
         }
         stage.journal.note_written(blob.digest).await

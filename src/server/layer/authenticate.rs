@@ -253,8 +253,10 @@ impl Authentication {
             source_ip: peer.map(|peer| peer.address),
         };
         metrics::decided(action, "deny");
-        if let Some(unwritten) = self.audit.record(&record) {
-            unwritten.written().await;
+        if let Some(unwritten) = self.audit.record(&record)
+            && let Err(blocked) = unwritten.written().await
+        {
+            return Refusal::from(blocked).answer(self.contract, request_id);
         }
         super::refuse(&rejected.failure, self.contract, request_id)
     }

@@ -85,10 +85,11 @@ where
                 Seen::Decided(decided) => decided,
                 Seen::Names { action, template } => authorization.by_message(&mut request, action, template).await,
             };
-            if let Some(unwritten) = decided.unwritten {
-                unwritten.written().await;
-            }
-            match decided.outcome {
+            let written = match decided.unwritten {
+                Some(unwritten) => unwritten.written().await,
+                None => Ok(()),
+            };
+            match written.map_err(Refusal::from).and(decided.outcome) {
                 Ok(()) => inner.call(request).await,
                 Err(refusal) => Ok(refusal.answer(authorization.contract, request_id(&request))),
             }

@@ -1,6 +1,6 @@
 //! A call's one message, read before its handler reads it.
 
-use std::mem;
+use std::{mem, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -9,6 +9,7 @@ use tonic::{Status, body::Body};
 
 use super::refuse;
 use crate::{
+    audit::Blocked,
     contract::{Contract, Failure, v1::CommonErrorCode::InvalidActionNotFound},
     domain::RequestId,
 };
@@ -16,11 +17,20 @@ use crate::{
 /// The flag and the length before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
 pub const PREFIX: usize = 5;
 
+/// When a call may be repeated that the audit log had no room for.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Why a call goes no further.
 pub enum Refusal {
     Failure(Failure),
     /// The body broke off, or was too long; it says so itself.
     Status(Status),
+}
+
+impl From<Blocked> for Refusal {
+    fn from(blocked: Blocked) -> Self {
+        Self::Failure(Failure::unavailable(blocked.to_string(), RETRY_AFTER))
+    }
 }
 
 impl Refusal {

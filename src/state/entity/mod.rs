@@ -6,6 +6,7 @@ pub mod image_reference;
 pub mod nonce;
 pub mod published;
 pub mod read_blob;
+pub mod region_store;
 pub mod replica;
 pub mod synchronization;
 pub mod synchronization_target;

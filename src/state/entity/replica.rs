@@ -15,7 +15,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub region_id: String,
     pub state: String,
-    /// When a worker may claim it: the time of the next attempt while PENDING, the end of the lease while COPYING.
+    /// When a worker may claim it: the time of the next attempt while PENDING, the end of the lease while COPYING; [`SUSPENDED`].
     pub due_at: Option<i64>,
     pub attempt: i64,
     pub faults: i64,
@@ -41,12 +41,17 @@ pub enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
+/// `due_at` of a replica that is suspended, the end of the year 9999: no worker finds it due, and versions that do not know of
+/// suspension take it for one that is tried again then.
+pub const SUSPENDED: i64 = 253_402_300_799_000;
+
 impl Model {
     /// The row of a replica.
     #[must_use]
     pub fn of(image: &ImageId, region: &RegionId, replica: &Replica) -> Self {
         let (due_at, lease_owner) = match &replica.state {
             State::Pending { not_before, .. } => (Some(not_before.as_millis()), None),
+            State::Suspended { .. } => (Some(SUSPENDED), None),
             State::Copying { lease, .. } => (Some(lease.until.as_millis()), Some(lease.owner.to_string())),
             State::Available(_) | State::Failed(_) | State::Canceled | State::Superseded => (None, None),
         };
@@ -84,6 +89,9 @@ impl Model {
         let missing = |column| DbErr::Type(format!("a replica that is {} has no {column}", self.state));
         let due_at = || self.due_at.map(Timestamp::from_millis).ok_or_else(|| missing("due_at"));
         let state = match status {
+            RegionStatus::Pending if self.due_at.is_some_and(|due_at| due_at >= SUSPENDED) => {
+                State::Suspended { reason: last.ok_or_else(|| missing("fault"))? }
+            }
             RegionStatus::Pending => State::Pending { not_before: due_at()?, last },
             RegionStatus::Copying => {
                 let owner = self.lease_owner.as_deref().ok_or_else(|| missing("lease_owner"))?;

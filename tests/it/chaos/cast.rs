@@ -9,9 +9,10 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::LEASE;
+use super::{LEASE, STALL};
 use crate::harness::{
     address::free_address,
+    disk::FreezableDisk,
     postgres::Postgres,
     process::{self, command},
     registry::Registry,
@@ -22,6 +23,9 @@ use crate::harness::{
 
 /// A region whose copies are few at a time.
 pub const NARROW: &str = "cn-shenzhen";
+
+/// The region on a disk that can be frozen.
+pub const DISK: &str = "cn-beijing";
 
 /// One process of the service.
 #[derive(Debug)]
@@ -86,6 +90,8 @@ pub struct Cast {
     pub database: Postgres,
     pub switch: Switch,
     pub registries: Vec<Registry>,
+    /// The disk of one region, where one can be made.
+    pub disk: Option<FreezableDisk>,
     /// Servers first.
     pub members: Vec<Member>,
 }
@@ -99,6 +105,7 @@ impl Cast {
         let switch = Switch::to(database.port()).await;
         let registries = vec![Registry::start().await, Registry::start().await];
         let url = format!("postgres://appferry@{}/postgres", switch.address);
+        let disk = FreezableDisk::new();
         let mut site = Site::new().on(&url).with("cn-shanghai", registries[0].store("apps"), "").with(
             NARROW,
             registries[1].store("apps"),
@@ -108,10 +115,14 @@ impl Cast {
         site.database = String::from("timeout_ms = 2000");
         // What fails because a store is away is tried until it is back.
         site.worker = format!(
-            "lease_ms = {}\nheartbeat_ms = 300\npoll_ms = 500\nconcurrency = 8\nattempts = 100000\nretry_first_ms = 300\n\
+            "lease_ms = {}\nstall_ms = {}\nheartbeat_ms = 300\npoll_ms = 500\nconcurrency = 8\nattempts = 100000\nretry_first_ms = 300\n\
              retry_longest_ms = 3000",
-            LEASE.as_millis()
+            LEASE.as_millis(),
+            STALL.as_millis()
         );
+        if let Some(disk) = &disk {
+            site = site.with(DISK, format!("dir://{}", disk.path().display()), "");
+        }
         site.more = String::from("[housekeeping]\ninterval_ms = 1000\n");
         let config = site.write_config();
         let path = config.to_str().expect("text");
@@ -125,7 +136,7 @@ impl Cast {
         };
         let servers = (0..SERVERS).map(|number| member("serve", number, Some(free_address())));
         let members: Vec<Member> = servers.chain((0..WORKERS).map(|number| member("worker", number, None))).collect();
-        let mut cast = Self { site, database, switch, registries, members };
+        let mut cast = Self { site, database, switch, registries, disk, members };
         cast.heal().await;
         cast
     }
@@ -145,6 +156,14 @@ impl Cast {
 
     pub fn home(&self) -> PathBuf {
         self.site.region(HOME)
+    }
+
+    /// Where a region has the layout of an image.
+    pub fn layout(&self, region: &str, image: &str) -> PathBuf {
+        match &self.disk {
+            Some(disk) if region == DISK => disk.path().join(image),
+            _ => self.site.image(region, image),
+        }
     }
 
     /// Brings everybody back, and waits until all servers listen.

@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use appferry::contract::v1::{CancelSynchronizationRequest, SynchronizeAppRequest};
+use appferry::contract::v1::{
+    CancelSynchronizationRequest, GetSynchronizationRequest, RemoveImageRequest, SynchronizeAppRequest,
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Endpoint};
@@ -21,7 +23,7 @@ use super::{
 };
 use crate::harness::{
     images::{self, noise},
-    site::{ADMIN, AppSync, Images, TARGETS, Token, registration},
+    site::{self, ADMIN, AppSync, Images, TARGETS, Token, registration},
 };
 
 const CLIENTS: usize = 8;
@@ -104,17 +106,66 @@ impl Shared {
         let number = self.images.fetch_add(1, Ordering::Relaxed);
         let name = format!("image-{number}");
         images::write(&self.home.join(&name), &[self.common.clone(), noise(3_000, 10 + number as u64)]);
-        for attempt in number.. {
-            let mut client = Images::new(InterceptedService::new(self.channel(attempt), Token::of(ADMIN)));
-            match client.add_image(registration(&name)).await {
+        self.register(&name).await;
+        self.registered.lock().expect("nobody panicked").push(name.clone());
+        name
+    }
+
+    /// Registers an image, however often that has to be tried.
+    async fn register(&self, name: &str) {
+        for attempt in rand::random_range(0..self.addresses.len()).. {
+            match self.images(attempt).add_image(registration(name)).await {
                 Ok(_) => break,
                 // An earlier attempt was carried out and not answered.
                 Err(status) if status.code() == Code::AlreadyExists => break,
                 Err(status) => self.rest_after(&status).await,
             }
         }
-        self.registered.lock().expect("nobody panicked").push(name.clone());
-        name
+    }
+
+    fn images(&self, number: usize) -> Images {
+        Images::new(InterceptedService::new(self.channel(number), Token::of(ADMIN)))
+    }
+
+    /// Removes an image. Returns false if a copy of it is in flight.
+    async fn remove(&self, name: &str) -> bool {
+        for attempt in rand::random_range(0..self.addresses.len()).. {
+            let request = RemoveImageRequest { image_id: name.to_owned(), ..Default::default() };
+            match self.images(attempt).remove_image(request).await {
+                Ok(_) => return true,
+                // An earlier attempt was carried out and not answered.
+                Err(status) if status.code() == Code::NotFound => return true,
+                Err(status) if status.code() == Code::FailedPrecondition => return false,
+                Err(status) => self.rest_after(&status).await,
+            }
+        }
+        false
+    }
+
+    /// Asks for an image that may be gone. It is in no ledger: whether it succeeds is left to chance.
+    async fn ask(&self, app: &str, targets: &[&str], token: &str) {
+        let request = SynchronizeAppRequest { client_token: token.to_owned(), ..site::ask(app, targets) };
+        for attempt in rand::random_range(0..self.addresses.len()).. {
+            match self.app_sync(attempt).synchronize_app(request.clone()).await {
+                Ok(_) => return,
+                Err(status) if [Code::NotFound, Code::AlreadyExists].contains(&status.code()) => return,
+                Err(status) => self.rest_after(&status).await,
+            }
+        }
+    }
+
+    /// Waits until a call has ended.
+    async fn ended(&self, place: usize) {
+        let request_id = self.ledger.entries()[place].request_id.clone();
+        for attempt in 0.. {
+            let request = GetSynchronizationRequest { request_id: request_id.clone() };
+            if let Ok(found) = self.app_sync(attempt).get_synchronization(request).await
+                && found.into_inner().synchronization.is_some_and(|s| s.finish_time.is_some())
+            {
+                return;
+            }
+            continue_soon().await;
+        }
     }
 
     /// One of the newest images.
@@ -231,17 +282,41 @@ pub async fn starve(shared: &Shared, many: usize) -> Duration {
     let started = tokio::time::Instant::now();
     let token = format!("probe-{}", rand::random::<u32>());
     let place = shared.call(&probe, &["cn-beijing"], &token).await.expect("it is accepted");
-    let request_id = shared.ledger.entries()[place].request_id.clone();
-    for attempt in 0.. {
-        let request = appferry::contract::v1::GetSynchronizationRequest { request_id: request_id.clone() };
-        if let Ok(found) = shared.app_sync(attempt).get_synchronization(request).await
-            && found.into_inner().synchronization.is_some_and(|s| s.finish_time.is_some())
-        {
+    shared.ended(place).await;
+    started.elapsed()
+}
+
+/// Registers an image, has it copied, and removes it while others ask for it; then registers another one by the same id, several times over.
+/// Returns how often it was removed. What the regions say that they have in the end is judged with everything else.
+pub async fn race_removal(shared: &Shared) -> usize {
+    let number = shared.images.fetch_add(1, Ordering::Relaxed);
+    let name = format!("race-{number}");
+    let mut removed = 0;
+    for version in 0..6u64 {
+        let _ = std::fs::remove_dir_all(shared.home.join(&name));
+        images::write(&shared.home.join(&name), &[noise(3_000, (number as u64) << 8 | version)]);
+        shared.register(&name).await;
+        let token = |call: &str| format!("{name}-{version}-{call}-{}", rand::random::<u32>());
+        if let Some(place) = shared.call(&name, &["cn-shanghai"], &token("first")).await {
+            shared.ended(place).await;
+        }
+        if version == 5 {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Whether the call or the removal comes first is left to chance.
+        let again = token("again");
+        let (_, gone) = tokio::join!(shared.ask(&name, &["cn-beijing"], &again), shared.remove(&name));
+        if gone {
+            removed += 1;
+            continue;
+        }
+        // The call came first: what it asked for ends before another image can take the name.
+        while !shared.remove(&name).await {
+            continue_soon().await;
+        }
+        removed += 1;
     }
-    started.elapsed()
+    removed
 }
 
 /// Asks what callers ask, as fast as it is answered, until it is dropped.

@@ -23,6 +23,9 @@ pub use schedule::Act;
 /// How long a claim is good for.
 const LEASE: Duration = Duration::from_secs(3);
 
+/// How long a copy may show no progress.
+const STALL: Duration = Duration::from_secs(2);
+
 /// A run.
 #[derive(Debug, Clone)]
 pub struct Run {

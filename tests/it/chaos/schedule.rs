@@ -13,7 +13,7 @@ use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Figures, LEASE, Run,
+    Figures, LEASE, Run, STALL,
     cast::{Cast, SERVERS},
     clients::{self, Clients, REST},
 };
@@ -50,10 +50,16 @@ pub enum Act {
     SustainedOverload,
     /// Readers that never rest, and a long query.
     ActiveReaders,
+    /// A registry takes connections and does not answer.
+    SilentStore,
+    /// The disk of a region hangs in every write. Without root, nothing happens.
+    FrozenDisk,
+    /// An image is removed while it is asked for, and another one registered by its id.
+    RemovalRace,
 }
 
 impl Act {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::CrashRecovery,
         Self::RepeatedKills,
         Self::PostgresRestart,
@@ -68,6 +74,9 @@ impl Act {
         Self::ServerKill,
         Self::Paused,
         Self::ConnectionCuts,
+        Self::SilentStore,
+        Self::FrozenDisk,
+        Self::RemovalRace,
     ];
 
     fn name(self) -> &'static str {
@@ -86,6 +95,9 @@ impl Act {
             Self::IdleTransaction => "idle transaction",
             Self::SustainedOverload => "sustained overload",
             Self::ActiveReaders => "active readers",
+            Self::SilentStore => "silent store",
+            Self::FrozenDisk => "frozen disk",
+            Self::RemovalRace => "removal race",
         }
     }
 
@@ -166,7 +178,7 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
         Act::LeaderFailover => {
             let leader = holder(cast).await;
             let is = |text: &str| cast.members.iter().position(|member| member.has_logged(text));
-            if let Some(place) = leader.and_then(|id| is(&format!("keeping house from now on id={id}"))) {
+            if let Some(place) = leader.and_then(|id| is(&format!("elected leader id={id}"))) {
                 let member = &mut cast.members[place];
                 kills += usize::from(member.kill());
                 sleep(millis(random, 100..5_000)).await;
@@ -183,6 +195,26 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
             cast.registries[registry].stop();
             sleep(millis(random, 2_000..6_000)).await;
             cast.registries[registry].restart().await;
+        }
+        Act::SilentStore => {
+            let registry = &cast.registries[random.random_range(0..cast.registries.len())];
+            registry.signal(Signal::STOP);
+            // Longer than a copy may show no progress.
+            sleep(STALL + millis(random, 500..4_000)).await;
+            registry.signal(Signal::CONT);
+        }
+        Act::FrozenDisk => {
+            if let Some(disk) = &cast.disk {
+                disk.freeze();
+                sleep(STALL + millis(random, 500..4_000)).await;
+                disk.thaw();
+            }
+        }
+        Act::RemovalRace => {
+            let removed = clients::race_removal(&clients.shared).await;
+            figures
+                .notes
+                .push(format!("an image was removed {removed} times while it was asked for, and registered again"));
         }
         Act::Starvation => {
             let took = clients::starve(&clients.shared, 30).await;

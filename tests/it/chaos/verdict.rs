@@ -82,7 +82,7 @@ pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
                 super::cast::NARROW => {
                     in_registry(&client, &cast.registries[1].address.to_string(), &image, &root).await
                 }
-                _ => in_directory(&cast.site.image(&region, &image), &root),
+                _ => in_directory(&cast.layout(&region, &image), &root),
             };
             (format!("{image} in {region}"), whole)
         }

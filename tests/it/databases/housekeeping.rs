@@ -101,12 +101,12 @@ async fn uploads_are_remembered(kind: Kind) {
         state.upload_note(&a, &one, fence, blob, session).await.expect("it answers").expect("it is in time");
         assert_eq!(state.upload_get(&a, &one, blob).await.expect("it answers").as_deref(), Some(session));
     }
-    assert!(state.upload_abandoned().await.expect("it answers").is_empty());
+    assert!(state.upload_abandoned(&one).await.expect("it answers").is_empty());
     state.synchronization_cancel(id).await.expect("it is canceled");
-    let abandoned = state.upload_abandoned().await.expect("it answers");
+    let abandoned = state.upload_abandoned(&one).await.expect("it answers");
     assert_eq!((abandoned.len(), abandoned[0].session.as_str()), (1, "second"));
     state.upload_forget(&a, &one, blob).await.expect("it answers");
-    assert!(state.upload_abandoned().await.expect("it answers").is_empty());
+    assert!(state.upload_abandoned(&one).await.expect("it answers").is_empty());
     state.image_remove(&a).await.expect("it is removed");
     bench.end().await;
 }

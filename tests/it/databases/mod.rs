@@ -21,9 +21,11 @@ macro_rules! on_every_database {
 }
 
 mod housekeeping;
+mod interrupted;
 mod lists;
 mod names;
 mod queue;
+mod regions;
 mod requests;
 mod schema;
 
@@ -34,7 +36,7 @@ use appferry::{
         ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
         RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, WorkerId,
     },
-    state::{Ask, Claim, Order, Report, Settings, Span, State, Tasks},
+    state::{Ask, Claim, Lane, Order, Report, Settings, Span, State, Tasks},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +76,13 @@ impl Bench {
     async fn process_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> State {
         let settings = change(Settings::new(self.url.clone()));
         let (state, tasks) = State::open(&settings, regions(), self.stop.clone()).await.expect("it opens");
+        self.tasks.push(tasks);
+        state
+    }
+
+    async fn process_with_regions(&mut self, regions: Regions) -> State {
+        let (state, tasks) =
+            State::open(&Settings::new(self.url.clone()), regions, self.stop.clone()).await.expect("it opens");
         self.tasks.push(tasks);
         state
     }
@@ -171,8 +180,8 @@ async fn claim_within(
     limits: &BTreeMap<RegionId, usize>,
     draw: usize,
 ) -> Vec<Claim> {
-    let all: Vec<RegionId> = ["one", "two", "three"].map(region).to_vec();
-    let order = Order { owner: &worker(owner), regions: &all, lease, images, limits, draw };
+    let lanes = ["one", "two", "three"].map(|name| (region(name), Lane { lead: images, along: usize::MAX })).into();
+    let order = Order { owner: &worker(owner), lanes: &lanes, lease, limits, draw };
     state.replica_claim(order).await.expect("it can be claimed")
 }
 

@@ -10,7 +10,7 @@ use appferry::{
         Digest, Event, Fault, FaultKind, Progress, RegionStatus, Regions, Stale, Synchronization, SynchronizationState,
         Verification,
     },
-    state::{Claim, Order, Report, Settings, State},
+    state::{Claim, Lane, Order, Report, Settings, State},
 };
 
 use super::{Bench, DONE, LEASE, SHORT, add, ask, claim, claim_within, get, image_id, region, verify, worker};
@@ -147,10 +147,10 @@ async fn regions_differ_in_case(kind: Kind) {
         let image = add(&state, &format!("i-{n}")).await;
         state.accept(ask(&image, &["one", "ONE"])).await.expect("it is accepted");
     }
-    let all = ["one", "ONE"].map(region);
+    let lanes = ["one", "ONE"].map(|name| (region(name), Lane { lead: 5, along: 5 })).into();
     let mut claimed = Vec::new();
     for draw in 0..6 {
-        let order = Order { owner: &worker("w"), regions: &all, lease: LEASE, images: 5, limits: &limits, draw };
+        let order = Order { owner: &worker("w"), lanes: &lanes, lease: LEASE, limits: &limits, draw };
         let claims = state.replica_claim(order).await.expect("it can be claimed");
         claimed.extend(claims.into_iter().flat_map(|claim| claim.regions).map(|claimed| claimed.region));
     }

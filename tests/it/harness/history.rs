@@ -107,6 +107,9 @@ impl FromQueryResult for Version {
         let due = || time("due_at")?.ok_or_else(|| bad(&"it has no due_at"));
         let status: RegionStatus = text("state")?.parse().map_err(|error| bad(&error))?;
         let state = match status {
+            RegionStatus::Pending if due()?.as_millis() >= 253_402_300_799_000 => {
+                State::Suspended { reason: fault.ok_or_else(|| bad(&"it has no reason"))? }
+            }
             RegionStatus::Pending => State::Pending { not_before: due()?, last: fault },
             RegionStatus::Copying => {
                 let lease = Lease { owner: WorkerId(text("lease_owner")?.into()), until: due()? };
@@ -236,11 +239,19 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
         State::Pending { not_before, last } => {
             events.push(("Request", Event::Request, *not_before));
             events.push(("Release", Event::Release { fence }, *not_before));
+            events.push(("Resume", Event::Resume, *not_before));
             events.push(("Expire", Event::Expire, *not_before));
             if let Some(fault) = last.clone() {
                 let retry_after = Some(Duration::ZERO);
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *not_before));
             }
+        }
+        State::Suspended { reason } => {
+            let now = match &before.state {
+                State::Copying { lease, .. } => lease.until,
+                _ => Timestamp::from_millis(0),
+            };
+            events.push(("Suspend", Event::Suspend { reason: reason.clone() }, now));
         }
         State::Copying { lease: held, .. } => {
             let lasted = i64::try_from(lease.as_millis()).expect("a lease");

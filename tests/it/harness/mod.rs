@@ -5,6 +5,7 @@ pub mod address;
 pub mod bucket;
 pub mod collector;
 pub mod database;
+pub mod disk;
 pub mod ecs;
 pub mod foreign;
 pub mod history;

@@ -6,6 +6,8 @@ use std::{
     process::{Command, Output},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::address::free_address;
 
 /// A server, in a directory that goes with it.
@@ -124,6 +126,40 @@ impl Postgres {
     pub fn pid(&self) -> i32 {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).expect("it runs");
         text.lines().next().expect("a line").trim().parse().expect("a number")
+    }
+}
+
+/// Processes that are stopped, until this is dropped.
+#[derive(Debug)]
+pub struct Frozen(Vec<Pid>);
+
+impl Postgres {
+    /// Stops the server and all its connections in the middle of what they do: connections stay open, and nothing is answered.
+    pub fn freeze(&self) -> Frozen {
+        let parent = self.pid();
+        // The fourth field of `stat` is the parent; the second is the name, in parentheses.
+        let child = |pid: &i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().nth(1).unwrap_or_default());
+            fields.is_some_and(|parent_of| parent_of == parent.to_string())
+        };
+        let all = fs::read_dir("/proc")
+            .expect("processes")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let pids: Vec<Pid> = [parent].into_iter().chain(all.filter(child)).filter_map(Pid::from_raw).collect();
+        for pid in &pids {
+            // A connection may have ended just now.
+            let _ = kill_process(*pid, Signal::STOP);
+        }
+        Frozen(pids)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill_process(*pid, Signal::CONT);
+        }
     }
 }
 

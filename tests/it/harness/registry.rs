@@ -8,6 +8,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{address::free_address, until_up};
 
 /// A registry.
@@ -51,6 +53,13 @@ impl Registry {
         self.stop();
         self.child = spawn(self.directory.path());
         self.listening().await;
+    }
+
+    /// Sends it a signal.
+    #[allow(dead_code, reason = "not every bench does")]
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("an id")).expect("an id");
+        kill_process(pid, signal).expect("it can be told");
     }
 
     pub fn stop(&mut self) {

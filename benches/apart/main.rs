@@ -1,0 +1,85 @@
+//! What one sick region costs the healthy ones: the time until two healthy registries have every image, beside the same work without the
+//! sick region, in rounds that take turns.
+//!
+//! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or `three` processes; `1`,
+//! `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk that hangs in every write, takes root.
+
+#[path = "../../tests/it/harness/mod.rs"]
+#[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
+mod harness;
+mod sick;
+mod work;
+
+use harness::{postgres::Postgres, registry::Registry};
+use sick::Sick;
+use work::{Images, Processes, Work};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Rounds of what is compared.
+const ROUNDS: usize = 3;
+
+/// How many images, and of which size in bytes.
+const LOADS: [(usize, usize); 3] = [(1, 128 << 20), (30, 8 << 20), (300, 256 << 10)];
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |names: &[String], all: &[String]| {
+        let named: Vec<&String> = wanted.iter().filter(|name| all.contains(name)).collect();
+        named.is_empty() || names.iter().any(|name| named.contains(&name))
+    };
+    let names = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (sicks, processes) = (names(&Sick::ALL.map(Sick::name)), names(&Processes::ALL.map(Processes::name)));
+    let counts: Vec<String> = LOADS.iter().map(|(count, _)| count.to_string()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let healthy = [Registry::start().await, Registry::start().await];
+        let postgres = Postgres::start(&[]);
+        for (count, size) in LOADS {
+            if !wants(&[count.to_string()], &counts) {
+                continue;
+            }
+            let images = Images::make(count, size)?;
+            for process in Processes::ALL {
+                if !wants(&[process.name().to_owned()], &processes) {
+                    continue;
+                }
+                for sick in Sick::ALL {
+                    if wants(&[sick.name().to_owned()], &sicks) {
+                        compare(sick, process, &images, &healthy, &postgres).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+async fn compare(
+    sick: Sick,
+    processes: Processes,
+    images: &Images,
+    healthy: &[Registry; 2],
+    postgres: &Postgres,
+) -> Result<()> {
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let work = Work { images, healthy, processes, postgres };
+        without.push(work.time(None).await?.as_secs_f64());
+        with.push(work.time(Some(sick)).await?.as_secs_f64());
+    }
+    let (without, with) = (median(without), median(with));
+    let (count, name) = (images.count, processes.name());
+    println!(
+        "{count} images, {name} process(es), a region that is {}: {with:.2} s; without it {without:.2} s",
+        sick.name()
+    );
+    println!("ratio apart_{}_{count}_{name} {:.3}", sick.name(), with / without);
+    Ok(())
+}
+
+/// The middle one of some measurements.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

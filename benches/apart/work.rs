@@ -1,0 +1,158 @@
+//! The work that is timed: every image to two healthy regions, and to the sick one where there is one.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use appferry::contract::v1::{RegionState, SynchronizeAppRequest, WatchSynchronizationRequest};
+use sea_orm::ConnectionTrait as _;
+use tokio::task::JoinSet;
+
+use super::{
+    Result,
+    harness::{
+        images::{self, noise},
+        postgres::Postgres,
+        process::{Served, Worker, run},
+        registry::Registry,
+        site::{ADMIN, AppSync, HOME, Site, TARGETS, app_sync, ask, images_client, register},
+    },
+    sick::{Sick, SickStore},
+};
+
+/// How many processes copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processes {
+    /// One, on SQLite.
+    One,
+    /// A server that works too, and two workers, on PostgreSQL.
+    Three,
+}
+
+impl Processes {
+    pub const ALL: [Self; 2] = [Self::One, Self::Three];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Three => "three",
+        }
+    }
+}
+
+/// Images that are made once, as layouts.
+pub struct Images {
+    pub count: usize,
+    directory: tempfile::TempDir,
+}
+
+impl Images {
+    /// Some images, each with one layer of `size` bytes in four parts.
+    pub fn make(count: usize, size: usize) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        for n in 0..count {
+            let layers: Vec<_> = (0..4).map(|part| noise(size / 4, (n * 4 + part) as u64)).collect();
+            images::write(&directory.path().join(name(n)), &layers);
+        }
+        Ok(Self { count, directory })
+    }
+}
+
+fn name(n: usize) -> String {
+    format!("image-{n}")
+}
+
+/// What runs. The store is healed first when this is dropped: a process that hangs in the kernel does not end before.
+struct Running {
+    _store: Option<SickStore>,
+    served: Served,
+    workers: Vec<Worker>,
+}
+
+/// What is compared.
+pub struct Work<'a> {
+    pub images: &'a Images,
+    pub healthy: &'a [Registry; 2],
+    pub processes: Processes,
+    pub postgres: &'a Postgres,
+}
+
+impl Work<'_> {
+    /// How long it takes until the healthy regions have every image, from the first call on.
+    pub async fn time(&self, sick: Option<Sick>) -> Result<Duration> {
+        static ROUND: AtomicUsize = AtomicUsize::new(0);
+        let round = ROUND.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("round-{round}");
+        let store = match sick {
+            Some(sick) => Some(sick.store(self.healthy[0].address, &format!("sick-{round}")).await?),
+            None => None,
+        };
+        let site = self.site(&namespace, store.as_ref(), round).await?;
+        let config = site.write_config();
+        let migrated = run(site.directory.path(), &["migrate", "--config", config.to_str().ok_or("a path")?]);
+        if !migrated.status.success() {
+            return Err(format!("{migrated:?}").into());
+        }
+        let served = Served::configured(&config).await;
+        let mut running = Running { _store: store, served, workers: Vec::new() };
+        if self.processes == Processes::Three {
+            for n in 0..2 {
+                running
+                    .workers
+                    .push(Served::worker(&config, site.directory.path().join(format!("worker-{n}.log"))).await);
+            }
+        }
+        let mut client = images_client(running.served.address, Some(ADMIN)).await;
+        for n in 0..self.images.count {
+            register(&mut client, &name(n)).await;
+        }
+        let targets = if sick.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
+        let client = app_sync(running.served.address, Some(ADMIN)).await;
+        let started = Instant::now();
+        let mut waiting = JoinSet::new();
+        for n in 0..self.images.count {
+            waiting.spawn(healthy_have(client.clone(), ask(&name(n), &targets)));
+        }
+        while let Some(done) = waiting.join_next().await {
+            done??;
+        }
+        Ok(started.elapsed())
+    }
+
+    async fn site(&self, namespace: &str, sick: Option<&SickStore>, round: usize) -> Result<Site> {
+        let mut site = Site::new();
+        // The home region's directory is the one in which the images were made.
+        site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), "");
+        if let Some(sick) = sick {
+            site = site.with(TARGETS[0], sick.url.clone(), "");
+        }
+        for (region, registry) in TARGETS[1..].iter().zip(self.healthy) {
+            site = site.with(region, registry.store(namespace), "");
+        }
+        // What users have by default.
+        "".clone_into(&mut site.worker);
+        if self.processes == Processes::Three {
+            let (db, name) =
+                (sea_orm::Database::connect(self.postgres.url("postgres")).await?, format!("round_{round}"));
+            db.execute_unprepared(&format!("CREATE DATABASE {name}")).await?;
+            db.close().await?;
+            site = site.on(&self.postgres.url(&name));
+        }
+        Ok(site)
+    }
+}
+
+/// Asks for an image, and waits until the healthy regions have it.
+async fn healthy_have(mut client: AppSync, call: SynchronizeAppRequest) -> std::result::Result<(), tonic::Status> {
+    let request_id = client.synchronize_app(call).await?.into_inner().request_id;
+    let mut watch = client.watch_synchronization(WatchSynchronizationRequest { request_id }).await?.into_inner();
+    while let Some(message) = watch.message().await? {
+        let regions = message.synchronization.unwrap_or_default().regions;
+        let mut healthy = regions.iter().filter(|region| TARGETS[1..].contains(&region.region_id.as_str()));
+        if healthy.all(|region| region.state() == RegionState::Available) {
+            return Ok(());
+        }
+    }
+    Err(tonic::Status::internal("the watch ended before the healthy regions had the image"))
+}

@@ -1,0 +1,94 @@
+//! How a store says that an operation is alive.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+
+/// Counts the signs of progress of one copy. A store that works for long within one operation (hashes a large file, copies a part) ticks
+/// as it proceeds; a copy that does not tick for `worker.stall_ms` is given up.
+#[derive(Debug, Clone, Default)]
+pub struct Activity(Arc<AtomicU64>);
+
+impl Activity {
+    /// Something has moved.
+    pub fn tick(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often something has moved. Only a difference says anything.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when nothing has moved for `stall`.
+    pub async fn silence(&self, stall: Duration) {
+        let mut seen = self.count();
+        let mut since = Instant::now();
+        loop {
+            // Looked at several times, so that the silence is at most a quarter longer than it may be.
+            sleep_until((since + stall).min(Instant::now() + stall / 4)).await;
+            let count = self.count();
+            if count != seen {
+                (seen, since) = (count, Instant::now());
+            } else if since.elapsed() >= stall {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something that is not the store's to do, such as bytes that have yet to arrive from the source: the store is not silent
+    /// meanwhile.
+    pub async fn excused<T>(&self, stall: Duration, wait: impl Future<Output = T>) -> T {
+        tokio::pin!(wait);
+        loop {
+            match tokio::time::timeout(stall / 4, wait.as_mut()).await {
+                Ok(done) => return done,
+                Err(_) => self.tick(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::Activity;
+
+    const STALL: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn only_silence_is_a_stall() {
+        let activity = Activity::default();
+        let work = async {
+            for _ in 0..10 {
+                sleep(STALL / 2).await;
+                activity.tick();
+            }
+        };
+        let start = Instant::now();
+        let ((), ()) = tokio::join!(work, activity.silence(STALL));
+        let silent = start.elapsed().saturating_sub(STALL * 5);
+        assert!(silent >= STALL && silent <= STALL * 3 / 2, "{silent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_the_source_is_no_silence_of_the_store() {
+        let activity = Activity::default();
+        let wait = activity.excused(STALL, sleep(STALL * 5));
+        tokio::select! {
+            () = wait => {}
+            () = activity.silence(STALL) => panic!("it waited for the source"),
+        }
+        assert!(timeout(STALL * 2, activity.silence(STALL)).await.is_ok());
+    }
+}

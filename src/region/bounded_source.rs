@@ -1,0 +1,48 @@
+//! A source that answers in time: every question to it has a deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{BlobChunks, Entry, Error, Result, Source};
+use crate::domain::{Descriptor, Digest, ImageName};
+
+/// A source, each answer of which comes within `deadline`. (The chunks of a blob come after the answer; their reader waits for each.)
+#[derive(Debug)]
+pub struct BoundedSource {
+    /// The source.
+    pub store: Arc<dyn Source>,
+    /// How long an answer may take.
+    pub deadline: Duration,
+}
+
+impl BoundedSource {
+    async fn ask<T>(&self, what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
+        timeout(self.deadline, question).await.unwrap_or(Err(Error::Stalled(what)))
+    }
+}
+
+#[async_trait]
+impl Source for BoundedSource {
+    async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
+        self.ask("looking for the image", self.store.root(name)).await
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        self.ask("reading a manifest", self.store.read_manifest(name, manifest)).await
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        self.ask("reading a blob", self.store.read_blob(name, blob, from, most)).await
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+        self.ask("listing referrers", self.store.referrers(name, subject)).await
+    }
+
+    fn reads_ranges(&self) -> bool {
+        self.store.reads_ranges()
+    }
+}

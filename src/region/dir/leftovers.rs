@@ -1,0 +1,158 @@
+//! What is left over in a directory: finding it, and removing it.
+
+use std::io;
+
+use cap_std::fs::{Dir, Metadata};
+
+use super::{
+    blob,
+    fence::{self, FENCE, Lock},
+    layout,
+    operations::Progress,
+    partial,
+};
+use crate::{
+    domain::{Digest, FoundFile, FoundImage, ImageName, Leftover, Timestamp},
+    region::{
+        Error, Result,
+        layout::{INDEX, MARKER},
+    },
+};
+
+/// Every place of an image in which this service has written, or left an unfinished file.
+pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<FoundImage>> {
+    let mut images = Vec::new();
+    for entry in dir.entries().map_err(Error::io("listing", "."))? {
+        let entry = entry.map_err(Error::io("listing", "."))?;
+        progress.tick();
+        let (Ok(kind), Ok(name)) = (entry.file_type(), entry.file_name().into_string()) else { continue };
+        if !kind.is_dir() {
+            continue;
+        }
+        match find_image(dir, ImageName(name)) {
+            Ok(Some(image)) => images.push(image),
+            // Not a layout, or it was removed just now.
+            Ok(None) => {}
+            Err(Error::Io { source, .. }) if gone(&source) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(images)
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// What there is of an image, if anything of it may be left over.
+fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
+    let mut image = FoundImage {
+        visible: layout::is_visible(dir, &name),
+        fence: fence::read(dir, &name),
+        bytes: 0,
+        changed: Timestamp::from_millis(0),
+        partials: Vec::new(),
+        name,
+    };
+    for directory in [image.name.0.clone(), layout::blobs(&image.name)] {
+        let metadata = dir.metadata(&directory).map_err(Error::io("reading", &directory))?;
+        image.changed = image.changed.max(changed(&metadata));
+        for entry in dir.read_dir(&directory).map_err(Error::io("listing", &directory))? {
+            let entry = entry.map_err(Error::io("listing", &directory))?;
+            let Ok(file) = entry.file_name().into_string() else { continue };
+            let unfinished = partial::parse(&file).is_some();
+            // Of a visible image only unfinished files matter; the others are not looked at.
+            if image.visible && !unfinished {
+                continue;
+            }
+            let Ok(metadata) = entry.metadata() else { continue };
+            if !metadata.is_file() {
+                continue;
+            }
+            image.changed = image.changed.max(changed(&metadata));
+            image.bytes += metadata.len();
+            if unfinished {
+                let path = format!("{directory}/{file}");
+                image.partials.push(FoundFile { path, bytes: metadata.len(), changed: changed(&metadata) });
+            }
+        }
+    }
+    let ours = !image.partials.is_empty() || (!image.visible && image.fence.is_some());
+    Ok(ours.then_some(image))
+}
+
+/// When a file was changed last, by the clock of its file system.
+fn changed(metadata: &Metadata) -> Timestamp {
+    use cap_std::fs::MetadataExt as _;
+    Timestamp::from_millis(metadata.mtime().saturating_mul(1_000))
+}
+
+/// Removes something that is left over. Returns whether it was still so: a claim that has come since keeps it.
+pub fn clear(dir: &Dir, leftover: &Leftover, progress: &Progress) -> Result<bool> {
+    match leftover {
+        Leftover::File(file) => {
+            let is_same = |now: &Metadata| (now.len(), changed(now)) == (file.bytes, file.changed);
+            if !dir.metadata(&file.path).is_ok_and(|now| is_same(&now)) {
+                return Ok(false);
+            }
+            blob::remove(dir, &file.path)?;
+            Ok(true)
+        }
+        Leftover::Image(image) => {
+            let Some(lock) = Lock::try_acquire(dir, &image.name)? else { return Ok(false) };
+            if lock.fence()? != image.fence || layout::is_visible(dir, &image.name) {
+                return Ok(false);
+            }
+            remove_image(dir, &image.name, progress)?;
+            drop(lock);
+            Ok(true)
+        }
+    }
+}
+
+/// Removes an image that was published under a fence, if it still is the one in the directory.
+pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> Result<bool> {
+    let Some(lock) = Lock::try_acquire(dir, name)? else { return Ok(false) };
+    if lock.fence()? != Some(fence) {
+        return Ok(false);
+    }
+    blob::remove(dir, &format!("{name}/{INDEX}"))?;
+    remove_image(dir, name, progress)?;
+    drop(lock);
+    Ok(true)
+}
+
+/// Removes the files of an image that is not visible, and its directories if nothing else is in them. Under its lock; the
+/// fence goes last, so that what is interrupted is found again.
+fn remove_image(dir: &Dir, name: &ImageName, progress: &Progress) -> Result<()> {
+    let blobs = layout::blobs(name);
+    let is_blob = |file: &str| format!("sha256:{file}").parse::<Digest>().is_ok() || partial::parse(file).is_some();
+    remove_files(dir, &blobs, is_blob, progress)?;
+    remove_files(dir, &name.0, |file| file == MARKER || partial::parse(file).is_some(), progress)?;
+    for directory in [blobs, format!("{name}/blobs")] {
+        remove_dir(dir, &directory)?;
+    }
+    blob::remove(dir, &format!("{name}/{FENCE}"))?;
+    remove_dir(dir, &name.0)
+}
+
+fn remove_files(dir: &Dir, directory: &str, chosen: impl Fn(&str) -> bool, progress: &Progress) -> Result<()> {
+    for entry in dir.read_dir(directory).map_err(Error::io("listing", directory))? {
+        let file = entry.map_err(Error::io("listing", directory))?.file_name();
+        if let Some(file) = file.to_str().filter(|file| chosen(file)) {
+            blob::remove(dir, &format!("{directory}/{file}"))?;
+            progress.tick();
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory, unless something is in it.
+fn remove_dir(dir: &Dir, path: &str) -> Result<()> {
+    match dir.remove_dir(path) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
+            Err(Error::io("removing", path)(error))
+        }
+        _ => Ok(()),
+    }
+}

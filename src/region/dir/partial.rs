@@ -1,0 +1,104 @@
+//! Names of files that are not finished: each belongs to one writer alone and bears the fence of the claim that it writes for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::layout;
+use crate::{
+    domain::{Descriptor, Digest},
+    region::{
+        Stage,
+        layout::{INDEX, MARKER},
+    },
+};
+
+/// What the name of an unfinished blob ends with.
+const PARTIAL: &str = ".partial";
+/// The same, of a blob that is large enough to be resumed by the next writer.
+const RESUMABLE: &str = ".begun";
+/// Blobs above this size, in bytes, are resumed.
+const LARGE: u64 = 64 << 20;
+
+/// An unfinished file, as its name describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Partial {
+    /// A blob that is written from its beginning again.
+    Blob,
+    /// A large blob, which the next writer resumes.
+    Resumable(Digest),
+    /// An index or a marker that was about to be put in place.
+    Replacement,
+}
+
+/// Whether the next writer of the blob resumes where the one before stopped.
+pub fn is_resumable(blob: &Descriptor) -> bool {
+    blob.size > LARGE
+}
+
+/// The ending of a name that no other writer has: the claim's fence, and a number of this process. A writer that was given up
+/// may still run when the same claim writes the same thing again, and neither may write or remove the other's file.
+fn suffix(stage: &Stage) -> String {
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", stage.fence, WRITERS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The path of a new unfinished blob.
+pub fn blob(stage: &Stage, blob: &Descriptor) -> String {
+    let ending = if is_resumable(blob) { RESUMABLE } else { PARTIAL };
+    format!("{}/{}.{}{ending}", layout::blobs(&stage.name), blob.digest.hex(), suffix(stage))
+}
+
+/// The path of a new link to another image's blob.
+pub fn link(stage: &Stage, blob: &Descriptor) -> String {
+    format!("{}/{}.{}{PARTIAL}", layout::blobs(&stage.name), blob.digest.hex(), suffix(stage))
+}
+
+/// The path of what is about to replace a file of the layout.
+pub fn replacement(stage: &Stage, file: &str) -> String {
+    format!("{}/.{file}.{}", stage.name, suffix(stage))
+}
+
+/// What an unfinished file is, and the fence of the claim that wrote it; nothing if the file is none of this service's.
+pub fn parse(file: &str) -> Option<(Partial, u64)> {
+    let fence = |suffix: &str| {
+        let (fence, writer) = suffix.split_once('-')?;
+        writer.parse::<u64>().ok()?;
+        fence.parse().ok()
+    };
+    if let Some((replaced, suffix)) = file.strip_prefix('.').and_then(|rest| rest.rsplit_once('.')) {
+        return [INDEX, MARKER].contains(&replaced).then(|| Some((Partial::Replacement, fence(suffix)?)))?;
+    }
+    let (digest, suffix) = file.split_once('.')?;
+    let digest: Digest = format!("sha256:{digest}").parse().ok()?;
+    if let Some(suffix) = suffix.strip_suffix(RESUMABLE.trim_start_matches('.')).and_then(|s| s.strip_suffix('.')) {
+        return Some((Partial::Resumable(digest), fence(suffix)?));
+    }
+    Some((Partial::Blob, fence(suffix.strip_suffix(PARTIAL)?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Partial, parse};
+
+    #[test]
+    fn only_names_that_this_service_gives_are_unfinished_files() {
+        let hex = "0".repeat(64);
+        let digest = format!("sha256:{hex}").parse().expect("a digest");
+        for (file, expected) in [
+            (format!("{hex}.17-3.partial"), Some((Partial::Blob, 17))),
+            (format!("{hex}.17-3.begun"), Some((Partial::Resumable(digest), 17))),
+            (".index.json.17-0".to_owned(), Some((Partial::Replacement, 17))),
+            (".oci-layout.17-0".to_owned(), Some((Partial::Replacement, 17))),
+            (hex.clone(), None),
+            (format!("{hex}.partial"), None),
+            (format!("{hex}.x-3.partial"), None),
+            (format!("{hex}.17-x.begun"), None),
+            ("download.17-3.partial".to_owned(), None),
+            (".other.17-0".to_owned(), None),
+            ("index.json".to_owned(), None),
+            (".index.json.swp".to_owned(), None),
+            (".appferry-fence".to_owned(), None),
+        ] {
+            assert_eq!(parse(&file), expected, "{file}");
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! A directory is written by claims that are overtaken, canceled and given up at every moment: what is visible is always the
+//! image of the claim that is good.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{DirStore, fence::FENCE};
+use crate::{
+    domain::{Descriptor, Digest, ImageName, Timestamp, Verification},
+    region::{Chunk, Error, Journal, Memory, Presence, Result, Source as _, Stage, Store as _, Tree},
+};
+
+/// Waits until something is so.
+pub async fn until(met: impl Fn() -> bool) {
+    let wait = async {
+        while !met() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it comes");
+}
+
+/// A journal that holds for some answers and then no more, and answers as often as it is let.
+#[derive(Debug)]
+struct Scripted {
+    /// The number of times that the claim is good.
+    good: usize,
+    asked: AtomicUsize,
+    answers: Semaphore,
+}
+
+impl Scripted {
+    fn good_for(good: usize) -> Arc<Self> {
+        Arc::new(Self { good, asked: AtomicUsize::new(0), answers: Semaphore::new(Semaphore::MAX_PERMITS) })
+    }
+
+    /// One that answers so many questions, and lets the next one wait.
+    fn silent_after(answers: usize) -> Arc<Self> {
+        Arc::new(Self { good: usize::MAX, asked: AtomicUsize::new(0), answers: Semaphore::new(answers) })
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Journal for Scripted {
+    async fn hold(&self) -> Result<()> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        self.answers.acquire().await.map_err(|_| Error::Interrupted)?.forget();
+        if asked < self.good { Ok(()) } else { Err(Error::Overtaken) }
+    }
+
+    async fn upload(&self, _: Digest) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn note(&self, _: Digest, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: Digest) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A directory with one image's place in it.
+struct Place {
+    directory: tempfile::TempDir,
+    store: DirStore,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = DirStore::new(directory.path());
+        Self { directory, store }
+    }
+
+    fn file(&self, file: &str) -> PathBuf {
+        self.directory.path().join("a").join(file)
+    }
+
+    /// The root that is visible.
+    async fn visible(&self) -> Option<Digest> {
+        self.store.root(&name()).await.expect("it is read").map(|root| root.digest)
+    }
+
+    /// Writes an image whole, but for its index.
+    async fn write(&self, stage: &Stage, tree: &Tree) {
+        self.store.prepare(stage).await.expect("it is prepared");
+        for (manifest, content) in &tree.manifests {
+            self.store.write_manifest(stage, manifest, content.clone()).await.expect("it is written");
+        }
+    }
+
+    /// The unfinished files.
+    fn unfinished(&self) -> Vec<String> {
+        let directories = [self.file(""), self.file("blobs/sha256")];
+        let files = directories.into_iter().flat_map(|directory| fs::read_dir(directory).expect("a directory"));
+        let names = files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned());
+        names.filter(|name| super::partial::parse(name).is_some()).collect()
+    }
+}
+
+fn name() -> ImageName {
+    ImageName("a".to_owned())
+}
+
+fn stage(fence: u64, journal: Arc<dyn Journal>) -> Stage {
+    // What is visible here was put there without a record of it.
+    Stage { overwrite: true, ..Stage::new(name(), fence, journal) }
+}
+
+fn good(fence: u64) -> Stage {
+    stage(fence, Arc::<Memory>::default())
+}
+
+fn descriptor(content: &[u8]) -> Descriptor {
+    let digest = Digest::new(Sha256::digest(content).into());
+    Descriptor { media_type: "application/octet-stream".into(), digest, size: content.len() as u64 }
+}
+
+/// An image of one manifest, and another one for every text.
+fn tree(text: &str) -> Tree {
+    let content = Bytes::from(format!(r#"{{"schemaVersion":2,"annotations":{{"is":"{text}"}}}}"#));
+    let manifest = Descriptor { media_type: crate::region::MANIFEST_TYPE.into(), ..descriptor(&content) };
+    Tree { manifests: vec![(manifest, content)], blobs: Vec::new(), referrers: Vec::new() }
+}
+
+fn root(tree: &Tree) -> Digest {
+    tree.manifests[0].0.digest
+}
+
+#[tokio::test]
+async fn an_overtaken_claim_never_replaces_what_a_later_one_published() {
+    let place = Place::new();
+    let (old, new) = (tree("old"), tree("new"));
+    let overtaken = good(7);
+    place.write(&overtaken, &old).await;
+    let current = good(9);
+    place.write(&current, &new).await;
+
+    // Neither before the later claim has published, nor after.
+    let refused = place.store.publish(&overtaken, &old).await;
+    assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
+    assert_eq!(place.visible().await, None);
+    place.store.publish(&current, &new).await.expect("it is published");
+    let refused = place.store.publish(&overtaken, &old).await;
+    assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
+    assert_eq!(place.visible().await, Some(root(&new)));
+    assert_eq!(place.unfinished(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_claim_that_is_no_longer_good_prepares_nothing_and_publishes_nothing() {
+    let place = Place::new();
+    let current = good(9);
+    place.write(&current, &tree("new")).await;
+
+    // An older writer that comes late does not make itself the one that may publish.
+    let late = stage(7, Scripted::good_for(0));
+    let refused = place.store.prepare(&late).await;
+    assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
+    place.store.publish(&current, &tree("new")).await.expect("it is published");
+
+    let canceled = stage(11, Scripted::good_for(1));
+    place.write(&canceled, &tree("newer")).await;
+    let refused = place.store.publish(&canceled, &tree("newer")).await;
+    assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
+    assert_eq!(place.visible().await, Some(root(&tree("new"))));
+}
+
+/// The database is the authority: after it was restored from a backup, its fences may be lower than those in the directory.
+#[tokio::test]
+async fn a_good_claim_with_a_lower_fence_publishes() {
+    let place = Place::new();
+    place.write(&good(9), &tree("before")).await;
+    let restored = good(3);
+    place.write(&restored, &tree("after")).await;
+    place.store.publish(&restored, &tree("after")).await.expect("it is published");
+    assert_eq!(place.visible().await, Some(root(&tree("after"))));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_canceled_while_its_index_is_put_in_place_is_withdrawn() {
+    let place = Place::new();
+    // Good when it prepares and right before the index is renamed, and not right after.
+    let canceled = stage(7, Scripted::good_for(2));
+    place.write(&canceled, &tree("first")).await;
+    let refused = place.store.publish(&canceled, &tree("first")).await;
+    assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
+    assert_eq!(place.visible().await, None);
+
+    // What was visible before is visible again.
+    let earlier = good(8);
+    place.write(&earlier, &tree("earlier")).await;
+    place.store.publish(&earlier, &tree("earlier")).await.expect("it is published");
+    let canceled = stage(9, Scripted::good_for(2));
+    place.write(&canceled, &tree("second")).await;
+    place.store.publish(&canceled, &tree("second")).await.expect_err("it was canceled");
+    assert_eq!(place.visible().await, Some(root(&tree("earlier"))));
+    assert_eq!(place.unfinished(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_a_canceled_copy_has_published_is_taken_back_unless_another_claim_came_since() {
+    let place = Place::new();
+    let earlier = good(7);
+    place.write(&earlier, &tree("earlier")).await;
+    place.store.publish(&earlier, &tree("earlier")).await.expect("it is published");
+    let canceled = good(8);
+    place.write(&canceled, &tree("canceled")).await;
+    place.store.publish(&canceled, &tree("canceled")).await.expect("it is published");
+    assert!(place.store.retract(&canceled).await.expect("it is taken back"));
+    assert_eq!(place.visible().await, Some(root(&tree("earlier"))));
+    assert!(!place.store.retract(&canceled).await.expect("an answer"), "once");
+
+    // The same image again has changed nothing that could be taken back.
+    let again = good(9);
+    place.write(&again, &tree("earlier")).await;
+    place.store.publish(&again, &tree("earlier")).await.expect("it is published");
+    assert!(!place.store.retract(&again).await.expect("an answer"));
+
+    let overtaken = good(10);
+    place.write(&overtaken, &tree("overtaken")).await;
+    place.store.publish(&overtaken, &tree("overtaken")).await.expect("it is published");
+    place.store.prepare(&good(11)).await.expect("another claim comes");
+    assert!(!place.store.retract(&overtaken).await.expect("an answer"), "the other claim publishes by itself");
+}
+
+#[tokio::test]
+async fn a_publication_that_is_given_up_before_its_last_step_shows_nothing() {
+    let place = Place::new();
+    let journal = Scripted::silent_after(1);
+    let own = stage(7, Arc::clone(&journal) as Arc<dyn Journal>);
+    place.write(&own, &tree("a")).await;
+    let (store, given_up) = (place.store.clone(), own.clone());
+    let publication = tokio::spawn(async move { store.publish(&given_up, &tree("a")).await });
+    until(|| journal.asked() == 2).await;
+    publication.abort();
+    publication.await.expect_err("it was given up");
+
+    // The journal answers only now that the claim is good; but nothing waits for the copy any more.
+    journal.answers.add_permits(100);
+    until(|| place.unfinished().is_empty()).await;
+    assert_eq!(place.visible().await, None);
+    place.store.publish(&own, &tree("a")).await.expect("the same claim tries again");
+    assert_eq!(place.visible().await, Some(root(&tree("a"))));
+}
+
+#[tokio::test]
+async fn a_publication_that_is_given_up_after_its_last_step_still_asks_whether_it_was_good() {
+    let place = Place::new();
+    let answered = Arc::new(Scripted { good: 2, asked: AtomicUsize::new(0), answers: Semaphore::new(2) });
+    let own = stage(7, Arc::clone(&answered) as Arc<dyn Journal>);
+    place.write(&own, &tree("a")).await;
+    let store = place.store.clone();
+    let publication = tokio::spawn(async move { store.publish(&own, &tree("a")).await });
+    until(|| answered.asked() == 3).await;
+    assert_eq!(place.visible().await, Some(root(&tree("a"))), "it waits for the journal's second answer");
+    publication.abort();
+    publication.await.expect_err("it was given up");
+    answered.answers.add_permits(100);
+    until(|| !place.file("index.json").exists()).await;
+}
+
+/// One that looks may have been overtaken by one that is just writing.
+#[tokio::test]
+async fn looking_removes_nothing_and_a_damaged_blob_is_replaced() {
+    let place = Place::new();
+    let own = good(7);
+    place.store.prepare(&own).await.expect("it is prepared");
+    let content = b"what it should be";
+    let blob = descriptor(content);
+    let file = place.file("blobs/sha256").join(blob.digest.hex());
+    fs::write(&file, b"what it shouldn't").expect("a damaged blob");
+    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Absent);
+    assert_eq!(fs::read(&file).expect("it is there"), b"what it shouldn't");
+
+    let (sender, chunks) = mpsc::channel(2);
+    sender.send(Chunk::Data(Bytes::from_static(content))).await.expect("there is room");
+    sender.send(Chunk::End).await.expect("there is room");
+    place.store.write_blob(&own, &blob, 0, chunks).await.expect("it is written");
+    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Whole(Verification::Verified));
+}
+
+#[tokio::test]
+async fn a_blob_that_is_given_up_leaves_no_file() {
+    let place = Place::new();
+    let own = good(7);
+    place.store.prepare(&own).await.expect("it is prepared");
+    let (sender, chunks) = mpsc::channel(2);
+    let (store, given_up, blob) = (place.store.clone(), own.clone(), descriptor(b"more than comes"));
+    let write = tokio::spawn(async move { store.write_blob(&given_up, &blob, 0, chunks).await });
+    sender.send(Chunk::Data(Bytes::from_static(b"more"))).await.expect("there is room");
+    until(|| !place.unfinished().is_empty()).await;
+    write.abort();
+    until(|| place.unfinished().is_empty()).await;
+
+    // A stream that breaks off is not a whole blob either.
+    let (sender, chunks) = mpsc::channel(2);
+    sender.send(Chunk::Data(Bytes::from_static(b"more"))).await.expect("there is room");
+    drop(sender);
+    let broken = place.store.write_blob(&own, &descriptor(b"more than comes"), 0, chunks).await;
+    assert!(matches!(broken, Err(Error::Interrupted)), "{broken:?}");
+    assert_eq!(place.unfinished(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn only_a_directory_that_is_not_there_is_said_not_to_exist() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let gone = DirStore::new(directory.path().join("gone")).root(&name()).await;
+    assert!(matches!(gone, Err(Error::Vanished(_))), "{gone:?}");
+    let file = directory.path().join("file");
+    fs::write(&file, "no directory").expect("a file");
+    let file = DirStore::new(file).root(&name()).await;
+    assert!(matches!(file, Err(Error::Vanished(_))), "{file:?}");
+
+    // A name that is too long is none of these, and neither is anything else that the operating system may say.
+    let long =
+        DirStore::new(directory.path().join("x".repeat(300))).root(&name()).await.expect_err("it can't be opened");
+    let text = long.to_string();
+    assert!(matches!(long, Error::Io { action: "opening", .. }), "{text}");
+    assert!(text.contains("File name too long"), "the cause is kept: {text}");
+}
+
+#[tokio::test]
+async fn the_fence_is_no_part_of_the_image() {
+    let place = Place::new();
+    let own = good(7);
+    place.write(&own, &tree("a")).await;
+    place.store.publish(&own, &tree("a")).await.expect("it is published");
+    assert_eq!(fs::read_to_string(place.file(FENCE)).expect("it is there").trim(), "00000000000000000007");
+    let mut files: Vec<_> =
+        fs::read_dir(place.file("")).expect("a directory").map(|f| f.expect("a file").file_name()).collect();
+    files.sort();
+    assert_eq!(files, [FENCE, "blobs", "index.json", "oci-layout"]);
+}
+
+/// What is left over of the place: no image is in use, and nothing is too young.
+async fn left(place: &Place) -> Vec<crate::domain::Leftover> {
+    let found = place.store.find_leftovers().await.expect("it is looked at");
+    crate::domain::leftovers(found, &BTreeMap::new(), Timestamp::from_millis(i64::MAX))
+}
+
+#[tokio::test]
+async fn an_image_that_never_became_visible_is_removed_whole() {
+    let place = Place::new();
+    let own = good(7);
+    place.write(&own, &tree("a")).await;
+    let partial = format!("{}.7-99.partial", "0".repeat(64));
+    fs::write(place.file("blobs/sha256").join(&partial), "the beginning").expect("an unfinished blob");
+    fs::write(place.file(".index.json.7-99"), "{}").expect("an unfinished index");
+    let found = left(&place).await;
+    let [only] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(only.path(), "a");
+    assert!(only.bytes() > 15, "{only:?}");
+    assert!(place.store.clear_leftover(only).await.expect("it is removed"));
+    assert!(!place.file("").exists());
+    assert_eq!(left(&place).await, []);
+
+    // The next claim starts from nothing.
+    place.write(&good(8), &tree("a")).await;
+    place.store.publish(&good(8), &tree("a")).await.expect("it is published");
+}
+
+#[tokio::test]
+async fn what_a_claim_has_taken_up_since_is_kept() {
+    let place = Place::new();
+    place.write(&good(7), &tree("a")).await;
+    let found = left(&place).await;
+    let next = good(9);
+    place.store.prepare(&next).await.expect("it is prepared");
+    assert!(!place.store.clear_leftover(&found[0]).await.expect("an answer"), "another claim writes there");
+    place.store.publish(&next, &tree("a")).await.expect("it is published");
+    assert!(!place.store.clear_leftover(&found[0]).await.expect("an answer"), "it is visible");
+    assert_eq!(place.visible().await, Some(root(&tree("a"))));
+    assert_eq!(left(&place).await, []);
+}
+
+#[tokio::test]
+async fn of_a_visible_image_only_unfinished_files_are_removed() {
+    let place = Place::new();
+    let own = good(7);
+    place.write(&own, &tree("a")).await;
+    place.store.publish(&own, &tree("a")).await.expect("it is published");
+    let unfinished = place.file("blobs/sha256").join(format!("{}.5-0.begun", "0".repeat(64)));
+    fs::write(&unfinished, "the beginning").expect("an unfinished blob");
+    fs::write(place.file("notes.partial"), "a person's").expect("a foreign file");
+    let found = left(&place).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    // One that somebody writes to again is no longer what was found.
+    fs::write(&unfinished, "the beginning, and more").expect("it grows");
+    assert!(!place.store.clear_leftover(&found[0]).await.expect("an answer"));
+    assert!(place.store.clear_leftover(&left(&place).await[0]).await.expect("it is removed"));
+    assert!(!unfinished.exists() && place.file("notes.partial").exists());
+    assert_eq!(place.visible().await, Some(root(&tree("a"))));
+}
+
+#[tokio::test]
+async fn nothing_that_the_service_did_not_write_is_left_over() {
+    let place = Place::new();
+    // A layout that a person is just making, a directory that is none, and a file.
+    fs::create_dir_all(place.file("blobs/sha256")).expect("directories");
+    fs::write(place.file("oci-layout"), "{}").expect("a marker");
+    fs::write(place.file("blobs/sha256").join("0".repeat(64)), "a blob").expect("a blob");
+    fs::create_dir(place.directory.path().join("lost+found")).expect("a directory");
+    fs::write(place.directory.path().join("notes"), "a file").expect("a file");
+    assert_eq!(left(&place).await, []);
+}
+
+#[tokio::test]
+async fn an_image_that_was_published_for_nothing_is_discarded_by_its_writer_alone() {
+    let place = Place::new();
+    let own = good(7);
+    place.write(&own, &tree("a")).await;
+    place.store.publish(&own, &tree("a")).await.expect("it is published");
+    assert!(!place.store.discard(&good(6)).await.expect("an answer"), "another writer's");
+    assert_eq!(place.visible().await, Some(root(&tree("a"))));
+    assert!(place.store.discard(&own).await.expect("it is removed"));
+    assert!(!place.file("").exists());
+}

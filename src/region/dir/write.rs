@@ -1,0 +1,250 @@
+//! Writing one blob as its pieces come. A thread is held only while bytes are on their way to the disk, never while they are
+//! waited for.
+
+use std::io::{self, Read as _, Write as _};
+
+use bytes::Bytes;
+use cap_std::fs::{Dir, File, OpenOptions};
+use tokio::sync::mpsc;
+
+use super::{DirStore, blob, operations::Progress, partial};
+use crate::{
+    domain::Descriptor,
+    region::{Chunk, Error, Result, Stage},
+};
+
+/// The most bytes that one operation writes.
+const BATCH_BYTES: usize = 4 << 20;
+/// How many bytes may be written and not synced, so that no single sync takes long enough to be taken for one that hangs.
+const UNSYNCED_BYTES: u64 = 128 << 20;
+
+/// What has come of a blob since the last operation.
+#[derive(Debug, Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    end: Option<End>,
+}
+
+/// How the stream of a blob ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With everything.
+    Whole,
+    /// Before its end.
+    Broken,
+}
+
+impl Batch {
+    /// Waits for the next piece, and takes what is there behind it.
+    async fn next(chunks: &mut mpsc::Receiver<Chunk>) -> Self {
+        let mut batch = Self::default();
+        let mut bytes = batch.take(chunks.recv().await);
+        while batch.end.is_none()
+            && bytes < BATCH_BYTES
+            && let Ok(chunk) = chunks.try_recv()
+        {
+            bytes += batch.take(Some(chunk));
+        }
+        batch
+    }
+
+    fn take(&mut self, chunk: Option<Chunk>) -> usize {
+        match chunk {
+            Some(Chunk::Data(bytes)) => {
+                let length = bytes.len();
+                self.pieces.push(bytes);
+                return length;
+            }
+            Some(Chunk::End) => self.end = Some(End::Whole),
+            None => self.end = Some(End::Broken),
+        }
+        0
+    }
+}
+
+/// Writes a blob from the byte `from` on, and gives it its name when it is whole, durable and verified. What a stream that broke
+/// off has brought of a large blob is left for the next writer.
+pub async fn write(
+    store: &DirStore,
+    stage: &Stage,
+    blob: &Descriptor,
+    from: u64,
+    mut chunks: mpsc::Receiver<Chunk>,
+) -> Result<()> {
+    let mut unfinished = Unfinished::new(store, stage, blob, from);
+    loop {
+        let batch = Batch::next(&mut chunks).await;
+        let ended = batch.end.is_some();
+        unfinished = store.blocking(stage, move |dir, progress| unfinished.advance(dir, batch, progress)).await?;
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// A blob that is being written. Dropped before it is whole, its file is removed, unless the next writer resumes it.
+#[derive(Debug)]
+struct Unfinished {
+    store: DirStore,
+    stage: Stage,
+    blob: Descriptor,
+    /// How many of the first bytes an earlier writer left.
+    from: u64,
+    path: String,
+    /// Nothing before the first bytes have come.
+    file: Option<File>,
+    written: u64,
+    unsynced: u64,
+    /// Whether nothing is left to be removed.
+    settled: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.settled || self.file.is_none() || self.is_resumable() {
+            return;
+        }
+        let (store, path) = (self.store.clone(), std::mem::take(&mut self.path));
+        // What can't be removed now is cleared away by the next claim, or by maintenance.
+        self.store.0.operations.start(move || {
+            let _ = store.dir().and_then(|dir| blob::remove(&dir, &path));
+        });
+    }
+}
+
+impl Unfinished {
+    fn new(store: &DirStore, stage: &Stage, blob: &Descriptor, from: u64) -> Self {
+        Self {
+            store: store.clone(),
+            stage: stage.clone(),
+            blob: blob.clone(),
+            from,
+            path: partial::blob(stage, blob),
+            file: None,
+            written: from,
+            unsynced: 0,
+            settled: false,
+        }
+    }
+
+    /// Whether what is there is worth keeping. As many bytes as there should be, and no end: they were wrong.
+    fn is_resumable(&self) -> bool {
+        partial::is_resumable(&self.blob) && (1..self.blob.size).contains(&self.written)
+    }
+
+    /// Writes what has come; at the end, finishes the blob.
+    fn advance(mut self, dir: &Dir, batch: Batch, progress: &Progress) -> Result<Self> {
+        let done = self.append(dir, batch.pieces, progress).and_then(|()| match batch.end {
+            None => Ok(()),
+            Some(End::Whole) => self.finish(dir, progress),
+            Some(End::Broken) => Err(Error::Interrupted),
+        });
+        let Err(error) = done else { return Ok(self) };
+        if !(matches!(error, Error::Interrupted) && self.is_resumable()) {
+            // The error is what matters; that its remains could not be removed either would only hide it.
+            let _ = blob::remove(dir, &self.path);
+        }
+        self.settled = true;
+        // The beginning was another writer's, and may never have reached the disk whole.
+        let begun_wrong = self.from > 0 && matches!(error, Error::DigestMismatch { .. });
+        Err(if begun_wrong { Error::UploadGone(std::mem::take(&mut self.path)) } else { error })
+    }
+
+    fn append(&mut self, dir: &Dir, pieces: Vec<Bytes>, progress: &Progress) -> Result<()> {
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => self.begin(dir, progress)?,
+        };
+        for bytes in pieces {
+            let length = bytes.len() as u64;
+            self.written += length;
+            if self.written > self.blob.size {
+                return Err(self.size_mismatch());
+            }
+            file.write_all(&bytes).map_err(Error::io("writing", &self.path))?;
+            self.stage.reservation.written(length);
+            progress.tick();
+            self.unsynced += length;
+            if self.unsynced >= UNSYNCED_BYTES {
+                file.sync_data().map_err(Error::io("syncing", &self.path))?;
+                self.unsynced = 0;
+                progress.tick();
+            }
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Creates the file. The beginning that another writer left is copied, not taken over: that writer may still run, and hold
+    /// the file open.
+    fn begin(&self, dir: &Dir, progress: &Progress) -> Result<File> {
+        let mut file = create(dir, &self.path)?;
+        if self.from == 0 {
+            return Ok(file);
+        }
+        let gone = || Error::UploadGone(self.path.clone());
+        let found = blob::longest_partial(dir, &self.stage, &self.blob)?;
+        // Its own file is empty.
+        let (begun, _) = found.filter(|(_, length)| *length >= self.from).ok_or_else(gone)?;
+        let copied = copy(blob::open_file(dir, &begun)?, &mut file, self.from, progress)
+            .map_err(Error::io("copying", &begun))?;
+        blob::remove(dir, &begun)?;
+        if copied == self.from { Ok(file) } else { Err(gone()) }
+    }
+
+    /// Makes the file durable, reads it again, and gives it the blob's name.
+    fn finish(&mut self, dir: &Dir, progress: &Progress) -> Result<()> {
+        if self.written != self.blob.size {
+            return Err(self.size_mismatch());
+        }
+        if let Some(file) = self.file.take() {
+            file.sync_all().map_err(Error::io("syncing", &self.path))?;
+            progress.tick();
+        }
+        blob::verify(dir, &self.path, &self.blob, progress)?;
+        let own = blob::path(&self.stage.name, self.blob.digest);
+        dir.rename(&self.path, dir, &own).map_err(Error::io("renaming", own))?;
+        self.settled = true;
+        Ok(())
+    }
+
+    fn size_mismatch(&self) -> Error {
+        let image = self.stage.name.to_string();
+        Error::SizeMismatch { image, digest: self.blob.digest, expected: self.blob.size, actual: self.written }
+    }
+}
+
+/// Copies the first bytes of a file.
+fn copy(mut from: File, to: &mut File, bytes: u64, progress: &Progress) -> io::Result<u64> {
+    let mut copied = 0;
+    while copied < bytes {
+        let step = io::copy(&mut (&mut from).take(UNSYNCED_BYTES.min(bytes - copied)), to)?;
+        if step == 0 {
+            break;
+        }
+        copied += step;
+        progress.tick();
+    }
+    Ok(copied)
+}
+
+/// Creates a file, or empties it.
+fn create(dir: &Dir, path: &str) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    dir.open_with(path, &options).map_err(Error::io("creating", path))
+}
+
+/// Writes a small file durably.
+pub fn write_file(dir: &Dir, path: &str, content: &[u8]) -> Result<()> {
+    let mut file = create(dir, path)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(Error::io("writing", path))
+}
+
+/// Writes a small blob durably and in one step.
+pub fn write_small(dir: &Dir, stage: &Stage, blob: &Descriptor, content: &[u8]) -> Result<()> {
+    let partial = partial::blob(stage, blob);
+    write_file(dir, &partial, content)?;
+    let own = blob::path(&stage.name, blob.digest);
+    dir.rename(&partial, dir, &own).map_err(Error::io("renaming", own))
+}

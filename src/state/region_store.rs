@@ -1,0 +1,247 @@
+//! The regions that are or were configured: when a process last had each, and which store it was. Replicas in a region that no process
+//! has configured are suspended until one has.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sea_orm::{ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, FromQueryResult, QueryFilter};
+
+use super::{
+    Error, Result, State,
+    entity::{self, replica::SUSPENDED},
+    gate::names,
+    group::retrying,
+    replica::{self, Lock, Timed},
+    sql::{Sql, now},
+    synchronization,
+};
+use crate::domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, State as ReplicaState, Timestamp};
+
+/// How many replicas one transaction changes at most.
+const BATCH: usize = 500;
+
+/// A region that is or was configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionStore {
+    /// The region.
+    pub region: RegionId,
+    /// The store whose images have last been known to be there; nothing if that has not been recorded.
+    pub location: Option<String>,
+    /// How long ago a process last had the region configured.
+    pub unseen: Duration,
+}
+
+impl State {
+    /// The regions that are or were configured.
+    pub async fn region_stores(&self) -> Result<Vec<RegionStore>> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            region_id: String,
+            location: Option<String>,
+            seen_at: i64,
+            now_millis: i64,
+        }
+        let db = &self.0.db.read;
+        let sql = Sql::on(db)
+            .text("SELECT s.region_id, s.location, s.seen_at, ")
+            .now()
+            .text(" AS now_millis FROM region_store AS s ORDER BY s.region_id");
+        let read: Vec<Row> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+        let store = |row: Row| {
+            Ok(RegionStore {
+                region: entity::parse("region_store.region_id", &row.region_id)?,
+                location: row.location,
+                unseen: Timestamp::from_millis(row.seen_at).until(Timestamp::from_millis(row.now_millis)),
+            })
+        };
+        read.into_iter().map(store).collect()
+    }
+
+    /// Records that a process has its regions configured, unless one has recorded that within `every`.
+    pub async fn regions_seen(&self, every: Duration) -> Result<()> {
+        let known = self.region_stores().await?;
+        let is_fresh = |region: &RegionId| known.iter().any(|store| store.region == *region && store.unseen < every);
+        if self.0.regions.iter().all(is_fresh) {
+            return Ok(());
+        }
+        retrying(|| self.in_time(self.see_once())).await
+    }
+
+    async fn see_once(&self) -> Result<()> {
+        let txn = self.write().await?;
+        let time = now(self.0.db.backend());
+        Sql::on(&txn)
+            .update(
+                "region_store",
+                &[("seen_at", time)],
+                names("region_id", self.0.regions.iter()),
+                "t.region_id = w.region_id",
+            )
+            .execute(&txn)
+            .await?;
+        Sql::on(&txn)
+            .text(&format!("INSERT INTO region_store (region_id, seen_at) SELECT w.region_id, {time} FROM "))
+            .rows(names("region_id", self.0.regions.iter()))
+            .text(" WHERE NOT EXISTS (SELECT 1 FROM region_store AS s WHERE s.region_id = w.region_id)")
+            .execute(&txn)
+            .await?;
+        Ok(txn.commit().await?)
+    }
+
+    /// Records the store of a region that has been recorded as seen.
+    pub async fn region_located(&self, region: &RegionId, location: &str) -> Result<()> {
+        use entity::region_store::{ActiveModel, Entity};
+        let row = ActiveModel {
+            region_id: Set(region.to_string()),
+            location: Set(Some(location.to_owned())),
+            ..Default::default()
+        };
+        let locate = || {
+            let row = row.clone();
+            self.in_time(async {
+                Entity::update(row).exec(&*self.0.db.write().await).await?;
+                Ok(())
+            })
+        };
+        retrying(locate).await
+    }
+
+    /// Suspends replicas that wait in a region, and those whose worker's lease has expired, some at a time. Returns how many; with
+    /// none, none is left.
+    pub async fn replicas_suspend(&self, region: &RegionId, reason: &Fault) -> Result<usize> {
+        let waiting = |sql: Sql| {
+            sql.text("replica AS r WHERE r.region_id = ")
+                .value(region.as_str())
+                .text(" AND r.due_at < ")
+                .value(SUSPENDED)
+                .text(" AND (r.state = 'PENDING' OR r.due_at <= ")
+                .now()
+                .text(")")
+        };
+        let suspended = self.replicas_apply(waiting, &Event::Suspend { reason: reason.clone() }).await?;
+        if suspended > 0 {
+            self.0.signals.changed();
+        }
+        Ok(suspended)
+    }
+
+    /// Resumes the suspended replicas of the configured regions, some at a time. Returns how many; with none, none is left.
+    pub async fn replicas_resume(&self) -> Result<usize> {
+        let suspended = |sql: Sql| {
+            sql.rows(names("id", self.0.regions.iter()))
+                .join()
+                .text("replica AS r ON r.region_id = w.id AND r.due_at >= ")
+                .value(SUSPENDED)
+        };
+        let resumed = self.replicas_apply(suspended, &Event::Resume).await?;
+        if resumed > 0 {
+            self.0.signals.changed();
+            self.0.signals.due();
+        }
+        Ok(resumed)
+    }
+
+    /// Applies an event to the replicas that a statement finds, some at a time.
+    async fn replicas_apply(&self, find: impl Fn(Sql) -> Sql, event: &Event) -> Result<usize> {
+        let apply = || {
+            self.in_time(async {
+                let db = &self.0.db.read;
+                let limit = i64::try_from(BATCH).unwrap_or(i64::MAX);
+                let found: Vec<Timed> = find(replica::reading(db)).text(" LIMIT ").value(limit).all(db).await?;
+                let keys: Vec<replica::Key> = found.iter().map(|timed| timed.row.key()).collect::<Result<_>>()?;
+                if keys.is_empty() {
+                    return Ok(0);
+                }
+                let txn = self.write().await?;
+                let locked = replica::lock(&txn, keys, Lock::Change).await?;
+                let mut saved = Vec::new();
+                for ((image, region), row) in &locked.rows {
+                    if let Ok(after) = row.replica()?.apply(event.clone(), locked.now) {
+                        saved.push(row.followed_by(image, region, &after));
+                    }
+                }
+                let changed = saved.len();
+                replica::save(&txn, saved).await?;
+                txn.commit().await?;
+                Ok(changed)
+            })
+        };
+        retrying(apply).await
+    }
+
+    /// How many replicas are suspended in each of some regions; those without any are left out.
+    pub async fn replicas_suspended(&self, regions: &[RegionId]) -> Result<BTreeMap<RegionId, u64>> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            region_id: String,
+            suspended: i64,
+        }
+        if regions.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let db = &self.0.db.read;
+        let sql = Sql::on(db)
+            .text("SELECT r.region_id, COUNT(*) AS suspended FROM ")
+            .rows(names("id", regions.iter()))
+            .join()
+            .text("replica AS r ON r.region_id = w.id AND r.due_at >= ")
+            .value(SUSPENDED)
+            .text(" GROUP BY r.region_id");
+        let read: Vec<Row> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+        let count =
+            |row: Row| Ok((entity::parse("replica.region_id", &row.region_id)?, entity::unsigned(row.suspended)));
+        read.into_iter().map(count).collect()
+    }
+
+    /// Images that are AVAILABLE in a region and whose ids come after `after`, in the order of their ids, `limit` at most.
+    pub async fn images_available(&self, region: &RegionId, after: Option<&ImageId>, limit: u64) -> Result<Vec<Image>> {
+        use entity::image;
+        #[derive(FromQueryResult)]
+        struct Row {
+            image_id: String,
+        }
+        let db = &self.0.db.read;
+        self.in_time(async {
+            let found: Vec<Row> = Sql::on(db)
+                .text("SELECT r.image_id FROM replica AS r WHERE r.region_id = ")
+                .value(region.as_str())
+                .text(&format!(" AND r.state = '{}' AND r.image_id > ", RegionStatus::Available.as_str()))
+                .value(after.map_or("", ImageId::as_str))
+                .text(" ORDER BY r.image_id LIMIT ")
+                .value(i64::try_from(limit).unwrap_or(i64::MAX))
+                .all(db)
+                .await?;
+            let ids = found.iter().map(|row| row.image_id.as_str());
+            let mut images = image::Entity::find().filter(image::Column::Id.is_in(ids)).all(db).await?;
+            images.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+            images.into_iter().map(|row| Ok(row.try_into()?)).collect()
+        })
+        .await
+    }
+}
+
+/// Cancels replicas that are suspended, so that their image can be removed, and settles the synchronizations that wait for them. Fails
+/// if one is not suspended any more.
+pub(super) async fn cancel_suspended(txn: &DatabaseTransaction, image: &ImageId, regions: Vec<RegionId>) -> Result<()> {
+    if regions.is_empty() {
+        return Ok(());
+    }
+    let keys = regions.into_iter().map(|region| (image.clone(), region)).collect();
+    let locked = replica::lock(txn, keys, Lock::Change).await?;
+    let (mut saved, mut ended, mut in_use) = (Vec::new(), Vec::new(), Vec::new());
+    for ((image, region), row) in &locked.rows {
+        let replica = row.replica()?;
+        match replica.apply(Event::Cancel, locked.now) {
+            Ok(canceled) if matches!(replica.state, ReplicaState::Suspended { .. }) => {
+                saved.push(row.followed_by(image, region, &canceled));
+                ended.push((image.clone(), synchronization::view(region, &canceled)));
+            }
+            _ if replica.outcome().is_none() => in_use.push(region.clone()),
+            _ => {}
+        }
+    }
+    if !in_use.is_empty() {
+        return Err(Error::ImageInUse { image: image.clone(), regions: in_use });
+    }
+    replica::save(txn, saved).await?;
+    synchronization::settle(txn, &ended, locked.now).await
+}

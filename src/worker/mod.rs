@@ -1,0 +1,28 @@
+//! The workers: they claim what is due, copy it, and report. They know of a call only what the database says; what a worker was doing when
+//! it died, another one finds there and resumes.
+
+mod active_copy;
+mod copy_job;
+mod ecs;
+mod heartbeat;
+mod import;
+mod journal;
+mod lanes;
+mod leftovers;
+mod maintenance;
+mod pacing;
+mod region_check;
+mod reporting;
+mod retract;
+mod runner;
+mod settings;
+mod slots;
+mod span_links;
+mod transfer;
+
+pub use import::import;
+pub use leftovers::{LeftoverError, SAFE_AGE, find_leftovers};
+pub use maintenance::{Maintenance, Settings as MaintenanceSettings};
+pub use runner::Worker;
+pub use settings::Settings;
+pub use transfer::CopyError;

@@ -1,0 +1,37 @@
+//! The traces of the calls that a copy is made for.
+
+use opentelemetry::{
+    Context,
+    propagation::TextMapPropagator as _,
+    trace::{SpanContext, TraceContextExt as _},
+};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::state::TraceContext;
+
+/// Links the span of a copy to the calls that wait for it: the first attempt belongs to the trace of the first of them; a later
+/// one is the root of a trace of its own. All of them are linked.
+pub fn link(span: &Span, attempt: u32, traces: &[TraceContext]) {
+    let contexts: Vec<Context> = traces.iter().map(context).collect();
+    if attempt == 1
+        && let Some(first) = contexts.first()
+    {
+        // It fails where nothing is exported, and then there is nothing to link.
+        let _ = span.set_parent(first.clone());
+    }
+    for context in &contexts {
+        span.add_link(span_context(context));
+    }
+}
+
+fn span_context(context: &Context) -> SpanContext {
+    context.span().span_context().clone()
+}
+
+fn context(trace: &TraceContext) -> Context {
+    let mut carrier = std::collections::HashMap::from([("traceparent".to_owned(), trace.parent.clone())]);
+    carrier.extend(trace.state.clone().map(|state| ("tracestate".to_owned(), state)));
+    TraceContextPropagator::new().extract(&carrier)
+}

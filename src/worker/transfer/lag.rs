@@ -1,0 +1,91 @@
+//! How long a destination may keep the others of its fan-out waiting. One that is a little slower stays with them, because a destination
+//! that continues alone costs another reading of the source; but the others are never slowed down by more than a tenth.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The part of the time that the others may lose to a destination: one in ten.
+const PART: u32 = 10;
+
+/// What may be lost at the beginning, when a tenth of the time is next to nothing.
+const FLOOR: Duration = Duration::from_millis(30);
+
+/// How long a destination has kept the others waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Lag {
+    since: Instant,
+    owed: Duration,
+    /// Until when everything has been counted.
+    counted: Instant,
+}
+
+impl Lag {
+    /// A destination that joins now.
+    pub fn new(now: Instant) -> Self {
+        Self { since: now, owed: Duration::ZERO, counted: now }
+    }
+
+    /// It kept the others waiting from `since` until `now`. Several blobs may wait for it at once: no time counts twice.
+    pub fn kept_waiting(&mut self, since: Instant, now: Instant) {
+        let waited = now.saturating_duration_since(since.max(self.counted));
+        self.owed = self.owed_at(since.max(self.counted)) + waited;
+        self.counted = self.counted.max(now);
+    }
+
+    /// How much longer it may keep the others waiting: a tenth of the time that has passed, and never more than `patience` at once.
+    pub fn left(&self, patience: Duration, now: Instant) -> Duration {
+        let part = now.saturating_duration_since(self.since) / PART;
+        part.max(FLOOR).min(patience).saturating_sub(self.owed_at(now))
+    }
+
+    /// The time that is held against it: a tenth of the time that passes is forgiven.
+    fn owed_at(&self, now: Instant) -> Duration {
+        self.owed.saturating_sub(now.saturating_duration_since(self.counted) / PART)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::Lag;
+
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    #[test]
+    fn a_little_slower_stays_and_much_slower_leaves() {
+        let start = Instant::now();
+        let second = |n: u32| start + Duration::from_secs(1) * n;
+        let (mut little, mut much) = (Lag::new(start), Lag::new(start));
+        for n in 1..100 {
+            let beginning = second(n);
+            assert!(!little.left(PATIENCE, beginning).is_zero(), "after {n} s: {little:?}");
+            little.kept_waiting(beginning, beginning + Duration::from_millis(60));
+            much.kept_waiting(beginning, beginning + Duration::from_millis(500));
+        }
+        assert!(much.left(PATIENCE, second(100)).is_zero(), "{much:?}");
+    }
+
+    #[test]
+    fn a_short_copy_is_not_delayed_by_the_whole_patience() {
+        let start = Instant::now();
+        let lag = Lag::new(start);
+        assert_eq!(lag.left(PATIENCE, start), Duration::from_millis(30));
+        assert_eq!(lag.left(PATIENCE, start + Duration::from_secs(5)), Duration::from_millis(500));
+        assert_eq!(lag.left(PATIENCE, start + Duration::from_secs(500)), PATIENCE);
+    }
+
+    #[test]
+    fn what_several_blobs_wait_for_at_once_counts_once() {
+        let start = Instant::now();
+        let mut lag = Lag::new(start);
+        let end = start + Duration::from_secs(2);
+        for _ in 0..10 {
+            lag.kept_waiting(start, end);
+        }
+        assert_eq!(lag.owed_at(end), Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,234 @@
+//! An image on its way from one source to the regions that it feeds.
+
+mod blob_fanout;
+mod byte_channel;
+mod destination;
+mod fanout;
+mod lag;
+mod member;
+mod reader;
+mod schedule;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use destination::{Destination, Meter};
+pub use fanout::{Boarding, Waits};
+
+use self::{blob_fanout::BlobSource, destination::MissingBlobs, fanout::Fanout};
+use super::pacing::Paces;
+use crate::{
+    domain::{Descriptor, ImageName, RegionId, Verification},
+    region::{BoundedSource, Error, Source, Tree, Verdict},
+};
+
+/// How often a destination resumes within one attempt after its connection broke, and the wait before the first time.
+const RESUMPTIONS: u32 = 3;
+const RESUMPTION_WAIT: Duration = Duration::from_millis(200);
+/// The longest wait that a store may ask for within one attempt.
+const LONGEST_RESUMPTION_WAIT: Duration = Duration::from_secs(5);
+
+/// Why a destination has not got the image.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CopyError {
+    /// The source failed.
+    #[error("the source, {region}: {error}")]
+    Source {
+        /// The source's region.
+        region: RegionId,
+        /// What was wrong.
+        error: Arc<Error>,
+    },
+    /// The destination failed.
+    #[error("{0}")]
+    Destination(Arc<Error>),
+}
+
+impl CopyError {
+    /// What was wrong.
+    #[must_use]
+    pub fn error(&self) -> &Error {
+        match self {
+            Self::Source { error, .. } | Self::Destination(error) => error,
+        }
+    }
+}
+
+impl From<Error> for CopyError {
+    fn from(error: Error) -> Self {
+        Self::Destination(Arc::new(error))
+    }
+}
+
+/// Where an image is read.
+#[derive(Debug, Clone)]
+pub struct ImageSource {
+    /// The region.
+    pub region: RegionId,
+    /// Its store.
+    pub store: Arc<dyn Source>,
+    /// The store's name for the image.
+    pub name: ImageName,
+    /// The image's root. What was registered is what is copied: it is read by its digest, whatever the source shows by now.
+    pub root: Descriptor,
+    /// How fast it may be read.
+    pub paces: Arc<Paces>,
+}
+
+type SharedTree = Shared<BoxFuture<'static, Result<Arc<Tree>, Arc<Error>>>>;
+
+/// An image on its way from one source. Its manifests are read once, and each blob once for all destinations that keep up.
+#[derive(Debug)]
+pub struct Transfer {
+    source: ImageSource,
+    waits: Waits,
+    tree: SharedTree,
+    fanout: Arc<Fanout>,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// Why a destination stopped receiving.
+enum Stopped {
+    /// The others did not wait for it any longer.
+    Behind,
+    /// The source failed.
+    Source(Arc<Error>),
+    /// The destination failed.
+    Failed(Error),
+}
+
+impl Transfer {
+    /// Starts to read an image for the destinations that are to come.
+    pub fn start(source: ImageSource, waits: Waits) -> Self {
+        let store: Arc<dyn Source> = Arc::new(BoundedSource { store: source.store, deadline: waits.stall });
+        let source = ImageSource { store, ..source };
+        let tree = read_tree(source.clone()).boxed().shared();
+        let fanout = Arc::new(Fanout::new(waits));
+        let drive = drive(source.clone(), tree.clone(), Arc::clone(&fanout));
+        Self { source, waits, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
+    }
+
+    /// Announces a destination: those that are ready earlier wait for it a little.
+    pub fn board(&self) -> Boarding {
+        self.fanout.board()
+    }
+
+    /// Whether it can take no further destinations.
+    pub fn is_closed(&self) -> bool {
+        self.fanout.is_closed()
+    }
+
+    /// Copies the image to a destination, together with the others if it keeps up with them. Returns how it is known that all of it is
+    /// there.
+    pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<Verification, CopyError> {
+        let tree = self.tree.clone().await.map_err(|error| self.source_error(error))?;
+        let mut boarding = Some(boarding);
+        let mut alone = false;
+        loop {
+            let missing = destination.plan(&tree).await?;
+            let fed = if alone {
+                self.feed_alone(&tree, &destination, missing).await
+            } else {
+                self.feed(&self.fanout, boarding.take(), &tree, &destination, missing).await
+            };
+            let region = &destination.region;
+            match fed {
+                Ok(verification) => return Ok(verification),
+                Err(Stopped::Behind) if alone => return Err(Error::Stalled("writing a blob").into()),
+                Err(Stopped::Behind) => {
+                    tracing::info!(%region, "the region is slower than the others; continuing alone");
+                    alone = true;
+                }
+                Err(Stopped::Source(error)) => return Err(self.source_error(error)),
+                Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
+                    Some(wait) => {
+                        tracing::info!(%region, %error, ?wait, "transfer interrupted; resuming");
+                        destination.resumed += 1;
+                        sleep(wait).await;
+                    }
+                    None => return Err(error.into()),
+                },
+            }
+        }
+    }
+
+    fn source_error(&self, error: Arc<Error>) -> CopyError {
+        CopyError::Source { region: self.source.region.clone(), error }
+    }
+
+    /// Feeds a destination with others.
+    async fn feed(
+        &self,
+        fanout: &Fanout,
+        boarding: Option<Boarding>,
+        tree: &Tree,
+        destination: &Destination,
+        missing: MissingBlobs,
+    ) -> Result<Verification, Stopped> {
+        let (seat, deliveries) = fanout.join(&missing);
+        drop(boarding);
+        let received = tokio::select! {
+            received = destination.receive(tree, &self.source.region, missing, deliveries) => received,
+            // What its store is still doing, if it hangs in it, is not waited for.
+            () = seat.member.left_behind() => return Err(Stopped::Behind),
+        };
+        received.map_err(|error| match (error, seat.member.failure()) {
+            (Error::Interrupted, Some(failure)) => Stopped::Source(failure),
+            (error, _) => Stopped::Failed(error),
+        })
+    }
+
+    /// Feeds a destination that is slower than the others, with a reading of its own.
+    async fn feed_alone(
+        &self,
+        tree: &Tree,
+        destination: &Destination,
+        missing: MissingBlobs,
+    ) -> Result<Verification, Stopped> {
+        let fanout = Fanout::new(self.waits);
+        tokio::select! {
+            fed = self.feed(&fanout, None, tree, destination, missing) => fed,
+            () = fanout.drive(self.source.blobs(), tree) => Err(Stopped::Failed(Error::Interrupted)),
+        }
+    }
+}
+
+impl ImageSource {
+    fn blobs(&self) -> BlobSource<'_> {
+        BlobSource { store: &self.store, name: &self.name, pace: &self.paces.egress }
+    }
+}
+
+async fn read_tree(source: ImageSource) -> Result<Arc<Tree>, Arc<Error>> {
+    let ImageSource { region, name, root, .. } = &source;
+    let Some(shown) = source.store.root(name).await? else {
+        return Err(Arc::new(Error::ImageMissing(name.to_string())));
+    };
+    if shown.digest != root.digest {
+        tracing::warn!(%region, %name, registered = %root.digest, shown = %shown.digest, "the name shows another digest than was registered; copying by digest");
+    }
+    Ok(Arc::new(Tree::read_with_referrers(&*source.store, &source.name, &source.root).await?))
+}
+
+/// Sends blobs to the destinations for as long as the transfer lives. However it ends, destinations that wait for something find out.
+async fn drive(source: ImageSource, tree: SharedTree, fanout: Arc<Fanout>) {
+    let fanout = scopeguard::guard(fanout, |fanout| fanout.close());
+    // Every destination finds out by itself that the source's manifests can't be read.
+    if let Ok(tree) = tree.await {
+        fanout.drive(source.blobs(), &tree).await;
+    }
+}
+
+/// How long to wait before a destination resumes within the same attempt; nothing if it should not.
+fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
+    let broken = matches!(error, Error::Transport { .. } | Error::Status { .. } | Error::UploadGone(_));
+    let wait = error.retry_after().unwrap_or(RESUMPTION_WAIT * 4_u32.pow(resumed.min(RESUMPTIONS)));
+    let resumes = broken && error.verdict() == Verdict::Retry && resumed < RESUMPTIONS;
+    (resumes && wait <= LONGEST_RESUMPTION_WAIT).then_some(wait)
+}

@@ -1,0 +1,152 @@
+//! A region that is slow, refuses or does not answer keeps nothing from the others: neither from those of the same image nor from other
+//! images.
+
+use std::time::Duration;
+
+use appferry::contract::v1::{RegionState, Synchronization, SynchronizationState};
+
+use crate::harness::{
+    address::free_address,
+    images::{self, noise},
+    proxy::{Act, Proxy, Seen},
+    registry::Registry,
+    site::{HOME, Running, Site, TARGETS},
+    until,
+};
+
+const SICK: &str = TARGETS[0];
+const HEALTHY: [&str; 2] = [TARGETS[1], TARGETS[2]];
+/// More than a worker copies into one region at once.
+const IMAGES: usize = 7;
+
+/// A site whose first region has another store. Few copies at once, and long waits: what one region held up would stay held up.
+fn site(store: String) -> Site {
+    let mut site = Site::new().with(SICK, store, "");
+    site.worker.push_str("\nconcurrency = 1\nstall_ms = 600000\npatience_ms = 600000");
+    site
+}
+
+fn state(synchronization: &Synchronization, region: &str) -> RegionState {
+    let found = synchronization.regions.iter().find(|known| known.region_id == region).expect("the region");
+    found.state()
+}
+
+/// Synchronizes several images everywhere, and waits until the healthy regions have all of them.
+async fn healthy_regions_get_everything(running: &Running) -> Vec<String> {
+    let mut requests = Vec::new();
+    for n in 0..IMAGES {
+        let app = running.add(&format!("image-{n}"), &[noise(300_000, n as u64), noise(5_000, 100 + n as u64)]).await;
+        requests.push(running.synchronize(&app, &[]).await.expect("it is accepted"));
+    }
+    for request in &requests {
+        until("the image in the healthy regions", async || {
+            let seen = running.get(request).await;
+            HEALTHY.iter().all(|region| state(&seen, region) == RegionState::Available).then_some(())
+        })
+        .await;
+    }
+    for n in 0..IMAGES {
+        for region in HEALTHY {
+            images::verify(&running.site.image(region, &format!("image-{n}")));
+        }
+    }
+    requests
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_never_answers_delays_no_other_and_no_shutdown() {
+    let registry = Registry::start().await;
+    let proxy = Proxy::start(registry.address, |_| Act::Hang).await;
+    let running = site(proxy.store("apps")).start().await;
+    let requests = healthy_regions_get_everything(&running).await;
+    for request in &requests {
+        let seen = running.get(request).await;
+        assert_eq!(seen.state(), SynchronizationState::Running);
+        assert!([RegionState::Pending, RegionState::Copying].contains(&state(&seen, SICK)), "{seen:?}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_refuses_connections_delays_no_other() {
+    let running = site(format!("registry+http://{}/apps", free_address())).start().await;
+    healthy_regions_get_everything(&running).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_that_hangs_at_the_last_request_delays_no_other() {
+    let registry = Registry::start().await;
+    let last = |seen: &Seen| seen.method == http::Method::PUT && seen.path.contains("/manifests/");
+    let proxy = Proxy::start(registry.address, move |seen| if last(seen) { Act::Hang } else { Act::Pass }).await;
+    let running = site(proxy.store("apps")).start().await;
+    healthy_regions_get_everything(&running).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_region_delays_no_other() {
+    let registry = Registry::start().await;
+    let proxy = Proxy::start(registry.address, |_| Act::Throttle(2_000)).await;
+    let running = site(proxy.store("apps")).start().await;
+    let requests = healthy_regions_get_everything(&running).await;
+    let last = running.get(requests.last().expect("some")).await;
+    assert_ne!(state(&last, SICK), RegionState::Available);
+    running.stop().await;
+}
+
+/// What hangs is given up, whatever it hangs in, and is tried again: a store that has been silent gets its images when it answers again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_hangs_is_given_up_and_retried() {
+    type Rule = fn(&Seen) -> bool;
+    let steps: [(&str, Rule); 4] = [
+        ("looking for the image", |seen| seen.method == http::Method::HEAD && seen.path.contains("/manifests/")),
+        ("looking for a blob", |seen| seen.method == http::Method::HEAD && seen.path.contains("/blobs/")),
+        ("writing a blob", |seen| seen.method == http::Method::PUT && seen.path.contains("/blobs/uploads/")),
+        ("writing a manifest", |seen| seen.method == http::Method::PUT && seen.path.contains("/manifests/")),
+    ];
+    for (step, hangs) in steps {
+        let registry = Registry::start().await;
+        let proxy = Proxy::start(registry.address, move |seen| if hangs(seen) { Act::Hang } else { Act::Pass }).await;
+        let mut site = Site::new().with(SICK, proxy.store("apps"), "");
+        site.worker = site.worker.replace("attempts = 3", "attempts = 1000");
+        site.worker.push_str("\nstall_ms = 300");
+        let running = site.start().await;
+        let app = running.add("a", &[noise(300_000, 1)]).await;
+        let request = running.synchronize(&app, &[]).await.expect("it is accepted");
+        let error = until("the error of an attempt that was given up", async || {
+            let seen = running.get(&request).await;
+            let region = seen.regions.iter().find(|known| known.region_id == SICK).expect("the region").clone();
+            region.error
+        })
+        .await;
+        assert!(error.message.contains(&format!("{step} took too long")), "{step}: {error:?}");
+        proxy.rule(|_| Act::Pass);
+        let done = running.finished(&request).await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{step}: {done:?}");
+        running.stop().await;
+    }
+}
+
+/// While bytes arrive from the source, however slowly, the destination is not silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_source_is_no_stall_of_its_destinations() {
+    let home = Registry::start().await;
+    let proxy =
+        Proxy::start(home.address, |seen| if seen.reads_blob() { Act::Throttle(200_000) } else { Act::Pass }).await;
+    let mut site = Site::new().with(HOME, proxy.store("apps"), "");
+    site.worker = site.worker.replace("attempts = 3", "attempts = 1");
+    site.worker.push_str("\nstall_ms = 1000");
+    let layout = site.directory.path().join("made");
+    images::write(&layout, &[noise(600_000, 1)]);
+    home.push(&layout, "apps/a:1");
+    let running = site.start().await;
+    let url = format!("{}/apps/a:1", proxy.address);
+    running.images().await.add_image(crate::harness::site::container("a", &url)).await.expect("it is registered");
+    let started = std::time::Instant::now();
+    let request = running.synchronize("a", &[]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert!(started.elapsed() > Duration::from_secs(2), "it took longer than a store may be silent");
+    running.stop().await;
+}

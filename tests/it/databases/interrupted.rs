@@ -1,0 +1,153 @@
+//! Migrations that are interrupted after each statement that changes something, in turn: the next one completes them.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use appferry::state::{Settings, migrate};
+use appferry_migrations::{Migrator, MigratorTrait as _};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
+
+use crate::harness::database::{self, Kind};
+
+on_every_database! {
+    a_first_start_that_was_interrupted_is_completed
+    an_upgrade_that_was_interrupted_is_completed
+    migrations_at_the_same_time_wait_for_each_other
+}
+
+/// How long a migration may wait for the connection that was cut to be noticed.
+const WAIT: Duration = Duration::from_secs(60);
+
+async fn a_first_start_that_was_interrupted_is_completed(kind: Kind) {
+    interrupted(kind, async |_| {}).await;
+}
+
+/// From the first step, with rows.
+async fn an_upgrade_that_was_interrupted_is_completed(kind: Kind) {
+    interrupted(kind, async |db| {
+        Migrator::up(db, Some(1)).await.expect("the first schema");
+        for sql in ROWS {
+            db.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+    })
+    .await;
+}
+
+/// Rows of the first schema.
+const ROWS: [&str; 2] = [
+    "INSERT INTO image VALUES ('a', 'n', '1', '', 'VM', 'n', 'home', 'm', 'sha256:0', 1, 1, 1)",
+    "INSERT INTO replica (image_id, region_id, due_at, fence, state) VALUES ('a', 'one', 1, 1, 'PENDING')",
+];
+
+/// Interrupts a migration after its first statement, after its second, and so on to its last, and completes each.
+async fn interrupted(kind: Kind, prepare: impl AsyncFn(&DatabaseConnection)) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let make = async || {
+        let url = database::empty(kind, directory.path()).await;
+        let db = database::look(&url).await;
+        prepare(&db).await;
+        db.close().await.expect("it is closed");
+        url
+    };
+    let url = make().await;
+    migrate(&Settings::new(url.clone())).await.expect("the schema");
+    let whole = contents(&url).await;
+
+    let mut statement = 1;
+    loop {
+        let url = make().await;
+        if !cut_after(&url, statement).await {
+            break;
+        }
+        migrate(&Settings::new(url.clone()))
+            .await
+            .unwrap_or_else(|error| panic!("cut after statement {statement}: {error:?}"));
+        assert_eq!(contents(&url).await, whole, "cut after statement {statement}");
+        statement += 1;
+    }
+    assert!(statement > 10, "only {statement} statements were seen");
+}
+
+/// Migrates until the writing statement of that number has been executed, and goes no further. Returns whether there are so many.
+async fn cut_after(url: &str, statement: usize) -> bool {
+    let mut db = database::look(url).await;
+    let seen = Arc::new(AtomicUsize::new(0));
+    db.set_metric_callback(move |executed| {
+        // After a statement that only reads, everything is as it was before it.
+        if !executed.statement.sql.starts_with("SELECT") && seen.fetch_add(1, Ordering::SeqCst) + 1 == statement {
+            // Takes the task down with its connection; unlike a panic, without a word.
+            std::panic::resume_unwind(Box::new("cut"));
+        }
+    });
+    let migration = tokio::spawn(async move { appferry_migrations::migrate(&db, WAIT).await });
+    match migration.await {
+        Ok(migrated) => {
+            migrated.expect("the schema");
+            false
+        }
+        Err(error) => {
+            assert!(error.is_panic());
+            true
+        }
+    }
+}
+
+/// All that there is of a schema, and the rows of [`ROWS`].
+async fn contents(url: &str) -> Vec<String> {
+    let db = database::look(url).await;
+    let backend = db.get_database_backend();
+    let schema = match backend {
+        DbBackend::Sqlite => vec!["SELECT type || ' ' || name || ' ' || coalesce(sql, '') AS line FROM sqlite_master"],
+        DbBackend::Postgres => vec![
+            "SELECT concat_ws(' ', table_name, column_name, data_type, character_maximum_length, collation_name, is_nullable, \
+             column_default) AS line FROM information_schema.columns WHERE table_schema = 'public'",
+            "SELECT indexdef AS line FROM pg_indexes WHERE schemaname = 'public'",
+            "SELECT concat_ws(' ', relname, array_to_string(reloptions, ' ')) AS line FROM pg_class \
+             WHERE relnamespace = 'public'::regnamespace",
+        ],
+        _ => vec![
+            "SELECT concat_ws(' ', table_name, column_name, ordinal_position, column_type, collation_name, is_nullable, \
+             column_default) AS line FROM information_schema.columns WHERE table_schema = DATABASE()",
+            "SELECT concat_ws(' ', table_name, index_name, seq_in_index, column_name, sub_part, non_unique) AS line \
+             FROM information_schema.statistics WHERE table_schema = DATABASE()",
+        ],
+    };
+    let rows = [
+        "SELECT version AS line FROM seaql_migrations",
+        "SELECT id AS line FROM image",
+        "SELECT region_id AS line FROM replica",
+    ];
+    let mut lines = Vec::new();
+    for sql in schema.into_iter().chain(rows) {
+        let read = db.query_all_raw(Statement::from_string(backend, sql)).await.expect("it can be read");
+        let mut read: Vec<String> = read.iter().map(|row| row.try_get::<String>("", "line").expect("a line")).collect();
+        read.sort();
+        lines.append(&mut read);
+    }
+    db.close().await.expect("it is closed");
+    lines
+}
+
+/// Three at once on an empty database: all succeed, and the steps are applied once.
+async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = empty(kind, directory.path()).await;
+    let settings = Settings::new(url);
+    let three = tokio::join!(migrate(&settings), migrate(&settings), migrate(&settings));
+    let steps = [three.0, three.1, three.2].map(|steps| steps.expect("the schema"));
+    assert_eq!(steps.iter().sum::<usize>(), Migrator::migrations().len(), "{steps:?}");
+}
+
+/// An empty database; on SQLite, not even a file.
+async fn empty(kind: Kind, directory: &Path) -> String {
+    match kind {
+        Kind::Sqlite => format!("sqlite://{}/state.db", directory.display()),
+        _ => database::empty(kind, directory).await,
+    }
+}

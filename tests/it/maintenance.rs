@@ -1,0 +1,145 @@
+//! What the leader does for all: a store that does not answer delays nothing but what is to be done there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use appferry::{
+    domain::{
+        Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
+        Regions, RequestId, Targets, WorkerId,
+    },
+    region::{
+        Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
+    },
+    state::{self, Ask, Claim, Lane, Order, State},
+    worker::{Maintenance, MaintenanceSettings},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{
+    keeping::KeepingRegistry,
+    proxy::{Act, Proxy},
+    until,
+};
+
+/// The regions, in the order in which they would be served one after the other.
+const SILENT: &str = "a-silent";
+const HEALTHY: &str = "b-healthy";
+
+fn region(name: &str) -> RegionId {
+    name.parse().expect("an id")
+}
+
+fn store(proxy: &Proxy) -> std::sync::Arc<dyn Store> {
+    let Ok(Location::Registry(location)) = proxy.store("apps").parse() else { panic!("a registry") };
+    let client = RegistryClient::new(location, Credentials::Anonymous, Vec::new(), None, Guard::new(true));
+    std::sync::Arc::new(RegistryStore::new(client.expect("a client")))
+}
+
+fn image(id: &str) -> Image {
+    let root = Descriptor { media_type: MANIFEST_TYPE.into(), digest: Digest::new([7; 32]), size: 10 };
+    Image {
+        id: id.parse().expect("an id"),
+        name: id.into(),
+        version: String::new(),
+        description: String::new(),
+        kind: ImageKind::Vm,
+        source: ImageName(id.into()),
+        home: region("home"),
+        content: Content::Blobs(root),
+        superseded_by: None,
+        size: 10,
+        created_at: Clock::system().now(),
+    }
+}
+
+/// A database whose leader is wanted.
+struct House {
+    _directory: tempfile::TempDir,
+    state: State,
+    tasks: state::Tasks,
+    stop: CancellationToken,
+}
+
+impl House {
+    async fn open() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = state::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        state::migrate(&settings).await.expect("the schema");
+        let stop = CancellationToken::new();
+        let regions = Regions::new(region("home"), [SILENT, HEALTHY].map(region));
+        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        Self { _directory: directory, state, tasks, stop }
+    }
+
+    /// Has an image claimed for both regions, with a lease of that length.
+    async fn claimed(&self, id: &str, lease: Duration) -> (RequestId, Claim) {
+        self.state.image_add(&image(id)).await.expect("it is added");
+        let ask = Ask {
+            request_id: RequestId::generate(),
+            image: id.parse().expect("an id"),
+            targets: Targets::All,
+            principal: "p".into(),
+            token: None,
+            overwrite: false,
+            trace: None,
+        };
+        let request = self.state.accept(ask).await.expect("it is accepted");
+        let lanes = [SILENT, HEALTHY].map(|name| (region(name), Lane { lead: 9, along: 9 })).into();
+        let owner = WorkerId("w".into());
+        let order = Order { owner: &owner, lanes: &lanes, lease, limits: &BTreeMap::new(), draw: 0 };
+        (request, self.state.replica_claim(order).await.expect("it can be claimed").remove(0))
+    }
+
+    async fn abandoned(&self, name: &str) -> usize {
+        self.state.upload_abandoned(&region(name)).await.expect("it answers").len()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor_shutdown() {
+    let registry = KeepingRegistry::start().await;
+    let silent = Proxy::start(registry.address, |_| Act::Hang).await;
+    let healthy = Proxy::start(registry.address, |_| Act::Pass).await;
+    let house = House::open().await;
+
+    // Uploads of copies that were canceled, to both regions.
+    for n in 0..3 {
+        let (request, claim) = house.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
+        for claimed in &claim.regions {
+            let proxy = if claimed.region == region(SILENT) { &silent } else { &healthy };
+            let url = format!("http://{}/v2/apps/images/blobs/uploads/{n}", proxy.address);
+            let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
+            let noted =
+                house.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::new([n; 32]), &session);
+            noted.await.expect("it answers").expect("it is in time");
+        }
+        house.state.synchronization_cancel(request).await.expect("it is canceled");
+    }
+    // And a copy whose worker has died.
+    let (orphan, claim) = house.claimed("orphan", Duration::from_millis(50)).await;
+    let fence = claim.regions.iter().find(|claimed| claimed.region == region(HEALTHY)).expect("the region").fence;
+
+    let stores = Stores::new([(region(SILENT), store(&silent)), (region(HEALTHY), store(&healthy))]);
+    let settings = MaintenanceSettings {
+        id: WorkerId("leader".into()),
+        interval: Duration::from_millis(50),
+        keep: Duration::from_secs(600),
+        locations: Vec::new(),
+    };
+    let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(house.stop.clone()));
+    until("the uploads of the healthy region", async || (house.abandoned(HEALTHY).await == 0).then_some(())).await;
+    until("the orphan", async || {
+        let found = house.state.synchronization_get(orphan).await.expect("it is known");
+        found.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
+    })
+    .await;
+    assert_eq!(house.abandoned(SILENT).await, 3, "they are retried when it answers");
+    let id: ImageId = "orphan".parse().expect("an id");
+    let late = state::Report { region: region(HEALTHY), event: Event::Release { fence } };
+    house.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
+
+    house.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops at once").expect("no panic");
+    house.tasks.join().await;
+}
