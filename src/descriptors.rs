@@ -42,7 +42,8 @@ pub fn divide(config: &Config, listeners: usize) -> Result<usize, TooFew> {
         listeners: listeners as u64,
         database: config.database.connections.into(),
         regions: config.region.len() as u64,
-        copies: config.worker.concurrency as u64,
+        // Regions that keep up with each other have twice as many (`worker::lanes`).
+        copies: 2 * config.worker.concurrency as u64,
     };
     let allowed = connections(limit, demand).ok_or(TooFew { limit })?;
     if allowed < configured as u64 {

@@ -51,33 +51,37 @@ impl LeftoverSweep {
         due
     }
 
-    /// Removes what is left over in each region, if it is time to look. No region waits for another.
+    /// Removes what is left over in each region, if it is time to look.
     pub async fn run(&self, state: &State, stores: &Stores) {
-        if !self.is_due() {
+        if self.is_due() {
+            clear_all(state, stores).await;
+        }
+    }
+}
+
+/// Removes what is left over in each region. No region waits for another.
+async fn clear_all(state: &State, stores: &Stores) {
+    // By the database's clock; that of a file system may differ by far less than the age that is asked for.
+    let until = match state.time().await {
+        Ok(now) => now.before(SAFE_AGE),
+        Err(error) => {
+            tracing::debug!(
+                error = with_causes(&error),
+                "failed to ask for the time; leftovers stay until the next look"
+            );
             return;
         }
-        // By the database's clock; that of a file system may differ by far less than the age that is asked for.
-        let until = match state.time().await {
-            Ok(now) => now.before(SAFE_AGE),
-            Err(error) => {
-                tracing::debug!(
-                    error = with_causes(&error),
-                    "the time is not known; leftovers stay until the next look"
-                );
-                return;
+    };
+    let regions = stores.iter().map(|(region, store)| async move {
+        match timeout(DEADLINE, clear(state, region, &**store, until)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(error = with_causes(&error), %region, "failed to remove leftovers; will retry");
             }
-        };
-        let regions = stores.iter().map(|(region, store)| async move {
-            match timeout(DEADLINE, clear(state, region, &**store, until)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(error = with_causes(&error), %region, "leftovers can't be removed; will retry");
-                }
-                Err(_) => tracing::debug!(%region, "leftovers can't be removed in time; will retry"),
-            }
-        });
-        join_all(regions).await;
-    }
+            Err(_) => tracing::debug!(%region, "failed to remove leftovers in time; will retry"),
+        }
+    });
+    join_all(regions).await;
 }
 
 /// What is left over in a region, and was changed last at `until` or before.
@@ -96,10 +100,18 @@ pub async fn find_leftovers(
 async fn clear(state: &State, region: &RegionId, store: &dyn Store, until: Timestamp) -> Result<(), LeftoverError> {
     let (mut count, mut bytes) = (0_u64, 0);
     for leftover in find_leftovers(state, region, store, until).await? {
-        if store.clear_leftover(&leftover).await? {
-            tracing::debug!(%region, path = leftover.path(), bytes = leftover.bytes(), "removed a leftover");
-            count += 1;
-            bytes += leftover.bytes();
+        let path = leftover.path();
+        match store.clear_leftover(&leftover).await {
+            Ok(true) => {
+                tracing::debug!(%region, path, bytes = leftover.bytes(), "removed a leftover");
+                count += 1;
+                bytes += leftover.bytes();
+            }
+            Ok(false) => {}
+            // One that can't be removed must not keep the others.
+            Err(error) => {
+                tracing::warn!(error = with_causes(&error), %region, path, "failed to remove a leftover; will retry");
+            }
         }
     }
     if count > 0 {

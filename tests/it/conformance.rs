@@ -11,6 +11,7 @@ use crate::harness::{
     proxy::{Act, Proxy},
     registry::Registry,
     site::{HOME, Running, Site, TARGETS, container, registration},
+    until,
 };
 
 const KINDS: [&str; 3] = TARGETS;
@@ -130,8 +131,11 @@ async fn every_direction(home: &'static str) {
         assert_eq!(images::verify(&house.layout(region, "plain", &tag("plain")).await), root, "{region}");
         assert_eq!(images::verify(&house.layout(region, "multi", &tag("multi")).await), index, "{region}");
     }
-    assert_eq!(house.registry.unfinished(), Vec::<String>::new());
-    assert_eq!(house.bucket.unfinished(), 0);
+    // A region that fell behind the others began its upload a second time: the first is aborted when the job ends.
+    until("the end of dropped uploads", async || {
+        (house.registry.unfinished().is_empty() && house.bucket.unfinished() == 0).then_some(())
+    })
+    .await;
     house.running.stop().await;
 }
 

@@ -95,7 +95,7 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// What there is of the blob: all of it, undamaged and durable, or the beginning that an earlier writer left. A blob that
 /// another image of the directory has is taken from there, by a hard link.
 ///
-/// A damaged file is left where it is until its replacement takes its place: whoever looks may have been overtaken by a writer
+/// A damaged file is left where it is until its replacement takes its place: the claim that looks may have been overtaken by a writer
 /// that is just putting a good one there.
 pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);

@@ -1,5 +1,5 @@
-//! The fence in an image's directory: which claim may make the image visible there. It stands in a file that is locked by
-//! whoever reads and acts on it, so that on one host the decision and the act can't be parted.
+//! The fence in an image's directory: which claim may make the image visible there. It stands in a file that is locked while
+//! it is read and acted on, so that on one host the decision and the act can't be parted.
 //!
 //! A claim writes its fence when it prepares the directory, after its journal has confirmed that it is good. What publishes
 //! finds another fence than its own if any claim has come since, and stops. The journal has the last word on which claim is

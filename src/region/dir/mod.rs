@@ -10,15 +10,15 @@ mod leftovers;
 mod operations;
 mod partial;
 mod publish;
+mod space;
 #[cfg(test)]
 mod tests;
 mod write;
 
 use std::{
-    collections::BTreeMap,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     path::PathBuf,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -34,15 +34,12 @@ use tokio::sync::mpsc;
 
 use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree, space::Ledger, store::shown, tree::Entry,
+    StoreKind, Tree, store::shown, tree::Entry,
 };
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
-
-/// What is reserved of each file system, by its device number: directories of one disk share its space.
-static LEDGERS: LazyLock<Mutex<BTreeMap<u64, Arc<Ledger>>>> = LazyLock::new(Mutex::default);
 
 /// A directory of OCI image layouts.
 #[derive(Debug, Clone)]
@@ -99,39 +96,16 @@ impl DirStore {
         })
     }
 
-    /// Bytes that are free.
-    fn available(&self) -> Result<u64> {
-        let path = self.0.path.display().to_string();
-        let fs = rustix::fs::fstatvfs(&self.dir()?)
-            .map_err(|error| Error::io("asking for the free space of", path)(error.into()))?;
-        Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
-    }
-
-    /// Writes a file that is no image's, and removes it.
-    fn try_to_write(&self) -> Result<()> {
-        let (dir, name) = (self.dir()?, format!(".appferry-probe-{}", uuid::Uuid::now_v7().simple()));
-        let path = self.0.path.join(&name).display().to_string();
-        let mut file = dir.create(&name).map_err(Error::io("creating", path.as_str()))?;
-        let written = file.write_all(b"appferry").and_then(|()| file.sync_all());
-        let removed = dir.remove_file(&name);
-        written.map_err(Error::io("writing", path.as_str()))?;
-        removed.map_err(Error::io("removing", path.as_str()))
-    }
-
-    /// What is reserved of the directory's file system.
-    fn ledger(&self) -> Result<Arc<Ledger>> {
-        use cap_std::fs::MetadataExt as _;
-        let path = self.0.path.display().to_string();
-        let device = self.dir()?.dir_metadata().map_err(Error::io("reading", path))?.dev();
-        let mut ledgers = LEDGERS.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::clone(ledgers.entry(device).or_default()))
-    }
-
     /// Refuses to replace an index that others have put there.
     async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
         let there = shown(self.root(&stage.name).await)?;
-        stage.may_show(&self.0.path.join(&stage.name.0).display().to_string(), root.digest, &there)
+        stage.may_show(&self.shown_as(&stage.name), root.digest, &there)
+    }
+
+    /// What people find an image by.
+    fn shown_as(&self, name: &ImageName) -> String {
+        self.0.path.join(&name.0).display().to_string()
     }
 
     /// Does something for a copy on a thread that may block.
@@ -278,7 +252,6 @@ impl Store for DirStore {
     }
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
-        self.may_show(stage, tree).await?;
         publish::publish(self, stage, tree).await
     }
 

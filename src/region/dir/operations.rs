@@ -18,7 +18,7 @@ use crate::region::{Activity, Error, Result};
 
 /// Threads that one directory may hold at the same time.
 const THREADS: usize = 16;
-/// How long an operation may stand still, unless the store is told otherwise.
+/// How long an operation may stand still, unless the store sets another limit.
 pub const STALL: Duration = Duration::from_secs(60);
 
 /// The operations of one directory.

@@ -33,10 +33,11 @@ use super::{
     write,
 };
 use crate::{
-    domain::ImageName,
+    domain::{Digest, ImageName},
     region::{
         Error, Exchanged, MAX_MANIFEST_BYTES, Result, Stage, Tree,
         layout::{INDEX, Index, MARKER, MARKER_CONTENT},
+        store::shown,
     },
 };
 
@@ -114,6 +115,8 @@ async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
 struct StagedIndex {
     path: String,
     content: Vec<u8>,
+    /// What it makes visible.
+    root: Digest,
 }
 
 /// Writes everything that the image needs, and its index beside its place.
@@ -135,7 +138,7 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let content = Index::of(root, tree).content()?;
     let path = partial::replacement(stage, INDEX);
     write::write_file(dir, &path, &content)?;
-    Ok(StagedIndex { path, content })
+    Ok(StagedIndex { path, content, root: root.digest })
 }
 
 /// One image that becomes visible.
@@ -173,7 +176,13 @@ impl Publication {
         let lock = lock(store, stage, false).await?;
         stage.journal.hold().await?;
         let (own, given_up) = (stage.clone(), Arc::clone(abandoned));
-        let put = move |dir: &Dir, _: &Progress| put_in_place(dir, &own, index, &lock, &given_up);
+        let shown_as = store.shown_as(&stage.name);
+        let put = move |dir: &Dir, _: &Progress| {
+            // Looked at under the lock: nothing is replaced that this service did not put there.
+            let there = shown(layout::root(dir, &own.name, None))?;
+            own.may_show(&shown_as, index.root, &there)?;
+            put_in_place(dir, &own, index, &lock, &given_up)
+        };
         store.blocking(stage, put).await.inspect_err(|_| abandoned.store(true, Ordering::SeqCst))
     }
 
@@ -210,7 +219,8 @@ pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
 /// The one step that readers see.
 fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, abandoned: &AtomicBool) -> Result<()> {
     lock.require(stage.fence)?;
-    let StagedIndex { path, content } = index;
+    let StagedIndex { path, content, .. } = index;
+    // What the rename replaces, read under the lock.
     let previous = visible(dir, &stage.name)?;
     if abandoned.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);

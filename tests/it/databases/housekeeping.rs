@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
-    domain::{Clock, Digest, EcsCopy, EcsImageId, RegionStatus, Stale, Timestamp},
+    domain::{Clock, Digest, EcsCopy, EcsImageId, ImageName, ImageUse, RegionStatus, Stale, Timestamp},
     identity::acs3::Nonce,
     state::{Error, State},
 };
@@ -18,6 +18,7 @@ on_every_database! {
     uploads_are_remembered
     a_nonce_is_taken_once
     copies_of_ecs_are_remembered
+    what_images_are_used_for_is_known
 }
 
 async fn house_is_kept_by_one(kind: Kind) {
@@ -187,5 +188,39 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let copies = other.ecs_copies(&[&a]).await.expect("it answers");
     assert_eq!(copies.get(&(a.clone(), one.clone())), Some(&made));
     assert!(state.ecs_copy_abandoned().await.expect("it answers").is_empty());
+    bench.end().await;
+}
+
+/// What maintenance must not remove from a store.
+async fn what_images_are_used_for_is_known(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let images = [add(&state, "a").await, add(&state, "b").await, add(&state, "c").await];
+    let name = |name: &str| ImageName(name.to_owned());
+    let names = ["a", "b", "c", "n", "gone"].map(name);
+    let uses = async |of: &str| state.image_uses(&region(of), &names).await.expect("it answers");
+    // In their home region all three are known by what they are read from, elsewhere by their ids.
+    assert_eq!(uses("home").await, BTreeMap::from([(name("n"), ImageUse::Kept)]));
+    assert_eq!(uses("one").await, BTreeMap::new());
+
+    let mut requests = Vec::new();
+    for image in &images {
+        requests.push(state.accept(ask(image, &["one"])).await.expect("it is accepted"));
+    }
+    let claimed = claim(&state, "w", 2).await;
+    let done = claimed[0].id.clone();
+    verify(&state, &done, &region("one"), claimed[0].regions[0].fence).await.expect("it is in time");
+    let all = images.iter().map(|image| {
+        let used = if *image == done { ImageUse::Kept } else { ImageUse::InFlight };
+        (name(image.as_str()), used)
+    });
+    assert_eq!(uses("one").await, all.collect::<BTreeMap<_, _>>());
+    assert_eq!(uses("two").await, BTreeMap::new());
+
+    // Nothing counts on what was canceled.
+    for request in requests {
+        state.synchronization_cancel(request).await.expect("it is canceled");
+    }
+    assert_eq!(uses("one").await, BTreeMap::from([(name(done.as_str()), ImageUse::Kept)]));
     bench.end().await;
 }
