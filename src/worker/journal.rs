@@ -157,7 +157,8 @@ impl Journal for ReplicaJournal {
 
     async fn note_published(&self, name: &ImageName, root: Digest, verification: Verification) -> Result<()> {
         match patiently(|| self.state.publication_end(self.publication(name, root), verification)).await {
-            Ok(noted) => noted.map_err(|_| Error::Overtaken),
+            // The image is visible all the same: what becomes of it is decided by the report, which comes too late as well.
+            Ok(_) => Ok(()),
             // The image is there, and its name is known to be this service's own. A later copy looks for every part again.
             Err(error) => {
                 let (image, region) = (&self.image, &self.region);
