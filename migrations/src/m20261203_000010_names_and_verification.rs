@@ -1,6 +1,6 @@
 //! What this service has made visible by which name, to which image a name belongs, and how it is known that an image is whole.
 //!
-//! Every part of it may be repeated: where a database can't take the whole step as one transaction, it goes on where it was broken off.
+//! Every part of it may be repeated: where a database can't take the whole step as one transaction, it resumes where it was interrupted.
 
 use std::collections::BTreeMap;
 
@@ -108,6 +108,7 @@ fn tables(backend: DbBackend) -> [TableCreateStatement; 4] {
                 maybe_digest("begun_digest"),
                 name::column(backend, "image_id"),
                 maybe_digest("verification"),
+                ColumnDef::new(Alias::new("location")).text().null().take(),
                 ColumnDef::new(Alias::new("changed_at")).big_integer().not_null().default(0).take(),
             ],
         ),
@@ -202,7 +203,7 @@ async fn insert<const N: usize>(
     for rows in rows.chunks(ROWS) {
         let mut insert = Query::insert().into_table(Alias::new(table)).columns(columns.map(Alias::new)).take();
         for row in rows {
-            insert.values_panic(row.clone().map(Into::into));
+            insert.values(row.clone().map(Into::into)).map_err(|error| DbErr::Custom(error.to_string()))?;
         }
         db.execute_raw(backend.build(&insert)).await?;
     }

@@ -11,7 +11,7 @@ use super::Digest;
 /// How it is known that a region has what it should.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verification {
-    /// It was there before, written by somebody else or by an earlier copy, with the size that it should have. Its bytes were not read.
+    /// It was there before, written by others or by an earlier copy, and has the right size. Its bytes were not read.
     Trusted,
     /// This copy wrote it and the store checked its digest, or it was read and has its digest.
     #[default]
@@ -69,13 +69,23 @@ pub struct Published {
     pub root: Option<(Digest, Verification)>,
     /// The root of a publication that was begun and not confirmed: the store may show it or the one before.
     pub begun: Option<Digest>,
+    /// The root that was published where the region's store was before: this service's own, and not known to be whole here.
+    pub elsewhere: Option<Digest>,
 }
 
 impl Published {
     /// Whether this service made the name show `root`.
     #[must_use]
     pub fn wrote(&self, root: Digest) -> bool {
-        self.root.is_some_and(|(published, _)| published == root) || self.begun == Some(root)
+        self.root.is_some_and(|(published, _)| published == root)
+            || self.begun == Some(root)
+            || self.elsewhere == Some(root)
+    }
+
+    /// The same for a store that is somewhere else by now.
+    #[must_use]
+    pub fn elsewhere(self) -> Self {
+        Self { root: None, elsewhere: self.root.map(|(root, _)| root).or(self.elsewhere), begun: self.begun }
     }
 
     /// How it is known that everything below `root` is there, from this record alone; nothing if it has to be looked at.
@@ -100,8 +110,8 @@ pub enum Shown {
     Unreadable,
 }
 
-/// Whether a name that shows `shown` may be made to show `wanted`: nothing is taken from anybody, what is there is our own, or the
-/// caller has said so.
+/// Whether a name that shows `shown` may be made to show `wanted`: the name is free, what it shows is this service's own,
+/// or the caller has asked for it to be replaced.
 #[must_use]
 pub fn may_publish(wanted: Digest, shown: &Shown, published: &Published, overwrite: bool) -> bool {
     overwrite
@@ -109,7 +119,7 @@ pub fn may_publish(wanted: Digest, shown: &Shown, published: &Published, overwri
             Shown::Nothing => true,
             Shown::Root(there) => *there == wanted || published.wrote(*there),
             // Of a name that this service published, it is what has become of its own.
-            Shown::Unreadable => published.root.is_some() || published.begun.is_some(),
+            Shown::Unreadable => published.root.is_some() || published.begun.is_some() || published.elsewhere.is_some(),
         }
 }
 
@@ -122,7 +132,7 @@ mod tests {
     const OTHER: Digest = Digest::new([2; 32]);
 
     fn published(verification: V) -> Published {
-        Published { root: Some((OURS, verification)), begun: None }
+        Published { root: Some((OURS, verification)), ..Published::default() }
     }
 
     #[test]
@@ -141,12 +151,14 @@ mod tests {
         assert_eq!(published(V::Trusted).vouches(OURS, E::Once), None, "it has to be read once");
         assert_eq!(published(V::Verified).vouches(OURS, E::Once), Some(V::Verified));
         assert_eq!(published(V::Verified).vouches(OTHER, E::Never), None);
-        let begun = Published { root: None, begun: Some(OURS) };
+        let begun = Published { begun: Some(OURS), ..Published::default() };
         assert_eq!(begun.vouches(OURS, E::Never), None, "nothing says that it was whole");
+        let moved = published(V::Verified).elsewhere();
+        assert_eq!((moved.vouches(OURS, E::Never), moved.wrote(OURS)), (None, true), "the store is another one");
     }
 
     #[test]
-    fn a_name_is_taken_from_nobody() {
+    fn a_name_of_others_is_replaced_on_demand_alone() {
         let nothing = Published::default();
         assert!(may_publish(OURS, &Shown::Nothing, &nothing, false));
         assert!(may_publish(OURS, &Shown::Root(OURS), &nothing, false));
@@ -156,7 +168,8 @@ mod tests {
         }
         assert!(may_publish(OTHER, &Shown::Root(OURS), &published(V::Trusted), false));
         assert!(may_publish(OTHER, &Shown::Unreadable, &published(V::Trusted), false));
-        let begun = Published { root: Some((Digest::new([3; 32]), V::Verified)), begun: Some(OURS) };
+        let begun = Published { begun: Some(OURS), ..published(V::Verified) };
+        let begun = Published { root: Some((Digest::new([3; 32]), V::Verified)), ..begun };
         assert!(may_publish(OTHER, &Shown::Root(OURS), &begun, false), "a publication that was begun is ours as well");
     }
 }

@@ -162,7 +162,7 @@ pub enum Event {
         /// What was found.
         fault: Fault,
     },
-    /// Somebody read all of it again, and it is what it should be.
+    /// All of it was read again and has its digests.
     Confirmed,
     /// Another image takes its name in the region over.
     Supersede,

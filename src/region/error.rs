@@ -68,7 +68,7 @@ pub enum Error {
     /// Another image bears the name already.
     #[error("there is another image called {0} already; choose another id")]
     Occupied(String),
-    /// Somebody else has put another image in its place.
+    /// Others have put another image in its place.
     #[error(
         "{name} shows {there}, which this service did not put there; remove that, or synchronize again with overwrite to replace it"
     )]

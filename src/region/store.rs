@@ -119,7 +119,7 @@ impl Stage {
         }
     }
 
-    /// Refuses to make the image visible in the place of what somebody else has put there. `url` is what people pull it by.
+    /// Refuses to make the image visible in the place of what others have put there. `url` is what people pull it by.
     pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
         if may_publish(wanted, shown, &self.published, self.overwrite) {
             return Ok(());

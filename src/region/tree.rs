@@ -12,7 +12,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Activity, Error, Result, Source};
+use super::{Activity, BlobChunks, Error, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
 /// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
@@ -152,7 +152,11 @@ pub(super) async fn digest_of(
     blob: &Descriptor,
     activity: &Activity,
 ) -> Result<Digest> {
-    let mut chunks = source.read_blob(name, blob, 0, None).await?;
+    digest_of_chunks(source.read_blob(name, blob, 0, None).await?, activity).await
+}
+
+/// The digest that some chunks have together. `activity` counts them as they come.
+pub(super) async fn digest_of_chunks(mut chunks: BlobChunks, activity: &Activity) -> Result<Digest> {
     let mut hasher = Sha256::new();
     while let Some(chunk) = chunks.recv().await {
         hasher.update(chunk?);

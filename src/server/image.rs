@@ -28,7 +28,7 @@ const MAX_VERSION: usize = 64;
 const MAX_DESCRIPTION: usize = 1_024;
 /// The most values of one filter.
 const MAX_VALUES: usize = 100;
-/// How long the home region is asked what it shows, where that is told beside what is known.
+/// Longest wait for the home region's answer in `GetImage`, which does without it.
 const SHOWN: Duration = Duration::from_secs(2);
 
 /// See the module.

@@ -49,7 +49,7 @@ pub use feed::Snapshots;
 pub use gate::Underway;
 pub use image::{ImageFilter, ImagePage, Span};
 pub use image_reference::NameTaken;
-pub use published::{Publication, ReadBlob};
+pub use published::{Publication, ReadBlob, RegionName};
 pub use region_store::RegionStore;
 pub use report::Report;
 pub use synchronization::{Filter, SynchronizationPage};

@@ -24,8 +24,21 @@ pub struct Publication<'a> {
     pub fence: u64,
     /// The image's name there.
     pub name: &'a ImageName,
+    /// Where the region's store has it, if it says so.
+    pub location: Option<&'a str>,
     /// The root that it shows.
     pub root: Digest,
+}
+
+/// An image's name in a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionName {
+    /// The region.
+    pub region: RegionId,
+    /// The name there.
+    pub name: ImageName,
+    /// Where the region's store has it, if it says so.
+    pub location: Option<String>,
 }
 
 /// A blob that a region had before, and what its store says of it.
@@ -45,18 +58,23 @@ fn is_kept(name: &str) -> bool {
 
 impl State {
     /// What was published by some names, each in its region; those of which nothing is known are left out.
-    pub async fn published(&self, names: &[(RegionId, ImageName)]) -> Result<BTreeMap<RegionId, Published>> {
+    pub async fn published(&self, names: &[RegionName]) -> Result<BTreeMap<RegionId, Published>> {
         use entity::published::{Column, Entity};
         if names.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let one = |(region, name): &(RegionId, ImageName)| {
+        let one = |RegionName { region, name, .. }: &RegionName| {
             Condition::all().add(Column::RegionId.eq(region.as_str())).add(Column::Name.eq(name.0.as_str()))
         };
         let wanted = names.iter().map(one).fold(Condition::any(), Condition::add);
         let rows = self.in_time(async { Ok(Entity::find().filter(wanted).all(&self.0.db.read).await?) }).await?;
         rows.into_iter()
-            .map(|row| Ok((entity::parse("published.region_id", &row.region_id)?, row.try_into()?)))
+            .map(|row| {
+                let region = entity::parse("published.region_id", &row.region_id)?;
+                let asked = names.iter().find(|asked| asked.region == region);
+                let published = row.published(asked.and_then(|asked| asked.location.as_deref()))?;
+                Ok((region, published))
+            })
             .collect()
     }
 
@@ -81,7 +99,7 @@ impl State {
         ended: Option<Verification>,
     ) -> Result<std::result::Result<(), Stale>> {
         use entity::published::{ActiveModel, Column, Entity};
-        let Publication { image, region, fence, name, root } = publication;
+        let Publication { image, region, fence, name, location, root } = publication;
         let txn = self.write().await?;
         let Some(now) = held(&txn, image, region, fence).await? else { return Ok(Err(Stale)) };
         if !is_kept(&name.0) {
@@ -99,7 +117,13 @@ impl State {
         );
         let (row, changed) = match ended {
             None => (
-                ActiveModel { root_digest: Set(None), begun_digest: Set(root), verification: Set(None), ..row },
+                ActiveModel {
+                    root_digest: Set(None),
+                    begun_digest: Set(root),
+                    verification: Set(None),
+                    location: Set(None),
+                    ..row
+                },
                 vec![Column::BegunDigest, Column::ImageId, Column::ChangedAt],
             ),
             Some(verification) => (
@@ -107,9 +131,17 @@ impl State {
                     root_digest: Set(root),
                     begun_digest: Set(None),
                     verification: Set(Some(verification.as_str().to_owned())),
+                    location: Set(location.map(str::to_owned)),
                     ..row
                 },
-                vec![Column::RootDigest, Column::BegunDigest, Column::Verification, Column::ImageId, Column::ChangedAt],
+                vec![
+                    Column::RootDigest,
+                    Column::BegunDigest,
+                    Column::Verification,
+                    Column::Location,
+                    Column::ImageId,
+                    Column::ChangedAt,
+                ],
             ),
         };
         let known = OnConflict::columns([Column::RegionId, Column::Name]).update_columns(changed).to_owned();

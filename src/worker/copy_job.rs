@@ -28,7 +28,7 @@ use crate::{
     domain::{Descriptor, Digest, Event, Image, ImageId, ImageName, Published, RegionId, Verification, with_causes},
     metrics,
     region::{Error, Place, Stage, Store, Stores},
-    state::{ClaimedRegion, Report},
+    state::{ClaimedRegion, RegionName, Report},
 };
 
 /// Images of a region from which a blob may be mounted.
@@ -150,6 +150,10 @@ impl CopyJob {
         }
         self.tasks.shutdown().await;
         for copy in std::mem::take(&mut self.copies).into_values() {
+            // What was written need not be doubted by the next claim.
+            if let Err(error) = copy.destination.stage.journal.save().await {
+                tracing::debug!(%error, region = %copy.destination.region, "failed to save written blobs");
+            }
             let ActiveCopy { claimed, span, .. } = &copy.active;
             span.record("appferry.state", "RELEASED");
             let event = Event::Release { fence: claimed.fence };
@@ -199,10 +203,12 @@ impl CopyJob {
     /// What was published by the image's name in each of some regions.
     async fn published(&self, copies: &[ActiveCopy]) -> BTreeMap<RegionId, Published> {
         let name = |copy: &ActiveCopy| {
-            let region = &copy.claimed.region;
-            Some((region.clone(), self.stores.get(region)?.name_of(&self.image)))
+            let region = copy.claimed.region.clone();
+            let store = self.stores.get(&region)?;
+            let name = store.name_of(&self.image);
+            Some(RegionName { region, location: location(&**store, &name), name })
         };
-        let names: Vec<(RegionId, ImageName)> = copies.iter().filter_map(name).collect();
+        let names: Vec<RegionName> = copies.iter().filter_map(name).collect();
         self.worker.state.published(&names).await.unwrap_or_else(|error| {
             tracing::warn!(error = with_causes(&error), image = %self.image.id, "failed to find out what was published; looking for every part");
             BTreeMap::new()
@@ -211,13 +217,15 @@ impl CopyJob {
 
     async fn destination(&self, active: &ActiveCopy, store: Arc<dyn Store>, published: Published) -> Destination {
         let ClaimedRegion { region, fence, suspect, overwrite, .. } = &active.claimed;
-        let journal = ReplicaJournal::new(self.worker.state.clone(), self.image.id.clone(), region.clone(), *fence);
+        let (state, name) = (self.worker.state.clone(), store.name_of(&self.image));
+        let location = location(&*store, &name);
+        let journal = ReplicaJournal::new(state, self.image.id.clone(), region.clone(), *fence, location);
         let stage = Stage {
             suspect: *suspect,
             lenders: self.mount_sources(region, &*store).await,
             published,
             overwrite: *overwrite,
-            ..Stage::new(store.name_of(&self.image), *fence, Arc::new(journal))
+            ..Stage::new(name, *fence, Arc::new(journal))
         };
         Destination {
             region: region.clone(),
@@ -405,4 +413,9 @@ impl CopyJob {
             }
         }
     }
+}
+
+/// Where a store has an image, if it says so.
+fn location(store: &dyn Store, name: &ImageName) -> Option<String> {
+    store.place(name).map(|Place { service, path }| format!("{service} {path}"))
 }

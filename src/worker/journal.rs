@@ -28,6 +28,8 @@ pub struct ReplicaJournal {
     image: ImageId,
     region: RegionId,
     fence: u64,
+    /// Where the region's store has the image, if it says so.
+    location: Option<String>,
     written: Mutex<Written>,
 }
 
@@ -42,14 +44,15 @@ struct Written {
 }
 
 impl ReplicaJournal {
-    /// The journal of the claim with that fence.
-    pub fn new(state: State, image: ImageId, region: RegionId, fence: u64) -> Self {
+    /// The journal of the claim with that fence, on an image that the region's store has at `location`.
+    pub fn new(state: State, image: ImageId, region: RegionId, fence: u64, location: Option<String>) -> Self {
         let written = Written { known: None, unsaved: BTreeSet::new(), saved_at: Instant::now() };
-        Self { state, image, region, fence, written: Mutex::new(written) }
+        Self { state, image, region, fence, location, written: Mutex::new(written) }
     }
 
     fn publication<'a>(&'a self, name: &'a ImageName, root: Digest) -> Publication<'a> {
-        Publication { image: &self.image, region: &self.region, fence: self.fence, name, root }
+        let Self { image, region, fence, location, .. } = self;
+        Publication { image, region, fence: *fence, name, location: location.as_deref(), root }
     }
 
     fn at<'a>(&'a self, location: &'a str, blob: Digest) -> ReadBlob<'a> {
@@ -154,7 +157,8 @@ impl Journal for ReplicaJournal {
 
     async fn note_published(&self, name: &ImageName, root: Digest, verification: Verification) -> Result<()> {
         match patiently(|| self.state.publication_end(self.publication(name, root), verification)).await {
-            Ok(noted) => noted.map_err(|_| Error::Overtaken),
+            // The image is visible all the same: what becomes of it is decided by the report, which comes too late as well.
+            Ok(_) => Ok(()),
             // The image is there, and its name is known to be this service's own. A later copy looks for every part again.
             Err(error) => {
                 let (image, region) = (&self.image, &self.region);

@@ -96,7 +96,7 @@ impl DirStore {
         })
     }
 
-    /// Refuses to replace the index of an image that somebody else has put there.
+    /// Refuses to replace an index that others have put there.
     async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
         let there = shown(self.root(&stage.name).await)?;

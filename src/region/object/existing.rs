@@ -5,7 +5,7 @@ use object_store::{ObjectStoreExt as _, path::Path};
 use super::{BLOBS, MOST_COPIED, ObjectStore, failed};
 use crate::{
     domain::{Descriptor, Verification, VerifyExisting},
-    region::{Result, Stage, Witness, store::SMALL, tree::digest_of},
+    region::{Error, Result, Stage, Witness, store::SMALL, tree::digest_of},
 };
 
 impl ObjectStore {
@@ -35,7 +35,7 @@ impl ObjectStore {
         witness: &Witness,
         unverified: bool,
     ) -> Result<Option<Verification>> {
-        let location = self.path(&stage.name, "");
+        let location = format!("{} {}", self.service(), self.path(&stage.name, ""));
         if !stage.suspect && !unverified {
             if stage.journal.wrote(blob.digest).await? {
                 return Ok(Some(Verification::Verified));
@@ -43,15 +43,20 @@ impl ObjectStore {
             if self.verify_existing == VerifyExisting::Never && blob.size > SMALL {
                 return Ok(Some(Verification::Trusted));
             }
-            if stage.journal.reading(location.as_ref(), blob.digest).await?.as_ref() == Some(witness) {
+            if stage.journal.reading(&location, blob.digest).await?.as_ref() == Some(witness) {
                 return Ok(Some(Verification::Verified));
             }
         }
-        if !self.is_intact(stage, blob).await? {
+        let intact = match self.is_intact(stage, blob).await {
+            // It has gone since.
+            Err(Error::BlobMissing { .. } | Error::SizeMismatch { .. }) => false,
+            intact => intact?,
+        };
+        if !intact {
             return Ok(None);
         }
         if self.verify_existing == VerifyExisting::Once {
-            stage.journal.note_reading(location.as_ref(), blob.digest, witness).await?;
+            stage.journal.note_reading(&location, blob.digest, witness).await?;
         }
         Ok(Some(Verification::Verified))
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{Descriptor, Digest, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, answer::refusal, store::SMALL, tree::digest_of},
+    region::{Error, Result, Stage, Witness, answer::refusal, store::SMALL, tree::digest_of_chunks},
 };
 
 /// Blobs and manifests that were found damaged, each in its repository.
@@ -44,6 +44,11 @@ impl Damaged {
 }
 
 impl RegistryStore {
+    /// Where a repository is, among all stores that a region may have had.
+    fn location(&self, repository: &str) -> String {
+        format!("{} {repository}", self.service())
+    }
+
     /// What the registry says of a blob of that size in a repository; nothing if it has none.
     pub(super) async fn find(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<Option<Witness>> {
         let url = self.client().url(&format!("{repository}/blobs/{}", blob.digest))?;
@@ -80,17 +85,25 @@ impl RegistryStore {
             if self.verify_existing == VerifyExisting::Never && blob.size > SMALL {
                 return Ok(Some(Verification::Trusted));
             }
-            if stage.journal.reading(repository, blob.digest).await?.as_ref() == Some(witness) {
+            if stage.journal.reading(&self.location(repository), blob.digest).await?.as_ref() == Some(witness) {
                 return Ok(Some(Verification::Verified));
             }
         }
-        if digest_of(self, &stage.name, blob, &stage.activity).await? != blob.digest {
+        // By the same credentials as everything else of a copy.
+        let read = self.read_as(Scope::push(repository), &stage.name, blob, 0, None).await;
+        let actual = match read {
+            Ok(chunks) => Some(digest_of_chunks(chunks, &stage.activity).await?),
+            // A registry that has lost the file may still have the entry.
+            Err(Error::BlobMissing { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if actual != Some(blob.digest) {
             self.damaged.note(repository, blob.digest);
             return Ok(None);
         }
         self.damaged.forget(repository, blob.digest);
         if self.verify_existing == VerifyExisting::Once {
-            stage.journal.note_reading(repository, blob.digest, witness).await?;
+            stage.journal.note_reading(&self.location(repository), blob.digest, witness).await?;
         }
         Ok(Some(Verification::Verified))
     }
@@ -112,9 +125,9 @@ impl RegistryStore {
                 continue;
             }
             if self.verify_existing == VerifyExisting::Once
-                && stage.journal.reading(&lender.path, blob.digest).await?.as_ref() == Some(&witness)
+                && stage.journal.reading(&self.location(&lender.path), blob.digest).await?.as_ref() == Some(&witness)
             {
-                stage.journal.note_reading(repository, blob.digest, &witness).await?;
+                stage.journal.note_reading(&self.location(repository), blob.digest, &witness).await?;
             }
             return self.verify_found(stage, repository, blob, &witness).await;
         }

@@ -98,6 +98,45 @@ impl RegistryStore {
         Reference::of(self.client.location(), name)
     }
 
+    /// Reads a blob, by credentials for `scope`.
+    async fn read_as(
+        &self,
+        scope: Scope,
+        name: &ImageName,
+        blob: &Descriptor,
+        from: u64,
+        most: Option<u64>,
+    ) -> Result<BlobChunks> {
+        let at = self.at(name);
+        let url = self.client.url(&format!("{}/blobs/{}", at.repository, blob.digest))?;
+        let end = most.map_or(blob.size, |most| blob.size.min(from.saturating_add(most)));
+        let ranged = from > 0 || end < blob.size;
+        let mut headers = HeaderMap::new();
+        if ranged {
+            headers.extend([header(RANGE, format!("bytes={from}-{}", end.saturating_sub(1)))?]);
+        }
+        let ask = Ask { method: Method::GET, url, scope, headers, body: Bytes::new() };
+        let what = what(&ask.method, &ask.url);
+        let response = self.client.ask(ask).await?;
+        let skip = match response.status() {
+            StatusCode::PARTIAL_CONTENT if ranged => 0,
+            StatusCode::OK => {
+                if ranged {
+                    self.without_ranges.store(true, Ordering::Relaxed);
+                }
+                from
+            }
+            StatusCode::NOT_FOUND => {
+                return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
+            }
+            _ => return Err(refusal(&what, response).await),
+        };
+        let (chunks, received) = mpsc::channel(READ_AHEAD);
+        // Ends with the body, or when nobody receives any more.
+        tokio::spawn(pass_on(what, response, skip, end - from, chunks));
+        Ok(received)
+    }
+
     fn service(&self) -> String {
         self.client.location().base.to_string()
     }
@@ -128,35 +167,8 @@ impl Source for RegistryStore {
     }
 
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
-        let at = self.at(name);
-        let url = self.client.url(&format!("{}/blobs/{}", at.repository, blob.digest))?;
-        let end = most.map_or(blob.size, |most| blob.size.min(from.saturating_add(most)));
-        let ranged = from > 0 || end < blob.size;
-        let mut headers = HeaderMap::new();
-        if ranged {
-            headers.extend([header(RANGE, format!("bytes={from}-{}", end.saturating_sub(1)))?]);
-        }
-        let scope = Scope::pull(&at.repository);
-        let ask = Ask { method: Method::GET, url, scope, headers, body: Bytes::new() };
-        let what = what(&ask.method, &ask.url);
-        let response = self.client.ask(ask).await?;
-        let skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT if ranged => 0,
-            StatusCode::OK => {
-                if ranged {
-                    self.without_ranges.store(true, Ordering::Relaxed);
-                }
-                from
-            }
-            StatusCode::NOT_FOUND => {
-                return Err(Error::BlobMissing { digest: blob.digest, image: name.to_string() });
-            }
-            _ => return Err(refusal(&what, response).await),
-        };
-        let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the body, or when nobody receives any more.
-        tokio::spawn(pass_on(what, response, skip, end - from, chunks));
-        Ok(received)
+        let scope = Scope::pull(&self.at(name).repository);
+        self.read_as(scope, name, blob, from, most).await
     }
 
     async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
@@ -235,7 +247,7 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// The tag is looked at, and nothing below it: a registry may have lost that since somebody else pushed it.
+    /// The tag is looked at, and nothing below it: a registry may have lost parts of what others pushed.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };

@@ -22,6 +22,8 @@ pub struct Model {
     pub image_id: String,
     /// How it is known that all of the published root is there.
     pub verification: Option<String>,
+    /// Where the region's store had it then; nothing if that was not recorded.
+    pub location: Option<String>,
     pub changed_at: i64,
 }
 
@@ -30,6 +32,15 @@ pub struct Model {
 pub enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
+
+impl Model {
+    /// What the row says of a store that has the image at `location`. Of another place, it vouches for nothing that is there.
+    pub fn published(self, location: Option<&str>) -> Result<Published, DbErr> {
+        let moved = self.location.as_deref().is_some_and(|then| location != Some(then));
+        let published = Published::try_from(self)?;
+        Ok(if moved { published.elsewhere() } else { published })
+    }
+}
 
 impl TryFrom<Model> for Published {
     type Error = DbErr;
@@ -42,6 +53,6 @@ impl TryFrom<Model> for Published {
             _ => None,
         };
         let begun = row.begun_digest.map(|begun| parse("published.begun_digest", &begun)).transpose()?;
-        Ok(Self { root, begun })
+        Ok(Self { root, begun, elsewhere: None })
     }
 }

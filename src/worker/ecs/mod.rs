@@ -122,7 +122,7 @@ impl EcsJob {
 
     async fn conclude(&mut self, region: &RegionId, result: Result<()>) {
         let Some(Watched { active, .. }) = self.copies.remove(region) else { return };
-        // ECS shows nobody what it has copied: its word is all there is.
+        // What ECS has copied can't be read.
         let result = result.map(|()| Verification::Trusted).map_err(|error| match error {
             Error::Ecs(error) if error.is_source_missing() => {
                 CopyError::Source { region: self.image.home.clone(), error: Arc::new(Error::Ecs(error)) }

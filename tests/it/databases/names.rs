@@ -2,7 +2,7 @@
 
 use appferry::{
     domain::{Content, Descriptor, Digest, Image, ImageKind, ImageName, Published, RegionStatus, Stale, Verification},
-    state::{Error, NameTaken, Publication, ReadBlob, Settings, State},
+    state::{Error, NameTaken, Publication, ReadBlob, RegionName, Settings, State},
 };
 use appferry_migrations::{Migrator, MigratorTrait as _};
 use sea_orm::ConnectionTrait as _;
@@ -37,16 +37,22 @@ async fn what_was_published_is_known_by_its_name(kind: Kind) {
     state.accept(ask(&image_id("a"), &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions.remove(0).fence;
     let (image, one, name) = (image_id("a"), region("one"), ImageName("foo:1".into()));
-    let publication = Publication { image: &image, region: &one, fence, name: &name, root: ONE };
-    let known = async || state.published(&[(one.clone(), name.clone())]).await.expect("it answers").remove(&one);
+    let location = Some("here");
+    let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
+    let at = async |location: &str| {
+        let asked = RegionName { region: one.clone(), name: name.clone(), location: Some(location.to_owned()) };
+        state.published(&[asked]).await.expect("it answers").remove(&one)
+    };
+    let known = async || at("here").await;
     assert_eq!(known().await, None);
 
     state.publication_begin(publication).await.expect("it answers").expect("the claim is good");
-    assert_eq!(known().await, Some(Published { root: None, begun: Some(ONE) }));
+    assert_eq!(known().await, Some(Published { begun: Some(ONE), ..Published::default() }));
     let ended = state.publication_end(publication, Verification::Trusted).await.expect("it answers");
     ended.expect("the claim is good");
-    let published = Published { root: Some((ONE, Verification::Trusted)), begun: None };
+    let published = Published { root: Some((ONE, Verification::Trusted)), ..Published::default() };
     assert_eq!(known().await, Some(published.clone()));
+    assert_eq!(at("there").await, Some(published.clone().elsewhere()), "the store is another one by now");
     let next = Publication { root: TWO, ..publication };
     state.publication_begin(next).await.expect("it answers").expect("the claim is good");
     assert_eq!(known().await, Some(Published { begun: Some(TWO), ..published.clone() }));
@@ -76,7 +82,8 @@ async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
     let late = state.blobs_note_written(&image, &one, fence - 1, &[ONE]).await.expect("it answers");
     assert_eq!(late, Err(Stale));
     assert_eq!(state.blobs_written(&image, &one).await.expect("it answers"), [ONE, TWO].into());
-    let publication = Publication { image: &image, region: &one, fence, name: &name, root: ONE };
+    let location = None;
+    let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
     let ended = state.publication_end(publication, Verification::Verified).await.expect("it answers");
     ended.expect("the claim is good");
     assert!(state.blobs_written(&image, &one).await.expect("it answers").is_empty(), "they are part of what is there");
@@ -184,7 +191,7 @@ async fn images_that_were_there_before_have_their_names(kind: Kind) {
         db.execute_unprepared(&insert).await.expect("a replica");
     }
     Migrator::up(&db, None).await.expect("the schema after");
-    // Whoever is interrupted in it takes the step again.
+    // A step that was interrupted is taken again.
     let forget = "DELETE FROM seaql_migrations WHERE version LIKE '%names_and_verification'";
     db.execute_unprepared(forget).await.expect("the step is to be taken");
     Migrator::up(&db, None).await.expect("the schema after");
@@ -196,8 +203,9 @@ async fn images_that_were_there_before_have_their_names(kind: Kind) {
     assert!(matches!(&refused, Err(Error::NameTaken { by, root: TWO, .. }) if by.as_str() == "newer"), "{refused:?}");
     let one = region("one");
     for (name, root) in [("foo:1", TWO), ("images:disk", ONE), ("disk", ONE)] {
-        let published = state.published(&[(one.clone(), ImageName(name.into()))]).await.expect("it answers");
-        let expected = Published { root: Some((root, Verification::Trusted)), begun: None };
+        let asked = RegionName { region: one.clone(), name: ImageName(name.into()), location: Some("any".into()) };
+        let published = state.published(&[asked]).await.expect("it answers");
+        let expected = Published { root: Some((root, Verification::Trusted)), ..Published::default() };
         assert_eq!(published.get(&one), Some(&expected), "{name}");
     }
     let older = state.image_get(&image_id("older")).await.expect("it is there").0;

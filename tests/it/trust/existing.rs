@@ -64,7 +64,7 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     target.pull("apps/a:1", &out);
     images::verify(&out);
 
-    // Whoever has it read again knows more.
+    // Reading it verifies it.
     let request = VerifyImageRequest { image_id: "a".into(), region_ids: vec![REGION.into()] };
     let mut found = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
     while let Some(region) = found.message().await.expect("it goes on") {
@@ -93,7 +93,7 @@ async fn a_damaged_blob_of_the_right_size_is_never_verified() {
     register(&running, "two", &format!("{}/apps/a:2", source.address)).await;
     assert_eq!(says(&carried(&running, "one", REGION).await), VERIFIED);
     damage(&target.blob(&images::digest(&shared)));
-    // The blob was written by the copy before: what has become of it since, nobody has read.
+    // The blob was written by the copy before: it was not read since.
     assert_eq!(says(&carried(&running, "two", REGION).await), TRUSTED);
     // This registry keeps what it has by a digest, whatever it is sent.
     let read = carried(&running, "two", "reading").await;
@@ -148,6 +148,33 @@ async fn what_this_service_wrote_is_known_by_one_look_at_the_tag() {
     let looks: Vec<Seen> = proxy.requests().split_off(before);
     assert_eq!(looks.len(), 1, "{looks:?}");
     assert!(looks[0].method == Method::HEAD && looks[0].path.ends_with("/manifests/1"), "{looks:?}");
+    running.stop().await;
+}
+
+/// A record says nothing of another store that has come in the place of the one that it is of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_region_whose_store_is_another_one_is_looked_at() {
+    let (source, target, other) = (Registry::start().await, Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    let made = layout(&site, "made", &[noise(200_000, 1), noise(50_000, 2)]);
+    source.push(&made, "apps/a:1");
+    other.push(&made, "apps/a:1");
+    fs::remove_file(other.blob(&images::layers(&made)[0])).expect("it was there");
+    let running = site.start().await;
+    let url = format!("{}/apps/a:1", source.address);
+    register(&running, "a", &url).await;
+    assert_eq!(says(&carried(&running, "a", REGION).await), VERIFIED);
+    let mut site = running.stop().await;
+    site.stores.retain(|(region, _)| *region != REGION);
+    site.stores.push((REGION, other.store("apps")));
+    let running = site.start().await;
+    let remove = RemoveImageRequest { image_id: "a".into(), ..Default::default() };
+    running.images().await.remove_image(remove).await.expect("it is removed");
+    register(&running, "again", &url).await;
+    assert_eq!(says(&carried(&running, "again", REGION).await), TRUSTED);
+    let out = running.site.directory.path().join("out");
+    other.pull("apps/a:1", &out);
+    images::verify(&out);
     running.stop().await;
 }
 

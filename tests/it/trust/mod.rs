@@ -1,5 +1,5 @@
 //! What AVAILABLE says, and to whom a name belongs: what this service did not write is not called verified, what it wrote is not
-//! looked at again, and nothing is taken from anybody unless that was asked for.
+//! looked at again, and a name that others have is left to them unless the call says otherwise.
 
 mod existing;
 mod names;

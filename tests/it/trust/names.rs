@@ -149,7 +149,7 @@ async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     let shown = process::stdout(&client(&["image", "show", "one"]));
     assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
 
-    // Somebody moves the tag in the region.
+    // The tag is moved in the region.
     target.push(&layout(&running.site, "theirs", &[noise(50_000, 3)]), "apps/a:1");
     let refused = client(&["sync", "two", "--to", REGION, "--wait"]);
     assert!(!refused.status.success(), "{refused:?}");
