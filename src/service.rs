@@ -240,12 +240,7 @@ impl Service {
         if role != Role::Server {
             metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
-            let housekeeping = HousekeepingSettings {
-                id: settings.id.clone(),
-                interval: Duration::from_millis(config.housekeeping.interval_ms),
-                keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
-                locations: config.locations()?,
-            };
+            let housekeeping = housekeeping_settings(config, settings.id.clone())?;
             let housekeeper = Housekeeper::new(state.clone(), backend.clone(), housekeeping);
             tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
             tasks.push(tokio::spawn(Worker::new(state.clone(), backend, topology, settings).run(stop.clone())));
@@ -416,6 +411,15 @@ async fn bind(
     let listener = Listener::bind(address, settings, tls).await.map_err(failed)?;
     let bound = listener.address().map_err(failed)?;
     Ok((listener, bound))
+}
+
+fn housekeeping_settings(config: &Config, id: WorkerId) -> Result<HousekeepingSettings, Error> {
+    Ok(HousekeepingSettings {
+        id,
+        interval: Duration::from_millis(config.housekeeping.interval_ms),
+        keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
+        locations: config.locations()?,
+    })
 }
 
 fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {

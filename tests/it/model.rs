@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::harness::history::explain;
 use appferry::domain::{
-    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, State, Timestamp, WorkerId,
+    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, WorkerId,
 };
 use stateright::{Checker as _, Model, Property, Representative};
 
@@ -121,7 +121,7 @@ impl World {
     }
 
     fn is_suspended(&self) -> bool {
-        self.replica.as_ref().is_some_and(|replica| matches!(replica.state, State::Suspended { .. }))
+        self.replica.as_ref().is_some_and(Replica::is_suspended)
     }
 
     fn raise(&mut self, machine: Machine) {
