@@ -34,8 +34,9 @@ pub fn connections(limit: u64, demand: Demand) -> Option<u64> {
         return None;
     }
     let Demand { connections, listeners, database, regions, copies } = demand;
-    let reserve =
-        BASE + (database + WRITERS) * OF_DATABASE + copies.saturating_mul(regions + 1).saturating_mul(OF_COPY);
+    let of_database = (database + WRITERS).saturating_mul(OF_DATABASE);
+    let of_copies = copies.saturating_mul(regions + 1).saturating_mul(OF_COPY);
+    let reserve = BASE.saturating_add(of_database).saturating_add(of_copies);
     let free = limit - reserve.min(limit / 4 * 3);
     Some(connections.min(free / listeners.max(1)))
 }
