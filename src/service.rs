@@ -245,13 +245,8 @@ impl Service {
         if role != Role::Server {
             metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
-            let maintenance_settings = MaintenanceSettings {
-                id: settings.id.clone(),
-                interval: Duration::from_millis(config.housekeeping.interval_ms),
-                keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
-                locations: config.locations()?,
-            };
-            let maintenance = Maintenance::new(state.clone(), backend.clone(), maintenance_settings);
+            let maintenance = maintenance_settings(config, settings.id.clone())?;
+            let maintenance = Maintenance::new(state.clone(), backend.clone(), maintenance);
             tasks.push(tokio::spawn(maintenance.run(stop.clone())));
             tasks.push(tokio::spawn(Worker::new(state.clone(), backend, topology, settings).run(stop.clone())));
         }
@@ -421,6 +416,15 @@ async fn bind(
     let listener = Listener::bind(address, settings, tls).await.map_err(failed)?;
     let bound = listener.address().map_err(failed)?;
     Ok((listener, bound))
+}
+
+fn maintenance_settings(config: &Config, id: WorkerId) -> Result<MaintenanceSettings, Error> {
+    Ok(MaintenanceSettings {
+        id,
+        interval: Duration::from_millis(config.housekeeping.interval_ms),
+        keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
+        locations: config.locations()?,
+    })
 }
 
 fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> WorkerSettings {

@@ -64,7 +64,7 @@ pub(super) fn run(
         }
     }
     if !waiting.lines.is_empty() {
-        let lost = waiting.lines.iter().filter(|byte| **byte == b'\n').count();
+        let lost = waiting.lines.split_inclusive(|byte| *byte == b'\n').count();
         tracing::error!(lost, ?to, "lines of the audit log could not be written before the end");
     }
 }

@@ -30,7 +30,7 @@ const HOME: &str = "cn-hangzhou";
 const REGIONS: [&str; 4] = [HOME, "cn-shanghai", "cn-beijing", "cn-shenzhen"];
 const ADMINISTRATOR: &str = "acs:ram::1:user/admin";
 
-/// A data directory that nobody else uses while this lives.
+/// A data directory that no other process uses while this lives.
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,

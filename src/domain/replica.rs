@@ -295,6 +295,12 @@ impl Replica {
         }
     }
 
+    /// Whether it waits for its region to be configured again.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        matches!(self.state, State::Suspended { .. })
+    }
+
     /// How it ended; nothing while it has not.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {

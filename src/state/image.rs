@@ -10,7 +10,7 @@ use tracing::instrument;
 use super::{
     Error, NameTaken, Result, State, entity, group::retrying, image_reference, published::forget_written, region_store,
 };
-use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica, State as ReplicaState};
+use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica};
 
 /// A page of images, each with its replicas.
 #[derive(Debug, Clone)]
@@ -181,8 +181,7 @@ impl State {
         let replicas =
             entity::replica::Entity::find().filter(entity::replica::Column::ImageId.eq(id.as_str())).all(&txn).await?;
         let open = with_regions(replicas)?.into_iter().filter(|(_, replica)| replica.outcome().is_none());
-        let is_suspended = |(_, replica): &(RegionId, Replica)| matches!(replica.state, ReplicaState::Suspended { .. });
-        let (suspended, in_flight): (Vec<_>, Vec<_>) = open.partition(is_suspended);
+        let (suspended, in_flight): (Vec<_>, Vec<_>) = open.partition(|(_, replica)| replica.is_suspended());
         let regions: Vec<_> = in_flight.into_iter().map(|(region, _)| region).collect();
         if !regions.is_empty() {
             return Err(Error::ImageInUse { image: id.clone(), regions });

@@ -14,7 +14,7 @@ use super::{
     sql::{Sql, now},
     synchronization,
 };
-use crate::domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, State as ReplicaState, Timestamp};
+use crate::domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, Timestamp};
 
 /// How many replicas one transaction changes at most.
 const BATCH: usize = 500;
@@ -231,7 +231,7 @@ pub(super) async fn cancel_suspended(txn: &DatabaseTransaction, image: &ImageId,
     for ((image, region), row) in &locked.rows {
         let replica = row.replica()?;
         match replica.apply(Event::Cancel, locked.now) {
-            Ok(canceled) if matches!(replica.state, ReplicaState::Suspended { .. }) => {
+            Ok(canceled) if replica.is_suspended() => {
                 saved.push(row.followed_by(image, region, &canceled));
                 ended.push((image.clone(), synchronization::view(region, &canceled)));
             }

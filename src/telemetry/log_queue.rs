@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_find_no_room_are_dropped_and_nobody_waits() {
+    fn lines_that_find_no_room_are_dropped_and_no_caller_waits() {
         let ((begun, has_begun), (let_go, go_on), (written, lines)) =
             (mpsc::channel(), mpsc::channel(), mpsc::channel());
         let queue = LogQueue::start(Stuck { begun, go_on, written }).expect("a thread");

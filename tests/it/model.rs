@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use crate::harness::history::explain;
 use appferry::domain::{
-    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, State, Timestamp, Verification,
-    WorkerId,
+    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, Verification, WorkerId,
 };
 use stateright::{Checker as _, Model, Property, Representative};
 
@@ -110,8 +109,14 @@ impl Representative for World {
 
 struct Walk {
     machine: Machine,
-    /// Whether the region is taken out of the configuration once. With fewer workers then: the walk would take too long.
+    /// Whether the region is taken out of the configuration once. With fewer workers and calls then: the walk would take too long.
     suspends: bool,
+}
+
+impl Walk {
+    fn calls(&self) -> usize {
+        if self.suspends { CALLS - 1 } else { CALLS }
+    }
 }
 
 fn fault() -> Fault {
@@ -126,7 +131,7 @@ impl World {
     }
 
     fn is_suspended(&self) -> bool {
-        self.replica.as_ref().is_some_and(|replica| matches!(replica.state, State::Suspended { .. }))
+        self.replica.as_ref().is_some_and(Replica::is_suspended)
     }
 
     fn raise(&mut self, machine: Machine) {
@@ -221,7 +226,7 @@ impl Model for Walk {
         if world.broken.is_some() {
             return;
         }
-        if world.calls.len() < CALLS {
+        if world.calls.len() < self.calls() {
             steps.push(Step::Call);
         }
         if world.canceled < 1 && world.calls.contains(&Call::Waits) {
@@ -402,8 +407,8 @@ impl Model for Walk {
                 world.workers.iter().filter(|worker| matches!(worker, Worker::Holds { .. })).count() >= 2
             }),
             Property::sometimes("a name was taken over", |_, world: &World| world.superseded),
-            Property::sometimes("all calls have ended", |_, world: &World| {
-                world.calls.len() == CALLS && !world.calls.contains(&Call::Waits)
+            Property::sometimes("all calls have ended", |walk: &Self, world: &World| {
+                world.calls.len() == walk.calls() && !world.calls.contains(&Call::Waits)
             }),
         ]
     }
@@ -424,7 +429,7 @@ fn the_machine_holds_where_its_region_comes_and_goes() {
     let checker = walk.checker().symmetry().threads(2).spawn_dfs().join();
     println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
     checker.assert_properties();
-    assert!(checker.unique_state_count() > 10_000, "{}", checker.unique_state_count());
+    assert!(checker.unique_state_count() > 5_000, "{}", checker.unique_state_count());
 }
 
 /// What a planted fault breaks, and how few steps lead there.

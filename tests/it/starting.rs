@@ -56,12 +56,12 @@ async fn idle_connections_do_not_take_the_descriptors_of_stores() {
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     images::write(&site.image(HOME, "a"), &[vec![1; 100_000], vec![2; 1_000]]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
-    let idle: Vec<_> = (0..500).map(|_| TcpStream::connect(served.address).expect("the system takes it")).collect();
+    let idle: Vec<_> = (0..150).map(|_| TcpStream::connect(served.address).expect("the system takes it")).collect();
     let descriptors = format!("/proc/{}/fd", served.id());
     // As many as it takes, and those of the client; what more there is, waits.
     until("connections", async || {
         let open = std::fs::read_dir(&descriptors).expect("it runs").count();
-        (open > 100).then_some(())
+        (open > 90).then_some(())
     })
     .await;
     let id = client.synchronize_app(ask("a", &[])).await.expect("it is accepted").into_inner().request_id;

@@ -361,8 +361,3 @@ async fn a_worker_that_was_stopped_changes_nothing_on_postgres() {
 async fn a_worker_that_was_stopped_changes_nothing_on_mysql() {
     a_worker_that_was_stopped_changes_nothing(Kind::MySql).await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_was_stopped_changes_nothing_on_sqlite() {
-    a_worker_that_was_stopped_changes_nothing(Kind::Sqlite).await;
-}

@@ -122,20 +122,6 @@ proptest! {
                     holder = None;
                     replica = after;
                 }
-                (Move::Suspend, Ok(after)) => {
-                    if matches!(before.state, State::Copying { .. }) {
-                        prop_assert!(before.claimable(now), "only a lease that has expired is taken away");
-                        prop_assert!(after.fence > before.fence, "an old worker could still write");
-                        holder = None;
-                    }
-                    prop_assert!(!after.claimable(now));
-                    replica = after;
-                }
-                (Move::Resume, Ok(after)) => {
-                    prop_assert!(after.claimable(now));
-                    replica = after;
-                }
-                (Move::Suspend | Move::Resume, Err(Stale)) => {}
                 (Move::Damage, Ok(after)) => replica = after,
                 (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, State::Available(_))),
                 (Move::Cancel, Err(Stale)) => prop_assert!(before.outcome().is_some()),
@@ -150,12 +136,26 @@ proptest! {
                 (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Err(Stale)) => {
                     prop_assert_ne!(Some(*w), holder, "{:?} was refused to the holder", step);
                 }
+                (Move::Suspend, Ok(after)) => {
+                    let pending = matches!(before.state, State::Pending { .. });
+                    prop_assert!(pending || before.claimable(now));
+                    prop_assert!(!after.claimable(now), "a worker could take it");
+                    holder = None;
+                    replica = after;
+                }
+                (Move::Suspend, Err(Stale)) => prop_assert!(!before.claimable(now)),
+                (Move::Resume, Ok(after)) => {
+                    prop_assert!(before.is_suspended());
+                    prop_assert!(after.claimable(now));
+                    replica = after;
+                }
+                (Move::Resume, Err(Stale)) => prop_assert!(!before.is_suspended()),
                 (Move::Pass(_), _) => {}
             }
         }
     }
 
-    /// Nothing is lost: from wherever a history ended, time and one willing worker bring every replica to its end.
+    /// Nothing is lost: from wherever a history ended, time, a configured region and one willing worker bring every replica to its end.
     #[test]
     fn a_willing_worker_always_finishes(history in moves()) {
         let mut now = Timestamp::from_millis(1_000);
