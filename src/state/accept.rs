@@ -92,7 +92,7 @@ async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> R
         let (known, now) = Known::read(db, asks).await?;
         let (answers, changes) = batch::decide(asks, known, regions, now);
         if changes.stand_alone() {
-            changes.write(db, Vec::new(), now).await?;
+            changes.write(db, now).await?;
         } else {
             changes.commit(begin().await?, now).await?;
         }
@@ -110,7 +110,7 @@ async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> R
 mod tests {
     use sea_orm::TransactionTrait as _;
 
-    use super::{super::Settings, commit_together};
+    use super::{super::Settings, Known, batch, commit_together};
     use crate::{
         domain::{RegionStatus, Synchronization},
         state::{
@@ -142,6 +142,40 @@ mod tests {
         assert_eq!(page.synchronizations.len(), 100);
         let pending = |s: &Synchronization| s.regions.iter().all(|r| r.status == RegionStatus::Pending);
         assert!(page.synchronizations.iter().all(|s| s.regions.len() == 100 && pending(s)));
+        embedded.end().await;
+    }
+
+    /// An image that is removed, or removed and added again, after a call for it was decided and before that is written.
+    #[tokio::test]
+    async fn a_call_is_not_written_once_its_image_is_gone() {
+        let embedded = Embedded::open(["there"], |settings| settings).await;
+        let state = &embedded.state;
+        let db = state.0.db.dedicated().expect("its own connections");
+        for again in [false, true] {
+            embedded.add("an-image").await;
+            embedded.add("another").await;
+            let asks = [ask("an-image"), ask("another")];
+            let (known, now) = Known::read(&db, &asks).await.expect("it answers");
+            let (answers, changes) = batch::decide(&asks, known, state.regions(), now);
+            assert!(answers.iter().all(Result::is_ok) && changes.stand_alone(), "{answers:?}");
+            let image = "an-image".parse().expect("an id");
+            state.image_remove(&image).await.expect("it is removed");
+            if again {
+                // By a clock that goes by milliseconds.
+                let before = now;
+                while crate::domain::Clock::system().now() <= before {}
+                embedded.add("an-image").await;
+            }
+            let written = changes.write(&db, now).await;
+            assert!(matches!(written, Err(Error::Conflict(None))), "{written:?}");
+            let page = state.synchronization_list(&Filter::default(), None, 10).await.expect("a page");
+            assert!(page.synchronizations.is_empty(), "nothing of the group is written");
+            for name in ["an-image", "another"] {
+                let found = state.image_get(&name.parse().expect("an id")).await;
+                assert!(found.map_or(true, |(_, replicas)| replicas.is_empty()), "{name}");
+            }
+            state.image_remove(&"another".parse().expect("an id")).await.expect("it is removed");
+        }
         embedded.end().await;
     }
 

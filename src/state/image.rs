@@ -1,13 +1,13 @@
 //! The registered images.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, PaginatorTrait as _, QueryFilter,
-    QueryOrder, QuerySelect, SqlErr,
+    ActiveModelTrait, ColumnTrait, Condition, DatabaseTransaction, EntityTrait, IntoActiveModel, PaginatorTrait as _,
+    QueryFilter, QueryOrder, QuerySelect, SqlErr,
     sea_query::{Alias, Expr, ExprTrait as _, Query, SimpleExpr},
 };
 use tracing::instrument;
 
-use super::{Error, Result, State, entity};
+use super::{Error, Result, State, entity, gate::Name, group::retrying, sql::Sql};
 use crate::domain::{Image, ImageId, ImageKind, RegionId, RegionStatus, Replica};
 
 /// A page of images, each with its replicas.
@@ -77,6 +77,11 @@ impl State {
     /// Registers an image.
     #[instrument(name = "INSERT image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "INSERT", db.collection.name = "image"))]
     pub async fn image_add(&self, image: &Image) -> Result<()> {
+        retrying(|| self.in_time(self.add_once(image))).await
+    }
+
+    async fn add_once(&self, image: &Image) -> Result<()> {
+        use entity::replica;
         let txn = self.write().await?;
         let row = entity::image::Model::from(image).into_active_model();
         if let Err(error) = row.insert(&txn).await {
@@ -85,6 +90,10 @@ impl State {
                 _ => error.into(),
             });
         }
+        // Replicas of an image that had the id before, left behind by a version that did not lock it: they say nothing about this one.
+        let id = &image.id;
+        refuse_in_flight(&txn, id).await?;
+        replica::Entity::delete_many().filter(replica::Column::ImageId.eq(id.as_str())).exec(&txn).await?;
         Ok(txn.commit().await?)
     }
 
@@ -163,25 +172,24 @@ impl State {
     /// Forgets an image and where it is, unless a copy of it is in flight. The bytes stay where they are.
     #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "DELETE", db.collection.name = "image"))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
+        retrying(|| self.in_time(self.remove_once(id))).await
+    }
+
+    async fn remove_once(&self, id: &ImageId) -> Result<()> {
         let txn = self.write().await?;
-        let replicas =
-            entity::replica::Entity::find().filter(entity::replica::Column::ImageId.eq(id.as_str())).all(&txn).await?;
-        let regions: Vec<_> = with_regions(replicas)?
-            .into_iter()
-            .filter(|(_, replica)| replica.outcome().is_none())
-            .map(|(region, _)| region)
-            .collect();
-        if !regions.is_empty() {
-            return Err(Error::ImageInUse { image: id.clone(), regions });
-        }
-        let removed = entity::image::Entity::delete_by_id(id.as_str()).exec(&txn).await?;
-        if removed.rows_affected == 0 {
+        // From here on no call is accepted for it, and those that have been are committed: only now can its replicas be judged.
+        let locked: Vec<Name> = Sql::on(&txn)
+            .text("SELECT i.id FROM image AS i WHERE i.id = ")
+            .value(id.as_str())
+            .lock("i")
+            .all(&txn)
+            .await?;
+        if locked.is_empty() {
             return Err(Error::ImageNotFound(id.clone()));
         }
-        // One that a call has asked for since is left to its worker, who finds the image gone and says so to the caller.
+        refuse_in_flight(&txn, id).await?;
         entity::replica::Entity::delete_many()
             .filter(entity::replica::Column::ImageId.eq(id.as_str()))
-            .filter(entity::replica::Column::DueAt.is_null())
             .exec(&txn)
             .await?;
         // One that is unfinished is still to be given up.
@@ -190,8 +198,18 @@ impl State {
             .filter(entity::ecs_copy::Column::Finished.eq(true))
             .exec(&txn)
             .await?;
+        entity::image::Entity::delete_by_id(id.as_str()).exec(&txn).await?;
         Ok(txn.commit().await?)
     }
+}
+
+/// Returns an error if an image is being copied to a region, or waits for it.
+async fn refuse_in_flight(txn: &DatabaseTransaction, image: &ImageId) -> Result<()> {
+    let of_image = entity::replica::Column::ImageId.eq(image.as_str());
+    let replicas = with_regions(entity::replica::Entity::find().filter(of_image).all(txn).await?)?;
+    let open = replicas.into_iter().filter(|(_, replica)| replica.outcome().is_none());
+    let regions: Vec<RegionId> = open.map(|(region, _)| region).collect();
+    if regions.is_empty() { Ok(()) } else { Err(Error::ImageInUse { image: image.clone(), regions }) }
 }
 
 fn with_regions(rows: Vec<entity::replica::Model>) -> Result<Vec<(RegionId, Replica)>> {

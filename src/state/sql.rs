@@ -14,6 +14,8 @@ pub use rows::{Cell, Kind, Rows};
 #[derive(Debug, Clone)]
 pub struct Sql {
     backend: DbBackend,
+    /// The statements that are carried out with this one, on PostgreSQL.
+    with: String,
     text: String,
     values: Vec<Value>,
 }
@@ -21,7 +23,12 @@ pub struct Sql {
 impl Sql {
     /// An empty statement for a database.
     pub fn on(db: &impl ConnectionTrait) -> Self {
-        Self { backend: db.get_database_backend(), text: String::with_capacity(256), values: Vec::new() }
+        Self {
+            backend: db.get_database_backend(),
+            with: String::new(),
+            text: String::with_capacity(256),
+            values: Vec::new(),
+        }
     }
 
     /// Goes on with a text that all understand.
@@ -90,6 +97,14 @@ impl Sql {
         }
     }
 
+    /// Locks the rows of a table against being deleted; others may do so too, and may change what is no part of a key.
+    pub fn keep(self, table: &str) -> Self {
+        match self.backend {
+            DbBackend::Postgres => self.text(" FOR KEY SHARE OF ").text(table),
+            _ => self.share(table),
+        }
+    }
+
     /// Goes on with `UPDATE table AS t SET assignments FROM rows AS w WHERE condition`, in the words of the database.
     /// Assignments are pairs of a column of the table and what it becomes.
     pub fn update<const N: usize>(self, table: &str, assignments: &[(&str, &str)], rows: Rows<N>, on: &str) -> Self {
@@ -124,16 +139,21 @@ impl Sql {
 
     /// Goes on with a further statement that is carried out with this one, which MySQL can't do: what comes next must not depend on
     /// it.
-    pub fn and(self, name: &str, next: impl FnOnce(Self) -> Self) -> Self {
-        let text = match self.backend {
-            DbBackend::Postgres => format!("WITH {name} AS ({}) ", self.text),
-            _ => self.text + "; ",
-        };
-        next(Self { text, ..self })
+    pub fn and(mut self, name: &str, next: impl FnOnce(Self) -> Self) -> Self {
+        let text = std::mem::take(&mut self.text);
+        match self.backend {
+            DbBackend::Postgres => {
+                self.with.push_str(if self.with.is_empty() { "WITH " } else { ", " });
+                self.with.push_str(&format!("{name} AS ({text})"));
+            }
+            _ => self.text = text + "; ",
+        }
+        next(self)
     }
 
     fn statement(self) -> Statement {
-        Statement::from_sql_and_values(self.backend, self.text, self.values)
+        let text = if self.with.is_empty() { self.text } else { format!("{} {}", self.with, self.text) };
+        Statement::from_sql_and_values(self.backend, text, self.values)
     }
 
     /// Runs it. Returns how many rows it changed.

@@ -20,9 +20,16 @@ use crate::{
 /// What the database says about a group of calls.
 #[derive(Debug, Default)]
 pub struct Known {
-    pub homes: HashMap<String, RegionId>,
+    pub images: HashMap<String, Registered>,
     pub replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
     pub tokens: HashMap<(String, String), Repeated>,
+}
+
+/// A registered image. One that is removed and added again is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    pub home: RegionId,
+    pub created_at: i64,
 }
 
 /// What a call finds of a replica.
@@ -58,7 +65,7 @@ impl Known {
 
     /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
     /// database's thread to this one, or be taken apart on its own. Nothing is locked: what the group relies on is looked at again, under
-    /// a lock, when it is written.
+    /// a lock, when it is written; the images too, so that none is removed meanwhile.
     async fn read_as_json(
         db: &impl ConnectionTrait,
         images: &BTreeSet<&str>,
@@ -66,7 +73,7 @@ impl Known {
     ) -> Result<(Self, Timestamp)> {
         #[derive(FromQueryResult)]
         struct Answer {
-            homes: Option<String>,
+            images: Option<String>,
             replicas: Option<String>,
             tokens: Option<String>,
             now_millis: i64,
@@ -74,19 +81,19 @@ impl Known {
         let backend = db.get_database_backend();
         let now = now(backend);
         // Each says what it gathers, and how it takes a list apart, in words of its own.
-        let (images_join, tokens_join, object, list, row, request_id) = if backend == DbBackend::Sqlite {
+        let (images_join, tokens_join, list, row, request_id) = if backend == DbBackend::Sqlite {
             let names = "json_each(?1) AS wanted CROSS JOIN";
             let pairs = "json_each(?2) AS wanted CROSS JOIN";
-            (names, pairs, "json_group_object", "json_group_array", "json_array", "hex(s.request_id)")
+            (names, pairs, "json_group_array", "json_array", "hex(s.request_id)")
         } else {
             let names = "json_array_elements_text($1::json) AS wanted(value) JOIN";
             let pairs = "json_array_elements($2::json) AS wanted(value) JOIN";
-            (names, pairs, "json_object_agg", "json_agg", "json_build_array", "s.request_id")
+            (names, pairs, "json_agg", "json_build_array", "s.request_id")
         };
         let read = format!(
             "SELECT \
-            (SELECT CAST({object}(image.id, image.home_region) AS text) \
-             FROM {images_join} image ON image.id = wanted.value) AS homes, \
+            (SELECT CAST({list}({row}(i.id, i.home_region, i.created_at)) AS text) \
+             FROM {images_join} image AS i ON i.id = wanted.value) AS images, \
             (SELECT CAST({list}({row}(r.image_id, r.region_id, r.state)) AS text) \
              FROM {images_join} replica AS r ON r.image_id = wanted.value) AS replicas, \
             (SELECT CAST({list}({row}(s.principal, s.client_token, {request_id}, s.image_id, s.asked)) AS text) \
@@ -98,8 +105,8 @@ impl Known {
         let answer = Answer::find_by_statement(Statement::from_sql_and_values(backend, read, values)).one(db).await?;
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
         let mut known = Self::default();
-        for (image, home) in from_json::<HashMap<String, String>>(answer.homes.as_deref())? {
-            known.note_home(image, &home)?;
+        for (image, home, created_at) in from_json::<Vec<(String, String, i64)>>(answer.images.as_deref())? {
+            known.note_image(image, &home, created_at)?;
         }
         for (image, region, status) in from_json::<Vec<(String, String, String)>>(answer.replicas.as_deref())? {
             known.note_replica(image, &region, &status)?;
@@ -114,7 +121,7 @@ impl Known {
     }
 
     /// MySQL and MariaDB, which cut off what they gather in JSON. Two who insert the same key end in a deadlock there, and not in a
-    /// duplicate: whoever asks for the same image waits. Such a lock costs nothing that is written.
+    /// duplicate: calls for the same image wait, and so does its removal. Such a lock costs nothing that is written.
     async fn read_by_rows(
         db: &impl ConnectionTrait,
         images: &BTreeSet<&str>,
@@ -124,6 +131,7 @@ impl Known {
         struct Found {
             id: String,
             home_region: String,
+            created_at: i64,
             region_id: Option<String>,
             state: Option<String>,
             now_millis: i64,
@@ -148,7 +156,7 @@ impl Known {
             .execute(db)
             .await?;
         let found: Vec<Found> = Sql::on(db)
-            .text("SELECT i.id, i.home_region, r.region_id, r.state, ")
+            .text("SELECT i.id, i.home_region, i.created_at, r.region_id, r.state, ")
             .now()
             .text(" AS now_millis FROM ")
             .rows(wanted())
@@ -161,7 +169,7 @@ impl Known {
             if let (Some(region), Some(state)) = (row.region_id, row.state) {
                 known.note_replica(row.id.clone(), &region, &state)?;
             }
-            known.note_home(row.id, &row.home_region)?;
+            known.note_image(row.id, &row.home_region, row.created_at)?;
         }
         if !tokens.is_empty() {
             let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
@@ -180,8 +188,8 @@ impl Known {
         Ok((known, Timestamp::from_millis(time)))
     }
 
-    fn note_home(&mut self, image: String, home: &str) -> Result<()> {
-        self.homes.insert(image, parse("image.home_region", home)?);
+    fn note_image(&mut self, image: String, home: &str, created_at: i64) -> Result<()> {
+        self.images.insert(image, Registered { home: parse("image.home_region", home)?, created_at });
         Ok(())
     }
 

@@ -23,6 +23,7 @@ macro_rules! on_every_database {
 mod housekeeping;
 mod lists;
 mod queue;
+mod removal;
 mod requests;
 mod schema;
 
