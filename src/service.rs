@@ -222,6 +222,8 @@ impl Service {
                 id: settings.id.clone(),
                 interval: Duration::from_millis(config.housekeeping.interval_ms),
                 keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
+                lease: Duration::from_millis(config.worker.lease_ms),
+                longest_wait: longest_wait(&config.worker),
             };
             let housekeeper = Housekeeper::new(state.clone(), backend.clone(), housekeeping);
             tasks.push(tokio::spawn(housekeeper.run(stop.clone())));
@@ -363,6 +365,12 @@ async fn bind(
     let listener = Listener::bind(address, settings, tls).await.map_err(failed)?;
     let bound = listener.address().map_err(failed)?;
     Ok((listener, bound))
+}
+
+/// The longest wait before an attempt is repeated. Stores may ask for a longer one than is configured.
+fn longest_wait(config: &config::Worker) -> Duration {
+    const STORES: Duration = Duration::from_secs(3_600);
+    Duration::from_millis(config.retry_longest_ms).max(STORES)
 }
 
 fn worker_settings(config: &config::Worker, regions: Vec<RegionId>) -> SyncSettings {

@@ -10,7 +10,7 @@ mod m20261127_000004_remember_nonces;
 mod m20261128_000005_find_images_by_name;
 mod m20261129_000006_remember_ecs_copies;
 mod m20261130_000007_queue_by_time_alone;
-mod m20261201_000008_no_replica_without_image;
+mod m20261201_000008_replicas_go_with_images;
 mod name;
 
 /// All steps, in order.
@@ -27,7 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261128_000005_find_images_by_name::Migration),
             Box::new(m20261129_000006_remember_ecs_copies::Migration),
             Box::new(m20261130_000007_queue_by_time_alone::Migration),
-            Box::new(m20261201_000008_no_replica_without_image::Migration),
+            Box::new(m20261201_000008_replicas_go_with_images::Migration),
         ]
     }
 }

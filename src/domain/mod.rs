@@ -13,6 +13,7 @@ mod regions;
 pub mod relay;
 mod replica;
 mod secret;
+mod steady_clock;
 mod synchronization;
 mod time;
 
@@ -26,5 +27,6 @@ pub use image::{Content, Descriptor, Image, ImageKind, ImageName};
 pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
 pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};
 pub use secret::Secret;
+pub use steady_clock::{Belief, ClockWatch, SteadyClock};
 pub use synchronization::{RegionStatus, RegionView, Synchronization, SynchronizationState};
 pub use time::{Clock, Timestamp};

@@ -9,7 +9,11 @@ use opentelemetry::{KeyValue, trace::SpanKind};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use super::{Error, Result, State, database::Dedicated, group};
+use super::{
+    Error, Result, State,
+    database::{Dedicated, Session, Transaction},
+    group,
+};
 use crate::{
     domain::{ClientToken, ImageId, RequestId, Targets},
     telemetry,
@@ -67,7 +71,7 @@ impl State {
 /// Commits calls together, and answers each.
 pub(super) async fn commit_together(
     state: &State,
-    dedicated: Option<&Dedicated>,
+    dedicated: Option<&Session<Dedicated>>,
     asks: &[Ask],
 ) -> Result<Vec<Result<RequestId>>> {
     let span = tracing::info_span!(
@@ -77,33 +81,38 @@ pub(super) async fn commit_together(
         db.operation.name = "COMMIT",
         db.operation.batch.size = asks.len(),
     );
-    let answers = state.in_time(commit(state, dedicated, asks)).instrument(span).await?;
+    let answers = commit(state, dedicated, asks).instrument(span).await?;
     state.0.signals.due();
     state.0.signals.changed();
     Ok(answers)
 }
 
-async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
-    let begin = || state.write().instrument(tracing::trace_span!("step: begin"));
-    let regions = &state.0.regions;
-    if let Some(db) = dedicated {
-        // Nothing is locked by reading it, and what is written is one transaction by itself, as a rule: two ways to the database and
-        // back instead of four. Whoever was faster with the same key has it tried again.
+async fn commit(state: &State, dedicated: Option<&Session<Dedicated>>, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
+    let (regions, connections) = (&state.0.regions, &state.0.db);
+    let Some(db) = dedicated else {
+        let decide = async |txn: Transaction| {
+            let txn = &txn;
+            let (known, now) = Known::read(txn, asks).await?;
+            let (answers, changes) = batch::decide(asks, known, regions, now);
+            changes.write_after_locking(txn, now).await?;
+            Ok(answers)
+        };
+        return connections.transaction_once(decide).await;
+    };
+    // Nothing is locked by reading it, and what is written is one transaction by itself, as a rule: two ways to the database and
+    // back instead of four. A conflict on a key is retried.
+    let decide = async {
         let (known, now) = Known::read(db, asks).await?;
         let (answers, changes) = batch::decide(asks, known, regions, now);
         if changes.stand_alone() {
             changes.write(db, now).await?;
         } else {
-            changes.commit(begin().await?, now).await?;
+            let write = async |txn: Transaction| changes.write_after_locking(&txn, now).await;
+            connections.transaction_once(write).await?;
         }
         Ok(answers)
-    } else {
-        let txn = begin().await?;
-        let (known, now) = Known::read(&txn, asks).await?;
-        let (answers, changes) = batch::decide(asks, known, regions, now);
-        changes.commit(txn, now).await?;
-        Ok(answers)
-    }
+    };
+    connections.group(decide).await
 }
 
 #[cfg(test)]
@@ -184,7 +193,7 @@ mod tests {
     async fn whoever_reads_does_not_make_calls_wait() {
         let embedded = Embedded::open(["there"], |settings| Settings { readers: 1, ..settings }).await;
         embedded.add("an-image").await;
-        let reading = embedded.state.0.db.read.begin().await.expect("it is there");
+        let reading = embedded.state.0.db.readers().begin().await.expect("it is there");
         embedded.state.accept(ask("an-image")).await.expect("it is accepted");
         drop(reading);
         embedded.end().await;

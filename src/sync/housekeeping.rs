@@ -25,6 +25,10 @@ pub struct Settings {
     pub interval: Duration,
     /// How long synchronizations are kept after they have ended.
     pub keep: Duration,
+    /// How long leases last.
+    pub lease: Duration,
+    /// The longest wait before an attempt is repeated.
+    pub longest_wait: Duration,
 }
 
 /// Keeps house when it is this process's turn.
@@ -85,6 +89,15 @@ impl Housekeeper {
         match self.state.replica_rescue().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "copies whose worker was not heard of any more wait for another one"),
+            Err(error) => trouble(error),
+        }
+        let Settings { lease, longest_wait, .. } = self.settings;
+        match self.state.replica_pull_back(lease, longest_wait).await {
+            Ok(0) => {}
+            Ok(count) => tracing::warn!(
+                count,
+                "the database's clock was set back; copies that would have waited for it were requeued"
+            ),
             Err(error) => trouble(error),
         }
         while !stop.is_cancelled() {

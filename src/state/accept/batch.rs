@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult};
-use tracing::{Instrument as _, instrument};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr};
+use tracing::instrument;
 use uuid::Uuid;
 
 use super::{
@@ -16,7 +16,9 @@ use crate::{
         Timestamp, accept,
     },
     state::{
-        Error, Result, entity,
+        Error, Result,
+        database::{Session, Transaction},
+        entity,
         replica::{self, Key, Lock},
         sql::{Cell, Kind, Rows, Sql},
     },
@@ -127,19 +129,17 @@ impl Changes {
         self.ended.is_empty() && self.joined.is_empty()
     }
 
-    /// Commits them in a transaction that may have read, and locked, what they rely on.
-    pub async fn commit(self, txn: DatabaseTransaction, now: Timestamp) -> Result<()> {
-        self.keep_images(&txn).await?;
-        let again = self.request_again(&txn, now).await?;
-        self.write(&txn, now).await?;
-        replica::save(&txn, again).await?;
-        Ok(txn.commit().instrument(tracing::trace_span!("step: commit")).await?)
+    /// Writes them in a transaction, which may have locked what they rely on when it read that.
+    pub async fn write_after_locking(self, txn: &Transaction, now: Timestamp) -> Result<()> {
+        let again = self.request_again(txn, now).await?;
+        self.write(txn, now).await?;
+        replica::save(txn, again).await
     }
 
     /// Writes them in one statement, but for MySQL. On PostgreSQL and SQLite, that looks at the images once more, and keeps them from being
     /// removed until it is committed: if one is not there any more, nothing is written, and the group is to be decided again.
     #[instrument(name = "step: write", level = "trace", skip_all)]
-    pub async fn write(self, db: &impl ConnectionTrait, now: Timestamp) -> Result<()> {
+    pub async fn write(self, db: &Session<impl ConnectionTrait + Send>, now: Timestamp) -> Result<()> {
         let Some(first) = self.first else { return Ok(()) };
         let backend = db.get_database_backend();
         let images = i64::try_from(self.images.len()).unwrap_or(i64::MAX);
@@ -175,33 +175,17 @@ impl Changes {
         if written == 0 { Err(Error::Conflict(None)) } else { Ok(()) }
     }
 
-    /// Keeps the images from being removed until the transaction has ended; returns a conflict if one of them is not there any more.
-    /// Images are locked before anything else.
-    async fn keep_images(&self, txn: &DatabaseTransaction) -> Result<()> {
-        #[derive(FromQueryResult)]
-        struct Kept {
-            #[expect(dead_code, reason = "only counted")]
-            id: String,
-        }
-        // On MySQL, they have been locked since they were read.
-        if self.images.is_empty() || txn.get_database_backend() == DbBackend::MySql {
-            return Ok(());
-        }
-        let kept: Vec<Kept> = kept_images(Sql::on(txn), &self.images).keep("i").all(txn).await?;
-        if kept.len() == self.images.len() { Ok(()) } else { Err(Error::Conflict(None)) }
-    }
-
     /// Locks the replicas that are there and that the group relies on, makes sure that it still may, and asks for those again that
     /// have ended; where others have changed them meanwhile, returns a conflict. A replica that is joined can't end any more before
     /// the group is committed; whoever ends it then finds the synchronizations that wait for it.
     #[instrument(name = "step: lock", level = "trace", skip_all)]
-    async fn request_again(&self, txn: &DatabaseTransaction, now: Timestamp) -> Result<Vec<entity::replica::Model>> {
+    async fn request_again(&self, txn: &Transaction, now: Timestamp) -> Result<Vec<entity::replica::Model>> {
         let keys: Vec<Key> = self.ended.iter().chain(&self.joined).cloned().collect();
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let how = if self.ended.is_empty() { Lock::Keep } else { Lock::Change };
-        let locked = replica::lock(txn, keys.clone(), how).await?;
+        let locked = replica::lock_with_images(txn, keys.clone(), how).await?;
         let mut again = Vec::with_capacity(self.ended.len());
         for key in &keys {
             let row = locked.rows.get(key).ok_or(Error::Conflict(None))?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult};
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::instrument;
 use uuid::Uuid;
@@ -12,8 +12,9 @@ use crate::{
     domain::{RegionId, RegionStatus, RequestId, Timestamp},
     state::{
         Result,
+        database::Session,
         entity::parse,
-        sql::{Kind, Rows, Sql, now},
+        sql::{Kind, Rows, Sql},
     },
 };
 
@@ -50,7 +51,7 @@ pub struct Repeated {
 impl Known {
     /// Reads what the group needs, and the time by the database's clock.
     #[instrument(name = "step: read", level = "trace", skip_all)]
-    pub async fn read(db: &impl ConnectionTrait, asks: &[Ask]) -> Result<(Self, Timestamp)> {
+    pub async fn read(db: &Session<impl ConnectionTrait + Send>, asks: &[Ask]) -> Result<(Self, Timestamp)> {
         let images: BTreeSet<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
         let tokens: BTreeSet<(&str, &str)> = asks
             .iter()
@@ -67,7 +68,7 @@ impl Known {
     /// database's thread to this one, or be taken apart on its own. Nothing is locked: what the group relies on is looked at again, under
     /// a lock, when it is written; the images too, so that none is removed meanwhile.
     async fn read_as_json(
-        db: &impl ConnectionTrait,
+        db: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,
         tokens: &BTreeSet<(&str, &str)>,
     ) -> Result<(Self, Timestamp)> {
@@ -79,7 +80,6 @@ impl Known {
             now_millis: i64,
         }
         let backend = db.get_database_backend();
-        let now = now(backend);
         // Each says what it gathers, and how it takes a list apart, in words of its own.
         let (images_join, tokens_join, list, row, request_id) = if backend == DbBackend::Sqlite {
             let names = "json_each(?1) AS wanted CROSS JOIN";
@@ -98,11 +98,11 @@ impl Known {
              FROM {images_join} replica AS r ON r.image_id = wanted.value) AS replicas, \
             (SELECT CAST({list}({row}(s.principal, s.client_token, {request_id}, s.image_id, s.asked)) AS text) \
              FROM {tokens_join} synchronization AS s \
-             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
-            {now} AS now_millis"
+             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, "
         );
-        let values = [json(images)?.into(), json(tokens)?.into()];
-        let answer = Answer::find_by_statement(Statement::from_sql_and_values(backend, read, values)).one(db).await?;
+        let values = [json(images)?, json(tokens)?];
+        let answers: Vec<Answer> = Sql::on(db).numbered(&read, values).now().text(" AS now_millis").all(db).await?;
+        let answer = answers.into_iter().next();
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
         let mut known = Self::default();
         for (image, home, created_at) in from_json::<Vec<(String, String, i64)>>(answer.images.as_deref())? {
@@ -123,7 +123,7 @@ impl Known {
     /// MySQL and MariaDB, which cut off what they gather in JSON. Two who insert the same key end in a deadlock there, and not in a
     /// duplicate: calls for the same image wait, and so does its removal. Such a lock costs nothing that is written.
     async fn read_by_rows(
-        db: &impl ConnectionTrait,
+        db: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,
         tokens: &BTreeSet<(&str, &str)>,
     ) -> Result<(Self, Timestamp)> {

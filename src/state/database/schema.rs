@@ -31,7 +31,7 @@ async fn behind(db: &DatabaseConnection) -> Result<usize> {
 pub async fn migrate(settings: &Settings) -> Result<usize> {
     // A step may take longer than anything else that is asked of the database.
     let settings = Settings { timeout: Duration::from_secs(24 * 3600), ..settings.clone() };
-    let db = connect(&settings, 1, false, &Demoted::default()).await?;
+    let db = connect(&settings, 1, &Demoted::default()).await?;
     lock(&db).await?;
     let steps = behind(&db).await?;
     if steps > 0 {

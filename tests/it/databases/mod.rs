@@ -20,12 +20,15 @@ macro_rules! on_every_database {
     };
 }
 
+mod clock;
 mod housekeeping;
 mod lists;
 mod queue;
+mod readiness;
 mod removal;
 mod requests;
 mod schema;
+mod silence;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -116,7 +116,7 @@ async fn what_an_image_left_behind_is_not_inherited(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
     let db = database::look(&url).await;
-    let step = "m20261201_000008_no_replica_without_image";
+    let step = "m20261201_000008_replicas_go_with_images";
     let place = Migrator::migrations().iter().position(|one| one.name() == step).expect("the step");
     Migrator::up(&db, Some(u32::try_from(place).expect("a few"))).await.expect("the schema before");
     let request = "01a20fb163707000800000000000000a";
