@@ -418,12 +418,20 @@ async fn bind(
     Ok((listener, bound))
 }
 
+/// The longest wait before an attempt is repeated. Stores may ask for a longer one than is configured.
+fn longest_wait(config: &config::Worker) -> Duration {
+    const STORES: Duration = Duration::from_secs(3_600);
+    Duration::from_millis(config.retry_longest_ms).max(STORES)
+}
+
 fn maintenance_settings(config: &Config, id: WorkerId) -> Result<MaintenanceSettings, Error> {
     Ok(MaintenanceSettings {
         id,
         interval: Duration::from_millis(config.housekeeping.interval_ms),
         keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
         locations: config.locations()?,
+        lease: Duration::from_millis(config.worker.lease_ms),
+        longest_wait: longest_wait(&config.worker),
     })
 }
 

@@ -13,6 +13,7 @@ mod m20261127_000004_remember_nonces;
 mod m20261128_000005_find_images_by_name;
 mod m20261129_000006_remember_ecs_copies;
 mod m20261130_000007_queue_by_time_alone;
+mod m20261201_000008_replicas_go_with_images;
 mod m20261202_000009_know_stores;
 mod m20261203_000010_names_and_verification;
 mod migrate;
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261128_000005_find_images_by_name::Migration),
             Box::new(m20261129_000006_remember_ecs_copies::Migration),
             Box::new(m20261130_000007_queue_by_time_alone::Migration),
+            Box::new(m20261201_000008_replicas_go_with_images::Migration),
             Box::new(m20261202_000009_know_stores::Migration),
             Box::new(m20261203_000010_names_and_verification::Migration),
         ]

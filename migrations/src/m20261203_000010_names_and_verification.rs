@@ -9,7 +9,7 @@ use sea_orm_migration::{
     sea_orm::{DbBackend, FromQueryResult, Statement},
 };
 
-use crate::name;
+use crate::{idempotent, name};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -34,37 +34,31 @@ const TABLES: [&str; 4] = ["image_reference", "published", "written_blob", "read
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for (table, column) in COLUMNS {
-            if !manager.has_column(table, column).await? {
-                let mut definition = ColumnDef::new(Alias::new(column));
-                let definition = match column {
-                    "overwrite" => definition.big_integer().null(),
-                    _ => definition.string_len(128).null(),
-                };
-                let alter = Table::alter().table(Alias::new(table)).add_column(definition.take()).take();
-                manager.alter_table(alter).await?;
-            }
+            let mut definition = ColumnDef::new(Alias::new(column));
+            let definition = match column {
+                "overwrite" => definition.big_integer().null(),
+                _ => definition.string_len(128).null(),
+            };
+            idempotent::add_column(manager, table, definition.take()).await?;
         }
         let backend = manager.get_database_backend();
         for table in tables(backend) {
-            manager.create_table(name::table(backend, table)).await?;
+            idempotent::create_table(manager, name::table(backend, table)).await?;
         }
-        if !manager.has_index("image", "image_of_root").await? {
-            // MySQL takes the beginning of a text alone: this one holds every digest whole.
-            let length = if backend == DbBackend::MySql { "(80)" } else { "" };
-            let index = format!("CREATE INDEX image_of_root ON image (root_digest{length})");
-            manager.get_connection().execute_unprepared(&index).await?;
-        }
+        // MySQL takes the beginning of a text alone: this one holds every digest whole.
+        let length = if backend == DbBackend::MySql { "(80)" } else { "" };
+        let index = format!("CREATE INDEX image_of_root ON image (root_digest{length})");
+        idempotent::create_index(manager, "image", "image_of_root", index).await?;
         name_images(manager).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_index(Index::drop().name("image_of_root").table(Alias::new("image")).to_owned()).await?;
+        idempotent::drop_index(manager, "image", "image_of_root").await?;
         for table in TABLES {
-            manager.drop_table(Table::drop().table(Alias::new(table)).to_owned()).await?;
+            idempotent::drop_table(manager, table).await?;
         }
         for (table, column) in COLUMNS {
-            let alter = Table::alter().table(Alias::new(table)).drop_column(Alias::new(column)).take();
-            manager.alter_table(alter).await?;
+            idempotent::drop_column(manager, table, column).await?;
         }
         Ok(())
     }
@@ -150,7 +144,7 @@ async fn name_images(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let db = manager.get_connection();
     let backend = manager.get_database_backend();
     for table in ["image_reference", "published"] {
-        db.execute_unprepared(&format!("DELETE FROM {table}")).await?;
+        idempotent::execute(manager, format!("DELETE FROM {table}")).await?;
     }
     let read = "SELECT id, kind, source, root_digest FROM image WHERE root_digest <> '' ORDER BY created_at, id";
     let images = Image::find_by_statement(Statement::from_string(backend, read)).all(db).await?;

@@ -16,7 +16,8 @@ pub struct Database {
     /// Connections of a process that read. A few more write.
     #[serde(default = "connections")]
     pub connections: u32,
-    /// How long one question to the database, or one transaction, may take, in milliseconds.
+    /// How long one question to the database, or one transaction, may take, in milliseconds. On SQLite, where those that write wait for
+    /// each other, a transaction may take three times as long.
     #[serde(default = "timeout_ms")]
     pub timeout_ms: u64,
 }

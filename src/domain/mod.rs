@@ -16,6 +16,7 @@ mod regions;
 pub mod relay;
 mod replica;
 mod secret;
+mod steady_clock;
 mod synchronization;
 mod time;
 
@@ -31,5 +32,6 @@ pub use published::{Published, Shown, Verification, VerifyExisting, may_publish}
 pub use regions::{MAX_TARGETS, Regions, TargetError, Targets};
 pub use replica::{Event, Lease, Outcome, Progress, Replica, Stale, State, WorkerId};
 pub use secret::Secret;
+pub use steady_clock::{Belief, ClockWatch, SteadyClock};
 pub use synchronization::{RegionStatus, RegionView, Synchronization, SynchronizationState};
 pub use time::{Clock, Timestamp};

@@ -19,6 +19,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::{Fault, RegionStatus, Timestamp, Verification};
 
+/// How many times longer the leases of one worker may be than those of another.
+const LEASES_DIFFER: u32 = 4;
+
 /// Who holds a lease: one running process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WorkerId(pub Arc<str>);
@@ -157,6 +160,13 @@ pub enum Event {
     },
     /// Its region is configured again.
     Resume,
+    /// The clock was set back: what it waits for lies further ahead than any wait is long.
+    ClockSetBack {
+        /// How long leases last.
+        lease: Duration,
+        /// The longest wait before an attempt is repeated.
+        longest_wait: Duration,
+    },
     /// Somebody read it again, and it is not what it should be.
     Damaged {
         /// What was found.
@@ -269,6 +279,7 @@ impl Replica {
             (Event::Resume, State::Suspended { .. }) => {
                 Ok(Self { state: State::Pending { not_before: now, last: None }, ..self.clone() })
             }
+            (Event::ClockSetBack { lease, longest_wait }, _) => self.set_back(lease, longest_wait, now).ok_or(Stale),
             (Event::Damaged { fault }, State::Available(_)) => {
                 Ok(Self { suspect: true, ..self.ended(State::Failed(fault), now) })
             }
@@ -281,6 +292,25 @@ impl Replica {
             }
             _ => Err(Stale),
         }
+    }
+
+    /// The replica, if it waits for longer than it can have been told to: after a lease at most it is claimable. Other workers may have
+    /// leases of another length: what is less than some times as long as this one is left alone.
+    fn set_back(&self, lease: Duration, longest_wait: Duration, now: Timestamp) -> Option<Self> {
+        let soon = now.after(lease);
+        let state = match &self.state {
+            State::Pending { not_before, last: None } if *not_before > soon => {
+                State::Pending { not_before: now, last: None }
+            }
+            State::Pending { not_before, last } if *not_before > now.after(longest_wait.max(lease)) => {
+                State::Pending { not_before: soon, last: last.clone() }
+            }
+            State::Copying { lease: held, last } if held.until > now.after(lease * LEASES_DIFFER) => {
+                State::Copying { lease: Lease { until: soon, ..held.clone() }, last: last.clone() }
+            }
+            _ => return None,
+        };
+        Some(Self { state, ..self.clone() })
     }
 
     /// Whether a worker may take it: it waits and is due, or its worker has not been heard of for the length of its lease.

@@ -9,7 +9,11 @@ use opentelemetry::{KeyValue, trace::SpanKind};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use super::{Error, Result, State, database::Dedicated, group};
+use super::{
+    Error, Result, State,
+    database::{Dedicated, Session, Transaction},
+    group,
+};
 use crate::{
     domain::{ClientToken, ImageId, RequestId, Targets},
     telemetry,
@@ -69,7 +73,7 @@ impl State {
 /// Commits calls together, and answers each.
 pub(super) async fn commit_together(
     state: &State,
-    dedicated: Option<&Dedicated>,
+    dedicated: Option<&Session<Dedicated>>,
     asks: &[Ask],
 ) -> Result<Vec<Result<RequestId>>> {
     let span = tracing::info_span!(
@@ -79,40 +83,45 @@ pub(super) async fn commit_together(
         db.operation.name = "COMMIT",
         db.operation.batch.size = asks.len(),
     );
-    let answers = state.in_time(commit(state, dedicated, asks)).instrument(span).await?;
+    let answers = commit(state, dedicated, asks).instrument(span).await?;
     state.0.signals.due();
     state.0.signals.changed();
     Ok(answers)
 }
 
-async fn commit(state: &State, dedicated: Option<&Dedicated>, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
-    let begin = || state.write().instrument(tracing::trace_span!("step: begin"));
-    let regions = &state.0.regions;
-    if let Some(db) = dedicated {
-        // Nothing is locked by reading it, and what is written is one transaction by itself, as a rule: two ways to the database and
-        // back instead of four. Whoever was faster with the same key has it tried again.
+async fn commit(state: &State, dedicated: Option<&Session<Dedicated>>, asks: &[Ask]) -> Result<Vec<Result<RequestId>>> {
+    let (regions, connections) = (&state.0.regions, &state.0.db);
+    let Some(db) = dedicated else {
+        let decide = async |txn: Transaction| {
+            let txn = &txn;
+            let (known, now) = Known::read(txn, asks).await?;
+            let (answers, changes) = batch::decide(asks, known, regions, now);
+            changes.write_after_locking(txn, now).await?;
+            Ok(answers)
+        };
+        return connections.transaction_once(decide).await;
+    };
+    // Nothing is locked by reading it, and what is written is one transaction by itself, as a rule: two ways to the database and
+    // back instead of four. A conflict on a key is retried.
+    let decide = async {
         let (known, now) = Known::read(db, asks).await?;
         let (answers, changes) = batch::decide(asks, known, regions, now);
         if changes.stand_alone() {
-            changes.write(db, Vec::new(), now).await?;
+            changes.write(db, now).await?;
         } else {
-            changes.commit(begin().await?, now).await?;
+            let write = async |txn: Transaction| changes.write_after_locking(&txn, now).await;
+            connections.transaction_once(write).await?;
         }
         Ok(answers)
-    } else {
-        let txn = begin().await?;
-        let (known, now) = Known::read(&txn, asks).await?;
-        let (answers, changes) = batch::decide(asks, known, regions, now);
-        changes.commit(txn, now).await?;
-        Ok(answers)
-    }
+    };
+    connections.group(decide).await
 }
 
 #[cfg(test)]
 mod tests {
     use sea_orm::TransactionTrait as _;
 
-    use super::{super::Settings, commit_together};
+    use super::{super::Settings, Known, batch, commit_together};
     use crate::{
         domain::{RegionStatus, Synchronization},
         state::{
@@ -147,12 +156,46 @@ mod tests {
         embedded.end().await;
     }
 
+    /// An image that is removed, or removed and added again, after a call for it was decided and before that is written.
+    #[tokio::test]
+    async fn a_call_is_not_written_once_its_image_is_gone() {
+        let embedded = Embedded::open(["there"], |settings| settings).await;
+        let state = &embedded.state;
+        let db = state.0.db.dedicated().expect("its own connections");
+        for again in [false, true] {
+            embedded.add("an-image").await;
+            embedded.add("another").await;
+            let asks = [ask("an-image"), ask("another")];
+            let (known, now) = Known::read(&db, &asks).await.expect("it answers");
+            let (answers, changes) = batch::decide(&asks, known, state.regions(), now);
+            assert!(answers.iter().all(Result::is_ok) && changes.stand_alone(), "{answers:?}");
+            let image = "an-image".parse().expect("an id");
+            state.image_remove(&image).await.expect("it is removed");
+            if again {
+                // By a clock that goes by milliseconds.
+                let before = now;
+                while crate::domain::Clock::system().now() <= before {}
+                embedded.add("an-image").await;
+            }
+            let written = changes.write(&db, now).await;
+            assert!(matches!(written, Err(Error::Conflict(None))), "{written:?}");
+            let page = state.synchronization_list(&Filter::default(), None, 10).await.expect("a page");
+            assert!(page.synchronizations.is_empty(), "nothing of the group is written");
+            for name in ["an-image", "another"] {
+                let found = state.image_get(&name.parse().expect("an id")).await;
+                assert!(found.map_or(true, |(_, replicas)| replicas.is_empty()), "{name}");
+            }
+            state.image_remove(&"another".parse().expect("an id")).await.expect("it is removed");
+        }
+        embedded.end().await;
+    }
+
     /// Somebody reads all that there is, on every connection that reads.
     #[tokio::test]
     async fn whoever_reads_does_not_make_calls_wait() {
         let embedded = Embedded::open(["there"], |settings| Settings { readers: 1, ..settings }).await;
         embedded.add("an-image").await;
-        let reading = embedded.state.0.db.read.begin().await.expect("it is there");
+        let reading = embedded.state.0.db.readers().begin().await.expect("it is there");
         embedded.state.accept(ask("an-image")).await.expect("it is accepted");
         drop(reading);
         embedded.end().await;

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use sea_orm::{DbBackend, sqlx::postgres::PgListener};
+use sea_orm::DbBackend;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{State, sql::Sql};
+use super::{Error, State, database::Transaction, sql::Sql};
 
 /// The channel, of the database that the service uses.
 const CHANNEL: &str = "appferry";
@@ -43,19 +43,19 @@ async fn ring(state: &State, own: &str) {
         tokio::time::sleep(AT_MOST_EVERY).await;
         let (due, changed) = untold.take();
         for (what, _) in [(DUE, due), (CHANGED, changed)].into_iter().filter(|(_, is)| *is) {
-            let notify = async {
-                let db = &*state.0.db.write().await;
-                Sql::on(db)
+            let notify = async |txn: Transaction| {
+                let txn = &txn;
+                Sql::on(txn)
                     .text("SELECT pg_notify(")
                     .value(CHANNEL)
                     .text(", ")
                     .value(format!("{what} {own}"))
                     .text(")")
-                    .execute(db)
+                    .execute(txn)
                     .await?;
                 Ok(())
             };
-            if let Err(error) = state.in_time(notify).await {
+            if let Err(error) = state.0.db.transaction_once(notify).await {
                 tracing::debug!(%error, "other processes could not be told");
             }
         }
@@ -65,23 +65,20 @@ async fn ring(state: &State, own: &str) {
 async fn hear(state: &State, own: &str) {
     let signals = &state.0.signals;
     loop {
-        let pool = state.0.db.read.get_postgres_connection_pool();
         let heard = async {
-            let mut listener = PgListener::connect_with(pool).await?;
-            listener.ignore_pool_close_event(true);
-            listener.listen(CHANNEL).await?;
+            let mut listener = state.0.db.listen(CHANNEL).await?;
             // What was told before is not heard any more.
             signals.due.raise();
             signals.changed.raise();
-            while let Some(message) = listener.try_recv().await? {
-                match message.payload().split_once(' ') {
+            while let Some(message) = listener.next().await? {
+                match message.split_once(' ') {
                     Some((_, teller)) if teller == own => {}
                     Some((DUE, _)) => signals.due.raise(),
                     Some((CHANGED, _)) => signals.changed.raise(),
                     _ => {}
                 }
             }
-            Ok::<_, sea_orm::sqlx::Error>(())
+            Ok::<_, Error>(())
         };
         if let Err(error) = heard.await {
             tracing::debug!(%error, "other processes can't be heard for now");

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 
 use super::{
-    Result, State, TraceContext, entity,
+    Result, State, TraceContext,
+    database::{Reader, Transaction},
+    entity,
     gate::{Name, Room, names},
-    group::retrying,
     replica,
     sql::{Kind, Rows, Sql},
     synchronization,
@@ -88,79 +89,79 @@ impl State {
         if !order.limits.is_empty() {
             self.open_gates().await?;
         }
-        let claims = retrying(|| self.in_time(self.claim_once(order))).await?;
+        let claims = self.claim(order).await?;
         if !claims.is_empty() {
             self.0.signals.changed();
         }
         Ok(claims)
     }
 
-    async fn claim_once(&self, order: Order<'_>) -> Result<Vec<Claim>> {
+    async fn claim(&self, order: Order<'_>) -> Result<Vec<Claim>> {
         // Looking first where reading costs the writers nothing: mostly, nothing is due.
         let free = order.lanes.iter().filter(|(_, lane)| lane.lead > 0).map(|(region, _)| region);
-        let due = self.regions_due(free).await?;
+        let due = self.0.db.read(async |db| regions_due(&db, free).await).await?;
         if due.is_empty() {
             return Ok(Vec::new());
         }
-        let txn = self.write().await?;
-        let mut room = Room::measure(&txn, order.limits, &due).await?;
-        room.narrow(order.lanes.iter().map(|(region, lane)| (region, lane.along)));
-        let due: Vec<&RegionId> = due.iter().filter(|region| room.of(region) > 0).collect();
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let lead = due[order.draw % due.len()];
-
-        let images = order.lanes.get(lead).map_or(0, |lane| lane.lead).min(room.of(lead));
-        let images = head(&txn, lead, images).await?;
-        if images.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut claimed: BTreeMap<ImageId, Vec<ClaimedRegion>> = BTreeMap::new();
-        let mut rows = Vec::new();
-        for replica::Timed { row, now } in due_of(&txn, &images).await? {
-            let (image, region) = row.key()?;
-            if !order.lanes.contains_key(&region) || room.of(&region) == 0 {
-                continue;
-            }
-            let claim = Event::Claim { owner: order.owner.clone(), lease: order.lease };
-            let Ok(replica) = row.replica()?.apply(claim, now) else { continue };
-            room.take(&region);
-            rows.push(row.followed_by(&image, &region, &replica));
-            claimed.entry(image).or_default().push(ClaimedRegion {
-                region,
-                fence: replica.fence,
-                attempt: replica.attempt,
-                faults: replica.faults,
-                suspect: replica.suspect,
-                overwrite: false,
-                requests: Vec::new(),
-                traces: Vec::new(),
-            });
-        }
-        replica::save(&txn, rows).await?;
-        let claims = describe(&txn, claimed).await?;
-        txn.commit().await?;
-        Ok(claims)
-    }
-
-    /// The regions in which something is due.
-    async fn regions_due<'a>(&self, regions: impl Iterator<Item = &'a RegionId>) -> Result<Vec<RegionId>> {
-        let db = &self.0.db.read;
-        let found: Vec<Name> = Sql::on(db)
-            .text("SELECT w.id FROM ")
-            .rows(names("id", regions))
-            .text(" WHERE EXISTS (SELECT 1 FROM replica AS r WHERE r.region_id = w.id AND r.due_at <= ")
-            .now()
-            .text(")")
-            .all(db)
-            .await?;
-        found.into_iter().map(|name| Ok(entity::parse("replica.region_id", &name.id)?)).collect()
+        self.0.db.transaction(async |txn| claim(&txn, order, &due).await).await
     }
 }
 
+async fn claim(txn: &Transaction, order: Order<'_>, due: &[RegionId]) -> Result<Vec<Claim>> {
+    let mut room = Room::measure(txn, order.limits, due).await?;
+    room.narrow(order.lanes.iter().map(|(region, lane)| (region, lane.along)));
+    let due: Vec<&RegionId> = due.iter().filter(|region| room.of(region) > 0).collect();
+    if due.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lead = due[order.draw % due.len()];
+
+    let images = order.lanes.get(lead).map_or(0, |lane| lane.lead).min(room.of(lead));
+    let images = head(txn, lead, images).await?;
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut claimed: BTreeMap<ImageId, Vec<ClaimedRegion>> = BTreeMap::new();
+    let mut rows = Vec::new();
+    for replica::Timed { row, now } in due_of(txn, &images).await? {
+        let (image, region) = row.key()?;
+        if !order.lanes.contains_key(&region) || room.of(&region) == 0 {
+            continue;
+        }
+        let claim = Event::Claim { owner: order.owner.clone(), lease: order.lease };
+        let Ok(replica) = row.replica()?.apply(claim, now) else { continue };
+        room.take(&region);
+        rows.push(row.followed_by(&image, &region, &replica));
+        claimed.entry(image).or_default().push(ClaimedRegion {
+            region,
+            fence: replica.fence,
+            attempt: replica.attempt,
+            faults: replica.faults,
+            suspect: replica.suspect,
+            overwrite: false,
+            requests: Vec::new(),
+            traces: Vec::new(),
+        });
+    }
+    replica::save(txn, rows).await?;
+    describe(txn, claimed).await
+}
+
+/// The regions in which something is due.
+async fn regions_due<'a>(db: &Reader, regions: impl Iterator<Item = &'a RegionId>) -> Result<Vec<RegionId>> {
+    let found: Vec<Name> = Sql::on(db)
+        .text("SELECT w.id FROM ")
+        .rows(names("id", regions))
+        .text(" WHERE EXISTS (SELECT 1 FROM replica AS r WHERE r.region_id = w.id AND r.due_at <= ")
+        .now()
+        .text(")")
+        .all(db)
+        .await?;
+    found.into_iter().map(|name| Ok(entity::parse("replica.region_id", &name.id)?)).collect()
+}
+
 /// The images that have waited longest in a region's queue, locked there.
-async fn head(txn: &DatabaseTransaction, region: &RegionId, images: usize) -> Result<Vec<String>> {
+async fn head(txn: &Transaction, region: &RegionId, images: usize) -> Result<Vec<String>> {
     let most = i64::try_from(images).unwrap_or(i64::MAX);
     let found: Vec<Name> = Sql::on(txn)
         .text("SELECT r.image_id AS id FROM replica AS r WHERE r.region_id = ")
@@ -176,7 +177,7 @@ async fn head(txn: &DatabaseTransaction, region: &RegionId, images: usize) -> Re
 }
 
 /// Whatever is due of some images, locked.
-async fn due_of(txn: &DatabaseTransaction, images: &[String]) -> Result<Vec<replica::Timed>> {
+async fn due_of(txn: &Transaction, images: &[String]) -> Result<Vec<replica::Timed>> {
     let sql = replica::reading(txn)
         .rows(Rows::new([("id", Kind::Name)], images.iter().map(|image| [image.as_str().into()])))
         .join()
@@ -187,7 +188,7 @@ async fn due_of(txn: &DatabaseTransaction, images: &[String]) -> Result<Vec<repl
 }
 
 /// What a worker must know about what it has claimed.
-async fn describe(txn: &DatabaseTransaction, mut claimed: BTreeMap<ImageId, Vec<ClaimedRegion>>) -> Result<Vec<Claim>> {
+async fn describe(txn: &Transaction, mut claimed: BTreeMap<ImageId, Vec<ClaimedRegion>>) -> Result<Vec<Claim>> {
     let keys: Vec<replica::Key> = claimed
         .iter()
         .flat_map(|(image, regions)| regions.iter().map(|claimed| (image.clone(), claimed.region.clone())))

@@ -1,10 +1,14 @@
 //! Opening a database, whichever it is.
 
 mod dedicated;
+mod door;
 mod ownership;
+mod readiness;
 mod schema;
 mod server;
+mod session;
 mod sqlite;
+mod time;
 
 use std::{
     fmt,
@@ -16,18 +20,21 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, TransactionOptions, TransactionTrait,
-};
-use tokio::time::Instant;
+use sea_orm::{DatabaseConnection, DbBackend};
+use tokio::time::{Instant, timeout};
 
 pub use dedicated::Dedicated;
 pub use ownership::Ownership;
 pub use schema::migrate;
+pub use session::{Reader, Session, Transaction};
+pub use sqlite::{LOG_LIMIT, PAGE};
+pub use time::passed;
 
 use super::{Error, Result, State};
-use crate::metrics;
+use crate::{domain::Clock, metrics};
 use dedicated::{Own, Sqlite, Turn, Wanted, Writer};
+use readiness::{DatabaseFile, Writable};
+use time::ProcessTime;
 
 /// How many groups of calls are underway at the same time. On SQLite, one of them reads and decides while the other is written.
 pub const GROUPS: u32 = 2;
@@ -49,6 +56,8 @@ pub struct Settings {
     pub accept_batch: usize,
     /// How often watchers are fed when nothing says that something has changed.
     pub poll: Duration,
+    /// Tells the time where the process alone has the database.
+    pub clock: Clock,
 }
 
 impl fmt::Debug for Settings {
@@ -72,6 +81,7 @@ impl Settings {
             accept_queue: 4_096,
             accept_batch: 512,
             poll: Duration::from_millis(500),
+            clock: Clock::system(),
         }
     }
 }
@@ -80,7 +90,7 @@ fn scheme(url: &str) -> &str {
     url.split(':').next().unwrap_or_default()
 }
 
-/// The connections of a process to its database.
+/// The connections of a process to its database. What asks it goes through [`door`], where everything has a deadline.
 #[derive(Debug)]
 pub(super) struct Connections {
     /// Those that write. On SQLite it is one.
@@ -88,15 +98,23 @@ pub(super) struct Connections {
     /// What groups of calls have on SQLite: that one too, and others to read. Nobody waits for these, so metrics don't tell of them.
     sqlite: Option<Arc<Sqlite>>,
     /// Those that read.
-    pub read: DatabaseConnection,
+    reader: Reader,
+    /// The time, where this process alone has the database.
+    time: Option<Arc<ProcessTime>>,
     /// How many of those that write are kept by a task which asks nothing at the time.
     unused: Arc<AtomicU32>,
     /// On PostgreSQL, whose turn it is of the tasks that write groups of calls.
     turn: Turn,
     /// When connections that are older may go to a server that does not take writes any more.
-    pub demoted: Demoted,
-    /// How long one question, or one transaction, may take.
-    pub timeout: Duration,
+    demoted: Demoted,
+    /// Whether something can be written, as far as is known.
+    writable: Writable,
+    /// The file of SQLite.
+    file: Option<DatabaseFile>,
+    /// How long one question may take.
+    timeout: Duration,
+    /// How long one transaction may take, with all that waits for it.
+    write_timeout: Duration,
 }
 
 /// Notes that a server does not take writes: after a failover, connections that were made before lead to the wrong one.
@@ -135,9 +153,9 @@ pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     let demoted = Demoted::default();
     let embedded = scheme(&settings.url) == "sqlite";
     let writers = if embedded { 1 } else { server::WRITERS };
-    let write = connect(settings, writers, false, &demoted).await?;
-    let read = connect(settings, settings.readers, true, &demoted).await?;
-    schema::check(&write).await?;
+    let write = connect(settings, writers, &demoted).await?;
+    let read = connect(settings, settings.readers, &demoted).await?;
+    timeout(settings.timeout, schema::check(&write)).await.unwrap_or(Err(Error::Slow(settings.timeout)))?;
     let unused = Arc::default();
     let sqlite = if embedded {
         let read = sqlite::connect(settings, GROUPS).await?;
@@ -146,19 +164,29 @@ pub(super) async fn open(settings: &Settings) -> Result<Connections> {
     } else {
         None
     };
-    Ok(Connections { write, sqlite, read, unused, turn: Turn::default(), demoted, timeout: settings.timeout })
+    let file = if embedded { DatabaseFile::of(&write).await? } else { None };
+    let time = embedded.then(|| Arc::new(ProcessTime::start(settings.clock.clone())));
+    let reader = Session::new(read, time.clone());
+    Ok(Connections {
+        write,
+        sqlite,
+        reader,
+        time,
+        unused,
+        turn: Turn::default(),
+        demoted,
+        writable: Writable::default(),
+        file,
+        timeout: settings.timeout,
+        write_timeout: settings.timeout * if embedded { sqlite::SLOW_DISK } else { 1 },
+    })
 }
 
 /// Some connections, whichever database it is; see [`server::connect`].
-async fn connect(
-    settings: &Settings,
-    connections: u32,
-    looked_at: bool,
-    demoted: &Demoted,
-) -> Result<DatabaseConnection> {
+async fn connect(settings: &Settings, connections: u32, demoted: &Demoted) -> Result<DatabaseConnection> {
     match scheme(&settings.url) {
         "sqlite" => sqlite::connect(settings, connections).await,
-        "postgres" | "postgresql" | "mysql" => server::connect(settings, connections, looked_at, demoted).await,
+        "postgres" | "postgresql" | "mysql" => server::connect(settings, connections, demoted).await,
         other => Err(Error::UnknownDatabase(other.to_owned())),
     }
 }
@@ -179,7 +207,7 @@ impl Deref for Writers<'_> {
 
 impl Connections {
     /// Those that write, for anything but groups of calls.
-    pub async fn write(&self) -> Writers<'_> {
+    async fn writers(&self) -> Writers<'_> {
         let wanted = match &self.sqlite {
             Some(sqlite) => Some(sqlite.writer.want().await),
             None => None,
@@ -187,13 +215,16 @@ impl Connections {
         Writers { connections: &self.write, _wanted: wanted }
     }
 
-    /// Closes all.
+    /// Closes all, or leaves them to the system where that takes too long.
     pub async fn close(&self) -> Result<()> {
-        self.read.clone().close().await?;
-        if let Some(sqlite) = &self.sqlite {
-            sqlite.read.clone().close().await?;
-        }
-        Ok(self.write().await.clone().close().await?)
+        let close = async {
+            self.reader.inner().clone().close().await?;
+            if let Some(sqlite) = &self.sqlite {
+                sqlite.read.clone().close().await?;
+            }
+            Ok(self.writers().await.clone().close().await?)
+        };
+        timeout(self.timeout, close).await.unwrap_or(Err(Error::Slow(self.timeout)))
     }
 
     /// Which database it is.
@@ -203,7 +234,9 @@ impl Connections {
 
     /// Tells how many connections there are, whenever somebody asks.
     pub fn observe(&self) {
-        for (name, pool, unused) in [("write", &self.write, &self.unused), ("read", &self.read, &Arc::default())] {
+        for (name, pool, unused) in
+            [("write", &self.write, &self.unused), ("read", self.reader.inner(), &Arc::default())]
+        {
             let (pool, unused) = (pool.clone(), Arc::clone(unused));
             metrics::pool(name, move || {
                 let (all, idle) = match pool.get_database_backend() {
@@ -227,39 +260,27 @@ impl Connections {
     }
 
     /// What a task asks that commits groups of calls, where it need not share it with everybody.
-    pub fn dedicated(&self) -> Option<Dedicated> {
-        match (&self.sqlite, self.backend()) {
-            (Some(sqlite), _) => Some(Dedicated::Sqlite(Arc::clone(sqlite))),
+    pub fn dedicated(&self) -> Option<Session<Dedicated>> {
+        let dedicated = match (&self.sqlite, self.backend()) {
+            (Some(sqlite), _) => Dedicated::Sqlite(Arc::clone(sqlite)),
             (None, DbBackend::Postgres) => {
                 let pool = self.write.get_postgres_connection_pool().clone();
-                Some(Dedicated::Postgres(Own::of(pool, Arc::clone(&self.unused), Arc::clone(&self.turn))))
+                let (unused, turn) = (Arc::clone(&self.unused), Arc::clone(&self.turn));
+                Dedicated::Postgres(Own::of(pool, unused, turn, self.demoted.clone()))
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(Session::new(dedicated, self.time.clone()))
+    }
+
+    /// The connections that read, for a test that keeps them.
+    #[cfg(test)]
+    pub fn readers(&self) -> &DatabaseConnection {
+        self.reader.inner()
     }
 }
 
 impl State {
-    /// Begins a transaction that writes. On SQLite it takes the write lock at once: a transaction that began by reading could
-    /// be refused it later.
-    pub(super) async fn write(&self) -> Result<DatabaseTransaction> {
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        Ok(self.0.db.write().await.begin_with_options(options).await?)
-    }
-
-    /// Carries out what asks the database, in time. A transaction that is given up is rolled back; a statement that is one by itself may
-    /// still be carried out.
-    pub(super) async fn in_time<T>(&self, ask: impl Future<Output = Result<T>>) -> Result<T> {
-        let answer = tokio::time::timeout(self.0.db.timeout, ask).await.unwrap_or(Err(Error::Slow(self.0.db.timeout)));
-        if matches!(answer, Err(Error::ReadOnly)) {
-            self.0.db.demoted.note();
-        }
-        answer
-    }
-
     /// The name of the database in traces, as OpenTelemetry's conventions have it.
     pub(super) fn system(&self) -> &'static str {
         match self.0.db.backend() {
@@ -267,10 +288,5 @@ impl State {
             DbBackend::MySql => "mysql",
             _ => "sqlite",
         }
-    }
-
-    /// Asks the database whether it answers, and takes writes.
-    pub async fn ready(&self) -> Result<()> {
-        self.in_time(server::takes_writes(&self.0.db.read)).await
     }
 }

@@ -208,13 +208,38 @@ fn mysql(number: u16) -> Meaning {
     }
 }
 
-/// <https://sqlite.org/rescode.html>: `SQLITE_CONSTRAINT_PRIMARYKEY` is 1555, `SQLITE_CONSTRAINT_UNIQUE` is 2067, `SQLITE_BUSY` is 5,
-/// `SQLITE_LOCKED` is 6; the low byte of an extended code is its primary code.
+/// <https://sqlite.org/rescode.html>; the low byte of an extended code is its primary code. A damaged file (`SQLITE_CORRUPT`,
+/// `SQLITE_NOTADB`) does not pass.
 fn sqlite(code: Option<u32>) -> Meaning {
     match code {
-        // Two who inserted the same.
+        // SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE: two who inserted the same.
         Some(1555 | 2067) => Meaning::Conflict,
-        Some(code) if matches!(code & 0xff, 5 | 6) => Meaning::Unreachable,
-        _ => Meaning::Other,
+        Some(code) => match code & 0xff {
+            // SQLITE_READONLY.
+            8 => Meaning::ReadOnly,
+            // SQLITE_BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL: another lock, the disk, or a limit of the process.
+            5 | 6 | 7 | 10 | 13 | 14 | 15 => Meaning::Unreachable,
+            _ => Meaning::Other,
+        },
+        None => Meaning::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Meaning, sqlite};
+
+    #[test]
+    fn what_a_disk_does_passes_and_a_damaged_file_does_not() {
+        // SQLITE_FULL, SQLITE_IOERR_FSYNC, SQLITE_CANTOPEN_ISDIR, SQLITE_BUSY_SNAPSHOT, SQLITE_PROTOCOL.
+        for code in [13, 1034, 526, 517, 15] {
+            assert!(matches!(sqlite(Some(code)), Meaning::Unreachable), "{code}");
+        }
+        // SQLITE_READONLY_DBMOVED.
+        assert!(matches!(sqlite(Some(1032)), Meaning::ReadOnly));
+        // SQLITE_CORRUPT_INDEX, SQLITE_NOTADB, SQLITE_CONSTRAINT_NOTNULL.
+        for code in [779, 26, 1299] {
+            assert!(matches!(sqlite(Some(code)), Meaning::Other), "{code}");
+        }
     }
 }

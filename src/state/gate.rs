@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult};
+use sea_orm::{ConnectionTrait, FromQueryResult};
 
 use super::{
-    Result, State, entity,
-    group::retrying,
+    Result, State,
+    database::{Session, Transaction},
+    entity,
     sql::{Kind, Rows, Sql},
 };
 use crate::domain::{ImageId, RegionId, WorkerId};
@@ -29,20 +30,20 @@ impl State {
         limits: &BTreeMap<RegionId, usize>,
     ) -> Result<Vec<RegionId>> {
         self.open_gates().await?;
-        retrying(|| self.in_time(self.feed_once(image, feeds, limits))).await
+        self.0.db.transaction(async |txn| self.feed(&txn, image, feeds, limits).await).await
     }
 
-    async fn feed_once(
+    async fn feed(
         &self,
+        txn: &Transaction,
         image: &ImageId,
         feeds: &[(RegionId, u64, RegionId)],
         limits: &BTreeMap<RegionId, usize>,
     ) -> Result<Vec<RegionId>> {
-        let txn = self.write().await?;
         let sources: BTreeSet<&RegionId> = feeds.iter().map(|(_, _, from)| from).collect();
-        closed(&txn, sources.iter().copied(), |sql| sql.lock("g")).await?;
+        closed(txn, sources.iter().copied(), |sql| sql.lock("g")).await?;
         let mut fed: BTreeMap<RegionId, usize> = BTreeMap::new();
-        for underway in underway(&txn, self.0.regions.iter(), None).await? {
+        for underway in underway(txn, self.0.regions.iter(), None).await? {
             if let Some(from) = underway.from {
                 *fed.entry(from).or_default() += usize::try_from(underway.copies).unwrap_or(usize::MAX);
             }
@@ -64,17 +65,16 @@ impl State {
         let columns =
             [("image_id", Kind::Name), ("region_id", Kind::Name), ("fence", Kind::Number), ("fed_from", Kind::Name)];
         let on = "t.image_id = w.image_id AND t.region_id = w.region_id AND t.fence = w.fence AND t.state = 'COPYING'";
-        Sql::on(&txn)
+        Sql::on(txn)
             .update("replica", &[("fed_from", "w.fed_from")], Rows::new(columns, rows), on)
-            .execute(&txn)
+            .execute(txn)
             .await?;
-        txn.commit().await?;
         Ok(granted)
     }
 
     /// The copies that are underway, whoever carries them.
     pub async fn copies_underway(&self, owner: &WorkerId) -> Result<Vec<Underway>> {
-        self.in_time(underway(&self.0.db.read, self.0.regions.iter(), Some(owner))).await
+        self.0.db.read(async |db| underway(&db, self.0.regions.iter(), Some(owner)).await).await
     }
 
     /// Makes the rows that are locked while a region with a limit is claimed for. Once for the life of a process.
@@ -82,19 +82,17 @@ impl State {
         if self.0.gates.initialized() {
             return Ok(());
         }
-        let open = || {
-            self.in_time(async {
-                let db = &*self.0.db.write().await;
-                Sql::on(db)
-                    .text("INSERT INTO gate (region_id) SELECT w.region_id FROM ")
-                    .rows(names("region_id", self.0.regions.iter()))
-                    .text(" WHERE NOT EXISTS (SELECT 1 FROM gate AS g WHERE g.region_id = w.region_id)")
-                    .execute(db)
-                    .await?;
-                Ok(())
-            })
+        let open = async |txn: Transaction| {
+            let txn = &txn;
+            Sql::on(txn)
+                .text("INSERT INTO gate (region_id) SELECT w.region_id FROM ")
+                .rows(names("region_id", self.0.regions.iter()))
+                .text(" WHERE NOT EXISTS (SELECT 1 FROM gate AS g WHERE g.region_id = w.region_id)")
+                .execute(txn)
+                .await?;
+            Ok(())
         };
-        self.0.gates.get_or_try_init(|| retrying(open)).await.copied()
+        self.0.gates.get_or_try_init(|| self.0.db.transaction(open)).await.copied()
     }
 }
 
@@ -118,7 +116,7 @@ pub(super) fn names<'a>(column: &'static str, regions: impl Iterator<Item = &'a 
 
 /// The copies that are underway into some regions; `owner` is who asks.
 async fn underway<'a>(
-    db: &impl ConnectionTrait,
+    db: &Session<impl ConnectionTrait + Send>,
     regions: impl Iterator<Item = &'a RegionId>,
     owner: Option<&WorkerId>,
 ) -> Result<Vec<Underway>> {
@@ -155,11 +153,7 @@ pub(super) struct Room(BTreeMap<RegionId, usize>);
 impl Room {
     /// Counts what is being copied into those of the regions that have a limit, and keeps others from claiming for these meanwhile.
     /// A region for which somebody else is just claiming has no room.
-    pub async fn measure(
-        txn: &DatabaseTransaction,
-        limits: &BTreeMap<RegionId, usize>,
-        due: &[RegionId],
-    ) -> Result<Self> {
+    pub async fn measure(txn: &Transaction, limits: &BTreeMap<RegionId, usize>, due: &[RegionId]) -> Result<Self> {
         let limited: Vec<&RegionId> = due.iter().filter(|region| limits.contains_key(*region)).collect();
         if limited.is_empty() {
             // What comes along of the same images may be limited all the same.
@@ -197,7 +191,7 @@ impl Room {
 
 /// Locks the gates of some regions, in the order of their names. Returns those that were locked.
 async fn closed<'a>(
-    txn: &DatabaseTransaction,
+    txn: &Transaction,
     regions: impl Iterator<Item = &'a RegionId>,
     lock: impl FnOnce(Sql) -> Sql,
 ) -> Result<Vec<RegionId>> {

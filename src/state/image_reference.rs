@@ -1,9 +1,11 @@
 //! To which content a name belongs: one name in a region is one image's.
 
-use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, IntoActiveModel as _, QueryFilter, Set};
+use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel as _, QueryFilter, Set};
 
 use super::{
-    Error, Result, entity,
+    Error, Result,
+    database::Transaction,
+    entity,
     replica::{self, Lock},
     sql::Sql,
 };
@@ -19,7 +21,7 @@ pub enum NameTaken<'a> {
 }
 
 /// Gives the name of an image that is being registered to it.
-pub(super) async fn claim(txn: &DatabaseTransaction, image: &Image, taken: NameTaken<'_>) -> Result<()> {
+pub(super) async fn claim(txn: &Transaction, image: &Image, taken: NameTaken<'_>) -> Result<()> {
     let Some(root) = image.root() else { return Ok(()) };
     let name = image.reference().0;
     let (root, id) = (root.to_string(), image.id.to_string());
@@ -51,7 +53,7 @@ pub(super) async fn claim(txn: &DatabaseTransaction, image: &Image, taken: NameT
 }
 
 /// Gives up the name of an image that is being removed; another one of the same name and content keeps it.
-pub(super) async fn release(txn: &DatabaseTransaction, image: &Image) -> Result<()> {
+pub(super) async fn release(txn: &Transaction, image: &Image) -> Result<()> {
     let Some(root) = image.root() else { return Ok(()) };
     let name = image.reference().0;
     let Some(holder) = find(txn, &name).await? else { return Ok(()) };
@@ -73,7 +75,7 @@ pub(super) async fn release(txn: &DatabaseTransaction, image: &Image) -> Result<
 }
 
 /// Who has a name, locked.
-async fn find(txn: &DatabaseTransaction, name: &str) -> Result<Option<entity::image_reference::Model>> {
+async fn find(txn: &Transaction, name: &str) -> Result<Option<entity::image_reference::Model>> {
     let sql = Sql::on(txn)
         .text("SELECT f.name, f.root_digest, f.image_id FROM image_reference AS f WHERE f.name = ")
         .value(name)
@@ -82,7 +84,7 @@ async fn find(txn: &DatabaseTransaction, name: &str) -> Result<Option<entity::im
 }
 
 /// The images that are registered by a name and have a root.
-async fn of_content(txn: &DatabaseTransaction, name: &str, root: &str) -> Result<Vec<Image>> {
+async fn of_content(txn: &Transaction, name: &str, root: &str) -> Result<Vec<Image>> {
     use entity::image::{Column, Entity};
     let rows = Entity::find().filter(Column::RootDigest.eq(root)).all(txn).await?;
     let images = rows.into_iter().map(Image::try_from).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -90,7 +92,7 @@ async fn of_content(txn: &DatabaseTransaction, name: &str, root: &str) -> Result
 }
 
 /// Takes the name of `older` away, in some regions. Refused while it is being copied to any.
-async fn supersede(txn: &DatabaseTransaction, older: &Image, by: &ImageId, regions: &[RegionId]) -> Result<()> {
+async fn supersede(txn: &Transaction, older: &Image, by: &ImageId, regions: &[RegionId]) -> Result<()> {
     use entity::{image, replica as replicas};
     let rows = replicas::Entity::find().filter(replicas::Column::ImageId.eq(older.id.as_str())).all(txn).await?;
     let keys = rows.iter().map(replicas::Model::key).collect::<Result<Vec<_>>>()?;

@@ -2,7 +2,8 @@
 //!
 //! On SQLite every write goes through one connection; on PostgreSQL and MySQL any number of processes write, and rows are locked in
 //! one order by all. Every acknowledged write is on the disk. What stands here is the truth: whoever acts on it (handlers, workers,
-//! watchers) may crash and read it again. The time is the database's.
+//! watchers) may crash and read it again. The time is the database's; on SQLite,
+//! which one process has alone, it is the process's.
 
 mod accept;
 mod bell;
@@ -32,7 +33,10 @@ mod sql;
 mod synchronization;
 mod upload;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use sea_orm::DbBackend;
 use tokio::{
@@ -47,7 +51,7 @@ pub use database::{Ownership, Settings, migrate};
 pub use error::{Error, Result};
 pub use feed::Snapshots;
 pub use gate::Underway;
-pub use image::{ImageFilter, ImagePage, Span};
+pub use image::{ImageFilter, ImagePage, Span, WithReplicas};
 pub use image_reference::NameTaken;
 pub use published::{Publication, ReadBlob, RegionName};
 pub use region_store::RegionStore;
@@ -55,7 +59,7 @@ pub use report::Report;
 pub use synchronization::{Filter, SynchronizationPage};
 pub use upload::Abandoned;
 
-use crate::domain::Regions;
+use crate::domain::{ClockWatch, Regions};
 
 /// The service's state. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -69,6 +73,8 @@ struct Inner {
     reports: mpsc::Sender<report::Queued>,
     subscriptions: feed::Subscriptions,
     signals: signal::Signals,
+    /// Looks at the database's clock before something is forgotten by it.
+    clock: Mutex<ClockWatch>,
     /// Set when the rows are there that are locked for regions with limits.
     gates: OnceCell<()>,
 }
@@ -103,6 +109,7 @@ impl State {
             reports,
             subscriptions: feed::Subscriptions::default(),
             signals: signal::Signals::default(),
+            clock: Mutex::default(),
             gates: OnceCell::new(),
         }));
         let asked = group::Queue::new("calls", asked, database::GROUPS);

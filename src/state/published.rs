@@ -7,7 +7,12 @@ use sea_orm::{
     sea_query::{Condition, OnConflict},
 };
 
-use super::{Result, State, entity, group::retrying, replica::held};
+use super::{
+    Result, State,
+    database::{Reader, Transaction},
+    entity,
+    replica::held,
+};
 use crate::domain::{Digest, ImageId, ImageName, Published, RegionId, Stale, Verification};
 
 /// The longest name, and the longest location, that is remembered, in characters.
@@ -67,7 +72,8 @@ impl State {
             Condition::all().add(Column::RegionId.eq(region.as_str())).add(Column::Name.eq(name.0.as_str()))
         };
         let wanted = names.iter().map(one).fold(Condition::any(), Condition::add);
-        let rows = self.in_time(async { Ok(Entity::find().filter(wanted).all(&self.0.db.read).await?) }).await?;
+        let query = Entity::find().filter(wanted);
+        let rows = self.0.db.read(async |db| Ok(query.all(&db).await?)).await?;
         rows.into_iter()
             .map(|row| {
                 let region = entity::parse("published.region_id", &row.region_id)?;
@@ -81,7 +87,7 @@ impl State {
     /// Writes down that a name is about to show another root, if the claim with that fence has not been overtaken: from then on, both
     /// roots are this service's own.
     pub async fn publication_begin(&self, publication: Publication<'_>) -> Result<std::result::Result<(), Stale>> {
-        retrying(|| self.in_time(self.publish_once(publication, None))).await
+        self.0.db.transaction(async |txn| publish(&txn, publication, None).await).await
     }
 
     /// Writes down that a name shows a root, and how it is known that all of it is there.
@@ -90,102 +96,42 @@ impl State {
         publication: Publication<'_>,
         verification: Verification,
     ) -> Result<std::result::Result<(), Stale>> {
-        retrying(|| self.in_time(self.publish_once(publication, Some(verification)))).await
-    }
-
-    async fn publish_once(
-        &self,
-        publication: Publication<'_>,
-        ended: Option<Verification>,
-    ) -> Result<std::result::Result<(), Stale>> {
-        use entity::published::{ActiveModel, Column, Entity};
-        let Publication { image, region, fence, name, location, root } = publication;
-        let txn = self.write().await?;
-        let Some(now) = held(&txn, image, region, fence).await? else { return Ok(Err(Stale)) };
-        if !is_kept(&name.0) {
-            return Ok(Ok(()));
-        }
-        let (root, row) = (
-            Some(root.to_string()),
-            ActiveModel {
-                region_id: Set(region.to_string()),
-                name: Set(name.0.clone()),
-                image_id: Set(image.to_string()),
-                changed_at: Set(now.as_millis()),
-                ..ActiveModel::default()
-            },
-        );
-        let (row, changed) = match ended {
-            None => (
-                ActiveModel {
-                    root_digest: Set(None),
-                    begun_digest: Set(root),
-                    verification: Set(None),
-                    location: Set(None),
-                    ..row
-                },
-                vec![Column::BegunDigest, Column::ImageId, Column::ChangedAt],
-            ),
-            Some(verification) => (
-                ActiveModel {
-                    root_digest: Set(root),
-                    begun_digest: Set(None),
-                    verification: Set(Some(verification.as_str().to_owned())),
-                    location: Set(location.map(str::to_owned)),
-                    ..row
-                },
-                vec![
-                    Column::RootDigest,
-                    Column::BegunDigest,
-                    Column::Verification,
-                    Column::Location,
-                    Column::ImageId,
-                    Column::ChangedAt,
-                ],
-            ),
-        };
-        let known = OnConflict::columns([Column::RegionId, Column::Name]).update_columns(changed).to_owned();
-        Entity::insert(row).on_conflict(known).exec_without_returning(&txn).await?;
-        if ended.is_some() {
-            forget_written(&txn, image, Some(region)).await?;
-        }
-        txn.commit().await?;
-        Ok(Ok(()))
+        self.0.db.transaction(async |txn| publish(&txn, publication, Some(verification)).await).await
     }
 
     /// Writes down that everything below a root which a name shows was read and is whole, if that root was published there.
     pub async fn publication_confirm(&self, region: &RegionId, name: &ImageName, root: Digest) -> Result<()> {
         use entity::published::{ActiveModel, Column, Entity};
         let verified = Set(Some(Verification::Verified.as_str().to_owned()));
-        let confirm = async || {
-            let txn = self.write().await?;
+        let confirm = async |txn: Transaction| {
+            let txn = &txn;
             Entity::update_many()
                 .set(ActiveModel { verification: verified.clone(), ..ActiveModel::default() })
                 .filter(Column::RegionId.eq(region.as_str()))
                 .filter(Column::Name.eq(name.0.as_str()))
                 .filter(Column::RootDigest.eq(root.to_string()))
-                .exec(&txn)
+                .exec(txn)
                 .await?;
-            Ok(txn.commit().await?)
+            Ok(())
         };
-        retrying(|| self.in_time(confirm())).await
+        self.0.db.transaction(confirm).await
     }
 
     /// The blobs that copies of an image to a region have written since it was last visible there.
     pub async fn blobs_written(&self, image: &ImageId, region: &RegionId) -> Result<HashSet<Digest>> {
         use entity::written_blob::{Column, Entity};
-        let read = async {
+        let read = async |db: Reader| {
             let found: Vec<String> = Entity::find()
                 .select_only()
                 .column(Column::Blob)
                 .filter(Column::ImageId.eq(image.as_str()))
                 .filter(Column::RegionId.eq(region.as_str()))
                 .into_tuple()
-                .all(&self.0.db.read)
+                .all(&db)
                 .await?;
             found.iter().map(|blob| Ok(entity::parse("written_blob.blob", blob)?)).collect()
         };
-        self.in_time(read).await
+        self.0.db.read(read).await
     }
 
     /// Remembers blobs that a copy has written, if the claim with that fence has not been overtaken.
@@ -197,9 +143,9 @@ impl State {
         blobs: &[Digest],
     ) -> Result<std::result::Result<(), Stale>> {
         use entity::written_blob::{ActiveModel, Column, Entity};
-        let note = async || {
-            let txn = self.write().await?;
-            if held(&txn, image, region, fence).await?.is_none() {
+        let note = async |txn: Transaction| {
+            let txn = &txn;
+            if held(txn, image, region, fence).await?.is_none() {
                 return Ok(Err(Stale));
             }
             let rows = blobs.iter().map(|blob| ActiveModel {
@@ -210,21 +156,20 @@ impl State {
             let known = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
                 .update_column(Column::Blob)
                 .to_owned();
-            Entity::insert_many(rows).on_conflict(known).exec_without_returning(&txn).await?;
-            txn.commit().await?;
+            Entity::insert_many(rows).on_conflict(known).exec_without_returning(txn).await?;
             Ok(Ok(()))
         };
         if blobs.is_empty() {
             return Ok(Ok(()));
         }
-        retrying(|| self.in_time(note())).await
+        self.0.db.transaction(note).await
     }
 
     /// What a region's store said of a blob when it was read there and had its digest; nothing if it never was.
     pub async fn blob_reading(&self, read: ReadBlob<'_>) -> Result<Option<Option<String>>> {
         let key = (read.region.to_string(), read.location.to_owned(), read.blob.to_string());
         let find = entity::read_blob::Entity::find_by_id(key);
-        let row = self.in_time(async { Ok(find.one(&self.0.db.read).await?) }).await?;
+        let row = self.0.db.read(async |db| Ok(find.one(&db).await?)).await?;
         Ok(row.map(|row| row.witness))
     }
 
@@ -234,8 +179,8 @@ impl State {
         if !is_kept(read.location) {
             return Ok(());
         }
-        let note = async || {
-            let txn = self.write().await?;
+        let note = async |txn: Transaction| {
+            let txn = &txn;
             let row = ActiveModel {
                 region_id: Set(read.region.to_string()),
                 location: Set(read.location.to_owned()),
@@ -245,19 +190,74 @@ impl State {
             let known = OnConflict::columns([Column::RegionId, Column::Location, Column::Blob])
                 .update_column(Column::Witness)
                 .to_owned();
-            Entity::insert(row).on_conflict(known).exec_without_returning(&txn).await?;
-            Ok(txn.commit().await?)
+            Entity::insert(row).on_conflict(known).exec_without_returning(txn).await?;
+            Ok(())
         };
-        retrying(|| self.in_time(note())).await
+        self.0.db.transaction(note).await
     }
 }
 
+/// Writes down a publication that begins, or has ended.
+async fn publish(
+    txn: &Transaction,
+    publication: Publication<'_>,
+    ended: Option<Verification>,
+) -> Result<std::result::Result<(), Stale>> {
+    use entity::published::{ActiveModel, Column, Entity};
+    let Publication { image, region, fence, name, location, root } = publication;
+    let Some(now) = held(txn, image, region, fence).await? else { return Ok(Err(Stale)) };
+    if !is_kept(&name.0) {
+        return Ok(Ok(()));
+    }
+    let (root, row) = (
+        Some(root.to_string()),
+        ActiveModel {
+            region_id: Set(region.to_string()),
+            name: Set(name.0.clone()),
+            image_id: Set(image.to_string()),
+            changed_at: Set(now.as_millis()),
+            ..ActiveModel::default()
+        },
+    );
+    let (row, changed) = match ended {
+        None => (
+            ActiveModel {
+                root_digest: Set(None),
+                begun_digest: Set(root),
+                verification: Set(None),
+                location: Set(None),
+                ..row
+            },
+            vec![Column::BegunDigest, Column::ImageId, Column::ChangedAt],
+        ),
+        Some(verification) => (
+            ActiveModel {
+                root_digest: Set(root),
+                begun_digest: Set(None),
+                verification: Set(Some(verification.as_str().to_owned())),
+                location: Set(location.map(str::to_owned)),
+                ..row
+            },
+            vec![
+                Column::RootDigest,
+                Column::BegunDigest,
+                Column::Verification,
+                Column::Location,
+                Column::ImageId,
+                Column::ChangedAt,
+            ],
+        ),
+    };
+    let known = OnConflict::columns([Column::RegionId, Column::Name]).update_columns(changed).to_owned();
+    Entity::insert(row).on_conflict(known).exec_without_returning(txn).await?;
+    if ended.is_some() {
+        forget_written(txn, image, Some(region)).await?;
+    }
+    Ok(Ok(()))
+}
+
 /// Forgets the blobs that copies of an image have written, in one region or in all.
-pub(super) async fn forget_written(
-    txn: &sea_orm::DatabaseTransaction,
-    image: &ImageId,
-    region: Option<&RegionId>,
-) -> Result<()> {
+pub(super) async fn forget_written(txn: &Transaction, image: &ImageId, region: Option<&RegionId>) -> Result<()> {
     use entity::written_blob::{Column, Entity};
     let mut gone = Entity::delete_many().filter(Column::ImageId.eq(image.as_str()));
     if let Some(region) = region {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sea_orm::FromQueryResult;
 
-use super::{Result, State, entity, gate::names, sql::Sql};
+use super::{Result, State, database::Reader, entity, gate::names, sql::Sql};
 use crate::{
     domain::{RegionId, Timestamp},
     metrics::RegionQueue,
@@ -17,9 +17,8 @@ impl State {
         struct Row {
             now_millis: i64,
         }
-        let db = &self.0.db.read;
-        let rows: Vec<Row> =
-            self.in_time(async { Ok(Sql::on(db).text("SELECT ").now().text(" AS now_millis").all(db).await?) }).await?;
+        let ask = async |db: Reader| Ok(Sql::on(&db).text("SELECT ").now().text(" AS now_millis").all(&db).await?);
+        let rows: Vec<Row> = self.0.db.read(ask).await?;
         Ok(Timestamp::from_millis(rows.first().map_or(0, |row| row.now_millis)))
     }
 
@@ -33,15 +32,18 @@ impl State {
             oldest: i64,
             now_millis: i64,
         }
-        let db = &self.0.db.read;
-        let sql = Sql::on(db)
+        let count = async |db: Reader| {
+            let db = &db;
+            let sql = Sql::on(db)
             .text("SELECT r.region_id, COUNT(*) AS depth, MIN(r.due_at) AS oldest, ")
             .now()
             .text(" AS now_millis FROM ")
             .rows(names("id", self.0.regions.iter()))
             .join()
             .text("replica AS r ON r.region_id = w.id AND r.state = 'PENDING' AND r.due_at IS NOT NULL GROUP BY r.region_id");
-        let read: Vec<Row> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+            Ok(sql.all(db).await?)
+        };
+        let read: Vec<Row> = self.0.db.read(count).await?;
         let queue = |region: &RegionId| {
             let row = read.iter().find(|row| row.region_id == region.as_str());
             let age = |row: &Row| Timestamp::from_millis(row.oldest).until(Timestamp::from_millis(row.now_millis));

@@ -3,18 +3,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sea_orm::{ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, FromQueryResult, QueryFilter};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, FromQueryResult, QueryFilter};
 
 use super::{
     Error, Result, State,
+    database::{Reader, Transaction},
     entity::{self, replica::SUSPENDED},
     gate::names,
-    group::retrying,
     replica::{self, Lock, Timed},
-    sql::{Sql, now},
+    sql::Sql,
     synchronization,
 };
-use crate::domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, Timestamp};
+use crate::domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, Regions, Timestamp};
 
 /// How many replicas one transaction changes at most.
 const BATCH: usize = 500;
@@ -40,12 +40,14 @@ impl State {
             seen_at: i64,
             now_millis: i64,
         }
-        let db = &self.0.db.read;
-        let sql = Sql::on(db)
-            .text("SELECT s.region_id, s.location, s.seen_at, ")
-            .now()
-            .text(" AS now_millis FROM region_store AS s ORDER BY s.region_id");
-        let read: Vec<Row> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+        let ask = async |db: Reader| {
+            let sql = Sql::on(&db)
+                .text("SELECT s.region_id, s.location, s.seen_at, ")
+                .now()
+                .text(" AS now_millis FROM region_store AS s ORDER BY s.region_id");
+            Ok(sql.all(&db).await?)
+        };
+        let read: Vec<Row> = self.0.db.read(ask).await?;
         let store = |row: Row| {
             Ok(RegionStore {
                 region: entity::parse("region_store.region_id", &row.region_id)?,
@@ -63,28 +65,7 @@ impl State {
         if self.0.regions.iter().all(is_fresh) {
             return Ok(());
         }
-        retrying(|| self.in_time(self.see_once())).await
-    }
-
-    async fn see_once(&self) -> Result<()> {
-        let txn = self.write().await?;
-        let time = now(self.0.db.backend());
-        Sql::on(&txn)
-            .update(
-                "region_store",
-                &[("seen_at", time)],
-                names("region_id", self.0.regions.iter()),
-                "t.region_id = w.region_id",
-            )
-            .execute(&txn)
-            .await?;
-        Sql::on(&txn)
-            .text(&format!("INSERT INTO region_store (region_id, seen_at) SELECT w.region_id, {time} FROM "))
-            .rows(names("region_id", self.0.regions.iter()))
-            .text(" WHERE NOT EXISTS (SELECT 1 FROM region_store AS s WHERE s.region_id = w.region_id)")
-            .execute(&txn)
-            .await?;
-        Ok(txn.commit().await?)
+        self.0.db.transaction(async |txn| record_seen(&txn, &self.0.regions).await).await
     }
 
     /// Records the store of a region that has been recorded as seen.
@@ -95,14 +76,12 @@ impl State {
             location: Set(Some(location.to_owned())),
             ..Default::default()
         };
-        let locate = || {
-            let row = row.clone();
-            self.in_time(async {
-                Entity::update(row).exec(&*self.0.db.write().await).await?;
-                Ok(())
-            })
+        let locate = async |txn: Transaction| {
+            let txn = &txn;
+            Entity::update(row.clone()).exec(txn).await?;
+            Ok(())
         };
-        retrying(locate).await
+        self.0.db.transaction(locate).await
     }
 
     /// Suspends replicas that wait in a region, and those whose worker's lease has expired, some at a time. Returns how many; with
@@ -142,30 +121,16 @@ impl State {
 
     /// Applies an event to the replicas that a statement finds, some at a time.
     async fn replicas_apply(&self, find: impl Fn(Sql) -> Sql, event: &Event) -> Result<usize> {
-        let apply = || {
-            self.in_time(async {
-                let db = &self.0.db.read;
-                let limit = i64::try_from(BATCH).unwrap_or(i64::MAX);
-                let found: Vec<Timed> = find(replica::reading(db)).text(" LIMIT ").value(limit).all(db).await?;
-                let keys: Vec<replica::Key> = found.iter().map(|timed| timed.row.key()).collect::<Result<_>>()?;
-                if keys.is_empty() {
-                    return Ok(0);
-                }
-                let txn = self.write().await?;
-                let locked = replica::lock(&txn, keys, Lock::Change).await?;
-                let mut saved = Vec::new();
-                for ((image, region), row) in &locked.rows {
-                    if let Ok(after) = row.replica()?.apply(event.clone(), locked.now) {
-                        saved.push(row.followed_by(image, region, &after));
-                    }
-                }
-                let changed = saved.len();
-                replica::save(&txn, saved).await?;
-                txn.commit().await?;
-                Ok(changed)
-            })
+        let look = async |db: Reader| {
+            let limit = i64::try_from(BATCH).unwrap_or(i64::MAX);
+            Ok(find(replica::reading(&db)).text(" LIMIT ").value(limit).all(&db).await?)
         };
-        retrying(apply).await
+        let found: Vec<Timed> = self.0.db.read(look).await?;
+        let keys: Vec<replica::Key> = found.iter().map(|timed| timed.row.key()).collect::<Result<_>>()?;
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        self.0.db.transaction(async |txn| apply_to(&txn, keys.clone(), event).await).await
     }
 
     /// How many replicas are suspended in each of some regions; those without any are left out.
@@ -178,15 +143,17 @@ impl State {
         if regions.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let db = &self.0.db.read;
-        let sql = Sql::on(db)
-            .text("SELECT r.region_id, COUNT(*) AS suspended FROM ")
-            .rows(names("id", regions.iter()))
-            .join()
-            .text("replica AS r ON r.region_id = w.id AND r.due_at >= ")
-            .value(SUSPENDED)
-            .text(" GROUP BY r.region_id");
-        let read: Vec<Row> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+        let ask = async |db: Reader| {
+            let sql = Sql::on(&db)
+                .text("SELECT r.region_id, COUNT(*) AS suspended FROM ")
+                .rows(names("id", regions.iter()))
+                .join()
+                .text("replica AS r ON r.region_id = w.id AND r.due_at >= ")
+                .value(SUSPENDED)
+                .text(" GROUP BY r.region_id");
+            Ok(sql.all(&db).await?)
+        };
+        let read: Vec<Row> = self.0.db.read(ask).await?;
         let count =
             |row: Row| Ok((entity::parse("replica.region_id", &row.region_id)?, entity::unsigned(row.suspended)));
         read.into_iter().map(count).collect()
@@ -199,8 +166,8 @@ impl State {
         struct Row {
             image_id: String,
         }
-        let db = &self.0.db.read;
-        self.in_time(async {
+        let ask = async |db: Reader| {
+            let db = &db;
             let found: Vec<Row> = Sql::on(db)
                 .text("SELECT r.image_id FROM replica AS r WHERE r.region_id = ")
                 .value(region.as_str())
@@ -214,14 +181,45 @@ impl State {
             let mut images = image::Entity::find().filter(image::Column::Id.is_in(ids)).all(db).await?;
             images.sort_unstable_by(|one, other| one.id.cmp(&other.id));
             images.into_iter().map(|row| Ok(row.try_into()?)).collect()
-        })
-        .await
+        };
+        self.0.db.read(ask).await
     }
+}
+
+/// Applies an event to some replicas. Returns how many have changed.
+async fn apply_to(txn: &Transaction, keys: Vec<replica::Key>, event: &Event) -> Result<usize> {
+    let locked = replica::lock(txn, keys, Lock::Change).await?;
+    let mut saved = Vec::new();
+    for ((image, region), row) in &locked.rows {
+        if let Ok(after) = row.replica()?.apply(event.clone(), locked.now) {
+            saved.push(row.followed_by(image, region, &after));
+        }
+    }
+    let changed = saved.len();
+    replica::save(txn, saved).await?;
+    Ok(changed)
+}
+
+/// Records that regions are configured now.
+async fn record_seen(txn: &Transaction, regions: &Regions) -> Result<()> {
+    let own = || names("region_id", regions.iter());
+    let sql = Sql::on(txn);
+    let now = sql.now_as_text();
+    sql.update("region_store", &[("seen_at", &now)], own(), "t.region_id = w.region_id").execute(txn).await?;
+    Sql::on(txn)
+        .text("INSERT INTO region_store (region_id, seen_at) SELECT w.region_id, ")
+        .now()
+        .text(" FROM ")
+        .rows(own())
+        .text(" WHERE NOT EXISTS (SELECT 1 FROM region_store AS s WHERE s.region_id = w.region_id)")
+        .execute(txn)
+        .await?;
+    Ok(())
 }
 
 /// Cancels replicas that are suspended, so that their image can be removed, and settles the synchronizations that wait for them. Fails
 /// if one is not suspended any more.
-pub(super) async fn cancel_suspended(txn: &DatabaseTransaction, image: &ImageId, regions: Vec<RegionId>) -> Result<()> {
+pub(super) async fn cancel_suspended(txn: &Transaction, image: &ImageId, regions: Vec<RegionId>) -> Result<()> {
     if regions.is_empty() {
         return Ok(());
     }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, QueryResult};
 
 use super::{
-    Result, State, entity,
+    Result, State,
+    database::{Reader, Session, Transaction},
+    entity,
     sql::{Kind, Rows, Sql},
 };
 use crate::domain::{ImageId, RegionId, RegionStatus, Replica, State as ReplicaState, Timestamp};
@@ -66,7 +68,7 @@ impl entity::replica::Model {
 }
 
 /// Begins to read rows of the table `r`, each as a [`Timed`]; goes on behind `FROM`.
-pub(super) fn reading(db: &impl ConnectionTrait) -> Sql {
+pub(super) fn reading(db: &Session<impl ConnectionTrait + Send>) -> Sql {
     Sql::on(db).text("SELECT ").text(COLUMNS).text(", ").now().text(" AS now_millis FROM ")
 }
 
@@ -80,13 +82,28 @@ pub(super) fn handed<'a>(keys: impl IntoIterator<Item = &'a Key>) -> Rows<2> {
 
 /// Locks the rows of some replicas, in the order of their keys: whoever locks several does so in that order, so that nobody
 /// waits in a circle.
-pub(super) async fn lock(txn: &DatabaseTransaction, mut keys: Vec<Key>, how: Lock) -> Result<Locked> {
+pub(super) async fn lock(txn: &Transaction, keys: Vec<Key>, how: Lock) -> Result<Locked> {
+    lock_behind(txn, keys, how, false).await
+}
+
+/// The same, and keeps their images from being removed: each image is locked before its replicas, in the same order as by a removal.
+pub(super) async fn lock_with_images(txn: &Transaction, keys: Vec<Key>, how: Lock) -> Result<Locked> {
+    // On MySQL, the images have been locked since they were read; SQLite has one writer.
+    lock_behind(txn, keys, how, txn.get_database_backend() == DbBackend::Postgres).await
+}
+
+async fn lock_behind(txn: &Transaction, mut keys: Vec<Key>, how: Lock, images: bool) -> Result<Locked> {
     keys.sort_unstable();
     keys.dedup();
-    let sql = reading(txn)
-        .rows(handed(&keys))
-        .join()
+    let mut sql = reading(txn).rows(handed(&keys)).join();
+    if images {
+        sql = sql.text("image AS i ON i.id = w.image_id").join();
+    }
+    sql = sql
         .text("replica AS r ON r.image_id = w.image_id AND r.region_id = w.region_id ORDER BY r.image_id, r.region_id");
+    if images {
+        sql = sql.keep("i");
+    }
     let sql = match how {
         Lock::Change => sql.lock("r"),
         Lock::Keep => sql.share("r"),
@@ -99,7 +116,7 @@ pub(super) async fn lock(txn: &DatabaseTransaction, mut keys: Vec<Key>, how: Loc
 
 /// The time, if the claim with that fence has not been overtaken; it can't be until the transaction has ended.
 pub(super) async fn held(
-    txn: &DatabaseTransaction,
+    txn: &Transaction,
     image: &ImageId,
     region: &RegionId,
     fence: u64,
@@ -112,7 +129,7 @@ pub(super) async fn held(
 }
 
 /// Writes rows that are locked.
-pub(super) async fn save(db: &impl ConnectionTrait, rows: Vec<entity::replica::Model>) -> Result<()> {
+pub(super) async fn save(db: &Session<impl ConnectionTrait + Send>, rows: Vec<entity::replica::Model>) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -184,13 +201,16 @@ pub(super) async fn save(db: &impl ConnectionTrait, rows: Vec<entity::replica::M
 impl State {
     /// Whether the claim with that fence is still good, by the database's clock.
     pub async fn replica_holds(&self, image: &ImageId, region: &RegionId, fence: u64) -> Result<bool> {
-        let db = &self.0.db.read;
-        let sql = reading(db)
-            .text("replica AS r WHERE r.image_id = ")
-            .value(image.as_str())
-            .text(" AND r.region_id = ")
-            .value(region.as_str());
-        let read: Vec<Timed> = self.in_time(async { Ok(sql.all(db).await?) }).await?;
+        let look = async |db: Reader| {
+            let db = &db;
+            let sql = reading(db)
+                .text("replica AS r WHERE r.image_id = ")
+                .value(image.as_str())
+                .text(" AND r.region_id = ")
+                .value(region.as_str());
+            Ok(sql.all(db).await?)
+        };
+        let read: Vec<Timed> = self.0.db.read(look).await?;
         let Some(Timed { row, now }) = read.into_iter().next() else { return Ok(false) };
         let replica = row.replica()?;
         Ok(replica.fence == fence && matches!(&replica.state, ReplicaState::Copying { lease, .. } if lease.until > now))

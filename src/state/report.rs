@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 use tracing::instrument;
 
-use super::{Error, Result, State, entity, group, replica, synchronization};
+use super::{Error, Result, State, database::Transaction, entity, group, replica, synchronization};
 use crate::domain::{Event, Fault, ImageId, Progress, RegionId, RegionView, Replica, Stale};
 
 /// Reports that are committed together at most.
@@ -89,18 +89,16 @@ impl State {
 
 /// Commits reports together, and answers each.
 pub(super) async fn commit_together(state: &State, told: &[Told]) -> Result<Vec<Result<Vec<RegionId>>>> {
-    let applied = state
-        .in_time(async {
-            let txn = state.write().await?;
-            let keys = told.iter().flat_map(|t| t.reports.iter().map(|r| (t.image.clone(), r.region.clone())));
-            let locked = replica::lock(&txn, keys.collect(), replica::Lock::Change).await?;
-            let mut applied = apply(told, &locked)?;
-            replica::save(&txn, std::mem::take(&mut applied.rows)).await?;
-            synchronization::settle(&txn, &applied.ended, locked.now).await?;
-            txn.commit().await?;
-            Ok(applied)
-        })
-        .await?;
+    let write = async |txn: Transaction| {
+        let txn = &txn;
+        let keys = told.iter().flat_map(|t| t.reports.iter().map(|r| (t.image.clone(), r.region.clone())));
+        let locked = replica::lock(txn, keys.collect(), replica::Lock::Change).await?;
+        let mut applied = apply(told, &locked)?;
+        replica::save(txn, std::mem::take(&mut applied.rows)).await?;
+        synchronization::settle(txn, &applied.ended, locked.now).await?;
+        Ok(applied)
+    };
+    let applied = state.0.db.transaction_once(write).await?;
     // Progress alone is seen by those of other processes when they look by themselves.
     if applied.news {
         state.0.signals.changed();

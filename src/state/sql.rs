@@ -10,18 +10,34 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement, Val
 
 pub use rows::{Cell, Kind, Rows};
 
+use super::database::Session;
+use crate::domain::Timestamp;
+
 /// A statement in the words of one database.
 #[derive(Debug, Clone)]
 pub struct Sql {
     backend: DbBackend,
+    /// The time, where it is the process's own.
+    now: Option<Timestamp>,
+    /// The statements that are carried out with this one, on PostgreSQL.
+    with: String,
     text: String,
     values: Vec<Value>,
+    /// Whether SQLite is to find the values by their numbers.
+    numbered: bool,
 }
 
 impl Sql {
     /// An empty statement for a database.
-    pub fn on(db: &impl ConnectionTrait) -> Self {
-        Self { backend: db.get_database_backend(), text: String::with_capacity(256), values: Vec::new() }
+    pub fn on(db: &Session<impl ConnectionTrait + Send>) -> Self {
+        Self {
+            backend: db.get_database_backend(),
+            now: db.now(),
+            with: String::new(),
+            text: String::with_capacity(256),
+            values: Vec::new(),
+            numbered: false,
+        }
     }
 
     /// Goes on with a text that all understand.
@@ -36,8 +52,16 @@ impl Sql {
         let place = self.values.len();
         match self.backend {
             DbBackend::Postgres => self.text(&format!("${place}")),
+            _ if self.numbered => self.text(&format!("?{place}")),
             _ => self.text("?"),
         }
+    }
+
+    /// Begins with a text that names its values by their numbers, from 1.
+    pub fn numbered(mut self, text: &str, values: impl IntoIterator<Item = String>) -> Self {
+        self.values.extend(values.into_iter().map(Value::from));
+        self.numbered = true;
+        self.text(text)
     }
 
     /// Goes on with rows as the table `w`.
@@ -57,11 +81,21 @@ impl Sql {
         self.text(join)
     }
 
-    /// Goes on with the time by the database's clock, in milliseconds. It stands still for as long as the statement runs, so
-    /// that an index can be asked for what is due.
+    /// Appends the time by the database's clock, or on SQLite by the process's, in milliseconds since the Unix epoch. It stands
+    /// still for as long as the statement runs, so that an index can be asked for what is due.
     pub fn now(self) -> Self {
-        let now = now(self.backend);
-        self.text(now)
+        match self.now {
+            Some(now) => self.value(now.as_millis()),
+            None => {
+                let now = now(self.backend);
+                self.text(now)
+            }
+        }
+    }
+
+    /// The time, to be written into a text. For statements that are rare: each time makes another text.
+    pub fn now_as_text(&self) -> String {
+        self.now.map_or_else(|| now(self.backend).to_owned(), |now| now.as_millis().to_string())
     }
 
     /// Locks the rows of a table, after whoever has locked them.
@@ -87,6 +121,14 @@ impl Sql {
             DbBackend::Postgres => self.text(" FOR SHARE OF ").text(table),
             DbBackend::Sqlite => self,
             _ => self.text(" LOCK IN SHARE MODE"),
+        }
+    }
+
+    /// Locks the rows of a table against being deleted; others may do so too, and may change what is no part of a key.
+    pub fn keep(self, table: &str) -> Self {
+        match self.backend {
+            DbBackend::Postgres => self.text(" FOR KEY SHARE OF ").text(table),
+            _ => self.share(table),
         }
     }
 
@@ -124,16 +166,21 @@ impl Sql {
 
     /// Goes on with a further statement that is carried out with this one, which MySQL can't do: what comes next must not depend on
     /// it.
-    pub fn and(self, name: &str, next: impl FnOnce(Self) -> Self) -> Self {
-        let text = match self.backend {
-            DbBackend::Postgres => format!("WITH {name} AS ({}) ", self.text),
-            _ => self.text + "; ",
-        };
-        next(Self { text, ..self })
+    pub fn and(mut self, name: &str, next: impl FnOnce(Self) -> Self) -> Self {
+        let text = std::mem::take(&mut self.text);
+        match self.backend {
+            DbBackend::Postgres => {
+                self.with.push_str(if self.with.is_empty() { "WITH " } else { ", " });
+                self.with.extend([name, " AS (", &text, ")"]);
+            }
+            _ => self.text = text + "; ",
+        }
+        next(self)
     }
 
     fn statement(self) -> Statement {
-        Statement::from_sql_and_values(self.backend, self.text, self.values)
+        let text = if self.with.is_empty() { self.text } else { format!("{} {}", self.with, self.text) };
+        Statement::from_sql_and_values(self.backend, text, self.values)
     }
 
     /// Runs it. Returns how many rows it changed.
@@ -147,11 +194,10 @@ impl Sql {
     }
 }
 
-/// The time by a database's clock, in milliseconds since the Unix epoch, as an expression.
-pub fn now(backend: DbBackend) -> &'static str {
+/// The time by a server's clock, as an expression.
+fn now(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::Postgres => "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)",
-        DbBackend::Sqlite => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
         _ => "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
     }
 }

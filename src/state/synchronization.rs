@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait as _,
+    ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, QueryTrait as _,
     sea_query::{Expr, ExprTrait as _},
 };
 use tracing::instrument;
 use uuid::Uuid;
 
 use super::{
-    Error, Result, State, TraceContext, entity,
-    group::retrying,
+    Error, Result, State, TraceContext,
+    database::{Reader, Transaction},
+    entity,
     replica::{self, Lock, Locked},
     sql::{Kind, Rows, Sql},
 };
@@ -61,17 +61,17 @@ impl State {
         before: Option<RequestId>,
         limit: u64,
     ) -> Result<SynchronizationPage> {
-        let db = &self.0.db.read;
-        let page = |state: Option<Expr>| {
-            let query = sync::Entity::find()
-                .apply_if(filter.image.as_ref(), |q, image| q.filter(sync::Column::ImageId.eq(image.as_str())))
-                .apply_if(state, |q, state| q.filter(state))
-                .apply_if(before, |q, before| q.filter(sync::Column::RequestId.lt(before.as_uuid())))
-                .order_by_desc(sync::Column::RequestId)
-                .limit(limit + 1);
-            query.all(db)
-        };
-        self.in_time(async {
+        let list = async |db: Reader| {
+            let db = &db;
+            let page = |state: Option<Expr>| {
+                let query = sync::Entity::find()
+                    .apply_if(filter.image.as_ref(), |q, image| q.filter(sync::Column::ImageId.eq(image.as_str())))
+                    .apply_if(state, |q, state| q.filter(state))
+                    .apply_if(before, |q, before| q.filter(sync::Column::RequestId.lt(before.as_uuid())))
+                    .order_by_desc(sync::Column::RequestId)
+                    .limit(limit + 1);
+                query.all(db)
+            };
             let mut rows = match (filter.state, &filter.image) {
                 // Those of an image that run are in one index, and those that have ended in another.
                 (None, Some(_)) => {
@@ -87,21 +87,21 @@ impl State {
             let more = rows.len() > limit;
             rows.truncate(limit);
             Ok(SynchronizationPage { synchronizations: assemble(db, rows).await?, more })
-        })
-        .await
+        };
+        self.0.db.read(list).await
     }
 
     /// The synchronizations with these ids, those that there are.
     pub(super) async fn synchronizations(&self, ids: &[RequestId]) -> Result<Vec<Synchronization>> {
-        let db = &self.0.db.read;
         let mut found = Vec::with_capacity(ids.len());
         for ids in ids.chunks(CHUNK) {
-            let ids = ids.iter().map(|id| id.as_uuid());
-            let read = async {
+            let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+            let read = async |db: Reader| {
+                let db = &db;
                 let rows = sync::Entity::find().filter(sync::Column::RequestId.is_in(ids)).all(db).await?;
                 assemble(db, rows).await
             };
-            found.extend(self.in_time(read).await?);
+            found.extend(self.0.db.read(read).await?);
         }
         Ok(found)
     }
@@ -109,48 +109,45 @@ impl State {
     /// Cancels what a synchronization has not finished. A copy that another running synchronization waits for goes on.
     #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "UPDATE", db.collection.name = "synchronization"))]
     pub async fn synchronization_cancel(&self, id: RequestId) -> Result<Synchronization> {
-        retrying(|| self.in_time(self.cancel_once(id))).await?;
+        self.0.db.transaction(async |txn| cancel(&txn, id).await).await?;
         self.0.signals.changed();
         self.synchronization_get(id).await
     }
+}
 
-    async fn cancel_once(&self, id: RequestId) -> Result<()> {
-        let txn = self.write().await?;
-        // Its image and its targets never change, so that the replicas can be locked first, as everybody does.
-        let row = sync::Entity::find_by_id(id.as_uuid()).one(&txn).await?;
-        let row = row.ok_or(Error::SynchronizationNotFound(id))?;
-        let image: ImageId = parse("synchronization.image_id", &row.image_id)?;
-        let keys: Vec<replica::Key> =
-            targets(&row.targets)?.into_iter().map(|region| (image.clone(), region)).collect();
-        let Locked { rows, now } = replica::lock(&txn, keys.clone(), Lock::Change).await?;
-        let waiting = waiting(&txn, &keys, true).await?;
-        let mut saved = Vec::new();
-        let mut ended = Vec::new();
-        for (image, region) in &keys {
-            let mut theirs = waiting.iter().filter(|w| w.region == *region);
-            let Some(ours) = theirs.clone().find(|w| w.request_id == row.request_id) else { continue };
-            let alone = theirs.all(|w| w.request_id == row.request_id);
-            let before = rows.get(&(image.clone(), region.clone()));
-            let replica = before.map(|row| row.replica()).transpose()?;
-            let canceled = replica.as_ref().filter(|_| alone).and_then(|r| r.apply(Event::Cancel, now).ok());
-            if let (Some(before), Some(replica)) = (before, &canceled) {
-                saved.push(before.followed_by(image, region, replica));
-            }
-            // Where it was not canceled, the copy goes on for somebody else.
-            let seen = canceled.or(replica).map_or_else(|| not_started(region), |replica| view(region, &replica));
-            let view = RegionView {
-                status: RegionStatus::Canceled,
-                verification: None,
-                next_attempt_at: None,
-                finished_at: Some(now),
-                ..seen
-            };
-            ended.push((ours.clone(), view));
+async fn cancel(txn: &Transaction, id: RequestId) -> Result<()> {
+    // Its image and its targets never change, so that the replicas can be locked first, as everybody does.
+    let row = sync::Entity::find_by_id(id.as_uuid()).one(txn).await?;
+    let row = row.ok_or(Error::SynchronizationNotFound(id))?;
+    let image: ImageId = parse("synchronization.image_id", &row.image_id)?;
+    let keys: Vec<replica::Key> = targets(&row.targets)?.into_iter().map(|region| (image.clone(), region)).collect();
+    let Locked { rows, now } = replica::lock(txn, keys.clone(), Lock::Change).await?;
+    let waiting = waiting(txn, &keys, true).await?;
+    let mut saved = Vec::new();
+    let mut ended = Vec::new();
+    for (image, region) in &keys {
+        let mut theirs = waiting.iter().filter(|w| w.region == *region);
+        let Some(ours) = theirs.clone().find(|w| w.request_id == row.request_id) else { continue };
+        let alone = theirs.all(|w| w.request_id == row.request_id);
+        let before = rows.get(&(image.clone(), region.clone()));
+        let replica = before.map(|row| row.replica()).transpose()?;
+        let canceled = replica.as_ref().filter(|_| alone).and_then(|r| r.apply(Event::Cancel, now).ok());
+        if let (Some(before), Some(replica)) = (before, &canceled) {
+            saved.push(before.followed_by(image, region, replica));
         }
-        replica::save(&txn, saved).await?;
-        end(&txn, ended, now).await?;
-        Ok(txn.commit().await?)
+        // Where it was not canceled, another synchronization waits for the copy.
+        let seen = canceled.or(replica).map_or_else(|| not_started(region), |replica| view(region, &replica));
+        let view = RegionView {
+            status: RegionStatus::Canceled,
+            verification: None,
+            next_attempt_at: None,
+            finished_at: Some(now),
+            ..seen
+        };
+        ended.push((ours.clone(), view));
     }
+    replica::save(txn, saved).await?;
+    end(txn, ended, now).await
 }
 
 /// A running synchronization that waits for a replica.
@@ -181,7 +178,7 @@ struct WaitingRow {
 
 /// The running synchronizations that wait for some replicas, oldest first; locked, if they are to be changed. Who locks them has
 /// locked the replicas before: then nobody begins or ceases to wait for these meanwhile.
-pub(super) async fn waiting(txn: &impl ConnectionTrait, replicas: &[replica::Key], lock: bool) -> Result<Vec<Waiting>> {
+pub(super) async fn waiting(txn: &Transaction, replicas: &[replica::Key], lock: bool) -> Result<Vec<Waiting>> {
     if replicas.is_empty() {
         return Ok(Vec::new());
     }
@@ -216,7 +213,7 @@ pub(super) async fn waiting(txn: &impl ConnectionTrait, replicas: &[replica::Key
 
 /// Writes the ends of replicas, whose rows are locked, down at every synchronization that waits for them. However many do, the
 /// statements are the same few.
-pub(super) async fn settle(txn: &DatabaseTransaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
+pub(super) async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
     let keys: Vec<replica::Key> = ended.iter().map(|(image, view)| (image.clone(), view.region.clone())).collect();
     let views: HashMap<replica::Key, &RegionView> =
         keys.iter().cloned().zip(ended.iter().map(|(_, view)| view)).collect();
@@ -229,7 +226,7 @@ pub(super) async fn settle(txn: &DatabaseTransaction, ended: &[(ImageId, RegionV
 }
 
 /// Writes down at some synchronizations how regions of theirs have ended, and ends those that wait for no other.
-async fn end(txn: &DatabaseTransaction, ended: Vec<(Waiting, RegionView)>, now: Timestamp) -> Result<()> {
+async fn end(txn: &Transaction, ended: Vec<(Waiting, RegionView)>, now: Timestamp) -> Result<()> {
     if ended.is_empty() {
         return Ok(());
     }
@@ -262,7 +259,7 @@ async fn end(txn: &DatabaseTransaction, ended: Vec<(Waiting, RegionView)>, now: 
 }
 
 /// The states in which the regions of some synchronizations have ended.
-async fn statuses(txn: &DatabaseTransaction, requests: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
+async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
     #[derive(FromQueryResult)]
     struct Row {
         request_id: Uuid,
@@ -293,7 +290,7 @@ fn ended() -> Expr {
 }
 
 /// Puts the synchronizations of some rows together: their regions that have ended, and the replicas of those that have not.
-async fn assemble(db: &impl ConnectionTrait, rows: Vec<sync::Model>) -> Result<Vec<Synchronization>> {
+async fn assemble(db: &Reader, rows: Vec<sync::Model>) -> Result<Vec<Synchronization>> {
     let ids = rows.iter().map(|row| row.request_id);
     let mut ended: HashMap<(Uuid, String), RegionView> = HashMap::new();
     for row in target::Entity::find().filter(target::Column::RequestId.is_in(ids)).all(db).await? {

@@ -6,7 +6,12 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait as _, OnConflict, Query},
 };
 
-use super::{Result, State, entity, replica::held};
+use super::{
+    Result, State,
+    database::{Reader, Transaction},
+    entity,
+    replica::held,
+};
 use crate::domain::{Digest, ImageId, RegionId, RegionStatus, Stale};
 
 /// How many uploads are given up in one go.
@@ -29,7 +34,8 @@ impl State {
     /// The upload of a blob that was begun and has not ended.
     pub async fn upload_get(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<Option<String>> {
         let key = (image.to_string(), region.to_string(), blob.to_string());
-        Ok(entity::upload::Entity::find_by_id(key).one(&self.0.db.read).await?.map(|row| row.session))
+        let find = async |db: Reader| Ok(entity::upload::Entity::find_by_id(key).one(&db).await?);
+        Ok(self.0.db.read(find).await?.map(|row| row.session))
     }
 
     /// Remembers an upload, if the claim with that fence has not been overtaken.
@@ -42,30 +48,35 @@ impl State {
         session: &str,
     ) -> Result<std::result::Result<(), Stale>> {
         use entity::upload::{ActiveModel, Column, Entity};
-        let txn = self.write().await?;
-        if held(&txn, image, region, fence).await?.is_none() {
-            return Ok(Err(Stale));
-        }
-        let row = ActiveModel {
-            image_id: Set(image.to_string()),
-            region_id: Set(region.to_string()),
-            blob: Set(blob.to_string()),
-            session: Set(session.to_owned()),
+        let note = async |txn: Transaction| {
+            let txn = &txn;
+            if held(txn, image, region, fence).await?.is_none() {
+                return Ok(Err(Stale));
+            }
+            let row = ActiveModel {
+                image_id: Set(image.to_string()),
+                region_id: Set(region.to_string()),
+                blob: Set(blob.to_string()),
+                session: Set(session.to_owned()),
+            };
+            let known = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
+                .update_column(Column::Session)
+                .to_owned();
+            Entity::insert(row).on_conflict(known).exec_without_returning(txn).await?;
+            Ok(Ok(()))
         };
-        let known = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
-            .update_column(Column::Session)
-            .to_owned();
-        Entity::insert(row).on_conflict(known).exec_without_returning(&txn).await?;
-        txn.commit().await?;
-        Ok(Ok(()))
+        self.0.db.transaction(note).await
     }
 
     /// Forgets an upload.
     pub async fn upload_forget(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<()> {
         let key = (image.to_string(), region.to_string(), blob.to_string());
-        let txn = self.write().await?;
-        entity::upload::Entity::delete_by_id(key).exec(&txn).await?;
-        Ok(txn.commit().await?)
+        let forget = async |txn: Transaction| {
+            let txn = &txn;
+            entity::upload::Entity::delete_by_id(key.clone()).exec(txn).await?;
+            Ok(())
+        };
+        self.0.db.transaction(forget).await
     }
 
     /// Uploads to a region that are abandoned: those of replicas that have ended, or are not there any more.
@@ -85,7 +96,8 @@ impl State {
         let abandoned = upload::Entity::find()
             .filter(upload::Column::RegionId.eq(region.as_str()))
             .filter(Expr::not_exists(wanted));
-        let rows = abandoned.limit(SWEEP).all(&self.0.db.read).await?;
+        let query = abandoned.limit(SWEEP);
+        let rows = self.0.db.read(async |db| Ok(query.all(&db).await?)).await?;
         let read = |row: upload::Model| {
             Ok(Abandoned {
                 image: entity::parse("upload.image_id", &row.image_id)?,

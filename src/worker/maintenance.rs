@@ -43,6 +43,10 @@ pub struct Settings {
     pub keep: Duration,
     /// The store of each configured region, as it may be shown.
     pub locations: Vec<(RegionId, String)>,
+    /// How long leases last.
+    pub lease: Duration,
+    /// The longest wait before an attempt is repeated.
+    pub longest_wait: Duration,
 }
 
 /// Does the maintenance while this process is the leader.
@@ -176,6 +180,11 @@ impl Maintenance {
         let count = self.state.replica_rescue().await?;
         if count > 0 {
             tracing::info!(count, "requeued copies with expired leases");
+        }
+        let Settings { lease, longest_wait, .. } = self.settings;
+        let count = self.state.replica_pull_back(lease, longest_wait).await?;
+        if count > 0 {
+            tracing::warn!(count, "the database's clock was set back; requeued copies that would have waited for it");
         }
         Ok(())
     }

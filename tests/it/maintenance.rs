@@ -125,6 +125,8 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         interval: Duration::from_millis(50),
         keep: Duration::from_secs(600),
         locations: Vec::new(),
+        lease: Duration::from_secs(600),
+        longest_wait: Duration::from_secs(600),
     };
     let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
     let running = tokio::spawn(maintenance.run(house.stop.clone()));

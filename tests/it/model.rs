@@ -130,6 +130,12 @@ impl World {
         Standing::of(self.replica.as_ref().map(Replica::status))
     }
 
+    /// Something happens to the replica, if it can.
+    fn happens(&mut self, event: Event) -> Option<()> {
+        self.replica = Some(self.replica.as_ref()?.apply(event, self.now).ok()?);
+        Some(())
+    }
+
     fn is_suspended(&self) -> bool {
         self.replica.as_ref().is_some_and(Replica::is_suspended)
     }
@@ -346,19 +352,18 @@ impl Model for Walk {
             }
             Step::Damage => {
                 world.damaged += 1;
-                world.replica = Some(world.replica.as_ref()?.apply(Event::Damaged { fault: fault() }, now).ok()?);
+                world.happens(Event::Damaged { fault: fault() })?;
             }
             Step::Supersede => {
                 world.superseded = true;
-                world.replica = Some(world.replica.as_ref()?.apply(Event::Supersede, now).ok()?);
+                world.happens(Event::Supersede)?;
             }
             Step::Suspend => {
                 world.suspended += 1;
-                let suspend = Event::Suspend { reason: fault() };
-                world.replica = Some(world.replica.as_ref()?.apply(suspend, now).ok()?);
+                world.happens(Event::Suspend { reason: fault() })?;
             }
             Step::Resume => {
-                world.replica = Some(world.replica.as_ref()?.apply(Event::Resume, now).ok()?);
+                world.happens(Event::Resume)?;
                 world.raise(machine);
             }
             Step::Tick => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Event, Progress, Replica, Stale, State, WorkerId};
+use super::{Event, Lease, Progress, Replica, Stale, State, WorkerId};
 use crate::domain::{Fault, FaultKind, Timestamp, Verification};
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -231,5 +231,33 @@ fn what_is_there_may_be_superseded_for_good_and_read_again() {
         for event in [Event::Supersede, Event::Confirmed] {
             assert_eq!(replica.apply(event, now), Err(Stale));
         }
+    }
+}
+
+/// After a clock was set back by an hour, nothing waits for longer than a lease; legitimate waits are unchanged.
+#[test]
+fn what_waits_too_far_ahead_is_pulled_back() {
+    let (now, hour) = (Timestamp::from_millis(10_000_000), Duration::from_secs(3_600));
+    let ahead = |by: Duration| now.after(by);
+    let replica = |state| Replica { state, ..Replica::requested(now) };
+    let pending = |by, last| replica(State::Pending { not_before: ahead(by), last });
+    let copying = |by| {
+        let lease = Lease { owner: WorkerId("w".into()), until: ahead(by) };
+        replica(State::Copying { lease, last: None })
+    };
+    let longest_wait = Duration::from_secs(300);
+    let back = |replica: &Replica| replica.apply(Event::ClockSetBack { lease: LEASE, longest_wait }, now);
+    assert_eq!(back(&pending(hour, None)), Ok(pending(Duration::ZERO, None)));
+    assert_eq!(back(&pending(hour, Some(fault()))), Ok(pending(LEASE, Some(fault()))));
+    assert_eq!(back(&copying(hour)), Ok(copying(LEASE)));
+    for meant in [
+        pending(Duration::ZERO, None),
+        pending(longest_wait, Some(fault())),
+        copying(LEASE),
+        copying(LEASE * 3),
+        replica(State::Available(None)),
+        replica(State::Canceled),
+    ] {
+        assert_eq!(back(&meant), Err(Stale), "{meant:?}");
     }
 }

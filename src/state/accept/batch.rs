@@ -1,9 +1,10 @@
 //! One group of calls: the decisions about them, and the rows that come of these: two kinds, whole lists of them at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend};
-use tracing::{Instrument as _, instrument};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr};
+use tracing::instrument;
+use uuid::Uuid;
 
 use super::{
     Ask,
@@ -15,7 +16,9 @@ use crate::{
         Timestamp, accept,
     },
     state::{
-        Error, Result, entity,
+        Error, Result,
+        database::{Session, Transaction},
+        entity,
         replica::{self, Key, Lock},
         sql::{Cell, Kind, Rows, Sql},
     },
@@ -28,6 +31,10 @@ const OVERWRITING: &str = " overwrite";
 #[derive(Debug, Default)]
 pub struct Changes {
     synchronizations: Vec<[Cell; 12]>,
+    /// The id of the first of them.
+    first: Option<Uuid>,
+    /// The images that the calls are for, and when these were registered: they must not be removed before the group is committed.
+    images: BTreeMap<String, i64>,
     /// Replicas that are not there, each once.
     missing: Vec<Key>,
     /// Replicas that have failed or were canceled, and are asked for again.
@@ -74,12 +81,15 @@ fn decide_one(
     let of_image = known.replicas.get(ask.image.as_str()).map_or(&[][..], Vec::as_slice);
     let standing =
         |region: &RegionId| Standing::of(of_image.iter().find(|(r, _)| r == region).map(|(_, ahead)| ahead.status));
-    let accepted = accept(&ask.targets, regions, image, standing).map_err(|refusal| match refusal {
+    let registered = image.map(|image| &image.registered);
+    let accepted = accept(&ask.targets, regions, registered, standing).map_err(|refusal| match refusal {
         Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
         Refusal::Superseded(by) => Error::ImageSuperseded { image: ask.image.clone(), by },
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
     })?;
 
+    rows.images.extend(image.map(|image| (ask.image.to_string(), image.created_at)));
+    rows.first.get_or_insert(ask.request_id.as_uuid());
     let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
     let state = SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending));
     let trace = ask.trace.as_ref();
@@ -127,72 +137,63 @@ impl Changes {
         self.ended.is_empty() && self.joined.is_empty()
     }
 
-    /// Commits them.
-    pub async fn commit(self, txn: DatabaseTransaction, now: Timestamp) -> Result<()> {
-        let again = self.request_again(&txn, now).await?;
-        self.write(&txn, again, now).await?;
-        Ok(txn.commit().instrument(tracing::trace_span!("step: commit")).await?)
+    /// Writes them in a transaction, which may have locked what they rely on when it read that.
+    pub async fn write_after_locking(self, txn: &Transaction, now: Timestamp) -> Result<()> {
+        let again = self.request_again(txn, now).await?;
+        self.write(txn, now).await?;
+        replica::save(txn, again).await
     }
 
-    /// Writes them, and the replicas that are asked for again. If there are none of these, it is one statement, but for MySQL.
+    /// Writes them in one statement, but for MySQL. On PostgreSQL and SQLite, that looks at the images once more, and keeps them from being
+    /// removed until it is committed: if one is not there any more, nothing is written, and the group is to be decided again.
     #[instrument(name = "step: write", level = "trace", skip_all)]
-    pub async fn write(
-        self,
-        db: &impl ConnectionTrait,
-        again: Vec<entity::replica::Model>,
-        now: Timestamp,
-    ) -> Result<()> {
-        if self.synchronizations.is_empty() {
-            return Ok(());
-        }
-        let columns = [
-            ("request_id", Kind::Uuid),
-            ("image_id", Kind::Name),
-            ("principal", Kind::Text),
-            ("client_token", Kind::MaybeText),
-            ("asked", Kind::Text),
-            ("targets", Kind::Text),
-            ("open", Kind::Number),
-            ("traceparent", Kind::MaybeText),
-            ("tracestate", Kind::MaybeText),
-            ("state", Kind::Name),
-            ("finished_at", Kind::MaybeNumber),
-            ("overwrite", Kind::MaybeNumber),
-        ];
-        let rows = Rows::new(columns, self.synchronizations);
-        let insert = Sql::on(db).insert("synchronization", rows, [("created_at", now.as_millis().into())]);
-        if self.missing.is_empty() {
-            insert.execute(db).await?;
-        } else {
-            let requested = Replica::requested(now);
-            let constants = [
-                ("state", requested.status().as_str().into()),
-                ("due_at", now.as_millis().into()),
-                ("fence", entity::signed(requested.fence).into()),
-            ];
-            let replicas = |sql: Sql| sql.insert("replica", replica::handed(&self.missing), constants);
-            if db.get_database_backend() == DbBackend::MySql {
-                insert.execute(db).await?;
-                replicas(Sql::on(db)).execute(db).await?;
-            } else {
-                // Both at once: a way to the database and back less.
-                insert.and("accepted", replicas).execute(db).await?;
+    pub async fn write(self, db: &Session<impl ConnectionTrait + Send>, now: Timestamp) -> Result<()> {
+        let Some(first) = self.first else { return Ok(()) };
+        let backend = db.get_database_backend();
+        let images = i64::try_from(self.images.len()).unwrap_or(i64::MAX);
+        let kept = |sql: Sql| sql.text(" WHERE (SELECT COUNT(*) FROM kept) = ").value(images);
+        let insert = match backend {
+            DbBackend::Postgres => {
+                let inserted = |sql| kept(insert_synchronizations(sql, self.synchronizations, now));
+                kept_images(Sql::on(db), &self.images).keep("i").and("kept", inserted)
             }
-        }
-        replica::save(db, again).await
+            DbBackend::Sqlite => {
+                let insert = insert_synchronizations(Sql::on(db), self.synchronizations, now);
+                count_images(insert.text(" WHERE ("), &self.images)?.text(") = ").value(images)
+            }
+            _ => insert_synchronizations(Sql::on(db), self.synchronizations, now),
+        };
+        let missing = &self.missing;
+        let written = match backend {
+            _ if missing.is_empty() => insert.execute(db).await?,
+            // Both at once: a way to the database and back less.
+            DbBackend::Postgres => {
+                insert.and("accepted", |sql| kept(insert_replicas(sql, missing, now))).execute(db).await?
+            }
+            DbBackend::Sqlite => {
+                let accepted = " WHERE EXISTS (SELECT 1 FROM synchronization AS s WHERE s.request_id = ";
+                let replicas = |sql| insert_replicas(sql, missing, now).text(accepted).value(first).text(")");
+                insert.and("accepted", replicas).execute(db).await?
+            }
+            _ => {
+                insert.execute(db).await?;
+                insert_replicas(Sql::on(db), missing, now).execute(db).await?
+            }
+        };
+        if written == 0 { Err(Error::Conflict(None)) } else { Ok(()) }
     }
 
     /// Locks the replicas that are there and that the group relies on, makes sure that it still may, and asks for those again that
     /// have ended; where others have changed them meanwhile, returns a conflict. A replica that is joined can't end any more before
     /// the group is committed; whoever ends it then finds the synchronizations that wait for it.
     #[instrument(name = "step: lock", level = "trace", skip_all)]
-    async fn request_again(&self, txn: &DatabaseTransaction, now: Timestamp) -> Result<Vec<entity::replica::Model>> {
+    async fn request_again(&self, txn: &Transaction, now: Timestamp) -> Result<Vec<entity::replica::Model>> {
         let keys: Vec<Key> = self.ended.iter().chain(&self.joined).cloned().collect();
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let how = if self.ended.is_empty() { Lock::Keep } else { Lock::Change };
-        let locked = replica::lock(txn, keys.clone(), how).await?;
+        let locked = replica::lock_with_images(txn, keys.clone(), how).await?;
         let mut again = Vec::with_capacity(self.ended.len());
         for key in &keys {
             let row = locked.rows.get(key).ok_or(Error::Conflict(None))?;
@@ -208,4 +209,51 @@ impl Changes {
         }
         Ok(again)
     }
+}
+
+fn insert_synchronizations(sql: Sql, rows: Vec<[Cell; 12]>, now: Timestamp) -> Sql {
+    let columns = [
+        ("request_id", Kind::Uuid),
+        ("image_id", Kind::Name),
+        ("principal", Kind::Text),
+        ("client_token", Kind::MaybeText),
+        ("asked", Kind::Text),
+        ("targets", Kind::Text),
+        ("open", Kind::Number),
+        ("traceparent", Kind::MaybeText),
+        ("tracestate", Kind::MaybeText),
+        ("state", Kind::Name),
+        ("finished_at", Kind::MaybeNumber),
+        ("overwrite", Kind::MaybeNumber),
+    ];
+    sql.insert("synchronization", Rows::new(columns, rows), [("created_at", now.as_millis().into())])
+}
+
+fn insert_replicas(sql: Sql, missing: &[Key], now: Timestamp) -> Sql {
+    let requested = Replica::requested(now);
+    let constants = [
+        ("state", requested.status().as_str().into()),
+        ("due_at", now.as_millis().into()),
+        ("fence", entity::signed(requested.fence).into()),
+    ];
+    sql.insert("replica", replica::handed(missing), constants)
+}
+
+/// Selects those of the images that are still registered as they were, in the order of their ids.
+fn kept_images(sql: Sql, images: &BTreeMap<String, i64>) -> Sql {
+    let columns = [("id", Kind::Name), ("created_at", Kind::Number)];
+    sql.text("SELECT i.id FROM ")
+        .rows(Rows::new(columns, images.iter().map(|(id, created_at)| [id.as_str().into(), (*created_at).into()])))
+        .join()
+        .text("image AS i ON i.id = w.id AND i.created_at = w.created_at ORDER BY i.id")
+}
+
+/// Counts them, on SQLite. They are handed as JSON, so that the text of the statement does not depend on how many there are.
+fn count_images(sql: Sql, images: &BTreeMap<String, i64>) -> Result<Sql> {
+    let images: Vec<(&String, &i64)> = images.iter().collect();
+    let json = serde_json::to_string(&images).map_err(|error| DbErr::Json(error.to_string()))?;
+    Ok(sql
+        .text("SELECT COUNT(*) FROM json_each(")
+        .value(json)
+        .text(") AS wanted CROSS JOIN image AS i ON i.id = wanted.value ->> 0 AND i.created_at = wanted.value ->> 1"))
 }

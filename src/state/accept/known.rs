@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult};
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::instrument;
 use uuid::Uuid;
@@ -12,18 +12,29 @@ use crate::{
     domain::{RegionId, RegionStatus, Registered, RequestId, Timestamp},
     state::{
         Result,
+        database::Session,
         entity::parse,
-        sql::{Kind, Rows, Sql, now},
+        sql::{Kind, Rows, Sql},
     },
 };
 
 /// What the database says about a group of calls.
 #[derive(Debug, Default)]
 pub struct Known {
-    pub images: HashMap<String, Registered>,
+    pub images: HashMap<String, ImageSeen>,
     pub replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
     pub tokens: HashMap<(String, String), Repeated>,
 }
+
+/// A registered image. One that is removed and added again is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSeen {
+    pub registered: Registered,
+    pub created_at: i64,
+}
+
+/// An image as the answer in JSON has it: its id, its home, what has superseded it, when it was registered.
+type ImageRow = (String, String, Option<String>, i64);
 
 /// What a call finds of a replica.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +54,7 @@ pub struct Repeated {
 impl Known {
     /// Reads what the group needs, and the time by the database's clock.
     #[instrument(name = "step: read", level = "trace", skip_all)]
-    pub async fn read(db: &impl ConnectionTrait, asks: &[Ask]) -> Result<(Self, Timestamp)> {
+    pub async fn read(db: &Session<impl ConnectionTrait + Send>, asks: &[Ask]) -> Result<(Self, Timestamp)> {
         let images: BTreeSet<&str> = asks.iter().map(|ask| ask.image.as_str()).collect();
         let tokens: BTreeSet<(&str, &str)> = asks
             .iter()
@@ -58,9 +69,9 @@ impl Known {
 
     /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
     /// database's thread to this one, or be taken apart on its own. Nothing is locked: what the group relies on is looked at again, under
-    /// a lock, when it is written.
+    /// a lock, when it is written; the images too, so that none is removed meanwhile.
     async fn read_as_json(
-        db: &impl ConnectionTrait,
+        db: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,
         tokens: &BTreeSet<(&str, &str)>,
     ) -> Result<(Self, Timestamp)> {
@@ -72,7 +83,6 @@ impl Known {
             now_millis: i64,
         }
         let backend = db.get_database_backend();
-        let now = now(backend);
         // Each says what it gathers, and how it takes a list apart, in words of its own.
         let (images_join, tokens_join, list, row, request_id) = if backend == DbBackend::Sqlite {
             let names = "json_each(?1) AS wanted CROSS JOIN";
@@ -85,23 +95,21 @@ impl Known {
         };
         let read = format!(
             "SELECT \
-            (SELECT CAST({list}({row}(i.id, i.home_region, i.superseded_by)) AS text) \
+             (SELECT CAST({list}({row}(i.id, i.home_region, i.superseded_by, i.created_at)) AS text) \
              FROM {images_join} image AS i ON i.id = wanted.value) AS images, \
             (SELECT CAST({list}({row}(r.image_id, r.region_id, r.state)) AS text) \
              FROM {images_join} replica AS r ON r.image_id = wanted.value) AS replicas, \
             (SELECT CAST({list}({row}(s.principal, s.client_token, {request_id}, s.image_id, s.asked)) AS text) \
              FROM {tokens_join} synchronization AS s \
-             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
-            {now} AS now_millis"
+             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, "
         );
-        let values = [json(images)?.into(), json(tokens)?.into()];
-        let answer = Answer::find_by_statement(Statement::from_sql_and_values(backend, read, values)).one(db).await?;
+        let values = [json(images)?, json(tokens)?];
+        let answers: Vec<Answer> = Sql::on(db).numbered(&read, values).now().text(" AS now_millis").all(db).await?;
+        let answer = answers.into_iter().next();
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
         let mut known = Self::default();
-        for (image, home, superseded_by) in
-            from_json::<Vec<(String, String, Option<String>)>>(answer.images.as_deref())?
-        {
-            known.note_image(image, &home, superseded_by.as_deref())?;
+        for (image, home, superseded_by, created_at) in from_json::<Vec<ImageRow>>(answer.images.as_deref())? {
+            known.note_image(image, &home, superseded_by.as_deref(), created_at)?;
         }
         for (image, region, status) in from_json::<Vec<(String, String, String)>>(answer.replicas.as_deref())? {
             known.note_replica(image, &region, &status)?;
@@ -116,9 +124,9 @@ impl Known {
     }
 
     /// MySQL and MariaDB, which cut off what they gather in JSON. Two who insert the same key end in a deadlock there, and not in a
-    /// duplicate: whoever asks for the same image waits. Such a lock costs nothing that is written.
+    /// duplicate: calls for the same image wait, and so does its removal. Such a lock costs nothing that is written.
     async fn read_by_rows(
-        db: &impl ConnectionTrait,
+        db: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,
         tokens: &BTreeSet<(&str, &str)>,
     ) -> Result<(Self, Timestamp)> {
@@ -127,6 +135,7 @@ impl Known {
             id: String,
             home_region: String,
             superseded_by: Option<String>,
+            created_at: i64,
             region_id: Option<String>,
             state: Option<String>,
             now_millis: i64,
@@ -151,7 +160,7 @@ impl Known {
             .execute(db)
             .await?;
         let found: Vec<Found> = Sql::on(db)
-            .text("SELECT i.id, i.home_region, i.superseded_by, r.region_id, r.state, ")
+            .text("SELECT i.id, i.home_region, i.superseded_by, i.created_at, r.region_id, r.state, ")
             .now()
             .text(" AS now_millis FROM ")
             .rows(wanted())
@@ -164,7 +173,7 @@ impl Known {
             if let (Some(region), Some(state)) = (row.region_id, row.state) {
                 known.note_replica(row.id.clone(), &region, &state)?;
             }
-            known.note_image(row.id, &row.home_region, row.superseded_by.as_deref())?;
+            known.note_image(row.id, &row.home_region, row.superseded_by.as_deref(), row.created_at)?;
         }
         if !tokens.is_empty() {
             let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
@@ -183,10 +192,10 @@ impl Known {
         Ok((known, Timestamp::from_millis(time)))
     }
 
-    fn note_image(&mut self, image: String, home: &str, superseded_by: Option<&str>) -> Result<()> {
+    fn note_image(&mut self, image: String, home: &str, superseded_by: Option<&str>, created_at: i64) -> Result<()> {
         let home = parse("image.home_region", home)?;
         let superseded_by = superseded_by.map(|by| parse("image.superseded_by", by)).transpose()?;
-        self.images.insert(image, Registered { home, superseded_by });
+        self.images.insert(image, ImageSeen { registered: Registered { home, superseded_by }, created_at });
         Ok(())
     }
 

@@ -44,7 +44,7 @@ pub async fn migrate(settings: &Settings) -> Result<usize> {
 async fn open(settings: &Settings) -> Result<DatabaseConnection> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
-        match connect(settings, 1, false, &Demoted::default()).await {
+        match connect(settings, 1, &Demoted::default()).await {
             Err(Error::Unavailable(cause)) if appferry_migrations::is_locked(&cause) && Instant::now() < deadline => {
                 tokio::time::sleep(OPEN_AGAIN).await;
             }

@@ -2,9 +2,16 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, DbErr, sqlx};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait as _, Database, DatabaseConnection, DbBackend, DbErr,
+    sqlx::{
+        self, Connection,
+        pool::{PoolConnectionMetadata, PoolOptions},
+    },
+};
+use tokio::time::timeout;
 
-use super::{super::Result, Demoted, Settings};
+use super::{super::Result, Demoted, Settings, session::Reader};
 
 /// Connections that write: two for groups of calls, on PostgreSQL two more for those of these that need a transaction, the reports of
 /// workers, claims, and what is rare.
@@ -24,14 +31,9 @@ const POSTGRES: [(&str, &str); 6] = [
     ("jit", "off"),
 ];
 
-/// `looked_at` says whether a connection is looked at before it is used: it costs a way to the server and back, and spares readers the
-/// connections that broke while nobody used them. A group of calls does without.
-pub async fn connect(
-    settings: &Settings,
-    connections: u32,
-    looked_at: bool,
-    demoted: &Demoted,
-) -> Result<DatabaseConnection> {
+/// Connections to a server. One that has not been used for a while is asked whether it is good before it is used, and every one when
+/// it is given back: a network, or a server that is gone, may have cut it, or swallow what is sent without a word.
+pub async fn connect(settings: &Settings, connections: u32, demoted: &Demoted) -> Result<DatabaseConnection> {
     let timeout = settings.timeout;
     let mut options = ConnectOptions::new(&settings.url);
     options
@@ -40,7 +42,7 @@ pub async fn connect(
         .connect_timeout(settings.patience)
         .idle_timeout(None)
         .max_lifetime(LIFETIME)
-        .test_before_acquire(looked_at)
+        .test_before_acquire(false)
         .sqlx_logging(false)
         .map_sqlx_postgres_opts(move |postgres| {
             let millis = timeout.as_millis().to_string();
@@ -48,8 +50,9 @@ pub async fn connect(
             let times = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
             postgres.options(POSTGRES).options(times.map(|name| (name, millis.clone())))
         })
+        .map_sqlx_postgres_pool_opts(released)
         .map_sqlx_mysql_pool_opts(move |pool| {
-            pool.after_connect(move |connection, _| {
+            released(pool).after_connect(move |connection, _| {
                 Box::pin(async move {
                     // Rows are locked by their keys; the gaps between them, which the stricter level locks too, are nobody's.
                     let level = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
@@ -59,25 +62,56 @@ pub async fn connect(
                 })
             })
         });
-    let outlived = {
-        let demoted = demoted.clone();
-        move |age: Duration| demoted.is_outlived_by(age)
-    };
-    let outlived_too = outlived.clone();
+    let (demoted, demoted_too) = (demoted.clone(), demoted.clone());
     options
-        .map_sqlx_postgres_before_acquire(move |_, meta| {
-            let old = outlived(meta.age);
-            Box::pin(async move { Ok(!old) })
+        .map_sqlx_postgres_before_acquire(move |connection, meta| {
+            let demoted = demoted.clone();
+            Box::pin(async move { Ok(is_good(connection, &meta, &demoted).await) })
         })
-        .map_sqlx_mysql_before_acquire(move |_, meta| {
-            let old = outlived_too(meta.age);
-            Box::pin(async move { Ok(!old) })
+        .map_sqlx_mysql_before_acquire(move |connection, meta| {
+            let demoted = demoted_too.clone();
+            Box::pin(async move { Ok(is_good(connection, &meta, &demoted).await) })
         });
     Ok(Database::connect(options).await?)
 }
 
+/// How long a connection may be unused without being asked whether it is good.
+pub const IDLE: Duration = Duration::from_secs(1);
+
+/// How long that answer may take.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Whether a connection answers.
+pub async fn answers(connection: &mut impl Connection) -> bool {
+    matches!(timeout(ANSWER, connection.ping()).await, Ok(Ok(())))
+}
+
+/// Whether a connection may be used. If one that was idle does not answer, nor do, as a rule, those that were made before it was found
+/// out: they need not be asked.
+async fn is_good(connection: &mut impl Connection, meta: &PoolConnectionMetadata, demoted: &Demoted) -> bool {
+    if demoted.is_outlived_by(meta.age) {
+        return false;
+    }
+    let good = meta.idle_for < IDLE || answers(connection).await;
+    if !good {
+        demoted.note();
+    }
+    good
+}
+
+/// Has connections that are given back, perhaps in the midst of a question that was given up, asked whether they are good; the pool
+/// does so too, and would wait for the answer for ever.
+fn released<DB: sqlx::Database>(pool: PoolOptions<DB>) -> PoolOptions<DB> {
+    pool.after_release(|connection, _| {
+        Box::pin(async move {
+            let answer = timeout(ANSWER, connection.ping()).await;
+            answer.unwrap_or(Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))).map(|()| true)
+        })
+    })
+}
+
 /// Fails unless the server answers and takes writes.
-pub async fn takes_writes(db: &DatabaseConnection) -> Result<()> {
+pub async fn takes_writes(db: &Reader) -> Result<()> {
     let ask = match db.get_database_backend() {
         DbBackend::Postgres => "SELECT CAST(current_setting('transaction_read_only') = 'on' AS integer) AS read_only",
         DbBackend::MySql => "SELECT @@global.read_only AS read_only",

@@ -1,12 +1,15 @@
 //! The table `synchronization_target`: how the regions of a synchronization ended. Until one has, it has no row and its replica
 //! tells how it stands; the outcome that is written here stays, whatever becomes of the replica later.
 
-use sea_orm::{DatabaseTransaction, entity::prelude::*};
+use sea_orm::entity::prelude::*;
 
 use super::{count, fault, parse, progress, signed};
 use crate::{
     domain::{RegionView, Timestamp},
-    state::sql::{Kind, Rows, Sql},
+    state::{
+        database::Transaction,
+        sql::{Kind, Rows, Sql},
+    },
 };
 
 /// How one region of a synchronization ended.
@@ -77,7 +80,7 @@ impl Model {
 }
 
 /// Writes how some regions have ended.
-pub async fn insert(txn: &DatabaseTransaction, rows: impl IntoIterator<Item = Model>) -> Result<(), DbErr> {
+pub async fn insert(txn: &Transaction, rows: impl IntoIterator<Item = Model>) -> Result<(), DbErr> {
     let columns = [
         ("request_id", Kind::Uuid),
         ("region_id", Kind::Name),

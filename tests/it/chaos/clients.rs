@@ -305,7 +305,7 @@ pub async fn race_removal(shared: &Shared) -> usize {
         }
         // Whether the call or the removal comes first is left to chance.
         let again = token("again");
-        let (_, gone) = tokio::join!(shared.ask(&name, &["cn-beijing"], &again), shared.remove(&name));
+        let ((), gone) = tokio::join!(shared.ask(&name, &["cn-beijing"], &again), shared.remove(&name));
         if gone {
             removed += 1;
             continue;

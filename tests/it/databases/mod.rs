@@ -20,14 +20,18 @@ macro_rules! on_every_database {
     };
 }
 
+mod clock;
 mod housekeeping;
 mod interrupted;
 mod lists;
 mod names;
 mod queue;
+mod readiness;
 mod regions;
+mod removal;
 mod requests;
 mod schema;
+mod silence;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -7,12 +7,13 @@ use appferry::{
 use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{claim, get, region, regions, verify};
+use super::{claim, get, image, region, regions, verify};
 use crate::harness::database::{self, Kind};
 
 on_every_database! {
     a_schema_is_brought_up_to_date_once
     the_version_before_works_on_the_schema_after
+    what_an_image_left_behind_is_not_inherited
 }
 
 /// Two migrations at once, and one after them: the steps are taken once.
@@ -104,4 +105,38 @@ async fn the_version_before_works_on_the_schema_after(kind: Kind) {
     }
     stop.cancel();
     tasks.join().await;
+}
+
+/// Replicas of an image that an earlier version removed while a call for it was accepted.
+async fn what_an_image_left_behind_is_not_inherited(kind: Kind) {
+    use appferry_migrations::{Migrator, MigratorTrait as _};
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = database::empty(kind, directory.path()).await;
+    let db = database::look(&url).await;
+    let step = "m20261201_000008_replicas_go_with_images";
+    let place = Migrator::migrations().iter().position(|one| one.name() == step).expect("the step");
+    Migrator::up(&db, Some(u32::try_from(place).expect("a few"))).await.expect("the schema before");
+    let request = "01a20fb163707000800000000000000a";
+    written_before(&db, "left", request).await;
+    db.execute_unprepared("DELETE FROM image WHERE id = 'left'").await.expect("it is removed");
+    Migrator::up(&db, None).await.expect("the schema after");
+
+    let stop = CancellationToken::new();
+    let (state, tasks) = State::open(&Settings::new(url), regions(), stop.clone()).await.expect("it opens");
+    let ended = get(&state, request.parse().expect("an id")).await;
+    assert_eq!(
+        super::status(&ended, "one"),
+        appferry::domain::RegionStatus::Available,
+        "what became of the call stays"
+    );
+    // One is still to be copied: its worker is to say so first.
+    let refused = state.image_add(&image("left")).await;
+    assert!(matches!(refused, Err(Error::ImageInUse { .. })), "{refused:?}");
+    state.synchronization_cancel(request.parse().expect("an id")).await.expect("it is canceled");
+    state.image_add(&image("left")).await.expect("it is added");
+    let (_, replicas) = state.image_get(&super::image_id("left")).await.expect("it is there");
+    assert!(replicas.is_empty(), "{replicas:?}");
+    stop.cancel();
+    tasks.join().await;
+    db.close().await.expect("it is closed");
 }

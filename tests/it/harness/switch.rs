@@ -20,6 +20,7 @@ pub struct Switch {
     pub address: SocketAddr,
     to: Arc<AtomicU16>,
     cut: watch::Sender<u64>,
+    silent: watch::Sender<bool>,
 }
 
 impl Switch {
@@ -27,15 +28,27 @@ impl Switch {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let switch = Self { address, to: Arc::new(AtomicU16::new(port)), cut: watch::Sender::new(0) };
+        let switch = Self {
+            address,
+            to: Arc::new(AtomicU16::new(port)),
+            cut: watch::Sender::new(0),
+            silent: watch::Sender::new(false),
+        };
         let own = switch.clone();
         tokio::spawn(async move {
             while let Ok((mut from, _)) = listener.accept().await {
                 let (port, mut cut) = (own.to.load(Ordering::Relaxed), own.cut.subscribe());
+                let mut silent = own.silent.subscribe();
                 tokio::spawn(async move {
                     let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     let _ = (from.set_nodelay(true), to.set_nodelay(true));
+                    let silenced = async { silent.wait_for(|silent| *silent).await.is_ok() };
                     tokio::select! {
+                        biased;
+                        true = silenced => {
+                            // Neither end hears that the other is gone.
+                            let _ = cut.changed().await;
+                        }
                         _ = copy_bidirectional(&mut from, &mut to) => {}
                         _ = cut.changed() => {}
                     }
@@ -48,6 +61,16 @@ impl Switch {
     /// Points to another port, for connections that are made from now on.
     pub fn turn(&self, port: u16) {
         self.to.store(port, Ordering::Relaxed);
+    }
+
+    /// Swallows what is sent over any connection, old or new, without a word, as a network does that has lost its way.
+    pub fn silence(&self) {
+        self.silent.send_replace(true);
+    }
+
+    /// Lets connections through that are made from now on. What was swallowed stays so.
+    pub fn speak(&self) {
+        self.silent.send_replace(false);
     }
 
     /// Cuts every connection.

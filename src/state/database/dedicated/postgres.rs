@@ -20,7 +20,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{super::server::LIFETIME, Unused, not_acquired, not_carried_out, query};
+use super::{
+    super::{
+        Demoted,
+        server::{IDLE, LIFETIME, answers},
+    },
+    Unused, not_acquired, not_carried_out, query,
+};
 
 /// How long a task waits at most until the other has written: for several times what that takes as a rule. Whoever writes for longer, as
 /// its server is slow or as somebody holds a lock, holds up nobody.
@@ -34,6 +40,7 @@ pub struct Own {
     kept: Mutex<Option<(Kept, Unused)>>,
     unused: Arc<AtomicU32>,
     turn: Turn,
+    demoted: Demoted,
 }
 
 /// Held by the task that writes.
@@ -43,22 +50,40 @@ pub type Turn = Arc<Mutex<()>>;
 struct Kept {
     connection: PoolConnection<Postgres>,
     since: Instant,
+    used: Instant,
 }
 
 impl Own {
     /// One of the pool's connections, from the first question on. While it is asked nothing, `unused` counts it. Tasks with the same
     /// `turn` write one after the other.
-    pub fn of(pool: PgPool, unused: Arc<AtomicU32>, turn: Turn) -> Self {
-        Self { pool, kept: Mutex::default(), unused, turn }
+    pub fn of(pool: PgPool, unused: Arc<AtomicU32>, turn: Turn, demoted: Demoted) -> Self {
+        Self { pool, kept: Mutex::default(), unused, turn, demoted }
+    }
+
+    /// The connection that was kept, if it is still good. One that was not used for a while is asked: the network may have cut it, and
+    /// a call that comes after a pause must not pay for that.
+    async fn kept(&self) -> Option<Kept> {
+        let (mut kept, _) = self.kept.lock().await.take()?;
+        if kept.since.elapsed() >= LIFETIME {
+            return None;
+        }
+        if kept.used.elapsed() >= IDLE && !answers(&mut *kept.connection).await {
+            self.demoted.note();
+            kept.connection.close_on_drop();
+            return None;
+        }
+        Some(kept)
     }
 
     async fn ask<T>(&self, ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, DbErr> {
-        let kept = self.kept.lock().await.take().map(|(kept, _)| kept);
-        let mut kept = match kept.filter(|kept| kept.since.elapsed() < LIFETIME) {
-            Some(kept) => kept,
-            None => Kept { connection: self.pool.acquire().await.map_err(not_acquired)?, since: Instant::now() },
+        let mut kept = if let Some(kept) = self.kept().await {
+            kept
+        } else {
+            let connection = self.pool.acquire().await.map_err(not_acquired)?;
+            Kept { connection, since: Instant::now(), used: Instant::now() }
         };
         let answer = ask(&mut kept.connection).await.map_err(not_carried_out)?;
+        kept.used = Instant::now();
         *self.kept.lock().await = Some((kept, Unused::new(&self.unused)));
         Ok(answer)
     }

@@ -9,10 +9,13 @@ use std::sync::{
     atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
+use futures_util::{TryStreamExt as _, future::ready};
 use scopeguard::ScopeGuard;
 use sea_orm::{
     DbErr, ExecResult, Statement,
-    sqlx::{Executor as _, Sqlite, SqlitePool, pool::PoolConnection},
+    sqlx::{
+        self, Executor as _, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection, sqlite::SqliteQueryResult,
+    },
 };
 use tokio::sync::Mutex;
 
@@ -63,7 +66,7 @@ impl Writer {
         let mut connection = scopeguard::guard(connection, |mut connection| connection.close_on_drop());
         // It takes the lock to write at once: who began by reading could be refused it later.
         let sql = format!("BEGIN IMMEDIATE; {}; COMMIT", statement.sql);
-        let answer = query(Statement { sql, ..statement }).execute(&mut **connection).await;
+        let answer = changes(&mut connection, Statement { sql, ..statement }).await;
         if answer.is_ok() || connection.execute("ROLLBACK").await.is_ok() {
             let connection = ScopeGuard::into_inner(connection);
             if self.wanted.load(Ordering::Acquire) == 0 {
@@ -72,6 +75,17 @@ impl Writer {
         }
         Ok(answer.map_err(not_carried_out)?.into())
     }
+}
+
+/// Carries out a transaction, and counts what the statements between its beginning and its end have changed: for those two, SQLite
+/// repeats what the statement before has changed.
+async fn changes(connection: &mut SqliteConnection, statement: Statement) -> Result<SqliteQueryResult, sqlx::Error> {
+    let done: Vec<SqliteQueryResult> =
+        connection.fetch_many(query(statement)).try_filter_map(|step| ready(Ok(step.left()))).try_collect().await?;
+    let mut changed = SqliteQueryResult::default();
+    let between = done.len().saturating_sub(2);
+    changed.extend(done.into_iter().skip(1).take(between));
+    Ok(changed)
 }
 
 #[cfg(test)]
@@ -92,7 +106,7 @@ mod tests {
 
     async fn writer(directory: &tempfile::TempDir) -> (SqlitePool, Arc<Writer>) {
         let url = format!("sqlite://{}/t.db?mode=rwc", directory.path().display());
-        let options = SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(5));
+        let options = SqlitePoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(60));
         let pool = options.connect(&url).await.expect("it opens");
         pool.execute("CREATE TABLE t (i INTEGER PRIMARY KEY)").await.expect("a table");
         (pool.clone(), Arc::new(Writer::of(pool, Arc::default())))
@@ -119,6 +133,16 @@ mod tests {
         assert_eq!(found(&writer, &pool).await, [1, 2]);
         execute(&writer, "INSERT INTO t VALUES (4)").await.expect("it goes on");
         assert_eq!(found(&writer, &pool).await, [1, 2, 4]);
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_before_does_not_count() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (_, writer) = writer(&directory).await;
+        let both = "INSERT INTO t VALUES (1); INSERT INTO t VALUES (2), (3)";
+        assert_eq!(execute(&writer, both).await.expect("they are new"), 3);
+        let none = "INSERT INTO t SELECT 4 WHERE 0; INSERT INTO t SELECT 5 WHERE 0";
+        assert_eq!(execute(&writer, none).await.expect("it is nothing"), 0);
     }
 
     #[tokio::test]

@@ -1,0 +1,73 @@
+//! What statements are carried out on, and the time that they go by.
+
+use std::sync::Arc;
+
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, Statement,
+};
+
+use super::time::ProcessTime;
+use crate::domain::Timestamp;
+
+/// Connections, or a transaction on one of them.
+#[derive(Debug)]
+pub struct Session<C> {
+    inner: Arc<C>,
+    /// The time of the process, where it alone has the database; elsewhere the server tells the time.
+    time: Option<Arc<ProcessTime>>,
+}
+
+/// Connections that read.
+pub type Reader = Session<DatabaseConnection>;
+
+/// A transaction that writes.
+pub type Transaction = Session<DatabaseTransaction>;
+
+impl<C> Session<C> {
+    pub(super) fn new(inner: C, time: Option<Arc<ProcessTime>>) -> Self {
+        Self { inner: Arc::new(inner), time }
+    }
+
+    pub(super) fn inner(&self) -> &C {
+        &self.inner
+    }
+
+    /// What it is on, unless another clone exists.
+    pub(super) fn into_inner(self) -> Option<C> {
+        Arc::into_inner(self.inner)
+    }
+
+    /// The time of the process; nothing if the server tells the time.
+    pub fn now(&self) -> Option<Timestamp> {
+        self.time.as_ref().map(|time| time.now())
+    }
+}
+
+impl<C> Clone for Session<C> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), time: self.time.clone() }
+    }
+}
+
+#[async_trait::async_trait]
+impl<C: ConnectionTrait + Send> ConnectionTrait for Session<C> {
+    fn get_database_backend(&self) -> DbBackend {
+        self.inner.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        self.inner.execute_raw(statement).await
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        self.inner.execute_unprepared(sql).await
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        self.inner.query_one_raw(statement).await
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        self.inner.query_all_raw(statement).await
+    }
+}

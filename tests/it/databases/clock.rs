@@ -1,0 +1,102 @@
+//! Clocks that are set: nothing waits for longer than a lease for that, and nothing is forgotten.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use appferry::{
+    domain::{Clock, RegionStatus, Timestamp},
+    state::{Settings, State},
+};
+use sea_orm::ConnectionTrait as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{Bench, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify};
+use crate::harness::{
+    database::{self, Kind},
+    until,
+};
+
+on_every_database! {
+    waits_that_lie_too_far_ahead_are_shortened
+    a_clock_that_is_set_under_a_process_neither_strands_nor_forgets
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Rows as they stand after the clock was set back by an hour: what is due, and what is held, lies an hour ahead.
+async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = database::fresh(kind, directory.path()).await;
+    let stop = CancellationToken::new();
+    let (state, tasks) = State::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
+    let (a, b) = (add(&state, "a").await, add(&state, "b").await);
+    let first = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    let lease = Duration::from_secs(10);
+    let held = claim_within(&state, "gone", 1, lease, &std::collections::BTreeMap::new(), 0).await.remove(0);
+    let second = state.accept(ask(&b, &["one"])).await.expect("it is accepted");
+    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 0, "what is meant is left alone");
+
+    let db = database::look(&url).await;
+    db.execute_unprepared("UPDATE replica SET due_at = due_at + 3600000").await.expect("it is an hour ahead");
+    assert!(claim(&state, "w", 2).await.is_empty());
+    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 2);
+    let due = claim(&state, "w", 2).await;
+    assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "what waits is due at once");
+    assert!(state.replica_holds(&a, &region("one"), held.regions[0].fence).await.expect("it answers"));
+    assert_eq!(status(&get(&state, first).await, "one"), RegionStatus::Copying);
+    // What is held is due after a lease. The test does not wait for that.
+    db.execute_unprepared("UPDATE replica SET due_at = due_at - 10000 WHERE image_id = 'a'").await.expect("later");
+    until("the next claim", async || (!claim(&state, "w", 2).await.is_empty()).then_some(())).await;
+    verify(&state, &b, &region("one"), due[0].regions[0].fence).await.expect("it is in time");
+    assert_eq!(status(&get(&state, second).await, "one"), RegionStatus::Available);
+    db.close().await.expect("it is closed");
+    stop.cancel();
+    tasks.join().await;
+}
+
+/// A process that has the database alone goes by a clock of its own.
+async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: Kind) {
+    if kind != Kind::Sqlite {
+        return; // There, the server's clock counts.
+    }
+    let mut bench = Bench::new(kind).await;
+    let offset = Arc::new(AtomicI64::new(0));
+    let (shift, system) = (Arc::clone(&offset), Clock::system());
+    let clock = Clock::new(move || Timestamp::from_millis(system.now().as_millis() + shift.load(Ordering::Relaxed)));
+    let state = bench.process_with(|settings| Settings { clock, ..settings }).await;
+    let a = add(&state, "a").await;
+    let hour = i64::try_from(HOUR.as_millis()).expect("small");
+
+    // Back, just after a call was accepted and while a lease runs.
+    let one = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    let held = claim_within(&state, "gone", 1, SHORT, &std::collections::BTreeMap::new(), 0).await;
+    assert_eq!(held.len(), 1);
+    let two = state.accept(ask(&a, &["two"])).await.expect("it is accepted");
+    offset.store(-hour, Ordering::Relaxed);
+    let mut fences = std::collections::BTreeMap::new();
+    until("what waits, and what was left behind", async || {
+        for claim in claim(&state, "w", 4).await {
+            fences.extend(claim.regions.into_iter().map(|claimed| (claimed.region, claimed.fence)));
+        }
+        (fences.len() == 2).then_some(())
+    })
+    .await;
+    for (to, fence) in fences {
+        verify(&state, &a, &to, fence).await.expect("it is in time");
+    }
+
+    // Forward, while there is something that could be forgotten.
+    offset.store(hour * 24 * 100, Ordering::Relaxed);
+    for _ in 0..3 {
+        assert_eq!(state.synchronization_prune(HOUR).await.expect("it answers"), (0, false));
+    }
+    for (id, to) in [(one, "one"), (two, "two")] {
+        assert_eq!(status(&get(&state, id).await, to), RegionStatus::Available);
+    }
+    bench.end().await;
+}

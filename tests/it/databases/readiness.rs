@@ -1,0 +1,66 @@
+//! Whether the state can be written, as it is asked for readiness.
+
+use appferry::state::Error;
+use sea_orm::{ConnectionTrait as _, SqliteTransactionMode, TransactionOptions, TransactionTrait as _};
+
+use super::{Bench, add, ask};
+use crate::harness::{
+    database::{self, Kind},
+    until,
+};
+
+on_every_database! {
+    who_can_not_write_is_not_ready
+    who_writes_into_a_file_that_is_gone_is_not_ready
+}
+
+/// The file was deleted, or another one put in its place, while it was open.
+async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
+    if kind != Kind::Sqlite {
+        return; // Their servers see to it.
+    }
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    state.ready().await.expect("it can be written");
+    let path = bench.url.strip_prefix("sqlite://").expect("a file").to_owned();
+    let aside = format!("{path}.aside");
+    std::fs::rename(&path, &aside).expect("it is moved");
+    assert!(state.ready().await.expect_err("it is gone").is_temporary());
+    std::fs::copy(&aside, &path).expect("it is copied");
+    assert!(state.ready().await.expect_err("it is another one").is_temporary());
+    std::fs::rename(&aside, &path).expect("it is moved back");
+    state.ready().await.expect("it can be written");
+    bench.end().await;
+}
+
+/// Another connection holds a lock on the database, or on the row that the probe writes.
+async fn who_can_not_write_is_not_ready(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let patience = std::time::Duration::from_millis(500);
+    let change = |settings| appferry::state::Settings { patience, timeout: patience * 2, ..settings };
+    let state = bench.process_with(change).await;
+    let a = add(&state, "a").await;
+    let db = database::look(&bench.url).await;
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..TransactionOptions::default()
+    };
+    let held = db.begin_with_options(options).await.expect("a transaction");
+    if kind != Kind::Sqlite {
+        held.execute_unprepared("INSERT INTO write_probe (name, written_at) VALUES ('readiness', 0)")
+            .await
+            .expect("a row");
+    }
+    // What was just written is good for a while.
+    let refused = until("a doubt", async || state.ready().await.err()).await;
+    assert!(refused.is_temporary(), "{refused:?}");
+    if kind == Kind::Sqlite {
+        let refused = state.accept(ask(&a, &["one"])).await.expect_err("it can't be written");
+        assert!(matches!(refused, Error::Unavailable(_) | Error::Slow(_)), "{refused:?}");
+    }
+    held.rollback().await.expect("it ends");
+    until("readiness", async || state.ready().await.ok()).await;
+    state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    db.close().await.expect("it is closed");
+    bench.end().await;
+}

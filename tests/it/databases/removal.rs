@@ -1,0 +1,174 @@
+//! Removing an image and accepting a call for it exclude each other: no replica outlives its image, and an image that is added again
+//! under the same id has none.
+
+use std::time::Duration;
+
+use appferry::{
+    domain::{ImageId, RegionStatus},
+    state::{Error, State},
+};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement, TransactionTrait as _};
+
+use super::{Bench, add, ask, get, image_id, status};
+use crate::harness::{
+    database::{self, Kind},
+    until,
+};
+
+on_every_database! {
+    one_of_both_wins
+    a_removal_that_is_held_up_sees_what_was_accepted_meanwhile
+    a_call_that_is_held_up_is_refused_once_its_image_is_gone
+    a_call_that_begins_a_copy_again_is_seen_by_a_removal
+}
+
+/// Asks for an image and removes it at the same time, from two processes.
+async fn race(one: &State, other: &State, image: &ImageId) -> [bool; 2] {
+    let (accepted, removed) = tokio::join!(one.accept(ask(image, &["one"])), other.image_remove(image));
+    outcome(&accepted, &removed)
+}
+
+/// Whether the call was accepted, and whether the image was removed; each fails for the other's sake alone.
+fn outcome<T: std::fmt::Debug>(accepted: &Result<T, Error>, removed: &Result<(), Error>) -> [bool; 2] {
+    assert!(matches!(accepted, Ok(_) | Err(Error::ImageNotFound(_))), "{accepted:?}");
+    assert!(matches!(removed, Ok(()) | Err(Error::ImageInUse { .. })), "{removed:?}");
+    [accepted.is_ok(), removed.is_ok()]
+}
+
+/// Whichever was first: if the call was, the image is there with its replica, and otherwise neither is.
+async fn check(state: &State, image: &ImageId, outcome: [bool; 2]) {
+    let [accepted, removed] = outcome;
+    assert!(accepted != removed, "accepted: {accepted}, removed: {removed}");
+    if accepted {
+        let (_, replicas) = state.image_get(image).await.expect("it is still there");
+        assert_eq!(replicas.iter().map(|(_, replica)| replica.status()).collect::<Vec<_>>(), [RegionStatus::Pending]);
+        let page = state.synchronization_list(&appferry::state::Filter::default(), None, 1).await.expect("a page");
+        state.synchronization_cancel(page.synchronizations[0].request_id).await.expect("it is canceled");
+        state.image_remove(image).await.expect("it is removed");
+    }
+    add(state, image.as_str()).await;
+    assert!(state.image_get(image).await.expect("it is there").1.is_empty(), "it has inherited a replica");
+}
+
+async fn one_of_both_wins(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (one, other) = (bench.process().await, bench.process().await);
+    let image = add(&one, "a").await;
+    for _ in 0..30 {
+        let outcome = race(&one, &other, &image).await;
+        check(&one, &image, outcome).await;
+    }
+    bench.end().await;
+}
+
+/// Waits until so many wait for locks that others hold.
+async fn until_waiting(db: &DatabaseConnection, count: i64) {
+    let ask = match db.get_database_backend() {
+        DbBackend::Postgres => {
+            "SELECT COUNT(*) AS waiting FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        }
+        _ => {
+            "SELECT COUNT(*) AS waiting FROM information_schema.innodb_trx AS t JOIN information_schema.processlist AS p \
+             ON p.id = t.trx_mysql_thread_id WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()"
+        }
+    };
+    until("a wait for a lock", async || {
+        // InnoDB tells of its transactions as they were, unless it was not asked for a tenth of a second.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), ask)).await.expect("an answer");
+        (row?.try_get::<i64>("", "waiting").expect("a number") >= count).then_some(())
+    })
+    .await;
+}
+
+/// Another session's lock on the image's row, as a backup takes it, opens the window in which a removal has begun and has not deleted.
+async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) {
+    if kind == Kind::Sqlite {
+        return; // It has one writer: a removal can't be held up halfway.
+    }
+    let mut bench = Bench::new(kind).await;
+    let (one, other) = (bench.process().await, bench.process().await);
+    let image = add(&one, "a").await;
+    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let held = holder.begin().await.expect("a transaction");
+    let share = if kind == Kind::Postgres { "FOR KEY SHARE" } else { "LOCK IN SHARE MODE" };
+    held.execute_unprepared(&format!("SELECT id FROM image WHERE id = 'a' {share}")).await.expect("it is locked");
+    let removal = tokio::spawn({
+        let image = image.clone();
+        async move { other.image_remove(&image).await }
+    });
+    until_waiting(&looker, 1).await;
+    let call = tokio::spawn({
+        let (state, call) = (one.clone(), ask(&image, &["one"]));
+        async move { state.accept(call).await }
+    });
+    let call = if kind == Kind::Postgres {
+        // It does not wait for a removal that has not begun to delete.
+        let accepted = call.await.expect("no panic");
+        held.commit().await.expect("it ends");
+        accepted
+    } else {
+        held.commit().await.expect("it ends");
+        call.await.expect("no panic")
+    };
+    let outcome = outcome(&call, &removal.await.expect("no panic"));
+    check(&one, &image, outcome).await;
+    bench.end().await;
+}
+
+/// A call has been decided, and is held up before it is written; its image is removed meanwhile.
+async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
+    if kind != Kind::Postgres {
+        return; // SQLite: see `state::accept`. On MySQL, a call locks its image before it is decided.
+    }
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let image = add(&state, "a").await;
+    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let held = holder.begin().await.expect("a transaction");
+    held.execute_unprepared("LOCK TABLE synchronization IN SHARE MODE").await.expect("it is locked");
+    let call = tokio::spawn({
+        let (state, call) = (state.clone(), ask(&image, &["one"]));
+        async move { state.accept(call).await }
+    });
+    until_waiting(&looker, 1).await;
+    let removed = state.image_remove(&image).await;
+    held.commit().await.expect("it ends");
+    let outcome = outcome(&call.await.expect("no panic"), &removed);
+    assert_eq!(outcome, [false, true]);
+    check(&state, &image, outcome).await;
+    bench.end().await;
+}
+
+/// A call begins a copy again that was canceled, and is held up before it is written.
+async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let image = add(&state, "a").await;
+    let id = state.accept(ask(&image, &["one"])).await.expect("it is accepted");
+    state.synchronization_cancel(id).await.expect("it is canceled");
+    assert_eq!(status(&get(&state, id).await, "one"), RegionStatus::Canceled);
+    if kind != Kind::Postgres {
+        let outcome = race(&state, &state, &image).await;
+        check(&state, &image, outcome).await;
+        return bench.end().await;
+    }
+    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let held = holder.begin().await.expect("a transaction");
+    held.execute_unprepared("LOCK TABLE synchronization IN SHARE MODE").await.expect("it is locked");
+    let call = tokio::spawn({
+        let (state, call) = (state.clone(), ask(&image, &["one"]));
+        async move { state.accept(call).await }
+    });
+    until_waiting(&looker, 1).await;
+    let removal = tokio::spawn({
+        let (state, image) = (state.clone(), image_id("a"));
+        async move { state.image_remove(&image).await }
+    });
+    until_waiting(&looker, 2).await;
+    held.commit().await.expect("it ends");
+    let outcome = outcome(&call.await.expect("no panic"), &removal.await.expect("no panic"));
+    assert_eq!(outcome, [true, false]);
+    check(&state, &image, outcome).await;
+    bench.end().await;
+}

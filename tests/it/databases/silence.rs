@@ -1,0 +1,247 @@
+//! A server that goes silent, and connections that a network has cut: whatever is asked ends in time, and once the server can be
+//! reached again, so does everything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use appferry::{
+    domain::{
+        Digest, EcsCopy, Event, Fault, FaultKind, ImageId, ImageName, RegionId, RequestId, Timestamp, Verification,
+    },
+    identity::acs3::Nonce,
+    state::{Filter, ImageFilter, Lane, NameTaken, Order, Publication, ReadBlob, RegionName, Report, Settings, State},
+};
+use futures_util::future::BoxFuture;
+
+use super::{Bench, DONE, LEASE, THREE, add, ask, claim, image, image_id, region, regions, worker};
+use crate::harness::{database::Kind, switch::Switch, until};
+
+on_every_database! {
+    whatever_is_asked_of_a_silent_server_ends_in_time
+    the_first_question_after_a_pause_does_not_pay_for_a_cut
+}
+
+/// How long one question may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longer than any of several may take that wait for each other, on a machine that does other things too.
+const IN_TIME: Duration = Duration::from_secs(20);
+
+/// A database, behind a switch.
+async fn behind_a_switch(kind: Kind, bench: &mut Bench) -> (Switch, Settings) {
+    let url = url::Url::parse(&bench.url).expect("a URL");
+    let switch = Switch::to(url.port().expect("a port")).await;
+    let mut through = url.clone();
+    through.set_port(Some(switch.address.port())).expect("it has a port");
+    assert!(kind != Kind::Sqlite);
+    // A single reader: if it leaked, no later read could succeed.
+    let settings = Settings::new(through.to_string());
+    (switch, Settings { timeout: TIMEOUT, patience: TIMEOUT / 2, readers: 1, ..settings })
+}
+
+/// Calls of methods, by their names. Whether each succeeded.
+macro_rules! calls {
+    ($state:ident: $($name:ident($($argument:expr),*);)*) => {
+        vec![$((stringify!($name), {
+            let state = $state.clone();
+            Box::pin(async move { state.$name($($argument),*).await.is_ok() }) as BoxFuture<'static, bool>
+        })),*]
+    };
+}
+
+/// Every question that can be asked of the state.
+fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
+    let (a, one, blob) = (|| image_id("a"), || region("one"), Digest::new([9; 32]));
+    let copy = || EcsCopy::first(Timestamp::from_millis(1));
+    let nonce = || Nonce { access_key_id: "k".into(), value: "v".into(), until: Timestamp::from_millis(1) };
+    let fault = || Fault { kind: FaultKind::Store, message: "m".into() };
+    let report = || Report { region: region("one"), event: Event::Release { fence: 1 } };
+    let id = RequestId::generate();
+    let (held_image, held_region): (&ImageId, &RegionId) = (Box::leak(Box::new(a())), Box::leak(Box::new(one())));
+    let held_name: &ImageName = Box::leak(Box::new(ImageName("images:a".into())));
+    let name = move || held_name;
+    let publication = move || Publication {
+        image: held_image,
+        region: held_region,
+        fence: 1,
+        name: held_name,
+        location: None,
+        root: blob,
+    };
+    let read = move || ReadBlob { region: held_region, location: "images", blob };
+    let limits = || BTreeMap::from([(region("one"), 1)]);
+    let order = Order {
+        owner: Box::leak(Box::new(worker("w"))),
+        lanes: Box::leak(Box::new(BTreeMap::from([(region("one"), Lane { lead: 1, along: 1 })]))),
+        lease: LEASE,
+        limits: Box::leak(Box::new(limits())),
+        draw: 0,
+    };
+    calls! { state:
+        accept(ask(&a(), &["one"]));
+        blob_note_reading(read(), None);
+        blob_reading(read());
+        blobs_note_written(&a(), &one(), 1, &[blob]);
+        blobs_written(&a(), &one());
+        copies_underway(&worker("w"));
+        ecs_copies(&[&a()]);
+        ecs_copy_abandon(&a(), &one());
+        ecs_copy_abandoned();
+        ecs_copy_begin(&a(), &one(), 1);
+        ecs_copy_discarded(&a(), &one(), &"m-1".parse().expect("an id"));
+        ecs_copy_forget(&a(), &one());
+        ecs_copy_made(&a(), &one(), &copy());
+        ecs_copy_note(&a(), &one(), 1, &copy());
+        housekeeping_leave(&worker("w"));
+        housekeeping_take(&worker("w"), LEASE);
+        image_add(&image("b"));
+        image_add_as(&image("c"), NameTaken::Supersede(&[one()]));
+        image_get(&a());
+        image_list(&ImageFilter::default(), None, THREE, true);
+        image_remove(&a());
+        image_versions(&ImageFilter::default(), THREE);
+        image_uses(&one(), &[name().clone()]);
+        images_available(&one(), None, 3);
+        images_in(&one(), &a(), 3);
+        nonce_prune();
+        nonce_remember(&nonce());
+        publication_begin(publication());
+        publication_confirm(&one(), name(), blob);
+        publication_end(publication(), Verification::Trusted);
+        published(&[RegionName { region: one(), name: name().clone(), location: None }]);
+        queues();
+        ready();
+        region_located(&one(), "dir:///one");
+        region_stores();
+        regions_seen(Duration::ZERO);
+        replica_claim(order);
+        replica_confirmed(&a(), &one());
+        replica_damaged(&a(), &one(), fault());
+        replica_feed(&a(), &[(one(), 1, region("two"))], &limits());
+        replica_holds(&a(), &one(), 1);
+        replica_pull_back(LEASE, LEASE);
+        replica_renew(&a(), LEASE, &[(one(), 1, DONE)]);
+        replica_report(&a(), report());
+        replica_rescue();
+        replicas_resume();
+        replicas_suspend(&one(), &fault());
+        replicas_suspended(&[one()]);
+        synchronization_cancel(id);
+        synchronization_get(id);
+        synchronization_list(&Filter::default(), None, 3);
+        synchronization_prune(LEASE);
+        synchronization_watch(id);
+        time();
+        upload_abandoned(&one());
+        upload_forget(&a(), &one(), blob);
+        upload_get(&a(), &one(), blob);
+        upload_note(&a(), &one(), 1, blob, "s");
+    }
+}
+
+/// The methods of the state that ask the database, as they stand in its source.
+fn methods() -> BTreeSet<String> {
+    let mut methods = BTreeSet::new();
+    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/state"))];
+    let mut files = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("the source") {
+            let path = entry.expect("a file").path();
+            if path.is_dir() { directories.push(path) } else { files.push(path) }
+        }
+    }
+    for path in files {
+        let parsed = syn::parse_file(&std::fs::read_to_string(&path).expect("a text")).expect("it is Rust");
+        for item in parsed.items {
+            let syn::Item::Impl(block) = item else { continue };
+            let syn::Type::Path(of) = &*block.self_ty else { continue };
+            if !of.path.is_ident("State") || block.trait_.is_some() {
+                continue;
+            }
+            for item in block.items {
+                if let syn::ImplItem::Fn(method) = item
+                    && matches!(method.vis, syn::Visibility::Public(_))
+                    && method.sig.asyncness.is_some()
+                {
+                    methods.insert(method.sig.ident.to_string());
+                }
+            }
+        }
+    }
+    methods
+}
+
+async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
+    if kind == Kind::Sqlite {
+        return; // There is no network.
+    }
+    let mut bench = Bench::new(kind).await;
+    let (switch, settings) = behind_a_switch(kind, &mut bench).await;
+    let (state, tasks) = State::open(&settings, regions(), bench.stop.clone()).await.expect("it opens");
+    bench.tasks.push(tasks);
+    let a = add(&state, "a").await;
+    state.accept(ask(&a, &["one"])).await.expect("it is accepted");
+    assert_eq!(claim(&state, "w", 1).await.len(), 1);
+
+    let asked: BTreeSet<String> = questions(&state).iter().map(|(name, _)| (*name).to_owned()).collect();
+    let opening = ["open", "close", "due", "changed"].map(str::to_owned);
+    assert_eq!(asked.union(&opening.into()).cloned().collect::<BTreeSet<_>>(), methods(), "each is asked below");
+
+    switch.silence();
+    let began = Instant::now();
+    let mut running = tokio::task::JoinSet::new();
+    for (name, question) in questions(&state) {
+        running.spawn(async move { (name, question.await, began.elapsed()) });
+    }
+    let mut left = asked;
+    while let Ok(Some(ended)) = tokio::time::timeout(IN_TIME, running.join_next()).await {
+        let (name, succeeded, after) = ended.expect("no panic");
+        assert!(!succeeded, "{name} had an answer");
+        assert!(after < IN_TIME, "{name} took {after:?}");
+        left.remove(name);
+    }
+    assert!(left.is_empty(), "without an end: {left:?}");
+    let opened = tokio::time::timeout(IN_TIME, State::open(&settings, regions(), bench.stop.clone())).await;
+    opened.expect("it ends").expect_err("the server is silent");
+
+    // No connection that was left behind takes the place of a good one.
+    switch.speak();
+    until("an answer", async || state.image_get(&a).await.ok()).await;
+    for (name, question) in questions(&state) {
+        if ["image_get", "image_list", "ready", "time", "queues", "replica_claim", "nonce_remember"].contains(&name) {
+            assert!(question.await, "{name}");
+        }
+    }
+    switch.silence();
+    let _ = tokio::time::timeout(IN_TIME, state.close()).await.expect("it ends");
+    switch.cut();
+    bench.end().await;
+}
+
+/// A network, or a server that was restarted, has cut the connections while nothing was asked.
+async fn the_first_question_after_a_pause_does_not_pay_for_a_cut(kind: Kind) {
+    if kind == Kind::Sqlite {
+        return; // There is no network.
+    }
+    let mut bench = Bench::new(kind).await;
+    let (switch, settings) = behind_a_switch(kind, &mut bench).await;
+    let (state, tasks) = State::open(&settings, regions(), bench.stop.clone()).await.expect("it opens");
+    bench.tasks.push(tasks);
+    for n in 0..4 {
+        let name = format!("i-{n}");
+        // Each is the first once. The tasks behind the state ask too, and must not be all that mends it.
+        switch.cut();
+        tokio::time::sleep(Duration::from_millis(1_200)).await; // So long is the pause.
+        switch.cut();
+        match n {
+            0 => drop(add(&state, &name).await),
+            1 => drop(state.accept(ask(&image_id("i-0"), &["one"])).await.expect("it is accepted")),
+            2 => drop(state.image_get(&image_id("i-0")).await.expect("it is there")),
+            _ => assert_eq!(claim(&state, "w", 1).await.len(), 1),
+        }
+    }
+    bench.end().await;
+}
