@@ -136,6 +136,15 @@ impl World {
         Some(())
     }
 
+    /// Workers look by themselves from time to time.
+    fn look_by_themselves(&mut self) {
+        for worker in &mut self.workers {
+            if *worker == Worker::Asleep {
+                *worker = Worker::Awake;
+            }
+        }
+    }
+
     fn is_suspended(&self) -> bool {
         self.replica.as_ref().is_some_and(Replica::is_suspended)
     }
@@ -368,12 +377,7 @@ impl Model for Walk {
             }
             Step::Tick => {
                 world.now = now.after(Duration::from_millis(1));
-                // Workers look by themselves from time to time.
-                for worker in &mut world.workers {
-                    if *worker == Worker::Asleep {
-                        *worker = Worker::Awake;
-                    }
-                }
+                world.look_by_themselves();
             }
         }
         Some(world)
