@@ -1,7 +1,6 @@
 //! Who a credential proves that the caller is: tokens, JSON Web Tokens, and signatures with access keys.
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -25,6 +24,7 @@ use tokio::{
 use tonic::{Code, Request, Status, metadata::MetadataMap};
 
 use crate::harness::{
+    database::{self, Kind},
     foreign::Foreign,
     refusal,
     site::{Running, Site, app_sync, ask},
@@ -308,10 +308,10 @@ async fn a_signed_call_is_taken_once_by_all_processes_together() {
     let directory = tempfile::tempdir().expect("a directory");
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "the-secret\n").expect("a secret");
-    let shared: PathBuf = directory.path().join("state.db");
+    let shared = database::fresh(Kind::Postgres, directory.path()).await;
     let mut services = Vec::new();
     for _ in 0..2 {
-        let mut site = Site::new().on(&format!("sqlite://{}", shared.display()));
+        let mut site = Site::new().on(&shared);
         site.more = with_access_key(&secret);
         services.push(site.start_as(Role::Server).await);
     }

@@ -144,6 +144,8 @@ impl Transfer {
                 Err(Stopped::Behind) => {
                     tracing::info!(%region, "the region is slower than the others; continuing alone");
                     alone = true;
+                    // A store that was just cut off has to notice that, before it can say how far it has come.
+                    sleep(RESUMPTION_WAIT).await;
                 }
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
                 Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
