@@ -1,10 +1,8 @@
 //! Who a credential proves that the caller is: tokens, JSON Web Tokens, and signatures with access keys.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use appferry::{
