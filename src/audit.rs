@@ -1,5 +1,5 @@
 //! The audit log: one line of JSON a decision, who might do what and why. Lines are written in the order in which they came, by a
-//! thread of their own, and wait in a bounded queue for it. A decision that finds no room there for [`PATIENCE`] is not acted upon: the
+//! thread of their own, and wait in a bounded queue for it. A decision that finds no room there for a second is not acted upon: the
 //! call is refused, so that nothing is done of which the log does not tell.
 
 mod writer;
@@ -181,7 +181,7 @@ pub struct Unwritten {
 }
 
 impl Unwritten {
-    /// Waits until there is room, for [`PATIENCE`] at most; not at all where others have waited in vain and nothing has been
+    /// Waits until there is room, for a second at most; not at all where others have waited in vain and nothing has been
     /// written since then.
     pub async fn written(self) -> Result<(), Blocked> {
         let Self { audit, line } = self;
