@@ -193,7 +193,8 @@ async fn register(url: &str, prefix: &str, images: usize) -> Result<()> {
     };
     db.execute_unprepared(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {images}) \
-         INSERT INTO image SELECT '{prefix}' || i, 'bench', '1', '', 'VM', '{prefix}' || i, 'home', 'x', \
+         INSERT INTO image (id, name, version, description, kind, source, home_region, root_media_type, root_digest, root_size, size, \
+         created_at) SELECT '{prefix}' || i, 'bench', '1', '', 'VM', '{prefix}' || i, 'home', 'x', \
          'sha256:' || {digest}, 1, 1, 0 FROM n"
     ))
     .await?;
