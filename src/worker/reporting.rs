@@ -1,4 +1,4 @@
-//! How a copy ended, as the database is told.
+//! Reports to the database how copies ended.
 
 use std::{sync::Arc, time::Duration};
 

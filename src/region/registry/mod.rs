@@ -132,7 +132,7 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         };
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the body, or when nobody receives any more.
+        // Ends with the body, or when the receiver is gone.
         tokio::spawn(pass_on(what, response, skip, end - from, chunks));
         Ok(received)
     }

@@ -168,7 +168,7 @@ impl Fanout {
         }
     }
 
-    /// Waits until a destination is ready, and then a little for those that began with it. Whoever is not ready by then joins later.
+    /// Waits until a destination is ready, and then a little for those that began with it. One that is not ready by then joins later.
     async fn departure(&self) {
         loop {
             let until = {
