@@ -75,15 +75,11 @@ impl House {
         layout
     }
 
-    /// To one kind after the other: together, a slower one is cut off to continue alone, and what a registry then keeps of the upload that was
-    /// cut is its own affair.
     async fn carry(&self, id: &str) {
-        for region in KINDS {
-            let request = self.running.synchronize(id, &[region]).await.expect("it is accepted");
-            let done = self.running.finished(&request).await;
-            assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
-            assert!(done.regions.iter().all(|region| region.state() == RegionState::Available));
-        }
+        let request = self.running.synchronize(id, &KINDS).await.expect("it is accepted");
+        let done = self.running.finished(&request).await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+        assert!(done.regions.iter().all(|region| region.state() == RegionState::Available));
     }
 }
 

@@ -48,9 +48,10 @@ struct Observed {
     source_open: watch::Receiver<bool>,
 }
 
-/// How many blobs are written at the same time, and how many were at most.
+/// How many blobs are written at the same time, how many were at most, and how often it was begun to write one.
 #[derive(Debug, Default)]
 struct Writing {
+    begun: AtomicU64,
     now: AtomicU64,
     most: AtomicU64,
 }
@@ -60,6 +61,7 @@ struct Writer<'a>(&'a Writing);
 
 impl<'a> Writer<'a> {
     fn new(writing: &'a Writing) -> Self {
+        writing.begun.fetch_add(1, Ordering::Relaxed);
         let now = writing.now.fetch_add(1, Ordering::Relaxed) + 1;
         writing.most.fetch_max(now, Ordering::Relaxed);
         Self(writing)
@@ -327,6 +329,8 @@ async fn a_region_that_lags_holds_nobody_and_goes_on_alone() {
     house.gate.send(true).expect("somebody waits");
     let done = house.available(request, &OTHERS).await;
     assert!(done.regions.iter().all(|region| region.attempt == 1), "lagging is no fault: {done:?}");
+    // Two layers and the configuration, each of them once: what it has got already is not sent again, and no upload is cut off.
+    assert_eq!(house.writing.begun.load(Ordering::Relaxed), 3);
     let root = images::verify(&house.layout("home"));
     assert_eq!(images::verify(&house.layout("one")), root);
     house.stop().await;

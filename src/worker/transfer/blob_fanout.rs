@@ -2,154 +2,156 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::future::join_all;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
 use super::{
+    ImageSource,
     byte_channel::{ChunkSender, SendError},
-    fanout::Waits,
+    fanout::{Fanout, Rest},
     member::Member,
     reader::Reader,
 };
 use crate::{
-    domain::{Descriptor, Digest, ImageName},
-    region::{Chunk, Error, Result, Source},
-    worker::pacing::Pace,
+    domain::{Descriptor, Digest},
+    region::{Chunk, Error, Result},
 };
-use bytes::Bytes;
-use futures_util::future::join_all;
-use sha2::{Digest as _, Sha256};
-
-/// Where blobs are read.
-#[derive(Debug, Clone, Copy)]
-pub struct BlobSource<'a> {
-    /// The store.
-    pub store: &'a Arc<dyn Source>,
-    /// The store's name for the image.
-    pub name: &'a ImageName,
-    /// How fast it may be read.
-    pub pace: &'a Pace,
-}
 
 /// A destination of a blob.
 #[derive(Debug)]
-pub struct Sink<'a> {
+pub struct Sink {
     /// The destination.
-    pub member: &'a Member,
-    /// Where it takes the chunks; nothing once it has left.
-    pub chunks: Option<ChunkSender>,
+    pub member: Arc<Member>,
+    /// Where it takes the chunks.
+    pub chunks: ChunkSender,
     /// How many of the first bytes it has already.
     pub from: u64,
 }
 
-/// Reads the blob and gives it to every sink, to each from the byte that it needs. A sink that stops receiving has left, for its own
-/// reasons; one that keeps the others waiting for too long is left behind. An error is one of the source: no sink has been sent the end
-/// then, so that each discards what it has once the sinks are dropped. `alone` says whether no other destination waits.
-pub async fn send_blob(
-    source: BlobSource<'_>,
-    blob: &Descriptor,
-    sinks: &mut [Sink<'_>],
-    waits: Waits,
-    alone: impl Fn() -> bool,
-) -> Result<()> {
-    let begin = sinks.iter().map(|sink| sink.from).min().unwrap_or(0);
-    let mut reader = Reader::new(source.store, source.name, blob, begin, waits.stall);
-    let mut hasher = Sha256::new();
-    let mut position = begin;
-    while let Some(bytes) = reader.next().await? {
-        source.pace.take(bytes.len()).await;
-        hasher.update(&bytes);
-        send_piece(sinks, &Piece::Data { position, bytes: &bytes }, waits, alone()).await;
-        position += bytes.len() as u64;
-        if sinks.iter().all(|sink| sink.chunks.is_none()) {
-            return Ok(());
-        }
-    }
-    // A destination that resumes has not been sent all of it, and verifies the whole by itself.
-    if begin == 0 {
-        let actual = Digest::new(hasher.finalize().into());
-        if actual != blob.digest {
-            return Err(Error::DigestMismatch { image: source.name.to_string(), expected: blob.digest, actual });
-        }
-    }
-    send_piece(sinks, &Piece::End, waits, alone()).await;
-    Ok(())
+/// A blob on its way, from some byte on, to the destinations that take it together.
+#[derive(Debug)]
+pub struct BlobStream {
+    /// The blob's place in the image.
+    pub index: usize,
+    /// The destinations. One that stops receiving has left, for its own reasons.
+    pub sinks: Vec<Sink>,
+    /// How far it has been read.
+    position: u64,
+    /// The hash of what comes before; nothing if that was not read.
+    hasher: Option<Sha256>,
 }
 
+impl BlobStream {
+    /// The blob for destinations that each have the first bytes of it, or none.
+    pub fn new(index: usize, sinks: Vec<Sink>) -> Self {
+        let position = sinks.iter().map(|sink| sink.from).min().unwrap_or(0);
+        Self { index, sinks, position, hasher: (position == 0).then(Sha256::new) }
+    }
+
+    /// Reads the blob and gives it to every sink, to each from the byte that it needs. An error is one of the source: no sink has been sent
+    /// the end then, so that each discards what it has once the sinks are dropped.
+    pub async fn send(&mut self, source: &ImageSource, blob: &Descriptor, fanout: &Fanout) -> Result<()> {
+        let mut reader = Reader::new(&source.store, &source.name, blob, self.position, fanout.waits.stall);
+        while let Some(bytes) = reader.next().await? {
+            source.paces.egress.take(bytes.len()).await;
+            self.pass(Piece::Data(&bytes), fanout).await;
+            if self.sinks.is_empty() {
+                return Ok(());
+            }
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(&bytes);
+            }
+            self.position += bytes.len() as u64;
+        }
+        // A destination that resumes has not been sent all of it, and verifies the whole by itself.
+        if let Some(hasher) = self.hasher.clone() {
+            let actual = Digest::new(hasher.finalize().into());
+            if actual != blob.digest {
+                return Err(Error::DigestMismatch { image: source.name.to_string(), expected: blob.digest, actual });
+            }
+        }
+        self.pass(Piece::End, fanout).await;
+        Ok(())
+    }
+
+    /// Gives a piece to every sink that still takes part. One that is not waited for any longer gets this piece by itself, too.
+    async fn pass(&mut self, piece: Piece<'_>, fanout: &Fanout) {
+        // Sinks with room are served first: they work while the others are waited for.
+        let mut full = Vec::new();
+        for sink in std::mem::take(&mut self.sinks) {
+            match piece.after(self.position, sink.from).map(|chunk| sink.chunks.try_send(chunk)) {
+                None | Some(Ok(())) => self.sinks.push(sink),
+                Some(Err(SendError::Full(chunk))) => full.push((sink, chunk)),
+                Some(Err(SendError::Closed)) => {}
+            }
+        }
+        if full.is_empty() {
+            return;
+        }
+        let queues = full.iter().map(|(sink, _)| sink).chain(&self.sinks).map(|sink| sink.chunks.clone());
+        let queues: Vec<ChunkSender> = queues.collect();
+        let others_wait = |place: usize| {
+            let others = queues.iter().enumerate().filter(|(other, _)| *other != place);
+            others.into_iter().any(|(_, queue)| queue.is_idle())
+        };
+        let waiting = full.into_iter().enumerate().map(|(place, (sink, chunk))| {
+            let others_wait = move || others_wait(place);
+            async move { (send_when_there_is_room(&sink, chunk, fanout, others_wait).await, sink) }
+        });
+        for (sent, sink) in join_all(waiting).await {
+            match sent {
+                Ok(()) => self.sinks.push(sink),
+                Err(SendError::Full(_)) => fanout.detach(&Arc::clone(&sink.member), Rest::Stream(self.rest(sink))),
+                Err(SendError::Closed) => {}
+            }
+        }
+    }
+
+    /// What this sink has yet to be sent.
+    fn rest(&self, sink: Sink) -> Self {
+        Self { index: self.index, sinks: vec![sink], position: self.position, hasher: self.hasher.clone() }
+    }
+}
+
+#[derive(Clone, Copy)]
 enum Piece<'a> {
-    Data { position: u64, bytes: &'a Bytes },
+    Data(&'a Bytes),
     End,
 }
 
 impl Piece<'_> {
-    /// The part of it that a sink needs which has the first `from` bytes.
-    fn after(&self, from: u64) -> Option<Chunk> {
+    /// The part of the piece at `position` that a sink needs which has the first `from` bytes.
+    fn after(self, position: u64, from: u64) -> Option<Chunk> {
         match self {
             Self::End => Some(Chunk::End),
-            Self::Data { position, bytes } => {
-                let skipped = usize::try_from(from.saturating_sub(*position)).unwrap_or(usize::MAX);
+            Self::Data(bytes) => {
+                let skipped = usize::try_from(from.saturating_sub(position)).unwrap_or(usize::MAX);
                 (skipped < bytes.len()).then(|| Chunk::Data(bytes.slice(skipped..)))
             }
         }
     }
 }
 
-/// Gives a piece to every sink that still takes part.
-async fn send_piece(sinks: &mut [Sink<'_>], piece: &Piece<'_>, waits: Waits, alone: bool) {
-    // Sinks with room are served first: they work while the others are waited for.
-    let mut full = Vec::new();
-    for (place, sink) in sinks.iter_mut().enumerate() {
-        let (Some(chunks), Some(chunk)) = (&sink.chunks, piece.after(sink.from)) else { continue };
-        match chunks.try_send(chunk) {
-            Err(SendError::Full(chunk)) => full.push((place, chunk)),
-            Err(SendError::Closed) => sink.chunks = None,
-            Ok(()) => {}
-        }
-    }
-    if full.is_empty() {
-        return;
-    }
-    let queues: Vec<Option<ChunkSender>> = sinks.iter().map(|sink| sink.chunks.clone()).collect();
-    let waiting = full.into_iter().map(|(place, chunk)| {
-        let member = sinks[place].member;
-        let others_wait = |place: usize| {
-            let mut others = queues.iter().enumerate().filter(|(other, _)| *other != place);
-            others.any(|(_, queue)| queue.as_ref().is_some_and(ChunkSender::is_idle))
-        };
-        let queue = queues[place].clone();
-        async move {
-            let others_wait = || !alone && others_wait(place);
-            let taken = match queue {
-                Some(queue) => send_when_there_is_room(&queue, chunk, member, waits, others_wait).await,
-                None => false,
-            };
-            (place, taken)
-        }
-    });
-    for (place, taken) in join_all(waiting).await {
-        if !taken {
-            sinks[place].chunks = None;
-        }
-    }
-}
-
-/// Sends a chunk to a sink whose queue is full. Returns false if the sink is gone, or was left behind.
+/// Sends a chunk to a sink whose queue is full. It comes back if the sink is not waited for any longer.
 async fn send_when_there_is_room(
-    queue: &ChunkSender,
+    sink: &Sink,
     mut chunk: Chunk,
-    member: &Member,
-    waits: Waits,
+    fanout: &Fanout,
     others_wait: impl Fn() -> bool,
-) -> bool {
-    let mut waiting = member.wait(waits);
+) -> std::result::Result<(), SendError> {
     loop {
-        let sent = queue.send_timeout(chunk, waiting.step()).await;
-        let goes_on = waiting.has_waited(others_wait());
-        chunk = match sent {
-            Ok(()) => return true,
-            Err(SendError::Closed) => return false,
-            Err(SendError::Full(chunk)) => chunk,
-        };
-        if !goes_on {
-            member.leave_behind();
-            return false;
+        let since = Instant::now();
+        match sink.chunks.send_timeout(chunk, sink.member.step()).await {
+            Err(SendError::Full(back)) => chunk = back,
+            sent => {
+                fanout.waits_on(&sink.member, since, others_wait());
+                return sent;
+            }
+        }
+        if !fanout.waits_on(&sink.member, since, others_wait()) {
+            return Err(SendError::Full(chunk));
         }
     }
 }

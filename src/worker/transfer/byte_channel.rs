@@ -1,6 +1,9 @@
 //! A queue of chunks that is bounded by their bytes: stores send chunks of very different sizes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore, TryAcquireError,
@@ -24,6 +27,10 @@ pub struct ChunkSender {
 /// The end that receives.
 #[derive(Debug)]
 pub struct ChunkReceiver(mpsc::Receiver<(Chunk, OwnedSemaphorePermit)>);
+
+/// The room for bytes of a queue, for as long as there is one.
+#[derive(Debug)]
+pub struct Room(Weak<Semaphore>);
 
 /// Why a chunk could not be sent.
 #[derive(Debug)]
@@ -77,9 +84,26 @@ impl ChunkSender {
         }
     }
 
-    /// Whether everything that was sent has been received.
+    /// Whether everything that was sent has been received, and there is one who receives.
     pub fn is_idle(&self) -> bool {
-        self.chunks.capacity() == self.chunks.max_capacity()
+        !self.chunks.is_closed() && self.chunks.capacity() == self.chunks.max_capacity()
+    }
+
+    /// Its room.
+    pub fn room(&self) -> Room {
+        Room(Arc::downgrade(&self.room))
+    }
+}
+
+impl Room {
+    /// Whether nothing is sent by the queue any longer.
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
+    /// Whether no bytes are in it.
+    pub fn is_free(&self) -> bool {
+        self.0.upgrade().is_none_or(|room| room.available_permits() >= QUEUE_BYTES as usize)
     }
 }
 

@@ -1,66 +1,65 @@
 //! One source and the destinations that it feeds: each blob is read once for all that miss it at that moment. A destination joins whenever
-//! it knows what it misses, and leaves when it has everything, fails or lags; the others neither wait for it nor read anything again.
+//! it knows what it misses, and leaves when it has everything or fails. One that falls behind is detached: what it has yet to get is read
+//! for it alone, from where it is, while the others go on without waiting for it and without reading anything again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 use super::{
-    blob_fanout::{BlobSource, Sink, send_blob},
-    byte_channel,
+    blob_fanout::BlobStream,
     destination::{Delivery, MissingBlobs, WRITES_AT_ONCE},
     member::Member,
     schedule::{MemberId, Schedule},
 };
-use crate::region::Tree;
+use crate::domain::RegionId;
 
-/// Blobs above this size, in bytes, are large: a few of them at a time fill any link.
-const LARGE: u64 = 4 << 20;
-/// What may be read at the same time: a large blob weighs five, another one.
-const WEIGHT_AT_ONCE: usize = 16;
-const LARGE_WEIGHT: usize = 5;
-/// How long the first destination that knows what it misses waits at least for those that began with it.
-const SHORTEST_BOARDING: Duration = Duration::from_millis(5);
-/// The part of the time that the first one took to find out for which it waits for the others.
-const BOARDING_PART: u32 = 4;
-
-/// How long destinations are waited for.
+/// How long is waited.
 #[derive(Debug, Clone, Copy)]
 pub struct Waits {
-    /// While others wait as well.
+    /// For a destination, while others wait for it as well.
     pub patience: Duration,
-    /// Alone, and for the source.
+    /// For the source.
     pub stall: Duration,
 }
 
 /// The destinations of one source.
 #[derive(Debug)]
 pub struct Fanout {
-    waits: Waits,
+    /// How long is waited.
+    pub waits: Waits,
     state: Mutex<State>,
     /// For the one that drives it.
-    changed: Notify,
+    pub changed: Notify,
 }
 
+/// Who takes part, and what there is to send.
 #[derive(Debug)]
-struct State {
-    schedule: Schedule,
-    members: BTreeMap<MemberId, Arc<Member>>,
+pub struct State {
+    pub schedule: Schedule,
+    pub members: BTreeMap<MemberId, Arc<Member>>,
     next: MemberId,
+    /// What is taken up again where it was left.
+    pub streams: VecDeque<BlobStream>,
+    /// Whether there is no room for what comes next.
+    pub is_full: bool,
+    /// Members that fell behind, each in a fan-out of its own.
+    detached: BTreeMap<MemberId, Arc<Fanout>>,
+    /// Those of them that are not driven yet.
+    pub undriven: Vec<(Arc<Member>, Arc<Fanout>)>,
     /// Destinations that are still finding out what they miss.
-    boarding: usize,
+    pub boarding: usize,
     /// When the first of them began.
-    began: Instant,
+    pub began: Instant,
     /// When one was first ready since nothing was being sent.
-    ready: Option<Instant>,
+    pub ready: Option<Instant>,
     closed: bool,
 }
 
@@ -72,18 +71,17 @@ pub struct Boarding(Arc<Fanout>);
 #[derive(Debug)]
 pub struct Seat<'a> {
     fanout: &'a Fanout,
-    id: MemberId,
     /// The destination.
     pub member: Arc<Member>,
 }
 
-/// What is sent next.
-struct Next {
-    /// The blob's place in the image.
-    blob: usize,
-    weight: usize,
-    /// To whom, and from which byte on.
-    members: Vec<(Arc<Member>, u64)>,
+/// What a destination that fell behind has yet to be sent of a blob.
+#[derive(Debug)]
+pub enum Rest {
+    /// The blob, by its place in the image, from that byte on. It does not know of it yet.
+    Blob(usize, u64),
+    /// The rest of one that it is being sent.
+    Stream(BlobStream),
 }
 
 impl Fanout {
@@ -93,6 +91,10 @@ impl Fanout {
             schedule: Schedule::default(),
             members: BTreeMap::new(),
             next: 0,
+            streams: VecDeque::new(),
+            is_full: false,
+            detached: BTreeMap::new(),
+            undriven: Vec::new(),
             boarding: 0,
             began: Instant::now(),
             ready: None,
@@ -101,7 +103,7 @@ impl Fanout {
         Self { waits, state: Mutex::new(state), changed: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,22 +118,54 @@ impl Fanout {
     }
 
     /// Adds a destination. Its blobs come by the channel.
-    pub fn join(&self, missing: &MissingBlobs) -> (Seat<'_>, mpsc::Receiver<Delivery>) {
+    pub fn join(&self, region: &RegionId, missing: &MissingBlobs) -> (Seat<'_>, mpsc::Receiver<Delivery>) {
         let (sender, deliveries) = mpsc::channel(WRITES_AT_ONCE);
-        let member = Arc::new(Member::new(sender));
         let mut state = self.state();
-        let id = state.next;
+        let member = Arc::new(Member::new(state.next, region.clone(), sender, self.waits.patience));
         state.next += 1;
         if state.closed {
             member.close();
         } else {
-            state.schedule.join(id, missing.blobs.clone());
-            state.members.insert(id, Arc::clone(&member));
-            state.ready.get_or_insert_with(Instant::now);
+            state.add(Arc::clone(&member), missing.blobs.clone());
         }
         drop(state);
         self.changed.notify_one();
-        (Seat { fanout: self, id, member }, deliveries)
+        (Seat { fanout: self, member }, deliveries)
+    }
+
+    /// Whether a destination without room is waited for any longer. It had none since `since`, and `others_wait` says whether others that
+    /// take the same blob have nothing to do meanwhile.
+    pub fn waits_on(&self, member: &Member, since: Instant, others_wait: bool) -> bool {
+        let state = self.state();
+        let waits = |other: &Arc<Member>| other.id != member.id && state.schedule.misses(other.id) && other.is_idle();
+        // What it was sent of another blob may have been too slow.
+        let is_here = state.members.contains_key(&member.id);
+        let others_wait = others_wait || (state.is_full && state.members.values().any(waits));
+        is_here && (!others_wait || member.kept_waiting(since))
+    }
+
+    /// A destination is not waited for: the rest of this blob, and whatever else it misses, is sent to it alone.
+    pub fn detach(&self, member: &Arc<Member>, rest: Rest) {
+        let mut state = self.state();
+        let missing = state.schedule.leave(member.id);
+        if state.members.remove(&member.id).is_some() {
+            tracing::info!(region = %member.region, "the region is slower than the others; reading the rest for it alone");
+            let alone = Arc::new(Self::new(self.waits));
+            alone.state().add(Arc::clone(member), missing);
+            state.detached.insert(member.id, Arc::clone(&alone));
+            state.undriven.push((Arc::clone(member), alone));
+        }
+        // One that has left altogether has nowhere to get the rest.
+        let Some(alone) = state.detached.get(&member.id) else { return };
+        let mut own = alone.state();
+        match rest {
+            Rest::Blob(blob, from) => own.schedule.join(member.id, BTreeMap::from([(blob, from)])),
+            Rest::Stream(stream) => own.streams.push_back(stream),
+        }
+        drop(own);
+        alone.changed.notify_one();
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// Sends no more to any destination. For when it is no longer driven.
@@ -141,106 +175,22 @@ impl Fanout {
         for member in std::mem::take(&mut state.members).into_values() {
             member.close();
         }
+        for alone in std::mem::take(&mut state.detached).into_values() {
+            alone.close();
+        }
     }
 
     /// Whether it is no longer driven.
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
+}
 
-    /// Sends to destinations what they miss, for as long as it is polled.
-    pub async fn drive(&self, source: BlobSource<'_>, tree: &Tree) {
-        let mut sending = FuturesUnordered::new();
-        let mut weight = 0;
-        loop {
-            if sending.is_empty() {
-                self.departure().await;
-            }
-            while let Some(next) = self.next(tree, WEIGHT_AT_ONCE - weight, sending.is_empty()) {
-                let own = next.weight;
-                weight += own;
-                sending.push(self.send(source, tree, next).map(move |()| own));
-            }
-            tokio::select! {
-                Some(own) = sending.next() => weight -= own,
-                () = self.changed.notified() => {}
-            }
-        }
-    }
-
-    /// Waits until a destination is ready, and then a little for those that began with it. One that is not ready by then joins later.
-    async fn departure(&self) {
-        loop {
-            let until = {
-                let state = self.state();
-                let ready = state.ready.filter(|_| state.schedule.next().is_some());
-                let wait = |ready: Instant| {
-                    let part = ready.saturating_duration_since(state.began) / BOARDING_PART;
-                    ready + part.max(SHORTEST_BOARDING).min(self.waits.patience)
-                };
-                match ready {
-                    Some(_) if state.boarding == 0 => return,
-                    ready => ready.map(wait),
-                }
-            };
-            match until {
-                Some(until) if until <= Instant::now() => return,
-                Some(until) => tokio::select! {
-                    () = sleep_until(until) => return,
-                    () = self.changed.notified() => {}
-                },
-                None => self.changed.notified().await,
-            }
-        }
-    }
-
-    /// What is sent next, if there is room for it, and to whom.
-    fn next(&self, tree: &Tree, room: usize, idle: bool) -> Option<Next> {
-        let mut state = self.state();
-        let Some(blob) = state.schedule.next() else {
-            if idle {
-                state.ready = None;
-            }
-            return None;
-        };
-        let own = if tree.blobs.get(blob)?.size > LARGE { LARGE_WEIGHT } else { 1 };
-        if own > room {
-            return None;
-        }
-        let taken = state.schedule.take(blob);
-        let members = taken.into_iter().filter_map(|(id, from)| Some((Arc::clone(state.members.get(&id)?), from)));
-        Some(Next { blob, weight: own, members: members.collect() })
-    }
-
-    /// Whether no destination waits while another one is waited for.
-    fn is_alone(&self) -> bool {
-        self.state().schedule.members() <= 1
-    }
-
-    /// Reads one blob, once, for all that miss it.
-    async fn send(&self, source: BlobSource<'_>, tree: &Tree, next: Next) {
-        let Next { blob: index, members, .. } = next;
-        let Some(blob) = tree.blobs.get(index) else { return };
-        let mut sinks = Vec::new();
-        for (member, from) in &members {
-            let (sender, chunks) = byte_channel::channel();
-            let others_wait = || members.iter().any(|(other, _)| !Arc::ptr_eq(other, member) && other.is_idle());
-            let delivery = Delivery { index, blob: blob.clone(), from: *from, chunks };
-            if member.deliver(delivery, self.waits, others_wait).await {
-                sinks.push(Sink { member, chunks: Some(sender), from: *from });
-            }
-        }
-        if sinks.is_empty() {
-            return;
-        }
-        let result = send_blob(source, blob, &mut sinks, self.waits, || self.is_alone()).await;
-        // Before the sinks are dropped: a destination whose stream breaks off asks why at once.
-        if let Err(error) = result {
-            let error = Arc::new(error);
-            for sink in &sinks {
-                sink.member.fail(Arc::clone(&error));
-            }
-        }
+impl State {
+    fn add(&mut self, member: Arc<Member>, missing: BTreeMap<usize, u64>) {
+        self.schedule.join(member.id, missing);
+        self.members.insert(member.id, member);
+        self.ready.get_or_insert_with(Instant::now);
     }
 }
 
@@ -256,8 +206,9 @@ impl Drop for Boarding {
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut state = self.fanout.state();
-        state.schedule.leave(self.id);
-        state.members.remove(&self.id);
+        state.schedule.leave(self.member.id);
+        state.members.remove(&self.member.id);
+        state.detached.remove(&self.member.id);
         drop(state);
         self.fanout.changed.notify_one();
     }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 /// The part of the time that the others may lose to a destination: one in ten.
 const PART: u32 = 10;
 
-/// What may be lost at the beginning, when a tenth of the time is next to nothing: leaving costs another reading, and what was in flight.
-const FLOOR: Duration = Duration::from_millis(250);
+/// What may be lost at the beginning, when a tenth of the time is next to nothing.
+const FLOOR: Duration = Duration::from_millis(30);
 
 /// How long a destination has kept the others waiting.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +73,7 @@ mod tests {
     fn a_short_copy_is_not_delayed_by_the_whole_patience() {
         let start = Instant::now();
         let lag = Lag::new(start);
-        assert_eq!(lag.left(PATIENCE, start), Duration::from_millis(250));
+        assert_eq!(lag.left(PATIENCE, start), Duration::from_millis(30));
         assert_eq!(lag.left(PATIENCE, start + Duration::from_secs(5)), Duration::from_millis(500));
         assert_eq!(lag.left(PATIENCE, start + Duration::from_secs(500)), PATIENCE);
     }

@@ -6,13 +6,17 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
+    sync::mpsc::{self, error::SendTimeoutError},
+    time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 
-use super::{destination::Delivery, fanout::Waits, lag::Lag};
-use crate::region::Error;
+use super::{
+    byte_channel::{ChunkSender, Room},
+    destination::Delivery,
+    lag::Lag,
+    schedule::MemberId,
+};
+use crate::{domain::RegionId, region::Error};
 
 /// How often it is looked whether others wait for a destination that has no room.
 const SHORTEST_STEP: Duration = Duration::from_millis(1);
@@ -21,68 +25,56 @@ const LONGEST_STEP: Duration = Duration::from_millis(10);
 /// A destination of a fan-out.
 #[derive(Debug)]
 pub struct Member {
-    /// Nothing once it has been left behind.
+    /// Its number in the fan-out.
+    pub id: MemberId,
+    /// The region.
+    pub region: RegionId,
+    /// Nothing once it is sent no more.
     deliveries: Mutex<Option<mpsc::Sender<Delivery>>>,
-    /// Canceled when it is left behind.
-    left: CancellationToken,
+    /// Where it has room for the blobs that it is being sent.
+    rooms: Mutex<Vec<Room>>,
     lag: Mutex<Lag>,
+    /// How long others wait for it at once, at the longest.
+    patience: Duration,
     /// Why the source could not send what it was to get.
     failure: OnceLock<Arc<Error>>,
 }
 
-/// A wait for room at a destination, in short steps.
-#[derive(Debug)]
-pub struct Waiting<'a> {
-    member: &'a Member,
-    waits: Waits,
-    began: Instant,
-    since: Instant,
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Member {
     /// A destination that takes its blobs from `deliveries`.
-    pub fn new(deliveries: mpsc::Sender<Delivery>) -> Self {
+    pub fn new(id: MemberId, region: RegionId, deliveries: mpsc::Sender<Delivery>, patience: Duration) -> Self {
         Self {
+            id,
+            region,
             deliveries: Mutex::new(Some(deliveries)),
-            left: CancellationToken::new(),
+            rooms: Mutex::default(),
             lag: Mutex::new(Lag::new(Instant::now())),
+            patience,
             failure: OnceLock::new(),
         }
     }
 
-    fn sender(&self) -> MutexGuard<'_, Option<mpsc::Sender<Delivery>>> {
-        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lag(&self) -> MutexGuard<'_, Lag> {
-        self.lag.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts to wait for room at the destination.
-    pub fn wait(&self, waits: Waits) -> Waiting<'_> {
-        let now = Instant::now();
-        Waiting { member: self, waits, began: now, since: now }
-    }
-
     /// Whether it has taken everything that it was given.
     pub fn is_idle(&self) -> bool {
-        self.sender().as_ref().is_some_and(|deliveries| deliveries.capacity() == deliveries.max_capacity())
-    }
-
-    /// Leaves it behind: it gets no more.
-    pub fn leave_behind(&self) {
-        self.left.cancel();
-        self.close();
-    }
-
-    /// Resolves when it is left behind.
-    pub async fn left_behind(&self) {
-        self.left.cancelled().await;
+        let taken = |deliveries: &mpsc::Sender<_>| deliveries.capacity() == deliveries.max_capacity();
+        locked(&self.deliveries).as_ref().is_some_and(taken) && locked(&self.rooms).iter().all(Room::is_free)
     }
 
     /// Sends it no more.
     pub fn close(&self) {
-        self.sender().take();
+        locked(&self.deliveries).take();
+    }
+
+    /// Resolves when it takes no more.
+    pub async fn gone(&self) {
+        let deliveries = locked(&self.deliveries).clone();
+        if let Some(deliveries) = deliveries {
+            deliveries.closed().await;
+        }
     }
 
     /// The source failed while it sent something to it.
@@ -96,46 +88,32 @@ impl Member {
         self.failure.get().cloned()
     }
 
-    /// Gives it a blob to come. One that is still busy with those before may be left behind.
-    pub async fn deliver(&self, delivery: Delivery, waits: Waits, others_wait: impl Fn() -> bool) -> bool {
-        let Some(sender) = self.sender().clone() else { return false };
-        let mut waiting = self.wait(waits);
-        loop {
-            let reserved = timeout(waiting.step(), sender.reserve()).await;
-            let goes_on = waiting.has_waited(others_wait());
-            match reserved {
-                Ok(Ok(room)) => {
-                    room.send(delivery);
-                    return true;
-                }
-                Ok(Err(_)) => return false,
-                Err(_) if goes_on => {}
-                Err(_) => {
-                    self.leave_behind();
-                    return false;
-                }
+    /// Gives it a blob to come, which it gets by `chunks`, and waits for at most a step until it has room. The delivery comes back if it has
+    /// none; false if it takes no more.
+    pub async fn deliver(&self, delivery: Delivery, chunks: &ChunkSender) -> Result<bool, Delivery> {
+        let Some(sender) = locked(&self.deliveries).clone() else { return Ok(false) };
+        match sender.send_timeout(delivery, self.step()).await {
+            Ok(()) => {
+                let mut rooms = locked(&self.rooms);
+                rooms.retain(|room| !room.is_gone());
+                rooms.push(chunks.room());
+                Ok(true)
             }
+            Err(SendTimeoutError::Timeout(delivery)) => Err(delivery),
+            Err(SendTimeoutError::Closed(_)) => Ok(false),
         }
     }
-}
 
-impl Waiting<'_> {
-    /// How long to wait before it is looked again whether others wait too.
-    pub fn step(&mut self) -> Duration {
-        self.since = Instant::now();
-        let left = self.member.lag().left(self.waits.patience, self.since);
-        left.max(SHORTEST_STEP).min(LONGEST_STEP).min(self.waits.stall)
+    /// How long to wait for room before it is looked whether others wait too.
+    pub fn step(&self) -> Duration {
+        locked(&self.lag).left(self.patience, Instant::now()).clamp(SHORTEST_STEP, LONGEST_STEP)
     }
 
-    /// A step has ended. `others_wait` says whether others have nothing to do meanwhile. Returns whether it may be waited any longer: the
-    /// destination may keep others waiting for as long as its lag allows, and may take nothing at all for `waits.stall`.
-    pub fn has_waited(&self, others_wait: bool) -> bool {
+    /// It has kept others waiting since then. Returns whether it may do so any longer.
+    pub fn kept_waiting(&self, since: Instant) -> bool {
         let now = Instant::now();
-        let mut lag = self.member.lag();
-        if others_wait {
-            lag.kept_waiting(self.since, now);
-        }
-        let too_slow = others_wait && lag.left(self.waits.patience, now).is_zero();
-        !too_slow && now.duration_since(self.began) < self.waits.stall
+        let mut lag = locked(&self.lag);
+        lag.kept_waiting(since, now);
+        !lag.left(self.patience, now).is_zero()
     }
 }

@@ -3,6 +3,7 @@
 mod blob_fanout;
 mod byte_channel;
 mod destination;
+mod driver;
 mod fanout;
 mod lag;
 mod member;
@@ -21,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use destination::{Destination, Meter};
 pub use fanout::{Boarding, Waits};
 
-use self::{blob_fanout::BlobSource, destination::MissingBlobs, fanout::Fanout};
+use self::{destination::MissingBlobs, fanout::Fanout};
 use super::pacing::Paces;
 use crate::{
     domain::{Descriptor, ImageName, RegionId, Verification},
@@ -86,8 +87,7 @@ type SharedTree = Shared<BoxFuture<'static, Result<Arc<Tree>, Arc<Error>>>>;
 /// An image on its way from one source. Its manifests are read once, and each blob once for all destinations that keep up.
 #[derive(Debug)]
 pub struct Transfer {
-    source: ImageSource,
-    waits: Waits,
+    source: Arc<ImageSource>,
     tree: SharedTree,
     fanout: Arc<Fanout>,
     _driver: AbortOnDropHandle<()>,
@@ -95,8 +95,6 @@ pub struct Transfer {
 
 /// Why a destination stopped receiving.
 enum Stopped {
-    /// The others did not wait for it any longer.
-    Behind,
     /// The source failed.
     Source(Arc<Error>),
     /// The destination failed.
@@ -107,11 +105,11 @@ impl Transfer {
     /// Starts to read an image for the destinations that are to come.
     pub fn start(source: ImageSource, waits: Waits) -> Self {
         let store: Arc<dyn Source> = Arc::new(BoundedSource { store: source.store, deadline: waits.stall });
-        let source = ImageSource { store, ..source };
-        let tree = read_tree(source.clone()).boxed().shared();
+        let source = Arc::new(ImageSource { store, ..source });
+        let tree = read_tree(Arc::clone(&source)).boxed().shared();
         let fanout = Arc::new(Fanout::new(waits));
-        let drive = drive(source.clone(), tree.clone(), Arc::clone(&fanout));
-        Self { source, waits, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
+        let drive = drive(Arc::clone(&source), tree.clone(), Arc::clone(&fanout));
+        Self { source, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
     }
 
     /// Announces a destination: those that are ready earlier wait for it a little.
@@ -129,28 +127,14 @@ impl Transfer {
     pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<Verification, CopyError> {
         let tree = self.tree.clone().await.map_err(|error| self.source_error(error))?;
         let mut boarding = Some(boarding);
-        let mut alone = false;
         loop {
             let missing = destination.plan(&tree).await?;
-            let fed = if alone {
-                self.feed_alone(&tree, &destination, missing).await
-            } else {
-                self.feed(&self.fanout, boarding.take(), &tree, &destination, missing).await
-            };
-            let region = &destination.region;
-            match fed {
+            match self.feed(boarding.take(), &tree, &destination, missing).await {
                 Ok(verification) => return Ok(verification),
-                Err(Stopped::Behind) if alone => return Err(Error::Stalled("writing a blob").into()),
-                Err(Stopped::Behind) => {
-                    tracing::info!(%region, "the region is slower than the others; continuing alone");
-                    alone = true;
-                    // A store that was just cut off has to notice that, before it can say how far it has come.
-                    sleep(RESUMPTION_WAIT).await;
-                }
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
                 Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
                     Some(wait) => {
-                        tracing::info!(%region, %error, ?wait, "transfer interrupted; resuming");
+                        tracing::info!(region = %destination.region, %error, ?wait, "transfer interrupted; resuming");
                         destination.resumed += 1;
                         sleep(wait).await;
                     }
@@ -164,51 +148,26 @@ impl Transfer {
         CopyError::Source { region: self.source.region.clone(), error }
     }
 
-    /// Feeds a destination with others.
+    /// Feeds a destination.
     async fn feed(
         &self,
-        fanout: &Fanout,
         boarding: Option<Boarding>,
         tree: &Tree,
         destination: &Destination,
         missing: MissingBlobs,
     ) -> Result<Verification, Stopped> {
-        let (seat, deliveries) = fanout.join(&missing);
+        let (seat, deliveries) = self.fanout.join(&destination.region, &missing);
         drop(boarding);
-        let received = tokio::select! {
-            received = destination.receive(tree, &self.source.region, missing, deliveries) => received,
-            // What its store is still doing, if it hangs in it, is not waited for.
-            () = seat.member.left_behind() => return Err(Stopped::Behind),
-        };
+        let received = destination.receive(tree, &self.source.region, missing, deliveries).await;
         received.map_err(|error| match (error, seat.member.failure()) {
             (Error::Interrupted, Some(failure)) => Stopped::Source(failure),
             (error, _) => Stopped::Failed(error),
         })
     }
-
-    /// Feeds a destination that is slower than the others, with a reading of its own.
-    async fn feed_alone(
-        &self,
-        tree: &Tree,
-        destination: &Destination,
-        missing: MissingBlobs,
-    ) -> Result<Verification, Stopped> {
-        let fanout = Fanout::new(self.waits);
-        tokio::select! {
-            fed = self.feed(&fanout, None, tree, destination, missing) => fed,
-            () = fanout.drive(self.source.blobs(), tree) => Err(Stopped::Failed(Error::Interrupted)),
-        }
-    }
 }
 
-impl ImageSource {
-    fn blobs(&self) -> BlobSource<'_> {
-        BlobSource { store: &self.store, name: &self.name, pace: &self.paces.egress }
-    }
-}
-
-async fn read_tree(source: ImageSource) -> Result<Arc<Tree>, Arc<Error>> {
-    let ImageSource { region, name, root, .. } = &source;
+async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
+    let ImageSource { region, name, root, .. } = &*source;
     let Some(shown) = source.store.root(name).await? else {
         return Err(Arc::new(Error::ImageMissing(name.to_string())));
     };
@@ -219,11 +178,11 @@ async fn read_tree(source: ImageSource) -> Result<Arc<Tree>, Arc<Error>> {
 }
 
 /// Sends blobs to the destinations for as long as the transfer lives. However it ends, destinations that wait for something find out.
-async fn drive(source: ImageSource, tree: SharedTree, fanout: Arc<Fanout>) {
+async fn drive(source: Arc<ImageSource>, tree: SharedTree, fanout: Arc<Fanout>) {
     let fanout = scopeguard::guard(fanout, |fanout| fanout.close());
     // Every destination finds out by itself that the source's manifests can't be read.
     if let Ok(tree) = tree.await {
-        fanout.drive(source.blobs(), &tree).await;
+        Arc::clone(&fanout).drive(source, tree).await;
     }
 }
 

@@ -20,24 +20,26 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Adds a destination, which may come late: it gets what is read from now on with the others, and the rest afterwards.
+    /// Adds what a destination misses. It may come late: it gets what is read from now on with the others, and the rest afterwards.
     pub fn join(&mut self, member: MemberId, missing: BTreeMap<usize, u64>) {
         for blob in missing.keys() {
             self.count(*blob, 1);
         }
-        self.missing.insert(member, missing);
+        self.missing.entry(member).or_default().extend(missing);
     }
 
-    /// Removes a destination.
-    pub fn leave(&mut self, member: MemberId) {
-        for blob in self.missing.remove(&member).unwrap_or_default().into_keys() {
-            self.count(blob, -1);
+    /// Removes a destination. Returns what it has yet to be sent.
+    pub fn leave(&mut self, member: MemberId) -> BTreeMap<usize, u64> {
+        let missing = self.missing.remove(&member).unwrap_or_default();
+        for blob in missing.keys() {
+            self.count(*blob, -1);
         }
+        missing
     }
 
-    /// How many destinations there are.
-    pub fn members(&self) -> usize {
-        self.missing.len()
+    /// Whether a destination has yet to be sent something.
+    pub fn misses(&self, member: MemberId) -> bool {
+        self.missing.get(&member).is_some_and(|missing| !missing.is_empty())
     }
 
     /// The blob that the most destinations miss; of several, the first.
