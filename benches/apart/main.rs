@@ -12,15 +12,18 @@ mod work;
 
 use harness::{postgres::Postgres, registry::Registry};
 use sick::Sick;
-use work::{Images, Processes, Work};
+use work::{Images, Load, Processes, Work};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Rounds of what is compared.
 const ROUNDS: usize = 3;
 
-/// How many images, and of which size in bytes.
-const LOADS: [(usize, usize); 3] = [(1, 128 << 20), (30, 8 << 20), (300, 256 << 10)];
+const LOADS: [Load; 3] = [
+    Load { images: 1, size: 128 << 20, link: 48 << 20 },
+    Load { images: 30, size: 4 << 20, link: 16 << 20 },
+    Load { images: 300, size: 128 << 10, link: 5 << 20 },
+];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -30,23 +33,34 @@ fn main() -> Result<()> {
     };
     let names = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (sicks, processes) = (names(&Sick::ALL.map(Sick::name)), names(&Processes::ALL.map(Processes::name)));
-    let counts: Vec<String> = LOADS.iter().map(|(count, _)| count.to_string()).collect();
+    let counts: Vec<String> = LOADS.iter().map(|load| load.images.to_string()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let healthy = [Registry::start().await, Registry::start().await];
+        let behind = Registry::start().await;
         let postgres = Postgres::start(&[]);
-        for (count, size) in LOADS {
-            if !wants(&[count.to_string()], &counts) {
+        for load in LOADS {
+            if !wants(&[load.images.to_string()], &counts) {
                 continue;
             }
-            let images = Images::make(count, size)?;
+            let images = Images::make(load)?;
             for process in Processes::ALL {
                 if !wants(&[process.name().to_owned()], &processes) {
                     continue;
                 }
                 for sick in Sick::ALL {
                     if wants(&[sick.name().to_owned()], &sicks) {
-                        compare(sick, process, &images, &healthy, &postgres).await?;
+                        compare(
+                            sick,
+                            Work {
+                                images: &images,
+                                healthy: &healthy,
+                                behind: &behind,
+                                processes: process,
+                                postgres: &postgres,
+                            },
+                        )
+                        .await?;
                     }
                 }
             }
@@ -55,21 +69,14 @@ fn main() -> Result<()> {
     })
 }
 
-async fn compare(
-    sick: Sick,
-    processes: Processes,
-    images: &Images,
-    healthy: &[Registry; 2],
-    postgres: &Postgres,
-) -> Result<()> {
+async fn compare(sick: Sick, work: Work<'_>) -> Result<()> {
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let work = Work { images, healthy, processes, postgres };
         without.push(work.time(None).await?.as_secs_f64());
         with.push(work.time(Some(sick)).await?.as_secs_f64());
     }
     let (without, with) = (median(without), median(with));
-    let (count, name) = (images.count, processes.name());
+    let (count, name) = (work.images.count, work.processes.name());
     println!(
         "{count} images, {name} process(es), a region that is {}: {with:.2} s; without it {without:.2} s",
         sick.name()

@@ -18,7 +18,7 @@ pub enum Sick {
     Refuses,
     /// It takes connections and never answers.
     Silent,
-    /// It takes half a mebibyte a second of each request.
+    /// It takes half a mebibyte a second.
     Slow,
     /// Its disk hangs in every write.
     Frozen,
@@ -64,13 +64,16 @@ impl Sick {
                 });
             }
             Self::Silent => |_| Act::Hang,
-            Self::Slow => |seen| if seen.writes_blob() { Act::Throttle(512 << 10) } else { Act::Pass },
+            Self::Slow => |_| Act::Pass,
             Self::Last => |seen| {
                 let last = seen.method == http::Method::PUT && seen.path.contains("/manifests/");
                 if last { Act::Hang } else { Act::Pass }
             },
         };
         let proxy = Proxy::start(registry, rule).await;
+        if self == Self::Slow {
+            proxy.hold_uplink(512 << 10);
+        }
         Ok(SickStore { url: proxy.store(namespace), _proxy: Some(proxy), _disk: None })
     }
 }

@@ -44,18 +44,31 @@ impl Processes {
 /// Images that are made once, as layouts.
 pub struct Images {
     pub count: usize,
+    load: Load,
     directory: tempfile::TempDir,
 }
 
+/// What there is to copy, and how fast the home region's link is. It is so slow that the machine has time to spare: a sick region that takes
+/// all bytes before it hangs has a registry of its own to work, here as elsewhere, but not on the processors of the others.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub images: usize,
+    /// The size of each, in bytes.
+    pub size: usize,
+    /// Bytes a second that the home region sends.
+    pub link: usize,
+}
+
 impl Images {
-    /// Some images, each with one layer of `size` bytes in four parts.
-    pub fn make(count: usize, size: usize) -> Result<Self> {
+    /// The images of a load, each of four layers.
+    pub fn make(load: Load) -> Result<Self> {
         let directory = tempfile::tempdir()?;
+        let (count, size) = (load.images, load.size);
         for n in 0..count {
             let layers: Vec<_> = (0..4).map(|part| noise(size / 4, (n * 4 + part) as u64)).collect();
             images::write(&directory.path().join(name(n)), &layers);
         }
-        Ok(Self { count, directory })
+        Ok(Self { count, load, directory })
     }
 }
 
@@ -74,6 +87,8 @@ struct Running {
 pub struct Work<'a> {
     pub images: &'a Images,
     pub healthy: &'a [Registry; 2],
+    /// What is behind a sick region that answers at all.
+    pub behind: &'a Registry,
     pub processes: Processes,
     pub postgres: &'a Postgres,
 }
@@ -85,7 +100,7 @@ impl Work<'_> {
         let round = ROUND.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("round-{round}");
         let store = match sick {
-            Some(sick) => Some(sick.store(self.healthy[0].address, &format!("sick-{round}")).await?),
+            Some(sick) => Some(sick.store(self.behind.address, &format!("sick-{round}")).await?),
             None => None,
         };
         let site = self.site(&namespace, store.as_ref(), round).await?;
@@ -123,7 +138,8 @@ impl Work<'_> {
     async fn site(&self, namespace: &str, sick: Option<&SickStore>, round: usize) -> Result<Site> {
         let mut site = Site::new();
         // The home region's directory is the one in which the images were made.
-        site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), "");
+        let link = format!("egress_bytes_per_second = {}", self.images.load.link);
+        site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), link);
         if let Some(sick) = sick {
             site = site.with(TARGETS[0], sick.url.clone(), "");
         }

@@ -11,6 +11,7 @@ use super::{
     database::{Reader, Transaction, passed},
     entity::{synchronization as sync, synchronization_target as target},
     gate::names,
+    region_store,
     replica::{self, Lock},
     sql::{Kind, Rows, Sql},
 };
@@ -21,6 +22,9 @@ const BATCH: u64 = 500;
 
 /// The duty of keeping house.
 const HOUSEKEEPING: &str = "housekeeping";
+
+/// How many leases ahead the end of a lease can't be meant: processes may be configured with leases that differ a little.
+const FAR: i64 = 3;
 
 #[derive(FromQueryResult)]
 struct Millis {
@@ -106,10 +110,14 @@ impl State {
         Ok(belief == Belief::Steady)
     }
 
-    /// Shortens waits that lie further ahead than they can have been meant to, because the database's clock was set back since. Returns
-    /// how many. `lease` is how long leases last, `longest_wait` the longest wait before an attempt is repeated.
+    /// Shortens waits that lie further ahead than they can have been meant to, because the database's clock was set back since; regions were
+    /// seen now at the latest. Returns how many replicas have changed. `lease` is how long leases last, `longest_wait` the longest wait before an
+    /// attempt is repeated.
     pub async fn replica_pull_back(&self, lease: Duration, longest_wait: Duration) -> Result<usize> {
         let ahead = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
+        if self.region_stores().await?.iter().any(|store| store.is_ahead) {
+            self.0.db.transaction(async |txn| region_store::pull_back(&txn).await).await?;
+        }
         let look = async |db: Reader| {
             let far = replica::reading(&db)
                 .rows(names("id", self.0.regions.iter()))
@@ -141,6 +149,20 @@ impl State {
 
 /// Takes the duty, or renews it. Returns whether it is the caller's now.
 async fn take(txn: &Transaction, who: &WorkerId, millis: i64) -> Result<bool> {
+    // A holder that was to have it for so long has it since before the clock was set back, and may be gone.
+    Sql::on(txn)
+        .text("UPDATE duty SET held_until = ")
+        .now()
+        .text(" + ")
+        .value(millis)
+        .text(" WHERE name = ")
+        .value(HOUSEKEEPING)
+        .text(" AND held_until > ")
+        .now()
+        .text(" + ")
+        .value(millis.saturating_mul(FAR))
+        .execute(txn)
+        .await?;
     Sql::on(txn)
         .text("UPDATE duty SET holder = ")
         .value(who.to_string())

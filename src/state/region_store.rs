@@ -28,6 +28,8 @@ pub struct RegionStore {
     pub location: Option<String>,
     /// How long ago a process last had the region configured.
     pub unseen: Duration,
+    /// Whether that lies ahead, because the database's clock was set back since.
+    pub is_ahead: bool,
 }
 
 impl State {
@@ -52,6 +54,7 @@ impl State {
             Ok(RegionStore {
                 region: entity::parse("region_store.region_id", &row.region_id)?,
                 location: row.location,
+                is_ahead: row.seen_at > row.now_millis,
                 unseen: Timestamp::from_millis(row.seen_at).until(Timestamp::from_millis(row.now_millis)),
             })
         };
@@ -184,6 +187,12 @@ impl State {
         };
         self.0.db.read(ask).await
     }
+}
+
+/// Takes regions for seen now that lie ahead.
+pub async fn pull_back(txn: &Transaction) -> Result<()> {
+    Sql::on(txn).text("UPDATE region_store SET seen_at = ").now().text(" WHERE seen_at > ").now().execute(txn).await?;
+    Ok(())
 }
 
 /// Applies an event to some replicas. Returns how many have changed.

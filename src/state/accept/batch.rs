@@ -248,12 +248,12 @@ fn kept_images(sql: Sql, images: &BTreeMap<String, i64>) -> Sql {
         .text("image AS i ON i.id = w.id AND i.created_at = w.created_at ORDER BY i.id")
 }
 
-/// Counts them, on SQLite. They are handed as JSON, so that the text of the statement does not depend on how many there are.
+/// Counts them, on SQLite. They are handed as JSON, so that the text of the statement does not depend on how many there are, and as an
+/// object: the parts of a list in a list would have to be read from JSON once more.
 fn count_images(sql: Sql, images: &BTreeMap<String, i64>) -> Result<Sql> {
-    let images: Vec<(&String, &i64)> = images.iter().collect();
-    let json = serde_json::to_string(&images).map_err(|error| DbErr::Json(error.to_string()))?;
+    let json = serde_json::to_string(images).map_err(|error| DbErr::Json(error.to_string()))?;
     Ok(sql
         .text("SELECT COUNT(*) FROM json_each(")
         .value(json)
-        .text(") AS wanted CROSS JOIN image AS i ON i.id = wanted.value ->> 0 AND i.created_at = wanted.value ->> 1"))
+        .text(") AS wanted CROSS JOIN image AS i ON i.id = wanted.key AND i.created_at = wanted.value"))
 }

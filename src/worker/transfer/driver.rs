@@ -17,18 +17,18 @@ use super::{
     blob_fanout::{BlobStream, Sink},
     byte_channel::{self, ChunkSender},
     destination::Delivery,
-    fanout::{Fanout, Rest},
+    fanout::{Fanout, LARGE_WEIGHT, Rest, State},
     member::Member,
+    schedule::MemberId,
 };
 use crate::region::Tree;
 
 /// Blobs above this size, in bytes, are large: a few of them at a time fill any link.
 const LARGE: u64 = 4 << 20;
-/// What may be read at the same time: a large blob weighs five, another one.
-const WEIGHT_AT_ONCE: usize = 16;
-const LARGE_WEIGHT: usize = 5;
 /// How long the first destination that knows what it misses waits at least for those that began with it.
 const SHORTEST_BOARDING: Duration = Duration::from_millis(5);
+/// Bytes of the image for each second that it waits at least: what it would otherwise be read twice, at the rate of fast machines.
+const BOARDING_RATE: u64 = 2 << 30;
 /// The part of the time that the first one took to find out for which it waits for the others.
 const BOARDING_PART: u32 = 4;
 
@@ -40,12 +40,25 @@ enum Next {
     Stream(BlobStream),
 }
 
+/// What something that is being sent weighs, at whom.
+struct Load {
+    weight: usize,
+    members: Vec<MemberId>,
+}
+
+impl State {
+    fn load(&mut self, load: &Load) {
+        for member in &load.members {
+            *self.sending.entry(*member).or_default() += load.weight;
+        }
+    }
+}
+
 impl Fanout {
     /// Sends to destinations what they miss, for as long as it is polled. Those that are detached are served beside the others.
     pub fn drive(self: Arc<Self>, source: Arc<ImageSource>, tree: Arc<Tree>) -> BoxFuture<'static, ()> {
         async move {
             let mut sending = FuturesUnordered::new();
-            let mut weight = 0;
             let mut detached = JoinSet::new();
             loop {
                 for (member, fanout) in std::mem::take(&mut self.state().undriven) {
@@ -57,15 +70,14 @@ impl Fanout {
                         }
                     });
                 }
-                let departs = if sending.is_empty() { self.departs() } else { Some(Instant::now()) };
+                let departs = if sending.is_empty() { self.departs(&tree) } else { Some(Instant::now()) };
                 let is_due = departs.is_some_and(|departs| departs <= Instant::now());
-                while is_due && let Some((next, own)) = self.next(&tree, WEIGHT_AT_ONCE - weight) {
-                    weight += own;
-                    sending.push(self.send(&source, &tree, next).map(move |()| own));
+                while is_due && let Some((next, load)) = self.next(&tree) {
+                    sending.push(self.send(&source, &tree, next).map(|()| load));
                 }
                 let departure = OptionFuture::from(departs.filter(|_| !is_due).map(sleep_until));
                 tokio::select! {
-                    Some(own) = sending.next() => weight -= own,
+                    Some(load) = sending.next() => self.sent(&load),
                     Some(ended) = detached.join_next() => {
                         if let Err(error) = ended {
                             tracing::error!(%error, "a reading for one region panicked");
@@ -82,9 +94,9 @@ impl Fanout {
 
     /// When it is begun to send something, if a destination is ready: it waits a little for those that began with it. One that is not ready by
     /// then joins later.
-    fn departs(&self) -> Option<Instant> {
+    fn departs(&self, tree: &Tree) -> Option<Instant> {
         let mut state = self.state();
-        if state.schedule.next().is_none() && state.streams.is_empty() {
+        if state.schedule.is_empty() && state.streams.is_empty() {
             state.ready = None;
         }
         let ready = state.ready?;
@@ -92,24 +104,46 @@ impl Fanout {
             return Some(ready);
         }
         let part = ready.saturating_duration_since(state.began) / BOARDING_PART;
-        Some(ready + part.max(SHORTEST_BOARDING).min(self.waits.patience))
+        let worth = Duration::from_millis(tree.size().saturating_mul(1_000) / BOARDING_RATE);
+        Some(ready + part.max(worth).max(SHORTEST_BOARDING).min(self.waits.patience))
     }
 
-    /// What is sent next, if there is room for it, and what it weighs.
-    fn next(&self, tree: &Tree, room: usize) -> Option<(Next, usize)> {
+    /// What is sent next, if there is room for it.
+    fn next(&self, tree: &Tree) -> Option<(Next, Load)> {
         let mut state = self.state();
-        let blob = state.streams.front().map(|stream| stream.index).or_else(|| state.schedule.next())?;
-        let own = if tree.blobs.get(blob)?.size > LARGE { LARGE_WEIGHT } else { 1 };
-        state.is_full = own > room;
-        if state.is_full {
-            return None;
-        }
+        let weigh = |blob: usize| match tree.blobs.get(blob) {
+            Some(blob) if blob.size > LARGE => LARGE_WEIGHT,
+            _ => 1,
+        };
+        // What was begun goes on at once: its destination waits for it.
         if let Some(stream) = state.streams.pop_front() {
-            return Some((Next::Stream(stream), own));
+            let load =
+                Load { weight: weigh(stream.index), members: stream.sinks.iter().map(|s| s.member.id).collect() };
+            state.load(&load);
+            return Some((Next::Stream(stream), load));
         }
+        let room = |member: MemberId| self.weight.saturating_sub(state.sending.get(&member).copied().unwrap_or(0));
+        let next = state.schedule.next(|member, blob| weigh(blob) <= room(member));
+        state.is_full = next.is_none() && !state.schedule.is_empty();
+        let blob = next?;
         let taken = state.schedule.take(blob);
         let members = taken.into_iter().filter_map(|(id, from)| Some((Arc::clone(state.members.get(&id)?), from)));
-        Some((Next::Blob(blob, members.collect()), own))
+        let members: Vec<_> = members.collect();
+        let load = Load { weight: weigh(blob), members: members.iter().map(|(member, _)| member.id).collect() };
+        state.load(&load);
+        Some((Next::Blob(blob, members), load))
+    }
+
+    /// Something has been sent.
+    fn sent(&self, load: &Load) {
+        let mut state = self.state();
+        for member in &load.members {
+            if let Some(weight) = state.sending.get_mut(member) {
+                *weight = weight.saturating_sub(load.weight);
+            }
+        }
+        let State { sending, .. } = &mut *state;
+        sending.retain(|_, weight| *weight > 0);
     }
 
     /// Reads one blob, once, for all that miss it.

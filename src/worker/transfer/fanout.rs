@@ -21,6 +21,11 @@ use super::{
 };
 use crate::domain::RegionId;
 
+/// What a destination may be sent at the same time: a few large blobs fill any link. A large one weighs five, another one; a destination that
+/// fell behind gets one large one at a time, so that its share of the source's link is what it takes, and not what its queues hold.
+pub const WEIGHT_AT_ONCE: usize = 16;
+pub const LARGE_WEIGHT: usize = 5;
+
 /// How long is waited.
 #[derive(Debug, Clone, Copy)]
 pub struct Waits {
@@ -35,6 +40,8 @@ pub struct Waits {
 pub struct Fanout {
     /// How long is waited.
     pub waits: Waits,
+    /// What each destination may be sent at the same time, by weight.
+    pub weight: usize,
     state: Mutex<State>,
     /// For the one that drives it.
     pub changed: Notify,
@@ -48,7 +55,9 @@ pub struct State {
     next: MemberId,
     /// What is taken up again where it was left.
     pub streams: VecDeque<BlobStream>,
-    /// Whether there is no room for what comes next.
+    /// What each destination is being sent, by weight.
+    pub sending: BTreeMap<MemberId, usize>,
+    /// Whether something waits until a destination has room for it.
     pub is_full: bool,
     /// Members that fell behind, each in a fan-out of its own.
     detached: BTreeMap<MemberId, Arc<Fanout>>,
@@ -85,13 +94,14 @@ pub enum Rest {
 }
 
 impl Fanout {
-    /// A source without destinations.
-    pub fn new(waits: Waits) -> Self {
+    /// A source without destinations, each of which may be sent so much at the same time.
+    pub fn new(waits: Waits, weight: usize) -> Self {
         let state = State {
             schedule: Schedule::default(),
             members: BTreeMap::new(),
             next: 0,
             streams: VecDeque::new(),
+            sending: BTreeMap::new(),
             is_full: false,
             detached: BTreeMap::new(),
             undriven: Vec::new(),
@@ -100,7 +110,7 @@ impl Fanout {
             ready: None,
             closed: false,
         };
-        Self { waits, state: Mutex::new(state), changed: Notify::new() }
+        Self { waits, weight, state: Mutex::new(state), changed: Notify::new() }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -150,7 +160,7 @@ impl Fanout {
         let missing = state.schedule.leave(member.id);
         if state.members.remove(&member.id).is_some() {
             tracing::info!(region = %member.region, "the region is slower than the others; reading the rest for it alone");
-            let alone = Arc::new(Self::new(self.waits));
+            let alone = Arc::new(Self::new(self.waits, LARGE_WEIGHT));
             alone.state().add(Arc::clone(member), missing);
             state.detached.insert(member.id, Arc::clone(&alone));
             state.undriven.push((Arc::clone(member), alone));

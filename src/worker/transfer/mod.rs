@@ -22,7 +22,10 @@ use tokio_util::task::AbortOnDropHandle;
 pub use destination::{Destination, Meter};
 pub use fanout::{Boarding, Waits};
 
-use self::{destination::MissingBlobs, fanout::Fanout};
+use self::{
+    destination::MissingBlobs,
+    fanout::{Fanout, WEIGHT_AT_ONCE},
+};
 use super::pacing::Paces;
 use crate::{
     domain::{Descriptor, ImageName, RegionId, Verification},
@@ -107,7 +110,7 @@ impl Transfer {
         let store: Arc<dyn Source> = Arc::new(BoundedSource { store: source.store, deadline: waits.stall });
         let source = Arc::new(ImageSource { store, ..source });
         let tree = read_tree(Arc::clone(&source)).boxed().shared();
-        let fanout = Arc::new(Fanout::new(waits));
+        let fanout = Arc::new(Fanout::new(waits, WEIGHT_AT_ONCE));
         let drive = drive(Arc::clone(&source), tree.clone(), Arc::clone(&fanout));
         Self { source, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
     }

@@ -5,6 +5,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
+/// How many blobs are looked at to find one for which there is room.
+const CANDIDATES: usize = 64;
+
 /// A destination of a fan-out.
 pub type MemberId = u64;
 
@@ -42,9 +45,17 @@ impl Schedule {
         self.missing.get(&member).is_some_and(|missing| !missing.is_empty())
     }
 
-    /// The blob that the most destinations miss; of several, the first.
-    pub fn next(&self) -> Option<usize> {
-        self.order.first().map(|(_, blob)| *blob)
+    /// Whether nothing is left to be sent.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// The blob that the most destinations miss, of those for which all who miss it have room; of several, the first.
+    pub fn next(&self, has_room: impl Fn(MemberId, usize) -> bool) -> Option<usize> {
+        let fits = |blob: usize| {
+            self.missing.iter().all(|(member, missing)| !missing.contains_key(&blob) || has_room(*member, blob))
+        };
+        self.order.iter().map(|(_, blob)| *blob).take(CANDIDATES).find(|blob| fits(*blob))
     }
 
     /// Takes a blob out: it is about to be sent to these, to each from that byte on.
@@ -80,17 +91,32 @@ mod tests {
         blobs.iter().map(|blob| (*blob, 0)).collect()
     }
 
+    fn next(schedule: &Schedule) -> Option<usize> {
+        schedule.next(|_, _| true)
+    }
+
+    #[test]
+    fn who_has_no_room_keeps_back_only_what_it_misses() {
+        let mut schedule = Schedule::default();
+        schedule.join(1, blobs(&[2]));
+        schedule.join(2, blobs(&[0, 1, 2]));
+        assert_eq!(next(&schedule), Some(2));
+        assert_eq!(schedule.next(|member, _| member != 1), Some(0));
+        assert_eq!(schedule.next(|_, blob| blob == 1), Some(1));
+        assert_eq!(schedule.next(|_, _| false), None);
+    }
+
     #[test]
     fn what_the_most_miss_is_read_first_and_once_for_all_of_them() {
         let mut schedule = Schedule::default();
         schedule.join(1, blobs(&[0, 1, 2]));
-        assert_eq!((schedule.next(), schedule.take(0)), (Some(0), vec![(1, 0)]));
+        assert_eq!((next(&schedule), schedule.take(0)), (Some(0), vec![(1, 0)]));
         // Another one comes late: what is left goes to both, and what it missed comes last.
         schedule.join(2, blobs(&[0, 1, 2]));
-        assert_eq!((schedule.next(), schedule.take(1)), (Some(1), vec![(1, 0), (2, 0)]));
-        assert_eq!((schedule.next(), schedule.take(2)), (Some(2), vec![(1, 0), (2, 0)]));
-        assert_eq!((schedule.next(), schedule.take(0)), (Some(0), vec![(2, 0)]));
-        assert_eq!(schedule.next(), None);
+        assert_eq!((next(&schedule), schedule.take(1)), (Some(1), vec![(1, 0), (2, 0)]));
+        assert_eq!((next(&schedule), schedule.take(2)), (Some(2), vec![(1, 0), (2, 0)]));
+        assert_eq!((next(&schedule), schedule.take(0)), (Some(0), vec![(2, 0)]));
+        assert_eq!(next(&schedule), None);
     }
 
     proptest! {
@@ -109,13 +135,13 @@ mod tests {
                         schedule.leave(id);
                     }
                 }
-                if let Some(blob) = schedule.next() {
+                if let Some(blob) = next(&schedule) {
                     for (member, from) in schedule.take(blob) {
                         prop_assert!(sent.entry(member).or_default().insert(blob, from).is_none(), "sent twice");
                     }
                 }
             }
-            while let Some(blob) = schedule.next() {
+            while let Some(blob) = next(&schedule) {
                 let to = schedule.take(blob);
                 prop_assert!(!to.is_empty());
                 for (member, from) in to {

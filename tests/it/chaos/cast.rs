@@ -27,6 +27,9 @@ pub const NARROW: &str = "cn-shenzhen";
 /// The region on a disk that can be frozen.
 pub const DISK: &str = "cn-beijing";
 
+/// A region that is taken out of the configuration and put back. Calls that name no regions ask for it.
+pub const PASSING: &str = "cn-chengdu";
+
 /// One process of the service.
 #[derive(Debug)]
 pub struct Member {
@@ -99,9 +102,16 @@ pub struct Cast {
 pub const SERVERS: usize = 3;
 const WORKERS: usize = 3;
 
+/// How often the leader looks after everything; what no process has configured for twelve times as long is suspended.
+const HOUSEKEEPING: &str = "[housekeeping]\ninterval_ms = 500\n";
+
+fn passing_region(site: &Site) -> String {
+    format!("[[region]]\nid = \"{PASSING}\"\nstore = \"dir://{}\"\n", site.region(PASSING).display())
+}
+
 impl Cast {
     pub async fn start() -> Self {
-        let database = Postgres::start(&[("max_connections", "110")]);
+        let database = Postgres::with_clock(&[("max_connections", "110")]);
         let switch = Switch::to(database.port()).await;
         let registries = vec![Registry::start().await, Registry::start().await];
         let url = format!("postgres://appferry@{}/postgres", switch.address);
@@ -123,7 +133,8 @@ impl Cast {
         if let Some(disk) = &disk {
             site = site.with(DISK, format!("dir://{}", disk.path().display()), "");
         }
-        site.more = String::from("[housekeeping]\ninterval_ms = 1000\n");
+        site.more = HOUSEKEEPING.to_owned() + &passing_region(&site);
+        std::fs::create_dir(site.region(PASSING)).expect("a directory");
         let config = site.write_config();
         let path = config.to_str().expect("text");
         process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
@@ -164,6 +175,24 @@ impl Cast {
             Some(disk) if region == DISK => disk.path().join(image),
             _ => self.site.image(region, image),
         }
+    }
+
+    /// Takes the passing region out of the configuration of every process, or puts it back. Returns how many were killed for that.
+    pub fn configure_passing_region(&mut self, is_in: bool) -> usize {
+        let region = if is_in { passing_region(&self.site) } else { String::new() };
+        self.site.more = HOUSEKEEPING.to_owned() + &region;
+        self.site.write_config();
+        let killed = self.members.iter_mut().map(|member| {
+            let killed = member.kill();
+            member.start();
+            usize::from(killed)
+        });
+        killed.sum()
+    }
+
+    /// Whether some process has said so.
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.members.iter().any(|member| member.has_logged(text))
     }
 
     /// Brings everybody back, and waits until all servers listen.

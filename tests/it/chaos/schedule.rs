@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Figures, LEASE, Run, STALL,
-    cast::{Cast, SERVERS},
+    cast::{Cast, PASSING, SERVERS},
     clients::{self, Clients, REST},
 };
 use crate::harness::database;
@@ -56,10 +56,14 @@ pub enum Act {
     FrozenDisk,
     /// An image is removed while it is asked for, and another one registered by its id.
     RemovalRace,
+    /// The database's clock is set, forward or back.
+    ClockStep,
+    /// A region whose store is away is taken out of the configuration of all processes, and put back.
+    RegionTakenOut,
 }
 
 impl Act {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::CrashRecovery,
         Self::RepeatedKills,
         Self::PostgresRestart,
@@ -77,6 +81,8 @@ impl Act {
         Self::SilentStore,
         Self::FrozenDisk,
         Self::RemovalRace,
+        Self::ClockStep,
+        Self::RegionTakenOut,
     ];
 
     fn name(self) -> &'static str {
@@ -98,6 +104,8 @@ impl Act {
             Self::SilentStore => "silent store",
             Self::FrozenDisk => "frozen disk",
             Self::RemovalRace => "removal race",
+            Self::ClockStep => "clock step",
+            Self::RegionTakenOut => "region taken out",
         }
     }
 
@@ -216,6 +224,12 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
                 .notes
                 .push(format!("an image was removed {removed} times while it was asked for, and registered again"));
         }
+        Act::ClockStep => {
+            let minutes = *[-60, -5, 0, 5, 60].choose(random).expect("there are some");
+            cast.database.set_clock(minutes * 60);
+            sleep(LEASE + millis(random, 500..3_000)).await;
+        }
+        Act::RegionTakenOut => kills += take_region_out(cast, figures).await,
         Act::Starvation => {
             let took = clients::starve(&clients.shared, 30).await;
             figures.notes.push(format!("with 30 images waiting for a region that takes two at a time, another region had its own after {took:?}"));
@@ -235,6 +249,25 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
         }
         Act::IdleTransaction | Act::SustainedOverload | Act::ActiveReaders => burden(act, cast, clients, random).await,
     }
+    kills
+}
+
+/// Takes a region out while its store is away, so that copies wait for it, until they have been suspended; then both come back. Returns how
+/// many processes were killed.
+async fn take_region_out(cast: &mut Cast, figures: &mut Figures) -> usize {
+    let (store, away) = (cast.site.region(PASSING), cast.site.region("away"));
+    std::fs::rename(&store, &away).expect("its store goes away");
+    sleep(LEASE).await;
+    let mut kills = cast.configure_passing_region(false);
+    let suspended = format!("region is not configured any more; its copies are suspended region={PASSING}");
+    let since = Instant::now();
+    // Whoever leads then may have been told so already, or have nothing to suspend.
+    while !cast.has_logged(&suspended) && since.elapsed() < Duration::from_secs(15) {
+        sleep(Duration::from_millis(200)).await;
+    }
+    figures.notes.push(format!("a region was taken out for {:?}", since.elapsed()));
+    std::fs::rename(&away, &store).expect("its store comes back");
+    kills += cast.configure_passing_region(true);
     kills
 }
 

@@ -15,7 +15,7 @@ use appferry::{
 use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bench, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify};
+use super::{Bench, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify, worker};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -24,6 +24,7 @@ use crate::harness::{
 on_every_database! {
     waits_that_lie_too_far_ahead_are_shortened
     a_clock_that_is_set_under_a_process_neither_strands_nor_forgets
+    a_clock_that_is_set_back_strands_neither_the_leader_s_duty_nor_the_regions
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -99,4 +100,33 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
         assert_eq!(status(&get(&state, id).await, to), RegionStatus::Available);
     }
     bench.end().await;
+}
+
+/// The leader is gone, and the clock is set back by an hour: its duty is free after a lease, and a region that no process has configured any more
+/// is noticed as soon as ever.
+async fn a_clock_that_is_set_back_strands_neither_the_leader_s_duty_nor_the_regions(kind: Kind) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = database::fresh(kind, directory.path()).await;
+    let stop = CancellationToken::new();
+    let (state, tasks) = State::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
+    assert!(state.housekeeping_take(&worker("gone"), SHORT).await.expect("it answers"));
+    state.regions_seen(SHORT).await.expect("they are recorded");
+
+    let db = database::look(&url).await;
+    db.execute_unprepared("UPDATE duty SET held_until = held_until + 3600000").await.expect("it is an hour ahead");
+    db.execute_unprepared("UPDATE region_store SET seen_at = seen_at + 3600000").await.expect("they are an hour ahead");
+    assert!(!state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers"), "it may be alive");
+    until("the duty", async || {
+        state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers").then_some(())
+    })
+    .await;
+    state.replica_pull_back(SHORT, SHORT).await.expect("it answers");
+    until("the time that passes", async || {
+        let known = state.region_stores().await.expect("it answers");
+        known.iter().all(|store| !store.unseen.is_zero()).then_some(())
+    })
+    .await;
+    db.close().await.expect("it is closed");
+    stop.cancel();
+    tasks.join().await;
 }

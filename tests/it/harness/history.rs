@@ -241,6 +241,7 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
             events.push(("Release", Event::Release { fence }, *not_before));
             events.push(("Resume", Event::Resume, *not_before));
             events.push(("Expire", Event::Expire, *not_before));
+            events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, *not_before));
             if let Some(fault) = last.clone() {
                 let retry_after = Some(Duration::ZERO);
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *not_before));
@@ -258,6 +259,7 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
             let now = Timestamp::from_millis(held.until.as_millis() - lasted);
             events.push(("Claim", Event::Claim { owner: held.owner.clone(), lease }, now));
             events.push(("Renew", Event::Renew { fence, lease, progress }, now));
+            events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, now));
         }
         State::Available(verification) => {
             if let (Some(now), Some(verification)) = (after.finished_at, *verification) {

@@ -16,6 +16,8 @@ pub struct Postgres {
     directory: tempfile::TempDir,
     port: u16,
     options: String,
+    /// Where its clock is read from, if that can be set.
+    clock: Option<PathBuf>,
 }
 
 /// Where the server's programs are.
@@ -36,14 +38,30 @@ fn is_root() -> bool {
 
 /// A program of the server, as a user as which it runs: it refuses to run as root.
 fn program(name: &str) -> Command {
-    let path = programs().join(name);
+    let mut command = as_the_server("env");
+    command.arg(programs().join(name));
+    command
+}
+
+fn as_the_server(program: &str) -> Command {
     if is_root() {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(path);
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", program]);
         command
     } else {
-        Command::new(path)
+        Command::new(program)
     }
+}
+
+/// The library that gives a program another clock.
+fn faketime() -> PathBuf {
+    let roots = ["/usr/lib", "/usr/local/lib"].map(fs::read_dir).into_iter().flatten().flatten().flatten();
+    let paths = roots.flat_map(|root| [root.path(), root.path().join("faketime")]);
+    paths
+        .chain(["/usr/lib/faketime".into()])
+        .flat_map(|path| [path.join("libfaketime.so.1"), path.join("faketime/libfaketime.so.1")])
+        .find(|path| path.exists())
+        .expect("libfaketime is installed")
 }
 
 fn done(what: &str, output: &Output) {
@@ -53,6 +71,15 @@ fn done(what: &str, output: &Output) {
 impl Postgres {
     /// Starts a server with settings of its own, on a port that was free.
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::create(settings, false)
+    }
+
+    /// The same, with a clock that can be set.
+    pub fn with_clock(settings: &[(&str, &str)]) -> Self {
+        Self::create(settings, true)
+    }
+
+    fn create(settings: &[(&str, &str)], has_clock: bool) -> Self {
         let directory = tempfile::Builder::new().prefix("appferry-postgres-").tempdir().expect("a directory");
         give_away(directory.path());
         let mut initdb = program("initdb");
@@ -65,7 +92,9 @@ impl Postgres {
             "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=200{}",
             own.concat()
         );
-        let server = Self { directory, port, options };
+        let clock = has_clock.then(|| directory.path().join("clock"));
+        let server = Self { directory, port, options, clock };
+        server.set_clock(0);
         server.resume();
         server
     }
@@ -80,9 +109,18 @@ impl Postgres {
         done("pg_basebackup", &copy.current_dir(directory.path()).output().expect("pg_basebackup runs"));
         let port = free_address().port();
         let options = primary.options.replace(&format!("-p {}", primary.port), &format!("-p {port}"));
-        let server = Self { directory, port, options };
+        let server = Self { directory, port, options, clock: None };
         server.resume();
         server
+    }
+
+    /// Sets its clock to so many seconds after the machine's, if it has one of its own.
+    pub fn set_clock(&self, seconds: i64) {
+        let Some(clock) = &self.clock else { return };
+        // It is read at any moment: never half of it.
+        let next = clock.with_extension("next");
+        fs::write(&next, format!("{seconds:+}")).expect("it is written");
+        fs::rename(next, clock).expect("it is put in place");
     }
 
     pub fn port(&self) -> u16 {
@@ -99,8 +137,15 @@ impl Postgres {
     }
 
     fn pg_ctl(&self, arguments: &[&str]) -> Output {
-        let mut pg_ctl = program("pg_ctl");
-        pg_ctl.args(arguments).arg("--pgdata").arg(self.data()).current_dir(self.directory.path());
+        let mut pg_ctl = as_the_server("env");
+        if let Some(clock) = &self.clock {
+            // Not before the user is changed: the library keeps something that belongs to whoever loads it first.
+            pg_ctl.arg(format!("LD_PRELOAD={}", faketime().display()));
+            pg_ctl.arg(format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()));
+            pg_ctl.args(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"]);
+        }
+        pg_ctl.arg(programs().join("pg_ctl")).args(arguments).arg("--pgdata").arg(self.data());
+        pg_ctl.current_dir(self.directory.path());
         pg_ctl.output().expect("pg_ctl runs")
     }
 

@@ -79,6 +79,7 @@ struct Shared {
     client: reqwest::Client,
     /// Bytes a second that may come back, all requests together; nothing for any number.
     link: Mutex<Option<(u64, tokio::time::Instant)>>,
+    uplink: Mutex<Option<(u64, tokio::time::Instant)>>,
 }
 
 /// A proxy.
@@ -108,6 +109,7 @@ impl Proxy {
             down: AtomicU64::new(0),
             client: client.build().expect("a client"),
             link: Mutex::new(None),
+            uplink: Mutex::new(None),
         });
         let serving = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -149,6 +151,11 @@ impl Proxy {
     #[allow(dead_code, reason = "the bench of carrying uses it")]
     pub fn hold_link(&self, bytes_per_second: u64) {
         *self.shared.link.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
+    }
+
+    /// Lets no more bytes a second through to the server, over all requests.
+    pub fn hold_uplink(&self, bytes_per_second: u64) {
+        *self.shared.uplink.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
     /// Where a region of the name has it.
@@ -241,15 +248,14 @@ fn act_on(
             if let Some(rate) = rate {
                 tokio::time::sleep(Duration::from_secs_f64(seconds(length, rate))).await;
             }
-            if !up {
-                let until = shared.link.lock().expect("no panic").as_mut().map(|(rate, paid)| {
-                    let burst = tokio::time::Instant::now() - Duration::from_millis(20);
-                    *paid = (*paid).max(burst) + Duration::from_secs_f64(seconds(length, *rate));
-                    *paid
-                });
-                if let Some(until) = until {
-                    tokio::time::sleep_until(until).await;
-                }
+            let link = if up { &shared.uplink } else { &shared.link };
+            let until = link.lock().expect("no panic").as_mut().map(|(rate, paid)| {
+                let burst = tokio::time::Instant::now() - Duration::from_millis(20);
+                *paid = (*paid).max(burst) + Duration::from_secs_f64(seconds(length, *rate));
+                *paid
+            });
+            if let Some(until) = until {
+                tokio::time::sleep_until(until).await;
             }
             let counter = if up { &shared.up } else { &shared.down };
             counter.fetch_add(length, Ordering::Relaxed);
