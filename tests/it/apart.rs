@@ -87,7 +87,8 @@ async fn a_region_that_hangs_at_the_last_request_delays_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_region_delays_no_other() {
     let registry = Registry::start().await;
-    let proxy = Proxy::start(registry.address, |_| Act::Throttle(2_000)).await;
+    let proxy = Proxy::start(registry.address, |_| Act::Pass).await;
+    proxy.hold_uplink(20_000);
     let running = site(proxy.store("apps")).start().await;
     let requests = healthy_regions_get_everything(&running).await;
     let last = running.get(requests.last().expect("some")).await;

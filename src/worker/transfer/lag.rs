@@ -8,8 +8,8 @@ use tokio::time::Instant;
 /// The part of the time that the others may lose to a destination: one in ten.
 const PART: u32 = 10;
 
-/// What may be lost at the beginning, when a tenth of the time is next to nothing.
-const FLOOR: Duration = Duration::from_millis(30);
+/// The part of the patience that may be lost at the beginning, when a tenth of the time is next to nothing.
+const FIRST_PART: u32 = 20;
 
 /// How long a destination has kept the others waiting.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +36,7 @@ impl Lag {
     /// How much longer it may keep the others waiting: a tenth of the time that has passed, and never more than `patience` at once.
     pub fn left(&self, patience: Duration, now: Instant) -> Duration {
         let part = now.saturating_duration_since(self.since) / PART;
-        part.max(FLOOR).min(patience).saturating_sub(self.owed_at(now))
+        part.max(patience / FIRST_PART).min(patience).saturating_sub(self.owed_at(now))
     }
 
     /// The time that is held against it: a tenth of the time that passes is forgiven.
@@ -73,7 +73,7 @@ mod tests {
     fn a_short_copy_is_not_delayed_by_the_whole_patience() {
         let start = Instant::now();
         let lag = Lag::new(start);
-        assert_eq!(lag.left(PATIENCE, start), Duration::from_millis(30));
+        assert_eq!(lag.left(PATIENCE, start), Duration::from_millis(100));
         assert_eq!(lag.left(PATIENCE, start + Duration::from_secs(5)), Duration::from_millis(500));
         assert_eq!(lag.left(PATIENCE, start + Duration::from_secs(500)), PATIENCE);
     }
