@@ -7,6 +7,8 @@ use x509_parser::{
     prelude::{FromDer as _, X509Certificate},
 };
 
+use crate::domain::ForeignText;
+
 /// The most names of a certificate that are looked at.
 const MAX_NAMES: usize = 64;
 
@@ -22,13 +24,13 @@ pub enum Name {
 /// Why a text names nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither a SPIFFE ID (spiffe://TRUST-DOMAIN/PATH) nor a DNS name")]
-pub struct NameError(String);
+pub struct NameError(ForeignText);
 
 impl FromStr for Name {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let refused = || NameError(text.chars().take(256).collect());
+        let refused = || NameError(ForeignText::value(text));
         if let Some(id) = text.strip_prefix("spiffe://") {
             let (domain, path) = id.split_once('/').ok_or_else(refused)?;
             let plain =

@@ -10,7 +10,7 @@ use tokio_util::{
 use url::Url;
 
 use super::{KeySet, KeySetError, Keys};
-use crate::domain::with_causes;
+use crate::domain::{ForeignText, with_causes};
 
 /// The largest key set that is read, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -99,7 +99,7 @@ async fn run(from: Fetch, keys: Keys) {
                 from.every
             }
             Err(error) => {
-                tracing::error!(url = %from.url, error = %with_causes(&error), "public keys could not be fetched; the old ones count");
+                tracing::error!(url = %from.url, error = %ForeignText::message(with_causes(&error)), "public keys could not be fetched; the old ones count");
                 AGAIN
             }
         };

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Activity, BlobChunks, Error, Result, Source};
-use crate::domain::{Descriptor, Digest, ImageName};
+use crate::domain::{Descriptor, Digest, ForeignText, ImageName};
 
 /// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
@@ -121,7 +121,7 @@ impl Walk {
             let kind = descriptor.media_type.as_str();
             if !INDEX_TYPES.contains(&kind) && !MANIFEST_TYPES.contains(&kind) {
                 if depth == 0 {
-                    return Err(Error::malformed(what(), format!("its media type is {kind:?}")));
+                    return Err(Error::malformed(what(), format!("its media type is {:?}", ForeignText::value(kind))));
                 }
                 self.tree.blobs.push(descriptor);
                 continue;

@@ -158,7 +158,7 @@ impl Images {
     async fn add(&self, body: v1::AddImageRequest) -> Result<ImageId, Failure> {
         let name = wire::text("name", body.name, MAX_NAME, true)?;
         let version = wire::text("image_version", body.image_version, MAX_VERSION, false)?;
-        let description = wire::text("description", body.description, MAX_DESCRIPTION, false)?;
+        let description = wire::lines("description", body.description, MAX_DESCRIPTION)?;
         let (kind, spec) = spec(body.image_type, body.image_spec)?;
         let id = match body.image_id.as_str() {
             "" => kind

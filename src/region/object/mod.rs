@@ -25,7 +25,7 @@ use super::{
     store::shown,
     tree::{self, Entry},
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -51,7 +51,8 @@ pub struct ObjectStore {
 fn failed(what: &str, error: &object_store::Error) -> Error {
     use http::StatusCode;
     use object_store::Error as Cause;
-    let status = |status| Error::Status { what: what.to_owned(), status, detail: String::new(), retry_after: None };
+    let status =
+        |status| Error::Status { what: what.into(), status, detail: ForeignText::default(), retry_after: None };
     match error {
         Cause::NotFound { .. } => status(StatusCode::NOT_FOUND),
         Cause::PermissionDenied { .. } => status(StatusCode::FORBIDDEN),
@@ -63,12 +64,11 @@ fn failed(what: &str, error: &object_store::Error) -> Error {
             let mut cause: &dyn std::error::Error = error;
             while let Some(next) = cause.source() {
                 if let Some(forbidden) = next.downcast_ref::<super::guard::Forbidden>() {
-                    return Error::Forbidden { what: what.to_owned(), source: forbidden.clone() };
+                    return Error::Forbidden { what: what.into(), source: forbidden.clone() };
                 }
                 cause = next;
             }
-            let problem = cause.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-            Error::Transport { what: what.to_owned(), problem }
+            Error::Transport { what: what.into(), problem: ForeignText::new(cause) }
         }
     }
 }
@@ -216,7 +216,7 @@ impl Store for ObjectStore {
         self.put(&path, Bytes::from_static(b"appferry").into()).await?;
         let there = self.size(&path).await;
         self.bucket.delete(&path).await.map_err(|error| failed(path.as_ref(), &error))?;
-        if there?.is_some() { Ok(None) } else { Err(Error::ImageMissing(path.to_string())) }
+        if there?.is_some() { Ok(None) } else { Err(Error::ImageMissing(path.to_string().into())) }
     }
 
     async fn prepare(&self, _stage: &Stage) -> Result<()> {
@@ -282,7 +282,7 @@ impl Store for ObjectStore {
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let name = &stage.name;
-        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         for referrers in &tree.referrers {
             let (descriptor, content) = referrers.index();
             self.put(&self.blob(name, descriptor.digest), content.into()).await?;

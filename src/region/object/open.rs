@@ -86,7 +86,7 @@ pub fn open(location: ObjectLocation, access: &Access, guard: Guard) -> region::
     let what = format!("{}://{}", location.provider.scheme(), location.bucket);
     if let Some(endpoint) = &access.endpoint {
         let url = endpoint.parse().map_err(|error| Error::malformed(format!("the endpoint {endpoint}"), error))?;
-        guard.check(&url).map_err(|source| Error::Forbidden { what: what.clone(), source })?;
+        guard.check(&url).map_err(|source| Error::Forbidden { what: what.as_str().into(), source })?;
     }
     let bucket = bucket(&location, access, guard).map_err(|error| super::failed(&what, &error))?;
     Ok(ObjectStore::new(location, access.endpoint.clone(), bucket))

@@ -16,12 +16,15 @@ use super::{
     credentials::Credentials,
     token::{self, Issued, Tokens, basic},
 };
-use crate::region::{
-    Error, Result,
-    answer::{passes, refusal, retry_after, transport},
-    guard::Guard,
-    location::{RegistryLocation, authority},
-    request_span,
+use crate::{
+    domain::ForeignText,
+    region::{
+        Error, Result,
+        answer::{passes, refusal, retry_after, transport},
+        guard::Guard,
+        location::{RegistryLocation, authority},
+        request_span,
+    },
 };
 
 /// How long the beginning of an answer may take.
@@ -37,6 +40,9 @@ const REPEAT_WAIT: Duration = Duration::from_millis(200);
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How many redirects of one request are followed.
 const REDIRECTS: usize = 4;
+
+/// The longest `Location` that is followed or kept, in bytes: what RFC 9110, section 4.1, wants to be taken at the least.
+const MAX_LOCATION: usize = 8_000;
 
 /// Asks one registry.
 #[derive(Debug)]
@@ -116,7 +122,7 @@ impl Client {
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(unusable)?);
         }
         let http = builder.build().map_err(|error| transport("the HTTP client", &error))?;
-        guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority(), source })?;
+        guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority().into(), source })?;
         Ok(Self { http, guard, location, credentials, also_hosts, tokens: Tokens::default(), challenge: None.into() })
     }
 
@@ -204,7 +210,7 @@ impl Client {
             Sent::Answer(response) => Ok(response),
             Sent::Challenged(_) => {
                 self.tokens.drop_refused(&scope.0).await;
-                Err(Error::Transport { what, problem: "the authorization ran out".to_owned() })
+                Err(Error::Transport { what: what.into(), problem: "the authorization ran out".into() })
             }
         }
     }
@@ -283,6 +289,10 @@ impl Client {
     pub fn target(&self, what: &str, from: &Url, headers: &HeaderMap) -> Result<Url> {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| Error::malformed(what, "the answer has no Location"))?;
+        if location.len() > MAX_LOCATION {
+            let reason = format!("its Location has {} bytes, the most is {MAX_LOCATION}", location.len());
+            return Err(Error::malformed(what, reason));
+        }
         let url = from.join(location).map_err(|error| Error::malformed(what, format!("its Location: {error}")))?;
         self.allow(what, &url)?;
         Ok(url)
@@ -297,10 +307,10 @@ impl Client {
         });
         let secure = url.scheme() == "https" || url.scheme() == "http" && self.location.is_plain();
         if !secure || !(self.is_own(url) || listed) || !url.username().is_empty() || url.password().is_some() {
-            let to = format!("{}://{authority}", url.scheme()).chars().take(160).collect();
-            return Err(Error::Elsewhere { what: what.to_owned(), to });
+            let to = ForeignText::value(format_args!("{}://{authority}", url.scheme()));
+            return Err(Error::Elsewhere { what: what.into(), to });
         }
-        self.guard.check(url).map_err(|source| Error::Forbidden { what: what.to_owned(), source })
+        self.guard.check(url).map_err(|source| Error::Forbidden { what: what.into(), source })
     }
 
     fn is_own(&self, url: &Url) -> bool {
@@ -322,7 +332,7 @@ impl Client {
             Credentials::Anonymous => format!(" ({host} wants credentials and the region has none)"),
             _ => format!(" ({host} refuses the region's credentials)"),
         };
-        Error::Status { what: what.to_owned(), status: StatusCode::UNAUTHORIZED, detail, retry_after: None }
+        Error::Status { what: what.into(), status: StatusCode::UNAUTHORIZED, detail: detail.into(), retry_after: None }
     }
 }
 

@@ -194,7 +194,7 @@ async fn pass_on(what: String, mut response: Response, mut skip: u64, most: u64,
             failed => {
                 let error = match failed {
                     Ok(Err(error)) => transport(what, &error),
-                    Ok(_) => Error::Transport { what, problem: "the answer ended too early".to_owned() },
+                    Ok(_) => Error::Transport { what: what.into(), problem: "the answer ended too early".into() },
                     Err(_) => Error::Stalled("reading a blob"),
                 };
                 // Whoever no longer receives does not want to know.
@@ -332,7 +332,7 @@ impl Store for RegistryStore {
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let at = self.at(&stage.name);
         let Some((root, content)) = tree.manifests.last() else {
-            return Err(Error::ImageMissing(stage.name.to_string()));
+            return Err(Error::ImageMissing(stage.name.to_string().into()));
         };
         for referrers in &tree.referrers {
             self.publish_referrers(&at, referrers).await?;
@@ -345,7 +345,7 @@ impl Store for RegistryStore {
         if there.is_some_and(|there| there.digest == root.digest) {
             Ok(())
         } else {
-            Err(Error::Contended(name::url(self.client.location(), &stage.name)))
+            Err(Error::Contended(name::url(self.client.location(), &stage.name).into()))
         }
     }
 

@@ -229,7 +229,7 @@ impl RegistryStore {
         let journal = &stage.journal;
         let mut upload = if from > 0 {
             let known = journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
-            known.ok_or_else(|| Error::UploadGone(format!("the blob {}", blob.digest)))?
+            known.ok_or_else(|| Error::UploadGone(format!("the blob {}", blob.digest).into()))?
         } else {
             let (upload, begun) = self.begin(repository).await?;
             journal.note(blob.digest, &upload.session()?).await?;
@@ -258,7 +258,7 @@ impl RegistryStore {
             return Err(gone_or(refusal(&what, response).await, &what));
         }
         if end_of_range(response.headers()).is_some_and(|there| there != end) {
-            return Err(Error::UploadGone(what));
+            return Err(Error::UploadGone(what.into()));
         }
         Ok(Upload { url: self.client().target(&what, &upload.url, response.headers())?, ..upload })
     }
@@ -317,7 +317,7 @@ fn gone_or(error: Error, what: &str) -> Error {
     match &error {
         Error::Status { status, .. } if matches!(status.as_u16(), 400 | 404) => {
             tracing::info!(%error, "an upload is gone");
-            Error::UploadGone(what.to_owned())
+            Error::UploadGone(what.to_owned().into())
         }
         _ => error,
     }

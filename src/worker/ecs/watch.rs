@@ -108,7 +108,7 @@ impl Watch {
                     self.ask(copy, &name, &mut known.taken).await?;
                     return Ok(false);
                 }
-                EcsStep::Refuse(image) => return Err(ecs::Error::Foreign { name, image }.into()),
+                EcsStep::Refuse(image) => return Err(ecs::Error::Foreign { name: name.into(), image }.into()),
                 step => step,
             }
         };
@@ -138,7 +138,7 @@ impl Watch {
                 self.note(copy, before.next(now)).await?;
                 match (before.image, lost) {
                     (Some(image), Some(status)) => return Err(ecs::Error::Ended { image, status }.into()),
-                    (Some(image), None) if !before.finished => return Err(ecs::Error::Vanished(image).into()),
+                    (Some(image), None) if !before.finished => return Err(ecs::Error::Vanished(image.into()).into()),
                     _ => {}
                 }
             }

@@ -1,4 +1,6 @@
-//! A hostile registry gains nothing: wherever it points, nobody goes there, and nobody else is shown its credentials.
+//! A hostile store gains nothing. Wherever a registry points, nobody goes there, and nobody else is shown its credentials.
+
+mod texts;
 
 use std::sync::{
     Arc,
