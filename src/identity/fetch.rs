@@ -126,10 +126,10 @@ impl Fetch {
         let mut response = request.send().await?.error_for_status()?;
         let mut text = Vec::new();
         while let Some(part) = response.chunk().await? {
-            text.extend_from_slice(&part);
-            if text.len() > MAX_BYTES {
+            if text.len() + part.len() > MAX_BYTES {
                 return Err(Error::TooLarge);
             }
+            text.extend_from_slice(&part);
         }
         Ok(KeySet::parse(&text)?)
     }

@@ -12,10 +12,12 @@ use crate::domain::ForeignText;
 
 /// How long nothing of an answer may come.
 const STALL: Duration = Duration::from_secs(60);
+/// How long all of an answer may take to arrive.
+const WHOLE: Duration = Duration::from_secs(120);
 /// The longest `Retry-After` that is believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 /// How much of what a registry says about an error is read, in bytes.
-const MAX_ERROR_BYTES: usize = 8 << 10;
+const MAX_ERROR_BYTES: u64 = 8 << 10;
 
 /// The error that an answer is.
 pub async fn refusal(what: &str, response: Response) -> Error {
@@ -37,18 +39,24 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// An answer's body, if it is not too large.
-pub async fn bounded(what: &str, mut response: Response, most: usize) -> Result<Bytes> {
-    if response.content_length().is_some_and(|length| length > most as u64) {
-        return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+pub async fn bounded(what: &str, response: Response, limit: u64) -> Result<Bytes> {
+    let read = timeout(WHOLE, read_bounded(what, response, limit)).await;
+    read.unwrap_or(Err(Error::Stalled("an answer")))
+}
+
+async fn read_bounded(what: &str, mut response: Response, limit: u64) -> Result<Bytes> {
+    let too_large = || Error::malformed(what, format!("the answer has more than {limit} bytes"));
+    if response.content_length().is_some_and(|length| length > limit) {
+        return Err(too_large());
     }
     let mut content = Vec::new();
     loop {
         let chunk = timeout(STALL, response.chunk()).await.map_err(|_| Error::Stalled("an answer"))?;
         let Some(chunk) = chunk.map_err(|error| transport(what, &error))? else { return Ok(content.into()) };
-        content.extend_from_slice(&chunk);
-        if content.len() > most {
-            return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+        if (content.len() + chunk.len()) as u64 > limit {
+            return Err(too_large());
         }
+        content.extend_from_slice(&chunk);
     }
 }
 

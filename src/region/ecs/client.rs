@@ -27,7 +27,7 @@ use crate::{
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The largest answer, in bytes: a hundred images with their tags.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
+const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
 /// A product of the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -96,22 +96,32 @@ impl ObjectStore {
         self.path(name, &format!("{BLOBS}/{}", digest.hex()))
     }
 
-    /// A small object; nothing if there is none.
-    async fn small(&self, path: &Path) -> Result<Option<Bytes>> {
+    /// A small object, of at most `limit` bytes; nothing if there is none.
+    async fn small(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
         let got = match self.bucket.get(path).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             got => got.map_err(|error| failed(path.as_ref(), &error))?,
         };
-        if got.meta.size > MAX_MANIFEST_BYTES {
-            let reason = format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", got.meta.size);
-            return Err(Error::malformed(path.as_ref(), reason));
+        let too_large = |bytes| Error::malformed(path.as_ref(), format!("it has {bytes} bytes, the most is {limit}"));
+        if got.meta.size > limit {
+            return Err(too_large(got.meta.size));
         }
-        got.bytes().await.map(Some).map_err(|error| failed(path.as_ref(), &error))
+        let mut content = Vec::new();
+        let mut pieces = got.into_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|error| failed(path.as_ref(), &error))?;
+            let bytes = (content.len() + piece.len()) as u64;
+            if bytes > limit {
+                return Err(too_large(bytes));
+            }
+            content.extend_from_slice(&piece);
+        }
+        Ok(Some(content.into()))
     }
 
     async fn index(&self, name: &ImageName) -> Result<Option<Index>> {
         let path = self.path(name, INDEX);
-        self.small(&path).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
+        self.small(&path, MAX_MANIFEST_BYTES).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
     }
 
     /// The size of an object; nothing if there is none.
@@ -137,7 +147,8 @@ impl Source for ObjectStore {
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
         let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
-        let content = self.small(&self.blob(name, manifest.digest)).await?.ok_or_else(missing)?;
+        let limit = manifest.size.min(MAX_MANIFEST_BYTES);
+        let content = self.small(&self.blob(name, manifest.digest), limit).await?.ok_or_else(missing)?;
         let actual = tree::digest(&content);
         if actual == manifest.digest {
             Ok(content)
@@ -163,9 +174,22 @@ impl Source for ObjectStore {
         }
         let mut stream = got.into_stream();
         // Ends with the object, or when nobody receives any more.
+        let digest = blob.digest;
+        let (image, mut room) = (name.to_string(), end.saturating_sub(from));
+        let expected = room;
         tokio::spawn(async move {
             while let Some(piece) = stream.next().await {
-                let piece = piece.map_err(|error| failed(path.as_ref(), &error));
+                let piece = piece.map_err(|error| failed(path.as_ref(), &error)).and_then(|piece| {
+                    let more = piece.len() as u64;
+                    let actual = (expected - room).saturating_add(more);
+                    room = room.checked_sub(more).ok_or_else(|| Error::SizeMismatch {
+                        image: image.clone(),
+                        digest,
+                        expected,
+                        actual,
+                    })?;
+                    Ok(piece)
+                });
                 let broken = piece.is_err();
                 if chunks.send(piece).await.is_err() || broken {
                     return;
@@ -179,6 +203,7 @@ impl Source for ObjectStore {
         let Some(list) = self.index(name).await?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
             return Ok(Vec::new());
         };
+        tree::fits_list(&list)?;
         let content = self.read_manifest(name, &list).await?;
         tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
     }
@@ -227,7 +252,7 @@ impl Store for ObjectStore {
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
-        let content = self.small(&path).await?;
+        let content = self.small(&path, MAX_MANIFEST_BYTES).await?;
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
         let there = shown(content.as_ref().map(read).transpose())?;
         stage.may_show(path.as_ref(), root.digest, &there)?;
@@ -261,7 +286,7 @@ impl Store for ObjectStore {
 
     /// It is read, which takes as many round trips as asking for it.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        let there = self.small(&self.blob(&stage.name, manifest.digest)).await?;
+        let there = self.small(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
         Ok(there.is_some_and(|there| tree::digest(&there) == manifest.digest))
     }
 

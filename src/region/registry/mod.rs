@@ -156,7 +156,7 @@ impl Source for RegistryStore {
             return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
         }
         let reference = manifest.digest.to_string();
-        let found = self.get_manifest(&at.repository, &reference, Scope::pull(&at.repository)).await?;
+        let found = self.get_manifest(&at.repository, &reference, Scope::pull(&at.repository), manifest.size).await?;
         let (found, content) = found.ok_or_else(missing)?;
         if found.digest == manifest.digest {
             Ok(content)
@@ -285,7 +285,10 @@ impl Store for RegistryStore {
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
-        let there = match self.get_manifest(&at.repository, &reference, Scope::push(&at.repository)).await {
+        let there = match self
+            .get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES)
+            .await
+        {
             // One that was killed as it took the manifest may not be able to tell before it has been sent again.
             Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
             there => there?,
@@ -320,7 +323,8 @@ impl Store for RegistryStore {
         let reference = manifest.digest.to_string();
         self.put_manifest(&at.repository, &reference, manifest, content).await?;
         if self.damaged.has(&at.repository, manifest.digest) {
-            let there = self.get_manifest(&at.repository, &reference, Scope::push(&at.repository)).await?;
+            let there =
+                self.get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES).await?;
             let missing = || Error::BlobMissing { digest: manifest.digest, image: stage.name.to_string() };
             let (there, _) = there.ok_or_else(missing)?;
             self.made_good(stage, &at.repository, manifest.digest, there.digest)?;

@@ -19,7 +19,7 @@ use super::credentials::Credentials;
 use crate::region::{Error, Result, answer::bounded};
 
 /// The largest answer of a token server, in bytes.
-const MAX_BYTES: usize = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 /// What the service calls itself there.
 const CLIENT: &str = "appferry";
 

@@ -329,7 +329,8 @@ fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
     let (first, last) = text.trim_start_matches("bytes=").split_once('-')?;
     let last: u64 = last.trim().parse().ok()?;
-    (first.trim() == "0").then_some(if last == 0 { 0 } else { last + 1 })
+    let bytes = if last == 0 { 0 } else { last.checked_add(1)? };
+    (first.trim() == "0").then_some(bytes)
 }
 
 #[cfg(test)]
@@ -346,6 +347,7 @@ mod tests {
             ("bytes=0-1023", Some(1024)),
             ("5-9", None),
             ("x", None),
+            ("0-18446744073709551615", None),
             ("0-18446744073709551616", None),
         ] {
             let headers = HeaderMap::from_iter([(RANGE, HeaderValue::from_static(text))]);
