@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -53,8 +54,8 @@ pub struct Client {
     credentials: Credentials,
     also_hosts: Vec<String>,
     tokens: Tokens,
-    /// How the registry wants to be shown who asks, once it has said so.
-    challenge: std::sync::RwLock<Option<Arc<Challenge>>>,
+    /// How the registry wants to be shown who asks, once it has been satisfied by it.
+    challenge: ArcSwapOption<Challenge>,
 }
 
 /// What a request needs to be allowed to do.
@@ -123,7 +124,15 @@ impl Client {
         }
         let http = builder.build().map_err(|error| transport("the HTTP client", &error))?;
         guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority().into(), source })?;
-        Ok(Self { http, guard, location, credentials, also_hosts, tokens: Tokens::default(), challenge: None.into() })
+        Ok(Self {
+            http,
+            guard,
+            location,
+            credentials,
+            also_hosts,
+            tokens: Tokens::default(),
+            challenge: ArcSwapOption::empty(),
+        })
     }
 
     /// Where the registry is.
@@ -172,25 +181,38 @@ impl Client {
         Err(Error::malformed(what(&ask.method, &ask.url), "it is redirected too often"))
     }
 
-    /// Sends a request; once more if the registry wants to know who asks.
+    /// Sends a request; once more if the registry wants to know who asks. How it wants to be shown that is remembered once it has been
+    /// satisfied by it: nothing that it says once can spoil the requests after.
     async fn authorized(&self, ask: &Ask, url: &Url) -> Result<Response> {
-        for fresh in [false, true] {
+        let mut challenge = self.known_challenge(url);
+        let mut fresh = false;
+        loop {
             let mut headers = ask.headers.clone();
-            self.authorize(&mut headers, url, &ask.scope, fresh).await?;
+            match self.authorize(&mut headers, challenge.as_deref(), &ask.scope, fresh).await {
+                Err(error) if fresh => return Err(error),
+                // What satisfied it before does not work any more: it is asked what would.
+                Err(_) => challenge = self.forget_challenge(),
+                Ok(()) => {}
+            }
             let body = if ask.body.is_empty() { None } else { Some(Body::from(ask.body.clone())) };
             match self.send(ask.method.clone(), url, headers, body, ANSWER).await? {
-                Sent::Challenged(challenge) if !fresh && self.is_own(url) => {
-                    let Some(challenge) = challenge else { break };
-                    if matches!(challenge, Challenge::Basic) && self.credentials == Credentials::Anonymous {
-                        break;
+                Sent::Answer(response) => {
+                    if let Some(challenge) = challenge.filter(|_| fresh) {
+                        self.remember_challenge(challenge);
                     }
-                    self.set_challenge(challenge);
+                    return Ok(response);
                 }
-                Sent::Answer(response) => return Ok(response),
-                Sent::Challenged(_) => break,
+                Sent::Challenged(Some(asked)) if !fresh && self.is_own(url) && self.can_answer(&asked) => {
+                    challenge = Some(Arc::new(asked));
+                    fresh = true;
+                }
+                Sent::Challenged(_) => return Err(self.unauthorized(&what(&ask.method, url), &self.credentials)),
             }
         }
-        Err(self.unauthorized(&what(&ask.method, url), &self.credentials))
+    }
+
+    fn can_answer(&self, challenge: &Challenge) -> bool {
+        !matches!(challenge, Challenge::Basic) || self.credentials != Credentials::Anonymous
     }
 
     /// Sends a request whose body comes as it is made, once. What it needs to show has been asked for shortly before; if it is
@@ -204,7 +226,11 @@ impl Client {
         body: Body,
         answer: Duration,
     ) -> Result<Response> {
-        self.authorize(&mut headers, url, scope, false).await?;
+        let challenge = self.known_challenge(url);
+        if let Err(error) = self.authorize(&mut headers, challenge.as_deref(), scope, false).await {
+            self.forget_challenge();
+            return Err(error);
+        }
         let what = what(&method, url);
         match self.send(method, url, headers, Some(body), answer).await? {
             Sent::Answer(response) => Ok(response),
@@ -244,11 +270,16 @@ impl Client {
         Ok(Sent::Answer(response))
     }
 
-    /// Shows who asks, to the registry alone.
-    async fn authorize(&self, headers: &mut HeaderMap, url: &Url, scope: &Scope, fresh: bool) -> Result<()> {
-        let challenge = self.challenge.read().ok().and_then(|known| known.clone());
-        let Some(challenge) = challenge.filter(|_| self.is_own(url)) else { return Ok(()) };
-        let value = match &*challenge {
+    /// Shows who asks, in the way that the registry wants it.
+    async fn authorize(
+        &self,
+        headers: &mut HeaderMap,
+        challenge: Option<&Challenge>,
+        scope: &Scope,
+        fresh: bool,
+    ) -> Result<()> {
+        let Some(challenge) = challenge else { return Ok(()) };
+        let value = match challenge {
             Challenge::Basic => match &self.credentials {
                 Credentials::Password { username, password } => basic(username, password),
                 _ => return Ok(()),
@@ -320,10 +351,18 @@ impl Client {
             && url.port_or_known_default() == base.port_or_known_default()
     }
 
-    fn set_challenge(&self, challenge: Challenge) {
-        if let Ok(mut known) = self.challenge.write() {
-            *known = Some(Arc::new(challenge));
-        }
+    /// How the registry was satisfied before. It is for nobody else.
+    fn known_challenge(&self, url: &Url) -> Option<Arc<Challenge>> {
+        self.challenge.load_full().filter(|_| self.is_own(url))
+    }
+
+    fn remember_challenge(&self, challenge: Arc<Challenge>) {
+        self.challenge.store(Some(challenge));
+    }
+
+    fn forget_challenge(&self) -> Option<Arc<Challenge>> {
+        self.challenge.store(None);
+        None
     }
 
     fn unauthorized(&self, what: &str, credentials: &Credentials) -> Error {
