@@ -114,7 +114,7 @@ async fn run(from: Fetch, keys: Keys) {
 
 impl Fetch {
     async fn fetch(&self) -> Result<KeySet, Error> {
-        let mut client = Client::builder().timeout(PATIENCE).redirect(Policy::none());
+        let mut client = Client::builder().timeout(PATIENCE).redirect(Policy::none()).no_proxy();
         if let Some(certificate) = &self.certificates {
             client = client.tls_certs_merge(Certificate::from_pem_bundle(certificate)?);
         }

@@ -93,7 +93,7 @@ impl Ecs {
         settings: Settings,
         clock: Clock,
     ) -> region::Result<Self> {
-        let client = Client::new(Guard::new(settings.loopback), clock, settings.patience)?;
+        let client = Client::new(Guard::new(settings.loopback).with_shared(true), clock, settings.patience)?;
         Ok(Self(Arc::new(Shared {
             client,
             wallet: Wallet::new(settings.credentials, settings.sts),

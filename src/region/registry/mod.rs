@@ -25,6 +25,7 @@ use reqwest::Response;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
 
+pub use challenge::Challenge;
 pub use client::Client;
 pub use credentials::{Credentials, Error as CredentialsError};
 

@@ -84,7 +84,7 @@ def ca(directory, name):
 
 
 def alternative(name):
-    if name.startswith("spiffe://"):
+    if name.__contains__("://"):
         return x509.UniformResourceIdentifier(name)
     try:
         return x509.IPAddress(ipaddress.ip_address(name))

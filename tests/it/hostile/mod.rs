@@ -1,5 +1,6 @@
 //! A hostile store gains nothing. Wherever a registry points, nobody goes there, and nobody else is shown its credentials.
 
+mod at_rest;
 mod challenges;
 mod sizes;
 mod texts;
