@@ -13,6 +13,7 @@ use crate::{
 /// `[[region]]`: a region and its store.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the configuration")]
 pub struct Region {
     /// Its id.
     pub id: String,

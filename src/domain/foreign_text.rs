@@ -83,9 +83,9 @@ impl fmt::Write for Bounded {
         for c in text.chars() {
             let before = self.text.len();
             if is_unprintable(c) {
-                write_escaped(&mut self.text, c)
+                write_escaped(&mut self.text, c);
             } else {
-                self.text.push(c)
+                self.text.push(c);
             }
             if self.text.len() > self.limit {
                 self.text.truncate(before);

@@ -138,7 +138,7 @@ impl Watch {
                 self.note(copy, before.next(now)).await?;
                 match (before.image, lost) {
                     (Some(image), Some(status)) => return Err(ecs::Error::Ended { image, status }.into()),
-                    (Some(image), None) if !before.finished => return Err(ecs::Error::Vanished(image.into()).into()),
+                    (Some(image), None) if !before.finished => return Err(ecs::Error::Vanished(image).into()),
                     _ => {}
                 }
             }
