@@ -298,7 +298,7 @@ impl ImageService for Liar {
     }
 
     async fn get_image(&self, _: Request<GetImageRequest>) -> Result<Response<GetImageResponse>, Status> {
-        Ok(Response::new(GetImageResponse { image: Some(image()), ..Default::default() }))
+        Ok(Response::new(GetImageResponse { image: Some(image()) }))
     }
 
     async fn list_images(&self, _: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
