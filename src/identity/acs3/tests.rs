@@ -42,6 +42,9 @@ fn request(headers: &HeaderMap) -> Signed<'_> {
 
 fn signed(content: &[u8]) -> HeaderMap {
     let mut headers = headers(content, "3156853299f313e23d1673dc12e1703d", "2023-10-26T10:22:32Z");
+    if !content.is_empty() {
+        headers.insert("content-type", HeaderValue::from_static("text/plain"));
+    }
     let value = authorize(&request(&headers), "YourAccessKeyId", &Secret(SECRET.into())).expect("it can be signed");
     headers.insert("authorization", value.parse().expect("a value"));
     headers
