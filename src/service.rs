@@ -156,13 +156,18 @@ fn open(store: OpenStore, stall: Duration) -> region::Result<Arc<dyn Store>> {
         OpenStore::Dir { path, keep_free } => {
             Ok(Arc::new(DirStore::new(path).keeping_free(keep_free).stalling_after(stall)))
         }
-        OpenStore::Registry { location, credentials, also_hosts, certificates, verify_existing, loopback } => {
-            let client =
-                RegistryClient::new(location, credentials, also_hosts, certificates.as_deref(), Guard::new(loopback))?;
+        OpenStore::Registry { location, credentials, also_hosts, certificates, verify_existing, loopback, shared } => {
+            let client = RegistryClient::new(
+                location,
+                credentials,
+                also_hosts,
+                certificates.as_deref(),
+                Guard::new(loopback).with_shared(shared),
+            )?;
             Ok(Arc::new(RegistryStore::new(client).verifying_existing(verify_existing)))
         }
-        OpenStore::Object { location, access, verify_existing, loopback } => {
-            let bucket = open_bucket(location, &access, Guard::new(loopback))?;
+        OpenStore::Object { location, access, verify_existing, loopback, shared } => {
+            let bucket = open_bucket(location, &access, Guard::new(loopback).with_shared(shared))?;
             Ok(Arc::new(bucket.verifying_existing(verify_existing)))
         }
     }

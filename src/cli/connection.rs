@@ -5,7 +5,10 @@ use std::{fs, path::PathBuf};
 use clap::Args;
 
 use super::{Error, Result, data_dir};
-use crate::client::{Builder, Client};
+use crate::{
+    client::{Builder, Client},
+    domain::ForeignText,
+};
 
 /// Where the service is, and who calls.
 #[derive(Debug, Clone, Args)]
@@ -25,6 +28,9 @@ pub struct Connection {
     /// Its private key in PEM form.
     #[arg(long, value_name = "FILE", requires = "certificate_file")]
     pub key_file: Option<PathBuf>,
+    /// Send the token over a connection that is not encrypted, to a service that is not on this machine.
+    #[arg(long, env = "APPFERRY_ALLOW_PLAINTEXT")]
+    pub allow_plaintext: bool,
     /// The bearer token.
     #[arg(skip)]
     pub token: Option<String>,
@@ -50,6 +56,7 @@ impl Connection {
     /// Connects.
     pub async fn client(&self) -> Result<Client> {
         let builder = self.builder()?;
+        self.check_secrecy()?;
         // Where nobody answers, that is what is told, and not that a token is missing.
         let channel = builder.channel().await?;
         let builder = match self.token()? {
@@ -57,6 +64,18 @@ impl Connection {
             None => builder,
         };
         Ok(builder.over(channel)?)
+    }
+
+    /// Refuses to show a token to whoever is on the way.
+    fn check_secrecy(&self) -> Result<()> {
+        let has_token = self.token.is_some() || self.token_file.is_some() || environment().is_some();
+        if !has_token || self.allow_plaintext || self.is_local() || self.endpoint.starts_with("https://") {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "--endpoint {}: the token would be sent in clear to another machine; use an https URL, or --allow-plaintext where the network is trusted",
+            ForeignText::value(&self.endpoint)
+        )))
     }
 
     /// Whether the service is on this machine.
@@ -69,7 +88,6 @@ impl Connection {
     }
 
     fn token(&self) -> Result<Option<String>> {
-        let environment = || std::env::var("APPFERRY_TOKEN").ok().filter(|token| !token.is_empty());
         let token = match (&self.token, &self.token_file) {
             (Some(token), _) => token.clone(),
             (None, Some(file)) => read(file)?,
@@ -89,6 +107,10 @@ impl Connection {
         };
         Ok(Some(token))
     }
+}
+
+fn environment() -> Option<String> {
+    std::env::var("APPFERRY_TOKEN").ok().filter(|token| !token.is_empty())
 }
 
 fn read(file: &PathBuf) -> Result<String> {

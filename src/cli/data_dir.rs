@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -43,7 +43,10 @@ impl DataDirectory {
     pub fn open(path: &Path) -> Result<Self> {
         let at = |what: &str| format!("{what} {}", path.display());
         make_directory(path).map_err(Error::local(at("the data directory")))?;
-        let lock = File::create(path.join("lock")).map_err(Error::local(at("locking")))?;
+        check_owner(path)?;
+        let mut lock = OpenOptions::new();
+        let lock = lock.write(true).create(true).truncate(false).mode(0o600).open(path.join("lock"));
+        let lock = lock.map_err(Error::local(at("locking")))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -56,6 +59,7 @@ impl DataDirectory {
         for region in REGIONS {
             make_directory(&path.join("regions").join(region)).map_err(Error::local(at("making the regions in")))?;
         }
+        check_owner(&path.join(TOKEN))?;
         let token = token(&path.join(TOKEN)).map_err(Error::local(at("the administrator's token in")))?;
         Ok(Self { path: path.to_owned(), token, _lock: lock })
     }
@@ -109,6 +113,33 @@ fn settings(path: &Path) -> String {
 
 fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Refuses what belongs to somebody else, or what others can write to: they could have put a token there that they know, or a database. What
+/// is not there is nobody's.
+fn check_owner(path: &Path) -> Result<()> {
+    let failed = || Error::local(format!("looking at {}", path.display()));
+    // The link, if it is one, and where it leads.
+    for found in [fs::symlink_metadata(path), fs::metadata(path)] {
+        let found = match found {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.map_err(failed())?,
+        };
+        let (own, shown) = (rustix::process::geteuid().as_raw(), path.display());
+        if found.uid() != own {
+            return Err(Error::Ended(format!(
+                "{shown} belongs to the user {}, and this is {own}: whoever owns it could have put anything there; run as that user, or elsewhere",
+                found.uid()
+            )));
+        }
+        if !found.is_symlink() && found.mode() & 0o022 != 0 {
+            return Err(Error::Ended(format!(
+                "{shown} has mode {:04o} and can be written to by others: see that nothing in it is theirs, and `chmod go-w` it",
+                found.mode() & 0o7777
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a directory of another version. Where the format is missing or empty, the directory is new, or its first start was

@@ -60,6 +60,7 @@ async fn show(
 ) -> Result<()> {
     let address = service.address().ok_or_else(|| Error::Ended("the service does not listen".to_owned()))?;
     let connection = Connection {
+        allow_plaintext: false,
         endpoint: format!("http://{address}"),
         token_file: None,
         ca_file: None,

@@ -16,7 +16,7 @@ use crate::{
         AddImageRequest, ContainerImageSpec, ErrorCode, Image, ImageType, ListImagesRequest, RegionState, VmImageSpec,
         add_image_request,
     },
-    domain::{Clock, ImageId, ImageKind, ImageName, with_causes},
+    domain::{Clock, ForeignText, ImageId, ImageKind, ImageName, with_causes},
     region::{DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
     service,
     worker::import,
@@ -111,7 +111,11 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Add(add) => {
             let json = add.json;
             let id = add.run().await?;
-            if json { print::line(&serde_json::json!({ "imageId": id }).to_string()) } else { print::line(&id) }
+            if json {
+                print::line(&serde_json::json!({ "imageId": id }).to_string())
+            } else {
+                print::line(&ForeignText::value(id))
+            }
         }
         Command::List(plain) => list(plain).await,
         Command::Show(one) => show(one).await,
@@ -364,13 +368,14 @@ async fn show(one: One) -> Result<()> {
         &print::bytes(image.size_bytes),
         &image.digest,
     ];
-    let head = head.map(|part| part.trim()).into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ");
+    let head = head.map(ForeignText::new).into_iter().filter(|part| !part.trim().is_empty());
+    let head = head.map(String::from).collect::<Vec<_>>().join("  ");
     let mut text = format!("{head}\n{}", print::table(["REGION", "STATE", "IMAGE"], &regions));
     if !image.superseded_by.is_empty() {
-        text = format!("{text}\nsuperseded by {}, which has its name now", image.superseded_by);
+        text = format!("{text}\nsuperseded by {}, which has its name now", ForeignText::value(&image.superseded_by));
     }
     for info in image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()) {
-        let (region, shown) = (&info.region_id, &info.shown_digest);
+        let (region, shown) = (ForeignText::value(&info.region_id), ForeignText::value(&info.shown_digest));
         text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
     }
     print::line(&text)

@@ -30,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     client,
-    domain::{Clock, with_causes},
+    domain::{Clock, printable_lines, with_causes},
     service::Role,
     telemetry::{DEFAULT_LOG, Telemetry},
 };
@@ -186,7 +186,7 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("appferry: {}", with_causes(&error));
+                eprintln!("appferry: {}", printable_lines(&with_causes(&error)));
                 error.exit_code()
             }
         }

@@ -3,36 +3,43 @@
 use std::io::{self, Write as _};
 
 use super::{Error, Result};
-use crate::contract::{
-    self,
-    v1::{self, ErrorDetail, RegionState, SynchronizationState, Verification},
+use crate::{
+    contract::{
+        self,
+        v1::{self, ErrorDetail, RegionState, SynchronizationState, Verification},
+    },
+    domain::{ForeignText, printable_json, printable_lines},
 };
 
-/// Writes to standard output. A reader that has gone ends the command.
+/// Writes to standard output. A reader that has gone ends the command. What a terminal would act on is escaped, but for line breaks: a
+/// text of others goes through [`ForeignText`] before it is put into a line.
 pub fn line(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Error::local("standard output"))
+    writeln!(out, "{}", printable_lines(text)).and_then(|()| out.flush()).map_err(Error::local("standard output"))
 }
 
 /// Writes a message as JSON.
 pub fn message(name: &str, message: &impl prost::Message) -> Result<()> {
     let json = contract::json(name, &message.encode_to_vec()).map_err(Error::local("JSON"))?;
-    line(&json.to_string())
+    line(&printable_json(&json.to_string()))
 }
 
-/// Lines up rows under a heading.
+/// Lines up rows under a heading. Cells may hold texts of others.
 pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(ForeignText::message)).collect();
     let mut widths = heading.map(|h| h.chars().count());
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let render = |cells: [&str; N]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        // The width of a format must not come from data: beyond 65,535, it panics.
+        let pad = |(cell, width): (&&str, usize)| format!("{cell}{}", " ".repeat(width - cell.chars().count()));
+        let padded = cells.iter().zip(widths).map(pad);
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    let body = rows.iter().map(|row| render(row.each_ref().map(String::as_str)));
+    let body = rows.iter().map(|row| render(row.each_ref().map(ForeignText::as_str)));
     [render(heading)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
 }
 
@@ -41,14 +48,9 @@ pub fn synchronization(s: &v1::Synchronization) -> String {
     let rows: Vec<_> = s.regions.iter().map(region).collect();
     let heading = ["REGION", "STATE", "COPIED", "SKIPPED", "TOTAL", "ATTEMPT", "ERROR"];
     let trace = if s.trace_id.is_empty() { String::new() } else { format!(", trace {}", s.trace_id) };
-    format!(
-        "{}  {}  {}  asked for by {}{trace}\n{}",
-        s.request_id,
-        s.app_id,
-        synchronization_state(s.state()),
-        s.principal,
-        table(heading, &rows)
-    )
+    let state = synchronization_state(s.state());
+    let head = format!("{}  {}  {state}  asked for by {}{trace}", s.request_id, s.app_id, s.principal);
+    format!("{}\n{}", ForeignText::message(head), table(heading, &rows))
 }
 
 fn region(r: &v1::RegionSynchronization) -> [String; 7] {
@@ -65,7 +67,7 @@ fn region(r: &v1::RegionSynchronization) -> [String; 7] {
 
 /// An error of a region, on one line.
 pub fn error(detail: &ErrorDetail) -> String {
-    detail.message.clone()
+    ForeignText::message(&detail.message).into()
 }
 
 /// A count of bytes with a unit.
@@ -87,4 +89,21 @@ pub fn available_as(state: RegionState, verification: Verification) -> String {
 /// A state without its prefix.
 pub fn region_state(state: RegionState) -> &'static str {
     state.as_str_name().trim_start_matches("REGION_STATE_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table;
+
+    #[test]
+    fn no_text_of_others_breaks_a_table() {
+        let evil = |text: &str| [text.to_owned(), "second".to_owned()];
+        let long = "x".repeat(100_000);
+        let text = table(["A", "B"], &[evil(&long), evil("name\r\n\u{1b}[2JFAKE  AVAILABLE\u{202e}"), evil("力学")]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.len() == 4 && !text.contains(['\u{1b}', '\u{202e}', '\r']), "{text}");
+        assert!(text.len() < 4 * 1_024, "{} bytes", text.len());
+        let columns = lines.iter().skip(1).map(|line| line.chars().take_while(|c| *c != 's').count());
+        assert!(columns.collect::<Vec<_>>().windows(2).all(|two| two[0] == two[1]), "{text}");
+    }
 }

@@ -9,7 +9,10 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::print;
-use crate::contract::v1::{RegionState, RegionSynchronization, Synchronization};
+use crate::{
+    contract::v1::{RegionState, RegionSynchronization, Synchronization},
+    domain::ForeignText,
+};
 
 const BAR: &str = "{prefix:16} {bar:28} {binary_bytes:>11}/{binary_total_bytes:<11} {binary_bytes_per_sec:>13}  {msg}";
 /// Before it is known how much there is to copy.
@@ -39,7 +42,8 @@ impl Progress {
         for region in &synchronization.regions {
             let bars = self.bars.as_ref();
             let shown = self.regions.entry(region.region_id.clone()).or_insert_with(|| Shown {
-                bar: bars.map_or_else(ProgressBar::hidden, |bars| shown_in(bars, &region.region_id)),
+                bar: bars
+                    .map_or_else(ProgressBar::hidden, |bars| shown_in(bars, &ForeignText::value(&region.region_id))),
                 line: String::new(),
             });
             if bars.is_some() {
@@ -47,7 +51,7 @@ impl Progress {
             } else {
                 let line = line(region);
                 if line != shown.line {
-                    eprintln!("{:16} {line}", region.region_id);
+                    eprintln!("{:16} {line}", ForeignText::value(&region.region_id).as_str());
                     shown.line = line;
                 }
             }

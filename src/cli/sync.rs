@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::{Result, connection::Connection, print, status};
-use crate::contract::v1::{SynchronizeAppRequest, SynchronizeAppResponse};
+use crate::{
+    contract::v1::{SynchronizeAppRequest, SynchronizeAppResponse},
+    domain::ForeignText,
+};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -50,6 +53,6 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     if arguments.json {
         print::message("SynchronizeAppResponse", &SynchronizeAppResponse { request_id })
     } else {
-        print::line(&request_id)
+        print::line(&ForeignText::value(request_id))
     }
 }

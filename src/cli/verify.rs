@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::{Error, Result, connection::Connection, print};
-use crate::contract::v1::{Intactness, VerifyImageRequest};
+use crate::{
+    contract::v1::{Intactness, VerifyImageRequest},
+    domain::ForeignText,
+};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -28,16 +31,16 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     while let Some(found) = stream.message().await? {
         let intactness = found.intactness();
         if intactness != Intactness::Intact {
-            wrong.push(found.region_id.clone());
+            wrong.push(String::from(ForeignText::value(&found.region_id)));
         }
         if json {
             print::message("VerifyImageResponse", &found)?;
             continue;
         }
         let name = intactness.as_str_name().trim_start_matches("INTACTNESS_");
-        print::line(&format!("{}  {name}  {}", found.region_id, print::bytes(found.bytes_read)))?;
+        print::line(&format!("{}  {name}  {}", ForeignText::value(&found.region_id), print::bytes(found.bytes_read)))?;
         for problem in &found.problems {
-            print::line(&format!("  {problem}"))?;
+            print::line(&format!("  {}", ForeignText::message(problem)))?;
         }
     }
     if wrong.is_empty() {

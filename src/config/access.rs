@@ -7,7 +7,10 @@ use serde::Deserialize;
 use super::{Error, jwt::JwtEntry, positive, secret, value};
 use crate::{
     domain::Timestamp,
-    identity::{Builder, Directory, Fetched, Identity, Mapping, Name, Quota, Token, acs3::AccessKey},
+    identity::{
+        Builder, Directory, Fetched, Identity, Mapping, Name, Quota, Token,
+        acs3::{AccessKey, Hosts},
+    },
     ram::{Attached, Attachment, Document, Keys, Policies, Policy, Principal},
 };
 
@@ -128,10 +131,11 @@ pub(super) struct Access<'c> {
 }
 
 impl Access<'_> {
-    /// Everybody who may call, with every proof of who they are. Keys that are fetched come from `fetched`.
-    pub fn directory(&self, fetched: &mut Fetched) -> Result<Directory, Error> {
+    /// Everybody who may call, with every proof of who they are; requests may be signed for `hosts`. Keys that are fetched come from
+    /// `fetched`.
+    pub fn directory(&self, hosts: Hosts, fetched: &mut Fetched) -> Result<Directory, Error> {
         let identities = self.identities()?;
-        let mut parts = Builder::default();
+        let mut parts = Builder { hosts, ..Builder::default() };
         for (place, entry) in self.issuers.iter().enumerate() {
             if self.issuers[..place].iter().any(|earlier| earlier.issuer == entry.issuer) {
                 return Err(value(format!("jwt[{place}].issuer"), format!("{:?} is configured twice", entry.issuer)));

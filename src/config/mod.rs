@@ -47,7 +47,7 @@ pub use worker::Worker;
 
 use crate::{
     domain::{RegionId, Regions, Secret, relay::Topology},
-    identity::{Directory, Fetched, Identity},
+    identity::{Directory, Fetched, Identity, acs3::Hosts},
     ram,
 };
 
@@ -245,7 +245,7 @@ impl Config {
 
     /// Everybody who may call. Keys that are fetched come from `fetched`.
     pub fn directory(&self, fetched: &mut Fetched) -> Result<Directory, Error> {
-        self.access().directory(fetched)
+        self.access().directory(self.hosts(), fetched)
     }
 
     /// The principals, with what they may do.
@@ -272,6 +272,15 @@ impl Config {
     #[must_use]
     pub fn own_file(&self) -> Vec<PathBuf> {
         self.file.iter().cloned().collect()
+    }
+
+    /// The hosts that requests may be signed for.
+    fn hosts(&self) -> Hosts {
+        if self.server.hosts.is_empty() {
+            let openapi = self.openapi.iter().map(|openapi| openapi.listen.ip());
+            return Hosts::of_machine(openapi.chain([self.server.listen.ip()]));
+        }
+        Hosts::new(self.server.hosts.iter().cloned())
     }
 
     fn access(&self) -> access::Access<'_> {

@@ -13,6 +13,7 @@ use crate::{
 /// `[[region]]`: a region and its store.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the configuration")]
 pub struct Region {
     /// Its id.
     pub id: String,
@@ -39,6 +40,8 @@ pub struct Region {
     pub allow_http: bool,
     /// Whether a host may turn out to be this machine.
     pub allow_loopback: bool,
+    /// Whether a host may have an address that a provider shares among its customers (100.64.0.0/10), as its internal endpoints have.
+    pub allow_shared: bool,
     /// The service, if it is not the provider's own (`s3`, `gs`, `az`).
     pub endpoint: Option<String>,
     /// The service's region (`s3`).
@@ -128,6 +131,8 @@ pub enum OpenStore {
         verify_existing: VerifyExisting,
         /// Whether it may be this machine.
         loopback: bool,
+        /// Whether it may have an address that a provider shares among its customers.
+        shared: bool,
     },
     /// A bucket.
     Object {
@@ -139,6 +144,8 @@ pub enum OpenStore {
         verify_existing: VerifyExisting,
         /// Whether it may be this machine.
         loopback: bool,
+        /// Whether it may have an address that a provider shares among its customers.
+        shared: bool,
     },
 }
 
@@ -184,6 +191,7 @@ impl Region {
                     certificates: self.ca_file.as_ref().map(|file| bytes(place, "ca_file", file)).transpose()?,
                     verify_existing: self.verify_existing.into(),
                     loopback: self.allow_loopback || location.is_loopback(),
+                    shared: self.allow_shared,
                     location,
                 }))
             }
@@ -270,7 +278,7 @@ impl Region {
             allow_http,
         };
         let verify_existing = self.verify_existing.into();
-        Ok(Open::Store(OpenStore::Object { location, access, verify_existing, loopback }))
+        Ok(Open::Store(OpenStore::Object { location, access, verify_existing, loopback, shared: self.allow_shared }))
     }
 
     /// What passes between regions of ECS does not pass here: only how many copies there are can be limited.
@@ -278,6 +286,7 @@ impl Region {
         let keys = [
             ("allow_http", self.allow_http),
             ("allow_loopback", self.allow_loopback),
+            ("allow_shared", self.allow_shared),
             ("egress_bytes_per_second", self.egress_bytes_per_second.is_some()),
             ("ingress_bytes_per_second", self.ingress_bytes_per_second.is_some()),
             ("egress_copies", self.egress_copies.is_some()),

@@ -16,6 +16,9 @@ pub struct Server {
     /// Where to listen.
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
+    /// The hosts that it is called by, each with a port or for any: a request that is signed with an access key is taken for these alone.
+    /// Without any, for the names of this machine and the addresses that it listens at.
+    pub hosts: Vec<String>,
     /// Whether a listener that others can reach may do without TLS.
     pub allow_plaintext: bool,
     /// Calls that are carried out at the same time; one more is refused. Streams count until they have begun.
@@ -45,6 +48,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 50051),
+            hosts: Vec::new(),
             allow_plaintext: false,
             max_in_flight: 1_024,
             max_connections: 16_384,

@@ -1,6 +1,6 @@
 //! A failed call on its way out: the one place where an error becomes a `google.rpc.Status`.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use prost::Message as _;
 use tonic::{Status, metadata::MetadataMap};
@@ -10,10 +10,13 @@ use super::{
     Code, ErrorRows,
     v1::{self, CommonErrorCode, ErrorCode},
 };
-use crate::domain::RequestId;
+use crate::domain::{ForeignText, RequestId};
 
 /// The `domain` of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "appferry";
+
+/// How much of the regions' names a refusal repeats, in bytes.
+const MAX_REGIONS_BYTES: usize = 1_024;
 
 /// A field of a request and what is wrong with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,29 +31,36 @@ pub struct Violation {
 #[derive(Debug, Clone)]
 pub struct Failure {
     code: Code,
-    cause: String,
+    cause: ForeignText,
     regions: Vec<String>,
-    violations: Vec<Violation>,
+    violations: Vec<(&'static str, ForeignText)>,
     retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure of a code, with what is known about this case.
     #[must_use]
-    pub fn new(code: impl Into<Code>, cause: impl Into<String>) -> Self {
-        Self { code: code.into(), cause: cause.into(), regions: Vec::new(), violations: Vec::new(), retry_after: None }
+    pub fn new(code: impl Into<Code>, cause: impl Display) -> Self {
+        Self {
+            code: code.into(),
+            cause: ForeignText::message(cause),
+            regions: Vec::new(),
+            violations: Vec::new(),
+            retry_after: None,
+        }
     }
 
     /// `InvalidParams` for one field.
     #[must_use]
     pub fn invalid(violation: Violation) -> Self {
         let cause = format!("{}: {}", violation.field, violation.description);
+        let violation = (violation.field, ForeignText::new(violation.description));
         Self { violations: vec![violation], ..Self::new(ErrorCode::InvalidParams, cause) }
     }
 
     /// `ServiceUnavailable`: the same call may be repeated after `retry_after`.
     #[must_use]
-    pub fn unavailable(cause: impl Into<String>, retry_after: Duration) -> Self {
+    pub fn unavailable(cause: impl Display, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(ErrorCode::ServiceUnavailable, cause) }
     }
 
@@ -66,10 +76,15 @@ impl Failure {
         Self::new(CommonErrorCode::RequestTimeout, format!("{deadline:?}"))
     }
 
-    /// Names the regions that it is about.
+    /// Names the regions that it is about; the first of them, where all would be more than a reply's headers can hold.
     #[must_use]
     pub fn in_regions(self, regions: impl IntoIterator<Item = impl ToString>) -> Self {
-        Self { regions: regions.into_iter().map(|r| r.to_string()).collect(), ..self }
+        let mut room = MAX_REGIONS_BYTES;
+        let fits = |region: &String| {
+            room = room.saturating_sub(region.len());
+            room > 0
+        };
+        Self { regions: regions.into_iter().map(|r| r.to_string()).take_while(fits).collect(), ..self }
     }
 
     /// Whether it is `Throttling`.
@@ -130,9 +145,9 @@ impl Failure {
             any("appferry.v1.ErrorDetail", &detail),
         ];
         if !self.violations.is_empty() {
-            let field_violations = self.violations.iter().map(|v| pb::bad_request::FieldViolation {
-                field: v.field.to_owned(),
-                description: v.description.clone(),
+            let field_violations = self.violations.iter().map(|(field, description)| pb::bad_request::FieldViolation {
+                field: (*field).to_owned(),
+                description: description.to_string(),
                 ..Default::default()
             });
             details

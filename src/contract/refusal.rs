@@ -10,6 +10,10 @@ use super::{
     Code,
     v1::{CommonErrorCode, ErrorCode, ErrorDetail, error_detail::Reason},
 };
+use crate::domain::ForeignText;
+
+/// How much of each text is kept, in bytes: more than the service says.
+const MAX_TEXT: usize = 2_048;
 
 /// A call that was refused.
 #[derive(Debug, Clone)]
@@ -37,21 +41,26 @@ pub struct Refusal {
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
-        let reason = details.error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason.clone());
+        let reason = details.error_info().map_or_else(|| format!("{:?}", status.code()), |info| foreign(&info.reason));
         let detail = detail(&status);
         let violations = details.bad_request().map(|bad| &bad.field_violations).into_iter().flatten();
         Self {
             error: detail.as_ref().and_then(code),
             reason,
             http_status: detail.as_ref().and_then(|detail| u16::try_from(detail.http_status).ok()),
-            message: status.message().to_owned(),
-            request_id: detail.as_ref().map(|detail| detail.request_id.clone()),
-            region_ids: detail.map(|detail| detail.region_ids).unwrap_or_default(),
-            violations: violations.map(|each| (each.field.clone(), each.description.clone())).collect(),
+            message: foreign(status.message()),
+            request_id: detail.as_ref().map(|detail| foreign(&detail.request_id)),
+            region_ids: detail.iter().flat_map(|detail| &detail.region_ids).map(|region| foreign(region)).collect(),
+            violations: violations.map(|each| (foreign(&each.field), foreign(&each.description))).collect(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
             status,
         }
     }
+}
+
+/// What a service says, or something in between that answers in its place: fit to be shown.
+fn foreign(text: &str) -> String {
+    ForeignText::limited(MAX_TEXT, text).into()
 }
 
 fn detail(status: &Status) -> Option<ErrorDetail> {

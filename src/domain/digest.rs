@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use super::ForeignText;
+
 /// A SHA-256 digest, written `sha256:` and 64 lower-case hexadecimal digits (OCI image specification 1.1, "Digests").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
@@ -9,7 +11,7 @@ pub struct Digest([u8; 32]);
 /// Why a text is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a digest of the form sha256: and 64 lower-case hexadecimal digits")]
-pub struct DigestError(String);
+pub struct DigestError(ForeignText);
 
 impl Digest {
     /// The digest whose value is `bytes`.
@@ -29,7 +31,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let refused = || DigestError(text.chars().take(160).collect());
+        let refused = || DigestError(ForeignText::value(text));
         let digits = text.strip_prefix("sha256:").ok_or_else(refused)?;
         if digits.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(refused());

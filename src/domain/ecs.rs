@@ -7,7 +7,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::Timestamp;
+use super::{ForeignText, Timestamp};
 
 /// The id of an image of ECS: `m-` and up to 64 letters and digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +35,7 @@ impl FromStr for EcsImageId {
         if own.is_some_and(|own| own.bytes().all(|b| b.is_ascii_alphanumeric())) {
             return Ok(Self(text.to_owned()));
         }
-        let shown: String = text.chars().take(80).collect();
+        let shown = ForeignText::value(text);
         Err(format!("{shown:?} is no image of ECS; expected m- and letters and digits, for example m-bp1h46wfpjsjastc"))
     }
 }
@@ -48,7 +48,7 @@ pub enum EcsStatus {
     /// `Available`.
     Available,
     /// `CreateFailed`, `UnAvailable` and whatever else: it will be of no use.
-    Lost(String),
+    Lost(ForeignText),
 }
 
 /// An image as ECS lists it.
@@ -107,7 +107,7 @@ pub enum EcsStep {
     /// Delete this image, which was made for the copy and is of no use, and look again later.
     Delete(EcsImageId),
     /// Begin anew: what there was is of no use. It says so itself, unless it has vanished.
-    Renew(Option<String>),
+    Renew(Option<ForeignText>),
     /// Leave it: an image of the same name is there that was not made for the copy.
     Refuse(EcsImageId),
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use super::ForeignText;
+
 /// Who answered with the error: each kind is one row of the original's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
@@ -48,7 +50,14 @@ pub struct Fault {
     /// Who answered with it.
     pub kind: FaultKind,
     /// What was wrong, and with what.
-    pub message: String,
+    pub message: ForeignText,
+}
+
+impl Fault {
+    /// A fault of a kind. Of its message, no more is kept than every caller can be sent.
+    pub fn new(kind: FaultKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: ForeignText::message(message) }
+    }
 }
 
 impl fmt::Display for Fault {

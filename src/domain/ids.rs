@@ -4,12 +4,12 @@ use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use uuid::Uuid;
 
+use super::ForeignText;
+
 /// The most characters that an image's or a region's id may have.
 pub const MAX_ID_LENGTH: usize = 128;
 /// The most characters that a client token may have.
 pub const MAX_TOKEN_LENGTH: usize = 64;
-/// How much of a refused value an error repeats.
-const SHOWN: usize = 160;
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,21 +27,13 @@ pub enum IdError {
     },
     /// It has characters that don't belong in it.
     #[error("{0:?} does not match [A-Za-z0-9][A-Za-z0-9._-]*")]
-    Characters(String),
+    Characters(ForeignText),
     /// It is not a UUID.
     #[error("{0:?} is not a UUID")]
-    NotUuid(String),
+    NotUuid(ForeignText),
     /// A client token with something else than printable ASCII in it.
     #[error("{0:?} has characters that are not printable ASCII")]
-    NotAscii(String),
-}
-
-/// A value as an error shows it: whole if it is short.
-fn shown(value: &str) -> String {
-    match value.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &value[..end]),
-        None => value.to_owned(),
-    }
+    NotAscii(ForeignText),
 }
 
 fn parse_name(value: &str) -> Result<Arc<str>, IdError> {
@@ -54,7 +46,7 @@ fn parse_name(value: &str) -> Result<Arc<str>, IdError> {
     }
     let first = value.starts_with(|c: char| c.is_ascii_alphanumeric());
     let rest = value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    if first && rest { Ok(value.into()) } else { Err(IdError::Characters(shown(value))) }
+    if first && rest { Ok(value.into()) } else { Err(IdError::Characters(ForeignText::value(value))) }
 }
 
 macro_rules! name {
@@ -135,7 +127,7 @@ impl FromStr for RequestId {
         if value.is_empty() {
             return Err(IdError::Empty);
         }
-        Uuid::try_parse(value).map(Self).map_err(|_| IdError::NotUuid(shown(value)))
+        Uuid::try_parse(value).map(Self).map_err(|_| IdError::NotUuid(ForeignText::value(value)))
     }
 }
 
@@ -169,7 +161,7 @@ impl FromStr for ClientToken {
         } else if value.bytes().all(|b| b.is_ascii_graphic()) {
             Ok(Self(value.to_owned()))
         } else {
-            Err(IdError::NotAscii(shown(value)))
+            Err(IdError::NotAscii(ForeignText::value(value)))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{IdError, RegionId};
+use super::{ForeignText, IdError, RegionId};
 
 /// The most regions that one call may name.
 pub const MAX_TARGETS: usize = 100;
@@ -69,7 +69,7 @@ impl Regions {
                 let known = self.iter().map(RegionId::as_str).collect::<Vec<_>>().join(", ");
                 Err(TargetError::Unknown { region, known })
             }
-            Err(error) => Err(TargetError::Malformed { name: name.to_owned(), error }),
+            Err(error) => Err(TargetError::Malformed { name: ForeignText::value(name), error }),
         }
     }
 }
@@ -101,10 +101,10 @@ pub enum TargetError {
     #[error("it names {0} regions, the most is {MAX_TARGETS}")]
     TooMany(usize),
     /// A name that no region can have.
-    #[error("{name:.160?} is not a region id: {error}")]
+    #[error("{name:?} is not a region id: {error}")]
     Malformed {
         /// The name.
-        name: String,
+        name: ForeignText,
         /// What is wrong with it.
         error: IdError,
     },

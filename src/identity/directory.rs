@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Caller, CertificateNames, Identity, Issuer, Method, Name, Token, Tokens, Unproven,
-    acs3::{AccessKey, AccessKeys},
+    acs3::{AccessKey, AccessKeys, Hosts},
     jwt,
 };
 use crate::domain::Timestamp;
@@ -29,13 +29,16 @@ pub struct Builder {
     pub certificates: HashMap<Name, Arc<Identity>>,
     /// Access keys.
     pub access_keys: Vec<AccessKey>,
+    /// The hosts that requests may be signed for.
+    pub hosts: Hosts,
 }
 
 impl From<Builder> for Directory {
     fn from(parts: Builder) -> Self {
-        let Builder { tokens, issuers, certificates, access_keys } = parts;
-        let access_keys = access_keys.into_iter().map(|key| (key.id.clone(), key)).collect();
-        Self { tokens: tokens.into_iter().collect(), issuers, certificates, access_keys: AccessKeys(access_keys) }
+        let Builder { tokens, issuers, certificates, access_keys, hosts } = parts;
+        let keys = access_keys.into_iter().map(|key| (key.id.clone(), key)).collect();
+        let access_keys = AccessKeys { keys, hosts };
+        Self { tokens: tokens.into_iter().collect(), issuers, certificates, access_keys }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::{
 use url::Url;
 
 use super::{KeySet, KeySetError, Keys};
-use crate::domain::with_causes;
+use crate::domain::{ForeignText, with_causes};
 
 /// The largest key set that is read, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -99,7 +99,7 @@ async fn run(from: Fetch, keys: Keys) {
                 from.every
             }
             Err(error) => {
-                tracing::error!(url = %from.url, error = %with_causes(&error), "public keys could not be fetched; the old ones count");
+                tracing::error!(url = %from.url, error = %ForeignText::message(with_causes(&error)), "public keys could not be fetched; the old ones count");
                 AGAIN
             }
         };
@@ -114,7 +114,7 @@ async fn run(from: Fetch, keys: Keys) {
 
 impl Fetch {
     async fn fetch(&self) -> Result<KeySet, Error> {
-        let mut client = Client::builder().timeout(PATIENCE).redirect(Policy::none());
+        let mut client = Client::builder().timeout(PATIENCE).redirect(Policy::none()).no_proxy();
         if let Some(certificate) = &self.certificates {
             client = client.tls_certs_merge(Certificate::from_pem_bundle(certificate)?);
         }
@@ -126,10 +126,10 @@ impl Fetch {
         let mut response = request.send().await?.error_for_status()?;
         let mut text = Vec::new();
         while let Some(part) = response.chunk().await? {
-            text.extend_from_slice(&part);
-            if text.len() > MAX_BYTES {
+            if text.len() + part.len() > MAX_BYTES {
                 return Err(Error::TooLarge);
             }
+            text.extend_from_slice(&part);
         }
         Ok(KeySet::parse(&text)?)
     }

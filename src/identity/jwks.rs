@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use curve25519_dalek::edwards::CompressedEdwardsY;
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse},
@@ -39,7 +41,8 @@ pub struct KeySet(Vec<Key>);
 
 impl KeySet {
     /// Reads a key set. A key belongs to one algorithm, whatever a token says: what is made for verifying one must not be taken for
-    /// the secret of another. Keys of other kinds, shared secrets among them, are left out.
+    /// the secret of another. Keys of other kinds, shared secrets
+    /// among them, are left out, and so are those that sign for anybody.
     pub fn parse(text: &[u8]) -> Result<Self, KeySetError> {
         let set: JwkSet = serde_json::from_slice(text)?;
         if set.keys.len() > MAX_KEYS {
@@ -77,8 +80,21 @@ fn read(jwk: &Jwk) -> Option<Key> {
     if named.is_some_and(|named| named != format!("{algorithm:?}")) {
         return None;
     }
+    if let AlgorithmParameters::OctetKeyPair(pair) = &jwk.algorithm
+        && !is_strong(&pair.x)
+    {
+        return None;
+    }
     let public = DecodingKey::from_jwk(jwk).ok()?;
     Some(Key { id: jwk.common.key_id.clone(), algorithm, public })
+}
+
+/// Whether a public key of Ed25519 is a point that has a private key: of one of small order, anybody can make signatures that hold for any
+/// message (RFC 8032, section 5.1.7, leaves it to the verifier; what verifies here does not refuse it).
+fn is_strong(x: &str) -> bool {
+    let bytes = URL_SAFE_NO_PAD.decode(x).ok();
+    let point = bytes.and_then(|bytes| CompressedEdwardsY::from_slice(&bytes).ok()?.decompress());
+    point.is_some_and(|point| !point.is_small_order())
 }
 
 /// An issuer's keys as they are now: who fetches them anew puts them here.

@@ -1,5 +1,8 @@
 //! Conditions (RAM, "Condition operators"): every one of a statement must hold, and one holds if any of its values does. A negated
 //! operator holds exactly where the operator that it negates does not, so it holds for a key that a call does not have.
+//!
+//! A call may have several values under a key. An operator alone is about the set: it holds if any of the call's values is one of the
+//! condition's, and its negation if none is. `ForAnyValue:` and `ForAllValues:` ask each of the call's values by itself.
 
 use std::{fmt, net::IpAddr, str::FromStr as _};
 
@@ -20,9 +23,38 @@ pub struct Conditions(Vec<Condition>);
 /// An operator, a key, and values.
 #[derive(Debug, Clone)]
 pub struct Condition {
+    quantifier: Quantifier,
     operator: &'static Operator,
     key: Key,
     values: Values,
+}
+
+/// Of which of a call's values under a key the operator must hold (RAM, "Condition operators", set operators).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quantifier {
+    /// Nothing is said: an operator must hold of any, and the negation of one of all.
+    Unsaid,
+    /// `ForAnyValue:` at least one. It does not hold for a key that a call does not have.
+    Any,
+    /// `ForAllValues:` all. It holds for a key that a call does not have.
+    All,
+}
+
+impl Quantifier {
+    /// The quantifier that an operator's name begins with, and the rest of the name.
+    fn split(name: &str) -> (Self, &str) {
+        let quantified = [Self::Any, Self::All].into_iter();
+        let mut split = quantified.filter_map(|quantifier| Some((quantifier, name.strip_prefix(quantifier.prefix())?)));
+        split.next().unwrap_or((Self::Unsaid, name))
+    }
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Unsaid => "",
+            Self::Any => "ForAnyValue:",
+            Self::All => "ForAllValues:",
+        }
+    }
 }
 
 /// What a value is compared as, and how.
@@ -106,16 +138,20 @@ impl Conditions {
     pub fn compile(element: Element<'_>, keys: &Keys) -> Result<Self, DocumentError> {
         let mut conditions = Vec::new();
         for (name, of_operator) in element.some_members()? {
+            let (quantifier, name) = Quantifier::split(name);
             let operator = OPERATORS.iter().find(|known| known.name == name).ok_or_else(|| {
                 let names = OPERATORS.map(|known| known.name).join(", ");
-                of_operator.fault(format_args!("there is no such operator; known are {names}"))
+                of_operator.fault(format_args!(
+                    "there is no such operator; known are {names}, each of them with ForAnyValue: or ForAllValues: before it too"
+                ))
             })?;
             for (name, values) in of_operator.some_members()? {
                 let key = keys.find(name).ok_or_else(|| {
                     values.fault(format_args!("no call to this service has that key; known are {}", keys.names()))
                 })?;
                 operator.suits(&key, values)?;
-                conditions.push(Condition { operator, key, values: Values::compile(operator.test, values)? });
+                let values = Values::compile(operator.test, values)?;
+                conditions.push(Condition { quantifier, operator, key, values });
             }
         }
         Ok(Self(conditions))
@@ -186,15 +222,21 @@ impl Values {
 
 impl Condition {
     fn holds(&self, context: &Context<'_>) -> bool {
-        context.fact(&self.key).is_some_and(|fact| self.values.include(fact)) != self.operator.negated
+        let mut facts = context.facts(&self.key);
+        let negated = self.operator.negated;
+        match self.quantifier {
+            Quantifier::Unsaid => facts.any(|fact| self.values.include(fact)) != negated,
+            Quantifier::Any => facts.any(|fact| self.values.include(fact) != negated),
+            Quantifier::All => facts.all(|fact| self.values.include(fact) != negated),
+        }
     }
 
     /// What it asks, and what the call has, for somebody who wonders.
     pub fn explain(&self, context: &Context<'_>) -> String {
-        let Self { operator, key, .. } = self;
-        match context.fact(key) {
-            Some(fact) => format!("Condition.{}.{key} does not hold: it is {fact}", operator.name),
-            None => format!("Condition.{}.{key} does not hold: it is not known", operator.name),
+        let facts = context.facts(&self.key).map(|fact| fact.to_string()).collect::<Vec<_>>();
+        match &facts[..] {
+            [] => format!("{self} does not hold: it is not known"),
+            facts => format!("{self} does not hold: it is {}", facts.join(" and ")),
         }
     }
 }
@@ -278,6 +320,6 @@ fn contain(networks: &[IpNet], address: IpAddr) -> bool {
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Condition.{}.{}", self.operator.name, self.key)
+        write!(f, "Condition.{}{}.{}", self.quantifier.prefix(), self.operator.name, self.key)
     }
 }

@@ -63,7 +63,7 @@ impl Keys {
     }
 }
 
-/// What is known of a caller, by its key.
+/// What is known of a caller, by its key. Of what is several things, there are as many with the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The name of the key.
@@ -97,18 +97,18 @@ pub enum Fact<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// What it says under a key, if anything.
-    pub(super) fn fact(&self, key: &Key) -> Option<Fact<'a>> {
-        match key {
-            Key::SourceIp => self.source_ip.map(Fact::Address),
-            Key::CurrentTime => self.current_time.map(Fact::Time),
-            Key::SecureTransport => self.secure_transport.map(Fact::Flag),
-            Key::PrincipalArn => self.principal.map(Fact::Text),
-            Key::Claim(name) => {
-                let claim = self.claims.iter().find(|claim| claim.name.eq_ignore_ascii_case(name));
-                claim.map(|claim| Fact::Text(&claim.value))
-            }
-        }
+    /// What it says under a key, if anything: one thing, or several of a claim. Needs no memory.
+    pub(super) fn facts<'k>(&self, key: &'k Key) -> impl Iterator<Item = Fact<'a>> + use<'a, 'k> {
+        let (global, claims): (_, &[Claim]) = match key {
+            Key::SourceIp => (self.source_ip.map(Fact::Address), &[]),
+            Key::CurrentTime => (self.current_time.map(Fact::Time), &[]),
+            Key::SecureTransport => (self.secure_transport.map(Fact::Flag), &[]),
+            Key::PrincipalArn => (self.principal.map(Fact::Text), &[]),
+            Key::Claim(_) => (None, self.claims),
+        };
+        let name = if let Key::Claim(name) = key { &**name } else { "" };
+        let claims = claims.iter().filter(move |claim| claim.name.eq_ignore_ascii_case(name));
+        global.into_iter().chain(claims.map(|claim| Fact::Text(&claim.value)))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use crate::domain::ForeignText;
+
 /// The longest name of a principal.
 const MAX_LENGTH: usize = 256;
 
@@ -12,7 +14,7 @@ pub struct Principal(Arc<str>);
 /// Why a text is no principal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form acs:ram::ACCOUNT:user/NAME or acs:ram::ACCOUNT:role/NAME")]
-pub struct PrincipalError(String);
+pub struct PrincipalError(ForeignText);
 
 impl Principal {
     /// Whether it is a user, and not a role.
@@ -41,7 +43,7 @@ impl FromStr for Principal {
         };
         match parts() {
             Some(()) if text.len() <= MAX_LENGTH => Ok(Self(text.into())),
-            _ => Err(PrincipalError(text.chars().take(MAX_LENGTH).collect())),
+            _ => Err(PrincipalError(ForeignText::value(text))),
         }
     }
 }

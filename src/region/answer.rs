@@ -8,21 +8,23 @@ use reqwest::Response;
 use tokio::time::timeout;
 
 use super::{Error, Result};
+use crate::domain::ForeignText;
 
 /// How long nothing of an answer may come.
 const STALL: Duration = Duration::from_secs(60);
+/// How long all of an answer may take to arrive.
+const WHOLE: Duration = Duration::from_secs(120);
 /// The longest `Retry-After` that is believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-/// How much of what a registry says about an error is read, in bytes, and shown, in characters.
-const MAX_ERROR_BYTES: usize = 8 << 10;
-const MAX_ERROR_SHOWN: usize = 300;
+/// How much of what a registry says about an error is read, in bytes.
+const MAX_ERROR_BYTES: u64 = 8 << 10;
 
 /// The error that an answer is.
 pub async fn refusal(what: &str, response: Response) -> Error {
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let body = bounded(what, response, MAX_ERROR_BYTES).await.unwrap_or_default();
-    Error::Status { what: what.to_owned(), status, detail: detail(&body), retry_after }
+    Error::Status { what: what.into(), status, detail: detail(&body), retry_after }
 }
 
 /// Whether an answer says that it may go better in a moment.
@@ -37,23 +39,29 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// An answer's body, if it is not too large.
-pub async fn bounded(what: &str, mut response: Response, most: usize) -> Result<Bytes> {
-    if response.content_length().is_some_and(|length| length > most as u64) {
-        return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+pub async fn bounded(what: &str, response: Response, limit: u64) -> Result<Bytes> {
+    let read = timeout(WHOLE, read_bounded(what, response, limit)).await;
+    read.unwrap_or(Err(Error::Stalled("an answer")))
+}
+
+async fn read_bounded(what: &str, mut response: Response, limit: u64) -> Result<Bytes> {
+    let too_large = || Error::malformed(what, format!("the answer has more than {limit} bytes"));
+    if response.content_length().is_some_and(|length| length > limit) {
+        return Err(too_large());
     }
     let mut content = Vec::new();
     loop {
         let chunk = timeout(STALL, response.chunk()).await.map_err(|_| Error::Stalled("an answer"))?;
         let Some(chunk) = chunk.map_err(|error| transport(what, &error))? else { return Ok(content.into()) };
-        content.extend_from_slice(&chunk);
-        if content.len() > most {
-            return Err(Error::malformed(what, format!("the answer has more than {most} bytes")));
+        if (content.len() + chunk.len()) as u64 > limit {
+            return Err(too_large());
         }
+        content.extend_from_slice(&chunk);
     }
 }
 
 /// A connection's trouble, down to its cause. The URL is told apart, without its query.
-pub fn transport(what: impl Into<String>, error: &reqwest::Error) -> Error {
+pub fn transport(what: impl Into<ForeignText>, error: &reqwest::Error) -> Error {
     let mut cause: &dyn std::error::Error = error;
     let what = what.into();
     while let Some(next) = cause.source() {
@@ -62,12 +70,11 @@ pub fn transport(what: impl Into<String>, error: &reqwest::Error) -> Error {
         }
         cause = next;
     }
-    Error::Transport { what, problem: cause.to_string() }
+    Error::Transport { what, problem: ForeignText::new(cause) }
 }
 
-/// What a registry says about an error, in the form of the distribution specification ("Error Codes") or in its own words, on
-/// one line and no longer than it deserves.
-fn detail(body: &[u8]) -> String {
+/// What a registry says about an error, in the form of the distribution specification ("Error Codes") or in its own words.
+fn detail(body: &[u8]) -> ForeignText {
     #[derive(serde::Deserialize)]
     struct Errors {
         errors: Vec<One>,
@@ -82,12 +89,6 @@ fn detail(body: &[u8]) -> String {
         Ok(errors) => errors.errors.iter().map(|e| format!("{} {}", e.code, e.message)).collect::<Vec<_>>().join("; "),
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
-    let line = one_line(&text);
-    if line.is_empty() { String::new() } else { format!(": {line}") }
-}
-
-/// A text of somebody else's, on one line and no longer than it deserves.
-pub fn one_line(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR_SHOWN).collect();
-    line.trim().to_owned()
+    let text = text.trim();
+    if text.is_empty() { ForeignText::default() } else { ForeignText::new(format_args!(": {text}")) }
 }

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use super::{ecs, guard::Forbidden};
-use crate::domain::{Digest, DigestError, FaultKind};
+use crate::domain::{Digest, DigestError, FaultKind, ForeignText};
 
 /// A result of a store.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -23,10 +23,10 @@ pub enum Error {
     },
     /// The store itself is not there.
     #[error("the directory {0} does not exist or is no directory; create or mount it")]
-    Vanished(String),
+    Vanished(ForeignText),
     /// The store has no image of that name.
     #[error("{0} is not there")]
-    ImageMissing(String),
+    ImageMissing(ForeignText),
     /// A blob of an image is not there.
     #[error("the blob {digest} of {image} is not there")]
     BlobMissing {
@@ -61,22 +61,22 @@ pub enum Error {
     #[error("{what} can't be used: {reason}")]
     Malformed {
         /// What.
-        what: String,
+        what: ForeignText,
         /// Why.
-        reason: String,
+        reason: ForeignText,
     },
     /// Another image bears the name already.
     #[error("there is another image called {0} already; choose another id")]
-    Occupied(String),
+    Occupied(ForeignText),
     /// Others have put another image in its place.
     #[error(
         "{name} shows {there}, which this service did not put there; remove that, or synchronize again with overwrite to replace it"
     )]
     Foreign {
         /// What people pull the image by.
-        name: String,
+        name: ForeignText,
         /// What is there.
-        there: String,
+        there: ForeignText,
     },
     /// There is not enough room.
     #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
@@ -92,7 +92,7 @@ pub enum Error {
     )]
     Unresponsive {
         /// The directory.
-        directory: String,
+        directory: ForeignText,
         /// How many operations have not returned.
         pending: usize,
     },
@@ -100,11 +100,11 @@ pub enum Error {
     #[error("{what}: {status}{detail}")]
     Status {
         /// What was asked of it.
-        what: String,
+        what: ForeignText,
         /// What it answered.
         status: http::StatusCode,
         /// What it said about that, with a separator before.
-        detail: String,
+        detail: ForeignText,
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
@@ -112,9 +112,9 @@ pub enum Error {
     #[error("{what}: {problem}")]
     Transport {
         /// What was asked of it.
-        what: String,
+        what: ForeignText,
         /// What was wrong with the connection, down to its cause.
-        problem: String,
+        problem: ForeignText,
     },
     /// A copy that ECS makes can't go on.
     #[error(transparent)]
@@ -123,7 +123,7 @@ pub enum Error {
     #[error("{what}: {source}")]
     Forbidden {
         /// What was asked of it.
-        what: String,
+        what: ForeignText,
         /// The address.
         source: Forbidden,
     },
@@ -133,19 +133,19 @@ pub enum Error {
     )]
     Elsewhere {
         /// What was asked of it.
-        what: String,
+        what: ForeignText,
         /// Where it pointed.
-        to: String,
+        to: ForeignText,
     },
     /// An upload that was begun earlier is not there any more, or not as it should be.
     #[error("{0}: the upload that was begun is gone; it begins anew")]
-    UploadGone(String),
+    UploadGone(ForeignText),
     /// The claim that the store is written for is not good any more.
     #[error("the claim is not good any more")]
     Overtaken,
     /// Somebody else wrote at the same time.
     #[error("{0} was changed by somebody else while it was written")]
-    Contended(String),
+    Contended(ForeignText),
     /// What a claim remembers could not be read or written.
     #[error("the database: {0}")]
     Journal(String),
@@ -182,11 +182,11 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(super) fn malformed(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self::Malformed { what: what.into(), reason: reason.to_string() }
+    pub(super) fn malformed(what: impl Into<ForeignText>, reason: impl std::fmt::Display) -> Self {
+        Self::Malformed { what: what.into(), reason: ForeignText::new(reason) }
     }
 
-    pub(super) fn digest(what: impl Into<String>) -> impl FnOnce(DigestError) -> Self {
+    pub(super) fn digest(what: impl Into<ForeignText>) -> impl FnOnce(DigestError) -> Self {
         let what = what.into();
         move |error| Self::malformed(what, error)
     }

@@ -27,12 +27,14 @@ pub struct Forbidden {
 #[derive(Clone)]
 pub struct Guard {
     loopback: bool,
+    shared: bool,
     lookup: Arc<Lookup>,
 }
 
 impl std::fmt::Debug for Guard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guard").field("loopback", &self.loopback).finish_non_exhaustive()
+        let mut shown = f.debug_struct("Guard");
+        shown.field("loopback", &self.loopback).field("shared", &self.shared).finish_non_exhaustive()
     }
 }
 
@@ -46,7 +48,13 @@ impl Guard {
     /// A guard that asks `lookup` for addresses.
     #[must_use]
     pub fn with_lookup(loopback: bool, lookup: Arc<Lookup>) -> Self {
-        Self { loopback, lookup }
+        Self { loopback, shared: false, lookup }
+    }
+
+    /// The same guard, which lets addresses through that a provider shares among its customers (RFC 6598) if `shared` says so.
+    #[must_use]
+    pub fn with_shared(self, shared: bool) -> Self {
+        Self { shared, ..self }
     }
 
     /// Refuses a URL whose host is an address that is not dialed. Names are judged when they are resolved.
@@ -59,12 +67,14 @@ impl Guard {
     }
 
     fn judge(&self, host: &str, address: IpAddr) -> Result<(), Forbidden> {
-        let hint = ", unless the region's allow_loopback says so";
+        let loopback = ", unless the region's allow_loopback says so";
+        let shared = ", unless the region's allow_shared says so";
         let refuse = |what, hint| Err(Forbidden { host: host.to_owned(), address, what, hint });
         match class(address) {
-            Class::Loopback if !self.loopback => refuse("this machine itself", hint),
+            Class::Loopback if !self.loopback => refuse("this machine itself", loopback),
+            Class::Shared if !self.shared => refuse("an address that a provider shares among customers", shared),
             Class::Never(what) => refuse(what, ""),
-            Class::Loopback | Class::Fine => Ok(()),
+            Class::Loopback | Class::Shared | Class::Fine => Ok(()),
         }
     }
 }
@@ -92,15 +102,23 @@ async fn system(name: String) -> std::io::Result<Vec<SocketAddr>> {
 enum Class {
     Fine,
     Loopback,
+    Shared,
     Never(&'static str),
 }
 
 /// Where the clouds' metadata services listen outside of the link-local addresses.
-const METADATA: [IpAddr; 2] = [
+const METADATA: [IpAddr; 6] = [
     // Alibaba Cloud ECS.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     // Amazon EC2 over IPv6.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    // Azure's platform, beside its metadata service.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // Google Compute Engine over IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    // Oracle Cloud: the older address, and the one over IPv6.
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
 ];
 
 /// What an address is (RFC 6890 and the registries it refers to).
@@ -112,26 +130,35 @@ fn class(address: IpAddr) -> Class {
         IpAddr::V4(v4) if v4.is_loopback() => Class::Loopback,
         IpAddr::V4(v4) if v4.is_link_local() => Class::Never("a link-local address"),
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Class::Never("no host's address"),
-        IpAddr::V4(v4) if v4.is_multicast() || v4.is_broadcast() => Class::Never("no single host's address"),
+        IpAddr::V4(v4) if v4.is_multicast() || v4.octets()[0] >= 240 => Class::Never("no single host's address"),
+        IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64 => Class::Shared,
         IpAddr::V4(_) => Class::Fine,
         IpAddr::V6(v6) if v6.is_loopback() => Class::Loopback,
         IpAddr::V6(v6) if v6.is_unspecified() => Class::Never("no host's address"),
         IpAddr::V6(v6) if v6.is_multicast() => Class::Never("no single host's address"),
         IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80 => Class::Never("a link-local address"),
+        IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfec0 => Class::Never("a site-local address"),
+        IpAddr::V6(v6) if is_tunnel(v6) => Class::Never("an address that leads through a tunnel or a translator"),
         IpAddr::V6(v6) => embedded(v6).map_or(Class::Fine, |v4| class(v4.into())),
     }
 }
 
-/// The IPv4 address that an IPv6 address stands for: mapped, NAT64 (RFC 6052) or 6to4 (RFC 3056).
+/// Whether an address leads to an IPv4 host by a way that nobody needs any more, or whose end it does not tell: Teredo (RFC 4380), 6to4 (RFC
+/// 3056, given up by RFC 7526), and NAT64 by a prefix of a network's own (RFC 8215).
+fn is_tunnel(v6: Ipv6Addr) -> bool {
+    matches!(v6.segments(), [0x2001, 0, ..] | [0x2002, ..] | [0x64, 0xff9b, 1, ..])
+}
+
+/// The IPv4 address that an IPv6 address stands for: mapped, NAT64 by the prefix of all (RFC 6052), or ISATAP (RFC 5214).
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| {
         let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];
         Some(Ipv4Addr::new(a, b, c, d))
     };
     match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-            v4(high, low)
-        }
+        [0, 0, 0, 0, 0, 0xffff | 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => v4(high, low),
         _ => None,
     }
 }
@@ -149,6 +176,24 @@ mod tests {
             ("http://[::ffff:169.254.169.254]/", true, true),
             ("http://[64:ff9b::169.254.169.254]/", true, true),
             ("http://[2002:a9fe:a9fe::1]/", true, true),
+            ("http://[2002:c000:201::1]/", true, true),
+            ("http://[2001::a9fe:a9fe]/", true, true),
+            ("http://[2001:0:4136:e378:8000:63bf:3fff:fdd2]/", true, true),
+            ("http://[64:ff9b:1::a9fe:a9fe]/", true, true),
+            ("http://[64:ff9b:1:a9fe:a9:fe00::]/", true, true),
+            ("http://[64:ff9b::7f00:1]/", false, true),
+            ("http://[64:ff9b::c000:201]/", false, false),
+            ("http://[2001:db8::5efe:a9fe:a9fe]/", true, true),
+            ("http://168.63.129.16/", true, true),
+            ("http://[::ffff:168.63.129.16]/", true, true),
+            ("http://192.0.0.192/", true, true),
+            ("http://[fd20:ce::254]/", true, true),
+            ("http://[fd00:c1::a9fe:a9fe]/", true, true),
+            ("http://[fec0::1]/", true, true),
+            ("http://240.0.0.1/", true, true),
+            ("http://100.64.0.1/", true, true),
+            ("http://100.127.255.255/", true, true),
+            ("http://100.128.0.1/", true, false),
             ("http://[fe80::1]/", true, true),
             ("http://[fd00:ec2::254]/", true, true),
             ("http://100.100.100.200/", true, true),
@@ -165,6 +210,12 @@ mod tests {
         ] {
             let refused = Guard::new(loopback).check(&url.parse().expect("a URL")).is_err();
             assert_eq!(refused, forbidden, "{url}");
+        }
+        let shared = Guard::new(false).with_shared(true);
+        for (url, good) in
+            [("http://100.64.0.1/", true), ("http://100.100.100.200/", false), ("http://127.0.0.1/", false)]
+        {
+            assert_eq!(shared.check(&url.parse().expect("a URL")).is_ok(), good, "{url}");
         }
     }
 }

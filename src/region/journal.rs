@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::Result;
+use super::{Result, tree};
 use crate::domain::{Digest, ImageName, Verification};
 
 /// What a claim remembers beyond its worker: the uploads that it has begun, so that whoever claims the replica next goes on
@@ -66,6 +66,20 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
 /// the store says no such thing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Witness(pub Option<String>);
+
+/// The longest witness that is kept as it is, in bytes.
+const MAX_WITNESS: usize = 256;
+
+impl Witness {
+    /// What a store says. It is kept in the database, and only ever compared: of what is long, its digest does as well.
+    pub(super) fn of(said: String) -> Self {
+        Self(match said.len() {
+            0 => None,
+            1..=MAX_WITNESS => Some(said),
+            _ => Some(tree::digest(said.as_bytes()).to_string()),
+        })
+    }
+}
 
 /// A journal that lives as long as its process.
 #[derive(Debug, Default)]

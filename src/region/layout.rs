@@ -6,7 +6,7 @@ use super::{
     Error, ImageSpec, Result, Tree,
     tree::{self, Reference},
 };
-use crate::domain::{Descriptor, Digest, ImageId, ImageName};
+use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
 /// The index's file, which makes an image visible.
 pub const INDEX: &str = "index.json";
@@ -18,6 +18,8 @@ pub const BLOBS: &str = "blobs/sha256";
 
 /// The annotation by which an entry of an index is known (image specification 1.1, "Pre-Defined Annotation Keys").
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// How many of a layout's tags an error repeats.
+const SHOWN_TAGS: usize = 16;
 /// The tag of an image whose index lists what refers to it as well: programs that read a layout ask for one then.
 const TAG: &str = "latest";
 
@@ -26,7 +28,8 @@ pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
     let name = match spec {
         ImageSpec::Vm(name) => name,
         ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
-            format!("{url:.160?} is not of the form oci:NAME, and the home region's store is one of OCI image layouts")
+            let url = ForeignText::value(url);
+            format!("{url:?} is not of the form oci:NAME, and the home region's store is one of OCI image layouts")
         })?,
     };
     let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
@@ -84,13 +87,14 @@ impl Index {
         let chosen = match (tag, &images[..]) {
             (None, [only]) => only,
             (None, entries) => {
-                let tags = entries.iter().filter_map(|entry| tag_of(entry)).collect::<Vec<_>>().join(", ");
+                let tags = entries.iter().filter_map(|entry| tag_of(entry)).map(ForeignText::value);
+                let tags = tags.take(SHOWN_TAGS).map(String::from).collect::<Vec<_>>().join(", ");
                 let reason = format!("it has {} images and no tag says which; its tags are: {tags}", entries.len());
                 return Err(Error::malformed(self.path.as_str(), reason));
             }
             (Some(tag), entries) => {
                 let found = entries.iter().find(|entry| tag_of(entry) == Some(tag));
-                let reason = || format!("it has no image with the tag {tag:?}");
+                let reason = || format!("it has no image with the tag {:?}", ForeignText::value(tag));
                 found.ok_or_else(|| Error::malformed(self.path.as_str(), reason()))?
             }
         };

@@ -4,6 +4,8 @@ use std::{path::PathBuf, str::FromStr};
 
 use url::{Host, Url};
 
+use crate::domain::ForeignText;
+
 /// Where a store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -102,7 +104,7 @@ pub struct ObjectLocation {
 #[error(
     "{0:?} is no store; expected dir://PATH, registry+https://HOST/NAMESPACE, s3://BUCKET/PREFIX, gs://, az:// or ecs://REGION{1}"
 )]
-pub struct LocationError(String, &'static str);
+pub struct LocationError(ForeignText, &'static str);
 
 impl FromStr for Location {
     type Err = LocationError;
@@ -182,10 +184,10 @@ pub(super) fn is_tag(tag: &str) -> bool {
 }
 
 /// A location as it may be shown: what stands before an @ may be a password.
-fn without_secret(text: &str) -> String {
+fn without_secret(text: &str) -> ForeignText {
     match (text.split_once("://"), text.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
-        _ => text.chars().take(160).collect(),
+        (Some((scheme, _)), Some((_, rest))) => ForeignText::value(format_args!("{scheme}://***@{rest}")),
+        _ => ForeignText::value(text),
     }
 }
 

@@ -5,6 +5,7 @@ use tracing::{Span, field::Empty};
 use url::Url;
 
 use super::location::authority;
+use crate::domain::ForeignText;
 
 /// The span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"), in the one that it is made for.
 pub fn begin(method: &Method, url: &Url) -> Span {
@@ -16,7 +17,7 @@ pub fn begin(method: &Method, url: &Url) -> Span {
         http.request.method = %method,
         server.address = url.host_str(),
         server.port = url.port_or_known_default(),
-        url.full = shown(url),
+        url.full = shown(url).as_str(),
         http.response.status_code = Empty,
         error.type = Empty,
     )
@@ -42,7 +43,7 @@ fn fail(span: &Span, kind: &str) {
     span.record("otel.status_code", "ERROR");
 }
 
-/// A URL without what stands in its query: that may be a secret.
-pub fn shown(url: &Url) -> String {
-    format!("{}://{}{}", url.scheme(), authority(url), url.path())
+/// A URL without what stands in its query: that may be a secret. Where it leads may be what a store has said.
+pub fn shown(url: &Url) -> ForeignText {
+    ForeignText::new(format_args!("{}://{}{}", url.scheme(), authority(url), url.path()))
 }

@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use super::{Activity, Error, Exchange, Journal, Reservation, Result, Tree, tree::Entry};
 use crate::domain::{
-    Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification, may_publish,
+    Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
+    may_publish,
 };
 
 /// Which kind of store it is.
@@ -125,10 +126,10 @@ impl Stage {
             return Ok(());
         }
         let there = match shown {
-            Shown::Root(there) => there.to_string(),
-            _ => "what can't be read as one image".to_owned(),
+            Shown::Root(there) => ForeignText::value(there),
+            _ => "what can't be read as one image".into(),
         };
-        Err(Error::Foreign { name: url.to_owned(), there })
+        Err(Error::Foreign { name: url.into(), there })
     }
 }
 

@@ -13,16 +13,20 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{Activity, BlobChunks, Error, Result, Source};
-use crate::domain::{Descriptor, Digest, ImageName};
+use crate::domain::{Descriptor, Digest, ForeignText, ImageName};
 
 /// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// All manifests of an image together, in bytes: they are held in memory while it is copied.
-const MAX_MANIFESTS_BYTES: u64 = 32 << 20;
+const MAX_MANIFESTS_BYTES: u64 = 16 << 20;
+/// What a list of referrers may have in bytes, all its pages together.
+pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
+/// All parts of an image together, in bytes: what a database's signed number holds.
+const MAX_IMAGE_BYTES: u64 = i64::MAX.unsigned_abs();
 /// The most manifests of an image.
 const MAX_MANIFESTS: usize = 1_000;
-/// The most blobs of an image.
-const MAX_BLOBS: usize = 20_000;
+/// The most parts of an image; and the most that one manifest may name, each as often as it does.
+const MAX_PARTS: usize = 20_000;
 /// Lists of referrers that are asked for at the same time.
 const LISTS_AT_ONCE: usize = 8;
 /// How deep indexes may lie in indexes.
@@ -50,14 +54,21 @@ pub struct Tree {
 impl Tree {
     /// Reads the manifests of an image, from `root` down.
     pub async fn read(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Self> {
-        let mut walk = Walk::default();
+        let mut walk = Walk::keeping(true);
         walk.down(source, name, root).await?;
         Ok(walk.tree)
     }
 
+    /// The size of everything that an image is made of, in bytes, without what refers to it. No more than one manifest is held at a time.
+    pub async fn measure(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<u64> {
+        let mut walk = Walk::keeping(false);
+        walk.down(source, name, root).await?;
+        Ok(walk.total)
+    }
+
     /// Reads the manifests of an image, and those of everything that refers to it: that travels with it.
     pub async fn read_with_referrers(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Self> {
-        let mut walk = Walk::default();
+        let mut walk = Walk::keeping(true);
         walk.down(source, name, root).await?;
         let image = mem::take(&mut walk.tree.manifests);
         let mut subjects: VecDeque<Digest> = image.iter().map(|(manifest, _)| manifest.digest).collect();
@@ -84,7 +95,8 @@ impl Tree {
     #[must_use]
     pub fn size(&self) -> u64 {
         let manifests = self.manifests.iter().map(|(manifest, _)| manifest.size);
-        manifests.chain(self.blobs.iter().map(|blob| blob.size)).sum()
+        // What was read does not overflow; what a caller has put together might.
+        manifests.chain(self.blobs.iter().map(|blob| blob.size)).fold(0, u64::saturating_add)
     }
 }
 
@@ -92,18 +104,51 @@ impl Tree {
 #[derive(Debug)]
 struct Walk {
     tree: Tree,
+    /// Whether what is read is kept.
+    keeps: bool,
     seen: HashSet<Digest>,
+    manifests: usize,
+    /// The bytes of the manifests, and of everything.
     bytes: u64,
-}
-
-impl Default for Walk {
-    fn default() -> Self {
-        let tree = Tree { manifests: Vec::new(), blobs: Vec::new(), referrers: Vec::new() };
-        Self { tree, seen: HashSet::new(), bytes: 0 }
-    }
+    total: u64,
 }
 
 impl Walk {
+    fn keeping(keeps: bool) -> Self {
+        let tree = Tree { manifests: Vec::new(), blobs: Vec::new(), referrers: Vec::new() };
+        Self { tree, keeps, seen: HashSet::new(), manifests: 0, bytes: 0, total: 0 }
+    }
+
+    /// Counts a part, before anything of it is read.
+    fn count(&mut self, part: &Descriptor, what: impl Fn() -> String) -> Result<()> {
+        let total = self.total.checked_add(part.size).filter(|total| *total <= MAX_IMAGE_BYTES);
+        self.total = total.ok_or_else(|| {
+            Error::malformed(
+                what(),
+                format!("with {} bytes of one part, it has more than {MAX_IMAGE_BYTES}", part.size),
+            )
+        })?;
+        Ok(())
+    }
+
+    /// Counts a manifest, which is `depth` indexes deep, before anything of it is read.
+    fn count_manifest(&mut self, manifest: &Descriptor, depth: usize, what: impl Fn() -> String) -> Result<()> {
+        self.manifests += 1;
+        self.bytes = self.bytes.saturating_add(manifest.size);
+        let reason = if depth > MAX_DEPTH {
+            format!("it is more than {MAX_DEPTH} indexes deep")
+        } else if self.manifests > MAX_MANIFESTS {
+            format!("the image has more than {MAX_MANIFESTS} manifests")
+        } else if manifest.size > MAX_MANIFEST_BYTES {
+            format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", manifest.size)
+        } else if self.bytes > MAX_MANIFESTS_BYTES {
+            format!("the image's manifests have more than {MAX_MANIFESTS_BYTES} bytes together")
+        } else {
+            return Ok(());
+        };
+        Err(Error::malformed(what(), reason))
+    }
+
     /// Takes in everything from a manifest or an index down that is not known yet.
     async fn down(&mut self, source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<()> {
         // Depth first; a manifest is put down after those below it.
@@ -121,22 +166,28 @@ impl Walk {
             let kind = descriptor.media_type.as_str();
             if !INDEX_TYPES.contains(&kind) && !MANIFEST_TYPES.contains(&kind) {
                 if depth == 0 {
-                    return Err(Error::malformed(what(), format!("its media type is {kind:?}")));
+                    return Err(Error::malformed(what(), format!("its media type is {:?}", ForeignText::value(kind))));
                 }
-                self.tree.blobs.push(descriptor);
+                self.count(&descriptor, what)?;
+                if self.keeps {
+                    self.tree.blobs.push(descriptor);
+                }
                 continue;
             }
-            self.bytes += descriptor.size;
-            let manifests = self.tree.manifests.len();
-            if self.seen.len() > MAX_BLOBS || manifests + open.len() > MAX_MANIFESTS + MAX_BLOBS {
-                return Err(Error::malformed(what(), "the image has too many parts"));
-            }
-            if depth > MAX_DEPTH || self.bytes > MAX_MANIFESTS_BYTES || manifests > MAX_MANIFESTS {
-                return Err(Error::malformed(what(), "there are too many manifests, or too deep"));
-            }
+            self.count_manifest(&descriptor, depth, what)?;
+            self.count(&descriptor, what)?;
             let content = source.read_manifest(name, &descriptor).await?;
+            if content.len() as u64 != descriptor.size {
+                let (image, actual) = (name.to_string(), content.len() as u64);
+                return Err(Error::SizeMismatch { image, digest, expected: descriptor.size, actual });
+            }
             let below = references(kind, &content).map_err(|reason| Error::malformed(what(), reason))?;
-            open.push((descriptor, depth, Some(content)));
+            if self.seen.len() + open.len() + below.len() > MAX_PARTS {
+                return Err(Error::malformed(what(), format!("the image has more than {MAX_PARTS} parts")));
+            }
+            if self.keeps {
+                open.push((descriptor, depth, Some(content)));
+            }
             for reference in below {
                 open.push((reference.parse().map_err(Error::digest(what()))?, depth + 1, None));
             }
@@ -208,6 +259,15 @@ pub(super) fn referrers_tag(subject: Digest) -> String {
     format!("sha256-{}", subject.hex())
 }
 
+/// Refuses a list of referrers that says of itself that it is too large.
+pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
+    if list.size <= MAX_REFERRERS_BYTES {
+        return Ok(());
+    }
+    let reason = format!("it has {} bytes, the most is {MAX_REFERRERS_BYTES}", list.size);
+    Err(Error::malformed(format!("the list of referrers {}", list.digest), reason))
+}
+
 /// Whether a tag is one that lists what refers to a manifest.
 pub(super) fn is_referrers_tag(tag: &str) -> bool {
     tag.strip_prefix("sha256-").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -259,15 +319,34 @@ impl Reference {
     }
 }
 
+/// A descriptor as far as a walk needs it: annotations, which may take many times the memory that they have bytes, are left out.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Part {
+    media_type: String,
+    digest: String,
+    size: u64,
+}
+
+impl Part {
+    fn parse(self) -> std::result::Result<Descriptor, crate::domain::DigestError> {
+        Ok(Descriptor { digest: self.digest.parse()?, media_type: self.media_type, size: self.size })
+    }
+}
+
 /// What a manifest or an index refers to.
-fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<Reference>> {
+fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<Part>> {
+    #[derive(Deserialize)]
+    struct Index {
+        manifests: Vec<Part>,
+    }
     #[derive(Deserialize)]
     struct Manifest {
-        config: Reference,
-        layers: Vec<Reference>,
+        config: Part,
+        layers: Vec<Part>,
     }
     if INDEX_TYPES.contains(&kind) {
-        return Ok(entries(content)?.into_iter().map(|entry| entry.0).collect());
+        return Ok(serde_json::from_slice::<Index>(content)?.manifests);
     }
     let manifest: Manifest = serde_json::from_slice(content)?;
     Ok(manifest.layers.into_iter().chain([manifest.config]).collect())

@@ -1,19 +1,21 @@
 //! Reading an image again, to see whether it is what it should be.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use super::{Activity, BoundedSource, Error, Result, Source, Tree, tree::digest_of};
-use crate::domain::{Descriptor, ImageName};
+use crate::domain::{Descriptor, ForeignText, ImageName};
 
 /// How long a store may show no progress while an image is read again.
 const STALL: Duration = Duration::from_secs(60);
+/// How much of what is wrong with an image is listed.
+const MAX_DAMAGES: usize = 100;
 
 /// What was found when an image was read again.
 #[derive(Debug, Clone, Default)]
 pub struct Inspection {
     /// How many bytes were read.
     pub bytes: u64,
-    /// What is wrong, if anything is.
+    /// What is wrong, if anything is; no more of it than is worth reading.
     pub damages: Vec<String>,
 }
 
@@ -25,8 +27,8 @@ pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor)
     let mut found = Inspection::default();
     match source.root(name).await {
         Ok(Some(there)) if there.digest == root.digest => {}
-        Ok(Some(there)) => found.damages.push(format!("{name} shows {} and not {}", there.digest, root.digest)),
-        Ok(None) => found.damages.push(Error::ImageMissing(name.to_string()).to_string()),
+        Ok(Some(there)) => found.note(format!("{name} shows {} and not {}", there.digest, root.digest)),
+        Ok(None) => found.note(Error::ImageMissing(name.to_string().into())),
         Err(error) => found.take(error)?,
     }
     let tree = match Tree::read_with_referrers(source, name, root).await {
@@ -54,6 +56,14 @@ pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor)
 }
 
 impl Inspection {
+    fn note(&mut self, damage: impl Display) {
+        match self.damages.len() {
+            0..MAX_DAMAGES => self.damages.push(ForeignText::message(damage).into()),
+            MAX_DAMAGES => self.damages.push("and more than that".to_owned()),
+            _ => {}
+        }
+    }
+
     /// Notes what is wrong with the image; what is wrong with reading it is an error.
     fn take(&mut self, error: Error) -> Result<()> {
         match &error {
@@ -62,7 +72,7 @@ impl Inspection {
             | Error::DigestMismatch { .. }
             | Error::SizeMismatch { .. }
             | Error::Malformed { .. } => {
-                self.damages.push(error.to_string());
+                self.note(error);
                 Ok(())
             }
             _ => Err(error),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::Span;
 
@@ -28,6 +29,8 @@ const MAX_VERSION: usize = 64;
 const MAX_DESCRIPTION: usize = 1_024;
 /// The most values of one filter.
 const MAX_VALUES: usize = 100;
+/// Images that are looked at in the home region at the same time, to be registered: each has one manifest in memory.
+const LOOKS_AT_ONCE: usize = 4;
 /// Longest wait for the home region's answer in `GetImage`, which does without it.
 const SHOWN: Duration = Duration::from_secs(2);
 
@@ -39,6 +42,8 @@ pub struct Images {
     contract: &'static Contract,
     clock: Clock,
     verifier: Verifier,
+    /// Lets so many images be looked at in the home region at the same time.
+    looking: Semaphore,
 }
 
 impl Images {
@@ -49,6 +54,7 @@ impl Images {
             contract: parts.contract,
             clock: parts.clock.clone(),
             verifier: Verifier::new(parts.state.clone(), parts.backend.clone(), parts.contract, parts.stop.clone()),
+            looking: Semaphore::new(LOOKS_AT_ONCE),
         }
     }
 
@@ -158,7 +164,7 @@ impl Images {
     async fn add(&self, body: v1::AddImageRequest) -> Result<ImageId, Failure> {
         let name = wire::text("name", body.name, MAX_NAME, true)?;
         let version = wire::text("image_version", body.image_version, MAX_VERSION, false)?;
-        let description = wire::text("description", body.description, MAX_DESCRIPTION, false)?;
+        let description = wire::lines("description", body.description, MAX_DESCRIPTION)?;
         let (kind, spec) = spec(body.image_type, body.image_spec)?;
         let id = match body.image_id.as_str() {
             "" => kind
@@ -169,7 +175,11 @@ impl Images {
         Span::current().record("appferry.app_id", id.as_str());
 
         let home = self.state.regions().home();
-        let Origin { source, content, size } = Origin::find(&self.backend, home, &spec).await?;
+        let Origin { source, content, size } = {
+            // The semaphore is never closed, and the call's deadline bounds the wait.
+            let _turn = self.looking.acquire().await;
+            Origin::find(&self.backend, home, &spec).await?
+        };
         let image = Image {
             id: id.clone(),
             name,

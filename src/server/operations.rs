@@ -17,7 +17,7 @@ use crate::{
         },
         v1::CommonErrorCode,
     },
-    domain::{RequestId, Synchronization, SynchronizationState},
+    domain::{ForeignText, RequestId, Synchronization, SynchronizationState},
     state::Filter,
 };
 
@@ -81,7 +81,7 @@ fn id(name: &str) -> Result<RequestId, Failure> {
     let id = name
         .strip_prefix(COLLECTION)
         .and_then(|rest| rest.strip_prefix('/'))
-        .ok_or_else(|| refused(format!("{name:.160?} is not {COLLECTION}/REQUEST_ID")))?;
+        .ok_or_else(|| refused(format!("{:?} is not {COLLECTION}/REQUEST_ID", ForeignText::value(name))))?;
     id.parse().map_err(|error: crate::domain::IdError| refused(error.to_string()))
 }
 
@@ -96,22 +96,27 @@ fn filter(text: &str) -> Result<Filter, Failure> {
         let (key, value) = term
             .split_once('=')
             .map(|(key, value)| (key.trim(), value.trim().trim_matches('"')))
-            .ok_or_else(|| refused(format!("{term:.160?} is not KEY = VALUE")))?;
+            .ok_or_else(|| refused(format!("{:?} is not KEY = VALUE", ForeignText::value(term))))?;
         let twice = match (key, value) {
             ("done", "false") => filter.state.replace(SynchronizationState::Running).is_some(),
             ("metadata.state", name) => {
-                let none = |_| refused(format!("{name:.160?} is no state: RUNNING, SUCCEEDED, FAILED or CANCELED"));
+                let none = |_| {
+                    refused(format!(
+                        "{:?} is no state: RUNNING, SUCCEEDED, FAILED or CANCELED",
+                        ForeignText::value(name)
+                    ))
+                };
                 let state: SynchronizationState = name.parse().map_err(none)?;
                 filter.state.replace(state).is_some()
             }
             ("metadata.app_id", id) => filter.image.replace(wire::id("filter", id)?).is_some(),
             _ => {
                 let known = "done = false, metadata.state = STATE and metadata.app_id = \"ID\"";
-                return Err(refused(format!("{:.160?} is not known; expected {known}", term.trim())));
+                return Err(refused(format!("{:?} is not known; expected {known}", ForeignText::value(term.trim()))));
             }
         };
         if twice {
-            return Err(refused(format!("{:.160?} says again what was said before", term.trim())));
+            return Err(refused(format!("{:?} says again what was said before", ForeignText::value(term.trim()))));
         }
     }
     Ok(filter)
@@ -124,7 +129,8 @@ impl Operations for AppSync {
         let body = request.into_inner();
         let answer = async {
             if !matches!(body.name.as_str(), "" | COLLECTION) {
-                let description = format!("{:.160?} has no operations; expected {COLLECTION:?}", body.name);
+                let description =
+                    format!("{:?} has no operations; expected {COLLECTION:?}", ForeignText::value(&body.name));
                 return Err(Failure::invalid(Violation { field: "name", description }));
             }
             let (filter, before) = (filter(&body.filter)?, page::after(&body.page_token)?);

@@ -44,8 +44,8 @@ impl Origin {
             let cause = format!("The home region {home} has no image {source}.");
             Failure::new(ErrorCode::ImageNotFound, cause).in_regions([home])
         })?;
-        let tree = Tree::read(store, &source, &root).await.map_err(failed)?;
-        Ok(Self { source, content: Content::Blobs(root), size: tree.size() })
+        let size = Tree::measure(store, &source, &root).await.map_err(failed)?;
+        Ok(Self { source, content: Content::Blobs(root), size })
     }
 
     async fn ecs(ecs: &Ecs, home: &RegionId, spec: &ImageSpec) -> Result<Self, Failure> {
@@ -55,7 +55,7 @@ impl Origin {
         let id: EcsImageId = id.parse().map_err(|description| misplaced(spec, description))?;
         let image = ecs.source(home, &id).await.map_err(|error| failed(home, &error.into()))?;
         let source = ImageName(image.id.to_string());
-        Ok(Self { source, content: Content::Ecs, size: image.gibibytes * GIBIBYTE })
+        Ok(Self { source, content: Content::Ecs, size: image.gibibytes.saturating_mul(GIBIBYTE) })
     }
 }
 

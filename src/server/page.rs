@@ -2,7 +2,10 @@
 
 use std::str::FromStr;
 
-use crate::contract::{Failure, Violation};
+use crate::{
+    contract::{Failure, Violation},
+    domain::ForeignText,
+};
 
 const DEFAULT: i32 = 50;
 const MOST: i32 = 1_000;
@@ -47,7 +50,11 @@ pub fn after<T: FromStr>(token: &str) -> Result<Option<T>, Failure> {
         return Ok(None);
     }
     let read = || String::from_utf8(hex::decode(token).ok()?).ok()?.parse().ok();
-    let refused =
-        || Failure::invalid(Violation { field: "page_token", description: format!("{token:.80?} is not one of ours") });
+    let refused = || {
+        Failure::invalid(Violation {
+            field: "page_token",
+            description: format!("{:?} is not one of ours", ForeignText::value(token)),
+        })
+    };
     read().map(Some).ok_or_else(refused)
 }

@@ -13,7 +13,7 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, Intactness},
     },
-    domain::{Content, EcsStatus, Fault, FaultKind, Image, RegionId, RegionStatus},
+    domain::{Content, EcsStatus, Fault, FaultKind, ForeignText, Image, RegionId, RegionStatus},
     region::{self, Backend, Inspection, Store},
     state::{self, State},
 };
@@ -107,7 +107,7 @@ impl Work {
             }
         };
         match found {
-            Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![error.to_string()])),
+            Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![ForeignText::message(error).into()])),
             Ok(Inspection { bytes, damages }) if damages.is_empty() => {
                 self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
                 Ok(answer(Intactness::Intact, bytes, damages))
@@ -120,7 +120,7 @@ impl Work {
                         Content::Blobs(_) => FaultKind::Store,
                         Content::Ecs => FaultKind::Ecs,
                     };
-                    let fault = Fault { kind, message };
+                    let fault = Fault::new(kind, message);
                     // One that has moved on meanwhile is being made good already.
                     let noted = self.verifier.state.replica_damaged(&self.image.id, region, fault).await;
                     if let Err(error) = noted {

@@ -12,7 +12,8 @@ use crate::{
     },
     domain::{
         Content, Digest, Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica,
-        RequestId, Synchronization, SynchronizationState, TargetError, Targets, Timestamp, Verification, with_causes,
+        RequestId, Synchronization, SynchronizationState, TargetError, Targets, Timestamp, Verification,
+        is_unprintable, with_causes,
     },
     state::Error,
 };
@@ -28,8 +29,25 @@ pub fn targets(field: &'static str, names: &[String], regions: &Regions) -> Resu
     regions.parse_targets(names).map_err(refused)
 }
 
-/// Refuses a text that is too long, or empty though it must not be.
+/// Refuses a line that is too long, or empty though it must not be, or holds what a terminal would act on.
 pub fn text(field: &'static str, value: String, most: usize, required: bool) -> Result<String, Failure> {
+    printable(field, &value, |_| false)?;
+    bounded(field, value, most, required)
+}
+
+/// Refuses a text of several lines for the same reasons.
+pub fn lines(field: &'static str, value: String, most: usize) -> Result<String, Failure> {
+    printable(field, &value, |c| matches!(c, '\n' | '\r' | '\t'))?;
+    bounded(field, value, most, false)
+}
+
+fn printable(field: &'static str, value: &str, is_allowed: impl Fn(char) -> bool) -> Result<(), Failure> {
+    let Some(c) = value.chars().find(|c| is_unprintable(*c) && !is_allowed(*c)) else { return Ok(()) };
+    let description = format!("it has the character {}, which can't be shown", c.escape_unicode());
+    Err(Failure::invalid(Violation { field, description }))
+}
+
+fn bounded(field: &'static str, value: String, most: usize, required: bool) -> Result<String, Failure> {
     let length = value.chars().count();
     let description = if required && value.trim().is_empty() {
         "it is empty".to_owned()

@@ -24,7 +24,7 @@ use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::time::{Instant, timeout};
 
 pub use dedicated::Dedicated;
-pub use ownership::Ownership;
+pub use ownership::{Ownership, file};
 pub use schema::migrate;
 pub use session::{Reader, Session, Transaction};
 pub use sqlite::{LOG_LIMIT, PAGE};

@@ -28,6 +28,7 @@ mod queue;
 mod region_store;
 mod replica;
 mod report;
+mod seal;
 mod signal;
 mod sql;
 mod synchronization;
@@ -68,6 +69,8 @@ pub struct State(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     db: database::Connections,
+    /// Seals what stores say of uploads.
+    seal: seal::Seal,
     regions: Regions,
     asks: mpsc::Sender<accept::Queued>,
     reports: mpsc::Sender<report::Queued>,
@@ -100,10 +103,12 @@ impl State {
     /// that folds the log back. They end when `stop` is canceled.
     pub async fn open(settings: &Settings, regions: Regions, stop: CancellationToken) -> Result<(Self, Tasks)> {
         let db = database::open(settings).await?;
+        let seal = seal::Seal::of(settings)?;
         let (asks, asked) = mpsc::channel(settings.accept_queue);
         let (reports, told) = mpsc::channel(report::QUEUE);
         let state = Self(Arc::new(Inner {
             db,
+            seal,
             regions,
             asks,
             reports,

@@ -30,12 +30,18 @@ pub struct Abandoned {
     pub session: String,
 }
 
+/// What a session belongs to.
+fn context(image: &ImageId, region: &RegionId, blob: Digest) -> String {
+    format!("{image} {region} {blob}")
+}
+
 impl State {
-    /// The upload of a blob that was begun and has not ended.
+    /// The upload of a blob that was begun and has not ended. One that another database's password sealed is none: it begins anew.
     pub async fn upload_get(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<Option<String>> {
+        let context = context(image, region, blob);
         let key = (image.to_string(), region.to_string(), blob.to_string());
         let find = async |db: Reader| Ok(entity::upload::Entity::find_by_id(key).one(&db).await?);
-        Ok(self.0.db.read(find).await?.map(|row| row.session))
+        Ok(self.0.db.read(find).await?.and_then(|row| self.0.seal.open(&context, &row.session)))
     }
 
     /// Remembers an upload, if the claim with that fence has not been overtaken.
@@ -48,6 +54,11 @@ impl State {
         session: &str,
     ) -> Result<std::result::Result<(), Stale>> {
         use entity::upload::{ActiveModel, Column, Entity};
+        let sealed = self.0.seal.seal(&context(image, region, blob), session);
+        let Some(sealed) = &sealed else {
+            tracing::warn!(%image, %region, "there is no randomness to seal an upload with; it is not remembered and begins anew when it breaks off");
+            return Ok(Ok(()));
+        };
         let note = async |txn: Transaction| {
             let txn = &txn;
             if held(txn, image, region, fence).await?.is_none() {
@@ -57,7 +68,7 @@ impl State {
                 image_id: Set(image.to_string()),
                 region_id: Set(region.to_string()),
                 blob: Set(blob.to_string()),
-                session: Set(session.to_owned()),
+                session: Set(sealed.clone()),
             };
             let known = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
                 .update_column(Column::Session)
@@ -99,12 +110,12 @@ impl State {
         let query = abandoned.limit(SWEEP);
         let rows = self.0.db.read(async |db| Ok(query.all(&db).await?)).await?;
         let read = |row: upload::Model| {
-            Ok(Abandoned {
-                image: entity::parse("upload.image_id", &row.image_id)?,
-                region: entity::parse("upload.region_id", &row.region_id)?,
-                blob: entity::parse("upload.blob", &row.blob)?,
-                session: row.session,
-            })
+            let image: ImageId = entity::parse("upload.image_id", &row.image_id)?;
+            let region: RegionId = entity::parse("upload.region_id", &row.region_id)?;
+            let blob: Digest = entity::parse("upload.blob", &row.blob)?;
+            // One that can't be opened is no session to any store, and is forgotten.
+            let session = self.0.seal.open(&context(&image, &region, blob), &row.session).unwrap_or_default();
+            Ok(Abandoned { image, region, blob, session })
         };
         rows.into_iter().map(read).collect()
     }

@@ -2,6 +2,7 @@
 //! logged, and how, can be changed while the process runs.
 
 use std::{
+    borrow::Cow,
     env, fmt,
     io::{self, IsTerminal as _},
     sync::{
@@ -13,6 +14,7 @@ use std::{
 
 use opentelemetry::trace::TraceContextExt as _;
 use serde::Deserialize;
+use serde_json::Value;
 use tracing::{
     Dispatch, Event, Subscriber,
     field::{Field, Visit},
@@ -32,6 +34,7 @@ use tracing_subscriber::{
 };
 
 use super::{Error, log_queue::LogQueue};
+use crate::domain::{ForeignText, printable, printable_json};
 
 /// Targets whose events belong to requests: the service's own.
 const OWN: &str = "appferry";
@@ -50,6 +53,9 @@ pub enum LogFormat {
     /// An object of JSON a line.
     Json,
 }
+
+/// The longest line, in bytes: what is logged of others is shortened before, and this bounds the rest, other libraries' events among it.
+const MAX_LINE: usize = 16 << 10;
 
 /// What a process changes its logs by.
 struct Running {
@@ -150,8 +156,38 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Remember {
     }
 }
 
+/// A line for people of bounded length, on which nothing is that a terminal would act on, but for the colours of `ansi`: escape characters
+/// in what is logged are not among those.
+fn bounded_line(line: &str, ansi: bool) -> Cow<'_, str> {
+    let printable = printable(line, |c| ansi && c == '\u{1b}');
+    if printable.len() <= MAX_LINE {
+        return printable;
+    }
+    let end = printable.floor_char_boundary(MAX_LINE);
+    Cow::Owned(format!("{}…", &printable[..end]))
+}
+
+/// A line of JSON, without its last brace, of which each text has a bounded length if all of it is too long.
+fn bounded_json(line: &str) -> Cow<'_, str> {
+    let shorter = || {
+        let fields: serde_json::Map<String, Value> = serde_json::from_str(&format!("{line}}}")).ok()?;
+        let cut = |value| match value {
+            Value::String(text) => Value::String(ForeignText::message(text).into()),
+            other => other,
+        };
+        let fields: serde_json::Map<_, _> = fields.into_iter().map(|(name, value)| (name, cut(value))).collect();
+        let line = Value::Object(fields).to_string();
+        Some(line.strip_suffix('}').unwrap_or(&line).to_owned())
+    };
+    match line.len() {
+        0..=MAX_LINE => printable_json(line),
+        _ => Cow::Owned(shorter().unwrap_or_else(|| "{\"message\":\"a line was too long to be logged\"".to_owned())),
+    }
+}
+
 /// Writes lines.
 struct Lines {
+    ansi: bool,
     human: Format<Full>,
     json: Format<Json>,
 }
@@ -159,7 +195,7 @@ struct Lines {
 impl Lines {
     fn new(ansi: bool) -> Self {
         let json = Format::default().json().flatten_event(true).with_current_span(false).with_span_list(false);
-        Self { human: Format::default().with_ansi(ansi), json }
+        Self { ansi, human: Format::default().with_ansi(ansi), json }
     }
 }
 
@@ -184,7 +220,8 @@ where
         let ids = [("request_id", requests), ("trace_id", trace)];
         // Both forms end in the same way each time; what is added goes before that.
         let end = if json { "}\n" } else { "\n" };
-        writer.write_str(line.strip_suffix(end).unwrap_or(&line))?;
+        let line = line.strip_suffix(end).unwrap_or(&line);
+        writer.write_str(&if json { bounded_json(line) } else { bounded_line(line, self.ansi) })?;
         for (key, value) in ids.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
             if json {
                 write!(writer, ",\"{key}\":\"{value}\"")?;
@@ -211,4 +248,27 @@ fn belongs(event: &Event<'_>) -> (Option<String>, Option<String>) {
         });
         (requests, trace)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::{MAX_LINE, bounded_json, bounded_line};
+
+    #[test]
+    fn no_line_is_longer_or_less_printable_than_it_should_be() {
+        assert_eq!(
+            bounded_line("WARN a: b=\u{1b}[31m\nFAKE \u{202e}", false),
+            "WARN a: b=\\u{1b}[31m\\nFAKE \\u{202e}"
+        );
+        assert_eq!(bounded_line("\u{1b}[31mWARN\u{1b}[0m", true), "\u{1b}[31mWARN\u{1b}[0m");
+        assert!(bounded_line(&"ä".repeat(4 << 20), false).len() <= MAX_LINE + 3);
+        let json = bounded_json("{\"a\":\"\u{202e}\"");
+        assert_eq!(json, "{\"a\":\"\\u202e\"");
+        let long = format!("{{\"level\":\"WARN\",\"count\":7,\"error\":\"{}\"", "x".repeat(4 << 20));
+        let short: Value = serde_json::from_str(&format!("{}}}", bounded_json(&long))).expect("JSON");
+        assert_eq!((&short["level"], &short["count"]), (&Value::from("WARN"), &Value::from(7)));
+        assert_eq!(short["error"].as_str().map(str::len), Some(768));
+    }
 }

@@ -295,10 +295,9 @@ impl CopyJob {
     fn no_source(&self) -> CopyError {
         let gone = || CopyError::Source {
             region: self.image.home.clone(),
-            error: Arc::new(Error::ImageMissing(format!(
-                "{} (the region is not configured, and no other has it)",
-                self.image.id
-            ))),
+            error: Arc::new(Error::ImageMissing(
+                format!("{} (the region is not configured, and no other has it)", self.image.id).into(),
+            )),
         };
         self.source_failed.clone().unwrap_or_else(gone)
     }

@@ -27,7 +27,7 @@ pub async fn import(
     progress: impl Fn(Progress),
 ) -> Result<Descriptor, CopyError> {
     let missing =
-        || CopyError::Source { region: region.clone(), error: Arc::new(Error::ImageMissing(from.to_string())) };
+        || CopyError::Source { region: region.clone(), error: Arc::new(Error::ImageMissing(from.to_string().into())) };
     let root = match source.root(&from).await {
         Ok(root) => root.ok_or_else(missing)?,
         Err(error) => return Err(CopyError::Source { region, error: Arc::new(error) }),
@@ -35,7 +35,7 @@ pub async fn import(
     let destination = |error| CopyError::Destination(Arc::new(error));
     let there = store.root(&stage.name).await.map_err(destination)?;
     if there.is_some_and(|there| there.digest != root.digest) {
-        return Err(destination(Error::Occupied(stage.name.to_string())));
+        return Err(destination(Error::Occupied(stage.name.to_string().into())));
     }
     let meter = Arc::<Meter>::default();
     let paces = Limits::new(Topology::default()).paces(&region);

@@ -84,7 +84,7 @@ impl RegionCheck {
         self.gone.retain(|region| gone.contains(region));
         for region in &gone {
             let message = format!("{region} is not configured any more; the copy resumes when it is configured again");
-            let reason = Fault { kind: FaultKind::Store, message };
+            let reason = Fault::new(FaultKind::Store, message);
             let mut suspended = 0;
             loop {
                 match self.state.replicas_suspend(region, &reason).await? {
@@ -160,7 +160,7 @@ impl RegionCheck {
             let location = self.locations.get(region).map_or("", String::as_str);
             let message = format!("not found in the region's new store {location}; synchronize the image again");
             tracing::warn!(image = %image.id, %region, "an image is not in the region's new store; its copy failed");
-            let fault = Fault { kind: FaultKind::Store, message };
+            let fault = Fault::new(FaultKind::Store, message);
             // One that has moved on meanwhile is none that is AVAILABLE.
             let _ = self.state.replica_damaged(&image.id, region, fault).await.map_err(|error| with_causes(&error))?;
         }

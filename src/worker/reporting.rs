@@ -96,5 +96,5 @@ fn judge(error: &CopyError) -> (Fault, bool) {
         CopyError::Source { error, .. } if error.is_missing() => (FaultKind::ImageNotFound, error),
         CopyError::Source { error, .. } | CopyError::Destination(error) => (error.fault_kind(), error),
     };
-    (Fault { kind, message: error.to_string() }, cause.verdict() == Verdict::Retry)
+    (Fault::new(kind, error), cause.verdict() == Verdict::Retry)
 }

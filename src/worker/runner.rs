@@ -153,7 +153,7 @@ impl Worker {
 
     /// Reports that what was claimed can't be copied.
     async fn refuse(self, claim: Claim, reason: String) -> Option<JobKey> {
-        let fault = Fault { kind: FaultKind::ImageNotFound, message: reason };
+        let fault = Fault::new(FaultKind::ImageNotFound, reason);
         for region in &claim.regions {
             self.report(&claim.id, failed(region, &Arc::default(), fault.clone(), None)).await;
         }

@@ -51,7 +51,7 @@ fn the_compose_file_is_one() {
 
 #[test]
 fn the_manifests_are_what_kubernetes_takes() {
-    for file in ["config", "migrate", "serve", "worker"] {
+    for file in ["config", "migrate", "network", "serve", "worker"] {
         stdout(&tool("kubernetes-validate", &["--strict", &format!("deploy/kubernetes/{file}.yaml")]));
     }
     let kustomization = fs::read_to_string(root().join("deploy/kubernetes/kustomization.yaml")).expect("the file");

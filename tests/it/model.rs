@@ -120,7 +120,7 @@ impl Walk {
 }
 
 fn fault() -> Fault {
-    Fault { kind: FaultKind::Store, message: String::new() }
+    Fault::new(FaultKind::Store, "")
 }
 
 const DONE: Progress = Progress { total: 1, copied: 1, skipped: 0 };

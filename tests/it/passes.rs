@@ -397,7 +397,7 @@ async fn a_region_whose_store_hangs_is_given_up_and_holds_nobody() {
         assert_eq!(view.status, status, "{done:?}");
     }
     let fault = done.regions[0].fault.as_ref().expect("a reason");
-    assert_eq!(fault.message, "writing a blob took too long");
+    assert_eq!(fault.message.as_str(), "writing a blob took too long");
     house.stop().await;
 }
 

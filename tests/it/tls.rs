@@ -104,10 +104,17 @@ async fn a_certificate_says_who_calls() {
     let foreign = Foreign::new();
     let running = site(&foreign, "").start_as(Role::Server).await;
     foreign.authority("strangers");
+    // The name that would count is past what is looked at.
+    let many: Vec<_> = (0..64).map(|n| format!("n{n}.example.com")).chain(["ci.example.com".to_owned()]).collect();
+    let many = many.join(",");
     for (authority, name, names, valid) in [
         ("clients", "workload", WORKLOAD, NOW),
         ("clients", "both", "spiffe://cluster.local/ns/web/sa/other,ci.example.com", NOW),
         ("clients", "twice", "spiffe://cluster.local/ns/hpc/sa/publisher,spiffe://cluster.local/ns/web/sa/other", NOW),
+        ("clients", "unparsable", "spiffe://cluster.local/ns//sa/publisher,ci.example.com", NOW),
+        ("clients", "capitals", "SPIFFE://cluster.local/ns/hpc/sa/publisher,ci.example.com", NOW),
+        ("clients", "beside", "spiffe://cluster.local/ns/hpc/sa/publisher,https://example.com/x", NOW),
+        ("clients", "many", &many, NOW),
         ("clients", "dns", "CI.example.com", NOW),
         ("clients", "nobody", "other.example.com", NOW),
         ("clients", "expired", WORKLOAD, (-3_600, -60)),
@@ -127,7 +134,7 @@ async fn a_certificate_says_who_calls() {
         let channel = connect(&running, &foreign, certificate).await.expect("it is taken");
         assert_eq!(reason(channel, None).await, expected, "{certificate:?}");
     }
-    for certificate in ["expired", "early", "stranger", "twice"] {
+    for certificate in ["expired", "early", "stranger", "twice", "unparsable", "capitals", "beside", "many"] {
         // With TLS 1.3 a client hears of it when it uses the connection.
         if let Ok(channel) = connect(&running, &foreign, Some(certificate)).await {
             let status = call(channel, None).await;

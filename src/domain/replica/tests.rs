@@ -46,7 +46,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 }
 
 fn fault() -> Fault {
-    Fault { kind: FaultKind::Store, message: "the disk is full".into() }
+    Fault::new(FaultKind::Store, "the disk is full")
 }
 
 fn event(step: &Move, fences: &[u64; 3]) -> Event {

@@ -37,6 +37,14 @@ impl Signed<'_> {
         names
     }
 
+    /// Whether the content's type decides how it is read: of anything with a content but a call of gRPC, whose path names a service and a
+    /// method.
+    pub(super) fn is_form(&self, content: &[u8]) -> bool {
+        let mut parts = self.path.trim_start_matches('/').split('/');
+        let is_call = parts.next().is_some_and(|service| service.contains('.')) && parts.count() == 1;
+        !is_call && !content.is_empty()
+    }
+
     /// The canonical form with these headers, which are in order. It fails if one that has to be signed is not among them, or one of
     /// them is not there exactly once.
     pub(super) fn canonical(&self, signed_headers: &[&str]) -> Result<String, Unproven> {

@@ -5,19 +5,21 @@
 
 mod canonical;
 mod header;
+mod hosts;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use http::HeaderMap;
+use http::{HeaderMap, header::CONTENT_TYPE};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 pub use canonical::{Signed, encode};
 pub use header::Authorization;
+pub use hosts::Hosts;
 
 use super::{Caller, Identity, Method, Unproven};
-use crate::domain::{Secret, Timestamp};
+use crate::domain::{ForeignText, Secret, Timestamp};
 
 /// The scheme of the `authorization` header.
 pub const SCHEME: &str = "ACS3-HMAC-SHA256";
@@ -44,9 +46,12 @@ pub struct AccessKey {
     pub holder: Arc<Identity>,
 }
 
-/// All access keys, by their ids.
+/// All access keys, by their ids, and the hosts that requests may be signed for.
 #[derive(Debug, Clone, Default)]
-pub struct AccessKeys(pub(super) HashMap<String, AccessKey>);
+pub struct AccessKeys {
+    pub(super) keys: HashMap<String, AccessKey>,
+    pub(super) hosts: Hosts,
+}
 
 /// A request that bears a signature which is its own. It may still have been made before.
 #[derive(Debug, Clone)]
@@ -72,7 +77,7 @@ impl AccessKeys {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.keys.is_empty()
     }
 
     /// Verifies a request's signature, its time, and that `content` is what was signed.
@@ -80,13 +85,23 @@ impl AccessKeys {
         let wrong = |why: &str| Unproven::Signature(why.to_owned());
         let authorization =
             Authorization::of(request.headers).ok_or_else(|| wrong("The authorization header can't be read"))?;
-        let key = self.0.get(authorization.credential).ok_or(Unproven::Unknown)?;
+        let key = self.keys.get(authorization.credential).ok_or(Unproven::Unknown)?;
         let expected = signature(request, &authorization.signed_headers, &key.secret)?;
         if !bool::from(expected.as_bytes().ct_eq(authorization.signature.as_bytes())) {
             return Err(wrong("The signature is not the one of this request"));
         }
         // What follows has been signed.
         let header = |name: &str| one(request.headers, name);
+        let host = request.authority.or_else(|| header("host")).unwrap_or_default();
+        if !self.hosts.include(host) {
+            let host = ForeignText::value(host);
+            return Err(Unproven::Signature(format!(
+                "The request is signed for {host:?}, which is none of server.hosts"
+            )));
+        }
+        if request.is_form(content) && !authorization.signed_headers.contains(&CONTENT_TYPE.as_str()) {
+            return Err(wrong("content-type must be among the signed headers: it says how the content is read"));
+        }
         let digest = hex::encode(Sha256::digest(content));
         if !header(CONTENT).is_some_and(|signed| bool::from(signed.as_bytes().ct_eq(digest.as_bytes()))) {
             return Err(wrong("x-acs-content-sha256 is not the digest of the content"));

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};
 
-use super::{AccessKey, AccessKeys, Signed, authorize};
+use super::{AccessKey, AccessKeys, Hosts, Signed, authorize};
 use crate::{
     domain::{Secret, Timestamp},
     identity::{Identity, Quota, Unproven},
@@ -17,7 +17,8 @@ fn keys() -> AccessKeys {
     let principal = "acs:ram::1234:user/ops".parse().expect("a principal");
     let holder = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
     let key = AccessKey { id: "YourAccessKeyId".into(), secret: Secret(SECRET.into()), holder };
-    AccessKeys(HashMap::from([(key.id.clone(), key)]))
+    let hosts = Hosts::new(["ecs.cn-shanghai.aliyuncs.com".to_owned()]);
+    AccessKeys { keys: HashMap::from([(key.id.clone(), key)]), hosts }
 }
 
 fn headers(content: &[u8], nonce: &str, date: &str) -> HeaderMap {
@@ -41,6 +42,9 @@ fn request(headers: &HeaderMap) -> Signed<'_> {
 
 fn signed(content: &[u8]) -> HeaderMap {
     let mut headers = headers(content, "3156853299f313e23d1673dc12e1703d", "2023-10-26T10:22:32Z");
+    if !content.is_empty() {
+        headers.insert("content-type", HeaderValue::from_static("text/plain"));
+    }
     let value = authorize(&request(&headers), "YourAccessKeyId", &Secret(SECRET.into())).expect("it can be signed");
     headers.insert("authorization", value.parse().expect("a value"));
     headers
@@ -126,6 +130,72 @@ fn what_is_changed_or_left_out_is_noticed() {
     let value = good["authorization"].to_str().expect("text").replace("YourAccessKeyId", "Nobodys");
     headers.insert("authorization", value.parse().expect("a value"));
     assert_eq!(refused(&headers, unchanged), Unproven::Unknown);
+}
+
+fn verify_changed(headers: &HeaderMap, path: &str, content: &[u8]) -> Result<(), Unproven> {
+    let request = Signed { path, ..request(headers) };
+    keys().verify(&request, content, at("2023-10-26T10:22:33Z")).map(drop)
+}
+
+/// Signs these headers, without what `leave_out` names.
+fn sign_without(leave_out: &str, path: &str, mut headers: HeaderMap) -> HeaderMap {
+    let request = Signed { path, ..request(&headers) };
+    let names: Vec<String> = request.names().into_iter().filter(|name| name != leave_out).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let signature = super::signature(&request, &names, &Secret(SECRET.into())).expect("it can be signed");
+    let value =
+        format!("{} Credential=YourAccessKeyId,SignedHeaders={},Signature={signature}", super::SCHEME, names.join(";"));
+    headers.insert("authorization", value.parse().expect("a value"));
+    headers
+}
+
+#[test]
+fn a_request_for_another_host_is_refused() {
+    for (host, good) in [
+        ("ecs.cn-shanghai.aliyuncs.com", true),
+        ("ECS.cn-shanghai.aliyuncs.com:443", true),
+        ("ecs.cn-beijing.aliyuncs.com", false),
+        ("ecs.cn-shanghai.aliyuncs.com.evil.example", false),
+        ("", false),
+    ] {
+        let mut headers = headers(b"", "n", "2023-10-26T10:22:32Z");
+        headers.insert("host", host.parse().expect("a host"));
+        let headers = sign_without("", "/", headers);
+        let verified = verify_changed(&headers, "/", b"");
+        assert_eq!(verified.is_ok(), good, "{host}: {verified:?}");
+    }
+}
+
+#[test]
+fn what_says_how_a_content_is_read_is_signed() {
+    let form = b"TargetRegionIds.1=cn-shanghai";
+    let method = "/appferry.v1.AppSyncService/SynchronizeApp";
+    let made = |kind: Option<&'static str>| {
+        let mut headers = headers(form, "n", "2023-10-26T10:22:32Z");
+        headers.extend(kind.map(|kind| (http::header::CONTENT_TYPE, HeaderValue::from_static(kind))));
+        headers
+    };
+    let urlencoded = Some("application/x-www-form-urlencoded");
+    // Signed with its type, it is taken; changed or taken away on the way, it is not.
+    let signed = sign_without("", "/", made(urlencoded));
+    verify_changed(&signed, "/", form).expect("it is genuine");
+    for kind in ["text/plain", "application/grpc", "multipart/form-data"] {
+        let mut changed = signed.clone();
+        changed.insert("content-type", HeaderValue::from_static(kind));
+        verify_changed(&changed, "/", form).expect_err(kind);
+    }
+    let mut stripped = signed;
+    stripped.remove("content-type");
+    verify_changed(&stripped, "/", form).expect_err("it is gone");
+    // Signed without, it is taken by no form, whatever type is put there; a call of gRPC has but one.
+    for kind in [urlencoded, Some("application/grpc"), Some("text/plain"), None] {
+        for path in ["/", "", "/a.b", "//", "/x/y"] {
+            let signed = sign_without("content-type", path, made(kind));
+            let refused = verify_changed(&signed, path, form).expect_err("it is not signed").to_string();
+            assert!(refused.contains("content-type"), "{refused}");
+        }
+        verify_changed(&sign_without("content-type", method, made(kind)), method, form).expect("a call");
+    }
 }
 
 proptest! {

@@ -43,6 +43,7 @@ pub fn referrers(dir: &Dir, name: &ImageName, subject: Digest) -> Result<Vec<Ent
     let Some(list) = index(dir, name)?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
         return Ok(Vec::new());
     };
+    tree::fits_list(&list)?;
     let content = blob::read_whole(dir, name, &list)?;
     tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
 }

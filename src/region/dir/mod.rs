@@ -91,7 +91,7 @@ impl DirStore {
     fn dir(&self) -> Result<Dir> {
         let path = || self.0.path.display().to_string();
         Dir::open_ambient_dir(&self.0.path, ambient_authority()).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Vanished(path()),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Vanished(path().into()),
             _ => Error::io("opening", path())(error),
         })
     }

@@ -138,7 +138,7 @@ impl Operations {
 
     fn unresponsive(&self) -> Error {
         let pending = THREADS - self.threads.available_permits().min(THREADS);
-        Error::Unresponsive { directory: self.directory.clone(), pending }
+        Error::Unresponsive { directory: self.directory.as_str().into(), pending }
     }
 }
 

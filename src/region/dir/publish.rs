@@ -104,7 +104,7 @@ async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
             return Ok(lock);
         }
         if Instant::now() >= deadline {
-            return Err(Error::Contended(stage.name.to_string()));
+            return Err(Error::Contended(stage.name.to_string().into()));
         }
         sleep(LOCK_INTERVAL).await;
     }
@@ -122,7 +122,7 @@ struct StagedIndex {
 /// Writes everything that the image needs, and its index beside its place.
 fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let name = &stage.name;
-    let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+    let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
     for referrers in &tree.referrers {
         let (descriptor, content) = referrers.index();
         write::write_small(dir, stage, &descriptor, &content)?;

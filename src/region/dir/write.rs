@@ -147,7 +147,7 @@ impl Unfinished {
         self.settled = true;
         // The beginning was another writer's, and may never have reached the disk whole.
         let begun_wrong = self.from > 0 && matches!(error, Error::DigestMismatch { .. });
-        Err(if begun_wrong { Error::UploadGone(std::mem::take(&mut self.path)) } else { error })
+        Err(if begun_wrong { Error::UploadGone(std::mem::take(&mut self.path).into()) } else { error })
     }
 
     fn append(&mut self, dir: &Dir, pieces: Vec<Bytes>, progress: &Progress) -> Result<()> {
@@ -182,7 +182,7 @@ impl Unfinished {
         if self.from == 0 {
             return Ok(file);
         }
-        let gone = || Error::UploadGone(self.path.clone());
+        let gone = || Error::UploadGone(self.path.clone().into());
         let found = blob::longest_partial(dir, &self.stage, &self.blob)?;
         // Its own file is empty.
         let (begun, _) = found.filter(|(_, length)| *length >= self.from).ok_or_else(gone)?;

@@ -14,11 +14,11 @@ use url::Url;
 
 use super::{credentials::Keys, error::Error};
 use crate::{
-    domain::{Clock, Timestamp},
+    domain::{Clock, ForeignText, Timestamp},
     identity::acs3::{self, CONTENT, DATE, NONCE, Signed, encode},
     region::{
         self,
-        answer::{bounded, one_line, retry_after, transport},
+        answer::{bounded, retry_after, transport},
         guard::Guard,
         location::authority,
     },
@@ -27,7 +27,7 @@ use crate::{
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The largest answer, in bytes: a hundred images with their tags.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
+const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
 /// A product of the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,20 +126,22 @@ impl Client {
     async fn send<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
         let Call { product, action, .. } = call;
         let failed = |source: region::Error| Error::NoAnswer { product, source: Box::new(source) };
-        let unreachable =
-            |source| failed(region::Error::Forbidden { what: format!("{action} at {}", authority(call.base)), source });
+        let unreachable = |source| {
+            failed(region::Error::Forbidden { what: format!("{action} at {}", authority(call.base)).into(), source })
+        };
         self.guard.check(call.base).map_err(unreachable)?;
         let (url, headers) = self.signed(keys, &call)?;
         let what = format!("{action} at {}", authority(call.base));
         let sent = self.http.post(url).headers(headers).send().await;
-        let response = sent.map_err(|error| failed(transport(&what, &error)))?;
+        let response = sent.map_err(|error| failed(transport(what.as_str(), &error)))?;
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         let body = bounded(&what, response, MAX_ANSWER_BYTES).await.map_err(failed)?;
         if !status.is_success() {
             // What comes from something in between has another form, or none.
             let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
-            let code = if refusal.code.is_empty() { status.as_str().to_owned() } else { one_line(&refusal.code) };
-            let (message, request_id) = (one_line(&refusal.message), one_line(&refusal.request_id));
+            let code = if refusal.code.is_empty() { status.as_str() } else { &refusal.code };
+            let (code, request_id) = (ForeignText::value(code), ForeignText::value(&refusal.request_id));
+            let message = ForeignText::new(&refusal.message);
             return Err(Error::Refused { product, action, status, code, message, request_id, retry_after });
         }
         serde_json::from_slice(&body).map_err(|error| failed(region::Error::malformed(what, error)))

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::client::Product;
 use crate::{
-    domain::{EcsImageId, FaultKind},
+    domain::{EcsImageId, FaultKind, ForeignText},
     region::{self, Verdict},
 };
 
@@ -23,11 +23,11 @@ pub enum Error {
         /// The status of its answer.
         status: StatusCode,
         /// The code of the error.
-        code: String,
+        code: ForeignText,
         /// What it said about that.
-        message: String,
+        message: ForeignText,
         /// Its name for the request.
-        request_id: String,
+        request_id: ForeignText,
         /// When it wants to be asked again, if it said so.
         retry_after: Option<Duration>,
     },
@@ -48,7 +48,7 @@ pub enum Error {
         /// The image that it was to become.
         image: EcsImageId,
         /// How it stands.
-        status: String,
+        status: ForeignText,
     },
     /// The image that ECS was making, or had made, is not there any more.
     #[error("ECS does not list the copy {0} any more")]
@@ -59,7 +59,7 @@ pub enum Error {
     )]
     Foreign {
         /// The name.
-        name: String,
+        name: ForeignText,
         /// The image.
         image: EcsImageId,
     },
@@ -69,7 +69,7 @@ pub enum Error {
         /// The image.
         image: EcsImageId,
         /// How it stands.
-        status: String,
+        status: ForeignText,
     },
     /// The image is not there.
     #[error("ECS lists no image {0}")]
@@ -123,7 +123,7 @@ impl Error {
     /// Whether the code is that one.
     #[must_use]
     pub fn is(&self, known: &str) -> bool {
-        matches!(self, Self::Refused { code, .. } if code == known)
+        matches!(self, Self::Refused { code, .. } if code.as_str() == known)
     }
 
     /// Whose error it is: what is wrong with a security token is STS's, whoever found it out.
@@ -149,7 +149,7 @@ impl Error {
     #[must_use]
     pub fn is_source_missing(&self) -> bool {
         matches!(self, Self::Missing(_))
-            || matches!(self, Self::Refused { action: "CopyImage", code, .. } if code == "InvalidImageId.NotFound")
+            || matches!(self, Self::Refused { action: "CopyImage", code, .. } if code.as_str() == "InvalidImageId.NotFound")
     }
 }
 
@@ -165,9 +165,9 @@ mod tests {
             product,
             action: "CopyImage",
             status: StatusCode::from_u16(status).expect("a status"),
-            code: code.to_owned(),
-            message: "m".to_owned(),
-            request_id: "r".to_owned(),
+            code: code.into(),
+            message: "m".into(),
+            request_id: "r".into(),
             retry_after: None,
         }
     }

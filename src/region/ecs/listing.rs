@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::domain::{EcsImage, EcsStatus};
+use crate::domain::{EcsImage, EcsStatus, ForeignText};
 
 /// An answer that says nothing but that it was done.
 #[derive(Debug, Deserialize)]
@@ -67,7 +67,7 @@ impl Entry {
         let status = match self.status.as_str() {
             "Creating" | "Waiting" => EcsStatus::Coming,
             "Available" => EcsStatus::Available,
-            other => EcsStatus::Lost(other.chars().take(40).collect()),
+            other => EcsStatus::Lost(ForeignText::value(other)),
         };
         Ok(EcsImage {
             id: self.image_id.parse()?,

@@ -93,7 +93,7 @@ impl Ecs {
         settings: Settings,
         clock: Clock,
     ) -> region::Result<Self> {
-        let client = Client::new(Guard::new(settings.loopback), clock, settings.patience)?;
+        let client = Client::new(Guard::new(settings.loopback).with_shared(true), clock, settings.patience)?;
         Ok(Self(Arc::new(Shared {
             client,
             wallet: Wallet::new(settings.credentials, settings.sts),
@@ -148,7 +148,7 @@ impl Ecs {
     /// An image that can be copied.
     pub async fn source(&self, region: &RegionId, id: &EcsImageId) -> Result<EcsImage, Error> {
         let image = self.image(region, id).await?.ok_or_else(|| Error::Missing(id.clone()))?;
-        let not = |status: &str| Error::NotAvailable { image: id.clone(), status: status.to_owned() };
+        let not = |status: &str| Error::NotAvailable { image: id.clone(), status: status.into() };
         match &image.status {
             EcsStatus::Available => Ok(image),
             EcsStatus::Coming => Err(not("Creating")),

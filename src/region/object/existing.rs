@@ -17,7 +17,7 @@ impl ObjectStore {
             Err(error) => return Err(failed(path.as_ref(), &error)),
         };
         let tag = there.e_tag.unwrap_or_default();
-        let witness = Witness(Some(format!("{tag} {}", there.last_modified.timestamp_millis())));
+        let witness = Witness::of(format!("{tag} {}", there.last_modified.timestamp_millis()));
         Ok((there.size == blob.size).then_some(witness))
     }
 

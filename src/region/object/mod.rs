@@ -25,7 +25,7 @@ use super::{
     store::shown,
     tree::{self, Entry},
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -51,7 +51,8 @@ pub struct ObjectStore {
 fn failed(what: &str, error: &object_store::Error) -> Error {
     use http::StatusCode;
     use object_store::Error as Cause;
-    let status = |status| Error::Status { what: what.to_owned(), status, detail: String::new(), retry_after: None };
+    let status =
+        |status| Error::Status { what: what.into(), status, detail: ForeignText::default(), retry_after: None };
     match error {
         Cause::NotFound { .. } => status(StatusCode::NOT_FOUND),
         Cause::PermissionDenied { .. } => status(StatusCode::FORBIDDEN),
@@ -63,12 +64,11 @@ fn failed(what: &str, error: &object_store::Error) -> Error {
             let mut cause: &dyn std::error::Error = error;
             while let Some(next) = cause.source() {
                 if let Some(forbidden) = next.downcast_ref::<super::guard::Forbidden>() {
-                    return Error::Forbidden { what: what.to_owned(), source: forbidden.clone() };
+                    return Error::Forbidden { what: what.into(), source: forbidden.clone() };
                 }
                 cause = next;
             }
-            let problem = cause.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-            Error::Transport { what: what.to_owned(), problem }
+            Error::Transport { what: what.into(), problem: ForeignText::new(cause) }
         }
     }
 }
@@ -96,22 +96,32 @@ impl ObjectStore {
         self.path(name, &format!("{BLOBS}/{}", digest.hex()))
     }
 
-    /// A small object; nothing if there is none.
-    async fn small(&self, path: &Path) -> Result<Option<Bytes>> {
+    /// A small object, of at most `limit` bytes; nothing if there is none.
+    async fn small(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
         let got = match self.bucket.get(path).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             got => got.map_err(|error| failed(path.as_ref(), &error))?,
         };
-        if got.meta.size > MAX_MANIFEST_BYTES {
-            let reason = format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", got.meta.size);
-            return Err(Error::malformed(path.as_ref(), reason));
+        let too_large = |bytes| Error::malformed(path.as_ref(), format!("it has {bytes} bytes, the most is {limit}"));
+        if got.meta.size > limit {
+            return Err(too_large(got.meta.size));
         }
-        got.bytes().await.map(Some).map_err(|error| failed(path.as_ref(), &error))
+        let mut content = Vec::new();
+        let mut pieces = got.into_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|error| failed(path.as_ref(), &error))?;
+            let bytes = (content.len() + piece.len()) as u64;
+            if bytes > limit {
+                return Err(too_large(bytes));
+            }
+            content.extend_from_slice(&piece);
+        }
+        Ok(Some(content.into()))
     }
 
     async fn index(&self, name: &ImageName) -> Result<Option<Index>> {
         let path = self.path(name, INDEX);
-        self.small(&path).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
+        self.small(&path, MAX_MANIFEST_BYTES).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
     }
 
     /// The size of an object; nothing if there is none.
@@ -137,7 +147,8 @@ impl Source for ObjectStore {
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
         let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
-        let content = self.small(&self.blob(name, manifest.digest)).await?.ok_or_else(missing)?;
+        let limit = manifest.size.min(MAX_MANIFEST_BYTES);
+        let content = self.small(&self.blob(name, manifest.digest), limit).await?.ok_or_else(missing)?;
         let actual = tree::digest(&content);
         if actual == manifest.digest {
             Ok(content)
@@ -163,9 +174,22 @@ impl Source for ObjectStore {
         }
         let mut stream = got.into_stream();
         // Ends with the object, or when nobody receives any more.
+        let digest = blob.digest;
+        let (image, mut room) = (name.to_string(), end.saturating_sub(from));
+        let expected = room;
         tokio::spawn(async move {
             while let Some(piece) = stream.next().await {
-                let piece = piece.map_err(|error| failed(path.as_ref(), &error));
+                let piece = piece.map_err(|error| failed(path.as_ref(), &error)).and_then(|piece| {
+                    let more = piece.len() as u64;
+                    let actual = (expected - room).saturating_add(more);
+                    room = room.checked_sub(more).ok_or_else(|| Error::SizeMismatch {
+                        image: image.clone(),
+                        digest,
+                        expected,
+                        actual,
+                    })?;
+                    Ok(piece)
+                });
                 let broken = piece.is_err();
                 if chunks.send(piece).await.is_err() || broken {
                     return;
@@ -179,6 +203,7 @@ impl Source for ObjectStore {
         let Some(list) = self.index(name).await?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
             return Ok(Vec::new());
         };
+        tree::fits_list(&list)?;
         let content = self.read_manifest(name, &list).await?;
         tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
     }
@@ -216,7 +241,7 @@ impl Store for ObjectStore {
         self.put(&path, Bytes::from_static(b"appferry").into()).await?;
         let there = self.size(&path).await;
         self.bucket.delete(&path).await.map_err(|error| failed(path.as_ref(), &error))?;
-        if there?.is_some() { Ok(None) } else { Err(Error::ImageMissing(path.to_string())) }
+        if there?.is_some() { Ok(None) } else { Err(Error::ImageMissing(path.to_string().into())) }
     }
 
     async fn prepare(&self, _stage: &Stage) -> Result<()> {
@@ -227,7 +252,7 @@ impl Store for ObjectStore {
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
-        let content = self.small(&path).await?;
+        let content = self.small(&path, MAX_MANIFEST_BYTES).await?;
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
         let there = shown(content.as_ref().map(read).transpose())?;
         stage.may_show(path.as_ref(), root.digest, &there)?;
@@ -261,7 +286,7 @@ impl Store for ObjectStore {
 
     /// It is read, which takes as many round trips as asking for it.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        let there = self.small(&self.blob(&stage.name, manifest.digest)).await?;
+        let there = self.small(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
         Ok(there.is_some_and(|there| tree::digest(&there) == manifest.digest))
     }
 
@@ -282,7 +307,7 @@ impl Store for ObjectStore {
 
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let name = &stage.name;
-        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         for referrers in &tree.referrers {
             let (descriptor, content) = referrers.index();
             self.put(&self.blob(name, descriptor.digest), content.into()).await?;

@@ -3,11 +3,15 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
 use object_store::{
     ClientOptions, RetryConfig,
     aws::AmazonS3Builder,
     azure::MicrosoftAzureBuilder,
-    client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService},
+    client::{
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    },
     gcp::GoogleCloudStorageBuilder,
 };
 
@@ -23,6 +27,9 @@ const STALL: Duration = Duration::from_secs(60);
 /// How often, and for how long, a request is sent again after a trouble that may pass.
 const RETRIES: usize = 4;
 const RETRY: Duration = Duration::from_secs(20);
+
+/// The largest answer that is no object, in bytes.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// How a bucket is accessed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,7 +71,8 @@ impl HttpConnector for Guarded {
     }
 }
 
-/// A client each of whose requests is a span.
+/// A client each of whose requests is a span, and each of whose answers is bounded: the library reads whole what is no object, whatever its
+/// size.
 #[derive(Debug)]
 struct Traced(reqwest::Client);
 
@@ -77,8 +85,15 @@ impl HttpService for Traced {
         let span = request_span::begin(&method, &url);
         let response = self.0.call(request).await;
         request_span::end(&span, &method, response.as_ref().map(|response| response.status()).map_err(|_| "transport"));
-        response
+        // Of an object, its reader takes as much as it should have.
+        let is_object = |status: StatusCode| method == Method::GET && status.is_success();
+        response.map(|response| if is_object(response.status()) { response } else { response.map(bounded) })
     }
+}
+
+fn bounded(body: HttpResponseBody) -> HttpResponseBody {
+    let too_large = |error| HttpError::new_boxed(HttpErrorKind::Decode, error);
+    HttpResponseBody::new(Limited::new(body, MAX_ANSWER_BYTES).map_err(too_large))
 }
 
 /// Opens a bucket.
@@ -86,7 +101,7 @@ pub fn open(location: ObjectLocation, access: &Access, guard: Guard) -> region::
     let what = format!("{}://{}", location.provider.scheme(), location.bucket);
     if let Some(endpoint) = &access.endpoint {
         let url = endpoint.parse().map_err(|error| Error::malformed(format!("the endpoint {endpoint}"), error))?;
-        guard.check(&url).map_err(|source| Error::Forbidden { what: what.clone(), source })?;
+        guard.check(&url).map_err(|source| Error::Forbidden { what: what.as_str().into(), source })?;
     }
     let bucket = bucket(&location, access, guard).map_err(|error| super::failed(&what, &error))?;
     Ok(ObjectStore::new(location, access.endpoint.clone(), bucket))

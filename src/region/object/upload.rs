@@ -20,6 +20,9 @@ const MOST_PARTS: u64 = 9_000;
 /// Parts of a blob that are sent at the same time: so much of it may lie in memory.
 const PARTS_AT_ONCE: usize = 3;
 
+/// The longest id of an upload or of a part, in bytes.
+const MAX_ID: usize = 1_024;
+
 /// An upload in parts, as the journal has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Upload {
@@ -94,9 +97,10 @@ impl ObjectStore {
         let mut upload = if from > 0 {
             let known = journal.upload(blob.digest).await?.and_then(|session| Upload::parse(&session));
             let known = known.filter(|upload| upload.is_of(path) && upload.there() == from);
-            known.ok_or_else(|| Error::UploadGone(path.to_string()))?
+            known.ok_or_else(|| Error::UploadGone(path.to_string().into()))?
         } else {
             let id = self.bucket.create_multipart(path).await.map_err(|error| failed(path.as_ref(), &error))?;
+            let id = bounded(path, id)?;
             let part = PART.max(blob.size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20));
             let upload = Upload { path: path.to_string(), id, part, parts: Vec::new(), completed: false };
             journal.note(blob.digest, &upload.session()?).await?;
@@ -115,7 +119,7 @@ impl ObjectStore {
                 biased;
                 Some(part) = sending.next(), if full => {
                     let part = part.map_err(|error| gone_or(failed(path.as_ref(), &error), path))?;
-                    upload.parts.push(part.content_id);
+                    upload.parts.push(bounded(path, part.content_id)?);
                     if upload.there() < blob.size {
                         journal.note(blob.digest, &upload.session()?).await?;
                     }
@@ -155,7 +159,7 @@ impl ObjectStore {
         }
         let path = self.blob(&stage.name, blob.digest);
         self.bucket.delete(&path).await.map_err(|error| failed(path.as_ref(), &error))?;
-        Err(Error::UploadGone(path.to_string()))
+        Err(Error::UploadGone(path.to_string().into()))
     }
 
     /// Gives up an upload in parts. One that is not there any more is as good.
@@ -172,10 +176,21 @@ impl ObjectStore {
     }
 }
 
+/// What a service calls an upload or a part, which the journal keeps.
+fn bounded(path: &Path, id: String) -> Result<String> {
+    if id.len() <= MAX_ID {
+        Ok(id)
+    } else {
+        Err(Error::malformed(path.as_ref(), format!("an id in it has {} bytes, the most is {MAX_ID}", id.len())))
+    }
+}
+
 /// A service that does not know the upload any more has lost it: it is begun anew.
 fn gone_or(error: Error, path: &Path) -> Error {
     match &error {
-        Error::Status { status, .. } if *status == http::StatusCode::NOT_FOUND => Error::UploadGone(path.to_string()),
+        Error::Status { status, .. } if *status == http::StatusCode::NOT_FOUND => {
+            Error::UploadGone(path.to_string().into())
+        }
         _ => error,
     }
 }

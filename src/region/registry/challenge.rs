@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 
 use http::{HeaderMap, header::WWW_AUTHENTICATE};
 
+/// The longest realm and the longest name of a service that are taken, in bytes. They are kept, and sent.
+const MAX_REALM: usize = 2_048;
+const MAX_SERVICE: usize = 512;
+
 /// How a registry wants to be shown who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {
@@ -37,7 +41,9 @@ fn parse(value: &str) -> Option<Challenge> {
         return None;
     }
     let mut parameters = parameters(rest);
-    Some(Challenge::Bearer { realm: parameters.remove("realm")?, service: parameters.remove("service") })
+    let (realm, service) = (parameters.remove("realm")?, parameters.remove("service"));
+    let fits = realm.len() <= MAX_REALM && service.as_ref().is_none_or(|service| service.len() <= MAX_SERVICE);
+    fits.then_some(Challenge::Bearer { realm, service })
 }
 
 /// The parameters of a challenge: `key="value"` or `key=value`, separated by commas.
@@ -106,6 +112,9 @@ mod tests {
         assert_eq!(of(&["Negotiate"]), None);
         assert_eq!(of(&["Bearer service=\"x\""]), None);
         assert_eq!(of(&[]), None);
+        let long = format!("Bearer realm=\"{}\"", "x".repeat(2_049));
+        assert_eq!(of(&[&long]), None);
+        assert_eq!(of(&[&long, "Bearer realm=\"/t\""]), bearer("/t", None));
     }
 
     proptest! {

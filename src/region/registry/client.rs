@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -16,12 +17,15 @@ use super::{
     credentials::Credentials,
     token::{self, Issued, Tokens, basic},
 };
-use crate::region::{
-    Error, Result,
-    answer::{passes, refusal, retry_after, transport},
-    guard::Guard,
-    location::{RegistryLocation, authority},
-    request_span,
+use crate::{
+    domain::ForeignText,
+    region::{
+        Error, Result,
+        answer::{passes, refusal, retry_after, transport},
+        guard::Guard,
+        location::{RegistryLocation, authority},
+        request_span,
+    },
 };
 
 /// How long the beginning of an answer may take.
@@ -38,6 +42,9 @@ const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How many redirects of one request are followed.
 const REDIRECTS: usize = 4;
 
+/// The longest `Location` that is followed or kept, in bytes: what RFC 9110, section 4.1, wants to be taken at the least.
+const MAX_LOCATION: usize = 8_000;
+
 /// Asks one registry.
 #[derive(Debug)]
 pub struct Client {
@@ -47,8 +54,8 @@ pub struct Client {
     credentials: Credentials,
     also_hosts: Vec<String>,
     tokens: Tokens,
-    /// How the registry wants to be shown who asks, once it has said so.
-    challenge: std::sync::RwLock<Option<Arc<Challenge>>>,
+    /// How the registry wants to be shown who asks, once it has been satisfied by it.
+    challenge: ArcSwapOption<Challenge>,
 }
 
 /// What a request needs to be allowed to do.
@@ -116,8 +123,16 @@ impl Client {
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(unusable)?);
         }
         let http = builder.build().map_err(|error| transport("the HTTP client", &error))?;
-        guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority(), source })?;
-        Ok(Self { http, guard, location, credentials, also_hosts, tokens: Tokens::default(), challenge: None.into() })
+        guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority().into(), source })?;
+        Ok(Self {
+            http,
+            guard,
+            location,
+            credentials,
+            also_hosts,
+            tokens: Tokens::default(),
+            challenge: ArcSwapOption::empty(),
+        })
     }
 
     /// Where the registry is.
@@ -166,25 +181,38 @@ impl Client {
         Err(Error::malformed(what(&ask.method, &ask.url), "it is redirected too often"))
     }
 
-    /// Sends a request; once more if the registry wants to know who asks.
+    /// Sends a request; once more if the registry wants to know who asks. How it wants to be shown that is remembered once it has been
+    /// satisfied by it: nothing that it says once can spoil the requests after.
     async fn authorized(&self, ask: &Ask, url: &Url) -> Result<Response> {
-        for fresh in [false, true] {
+        let mut challenge = self.known_challenge(url);
+        let mut fresh = false;
+        loop {
             let mut headers = ask.headers.clone();
-            self.authorize(&mut headers, url, &ask.scope, fresh).await?;
+            match self.authorize(&mut headers, challenge.as_deref(), &ask.scope, fresh).await {
+                Err(error) if fresh => return Err(error),
+                // What satisfied it before does not work any more: it is asked what would.
+                Err(_) => challenge = self.forget_challenge(),
+                Ok(()) => {}
+            }
             let body = if ask.body.is_empty() { None } else { Some(Body::from(ask.body.clone())) };
             match self.send(ask.method.clone(), url, headers, body, ANSWER).await? {
-                Sent::Challenged(challenge) if !fresh && self.is_own(url) => {
-                    let Some(challenge) = challenge else { break };
-                    if matches!(challenge, Challenge::Basic) && self.credentials == Credentials::Anonymous {
-                        break;
+                Sent::Answer(response) => {
+                    if let Some(challenge) = challenge.filter(|_| fresh) {
+                        self.remember_challenge(challenge);
                     }
-                    self.set_challenge(challenge);
+                    return Ok(response);
                 }
-                Sent::Answer(response) => return Ok(response),
-                Sent::Challenged(_) => break,
+                Sent::Challenged(Some(asked)) if !fresh && self.is_own(url) && self.can_answer(&asked) => {
+                    challenge = Some(Arc::new(asked));
+                    fresh = true;
+                }
+                Sent::Challenged(_) => return Err(self.unauthorized(&what(&ask.method, url), &self.credentials)),
             }
         }
-        Err(self.unauthorized(&what(&ask.method, url), &self.credentials))
+    }
+
+    fn can_answer(&self, challenge: &Challenge) -> bool {
+        !matches!(challenge, Challenge::Basic) || self.credentials != Credentials::Anonymous
     }
 
     /// Sends a request whose body comes as it is made, once. What it needs to show has been asked for shortly before; if it is
@@ -198,13 +226,17 @@ impl Client {
         body: Body,
         answer: Duration,
     ) -> Result<Response> {
-        self.authorize(&mut headers, url, scope, false).await?;
+        let challenge = self.known_challenge(url);
+        if let Err(error) = self.authorize(&mut headers, challenge.as_deref(), scope, false).await {
+            self.forget_challenge();
+            return Err(error);
+        }
         let what = what(&method, url);
         match self.send(method, url, headers, Some(body), answer).await? {
             Sent::Answer(response) => Ok(response),
             Sent::Challenged(_) => {
                 self.tokens.drop_refused(&scope.0).await;
-                Err(Error::Transport { what, problem: "the authorization ran out".to_owned() })
+                Err(Error::Transport { what: what.into(), problem: "the authorization ran out".into() })
             }
         }
     }
@@ -238,11 +270,16 @@ impl Client {
         Ok(Sent::Answer(response))
     }
 
-    /// Shows who asks, to the registry alone.
-    async fn authorize(&self, headers: &mut HeaderMap, url: &Url, scope: &Scope, fresh: bool) -> Result<()> {
-        let challenge = self.challenge.read().ok().and_then(|known| known.clone());
-        let Some(challenge) = challenge.filter(|_| self.is_own(url)) else { return Ok(()) };
-        let value = match &*challenge {
+    /// Shows who asks, in the way that the registry wants it.
+    async fn authorize(
+        &self,
+        headers: &mut HeaderMap,
+        challenge: Option<&Challenge>,
+        scope: &Scope,
+        fresh: bool,
+    ) -> Result<()> {
+        let Some(challenge) = challenge else { return Ok(()) };
+        let value = match challenge {
             Challenge::Basic => match &self.credentials {
                 Credentials::Password { username, password } => basic(username, password),
                 _ => return Ok(()),
@@ -283,6 +320,10 @@ impl Client {
     pub fn target(&self, what: &str, from: &Url, headers: &HeaderMap) -> Result<Url> {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| Error::malformed(what, "the answer has no Location"))?;
+        if location.len() > MAX_LOCATION {
+            let reason = format!("its Location has {} bytes, the most is {MAX_LOCATION}", location.len());
+            return Err(Error::malformed(what, reason));
+        }
         let url = from.join(location).map_err(|error| Error::malformed(what, format!("its Location: {error}")))?;
         self.allow(what, &url)?;
         Ok(url)
@@ -297,10 +338,10 @@ impl Client {
         });
         let secure = url.scheme() == "https" || url.scheme() == "http" && self.location.is_plain();
         if !secure || !(self.is_own(url) || listed) || !url.username().is_empty() || url.password().is_some() {
-            let to = format!("{}://{authority}", url.scheme()).chars().take(160).collect();
-            return Err(Error::Elsewhere { what: what.to_owned(), to });
+            let to = ForeignText::value(format_args!("{}://{authority}", url.scheme()));
+            return Err(Error::Elsewhere { what: what.into(), to });
         }
-        self.guard.check(url).map_err(|source| Error::Forbidden { what: what.to_owned(), source })
+        self.guard.check(url).map_err(|source| Error::Forbidden { what: what.into(), source })
     }
 
     fn is_own(&self, url: &Url) -> bool {
@@ -310,10 +351,18 @@ impl Client {
             && url.port_or_known_default() == base.port_or_known_default()
     }
 
-    fn set_challenge(&self, challenge: Challenge) {
-        if let Ok(mut known) = self.challenge.write() {
-            *known = Some(Arc::new(challenge));
-        }
+    /// How the registry was satisfied before. It is for nobody else.
+    fn known_challenge(&self, url: &Url) -> Option<Arc<Challenge>> {
+        self.challenge.load_full().filter(|_| self.is_own(url))
+    }
+
+    fn remember_challenge(&self, challenge: Arc<Challenge>) {
+        self.challenge.store(Some(challenge));
+    }
+
+    fn forget_challenge(&self) -> Option<Arc<Challenge>> {
+        self.challenge.store(None);
+        None
     }
 
     fn unauthorized(&self, what: &str, credentials: &Credentials) -> Error {
@@ -322,7 +371,7 @@ impl Client {
             Credentials::Anonymous => format!(" ({host} wants credentials and the region has none)"),
             _ => format!(" ({host} refuses the region's credentials)"),
         };
-        Error::Status { what: what.to_owned(), status: StatusCode::UNAUTHORIZED, detail, retry_after: None }
+        Error::Status { what: what.into(), status: StatusCode::UNAUTHORIZED, detail: detail.into(), retry_after: None }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     region::{
         Error, MAX_MANIFEST_BYTES, Result,
         answer::{bounded, refusal},
-        tree::{self, Entry, INDEX_TYPES, MANIFEST_TYPES, ReferrersIndex},
+        tree::{self, Entry, INDEX_TYPES, MANIFEST_TYPES, MAX_REFERRERS_BYTES, ReferrersIndex},
     },
 };
 
@@ -60,16 +60,20 @@ impl RegistryStore {
         match describe(response.headers()) {
             Some(descriptor) => Ok(Some(descriptor)),
             // Some registries tell less of a manifest than they should: then it is read.
-            None => Ok(self.get_manifest(repository, reference, scope).await?.map(|(descriptor, _)| descriptor)),
+            None => {
+                let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
+                Ok(found.map(|(descriptor, _)| descriptor))
+            }
         }
     }
 
-    /// A manifest, with the digest that its bytes have; nothing if there is none.
+    /// A manifest of at most `limit` bytes, with the digest that its bytes have; nothing if there is none.
     pub(super) async fn get_manifest(
         &self,
         repository: &str,
         reference: &str,
         scope: Scope,
+        limit: u64,
     ) -> Result<Option<(Descriptor, Bytes)>> {
         let ask = self.manifest_ask(Method::GET, repository, reference, scope)?;
         let what = what(&ask.method, &ask.url);
@@ -80,8 +84,7 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
-        let most = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
-        let content = bounded(&what, response, most).await?;
+        let content = bounded(&what, response, limit).await?;
         let descriptor = Descriptor { media_type, digest: tree::digest(&content), size: content.len() as u64 };
         Ok(Some((descriptor, content)))
     }
@@ -121,7 +124,7 @@ impl RegistryStore {
             }
         }
         let tag = tree::referrers_tag(subject);
-        match self.get_manifest(repository, &tag, scope.clone()).await? {
+        match self.get_manifest(repository, &tag, scope.clone(), MAX_REFERRERS_BYTES).await? {
             Some((_, content)) => tree::entries(&content).map_err(|error| Error::malformed(tag, error)),
             None => Ok(Vec::new()),
         }
@@ -130,6 +133,7 @@ impl RegistryStore {
     async fn referrers_by_api(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Option<Vec<Entry>>> {
         let mut url = self.client().url(&format!("{repository}/referrers/{subject}"))?;
         let mut found = Vec::new();
+        let mut room = MAX_REFERRERS_BYTES;
         for _ in 0..MAX_PAGES {
             let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(OCI_INDEX))]);
             let (what, asked) = (what(&Method::GET, &url), url.clone());
@@ -144,7 +148,8 @@ impl RegistryStore {
                 _ => return Err(refusal(&what, response).await),
             }
             let next = next_page(response.headers());
-            let content = bounded(&what, response, usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX)).await?;
+            let content = bounded(&what, response, room).await?;
+            room -= content.len() as u64;
             found.extend(tree::entries(&content).map_err(|error| Error::malformed(what.as_str(), error))?);
             let Some(next) = next else { return Ok(Some(found)) };
             url = asked.join(&next).map_err(|error| Error::malformed(what.as_str(), error))?;
@@ -182,7 +187,8 @@ fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     Some(Descriptor {
         media_type,
         digest: text("docker-content-digest")?.parse().ok()?,
-        size: text(CONTENT_LENGTH.as_str())?.parse().ok()?,
+        // Some say that an answer without content has none.
+        size: text(CONTENT_LENGTH.as_str())?.parse().ok().filter(|size| *size > 0)?,
     })
 }
 

@@ -25,6 +25,7 @@ use reqwest::Response;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
 
+pub use challenge::Challenge;
 pub use client::Client;
 pub use credentials::{Credentials, Error as CredentialsError};
 
@@ -156,7 +157,7 @@ impl Source for RegistryStore {
             return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
         }
         let reference = manifest.digest.to_string();
-        let found = self.get_manifest(&at.repository, &reference, Scope::pull(&at.repository)).await?;
+        let found = self.get_manifest(&at.repository, &reference, Scope::pull(&at.repository), manifest.size).await?;
         let (found, content) = found.ok_or_else(missing)?;
         if found.digest == manifest.digest {
             Ok(content)
@@ -194,7 +195,7 @@ async fn pass_on(what: String, mut response: Response, mut skip: u64, most: u64,
             failed => {
                 let error = match failed {
                     Ok(Err(error)) => transport(what, &error),
-                    Ok(_) => Error::Transport { what, problem: "the answer ended too early".to_owned() },
+                    Ok(_) => Error::Transport { what: what.into(), problem: "the answer ended too early".into() },
                     Err(_) => Error::Stalled("reading a blob"),
                 };
                 // Whoever no longer receives does not want to know.
@@ -285,7 +286,10 @@ impl Store for RegistryStore {
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
-        let there = match self.get_manifest(&at.repository, &reference, Scope::push(&at.repository)).await {
+        let there = match self
+            .get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES)
+            .await
+        {
             // One that was killed as it took the manifest may not be able to tell before it has been sent again.
             Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
             there => there?,
@@ -320,7 +324,8 @@ impl Store for RegistryStore {
         let reference = manifest.digest.to_string();
         self.put_manifest(&at.repository, &reference, manifest, content).await?;
         if self.damaged.has(&at.repository, manifest.digest) {
-            let there = self.get_manifest(&at.repository, &reference, Scope::push(&at.repository)).await?;
+            let there =
+                self.get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES).await?;
             let missing = || Error::BlobMissing { digest: manifest.digest, image: stage.name.to_string() };
             let (there, _) = there.ok_or_else(missing)?;
             self.made_good(stage, &at.repository, manifest.digest, there.digest)?;
@@ -332,7 +337,7 @@ impl Store for RegistryStore {
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let at = self.at(&stage.name);
         let Some((root, content)) = tree.manifests.last() else {
-            return Err(Error::ImageMissing(stage.name.to_string()));
+            return Err(Error::ImageMissing(stage.name.to_string().into()));
         };
         for referrers in &tree.referrers {
             self.publish_referrers(&at, referrers).await?;
@@ -345,7 +350,7 @@ impl Store for RegistryStore {
         if there.is_some_and(|there| there.digest == root.digest) {
             Ok(())
         } else {
-            Err(Error::Contended(name::url(self.client.location(), &stage.name)))
+            Err(Error::Contended(name::url(self.client.location(), &stage.name).into()))
         }
     }
 

@@ -1,7 +1,7 @@
 //! What an image is called in a registry: `REPOSITORY:TAG` below the namespace.
 
 use crate::{
-    domain::{ImageName, UNNAMED},
+    domain::{ForeignText, ImageName, UNNAMED},
     region::{
         ImageSpec,
         location::{RegistryLocation, is_repository, is_tag},
@@ -31,7 +31,8 @@ impl Reference {
 pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<ImageName, String> {
     let unnamed = |tag: &str| {
         let fits = is_tag(tag);
-        fits.then(|| ImageName(format!("{UNNAMED}:{tag}"))).ok_or_else(|| format!("{tag:.160?} is no tag"))
+        fits.then(|| ImageName(format!("{UNNAMED}:{tag}")))
+            .ok_or_else(|| format!("{:?} is no tag", ForeignText::value(tag)))
     };
     let url = match spec {
         ImageSpec::Vm(name) => return unnamed(name),
@@ -46,12 +47,14 @@ pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<ImageName
     if !location.namespace.is_empty() {
         prefix = format!("{prefix}{}/", location.namespace);
     }
-    let below = plain
-        .strip_prefix(&prefix)
-        .ok_or_else(|| format!("{url:.160?} is not in the home region's registry; its images begin with {prefix}"))?;
+    let below = plain.strip_prefix(&prefix).ok_or_else(|| {
+        format!("{:?} is not in the home region's registry; its images begin with {prefix}", ForeignText::value(url))
+    })?;
     match below.rsplit_once(':') {
         Some((repository, tag)) if is_repository(repository) && is_tag(tag) => Ok(ImageName(below.to_owned())),
-        _ => Err(format!("{url:.160?} does not end with REPOSITORY:TAG, by which every region has it")),
+        _ => {
+            Err(format!("{:?} does not end with REPOSITORY:TAG, by which every region has it", ForeignText::value(url)))
+        }
     }
 }
 

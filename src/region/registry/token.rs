@@ -19,7 +19,7 @@ use super::credentials::Credentials;
 use crate::region::{Error, Result, answer::bounded};
 
 /// The largest answer of a token server, in bytes.
-const MAX_BYTES: usize = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 /// What the service calls itself there.
 const CLIENT: &str = "appferry";
 
@@ -27,8 +27,11 @@ const CLIENT: &str = "appferry";
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 /// The longest that a token is kept.
 const LONGEST_LIFE: Duration = Duration::from_secs(3_600);
-/// Scopes that tokens are kept for at most.
+/// The longest token, in bytes.
+const MAX_TOKEN: usize = 16 << 10;
+/// Scopes that tokens are kept for at most, and the bytes of all those tokens.
 const MOST: usize = 4_096;
+const MOST_BYTES: usize = 4 << 20;
 
 /// What an answer of a token server holds.
 #[derive(Deserialize)]
@@ -107,7 +110,7 @@ impl Issued {
     /// The token itself, of a form that can stand in a header.
     pub fn secret(&self) -> Option<&str> {
         let token = self.token.as_deref().or(self.access_token.as_deref())?;
-        let fits = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let fits = (1..=MAX_TOKEN).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
         fits.then_some(token)
     }
 }
@@ -124,11 +127,15 @@ impl Tokens {
         let Some(secret) = issued.secret() else { return };
         let life = issued.expires_in.map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE);
         let mut tokens = self.0.lock().await;
-        if tokens.len() >= MOST {
+        let has_room = |tokens: &HashMap<String, Token>| {
+            let held: usize = tokens.iter().map(|(scope, token)| scope.len() + token.secret.len()).sum();
+            tokens.len() < MOST && held + scope.len() + secret.len() <= MOST_BYTES
+        };
+        if !has_room(&tokens) {
             let now = Instant::now();
             tokens.retain(|_, token| token.until > now);
         }
-        if tokens.len() < MOST {
+        if has_room(&tokens) {
             let token = Token { secret: secret.to_owned(), until: Instant::now() + life * 4 / 5 };
             tokens.insert(scope.to_owned(), token);
         }

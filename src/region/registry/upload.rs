@@ -229,7 +229,7 @@ impl RegistryStore {
         let journal = &stage.journal;
         let mut upload = if from > 0 {
             let known = journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
-            known.ok_or_else(|| Error::UploadGone(format!("the blob {}", blob.digest)))?
+            known.ok_or_else(|| Error::UploadGone(format!("the blob {}", blob.digest).into()))?
         } else {
             let (upload, begun) = self.begin(repository).await?;
             journal.note(blob.digest, &upload.session()?).await?;
@@ -258,7 +258,7 @@ impl RegistryStore {
             return Err(gone_or(refusal(&what, response).await, &what));
         }
         if end_of_range(response.headers()).is_some_and(|there| there != end) {
-            return Err(Error::UploadGone(what));
+            return Err(Error::UploadGone(what.into()));
         }
         Ok(Upload { url: self.client().target(&what, &upload.url, response.headers())?, ..upload })
     }
@@ -317,7 +317,7 @@ fn gone_or(error: Error, what: &str) -> Error {
     match &error {
         Error::Status { status, .. } if matches!(status.as_u16(), 400 | 404) => {
             tracing::info!(%error, "an upload is gone");
-            Error::UploadGone(what.to_owned())
+            Error::UploadGone(what.to_owned().into())
         }
         _ => error,
     }
@@ -329,7 +329,8 @@ fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
     let (first, last) = text.trim_start_matches("bytes=").split_once('-')?;
     let last: u64 = last.trim().parse().ok()?;
-    (first.trim() == "0").then_some(if last == 0 { 0 } else { last + 1 })
+    let bytes = if last == 0 { 0 } else { last.checked_add(1)? };
+    (first.trim() == "0").then_some(bytes)
 }
 
 #[cfg(test)]
@@ -346,6 +347,7 @@ mod tests {
             ("bytes=0-1023", Some(1024)),
             ("5-9", None),
             ("x", None),
+            ("0-18446744073709551615", None),
             ("0-18446744073709551616", None),
         ] {
             let headers = HeaderMap::from_iter([(RANGE, HeaderValue::from_static(text))]);

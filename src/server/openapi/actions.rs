@@ -13,6 +13,7 @@ use crate::contract::{
         image::ImageSpec,
     },
 };
+use crate::domain::ForeignText;
 
 /// The entries of a page, if nothing is said.
 const PAGE: i32 = 20;
@@ -111,7 +112,7 @@ fn flag(parameters: &mut Parameters, name: &str) -> Result<bool, Failure> {
     match parameters.text(name).as_str() {
         "" | "false" => Ok(false),
         "true" => Ok(true),
-        other => Err(invalid(name, &format!("{other:.40?} is neither true nor false"))),
+        other => Err(invalid(name, &format!("{:?} is neither true nor false", ForeignText::value(other)))),
     }
 }
 
@@ -138,7 +139,7 @@ fn image_type(parameters: &mut Parameters) -> Result<ImageType, Failure> {
         "" => Ok(ImageType::Unspecified),
         "VM" => Ok(ImageType::Vm),
         "Container" => Ok(ImageType::Container),
-        other => Err(invalid("ImageType", &format!("{other:.40?} is neither VM nor Container"))),
+        other => Err(invalid("ImageType", &format!("{:?} is neither VM nor Container", ForeignText::value(other)))),
     }
 }
 
@@ -146,9 +147,10 @@ fn image_type(parameters: &mut Parameters) -> Result<ImageType, Failure> {
 fn category(parameters: &mut Parameters) -> Result<(), Failure> {
     match parameters.text("ImageCategory").as_str() {
         "" | "Custom" => Ok(()),
-        other => {
-            Err(invalid("ImageCategory", &format!("{other:.40?} is not Custom, and there are no other images here")))
-        }
+        other => Err(invalid(
+            "ImageCategory",
+            &format!("{:?} is not Custom, and there are no other images here", ForeignText::value(other)),
+        )),
     }
 }
 
@@ -249,7 +251,7 @@ fn list_images(parameters: &mut Parameters) -> Result<Call, Failure> {
     let latest_only = match parameters.text("Mode").as_str() {
         "" | "List" => false,
         "Merge" => true,
-        other => return Err(invalid("Mode", &format!("{other:.40?} is neither List nor Merge"))),
+        other => return Err(invalid("Mode", &format!("{:?} is neither List nor Merge", ForeignText::value(other)))),
     };
     let request = v1::ListImagesRequest {
         page_size: size,

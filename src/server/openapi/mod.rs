@@ -27,7 +27,10 @@ use super::{
     door::{self, Inner},
     peer::Peer,
 };
-use crate::contract::{Failure, v1::CommonErrorCode};
+use crate::{
+    contract::{Failure, v1::CommonErrorCode},
+    domain::ForeignText,
+};
 use actions::{ACTIONS, Action, Call};
 use parameters::{Parameters, invalid};
 
@@ -166,7 +169,9 @@ impl Read {
             _ if ![Method::GET, Method::POST].contains(&head.method) || head.uri.path() != "/" => {
                 Self::unreadable(no_action("Requests are made by GET or POST of the path /."))
             }
-            None => Self::unreadable(no_action(&format!("{name:.64?} is none; known are {}.", names()))),
+            None => {
+                Self::unreadable(no_action(&format!("{:?} is none; known are {}.", ForeignText::value(name), names())))
+            }
             Some(action) => Self::action(action, parameters, &version),
         };
         Self { signed_by_parameters, ..read }
@@ -178,7 +183,8 @@ impl Read {
         let read = if version == VERSION {
             read
         } else {
-            let cause = format!("{version:.40?} is not {VERSION}, which is the one that is spoken here.");
+            let cause =
+                format!("{:?} is not {VERSION}, which is the one that is spoken here.", ForeignText::value(version));
             Err(Failure::new(CommonErrorCode::InvalidVersion, cause))
         };
         match read {

@@ -8,7 +8,10 @@ use std::{
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use crate::contract::{Failure, v1::ErrorCode};
+use crate::{
+    contract::{Failure, v1::ErrorCode},
+    domain::ForeignText,
+};
 
 /// The most parameters that a request may have.
 const MAX_PARAMETERS: usize = 512;
@@ -34,7 +37,7 @@ pub struct Parameters(BTreeMap<String, String>);
 
 /// `InvalidParams` about a parameter.
 pub fn invalid(name: &str, problem: &str) -> Failure {
-    Failure::new(ErrorCode::InvalidParams, format!("{name:.128}: {problem}"))
+    Failure::new(ErrorCode::InvalidParams, format!("{}: {problem}", ForeignText::value(name)))
 }
 
 impl Parameters {
@@ -67,7 +70,9 @@ impl Parameters {
     pub fn number(&mut self, name: &str, otherwise: i32) -> Result<i32, Failure> {
         match self.maybe(name) {
             None => Ok(otherwise),
-            Some(text) => i32::from_str(&text).map_err(|_| invalid(name, &format!("{text:.40?} is no number"))),
+            Some(text) => {
+                i32::from_str(&text).map_err(|_| invalid(name, &format!("{:?} is no number", ForeignText::value(text))))
+            }
         }
     }
 
@@ -85,7 +90,13 @@ impl Parameters {
             return Err(invalid(name, &format!("it is there as {name}.N as well")));
         }
         serde_json::from_str(&text).map_err(|_| {
-            invalid(name, &format!("{text:.160?} is no JSON array of texts, as [\"cn-shanghai\"] is; or give {name}.1"))
+            invalid(
+                name,
+                &format!(
+                    "{:?} is no JSON array of texts, as [\"cn-shanghai\"] is; or give {name}.1",
+                    ForeignText::value(text)
+                ),
+            )
         })
     }
 
@@ -97,14 +108,14 @@ impl Parameters {
             Some(_) if !dotted.is_empty() => Err(invalid(name, &format!("it is there as {name}.KEY as well"))),
             Some(text) => serde_json::from_str(&text)
                 .map(Some)
-                .map_err(|_| invalid(name, &format!("{text:.160?} is no JSON object"))),
+                .map_err(|_| invalid(name, &format!("{:?} is no JSON object", ForeignText::value(text)))),
         }
     }
 
     /// Refuses what nobody has read.
     pub fn finish(mut self, action: &str) -> Result<(), Failure> {
         if let Some(format) = self.maybe("Format").filter(|format| !format.eq_ignore_ascii_case("json")) {
-            return Err(invalid("Format", &format!("{format:.20?} is not supported, only JSON is")));
+            return Err(invalid("Format", &format!("{:?} is not supported, only JSON is", ForeignText::value(format))));
         }
         match self.0.keys().find(|name| !COMMON.contains(&name.as_str())) {
             Some(name) => Err(invalid(name, &format!("it is no parameter of {action}"))),

@@ -2,7 +2,9 @@
 
 use std::{
     fs::{File, TryLockError},
-    path::PathBuf,
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -20,7 +22,7 @@ impl Ownership {
         name.push(".lock");
         let path = PathBuf::from(name);
         let failed = |error| Error::Lock(path.clone(), Arc::new(error));
-        let lock = File::options().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let lock = private(&path).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self(Some(lock))),
             Err(TryLockError::WouldBlock) => Err(Error::InUse(database)),
@@ -29,8 +31,23 @@ impl Ownership {
     }
 }
 
+/// Opens a file to write to, and makes one that only its owner may read if there is none.
+fn private(path: &Path) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Makes the file of a database on SQLite if there is none: SQLite itself would make one that everybody may read, and gives the files beside
+/// it the same mode.
+pub fn make_file(url: &str) -> io::Result<()> {
+    let may_create = url.contains("mode=rwc") || !url.contains("mode=");
+    match file(url).filter(|_| may_create) {
+        Some(path) => private(&path).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// The file of a database on SQLite, unless it is in memory.
-fn file(url: &str) -> Option<PathBuf> {
+pub fn file(url: &str) -> Option<PathBuf> {
     let path = url.strip_prefix("sqlite:")?;
     let path = path.strip_prefix("//").unwrap_or(path);
     let path = path.split('?').next().unwrap_or(path);

@@ -2,7 +2,7 @@
 
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, sqlx::Connection as _};
 
-use super::{super::Result, Settings};
+use super::{super::Result, Settings, ownership::make_file};
 
 /// How many times longer than a question whatever writes may take: it waits for those before it, each of which waits for the disk.
 pub const SLOW_DISK: u32 = 3;
@@ -17,6 +17,8 @@ const LOG_PAGES: i64 = 16_384;
 pub const PAGE: i64 = 4_096;
 
 pub async fn connect(settings: &Settings, connections: u32) -> Result<DatabaseConnection> {
+    // What fails here fails there too, and is told then.
+    let _ = make_file(&settings.url);
     let patience = settings.patience;
     let mut options = ConnectOptions::new(&settings.url);
     options

@@ -17,21 +17,22 @@ use std::{fmt::Display, str::FromStr};
 
 use sea_orm::DbErr;
 
-use crate::domain::{Fault, FaultKind, Progress};
+use crate::domain::{Fault, FaultKind, ForeignText, Progress};
 
 /// Reads a column's text as what it must be; a row that holds anything else was not written by this service.
 pub(super) fn parse<T>(column: &'static str, text: &str) -> Result<T, DbErr>
 where
     T: FromStr<Err: Display>,
 {
-    text.parse().map_err(|error| DbErr::Type(format!("the column {column} holds {text:?}: {error}")))
+    text.parse()
+        .map_err(|error| DbErr::Type(format!("the column {column} holds {:?}: {error}", ForeignText::value(text))))
 }
 
 /// A fault in its two columns.
 fn fault(kind: Option<&str>, message: Option<&str>) -> Result<Option<Fault>, DbErr> {
     kind.map(|kind| {
         let kind: FaultKind = parse("fault_kind", kind)?;
-        Ok(Fault { kind, message: message.unwrap_or_default().to_owned() })
+        Ok(Fault::new(kind, message.unwrap_or_default()))
     })
     .transpose()
 }

@@ -70,7 +70,7 @@ impl Model {
             bytes_copied: signed(replica.progress.copied),
             bytes_skipped: signed(replica.progress.skipped),
             fault_kind: fault.map(|f| f.kind.as_str().to_owned()),
-            fault_message: fault.map(|f| f.message.clone()),
+            fault_message: fault.map(|f| f.message.to_string()),
             started_at: replica.started_at.map(Timestamp::as_millis),
             finished_at: replica.finished_at.map(Timestamp::as_millis),
             fed_from: None,

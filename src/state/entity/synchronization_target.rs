@@ -52,7 +52,7 @@ impl Model {
             bytes_copied: signed(view.progress.copied),
             bytes_skipped: signed(view.progress.skipped),
             fault_kind: fault.map(|f| f.kind.as_str().to_owned()),
-            fault_message: fault.map(|f| f.message.clone()),
+            fault_message: fault.map(|f| f.message.to_string()),
             started_at: view.started_at.map(Timestamp::as_millis),
             finished_at: view.finished_at.map(Timestamp::as_millis),
             verification: view.verification.map(|verification| verification.as_str().to_owned()),

@@ -108,7 +108,7 @@ impl Watch {
                     self.ask(copy, &name, &mut known.taken).await?;
                     return Ok(false);
                 }
-                EcsStep::Refuse(image) => return Err(ecs::Error::Foreign { name, image }.into()),
+                EcsStep::Refuse(image) => return Err(ecs::Error::Foreign { name: name.into(), image }.into()),
                 step => step,
             }
         };

@@ -212,7 +212,7 @@ impl Destination {
     /// Makes the image visible, and remembers that, and how it is known that all of it is there.
     async fn publish(&self, tree: &Tree, verification: Verification) -> Result<()> {
         let Stage { name, journal, .. } = &self.stage;
-        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string())) };
+        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         journal.begin_publishing(name, root.digest).await?;
         self.ask("publishing the image", self.store.publish(&self.stage, tree)).await?;
         journal.note_published(name, root.digest, verification).await

@@ -172,7 +172,7 @@ impl Transfer {
 async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
     let ImageSource { region, name, root, .. } = &*source;
     let Some(shown) = source.store.root(name).await? else {
-        return Err(Arc::new(Error::ImageMissing(name.to_string())));
+        return Err(Arc::new(Error::ImageMissing(name.to_string().into())));
     };
     if shown.digest != root.digest {
         tracing::warn!(%region, %name, registered = %root.digest, shown = %shown.digest, "the name shows another digest than was registered; copying by digest");

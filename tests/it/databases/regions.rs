@@ -20,7 +20,7 @@ on_every_database! {
 }
 
 fn reason() -> Fault {
-    Fault { kind: FaultKind::Store, message: "two is not configured any more".to_owned() }
+    Fault::new(FaultKind::Store, "two is not configured any more")
 }
 
 /// A process that has one region beside the home region.

@@ -6,7 +6,7 @@ use appferry::{
     domain::{Secret, Timestamp},
     identity::{
         Builder, Directory, Identity, Quota, Unproven,
-        acs3::{self, AccessKey, Signed},
+        acs3::{self, AccessKey, Hosts, Signed},
     },
     ram::Policies,
 };
@@ -20,7 +20,7 @@ fn directory() -> Directory {
     let principal = "acs:ram::1:user/a".parse().expect("a principal");
     let holder = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
     let key = AccessKey { id: ID.into(), secret: Secret(SECRET.into()), holder };
-    Builder { access_keys: vec![key], ..Builder::default() }.into()
+    Builder { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Builder::default() }.into()
 }
 
 /// A line with method, path and query; lines of headers; an empty line; the content.
@@ -53,6 +53,9 @@ pub fn run(data: &[u8]) {
     // And now properly, if that can be done.
     headers.remove("authorization");
     headers.insert("x-acs-content-sha256", hex::encode(Sha256::digest(content)).parse().expect("a value"));
+    if !content.is_empty() {
+        headers.entry("content-type").or_insert(HeaderValue::from_static("text/plain"));
+    }
     let request = Signed { method, path, query, headers: &headers, authority: Some("localhost") };
     let Ok(authorization) = acs3::authorize(&request, ID, &Secret(SECRET.into())) else { return };
     let Ok(authorization) = authorization.parse::<HeaderValue>() else { return };

@@ -2,8 +2,10 @@
 
 mod acs3;
 mod body;
+mod challenge;
 mod jwt;
 mod policy;
+mod tree;
 
 use std::{fs, path::Path};
 
@@ -33,6 +35,16 @@ fn signed_requests() {
 #[test]
 fn web_tokens() {
     each("jwt", jwt::run);
+}
+
+#[test]
+fn challenges() {
+    each("challenge", challenge::run);
+}
+
+#[test]
+fn trees() {
+    each("tree", tree::run);
 }
 
 #[test]

@@ -84,7 +84,7 @@ def ca(directory, name):
 
 
 def alternative(name):
-    if name.startswith("spiffe://"):
+    if "://" in name:
         return x509.UniformResourceIdentifier(name)
     try:
         return x509.IPAddress(ipaddress.ip_address(name))

@@ -101,7 +101,7 @@ impl FromQueryResult for Version {
             None => None,
             Some(kind) => Some(Fault {
                 kind: kind.parse().map_err(|error| bad(&error))?,
-                message: row.try_get::<Option<String>>("", "fault_message")?.unwrap_or_default(),
+                message: row.try_get::<Option<String>>("", "fault_message")?.unwrap_or_default().into(),
             }),
         };
         let due = || time("due_at")?.ok_or_else(|| bad(&"it has no due_at"));

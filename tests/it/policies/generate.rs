@@ -114,6 +114,8 @@ pub fn statement(rng: &mut StdRng, effect: &str) -> Value {
         let mut operators = Map::new();
         for _ in 0..rng.random_range(1..=3) {
             let (operator, key, values) = condition(rng);
+            let set = if rng.random_bool(0.4) { one(rng, &["ForAnyValue:", "ForAllValues:"]) } else { "" };
+            let operator = format!("{set}{operator}");
             let keys = operators.entry(operator).or_insert_with(|| json!({}));
             keys[key] = values;
         }
@@ -145,9 +147,9 @@ pub fn call(rng: &mut StdRng) -> Call {
         ("corp:level", &NUMBERS),
     ];
     for (key, words) in all {
-        if rng.random_bool(0.85) {
-            context.push((key.to_owned(), one(rng, words).to_owned()));
-        }
+        // What tokens claim may be several things.
+        let count = if CLAIMS.contains(&key) { rng.random_range(0..=3) } else { u32::from(rng.random_bool(0.85)) };
+        context.extend((0..count).map(|_| (key.to_owned(), one(rng, words).to_owned())));
     }
     Call { action: one(rng, &ACTIONS).to_owned(), resource: one(rng, &RESOURCES).to_owned(), context }
 }

@@ -18,7 +18,7 @@ pub enum Outcome {
 pub struct Call {
     pub action: String,
     pub resource: String,
-    /// Key and value.
+    /// Key and value; a key with several values stands there as often.
     pub context: Vec<(String, String)>,
 }
 
@@ -78,11 +78,17 @@ fn conditions(conditions: &Value, call: &Call) -> bool {
     operators.iter().all(|(operator, keys)| {
         let keys = keys.as_object().expect("an object of keys");
         keys.iter().all(|(key, values)| {
-            let known = call.context.iter().find(|(name, _)| name.to_lowercase() == key.to_lowercase());
+            let known = call.context.iter().filter(|(name, _)| name.to_lowercase() == key.to_lowercase());
+            let (set, operator) = operator.split_once(':').unwrap_or(("", operator));
             let negated = operator.contains("Not");
             let positive = operator.replace("Not", "");
-            let some = known.is_some_and(|(_, fact)| list(values).iter().any(|v| holds(&positive, fact, &text(v))));
-            some != negated
+            let mut each = known.map(|(_, fact)| list(values).iter().any(|v| holds(&positive, fact, &text(v))));
+            match set {
+                "" => each.any(|holds| holds) != negated,
+                "ForAnyValue" => each.any(|holds| holds != negated),
+                "ForAllValues" => each.all(|holds| holds != negated),
+                other => panic!("{other}"),
+            }
         })
     })
 }

@@ -172,6 +172,54 @@ fn conditions() {
     }
 }
 
+/// What a call has several of is a set (RAM, "Condition operators", set operators).
+#[test]
+fn a_set_is_asked_as_a_whole_or_each_of_it() {
+    let (yes, no) = (Allowed, NotAllowed);
+    for (operator, values, facts, expected) in [
+        ("StringEquals", json!("interns"), &["staff", "interns"][..], yes),
+        ("StringEquals", json!("interns"), &["staff"], no),
+        ("StringEquals", json!("interns"), &[], no),
+        ("StringNotEquals", json!("interns"), &["staff", "interns"], no),
+        ("StringNotEquals", json!("interns"), &["staff", "ops"], yes),
+        ("StringNotEquals", json!("interns"), &[], yes),
+        ("StringLike", json!("int*"), &["staff", "interns"], yes),
+        ("ForAnyValue:StringEquals", json!("interns"), &["staff", "interns"], yes),
+        ("ForAnyValue:StringEquals", json!(["ops", "interns"]), &["staff"], no),
+        ("ForAnyValue:StringEquals", json!("interns"), &[], no),
+        ("ForAnyValue:StringNotEquals", json!("interns"), &["staff", "interns"], yes),
+        ("ForAnyValue:StringNotEquals", json!(["staff", "interns"]), &["staff", "interns"], no),
+        ("ForAnyValue:StringNotEquals", json!("interns"), &[], no),
+        ("ForAllValues:StringEquals", json!(["staff", "ops"]), &["staff", "ops"], yes),
+        ("ForAllValues:StringEquals", json!(["staff", "ops"]), &["staff", "interns"], no),
+        ("ForAllValues:StringEquals", json!("staff"), &[], yes),
+        ("ForAllValues:StringNotEquals", json!("interns"), &["staff", "interns"], no),
+        ("ForAllValues:StringNotEquals", json!("interns"), &["staff", "ops"], yes),
+        ("ForAllValues:StringNotEquals", json!("interns"), &[], yes),
+        ("ForAllValues:NumericLessThan", json!(5), &["1", "4.5"], yes),
+        ("ForAllValues:NumericLessThan", json!(5), &["1", "many"], no),
+        ("ForAnyValue:NumericLessThan", json!(5), &["9", "1"], yes),
+    ] {
+        let statement = json!({ "Effect": "Allow", "Action": "*", "Resource": "*", "Condition": { operator: { "corp:team": values } } });
+        let context: Vec<_> = facts.iter().map(|fact| ("corp:team", *fact)).collect();
+        judge(&statement, SYNC, "*", &context, expected);
+    }
+    // A Deny on one of many denies.
+    let statements = json!([
+        allow(&json!("*"), &json!("*")),
+        { "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": { "StringEquals": { "corp:team": "interns" } } },
+    ]);
+    judge(&statements, SYNC, "*", &[("corp:team", "staff"), ("corp:team", "interns")], Denied);
+    judge(&statements, SYNC, "*", &[("corp:team", "staff")], Allowed);
+    let unknown = r#"{"Version":"1","Statement":{"Effect":"Deny","Action":"*","Resource":"*",
+        "Condition":{"ForEachValue:Bool":{"corp:level":true}}}}"#;
+    let error = Document::parse(unknown, &keys()).expect_err("there is none");
+    assert!(
+        error.path.ends_with("Condition.ForEachValue:Bool") && error.problem.contains("no such operator"),
+        "{error}"
+    );
+}
+
 #[test]
 fn all_conditions_must_hold() {
     let both = json!({ "IpAddress": { "acs:SourceIp": "10.0.0.0/8" }, "Bool": { "acs:SecureTransport": "true" } });

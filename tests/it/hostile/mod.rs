@@ -1,4 +1,9 @@
-//! A hostile registry gains nothing: wherever it points, nobody goes there, and nobody else is shown its credentials.
+//! A hostile store gains nothing. Wherever a registry points, nobody goes there, and nobody else is shown its credentials.
+
+mod at_rest;
+mod challenges;
+mod sizes;
+mod texts;
 
 use std::sync::{
     Arc,

@@ -1,0 +1,26 @@
+//! What registries say about who is to ask: whatever stands in `WWW-Authenticate`, what is read of it is bounded, is there, and can be
+//! written and read again.
+
+use appferry::region::Challenge;
+use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
+
+fn read<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<Challenge> {
+    let mut headers = HeaderMap::new();
+    for value in values.into_iter().filter_map(|value| HeaderValue::from_bytes(value).ok()) {
+        headers.append(WWW_AUTHENTICATE, value);
+    }
+    Challenge::of(&headers)
+}
+
+/// A header a line.
+pub fn run(data: &[u8]) {
+    let Some(Challenge::Bearer { realm, service }) = read(data.split(|byte| *byte == b'\n')) else { return };
+    assert!(realm.len() <= 2_048 && service.as_ref().is_none_or(|service| service.len() <= 512));
+    assert!(realm.len() <= data.len());
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let mut written = format!("Bearer realm={}", quoted(&realm));
+    if let Some(service) = &service {
+        written = format!("{written}, service={}", quoted(service));
+    }
+    assert_eq!(read([written.as_bytes()]), Some(Challenge::Bearer { realm, service }), "{written}");
+}

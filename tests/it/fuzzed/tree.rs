@@ -1,0 +1,148 @@
+//! Trees of manifests whose sizes lie: whatever a source has, what is read of it is as large as it says, bounded, and in order.
+
+use std::collections::{HashMap, HashSet};
+
+use appferry::{
+    domain::{Descriptor, Digest, ImageName},
+    region::{BlobChunks, Error, Result, Source, Tree},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+const KINDS: [&str; 3] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/octet-stream",
+];
+/// What manifests may have together, in bytes.
+const MANIFESTS: u64 = 16 << 20;
+
+fn digest(content: &[u8]) -> Digest {
+    Digest::new(Sha256::digest(content).into())
+}
+
+/// Has manifests by their digests, whatever size they are asked for by.
+#[derive(Debug, Default)]
+struct Liar(HashMap<Digest, Bytes>);
+
+#[async_trait]
+impl Source for Liar {
+    async fn root(&self, _: &ImageName) -> Result<Option<Descriptor>> {
+        Ok(None)
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
+        self.0.get(&manifest.digest).cloned().ok_or_else(missing)
+    }
+
+    async fn read_blob(&self, _: &ImageName, _: &Descriptor, _: u64, _: Option<u64>) -> Result<BlobChunks> {
+        Err(Error::Overtaken)
+    }
+}
+
+/// Reads choices out of the input.
+struct Choices<'a>(&'a [u8]);
+
+impl Choices<'_> {
+    fn next(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    /// A size that is told for one that is true.
+    fn size(&mut self, real: u64) -> u64 {
+        match self.next() {
+            0..=159 => real,
+            160..=175 => real + 1,
+            176..=191 => real.saturating_sub(1),
+            192..=207 => 1,
+            208..=215 => 0,
+            216..=223 => 1 << 63,
+            224..=231 => u64::MAX - real,
+            232..=239 => i64::MAX.unsigned_abs(),
+            240..=247 => 4 << 20,
+            _ => u64::MAX,
+        }
+    }
+}
+
+/// Builds manifests from the leaves up. The last is the root.
+fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
+    let mut source = Liar::default();
+    let mut known: Vec<(Digest, u64)> = Vec::new();
+    let mut root = None;
+    while !choices.0.is_empty() && known.len() < 64 {
+        let index = choices.next() % 2 == 1;
+        let entries: Vec<_> = (0..choices.next() % 8)
+            .map(|_| {
+                let pick = choices.next();
+                let (digest, size) = match known.len() {
+                    0 => (digest(&[pick]), u64::from(pick)),
+                    count if pick < 160 => known[usize::from(pick) % count],
+                    _ => (digest(&[pick]), u64::from(pick)),
+                };
+                let kind = KINDS[usize::from(choices.next()) % KINDS.len()];
+                json!({ "mediaType": kind, "digest": digest.to_string(), "size": choices.size(size) })
+            })
+            .collect();
+        let config = json!({ "mediaType": KINDS[2], "digest": digest(b"{}").to_string(), "size": choices.size(2) });
+        let content = if index {
+            json!({ "schemaVersion": 2, "manifests": entries })
+        } else {
+            json!({ "schemaVersion": 2, "config": config, "layers": entries })
+        };
+        let mut content = content.to_string();
+        if choices.next() > 240 {
+            content.truncate(content.len() / 2);
+        }
+        let (digest, size) = (digest(content.as_bytes()), content.len() as u64);
+        source.0.insert(digest, content.into());
+        known.push((digest, size));
+        root = Some(Descriptor { media_type: KINDS[usize::from(index)].into(), digest, size: choices.size(size) });
+    }
+    (source, root)
+}
+
+fn check(source: &Liar, root: &Descriptor) {
+    let name = ImageName("a".into());
+    // Nothing here is waited for.
+    let read = Tree::read(source, &name, root).now_or_never().expect("nothing waits");
+    let measured = Tree::measure(source, &name, root).now_or_never().expect("nothing waits");
+    let with_referrers = Tree::read_with_referrers(source, &name, root).now_or_never().expect("nothing waits");
+    assert_eq!(read.is_ok(), measured.is_ok());
+    assert_eq!(read.is_ok(), with_referrers.is_ok());
+    let Ok(tree) = read else { return };
+    let sum = |sizes: &mut dyn Iterator<Item = u64>| {
+        sizes.fold(0_u64, |sum, size| sum.checked_add(size).expect("no overflow"))
+    };
+    let manifests = sum(&mut tree.manifests.iter().map(|(manifest, _)| manifest.size));
+    let blobs = sum(&mut tree.blobs.iter().map(|blob| blob.size));
+    assert!(manifests <= MANIFESTS);
+    assert!(manifests.checked_add(blobs).is_some_and(|all| all == tree.size() && i64::try_from(all).is_ok()));
+    assert_eq!(measured.ok(), Some(tree.size()));
+    let mut seen = HashSet::new();
+    for (manifest, content) in &tree.manifests {
+        assert_eq!((content.len() as u64, digest(content)), (manifest.size, manifest.digest));
+        assert!(seen.insert(manifest.digest), "each is there once");
+    }
+    assert!(tree.blobs.iter().all(|blob| seen.insert(blob.digest)), "each is there once");
+    assert_eq!(tree.manifests.last().map(|(last, _)| last.digest), Some(root.digest));
+}
+
+pub fn run(data: &[u8]) {
+    // The input as a manifest and as an index,
+    let raw = Liar([(digest(data), Bytes::copy_from_slice(data))].into());
+    for kind in &KINDS[..2] {
+        check(&raw, &Descriptor { media_type: (*kind).to_owned(), digest: digest(data), size: data.len() as u64 });
+    }
+    // and as what to make manifests by.
+    let (source, root) = build(&mut Choices(data));
+    if let Some(root) = root {
+        check(&source, &root);
+    }
+}

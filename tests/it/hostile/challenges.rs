@@ -1,0 +1,101 @@
+//! Whatever a registry says once about who is to ask, the requests after are made as if it had not.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use appferry::region::{Error, Source as _, Store as _};
+
+use super::{MANIFEST, answer, hostile, manifest, name, store, trap};
+use crate::harness::proxy::{Act, Seen};
+
+/// A registry that is satisfied by a token of its own, when it is not lying.
+fn honest(seen: &Seen) -> Act {
+    if seen.path.starts_with("/token") {
+        return answer(200, vec![], r#"{"token":"good"}"#);
+    }
+    if seen.authorization.as_deref() != Some("Bearer good") {
+        return answer(401, vec![("www-authenticate", "Bearer realm=\"/token\",service=\"x\"".to_owned())], "");
+    }
+    let headers = vec![
+        ("content-type", MANIFEST.to_owned()),
+        ("docker-content-digest", manifest(b"{}").digest.to_string()),
+        ("content-length", "2".to_owned()),
+    ];
+    answer(200, headers, if seen.method == http::Method::HEAD { "" } else { "{}" })
+}
+
+#[tokio::test]
+async fn one_bad_answer_spoils_no_request_after_it() {
+    let (trap, _) = trap().await;
+    for challenge in [
+        format!("Bearer realm=\"http://{}/token\"", trap.address),
+        "Bearer realm=\"http://\"".to_owned(),
+        "Bearer realm=\"/token-that-is-none\"".to_owned(),
+        "Bearer realm=\"https://169.254.169.254/token\"".to_owned(),
+        format!("Bearer realm=\"{}\"", "x".repeat(60_000)),
+        "Bearer".to_owned(),
+        "Basic realm=\"x\"".to_owned(),
+        "Negotiate".to_owned(),
+        String::new(),
+    ] {
+        // It lies at its first request, and again at its fourth: before it was ever satisfied, and after.
+        let count = Arc::<AtomicUsize>::default();
+        let (said, counted) = (challenge.clone(), Arc::clone(&count));
+        let proxy = hostile(move |seen| {
+            if seen.path.starts_with("/token-that-is-none") {
+                return answer(404, vec![], "");
+            }
+            let lies = !seen.path.starts_with("/token") && matches!(counted.fetch_add(1, Ordering::Relaxed), 0 | 4);
+            if lies { answer(401, vec![("www-authenticate", said.clone())], "") } else { honest(seen) }
+        })
+        .await;
+        let store = store(&proxy);
+        let mut refused = 0;
+        while count.load(Ordering::Relaxed) < 8 {
+            let before = count.load(Ordering::Relaxed);
+            match store.root(&name()).await {
+                Ok(root) => assert_eq!(root.expect("it is there").digest, manifest(b"{}").digest),
+                Err(_) => refused += 1,
+            }
+            assert!(count.load(Ordering::Relaxed) > before, "{challenge}: it is asked no more");
+        }
+        assert!(refused <= 2, "{challenge}: {refused} requests failed, and it lied twice");
+        store.root(&name()).await.expect("it tells the truth again");
+    }
+    assert_eq!(trap.requests().len(), 0, "nobody goes there");
+}
+
+/// A token server that is away for a while, after it was there.
+#[tokio::test]
+async fn a_realm_that_goes_away_is_asked_for_again() {
+    let (away, realm) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (is_away, moved) = (Arc::clone(&away), Arc::clone(&realm));
+    let proxy = hostile(move |seen| {
+        let realm = moved.load(Ordering::Relaxed);
+        let token = format!("Bearer good-{realm}");
+        if let Some(asked) = seen.path.strip_prefix("/token") {
+            let right = asked.starts_with(&realm.to_string()) && is_away.load(Ordering::Relaxed) == 0;
+            let body = format!("{{\"token\":\"good-{realm}\"}}");
+            return if right { answer(200, vec![], &body) } else { answer(404, vec![], "") };
+        }
+        if seen.authorization.as_deref() == Some(&token) {
+            return honest(&Seen { authorization: Some("Bearer good".into()), ..seen.clone() });
+        }
+        answer(401, vec![("www-authenticate", format!("Bearer realm=\"/token{realm}\""))], "")
+    })
+    .await;
+    let store = store(&proxy);
+    store.root(&name()).await.expect("it is there");
+    // Another realm, which its 401 names.
+    realm.store(1, Ordering::Relaxed);
+    store.root(&name()).await.expect("it says where to go");
+    away.store(1, Ordering::Relaxed);
+    realm.store(2, Ordering::Relaxed);
+    let refused = store.root(&name()).await;
+    assert!(matches!(refused, Err(Error::Status { .. })), "{refused:?}");
+    assert!(store.probe().await.is_err());
+    away.store(0, Ordering::Relaxed);
+    store.root(&name()).await.expect("the realm is there again");
+}
