@@ -70,8 +70,11 @@ impl Fanout {
                         }
                     });
                 }
-                let departs = if sending.is_empty() { self.departs(&tree) } else { Some(Instant::now()) };
+                let departs = self.departs(&tree);
                 let is_due = departs.is_some_and(|departs| departs <= Instant::now());
+                if is_due {
+                    self.state().ready = None;
+                }
                 while is_due && let Some((next, load)) = self.next(&tree) {
                     sending.push(self.send(&source, &tree, next).map(|()| load));
                 }
@@ -92,14 +95,15 @@ impl Fanout {
         .boxed()
     }
 
-    /// When it is begun to send something, if a destination is ready: it waits a little for those that began with it. One that is not ready by
-    /// then joins later.
+    /// When it is begun to send something more, if there is something: a destination that has just become ready waits a little for those that
+    /// began with it. One that is not ready by then joins later.
     fn departs(&self, tree: &Tree) -> Option<Instant> {
         let mut state = self.state();
         if state.schedule.is_empty() && state.streams.is_empty() {
             state.ready = None;
+            return None;
         }
-        let ready = state.ready?;
+        let Some(ready) = state.ready else { return Some(Instant::now()) };
         if state.boarding == 0 {
             return Some(ready);
         }

@@ -67,7 +67,7 @@ pub struct State {
     pub boarding: usize,
     /// When the first of them began.
     pub began: Instant,
-    /// When one was first ready since nothing was being sent.
+    /// When the first of those became ready that have not been sent anything yet.
     pub ready: Option<Instant>,
     closed: bool,
 }
