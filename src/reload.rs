@@ -3,7 +3,6 @@
 
 use std::{mem, path::PathBuf, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -12,7 +11,7 @@ use crate::{
     audit::Audit,
     config::{self, Config},
     domain::with_causes,
-    identity::{Directory, Fetched},
+    identity::{CurrentDirectory, Fetched},
     server::{Tls, TlsError},
 };
 
@@ -45,7 +44,7 @@ pub struct Reload {
 #[derive(Debug)]
 pub struct Access {
     /// Who may call, by the configuration that is in force.
-    pub directory: Arc<ArcSwap<Directory>>,
+    pub directory: Arc<CurrentDirectory>,
     /// The public keys that are fetched.
     pub fetched: Fetched,
     /// The certificates.
@@ -114,7 +113,7 @@ impl Reload {
                 tokio::task::spawn_blocking(move || tls.reload()).await??;
             }
             access.fetched.follow(fetched, fetching);
-            access.directory.store(Arc::new(directory));
+            access.directory.replace(directory);
         }
         if config.log != self.config.log {
             config.log.apply()?;

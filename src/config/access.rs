@@ -99,21 +99,28 @@ pub struct Limits {
     /// Calls a second of each principal, and as many at once.
     pub calls_per_second: Option<u32>,
     /// Calls and streams that each principal may have open at the same time.
-    pub max_in_flight: Option<u32>,
-    /// Credentials from one source that may prove nothing, a minute, and as many at once; then it has to wait.
+    pub max_in_flight: u32,
+    /// Credentials from one source that may prove nothing, a minute, and as many at once. One more is told to wait, and counted instead of
+    /// written down by itself. What is right is never refused for what was wrong.
     pub failed_credentials_per_minute: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { calls_per_second: None, max_in_flight: None, failed_credentials_per_minute: 120 }
+        Self { calls_per_second: None, max_in_flight: Quota::MAX_IN_FLIGHT, failed_credentials_per_minute: 120 }
     }
 }
 
 impl Limits {
     /// Refuses what can't be used.
     pub(super) fn check(&self) -> Result<(), Error> {
-        positive("limits", &[("failed_credentials_per_minute", self.failed_credentials_per_minute.into())])
+        positive(
+            "limits",
+            &[
+                ("max_in_flight", self.max_in_flight.into()),
+                ("failed_credentials_per_minute", self.failed_credentials_per_minute.into()),
+            ],
+        )
     }
 }
 
@@ -230,9 +237,9 @@ impl Access<'_> {
             }
             let quota = Quota {
                 calls_per_second: entry.calls_per_second.or(self.limits.calls_per_second),
-                max_in_flight: entry.max_in_flight.or(self.limits.max_in_flight),
+                max_in_flight: entry.max_in_flight.unwrap_or(self.limits.max_in_flight),
             };
-            let numbers = [("calls_per_second", quota.calls_per_second), ("max_in_flight", quota.max_in_flight)];
+            let numbers = [("calls_per_second", quota.calls_per_second), ("max_in_flight", Some(quota.max_in_flight))];
             positive(&format!("principal[{place}]"), &numbers.map(|(key, n)| (key, n.unwrap_or(1).into())))?;
             Ok(Arc::new(Identity { principal, policies: Policies(attached), quota }))
         };

@@ -54,6 +54,12 @@ impl Directory {
         found.map(|identity| Caller::of(identity, Method::Certificate)).ok_or(Unproven::Unknown)
     }
 
+    /// Whose access key it is; what it has signed is another question.
+    #[must_use]
+    pub fn access_key(&self, id: &str) -> Option<Caller> {
+        self.access_keys.0.get(id).map(|key| Caller::of(&key.holder, Method::AccessKey))
+    }
+
     /// The access keys that requests are signed with.
     #[must_use]
     pub fn access_keys(&self) -> &AccessKeys {
