@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Error, jwt::JwtEntry, positive, secret, value};
 use crate::{
     domain::Timestamp,
-    identity::{Builder, Directory, Fetched, Identity, Mapping, Name, Quota, Token, acs3::AccessKey},
+    identity::{Builder, Directory, Fetched, Identity, Listed, Mapping, Name, Quota, Token, acs3::AccessKey},
     ram::{Attached, Attachment, Document, Keys, Policies, Policy, Principal},
 };
 
@@ -200,6 +200,32 @@ impl Access<'_> {
             }
         }
         Ok(parts.into())
+    }
+
+    /// What it lists, whatever else is wrong with it.
+    pub fn listed(&self) -> Listed {
+        let mut listed = Listed::default();
+        listed.issuers.extend(self.issuers.iter().map(|entry| entry.issuer.clone()));
+        for entry in self.principals {
+            let Ok(principal) = entry.arn.parse::<Principal>() else { continue };
+            let groups = self.groups.iter().filter(|group| entry.groups.contains(&group.name));
+            let policies = entry.policies.iter().chain(groups.flat_map(|group| &group.policies));
+            listed.principals.entry(principal.clone()).or_default().extend(policies.cloned());
+            let sha256 = entry.token_sha256.iter().chain(entry.token.iter().map(|token| &token.sha256));
+            for digest in sha256.filter_map(|text| digest("", text).ok()) {
+                listed.tokens.insert(digest, principal.clone());
+            }
+            for of in &entry.jwt {
+                listed.claims.push((of.issuer.clone(), of.claims.clone(), principal.clone()));
+            }
+            for name in entry.certificates.iter().filter_map(|text| text.parse().ok()) {
+                listed.certificates.insert(name, principal.clone());
+            }
+            for key in &entry.access_key {
+                listed.access_keys.insert(key.id.clone(), principal.clone());
+            }
+        }
+        listed
     }
 
     /// The files that it is read from.

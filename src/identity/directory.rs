@@ -12,10 +12,10 @@ use crate::domain::Timestamp;
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct Directory {
-    tokens: Tokens,
-    issuers: Vec<Issuer>,
-    certificates: HashMap<Name, Arc<Identity>>,
-    access_keys: AccessKeys,
+    pub(super) tokens: Tokens,
+    pub(super) issuers: Vec<Issuer>,
+    pub(super) certificates: HashMap<Name, Arc<Identity>>,
+    pub(super) access_keys: AccessKeys,
 }
 
 /// What a directory is made of.

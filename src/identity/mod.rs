@@ -10,6 +10,7 @@ mod directory;
 mod fetch;
 mod jwks;
 mod jwt;
+mod narrow;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ pub use directory::{Builder, Directory};
 pub use fetch::{Fetch, Fetched};
 pub use jwks::{KeySet, KeySetError, Keys};
 pub use jwt::{Issuer, Mapping};
+pub use narrow::Listed;
 
 use crate::{
     domain::Timestamp,

@@ -148,7 +148,10 @@ impl Authorization {
     async fn by_message(&self, request: &mut Request<Body>, row: &'static Row, template: &'static Template) -> Decided {
         let message = match read_message(request).await {
             Ok(message) => message,
-            Err(refusal) => return refusal.into(),
+            Err(refusal) => {
+                let unwritten = self.unread(request, row);
+                return Decided { unwritten, ..refusal.into() };
+            }
         };
         match only_message(&message).and_then(|message| template.fill(message)) {
             Some(resource) => self.decide(request, row, &resource),
@@ -157,6 +160,25 @@ impl Authorization {
                 Refusal::Failure(Failure::invalid(Violation { field: "the request", description })).into()
             }
         }
+    }
+
+    /// Writes down that nothing could be decided.
+    fn unread(&self, request: &Request<Body>, row: &'static Row) -> Option<Unwritten> {
+        let caller = request.extensions().get::<Caller>();
+        metrics::decided(Some(&row.action), "deny");
+        self.audit.record(&audit::Record {
+            time: self.clock.now(),
+            request_id: request_id(request),
+            trace_id: trace_id(request),
+            principal: caller.map(|caller| caller.identity.principal.as_str()),
+            authenticated_by: caller.map(|caller| caller.method.name()),
+            method: self.contract.authorizations.path(request.uri().path()),
+            action: Some(&row.action),
+            resource: None,
+            decision: audit::Verdict::Deny,
+            reason: &"the message did not come whole",
+            source_ip: request.extensions().get::<Peer>().map(|peer| peer.address),
+        })
     }
 
     fn decide(&self, request: &mut Request<Body>, row: &'static Row, resource: &str) -> Decided {
