@@ -64,13 +64,11 @@ pub struct Record<'a> {
     /// The RAM action.
     pub action: Option<&'a str>,
     /// The RAM resource.
-    #[serde(serialize_with = "shortened_if_any")]
-    pub resource: Option<&'a str>,
+    pub resource: Option<Shortened<'a>>,
     /// `allow` or `deny`.
     pub decision: Verdict,
     /// The statement that decided, or what else did.
-    #[serde(serialize_with = "shortened")]
-    pub reason: &'a (dyn Display + Sync),
+    pub reason: Shortened<'a>,
     /// Where the call came from.
     pub source_ip: Option<IpAddr>,
 }
@@ -101,7 +99,8 @@ fn shown_if_any<S: serde::Serializer>(value: &Option<impl Display>, serializer: 
 const MAX_TEXT: usize = 400;
 
 /// A text of which the beginning alone is shown.
-struct Shortened<'a>(&'a dyn Display);
+#[derive(Clone, Copy)]
+pub struct Shortened<'a>(pub &'a (dyn Display + Sync));
 
 impl Display for Shortened<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,15 +127,9 @@ impl Display for Shortened<'_> {
     }
 }
 
-fn shortened<S: serde::Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&Shortened(value))
-}
-
-#[expect(clippy::ref_option, reason = "it is handed so")]
-fn shortened_if_any<S: serde::Serializer>(value: &Option<&str>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.collect_str(&Shortened(value)),
-        None => serializer.serialize_none(),
+impl Serialize for Shortened<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -206,6 +199,7 @@ impl Audit {
 
     /// Writes a decision down, unless it is one of those that are left out. Returns it where the queue is full: the caller has to wait
     /// until there is room.
+    #[must_use]
     pub fn record(&self, record: &Record<'_>) -> Option<Unwritten> {
         if record.decision == Verdict::Allow && self.sampled < 1.0 && rand::random::<f64>() >= self.sampled {
             return None;
@@ -214,6 +208,7 @@ impl Audit {
     }
 
     /// Writes down how many calls were refused that are no line each. Returns it where the queue is full.
+    #[must_use]
     pub fn summarize(&self, summary: &Summary) -> Option<Unwritten> {
         let Summary { time, source_ip, refused } = *summary;
         let reason = "calls without a valid credential, more than are written down one by one";

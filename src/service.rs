@@ -202,14 +202,10 @@ impl Service {
         let http_address = probes.as_ref().map(|(_, bound)| *bound);
         let (mut access, mut page, mut audit_task) = (None, None, None);
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
-            let seconds = Duration::from_secs;
             audit_task = Some(writing);
             access = Some(Access { directory: Arc::clone(&directory), fetched, tls, audit: audit.clone() });
-            let refusals =
-                server::Refusals::new(config.limits.failed_credentials_per_minute, audit.clone(), clock.clone());
-            let refusals = Arc::new(refusals);
-            let (counted, until) = (Arc::clone(&refusals), stop.clone());
-            tasks.push(tokio::spawn(async move { counted.run(until).await }));
+            let (refusals, counting) = refusals(config, &audit, &clock, &stop);
+            tasks.push(counting);
             let parts = Parts {
                 contract,
                 directory,
@@ -219,11 +215,7 @@ impl Service {
                 backend: backend.clone(),
                 clock,
                 max_in_flight: config.server.max_in_flight,
-                deadlines: Deadlines {
-                    default: seconds(config.server.default_deadline_seconds),
-                    longest: seconds(config.server.max_deadline_seconds),
-                    stream: seconds(config.server.max_stream_seconds),
-                },
+                deadlines: deadlines(config),
                 plaintext: config.server.allow_plaintext,
                 stop: stop.clone(),
             };
@@ -412,6 +404,27 @@ fn listening(config: &Config, connections: usize, http1: bool) -> ListenerSettin
         max_call: Duration::from_secs(config.server.max_stream_seconds.max(config.server.max_deadline_seconds)),
         http1,
     }
+}
+
+/// The deadlines of calls.
+fn deadlines(config: &Config) -> Deadlines {
+    let [default, longest, stream] =
+        [config.server.default_deadline_seconds, config.server.max_deadline_seconds, config.server.max_stream_seconds]
+            .map(Duration::from_secs);
+    Deadlines { default, longest, stream }
+}
+
+/// What counts calls without a valid credential, and the task that tells of them.
+fn refusals(
+    config: &Config,
+    audit: &Audit,
+    clock: &Clock,
+    stop: &CancellationToken,
+) -> (Arc<server::Refusals>, JoinHandle<()>) {
+    let per_minute = config.limits.failed_credentials_per_minute;
+    let refusals = Arc::new(server::Refusals::new(per_minute, audit.clone(), clock.clone()));
+    let (counted, stop) = (Arc::clone(&refusals), stop.clone());
+    (refusals, tokio::spawn(async move { counted.run(stop).await }))
 }
 
 /// The proxies that are believed.

@@ -95,7 +95,11 @@ mod tests {
         let (held, dropped) = oneshot::channel::<()>();
         let begun = Instant::now();
         CallExecutor.execute(async move {
-            poll_fn(|_| Poll::Ready(say(begun))).await;
+            poll_fn(|_| {
+                say(begun);
+                Poll::Ready(())
+            })
+            .await;
             std::future::pending::<()>().await;
             drop(held);
         });

@@ -171,8 +171,8 @@ mod tests {
 
     use super::{Connections, UNPROVEN_PER_SOURCE};
 
-    fn source(last: u8) -> Option<IpAddr> {
-        Some([192, 0, 2, last].into())
+    fn source(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
     }
 
     #[tokio::test]
@@ -180,9 +180,9 @@ mod tests {
         let connections = Connections::new(3, 3);
         let [silent, proven, busy] = [1, 1, 2].map(source);
         let (silent, proven, busy) = (
-            connections.admit(silent).await.expect("a place"),
-            connections.admit(proven).await.expect("a place"),
-            connections.admit(busy).await.expect("a place"),
+            connections.admit(Some(silent)).await.expect("a place"),
+            connections.admit(Some(proven)).await.expect("a place"),
+            connections.admit(Some(busy)).await.expect("a place"),
         );
         drop(proven.activity.authenticated());
         let call = busy.activity.authenticated();
@@ -191,7 +191,7 @@ mod tests {
             silent.evicted.cancelled().await;
             drop(silent);
         });
-        let fourth = connections.admit(source(3)).await.expect("the silent one gave way");
+        let fourth = connections.admit(Some(source(3))).await.expect("the silent one gave way");
         leaving.await.expect("it left");
         assert!(!proven.evicted.is_cancelled() && !busy.evicted.is_cancelled());
         let held = fourth.activity.authenticated();
@@ -199,10 +199,10 @@ mod tests {
             proven.evicted.cancelled().await;
             drop(proven);
         });
-        let fifth = connections.admit(source(4)).await.expect("the idle one gave way");
+        let fifth = connections.admit(Some(source(4))).await.expect("the idle one gave way");
         leaving.await.expect("it left");
         let last = fifth.activity.authenticated();
-        let waits = tokio::time::timeout(Duration::from_millis(50), connections.admit(source(5))).await;
+        let waits = tokio::time::timeout(Duration::from_millis(50), connections.admit(Some(source(5)))).await;
         assert!(waits.is_err(), "all places are in use");
         assert!(!busy.evicted.is_cancelled() && !fourth.evicted.is_cancelled() && !fifth.evicted.is_cancelled());
         drop((call, held, last));
@@ -211,18 +211,18 @@ mod tests {
     #[tokio::test]
     async fn one_source_takes_no_place_of_another() {
         let connections = Connections::new(10, 2);
-        let first = connections.admit(source(1)).await.expect("a place");
-        let second = connections.admit(source(1)).await.expect("a place");
+        let first = connections.admit(Some(source(1))).await.expect("a place");
+        let second = connections.admit(Some(source(1))).await.expect("a place");
         let calls = [&first, &second].map(|place| place.activity.authenticated());
-        assert!(connections.admit(source(1)).await.is_none(), "both of its places are in use");
-        assert!(connections.admit(source(2)).await.is_some());
+        assert!(connections.admit(Some(source(1))).await.is_none(), "both of its places are in use");
+        assert!(connections.admit(Some(source(2))).await.is_some());
         drop(calls);
-        assert!(connections.admit(source(1)).await.is_some());
+        assert!(connections.admit(Some(source(1))).await.is_some());
         assert!(first.evicted.is_cancelled(), "the older one gave way");
         // Behind a proxy it is known later whose it is, and then counted.
         let [third, fourth] = [connections.admit(None).await, connections.admit(None).await];
         let (third, fourth) = (third.expect("a place"), fourth.expect("a place"));
-        let three = source(3).expect("an address");
+        let three = source(3);
         assert!(third.count_for(three) && fourth.count_for(three));
         let calls = [&third, &fourth].map(|place| place.activity.authenticated());
         let fifth = connections.admit(None).await.expect("a place");
@@ -235,7 +235,7 @@ mod tests {
         let connections = Connections::new(4 * UNPROVEN_PER_SOURCE, 4 * UNPROVEN_PER_SOURCE);
         let mut places = Vec::new();
         for _ in 0..2 * UNPROVEN_PER_SOURCE {
-            places.push(connections.admit(source(1)).await.expect("a place"));
+            places.push(connections.admit(Some(source(1))).await.expect("a place"));
         }
         let evicted = places.iter().filter(|place| place.evicted.is_cancelled()).count();
         assert_eq!(evicted, UNPROVEN_PER_SOURCE);

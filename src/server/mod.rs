@@ -60,11 +60,9 @@ use paths::{Methods, Paths};
 pub use refusals::Refusals;
 use source_pool::SourcePool;
 
-/// The largest message that a caller may send, in bytes.
+/// The largest message that a caller may send, in bytes; and the largest answer of reflection.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
-/// The largest answer of reflection: a file of the contract, and the question again.
-const MAX_REFLECTED_BYTES: usize = 128 << 10;
 /// How long the one message of a call may take to arrive.
 const MESSAGE_ARRIVAL: Duration = Duration::from_secs(10);
 /// How long the questions of a call that reflects may take, all together.
@@ -160,13 +158,13 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
             reflection()
                 .build_v1()?
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_REFLECTED_BYTES),
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
         .add_service(
             reflection()
                 .build_v1alpha()?
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_REFLECTED_BYTES),
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
         );
     let open = ServiceBuilder::new()
         .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, REFLECTION_ARRIVAL, contract))

@@ -9,15 +9,13 @@ use std::{
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
-use opentelemetry::trace::TraceId;
-use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
-use super::{BoxFuture, Refusal, lasts, read_message, request_id, standing::Credential, trace_id};
+use super::{BoxFuture, Refusal, lasts, pending::Pending, read_message, request_id, standing::Credential};
 use crate::{
-    audit::{self, Audit, Unwritten},
+    audit::Audit,
     contract::{
         Contract, Failure,
         v1::CommonErrorCode::{
@@ -25,14 +23,13 @@ use crate::{
             SignatureDoesNotMatch, SignatureNonceUsed,
         },
     },
-    domain::{Clock, RequestId, Timestamp, with_causes},
+    domain::{Clock, Timestamp, with_causes},
     identity::{Caller, CurrentDirectory, Method, Unproven, acs3},
-    metrics,
     server::{
         RETRY_AFTER,
         openapi::{Head, Original},
         peer::Peer,
-        refusals::{Refusals, Refused},
+        refusals::Refusals,
         source_pool::SourcePool,
     },
     state::State,
@@ -135,9 +132,9 @@ enum Presented {
 }
 
 /// Why a credential is not taken: what the caller is told, and what is written down.
-struct Rejected {
-    refusal: Refusal,
-    why: String,
+pub struct Rejected {
+    pub refusal: Refusal,
+    pub why: String,
 }
 
 impl From<Failure> for Rejected {
@@ -278,86 +275,6 @@ pub fn again(credential: &Credential, now: Timestamp) -> Result<Caller, Unproven
             headers.extend(credential.header.clone().map(|header| (AUTHORIZATION, header)));
             let key = acs3::Authorization::of(&headers).and_then(|key| directory.access_key(key.credential));
             key.ok_or(Unproven::Unknown)
-        }
-    }
-}
-
-/// A call that has proved nothing yet. If it goes away, or its deadline passes, without having done so, that counts as a failure too.
-struct Pending {
-    authentication: Arc<Authentication>,
-    request_id: RequestId,
-    trace_id: Option<TraceId>,
-    /// The method, if it is one of the contract's.
-    path: Option<&'static str>,
-    peer: Option<Peer>,
-    settled: bool,
-}
-
-impl Pending {
-    fn of(authentication: Arc<Authentication>, request: &Request<Body>) -> Self {
-        Self {
-            request_id: request_id(request),
-            trace_id: trace_id(request),
-            path: authentication.contract.authorizations.path(request.uri().path()),
-            peer: request.extensions().get().cloned(),
-            authentication,
-            settled: false,
-        }
-    }
-
-    /// It has proved who calls.
-    fn proved(mut self) -> Arc<Authentication> {
-        self.settled = true;
-        Arc::clone(&self.authentication)
-    }
-
-    /// Refuses it, and writes that down.
-    async fn reject(mut self, rejected: Rejected) -> Response<Body> {
-        self.settled = true;
-        let Rejected { mut refusal, why } = rejected;
-        let (refused, unwritten) = self.write_down(&why);
-        if let Refused::Throttled(wait) = refused {
-            refusal = Refusal::Failure(Failure::throttled(wait));
-        }
-        let written = match unwritten {
-            Some(unwritten) => unwritten.written().await,
-            None => Ok(()),
-        };
-        written.map_err(Refusal::from).err().unwrap_or(refusal).answer(self.authentication.contract, self.request_id)
-    }
-
-    fn write_down(&self, why: &str) -> (Refused, Option<Unwritten>) {
-        let Authentication { refusals, contract, clock, audit, .. } = &*self.authentication;
-        let action = self.path.and_then(|path| contract.authorizations.get(path)).map(|row| row.action.as_str());
-        metrics::decided(action, "deny");
-        let refused = self.peer.as_ref().map_or(Refused::Line, |peer| refusals.refused(peer.source(), Instant::now()));
-        if refused != Refused::Line {
-            return (refused, None);
-        }
-        let record = audit::Record {
-            time: clock.now(),
-            request_id: self.request_id,
-            trace_id: self.trace_id,
-            principal: None,
-            authenticated_by: None,
-            method: self.path,
-            action,
-            resource: None,
-            decision: audit::Verdict::Deny,
-            reason: &why,
-            source_ip: self.peer.as_ref().map(|peer| peer.address),
-        };
-        (refused, audit.record(&record))
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        // Nobody is there to wait for the audit log; what it does not take is counted.
-        if !self.settled
-            && self.write_down("the caller gave up before it proved anything, or took too long").1.is_some()
-        {
-            metrics::audit_lost(1);
         }
     }
 }

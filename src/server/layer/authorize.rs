@@ -176,7 +176,7 @@ impl Authorization {
             action: Some(&row.action),
             resource: None,
             decision: audit::Verdict::Deny,
-            reason: &"the message did not come whole",
+            reason: audit::Shortened(&"the message did not come whole"),
             source_ip: request.extensions().get::<Peer>().map(|peer| peer.address),
         })
     }
@@ -210,9 +210,9 @@ impl Authorization {
             authenticated_by: Some(caller.method.name()),
             method: path,
             action: Some(action),
-            resource: Some(resource),
+            resource: Some(audit::Shortened(&resource)),
             decision: verdict,
-            reason: &decision,
+            reason: audit::Shortened(&decision),
             source_ip: context.source_ip,
         };
         metrics::decided(Some(action), word);

@@ -10,6 +10,7 @@ mod limit;
 mod message;
 mod open;
 mod panic;
+mod pending;
 mod quota;
 mod request_id;
 mod standing;

@@ -117,7 +117,7 @@ impl Usages {
         if !one_more(&usage.open, quota.max_in_flight) {
             return Err(RETRY_AFTER);
         }
-        let mut open = Open { usage, verifies: false, _authenticated: None };
+        let mut open = Open { usage, verifies: false, authenticated: None };
         if let Some(count) = quota.calls_per_second {
             let mut spent = open.usage.spent.lock().unwrap_or_else(PoisonError::into_inner);
             spent.take(Rate::new(count, Duration::from_secs(1)), now)?;
@@ -137,7 +137,8 @@ impl Usages {
 pub struct Open {
     usage: Arc<Usage>,
     verifies: bool,
-    _authenticated: Option<Authenticated>,
+    /// Held, so that its connection is known to be in use.
+    authenticated: Option<Authenticated>,
 }
 
 impl Drop for Open {
@@ -234,7 +235,7 @@ where
             // Nobody comes here who has not been authenticated.
             None => return failed(&Failure::new(InternalError, "")),
         };
-        open._authenticated = request.extensions().get::<Peer>().map(|peer| peer.activity.authenticated());
+        open.authenticated = request.extensions().get::<Peer>().map(|peer| peer.activity.authenticated());
         match cost {
             Cost::Small => Either::Left(Begun { inner: self.inner.call(request), open }),
             Cost::Answer | Cost::Verification => Either::Right(Either::Left(held(self.inner.call(request), open))),

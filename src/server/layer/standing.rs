@@ -131,9 +131,9 @@ impl Standing {
             authenticated_by: Some(self.caller.method.name()),
             method: Some(self.path),
             action: Some(self.action),
-            resource: Some(&self.resource),
+            resource: Some(audit::Shortened(&self.resource)),
             decision: audit::Verdict::Deny,
-            reason: &why,
+            reason: audit::Shortened(&why),
             source_ip: self.source_ip,
         };
         metrics::decided(Some(self.action), "deny");

@@ -71,7 +71,8 @@ async fn a_stream_ends_when_its_token_or_its_policy_is_taken_out() {
     let before = fs::read_to_string(running.site.directory.path().join("appferry.toml")).expect("the configuration");
     let ended = watch_ends(&running, &id, |text| text.replace(&digest(READER), &"0".repeat(64))).await;
     assert_eq!(ended.code(), Code::PermissionDenied, "{ended:?}");
-    assert_eq!(refusal::read(&ended).reason, "NoPermission");
+    let details = tonic_types::StatusExt::get_details_error_info(&ended).expect("details");
+    assert_eq!(details.reason, "NoPermission");
     change(&running, |_| before.clone());
     let reads = async || {
         let refused = app_sync(running.address, Some(READER)).await.synchronize_app(ask("a", &[])).await;
