@@ -112,7 +112,7 @@ impl Connection {
     pub async fn listen(&mut self, limit: Duration, until: impl Fn(&Self) -> bool) -> bool {
         let end = Instant::now() + limit;
         while !until(self) && !self.closed {
-            let mut bytes = [0; 65_536];
+            let mut bytes = vec![0; 16_384];
             match timeout_at(end, self.stream.read(&mut bytes)).await {
                 Ok(Ok(0) | Err(_)) => self.closed = true,
                 Ok(Ok(read)) => {
