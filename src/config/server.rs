@@ -64,7 +64,7 @@ impl Default for Server {
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
             proxy_protocol: false,
-            max_streams_per_connection: 128,
+            max_streams_per_connection: 256,
             max_connection_age_seconds: 3_600,
             max_connection_idle_seconds: 900,
             default_deadline_seconds: 30,
