@@ -5,7 +5,7 @@
 mod writer;
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     io,
     net::IpAddr,
     path::PathBuf,
@@ -59,17 +59,16 @@ pub struct Record<'a> {
     pub principal: Option<&'a str>,
     /// How it was proved.
     pub authenticated_by: Option<&'static str>,
-    /// The method.
-    pub method: &'a str,
+    /// The method, of those of the contract; what else a caller can name is none.
+    pub method: Option<&'a str>,
     /// The RAM action.
     pub action: Option<&'a str>,
     /// The RAM resource.
-    pub resource: Option<&'a str>,
+    pub resource: Option<Shortened<'a>>,
     /// `allow` or `deny`.
     pub decision: Verdict,
     /// The statement that decided, or what else did.
-    #[serde(serialize_with = "shown")]
-    pub reason: &'a (dyn Display + Sync),
+    pub reason: Shortened<'a>,
     /// Where the call came from.
     pub source_ip: Option<IpAddr>,
 }
@@ -94,6 +93,66 @@ fn shown_if_any<S: serde::Serializer>(value: &Option<impl Display>, serializer: 
         Some(value) => serializer.collect_str(value),
         None => serializer.serialize_none(),
     }
+}
+
+/// The most characters of what a caller can choose the length of.
+const MAX_TEXT: usize = 400;
+
+/// A text of which the beginning alone is shown.
+#[derive(Clone, Copy)]
+pub struct Shortened<'a>(pub &'a (dyn Display + Sync));
+
+impl Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Takes so many characters, and then no more.
+        struct Beginning<'a, 'f>(&'a mut fmt::Formatter<'f>, usize);
+        impl fmt::Write for Beginning<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                match text.char_indices().nth(self.1) {
+                    Some((end, _)) => {
+                        self.0.write_str(&text[..end])?;
+                        self.0.write_str("…")?;
+                        Err(fmt::Error)
+                    }
+                    None => {
+                        self.1 -= text.chars().count();
+                        self.0.write_str(text)
+                    }
+                }
+            }
+        }
+        // It fails where there was more than is shown.
+        let _ = fmt::Write::write_fmt(&mut Beginning(f, MAX_TEXT), format_args!("{}", self.0));
+        Ok(())
+    }
+}
+
+impl Serialize for Shortened<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Calls that were refused because their credentials proved nothing, too many for a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// When it was told.
+    pub time: Timestamp,
+    /// Where they came from; from many places if nothing is said.
+    pub source_ip: Option<IpAddr>,
+    /// How many since it was told last.
+    pub refused: u64,
+}
+
+/// How a summary stands in the log.
+#[derive(Serialize)]
+struct SummaryLine {
+    #[serde(serialize_with = "shown")]
+    time: Timestamp,
+    decision: Verdict,
+    reason: &'static str,
+    source_ip: Option<IpAddr>,
+    refused: u64,
 }
 
 #[derive(Debug)]
@@ -140,23 +199,32 @@ impl Audit {
 
     /// Writes a decision down, unless it is one of those that are left out. Returns it where the queue is full: the caller has to wait
     /// until there is room.
+    #[must_use]
     pub fn record(&self, record: &Record<'_>) -> Option<Unwritten> {
         if record.decision == Verdict::Allow && self.sampled < 1.0 && rand::random::<f64>() >= self.sampled {
             return None;
         }
+        self.write(record)
+    }
+
+    /// Writes down how many calls were refused that are no line each. Returns it where the queue is full.
+    #[must_use]
+    pub fn summarize(&self, summary: &Summary) -> Option<Unwritten> {
+        let Summary { time, source_ip, refused } = *summary;
+        let reason = "calls without a valid credential, more than are written down one by one";
+        self.write(&SummaryLine { time, decision: Verdict::Deny, reason, source_ip, refused })
+    }
+
+    fn write(&self, line: &impl Serialize) -> Option<Unwritten> {
         let mut text = Vec::with_capacity(LINE);
-        match serde_json::to_writer(&mut text, record) {
-            Ok(()) => {
-                text.push(b'\n');
-                // It is open for as long as this lives.
-                let full = self.entries.try_send(Entry::Line(text)).err()?;
-                Some(Unwritten { audit: self.clone(), line: full.into_inner() })
-            }
-            Err(error) => {
-                tracing::error!(%error, "a decision could not be written down");
-                None
-            }
+        if let Err(error) = serde_json::to_writer(&mut text, line) {
+            tracing::error!(%error, "a decision can't be written down; its call is refused");
+            return Some(Unwritten { audit: self.clone(), line: None });
         }
+        text.push(b'\n');
+        // It is open for as long as this lives.
+        let full = self.entries.try_send(Entry::Line(text)).err()?;
+        Some(Unwritten { audit: self.clone(), line: Some(full.into_inner()) })
     }
 
     /// Opens the file again, which has been moved away.
@@ -177,7 +245,8 @@ impl Audit {
 #[derive(Debug)]
 pub struct Unwritten {
     audit: Audit,
-    line: Entry,
+    /// The line; nothing if it is none that can be written.
+    line: Option<Entry>,
 }
 
 impl Unwritten {
@@ -185,6 +254,10 @@ impl Unwritten {
     /// written since then.
     pub async fn written(self) -> Result<(), Blocked> {
         let Self { audit, line } = self;
+        let Some(line) = line else {
+            metrics::unaudited();
+            return Err(Blocked);
+        };
         let limit = if audit.is_blocked() { Duration::ZERO } else { PATIENCE };
         if let Ok(Ok(())) = tokio::time::timeout(limit, audit.entries.send(line)).await {
             return Ok(());

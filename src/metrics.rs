@@ -54,6 +54,7 @@ struct Instruments {
     call_duration: Histogram<f64>,
     decisions: Counter<u64>,
     unaudited: Counter<u64>,
+    audit_lost: Counter<u64>,
     log_dropped: Counter<u64>,
     copies_running: UpDownCounter<i64>,
     copy_duration: Histogram<f64>,
@@ -96,6 +97,11 @@ impl Instruments {
                 .u64_counter("appferry.audit.refusals")
                 .with_unit("{call}")
                 .with_description("Calls that were refused because the audit log could not be written")
+                .build(),
+            audit_lost: meter
+                .u64_counter("appferry.audit.lost")
+                .with_unit("{decision}")
+                .with_description("Decisions that were made and could not be written to the audit log")
                 .build(),
             log_dropped: meter
                 .u64_counter("appferry.log.dropped")
@@ -175,6 +181,7 @@ fn region(region: &RegionId) -> KeyValue {
 pub fn enable() {
     // What is counted for the first time only when it happens looks to Prometheus as if it had always been there.
     INSTRUMENTS.unaudited.add(0, &[]);
+    INSTRUMENTS.audit_lost.add(0, &[]);
     INSTRUMENTS.log_dropped.add(0, &[]);
     ENABLED.store(true, Ordering::Release);
 }
@@ -230,6 +237,13 @@ pub fn decided(action: Option<&'static str>, decision: &'static str) {
 pub fn unaudited() {
     if let Some(instruments) = instruments() {
         instruments.unaudited.add(1, &[]);
+    }
+}
+
+/// Decisions were made that could not be written to the audit log.
+pub fn audit_lost(decisions: u64) {
+    if let Some(instruments) = instruments() {
+        instruments.audit_lost.add(decisions, &[]);
     }
 }
 

@@ -1,9 +1,8 @@
 //! Who may call and what is logged, read anew while the process runs: when it is told to, and when a file that says so has changed.
-//! What can't be used changes nothing, and is said loudly.
+//! What can't be used lets nobody in and is said loudly; whom it does not list any more is taken out all the same.
 
 use std::{mem, path::PathBuf, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -12,7 +11,7 @@ use crate::{
     audit::Audit,
     config::{self, Config},
     domain::with_causes,
-    identity::{Directory, Fetched},
+    identity::{CurrentDirectory, Fetched},
     server::{Tls, TlsError},
 };
 
@@ -45,7 +44,7 @@ pub struct Reload {
 #[derive(Debug)]
 pub struct Access {
     /// Who may call, by the configuration that is in force.
-    pub directory: Arc<ArcSwap<Directory>>,
+    pub directory: Arc<CurrentDirectory>,
     /// The public keys that are fetched.
     pub fetched: Fetched,
     /// The certificates.
@@ -84,21 +83,36 @@ impl Reload {
             // names are not among these, so they are read once more; those of a configuration that can't be used are not, until it
             // changes itself or somebody asks.
             seen = now;
+            let certificates = self.read_certificates().await;
             match self.read(&fetching).await {
                 Ok(()) if first => {
                     tracing::debug!("the configuration was read again, for what has changed since the start");
                 }
                 Ok(()) if self.access.is_some() => tracing::info!("who may call and what is logged were read anew"),
                 Ok(()) => tracing::info!("what is logged was read anew"),
-                Err(error) => tracing::error!(
-                    error = with_causes(&error),
-                    "the configuration was changed and can't be used; what counted before goes on counting"
-                ),
+                Err(error) => {
+                    let counts = self.narrow().await;
+                    tracing::error!(
+                        error = with_causes(&error),
+                        counts,
+                        "the configuration was changed and can't be used; what counted before goes on counting"
+                    );
+                }
+            }
+            if let Err(error) = certificates {
+                let error = with_causes(&error);
+                tracing::error!(error, "the certificates were changed and can't be used; those before go on counting");
             }
         }
         drop(self.access);
         fetching.close();
         fetching.wait().await;
+    }
+
+    /// Reads the certificates, whatever is wrong with the rest.
+    async fn read_certificates(&self) -> Result<(), Error> {
+        let Some(tls) = self.access.as_ref().and_then(|access| access.tls.clone()) else { return Ok(()) };
+        Ok(tokio::task::spawn_blocking(move || tls.reload()).await??)
     }
 
     async fn read(&mut self, fetching: &TaskTracker) -> Result<(), Error> {
@@ -110,17 +124,28 @@ impl Reload {
         });
         let (read, config) = read.await??;
         if let Some((access, (directory, fetched))) = self.access.as_mut().zip(read) {
-            if let Some(tls) = access.tls.clone() {
-                tokio::task::spawn_blocking(move || tls.reload()).await??;
-            }
             access.fetched.follow(fetched, fetching);
-            access.directory.store(Arc::new(directory));
+            access.directory.replace(directory);
         }
         if config.log != self.config.log {
             config.log.apply()?;
         }
         self.config = config;
         Ok(())
+    }
+
+    /// Takes out whom the configuration does not list any more, though it can't be used. Returns what counts then.
+    async fn narrow(&self) -> &'static str {
+        let Some(access) = &self.access else { return "what was configured before" };
+        let old = self.config.clone();
+        match tokio::task::spawn_blocking(move || old.listed_again()).await {
+            Ok(Some(listed)) => {
+                let narrowed = access.directory.load().narrowed(&listed);
+                access.directory.replace(narrowed);
+                "what was configured before, without the principals, credentials and policies that are not listed any more"
+            }
+            _ => "all that was configured before; whom it lists now can't be read",
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -16,12 +15,12 @@ use crate::{
     contract::{self, Contract},
     descriptors,
     domain::{Clock, RegionId, WorkerId},
-    identity::{Directory, Fetched},
+    identity::{CurrentDirectory, Fetched},
     metrics,
     region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
     reload::{Access, Reload},
     server::{
-        self, Deadlines, Health, Listener, ListenerSettings, Parts, Tls, TlsError,
+        self, Deadlines, Health, Listener, ListenerSettings, Parts, Proxies, Tls, TlsError,
         health::{Readiness, Told},
     },
     state::{self, State},
@@ -191,7 +190,9 @@ impl Service {
         let connections = descriptors::divide(config, listeners(config, role))?;
         let door = if role == Role::Worker { None } else { Some(Door::open(config, connections).await?) };
         let probes = match &config.http {
-            Some(http) => Some(bind("http.listen", http.listen, listening(config, connections, true), None).await?),
+            Some(http) => Some(
+                bind("http.listen", http.listen, listening(config, connections, true), proxies(config), None).await?,
+            ),
             None => None,
         };
         let database = config.database.settings();
@@ -206,23 +207,20 @@ impl Service {
         let http_address = probes.as_ref().map(|(_, bound)| *bound);
         let (mut access, mut page, mut audit_task) = (None, None, None);
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
-            let seconds = Duration::from_secs;
             audit_task = Some(writing);
             access = Some(Access { directory: Arc::clone(&directory), fetched, tls, audit: audit.clone() });
+            let (refusals, counting) = refusals(config, &audit, &clock, &stop);
+            tasks.push(counting);
             let parts = Parts {
                 contract,
                 directory,
-                failures_per_minute: config.limits.failed_credentials_per_minute,
+                refusals,
                 audit,
                 state: state.clone(),
                 backend: backend.clone(),
                 clock,
                 max_in_flight: config.server.max_in_flight,
-                deadlines: Deadlines {
-                    default: seconds(config.server.default_deadline_seconds),
-                    longest: seconds(config.server.max_deadline_seconds),
-                    stream: seconds(config.server.max_stream_seconds),
-                },
+                deadlines: deadlines(config),
                 plaintext: config.server.allow_plaintext,
                 stop: stop.clone(),
             };
@@ -367,7 +365,7 @@ struct Door {
     openapi: Option<(Listener, SocketAddr)>,
     tls: Option<Arc<Tls>>,
     fetched: Fetched,
-    directory: Arc<ArcSwap<Directory>>,
+    directory: Arc<CurrentDirectory>,
     audit: Audit,
     writing: JoinHandle<()>,
 }
@@ -376,14 +374,14 @@ impl Door {
     async fn open(config: &Config, connections: usize) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
         let mut fetched = Fetched::default();
-        let directory = Arc::new(ArcSwap::from_pointee(config.directory(&mut fetched)?));
+        let directory = Arc::new(CurrentDirectory::new(config.directory(&mut fetched)?));
         let tls_of = tls.as_deref();
         let settings = listening(config, connections, false);
-        let (listener, bound) = bind("server.listen", config.server.listen, settings, tls_of).await?;
+        let (listener, bound) = bind("server.listen", config.server.listen, settings, proxies(config), tls_of).await?;
         let openapi = match &config.openapi {
             Some(openapi) => {
                 let settings = listening(config, connections, true);
-                Some(bind("openapi.listen", openapi.listen, settings, tls_of).await?)
+                Some(bind("openapi.listen", openapi.listen, settings, proxies(config), tls_of).await?)
             }
             None => None,
         };
@@ -404,21 +402,50 @@ fn listeners(config: &Config, role: Role) -> usize {
 fn listening(config: &Config, connections: usize, http1: bool) -> ListenerSettings {
     ListenerSettings {
         max_connections: connections,
+        max_per_source: config.server.max_connections_per_source,
         max_streams: config.server.max_streams_per_connection,
         max_age: Duration::from_secs(config.server.max_connection_age_seconds),
         max_idle: Duration::from_secs(config.server.max_connection_idle_seconds),
+        max_call: Duration::from_secs(config.server.max_stream_seconds.max(config.server.max_deadline_seconds)),
         http1,
     }
+}
+
+/// The deadlines of calls.
+fn deadlines(config: &Config) -> Deadlines {
+    let [default, longest, stream] =
+        [config.server.default_deadline_seconds, config.server.max_deadline_seconds, config.server.max_stream_seconds]
+            .map(Duration::from_secs);
+    Deadlines { default, longest, stream }
+}
+
+/// What counts calls without a valid credential, and the task that tells of them.
+fn refusals(
+    config: &Config,
+    audit: &Audit,
+    clock: &Clock,
+    stop: &CancellationToken,
+) -> (Arc<server::Refusals>, JoinHandle<()>) {
+    let per_minute = config.limits.failed_credentials_per_minute;
+    let refusals = Arc::new(server::Refusals::new(per_minute, audit.clone(), clock.clone()));
+    let (counted, stop) = (Arc::clone(&refusals), stop.clone());
+    (refusals, tokio::spawn(async move { counted.run(stop).await }))
+}
+
+/// The proxies that are believed.
+fn proxies(config: &Config) -> Arc<Proxies> {
+    Arc::new(config.server.proxies())
 }
 
 async fn bind(
     key: &'static str,
     address: SocketAddr,
     settings: ListenerSettings,
+    proxies: Arc<Proxies>,
     tls: Option<&Tls>,
 ) -> Result<(Listener, SocketAddr), Error> {
     let failed = |source| Error::Listen { key, address, source };
-    let listener = Listener::bind(address, settings, tls).await.map_err(failed)?;
+    let listener = Listener::bind(address, settings, proxies, tls).await.map_err(failed)?;
     let bound = listener.address().map_err(failed)?;
     Ok((listener, bound))
 }

@@ -40,10 +40,10 @@ use appferry::{
         },
     },
     domain::{Clock, Timestamp},
-    identity::Fetched,
+    identity::{CurrentDirectory, Fetched},
     ram::{Attached, Attachment, Context, Document, Keys, Policies, Policy, Request},
     region::{Backend, Stores},
-    server::{self, Deadlines, Gate, Parts},
+    server::{self, Deadlines, Gate, Parts, Refusals},
     state::{self, State},
 };
 use sha2::{Digest as _, Sha256};
@@ -241,8 +241,7 @@ async fn overhead() -> Result<()> {
     let (state, tasks) = State::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
     let second = Duration::from_secs(1);
     let contract = Contract::load()?;
-    let principals = arc_swap::ArcSwap::from_pointee(config.directory(&mut Fetched::default())?);
-    let principals = Arc::new(principals);
+    let principals = Arc::new(CurrentDirectory::new(config.directory(&mut Fetched::default())?));
     let mut writing = Vec::new();
     // Nothing of what is allowed is written down, or all of it.
     let mut servers = vec![bare::serve()?];
@@ -257,7 +256,7 @@ async fn overhead() -> Result<()> {
             plaintext: false,
             contract,
             directory: Arc::clone(&principals),
-            failures_per_minute: 1,
+            refusals: Arc::new(Refusals::new(1, audit.clone(), Clock::system())),
             audit,
             state: state.clone(),
             backend: Backend::Stores(Stores::new(Vec::new())),

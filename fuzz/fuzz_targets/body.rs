@@ -3,6 +3,8 @@
 
 use std::sync::{Mutex, OnceLock};
 
+#[path = "../../tests/it/fuzzed/start.rs"]
+mod start;
 #[path = "../../tests/it/fuzzed/body.rs"]
 mod target;
 

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{Condition, Destination, Entry, QUEUE};
+use crate::metrics;
 
 /// Lines that are written at once.
 const BATCH: usize = 1_024;
@@ -65,6 +66,7 @@ pub(super) fn run(
     }
     if !waiting.lines.is_empty() {
         let lost = waiting.lines.split_inclusive(|byte| *byte == b'\n').count();
+        metrics::audit_lost(lost as u64);
         tracing::error!(lost, ?to, "lines of the audit log could not be written before the end");
     }
 }

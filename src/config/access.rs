@@ -8,7 +8,7 @@ use super::{Error, jwt::JwtEntry, positive, secret, value};
 use crate::{
     domain::Timestamp,
     identity::{
-        Builder, Directory, Fetched, Identity, Mapping, Name, Quota, Token,
+        Builder, Directory, Fetched, Identity, Listed, Mapping, Name, Quota, Token,
         acs3::{AccessKey, Hosts},
     },
     ram::{Attached, Attachment, Document, Keys, Policies, Policy, Principal},
@@ -102,21 +102,28 @@ pub struct Limits {
     /// Calls a second of each principal, and as many at once.
     pub calls_per_second: Option<u32>,
     /// Calls and streams that each principal may have open at the same time.
-    pub max_in_flight: Option<u32>,
-    /// Credentials from one source that may prove nothing, a minute, and as many at once; then it has to wait.
+    pub max_in_flight: u32,
+    /// Credentials from one source that may prove nothing, a minute, and as many at once. One more is told to wait, and counted instead of
+    /// written down by itself. What is right is never refused for what was wrong.
     pub failed_credentials_per_minute: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { calls_per_second: None, max_in_flight: None, failed_credentials_per_minute: 120 }
+        Self { calls_per_second: None, max_in_flight: Quota::MAX_IN_FLIGHT, failed_credentials_per_minute: 120 }
     }
 }
 
 impl Limits {
     /// Refuses what can't be used.
     pub(super) fn check(&self) -> Result<(), Error> {
-        positive("limits", &[("failed_credentials_per_minute", self.failed_credentials_per_minute.into())])
+        positive(
+            "limits",
+            &[
+                ("max_in_flight", self.max_in_flight.into()),
+                ("failed_credentials_per_minute", self.failed_credentials_per_minute.into()),
+            ],
+        )
     }
 }
 
@@ -199,6 +206,32 @@ impl Access<'_> {
         Ok(parts.into())
     }
 
+    /// What it lists, whatever else is wrong with it.
+    pub fn listed(&self) -> Listed {
+        let mut listed = Listed::default();
+        listed.issuers.extend(self.issuers.iter().map(|entry| entry.issuer.clone()));
+        for entry in self.principals {
+            let Ok(principal) = entry.arn.parse::<Principal>() else { continue };
+            let groups = self.groups.iter().filter(|group| entry.groups.contains(&group.name));
+            let policies = entry.policies.iter().chain(groups.flat_map(|group| &group.policies));
+            listed.principals.entry(principal.clone()).or_default().extend(policies.cloned());
+            let sha256 = entry.token_sha256.iter().chain(entry.token.iter().map(|token| &token.sha256));
+            for digest in sha256.filter_map(|text| digest("", text).ok()) {
+                listed.tokens.insert(digest, principal.clone());
+            }
+            for of in &entry.jwt {
+                listed.claims.push((of.issuer.clone(), of.claims.clone(), principal.clone()));
+            }
+            for name in entry.certificates.iter().filter_map(|text| text.parse().ok()) {
+                listed.certificates.insert(name, principal.clone());
+            }
+            for key in &entry.access_key {
+                listed.access_keys.insert(key.id.clone(), principal.clone());
+            }
+        }
+        listed
+    }
+
     /// The files that it is read from.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let policies = self.policies.iter().filter_map(|policy| policy.file.as_ref());
@@ -234,9 +267,9 @@ impl Access<'_> {
             }
             let quota = Quota {
                 calls_per_second: entry.calls_per_second.or(self.limits.calls_per_second),
-                max_in_flight: entry.max_in_flight.or(self.limits.max_in_flight),
+                max_in_flight: entry.max_in_flight.unwrap_or(self.limits.max_in_flight),
             };
-            let numbers = [("calls_per_second", quota.calls_per_second), ("max_in_flight", quota.max_in_flight)];
+            let numbers = [("calls_per_second", quota.calls_per_second), ("max_in_flight", Some(quota.max_in_flight))];
             positive(&format!("principal[{place}]"), &numbers.map(|(key, n)| (key, n.unwrap_or(1).into())))?;
             Ok(Arc::new(Identity { principal, policies: Policies(attached), quota }))
         };

@@ -47,7 +47,7 @@ pub use worker::Worker;
 
 use crate::{
     domain::{RegionId, Regions, Secret, relay::Topology},
-    identity::{Directory, Fetched, Identity, acs3::Hosts},
+    identity::{Directory, Fetched, Identity, Listed, acs3::Hosts},
     ram,
 };
 
@@ -169,13 +169,27 @@ impl Config {
         self.file.as_deref().map_or_else(|| Ok(self.clone()), Self::load)
     }
 
+    /// Whom the file lists now, whatever else is wrong with it. Nothing where that can't be said: where it is no file of this form, or
+    /// has no principals at all, as one has that is being written.
+    #[must_use]
+    pub fn listed_again(&self) -> Option<Listed> {
+        let text = std::fs::read_to_string(self.file.as_deref()?).ok()?;
+        let figment = figment(&text);
+        let principals: Vec<PrincipalEntry> = figment.extract_inner("principal").ok()?;
+        let (groups, issuers) = (section(&figment, "group")?, section(&figment, "jwt")?);
+        let access = access::Access {
+            principals: &principals,
+            groups: &groups,
+            policies: &[],
+            issuers: &issuers,
+            limits: &Limits::default(),
+        };
+        Some(access.listed())
+    }
+
     /// Reads a text in the form of the file, and the environment over it.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let environment = Env::prefixed(PREFIX).filter(|key| key.as_str().contains(SEPARATOR)).split(SEPARATOR);
-        let config: Self = Figment::from(Toml::string(text))
-            .merge(environment)
-            .extract()
-            .map_err(|error| Error::Form(Box::new(error)))?;
+        let config: Self = figment(text).extract().map_err(|error| Error::Form(Box::new(error)))?;
         config.check()?;
         Ok(config)
     }
@@ -292,6 +306,17 @@ impl Config {
             limits: &self.limits,
         }
     }
+}
+
+/// A text in the form of the file, and the environment over it.
+fn figment(text: &str) -> Figment {
+    let environment = Env::prefixed(PREFIX).filter(|key| key.as_str().contains(SEPARATOR)).split(SEPARATOR);
+    Figment::from(Toml::string(text)).merge(environment)
+}
+
+/// A list of entries, which may be left out. Nothing if it is not of its form.
+fn section<T: serde::de::DeserializeOwned>(figment: &Figment, name: &str) -> Option<Vec<T>> {
+    if figment.contains(name) { figment.extract_inner(name).ok() } else { Some(Vec::new()) }
 }
 
 /// A secret from a variable or a file; one of them at most.

@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Error, positive, value};
+use crate::server::{ForwardedHeader, Proxies};
 
 /// The longest time to drain, in seconds.
 const MAX_DRAIN: u64 = 3_600;
@@ -23,8 +25,18 @@ pub struct Server {
     pub allow_plaintext: bool,
     /// Calls that are carried out at the same time; one more is refused. Streams count until they have begun.
     pub max_in_flight: usize,
-    /// Connections that may be open; the next waits until one is not.
+    /// Connections that may be open at each listener. For the next one, that gives way which is least in use: one on which nobody has proved
+    /// who calls, or else one without an authenticated call in progress; if there is none, the next waits.
     pub max_connections: usize,
+    /// Those of one source, an IPv4 address or a network of IPv6 of 64 bits. Proxies that are trusted have any number.
+    pub max_connections_per_source: usize,
+    /// Networks of proxies that are believed when they say for whom they call, like `10.0.0.0/8`.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header by which they say it, of every call: `forwarded` (RFC 7239) or `x-forwarded-for`. They must add it themselves, since
+    /// what they pass on is believed.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with the header of the PROXY protocol, version 2, which says for whom.
+    pub proxy_protocol: bool,
     /// Streams that one connection may have open.
     pub max_streams_per_connection: u32,
     /// How long a connection may last, in seconds, a tenth more or less; then its client is told to open another.
@@ -52,7 +64,11 @@ impl Default for Server {
             allow_plaintext: false,
             max_in_flight: 1_024,
             max_connections: 16_384,
-            max_streams_per_connection: 1_024,
+            max_connections_per_source: 1_024,
+            trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
+            proxy_protocol: false,
+            max_streams_per_connection: 256,
             max_connection_age_seconds: 3_600,
             max_connection_idle_seconds: 900,
             default_deadline_seconds: 30,
@@ -65,9 +81,20 @@ impl Default for Server {
 }
 
 impl Server {
+    /// The proxies that are believed.
+    #[must_use]
+    pub fn proxies(&self) -> Proxies {
+        let (networks, header) = (self.trusted_proxies.clone(), self.forwarded_header);
+        Proxies { networks, header, protocol: self.proxy_protocol }
+    }
+
     /// Refuses what can't be used.
     pub(super) fn check(&self, tls: bool) -> Result<(), Error> {
         check_reach("server.listen", self.listen, self.allow_plaintext || tls)?;
+        if self.proxy_protocol && self.trusted_proxies.is_empty() {
+            let problem = "only those in server.trusted_proxies are believed, and there are none";
+            return Err(value("server.proxy_protocol", problem));
+        }
         if self.drain_seconds > MAX_DRAIN {
             return Err(value("server.drain_seconds", format!("{} is over {MAX_DRAIN}", self.drain_seconds)));
         }
@@ -76,6 +103,7 @@ impl Server {
             &[
                 ("max_in_flight", self.max_in_flight as u64),
                 ("max_connections", self.max_connections as u64),
+                ("max_connections_per_source", self.max_connections_per_source as u64),
                 ("max_connection_age_seconds", self.max_connection_age_seconds),
                 ("max_connection_idle_seconds", self.max_connection_idle_seconds),
                 ("max_streams_per_connection", self.max_streams_per_connection.into()),

@@ -31,6 +31,11 @@ impl FromIterator<Token> for Tokens {
 }
 
 impl Tokens {
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Token> {
+        self.0.values()
+    }
+
     /// Whose token it is.
     pub fn verify(&self, presented: &[u8], now: Timestamp) -> Result<Caller, Unproven> {
         let presented: [u8; 32] = Sha256::digest(presented).into();

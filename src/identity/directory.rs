@@ -12,10 +12,10 @@ use crate::domain::Timestamp;
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct Directory {
-    tokens: Tokens,
-    issuers: Vec<Issuer>,
-    certificates: HashMap<Name, Arc<Identity>>,
-    access_keys: AccessKeys,
+    pub(super) tokens: Tokens,
+    pub(super) issuers: Vec<Issuer>,
+    pub(super) certificates: HashMap<Name, Arc<Identity>>,
+    pub(super) access_keys: AccessKeys,
 }
 
 /// What a directory is made of.
@@ -55,6 +55,12 @@ impl Directory {
     pub fn certificate(&self, names: &CertificateNames) -> Result<Caller, Unproven> {
         let found = names.names().iter().find_map(|name| self.certificates.get(name));
         found.map(|identity| Caller::of(identity, Method::Certificate)).ok_or(Unproven::Unknown)
+    }
+
+    /// Whose access key it is; what it has signed is another question.
+    #[must_use]
+    pub fn access_key(&self, id: &str) -> Option<Caller> {
+        self.access_keys.keys.get(id).map(|key| Caller::of(&key.holder, Method::AccessKey))
     }
 
     /// The access keys that requests are signed with.

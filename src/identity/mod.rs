@@ -5,19 +5,23 @@
 pub mod acs3;
 mod bearer;
 mod certificate;
+mod current;
 mod directory;
 mod fetch;
 mod jwks;
 mod jwt;
+mod narrow;
 
 use std::sync::Arc;
 
 pub use bearer::{Token, Tokens};
 pub use certificate::{CertificateError, CertificateNames, Name, NameError};
+pub use current::CurrentDirectory;
 pub use directory::{Builder, Directory};
 pub use fetch::{Fetch, Fetched};
 pub use jwks::{KeySet, KeySetError, Keys};
 pub use jwt::{Issuer, Mapping};
+pub use narrow::Listed;
 
 use crate::{
     domain::Timestamp,
@@ -36,12 +40,24 @@ pub struct Identity {
 }
 
 /// How much a principal may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// Calls a second, and as many at once; any number if nothing is said.
     pub calls_per_second: Option<u32>,
-    /// Calls and streams that are open at the same time; any number if nothing is said.
-    pub max_in_flight: Option<u32>,
+    /// Calls and streams that are open at the same time.
+    pub max_in_flight: u32,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { calls_per_second: None, max_in_flight: Self::MAX_IN_FLIGHT }
+    }
+}
+
+impl Quota {
+    /// Calls and streams of a principal at the same time where nothing else is configured: enough for a pipeline with many regions, and
+    /// less than half of what the service carries out, so that no one principal keeps the others out.
+    pub const MAX_IN_FLIGHT: u32 = 384;
 }
 
 /// How a caller proved who it is.

@@ -18,6 +18,12 @@ pub struct Document {
 }
 
 impl Document {
+    /// Whether it denies anything.
+    #[must_use]
+    pub fn denies(&self) -> bool {
+        self.statements.iter().any(|statement| statement.effect == Effect::Deny)
+    }
+
     /// Reads a document that may speak of these keys.
     pub fn parse(text: &str, keys: &Keys) -> Result<Self, DocumentError> {
         let whole = |problem: String| DocumentError { path: String::new(), problem };

@@ -1,14 +1,23 @@
 //! Answers that are ready at the same time leave together. Calls that were committed together are answered one after the other, each
 //! by a task of its own; without this, each answer would be a write to the socket by itself.
+//!
+//! A client that takes nothing for a while is given up: what waits for it takes memory.
 
 use std::{
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+/// How long a client may take nothing of what is there for it.
+const STALLED: Duration = Duration::from_secs(20);
 
 pin_project! {
     /// A connection whose writes wait until the tasks that are ready to run have run once.
@@ -18,13 +27,32 @@ pin_project! {
         inner: S,
         // Whether what is being written has waited.
         waited: bool,
+        // When a client is given up that takes nothing.
+        stalled: Option<Pin<Box<Sleep>>>,
     }
 }
 
 impl<S> Gather<S> {
     pub fn new(inner: S) -> Self {
-        Self { inner, waited: false }
+        Self { inner, waited: false, stalled: None }
     }
+}
+
+/// What came of a write, unless it has not moved for too long.
+fn in_time<T>(
+    written: Poll<io::Result<T>>,
+    stalled: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    if written.is_ready() {
+        // As a rule nothing has stalled, and nothing is to be done.
+        if stalled.is_some() {
+            *stalled = None;
+        }
+        return written;
+    }
+    let stalled = stalled.get_or_insert_with(|| Box::pin(sleep(STALLED)));
+    stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Has the task that writes queue behind the others that are ready, once for everything up to the next flush.
@@ -46,7 +74,7 @@ impl<S: AsyncWrite> AsyncWrite for Gather<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.project();
         ready!(wait(this.waited, cx));
-        this.inner.poll_write(cx, bytes)
+        in_time(this.inner.poll_write(cx, bytes), this.stalled, cx)
     }
 
     fn poll_write_vectored(
@@ -56,7 +84,7 @@ impl<S: AsyncWrite> AsyncWrite for Gather<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.project();
         ready!(wait(this.waited, cx));
-        this.inner.poll_write_vectored(cx, slices)
+        in_time(this.inner.poll_write_vectored(cx, slices), this.stalled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -65,7 +93,7 @@ impl<S: AsyncWrite> AsyncWrite for Gather<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
-        ready!(this.inner.poll_flush(cx))?;
+        ready!(in_time(this.inner.poll_flush(cx), this.stalled, cx))?;
         *this.waited = false;
         Poll::Ready(Ok(()))
     }
@@ -82,6 +110,7 @@ mod tests {
         pin::Pin,
         sync::{Arc, Mutex},
         task::{Context, Poll},
+        time::Duration,
     };
 
     use tokio::{
@@ -171,5 +200,25 @@ mod tests {
         out.flush().await.expect("nothing is left");
         out.write_all(b"three").await.expect("it is taken");
         assert_eq!(*taken.0.lock().expect("nobody panicked"), [&b"one"[..], b"two", b"three"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_given_up() {
+        let (ours, mut theirs) = tokio::io::duplex(8);
+        let mut out = Gather::new(ours);
+        let begun = tokio::time::Instant::now();
+        let slowly = tokio::spawn(async move {
+            // One that takes a little now and then is not.
+            let mut taken = [0; 8];
+            for _ in 0..4 {
+                tokio::time::sleep(Duration::from_secs(15)).await;
+                tokio::io::AsyncReadExt::read_exact(&mut theirs, &mut taken).await.expect("it comes");
+            }
+            theirs
+        });
+        let error = out.write_all(&[1; 64]).await.expect_err("it is given up at last");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= Duration::from_secs(80), "{:?}", begun.elapsed());
+        drop(slowly.await.expect("it ends"));
     }
 }

@@ -2,7 +2,8 @@
 //! type, or is refused.
 
 mod app_sync;
-mod attempts;
+mod call_timer;
+mod connections;
 mod door;
 mod gather;
 pub mod health;
@@ -18,7 +19,10 @@ mod page;
 mod paths;
 mod peer;
 mod permit;
+mod proxy;
 mod rate;
+mod refusals;
+mod source_pool;
 mod status;
 mod tls;
 mod verify;
@@ -27,15 +31,15 @@ mod wire;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::Request;
-use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
-pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, QuotaLayer};
+pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, LimitLayer, QuotaLayer};
 pub use listener::{Listener, ListenerSettings};
+pub use proxy::{ForwardedHeader, Proxies};
 pub use status::StatusPage;
 pub use tls::{Tls, TlsError, TlsSettings};
 
@@ -43,20 +47,28 @@ use crate::{
     audit::Audit,
     contract::{Contract, DESCRIPTORS, longrunning::operations_server, v1},
     domain::Clock,
-    identity::Directory,
+    identity::CurrentDirectory,
     region::Backend,
     state::State,
 };
-use attempts::Attempts;
 use layer::{
-    AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, LimitLayer,
+    AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, OpenLayer,
     RequestIdLayer, TraceLayer, UnreadableLayer,
 };
 use openapi::OpenApi;
 use paths::{Methods, Paths};
+pub use refusals::Refusals;
+use source_pool::SourcePool;
 
-/// The largest message that a caller may send, in bytes.
+/// The largest message that a caller may send, in bytes; and the largest answer of reflection.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+/// How long the one message of a call may take to arrive.
+const MESSAGE_ARRIVAL: Duration = Duration::from_secs(10);
+/// How long the questions of a call that reflects may take, all together.
+const REFLECTION_ARRIVAL: Duration = Duration::from_secs(60);
+/// Messages of callers that have proved nothing that are read at the same time, and those of one source.
+const UNPROVEN: (usize, usize) = (256, 32);
 
 /// The services whose health is told: those of the contract, and, by the empty name, the whole.
 const SERVICES: [&str; 4] = [
@@ -72,9 +84,9 @@ pub struct Parts {
     /// The contract's tables.
     pub contract: &'static Contract,
     /// Who may call, as the configuration has it now.
-    pub directory: Arc<ArcSwap<Directory>>,
-    /// Credentials of one source that may prove nothing, a minute.
-    pub failures_per_minute: u32,
+    pub directory: Arc<CurrentDirectory>,
+    /// Counts the calls whose credentials prove nothing.
+    pub refusals: Arc<Refusals>,
     /// Takes decisions down.
     pub audit: Audit,
     /// The state.
@@ -139,17 +151,34 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
 
-    // Health and reflection stand outside of every limit and need no credential: a busy service is not a dead one.
-    let open =
-        Routes::new(health_service).add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+    // Health and reflection stand outside of the limits of the methods, and need no credential: a busy service is not a dead one. What they
+    // may take is bounded by itself.
+    let open = Routes::new(health_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            reflection()
+                .build_v1()?
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()?
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        );
+    let open = ServiceBuilder::new()
+        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, REFLECTION_ARRIVAL, contract))
+        .layer(OpenLayer::new(contract))
+        .layer(DeadlineLayer::new(parts.deadlines, contract))
+        .service(open.prepare());
+    let unproven = SourcePool::new(UNPROVEN.0, UNPROVEN.1);
     // What stands before the methods of the contract, outermost first.
     let guarded = ServiceBuilder::new()
         // Before a byte of the body is read by anybody.
-        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, contract))
-        .layer(LimitLayer::new(parts.max_in_flight, contract))
-        // Inside of the limit: a call that waits for its turn does not exist, it is refused at once.
+        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, MESSAGE_ARRIVAL, contract))
+        // Around whatever may wait, for the caller or for anything else.
         .layer(DeadlineLayer::new(parts.deadlines, contract))
-        .layer(gate(&parts))
+        .layer(gate_with(&parts, unproven.clone()))
         // Behind it: what is wrong with a request is told to those who may make it.
         .layer(UnreadableLayer(contract))
         .service(Methods { app_sync, images, operations });
@@ -164,24 +193,33 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
         .layer(AmendLayer::<CatchPanic>::new(contract))
         // Around everything that may refuse in words that are not the contract's.
         .layer(AmendLayer::<Conform>::new(contract))
-        .service(Paths { guarded, open: open.prepare() });
+        .service(Paths { guarded, open });
     let inner = door::Inner::new(entrance.clone());
-    let openapi = Entrance::new(OpenApi::new(inner.clone()));
+    let openapi = Entrance::new(OpenApi::new(inner.clone(), unproven));
     let page = StatusPage::new(inner, parts.plaintext);
     Ok(Doors { grpc: Entrance::new(entrance), openapi, page, health: reporter })
 }
 
-/// Who is it, not too much of one caller, and may they? Decided before anything is decoded, validated or looked up.
-pub type Gate = (AuthenticateLayer, QuotaLayer, AuthorizeLayer);
+/// Who is it, is there room, not too much of one caller, and may they? Decided before anything is decoded, validated or looked up; and
+/// nobody takes a place who has not proved who it is.
+pub type Gate = (AuthenticateLayer, LimitLayer, QuotaLayer, AuthorizeLayer);
 
 /// What lets calls in. Clones of it count calls together.
 #[must_use]
 pub fn gate(parts: &Parts) -> Gate {
-    let Parts { contract, directory, state, clock, audit, .. } = parts.clone();
+    gate_with(parts, SourcePool::new(UNPROVEN.0, UNPROVEN.1))
+}
+
+fn gate_with(parts: &Parts, unproven: SourcePool) -> Gate {
+    let Parts { contract, directory, refusals, state, clock, audit, max_in_flight, .. } = parts.clone();
     let authorization = Authorization { contract, clock: clock.clone(), audit: audit.clone() };
-    let attempts = Attempts::new(parts.failures_per_minute);
-    let authentication = Authentication { directory, attempts, state, clock, audit, contract };
-    (AuthenticateLayer(Arc::new(authentication)), QuotaLayer::new(contract), AuthorizeLayer(Arc::new(authorization)))
+    let authentication = Authentication { directory, refusals, unproven, state, clock, audit, contract };
+    (
+        AuthenticateLayer(Arc::new(authentication)),
+        LimitLayer::new(max_in_flight, contract),
+        QuotaLayer::new(contract),
+        AuthorizeLayer(Arc::new(authorization)),
+    )
 }
 
 /// How long a caller should wait before it repeats a call that found the service overloaded.

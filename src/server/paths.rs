@@ -6,11 +6,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either};
 use http::{Request, Response};
-use http_body::Body as HttpBody;
-use tonic::{body::Body, codegen::StdError, service::Routes};
+use tonic::body::Body;
 use tower::Service;
 
 use super::{app_sync::AppSync, image::Images};
@@ -29,21 +27,21 @@ fn service(path: &str) -> &str {
 
 /// All paths.
 #[derive(Debug, Clone)]
-pub struct Paths<G> {
+pub struct Paths<G, O> {
     /// The methods of the contract, with what stands before them.
     pub guarded: G,
-    /// The rest.
-    pub open: Routes,
+    /// The rest, with what stands before that.
+    pub open: O,
 }
 
-impl<G, B> Service<Request<B>> for Paths<G>
+impl<G, O, B> Service<Request<B>> for Paths<G, O>
 where
     G: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
-    B: HttpBody<Data = Bytes, Error: Into<StdError>> + Send + 'static,
+    O: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<G::Future, <Routes as Service<Request<B>>>::Future>;
+    type Future = Either<G::Future, O::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // The other one always is.

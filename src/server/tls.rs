@@ -10,8 +10,8 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -63,24 +63,24 @@ pub struct Tls {
     settings: TlsSettings,
     /// What the files had in them.
     seen: Mutex<[u8; 32]>,
-    current: watch::Sender<Arc<ServerConfig>>,
+    current: watch::Sender<Arc<Accepting>>,
 }
 
 impl Tls {
     /// Reads the files.
     pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
         let files = Files::read(&settings)?;
-        let current = watch::Sender::new(files.config(&settings)?);
+        let current = watch::Sender::new(files.accepting(&settings)?);
         Ok(Self { settings, seen: Mutex::new(files.digest()), current })
     }
 
-    /// Reads them anew. If they have changed, connections that are open are told to come again, so that none outlives what it was
-    /// accepted by.
+    /// Reads them anew. If they have changed, connections that are open are told to come again, and those whose client would not be
+    /// taken any more are cut, so that none outlives what it was accepted by.
     pub fn reload(&self) -> Result<(), TlsError> {
         let files = Files::read(&self.settings)?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen != files.digest() {
-            self.current.send_replace(files.config(&self.settings)?);
+            self.current.send_replace(files.accepting(&self.settings)?);
             *seen = files.digest();
         }
         Ok(())
@@ -88,14 +88,33 @@ impl Tls {
 
     /// What connections are accepted with now, and is told when that changes.
     #[must_use]
-    pub fn current(&self) -> watch::Receiver<Arc<ServerConfig>> {
+    pub fn current(&self) -> watch::Receiver<Arc<Accepting>> {
         self.current.subscribe()
     }
 }
 
-/// Accepts connections with what there is now.
-pub fn acceptor(current: &mut watch::Receiver<Arc<ServerConfig>>) -> TlsAcceptor {
-    TlsAcceptor::from(Arc::clone(&current.borrow_and_update()))
+/// What connections are accepted with.
+#[derive(Debug)]
+pub struct Accepting {
+    config: Arc<ServerConfig>,
+    /// Judges the certificates of clients, if any are asked for.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl Accepting {
+    /// Accepts connections.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.config))
+    }
+
+    /// Whether a client would be accepted now that has shown these certificates, its own first.
+    pub fn takes(&self, shown: &[CertificateDer<'_>]) -> bool {
+        match (&self.clients, shown.split_first()) {
+            (Some(clients), Some((own, others))) => clients.verify_client_cert(own, others, UnixTime::now()).is_ok(),
+            (Some(clients), None) => !clients.client_auth_mandatory(),
+            (None, shown) => shown.is_none(),
+        }
+    }
 }
 
 /// What the files have in them.
@@ -121,23 +140,15 @@ impl Files {
         digests.fold(Sha256::new(), Sha256::chain_update).finalize().into()
     }
 
-    fn config(&self, settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError> {
+    fn accepting(&self, settings: &TlsSettings) -> Result<Arc<Accepting>, TlsError> {
         let content = |path: &Path, problem: String| TlsError::Content { path: path.to_owned(), problem };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = builder.map_err(TlsError::Pair)?;
-        let builder = match settings.client_ca_file.as_ref().zip(self.clients.as_ref()) {
+        let clients = self.clients(settings, provider)?;
+        let builder = match &clients {
             None => builder.with_no_client_auth(),
-            Some((file, pem)) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates(file, pem)? {
-                    roots.add(certificate).map_err(|error| content(file, error.to_string()))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                let verifier =
-                    if settings.require_client_certificate { verifier } else { verifier.allow_unauthenticated() };
-                builder.with_client_cert_verifier(verifier.build().map_err(|error| content(file, error.to_string()))?)
-            }
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients)),
         };
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|_| content(&settings.key_file, "there is no private key in PEM form".to_owned()))?;
@@ -147,7 +158,24 @@ impl Files {
         // A session that is taken up again would bring back a certificate that is no longer taken.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Arc::new(config))
+        Ok(Arc::new(Accepting { config: Arc::new(config), clients }))
+    }
+
+    /// What judges the certificates of clients.
+    fn clients(
+        &self,
+        settings: &TlsSettings,
+        provider: Arc<rustls::crypto::CryptoProvider>,
+    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+        let Some((file, pem)) = settings.client_ca_file.as_ref().zip(self.clients.as_ref()) else { return Ok(None) };
+        let content = |problem: String| TlsError::Content { path: file.clone(), problem };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(file, pem)? {
+            roots.add(certificate).map_err(|error| content(error.to_string()))?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let verifier = if settings.require_client_certificate { verifier } else { verifier.allow_unauthenticated() };
+        Ok(Some(verifier.build().map_err(|error| content(error.to_string()))?))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Images that are read again at the same time.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 
 /// Reads images again.
 #[derive(Debug, Clone)]

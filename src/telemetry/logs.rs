@@ -68,9 +68,14 @@ struct Running {
 static RUNNING: OnceLock<Running> = OnceLock::new();
 static JSON: AtomicBool = AtomicBool::new(false);
 
+/// What logs only errors unless the filter names it: it warns of what its peers send, a line for every frame, so that whoever can
+/// connect could fill the disk.
+const QUIET: &str = "h2=error";
+
 /// Reads what is logged, in the form of `RUST_LOG`.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::try_new(text)
+    // What stands later wins.
+    EnvFilter::try_new(format!("{QUIET},{text}"))
 }
 
 /// The layers that write logs: of what `RUST_LOG` or else `default_filter` names.

@@ -30,12 +30,11 @@ async fn who_guesses_has_to_wait() {
         let refused = reason(&running, &format!("guess-{guess}")).await;
         refused.is(Code::Unauthenticated, "InvalidAccessKeyId.NotFound", 404);
     }
-    // One that is right is not asked about any more than one that is wrong.
-    for token in ["guess-5", ADMIN] {
-        let refused = reason(&running, token).await;
-        refused.is(Code::ResourceExhausted, "Throttling", 429);
-        assert!(refused.retry_after.is_some_and(|seconds| (0.1..=12.0).contains(&seconds)), "{refused:?}");
-    }
+    let refused = reason(&running, "guess-5").await;
+    refused.is(Code::ResourceExhausted, "Throttling", 429);
+    assert!(refused.retry_after.is_some_and(|seconds| (0.1..=12.0).contains(&seconds)), "{refused:?}");
+    // Whoever comes from there too and is known is nobody who guesses.
+    assert_eq!(reason(&running, ADMIN).await.reason, "ImageNotFound");
     running.stop().await;
 }
 
@@ -145,8 +144,16 @@ async fn more_connections_than_there_are_places_for_wait() {
     let mut site = Site::new();
     site.server = "max_connections = 2".to_owned();
     let running = site.start_as(Role::Server).await;
-    let [one, two] = [TcpStream::connect(running.address).await, TcpStream::connect(running.address).await];
-    let held = [one.expect("a place"), two.expect("a place")];
+    let app = running.add("a", &[noise(10, 1)]).await;
+    let id = running.synchronize(&app, &[]).await.expect("it is accepted");
+    let watch = async || {
+        let mut client = app_sync(running.address, Some(READER)).await;
+        let request = WatchSynchronizationRequest { request_id: id.clone() };
+        let mut watch = client.watch_synchronization(request).await.expect("it begins").into_inner();
+        watch.message().await.expect("it is open").expect("a snapshot");
+        watch
+    };
+    let held = [watch().await, watch().await];
     let waiting = tokio::spawn({
         let address = running.address;
         async move { app_sync(address, Some(ADMIN)).await.synchronize_app(ask("nobody-knows-it", &[])).await }

@@ -16,6 +16,7 @@ mod databases;
 mod deploy;
 mod directories;
 mod documents;
+mod doors;
 mod ecs;
 mod ending;
 mod faults;

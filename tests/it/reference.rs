@@ -234,6 +234,8 @@ fn kind(name: &str, many: bool) -> String {
         "f64" => "number",
         "PathBuf" => "path",
         "SocketAddr" => "address and port",
+        "IpNet" => "network",
+        "ForwardedHeader" => "`forwarded` or `x-forwarded-for`",
         "Url" => "URL",
         "BTreeMap" | "HashMap" => "table",
         "LogFormat" => "`human` or `json`",

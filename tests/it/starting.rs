@@ -54,6 +54,8 @@ async fn idle_connections_do_not_take_the_descriptors_of_stores() {
     assert!(log.contains("server.max_connections is more than the limit") && log.contains("limit=400"), "{log}");
 
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
+    // One that has proved who calls does not give way to those that have not.
+    client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is none");
     images::write(&site.image(HOME, "a"), &[vec![1; 100_000], vec![2; 1_000]]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let idle: Vec<_> = (0..150).map(|_| TcpStream::connect(served.address).expect("the system takes it")).collect();

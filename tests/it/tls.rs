@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use appferry::{contract::v1::app_sync_service_client::AppSyncServiceClient, service::Role};
@@ -16,6 +17,7 @@ use tonic::{
     Code, Request, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
     foreign::Foreign,
@@ -205,6 +207,31 @@ async fn certificates_change_and_principals_go_without_a_restart() {
 }
 
 /// The command line by TLS, and what it says where that can't be.
+/// A stream that stays open by itself is what a connection is kept by that does not leave when it is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_ends_at_once_when_its_issuer_is_taken_out() {
+    let foreign = Foreign::new();
+    let running = site(&foreign, "").start_as(Role::Server).await;
+    foreign.certificate("clients", "workload", WORKLOAD, NOW);
+    let watch = async |certificate| {
+        let channel = connect(&running, &foreign, certificate).await.expect("it is taken");
+        let mut watch =
+            HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("it begins").into_inner();
+        watch.message().await.expect("it is open").expect("a status");
+        watch
+    };
+    let (mut shown, mut nothing) = (watch(Some("workload")).await, watch(None).await);
+    foreign.authority("successors");
+    fs::copy(foreign.file("successors.pem"), foreign.file("clients.pem")).expect("it is replaced");
+    // The files are looked at every second.
+    let ended = tokio::time::timeout(Duration::from_secs(5), shown.message()).await.expect("it ends");
+    ended.expect_err("it is cut");
+    // One that has shown no certificate is told to leave, and its calls go on.
+    let open = tokio::time::timeout(Duration::from_millis(500), nothing.message()).await;
+    assert!(open.is_err(), "{open:?}");
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_speaks_tls() {
     let foreign = Foreign::new();

@@ -93,7 +93,11 @@ async fn a_thousand_watchers_cost_the_database_what_one_costs() {
     // As long as there is one subscriber alone, a test on another thread, which has none, can have events switched off for all.
     let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     let _heard = tracing_subscriber::registry().with(rounds.clone()).set_default();
-    let running = Site::new().start_as(Role::Server).await;
+    let mut site = Site::new();
+    // More than one principal may have by default, on one connection.
+    site.server = "max_streams_per_connection = 2048".to_owned();
+    site.more = "[limits]\nmax_in_flight = 2048\n".to_owned();
+    let running = site.start_as(Role::Server).await;
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
     let mut client = running.app_sync().await;

@@ -7,18 +7,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use arc_swap::ArcSwap;
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
-use opentelemetry::trace::TraceId;
-use tokio::time::Instant;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
-use super::{BoxFuture, Refusal, read_message, request_id, trace_id};
+use super::{BoxFuture, Refusal, lasts, pending::Pending, read_message, request_id, standing::Credential};
 use crate::{
-    audit::{self, Audit},
+    audit::Audit,
     contract::{
         Contract, Failure,
         v1::CommonErrorCode::{
@@ -26,13 +23,14 @@ use crate::{
             SignatureDoesNotMatch, SignatureNonceUsed,
         },
     },
-    domain::{Clock, RequestId, with_causes},
-    identity::{Caller, Directory, Unproven, acs3},
-    metrics,
+    domain::{Clock, Timestamp, with_causes},
+    identity::{Caller, CurrentDirectory, Method, Unproven, acs3},
     server::{
-        attempts::Attempts,
+        RETRY_AFTER,
         openapi::{Head, Original},
         peer::Peer,
+        refusals::Refusals,
+        source_pool::SourcePool,
     },
     state::State,
 };
@@ -41,9 +39,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Authentication {
     /// Everybody who may call, as the configuration has it now.
-    pub directory: Arc<ArcSwap<Directory>>,
+    pub directory: Arc<CurrentDirectory>,
     /// Who failed lately.
-    pub attempts: Attempts,
+    pub refusals: Arc<Refusals>,
+    /// Places for messages that are read before it is proved who sends them.
+    pub unproven: SourcePool,
     /// Remembers nonces.
     pub state: State,
     /// Tells whether a credential has expired.
@@ -87,50 +87,40 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let authentication = &self.authentication;
-        let peer = request.extensions().get::<Peer>();
-        let wait = peer.and_then(|peer| authentication.attempts.wait(peer.source(), Instant::now()));
-        let presented = match wait {
-            Some(wait) => Err(Rejected { failure: Failure::throttled(wait), why: "too many failures".to_owned() }),
-            None => authentication.at_once(&request),
-        };
-        match presented {
+        match authentication.at_once(&request) {
             Ok(Presented::Caller(caller)) => {
-                enter(&mut request, caller);
+                authentication.enter(&mut request, caller);
                 Either::Left(self.inner.call(request))
             }
             Ok(Presented::Signature) => {
+                let contract = authentication.contract;
                 // The clone is made ready some time; this one is.
                 let clone = self.inner.clone();
                 let mut inner = mem::replace(&mut self.inner, clone);
-                let authentication = Arc::clone(authentication);
+                let pending = Pending::of(Arc::clone(authentication), &request);
                 Either::Right(Box::pin(async move {
-                    match authentication.signature(&mut request).await {
+                    match pending.authentication.signature(&mut request).await {
                         Ok(caller) => {
-                            enter(&mut request, caller);
+                            pending.proved().enter(&mut request, caller);
                             inner.call(request).await
                         }
                         Err(SignatureRefusal::Rejected(rejected)) => {
-                            let answer = authentication.reject(rejected, Refused::of(&request));
                             drop(request);
-                            Ok(answer.await)
+                            Ok(pending.reject(rejected).await)
                         }
-                        Err(SignatureRefusal::Other(refusal)) => {
-                            Ok(refusal.answer(authentication.contract, request_id(&request)))
+                        Err(SignatureRefusal::Unavailable(failure)) => {
+                            pending.proved();
+                            Ok(super::refuse(&failure, contract, request_id(&request)))
                         }
                     }
                 }))
             }
             Err(rejected) => {
-                let (authentication, refused) = (Arc::clone(authentication), Refused::of(&request));
-                Either::Right(Box::pin(async move { Ok(authentication.reject(rejected, refused).await) }))
+                let pending = Pending::of(Arc::clone(authentication), &request);
+                Either::Right(Box::pin(async move { Ok(pending.reject(rejected).await) }))
             }
         }
     }
-}
-
-fn enter(request: &mut Request<Body>, caller: Caller) {
-    Span::current().record("appferry.principal", caller.identity.principal.as_str());
-    request.extensions_mut().insert(caller);
 }
 
 /// What a call shows.
@@ -142,14 +132,14 @@ enum Presented {
 }
 
 /// Why a credential is not taken: what the caller is told, and what is written down.
-struct Rejected {
-    failure: Failure,
-    why: String,
+pub struct Rejected {
+    pub refusal: Refusal,
+    pub why: String,
 }
 
 impl From<Failure> for Rejected {
     fn from(failure: Failure) -> Self {
-        Self { failure, why: "no credential".to_owned() }
+        Self { refusal: Refusal::Failure(failure), why: "no credential".to_owned() }
     }
 }
 
@@ -163,14 +153,14 @@ impl From<Unproven> for Rejected {
             Unproven::Stale { .. } => InvalidTimeStampExpired,
             Unproven::Replayed => SignatureNonceUsed,
         };
-        Self { failure: Failure::new(code, why.as_str()), why }
+        Self { refusal: Refusal::Failure(Failure::new(code, why.as_str())), why }
     }
 }
 
 enum SignatureRefusal {
     Rejected(Rejected),
-    /// Nothing that the credential is to blame for.
-    Other(Refusal),
+    /// The signature is good, and something of ours is not.
+    Unavailable(Failure),
 }
 
 impl Authentication {
@@ -180,7 +170,8 @@ impl Authentication {
         let original = request.extensions().get::<Original>();
         if original.is_some_and(|original| original.signed_by_parameters) {
             let why = "Signatures by parameters (HMAC-SHA1) are not taken. Sign with ACS3-HMAC-SHA256";
-            return Err(Rejected { failure: Failure::new(IncompleteSignature, why), why: why.to_owned() });
+            let refusal = Refusal::Failure(Failure::new(IncompleteSignature, why));
+            return Err(Rejected { refusal, why: why.to_owned() });
         }
         let Some(value) = authorization(request.headers())? else {
             let peer = request.extensions().get::<Peer>();
@@ -192,7 +183,12 @@ impl Authentication {
         };
         let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
         if scheme == acs3::SCHEME && (original.is_some() || !directory.access_keys().is_empty()) {
-            return Ok(Presented::Signature);
+            // Nobody waits for the message of one that can't be good.
+            let key = acs3::Authorization::of(request.headers()).map(|authorization| authorization.credential);
+            return match key {
+                Some(key) if directory.access_key(key).is_none() => Err(Unproven::Unknown.into()),
+                _ => Ok(Presented::Signature),
+            };
         }
         let token = rest.trim_ascii();
         if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
@@ -204,13 +200,24 @@ impl Authentication {
     /// Verifies the signature of a whole request, and that it has not been made before.
     async fn signature(&self, request: &mut Request<Body>) -> Result<Caller, SignatureRefusal> {
         let rejected = |unproven: Unproven| SignatureRefusal::Rejected(unproven.into());
+        let unread = |refusal: Refusal| {
+            let why = "the message did not come whole".to_owned();
+            SignatureRefusal::Rejected(Rejected { refusal, why })
+        };
         let original = request.extensions_mut().remove::<Original>();
         let (head, content) = match original {
             Some(Original { head, content, .. }) => {
-                (head, content.map_err(|failure| SignatureRefusal::Other(Refusal::Failure(failure)))?)
+                (head, content.map_err(|failure| unread(Refusal::Failure(failure)))?)
             }
             None => {
-                let message = read_message(request).await.map_err(SignatureRefusal::Other)?;
+                let full = || {
+                    let failure = Failure::unavailable("Too many signed requests are being read", RETRY_AFTER);
+                    let why = "no place to read the message".to_owned();
+                    SignatureRefusal::Rejected(Rejected { refusal: Refusal::Failure(failure), why })
+                };
+                let place = self.unproven.enter(request.extensions().get::<Peer>()).ok_or_else(full)?;
+                let message = read_message(request).await.map_err(unread)?;
+                drop(place);
                 (Head::of(request), message)
             }
         };
@@ -221,62 +228,53 @@ impl Authentication {
             headers: &head.headers,
             authority: head.uri.authority().map(http::uri::Authority::as_str),
         };
-        let directory = self.directory.load_full();
+        let directory = Arc::clone(&self.directory.load());
         let verified = directory.access_keys().verify(&signed, &content, self.clock.now()).map_err(rejected)?;
         match self.state.nonce_remember(&verified.nonce).await {
             Ok(true) => Ok(verified.caller),
             Ok(false) => Err(rejected(Unproven::Replayed)),
             Err(error) => {
                 tracing::warn!(error = %with_causes(&error), "a nonce could not be remembered");
-                Err(SignatureRefusal::Other(Refusal::Failure(error.into())))
+                Err(SignatureRefusal::Unavailable(error.into()))
             }
         }
     }
 
-    async fn reject(&self, rejected: Rejected, refused: Refused) -> Response<Body> {
-        let Refused { request_id, trace_id, path, peer } = refused;
-        if let Some(peer) = peer.as_ref().filter(|_| !rejected.failure.is_throttling()) {
-            self.attempts.failed(peer.source(), Instant::now());
+    /// Lets a caller in, with what is needed to ask for its credential again while its call lasts.
+    fn enter(&self, request: &mut Request<Body>, caller: Caller) {
+        Span::current().record("appferry.principal", caller.identity.principal.as_str());
+        let path = request.uri().path();
+        if self.contract.authorizations.get(path).is_some_and(|row| lasts(path, row)) {
+            let credential = Credential {
+                directory: Arc::clone(&self.directory),
+                changes: self.directory.changes(),
+                method: caller.method,
+                header: request.headers().get(AUTHORIZATION).cloned(),
+                certificate: request.extensions().get::<Peer>().and_then(|peer| peer.certificate.clone()),
+            };
+            request.extensions_mut().insert(credential);
         }
-        let action = self.contract.authorizations.get(&path).map(|row| row.action.as_str());
-        let record = audit::Record {
-            time: self.clock.now(),
-            request_id,
-            trace_id,
-            principal: None,
-            authenticated_by: None,
-            method: &path,
-            action,
-            resource: None,
-            decision: audit::Verdict::Deny,
-            reason: &rejected.why,
-            source_ip: peer.map(|peer| peer.address),
-        };
-        metrics::decided(action, "deny");
-        if let Some(unwritten) = self.audit.record(&record)
-            && let Err(blocked) = unwritten.written().await
-        {
-            return Refusal::from(blocked).answer(self.contract, request_id);
-        }
-        super::refuse(&rejected.failure, self.contract, request_id)
+        request.extensions_mut().insert(caller);
     }
 }
 
-/// A call that is refused, as far as that has to be told.
-struct Refused {
-    request_id: RequestId,
-    trace_id: Option<TraceId>,
-    path: String,
-    peer: Option<Peer>,
-}
-
-impl Refused {
-    fn of(request: &Request<Body>) -> Self {
-        Self {
-            request_id: request_id(request),
-            trace_id: trace_id(request),
-            path: request.uri().path().to_owned(),
-            peer: request.extensions().get().cloned(),
+/// Whose a credential is now that has been taken before.
+pub fn again(credential: &Credential, now: Timestamp) -> Result<Caller, Unproven> {
+    let directory = credential.directory.load();
+    let header = credential.header.as_ref().and_then(|header| header.to_str().ok()).unwrap_or_default();
+    match (credential.method, &credential.certificate) {
+        (Method::Certificate, Some(names)) => directory.certificate(names),
+        (Method::Certificate, None) => Err(Unproven::Unknown),
+        (Method::Token | Method::Jwt, _) => {
+            let (_, token) = header.split_once(' ').ok_or(Unproven::Unknown)?;
+            directory.bearer(token.trim_ascii(), now)
+        }
+        // It was signed once. What counts is whether the key is still there.
+        (Method::AccessKey, _) => {
+            let mut headers = HeaderMap::new();
+            headers.extend(credential.header.clone().map(|header| (AUTHORIZATION, header)));
+            let key = acs3::Authorization::of(&headers).and_then(|key| directory.access_key(key.credential));
+            key.ok_or(Unproven::Unknown)
         }
     }
 }

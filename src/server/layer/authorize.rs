@@ -15,11 +15,17 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
-use super::{BoxFuture, Refusal, message::only_message, read_message, request_id, trace_id};
+use super::{
+    BoxFuture, Refusal, lasts,
+    message::only_message,
+    read_message, request_id,
+    standing::{Credential, Standing},
+    trace_id,
+};
 use crate::{
     audit::{self, Audit, Unwritten},
     contract::{
-        Contract, Failure, Resource, Template, Violation,
+        Authorization as Row, Contract, Failure, Resource, Template, Violation,
         v1::CommonErrorCode::{InternalError, InvalidActionNotFound, NoPermission},
     },
     domain::Clock,
@@ -73,7 +79,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let seen = self.authorization.look_at(&mut request);
-        if let Seen::Decided(Decided { outcome: Ok(()), unwritten: None }) = seen {
+        if let Seen::Decided(Decided { outcome: Ok(()), unwritten: None, standing: None }) = seen {
             return Either::Left(self.inner.call(request));
         }
         let authorization = Arc::clone(&self.authorization);
@@ -83,14 +89,17 @@ where
         Either::Right(Box::pin(async move {
             let decided = match seen {
                 Seen::Decided(decided) => decided,
-                Seen::Names { action, template } => authorization.by_message(&mut request, action, template).await,
+                Seen::Names { row, template } => authorization.by_message(&mut request, row, template).await,
             };
             let written = match decided.unwritten {
                 Some(unwritten) => unwritten.written().await,
                 None => Ok(()),
             };
             match written.map_err(Refusal::from).and(decided.outcome) {
-                Ok(()) => inner.call(request).await,
+                Ok(()) => match decided.standing {
+                    Some(standing) => standing.watch(inner.call(request)).await,
+                    None => inner.call(request).await,
+                },
                 Err(refusal) => Ok(refusal.answer(authorization.contract, request_id(&request))),
             }
         }))
@@ -102,7 +111,7 @@ enum Seen {
     Decided(Decided),
     /// The message names the resource.
     Names {
-        action: &'static str,
+        row: &'static Row,
         template: &'static Template,
     },
 }
@@ -112,11 +121,13 @@ struct Decided {
     outcome: Result<(), Refusal>,
     /// Where it has to be waited for that it is taken down.
     unwritten: Option<Unwritten>,
+    /// Where it is to be decided about again while it lasts.
+    standing: Option<Box<Standing>>,
 }
 
 impl From<Refusal> for Decided {
     fn from(refusal: Refusal) -> Self {
-        Self { outcome: Err(refusal), unwritten: None }
+        Self { outcome: Err(refusal), unwritten: None, standing: None }
     }
 }
 
@@ -128,25 +139,22 @@ impl Authorization {
             let failure = said.unwrap_or_else(|| Failure::new(InvalidActionNotFound, ""));
             return Seen::Decided(Refusal::Failure(failure).into());
         };
-        let action = row.action.as_str();
         match &row.resource {
-            Resource::All => Seen::Decided(self.decide(request, action, ALL_RESOURCES)),
-            Resource::Named(template) => Seen::Names { action, template },
+            Resource::All => Seen::Decided(self.decide(request, row, ALL_RESOURCES)),
+            Resource::Named(template) => Seen::Names { row, template },
         }
     }
 
-    async fn by_message(
-        &self,
-        request: &mut Request<Body>,
-        action: &'static str,
-        template: &'static Template,
-    ) -> Decided {
+    async fn by_message(&self, request: &mut Request<Body>, row: &'static Row, template: &'static Template) -> Decided {
         let message = match read_message(request).await {
             Ok(message) => message,
-            Err(refusal) => return refusal.into(),
+            Err(refusal) => {
+                let unwritten = self.unread(request, row);
+                return Decided { unwritten, ..refusal.into() };
+            }
         };
         match only_message(&message).and_then(|message| template.fill(message)) {
-            Some(resource) => self.decide(request, action, &resource),
+            Some(resource) => self.decide(request, row, &resource),
             None => {
                 let description = "it can't be decoded".to_owned();
                 Refusal::Failure(Failure::invalid(Violation { field: "the request", description })).into()
@@ -154,7 +162,27 @@ impl Authorization {
         }
     }
 
-    fn decide(&self, request: &mut Request<Body>, action: &'static str, resource: &str) -> Decided {
+    /// Writes down that nothing could be decided.
+    fn unread(&self, request: &Request<Body>, row: &'static Row) -> Option<Unwritten> {
+        let caller = request.extensions().get::<Caller>();
+        metrics::decided(Some(&row.action), "deny");
+        self.audit.record(&audit::Record {
+            time: self.clock.now(),
+            request_id: request_id(request),
+            trace_id: trace_id(request),
+            principal: caller.map(|caller| caller.identity.principal.as_str()),
+            authenticated_by: caller.map(|caller| caller.method.name()),
+            method: self.contract.authorizations.path(request.uri().path()),
+            action: Some(&row.action),
+            resource: None,
+            decision: audit::Verdict::Deny,
+            reason: audit::Shortened(&"the message did not come whole"),
+            source_ip: request.extensions().get::<Peer>().map(|peer| peer.address),
+        })
+    }
+
+    fn decide(&self, request: &mut Request<Body>, row: &'static Row, resource: &str) -> Decided {
+        let action = row.action.as_str();
         let Some(caller) = request.extensions_mut().remove::<Caller>() else {
             return Refusal::Failure(Failure::new(InternalError, "")).into();
         };
@@ -172,23 +200,44 @@ impl Authorization {
         let allowed = decision.is_allowed();
         let (verdict, word) = if allowed { (audit::Verdict::Allow, "allow") } else { (audit::Verdict::Deny, "deny") };
         Span::current().record("appferry.decision", word);
-        let request_id = request_id(request);
+        let (request_id, trace_id) = (request_id(request), trace_id(request));
+        let path = self.contract.authorizations.path(request.uri().path());
         let record = audit::Record {
             time: now,
             request_id,
-            trace_id: trace_id(request),
+            trace_id,
             principal: Some(principal.as_str()),
             authenticated_by: Some(caller.method.name()),
-            method: request.uri().path(),
+            method: path,
             action: Some(action),
-            resource: Some(resource),
+            resource: Some(audit::Shortened(&resource)),
             decision: verdict,
-            reason: &decision,
+            reason: audit::Shortened(&decision),
             source_ip: context.source_ip,
         };
         metrics::decided(Some(action), word);
         let unwritten = self.audit.record(&record);
+        let (source_ip, secure) = (context.source_ip, context.secure_transport);
+        let mut standing = None;
         let outcome = if allowed {
+            if let Some((path, credential)) =
+                path.filter(|path| lasts(path, row)).zip(request.extensions_mut().remove::<Credential>())
+            {
+                standing = Some(Box::new(Standing {
+                    credential,
+                    contract: self.contract,
+                    clock: self.clock.clone(),
+                    audit: self.audit.clone(),
+                    request_id,
+                    trace_id,
+                    caller: caller.clone(),
+                    path,
+                    action,
+                    resource: resource.to_owned(),
+                    source_ip,
+                    secure,
+                }));
+            }
             request.extensions_mut().insert(Permit::grant(request_id, caller));
             Ok(())
         } else {
@@ -196,6 +245,6 @@ impl Authorization {
             let cause = format!("{principal} may not perform {action} on {on}: {decision}");
             Err(Refusal::Failure(Failure::new(NoPermission, cause)))
         };
-        Decided { outcome, unwritten }
+        Decided { outcome, unwritten, standing }
     }
 }

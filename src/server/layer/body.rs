@@ -1,14 +1,17 @@
-//! Bounds what a caller may send: the body ends with an error as soon as it is longer than a message may be.
+//! Bounds what a caller may send, and how long that may take: the body ends with an error as soon as it is longer than a message may be,
+//! or has not come in time.
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
 
@@ -20,12 +23,14 @@ use crate::domain::RequestId;
 #[derive(Debug, Clone)]
 pub struct LimitBodyLayer {
     most: usize,
+    arrival: Duration,
     contract: &'static Contract,
 }
 
 impl LimitBodyLayer {
-    pub fn new(most: usize, contract: &'static Contract) -> Self {
-        Self { most, contract }
+    /// Bodies are of `most` bytes at most, and are there after `arrival`.
+    pub fn new(most: usize, arrival: Duration, contract: &'static Contract) -> Self {
+        Self { most, arrival, contract }
     }
 }
 
@@ -33,7 +38,7 @@ impl<S> Layer<S> for LimitBodyLayer {
     type Service = LimitBody<S>;
 
     fn layer(&self, inner: S) -> LimitBody<S> {
-        LimitBody { inner, most: self.most, contract: self.contract }
+        LimitBody { inner, layer: self.clone() }
     }
 }
 
@@ -41,8 +46,7 @@ impl<S> Layer<S> for LimitBodyLayer {
 #[derive(Debug, Clone)]
 pub struct LimitBody<S> {
     inner: S,
-    most: usize,
-    contract: &'static Contract,
+    layer: LimitBodyLayer,
 }
 
 impl<S, B> Service<Request<B>> for LimitBody<S>
@@ -60,10 +64,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let request_id = request_id(&request);
-        let contract = self.contract;
-        let most = self.most;
-        let request =
-            request.map(|inner| Body::new(LimitedBody { inner, left: most + PREFIX, most, request_id, contract }));
+        let LimitBodyLayer { most, arrival, contract } = self.layer;
+        let limited =
+            |inner| LimitedBody { inner, left: most + PREFIX, most, late: None, arrival, request_id, contract };
+        let request = request.map(|inner| Body::new(limited(inner)));
         self.inner.call(request)
     }
 }
@@ -74,6 +78,10 @@ pin_project! {
         inner: B,
         left: usize,
         most: usize,
+        // When it is late. Most bodies are there when they are asked for, and need no timer.
+        #[pin]
+        late: Option<Sleep>,
+        arrival: Duration,
         request_id: RequestId,
         contract: &'static Contract,
     }
@@ -84,9 +92,16 @@ impl<B: HttpBody<Data = Bytes, Error: Into<StdError>>> HttpBody for LimitedBody<
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.project();
-        let frame =
-            ready!(this.inner.poll_frame(cx)).map(|frame| frame.map_err(|error| Status::from_error(error.into())));
+        let mut this = self.project();
+        let Poll::Ready(frame) = this.inner.poll_frame(cx) else {
+            if this.late.is_none() {
+                this.late.set(Some(sleep(*this.arrival)));
+            }
+            let late = this.late.as_pin_mut().map_or(Poll::Pending, |late| late.poll(cx));
+            let failure = |()| Failure::timeout(*this.arrival).status(&this.contract.errors, *this.request_id);
+            return late.map(|late| Some(Err(failure(late))));
+        };
+        let frame = frame.map(|frame| frame.map_err(|error| Status::from_error(error.into())));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

@@ -1,4 +1,5 @@
-//! Ends every call by its deadline, with `DEADLINE_EXCEEDED`: calls that are slow to answer, and streams that go on.
+//! Ends every call by its deadline, with `DEADLINE_EXCEEDED`: calls that are slow to answer, and streams that go on. One whose client takes
+//! nothing of its answer, not even that, is cut off a moment later.
 
 use std::{
     convert::Infallible,
@@ -15,9 +16,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{Answer, refuse, request_id};
-use crate::contract::{Contract, Failure};
-use crate::domain::RequestId;
+use super::{Answer, open, refuse, request_id};
+use crate::{
+    contract::{Contract, Failure},
+    domain::RequestId,
+    server::call_timer,
+};
+
+/// How long a client may take after the deadline to hear of it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The header by which a caller bounds its call (gRPC over HTTP/2, "Timeout").
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -85,8 +92,16 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let DeadlineLayer { deadlines, contract } = &self.layer;
-        let streams = contract.authorizations.get(request.uri().path()).is_some_and(|row| row.streams);
-        let allowed = deadlines.of(parse(request.headers()), streams);
+        let (path, asked) = (request.uri().path(), parse(request.headers()));
+        let row = contract.authorizations.get(path);
+        let streams = row.is_none_or(|row| row.streams);
+        let allowed = match row {
+            Some(row) => deadlines.of(asked, row.streams),
+            None => {
+                let longest = open::longest(path, deadlines.stream);
+                asked.unwrap_or(longest).min(longest)
+            }
+        };
         let expiry = Expiry { allowed, request_id: request_id(&request), contract };
         let deadline = Instant::now() + allowed;
         request.extensions_mut().insert(Deadline { at: deadline, allowed });
@@ -161,6 +176,9 @@ impl<F: Future<Output = Answer>> Future for ResponseFuture<F> {
         let this = self.project();
         if let Poll::Ready(Ok(response)) = this.inner.poll(cx) {
             let deadline = this.sleep.deadline();
+            if !response.body().is_end_stream() {
+                call_timer::end_at(deadline + GRACE);
+            }
             let expiry = this.expiry.take().filter(|_| *this.streams);
             return Poll::Ready(Ok(match expiry {
                 Some(expiry) => response

@@ -31,6 +31,8 @@ pub struct LimitLayer {
 }
 
 impl LimitLayer {
+    /// So many calls at the same time.
+    #[must_use]
     pub fn new(most: usize, contract: &'static Contract) -> Self {
         Self { places: Arc::new(Semaphore::new(most)), contract }
     }

@@ -8,9 +8,12 @@ mod conform;
 mod deadline;
 mod limit;
 mod message;
+mod open;
 mod panic;
+mod pending;
 mod quota;
 mod request_id;
+mod standing;
 mod trace;
 mod unreadable;
 
@@ -29,6 +32,7 @@ pub use conform::Conform;
 pub use deadline::{Deadline, DeadlineLayer, Deadlines};
 pub use limit::LimitLayer;
 pub use message::PREFIX;
+pub use open::OpenLayer;
 pub use panic::CatchPanic;
 pub use quota::QuotaLayer;
 pub use request_id::RequestIdLayer;
@@ -36,7 +40,7 @@ pub use trace::TraceLayer;
 pub use unreadable::UnreadableLayer;
 
 use crate::{
-    contract::{Contract, Failure},
+    contract::{Authorization as Row, Contract, Failure},
     domain::RequestId,
 };
 
@@ -45,6 +49,11 @@ type Answer = Result<Response<Body>, Infallible>;
 
 /// A service's answer that takes its time.
 type BoxFuture = std::pin::Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// Whether a method may last, and who calls it is to be asked again while it does: streams, and waiting for an operation.
+fn lasts(path: &str, row: &Row) -> bool {
+    row.streams || path.ends_with("/WaitOperation")
+}
 
 /// The id of a call. One that came another way than through [`RequestIdLayer`] gets its id here.
 fn request_id<B>(request: &Request<B>) -> RequestId {

@@ -23,16 +23,9 @@ use tower::{Layer, Service};
 use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use super::{Answer, request_id};
+use super::{Answer, open::OPEN, request_id};
 use crate::{contract::Contract, metrics};
 
-/// The paths of the methods that need no credential.
-const OPEN: [&str; 4] = [
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-];
 /// What a method that is none is called in metrics (semantic conventions for RPC, `rpc.method`).
 const OTHER: &str = "_OTHER";
 
@@ -55,7 +48,7 @@ pub struct Trace<S> {
     contract: &'static Contract,
 }
 
-/// What a path's method is called in metrics. Whoever calls can name any number of others than there are.
+/// What a path's method is called in metrics and spans. Whoever calls can name any number of others than there are.
 fn known(path: &str, contract: &'static Contract) -> &'static str {
     let of_contract = contract.authorizations.path(path);
     let path = of_contract.or_else(|| OPEN.into_iter().find(|open| *open == path));
@@ -75,9 +68,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let path = request.uri().path();
-        let known = known(path, self.contract);
-        let method = path.trim_start_matches('/');
+        let method = known(request.uri().path(), self.contract);
         let id = request_id(&request).to_string();
         let span = tracing::info_span!(
             "call",
@@ -107,7 +98,7 @@ where
             let _entered = span.enter();
             self.inner.call(request)
         };
-        ResponseFuture { inner, outcome: Some(Outcome { span, method: known, began: Instant::now(), code: None }) }
+        ResponseFuture { inner, outcome: Some(Outcome { span, method, began: Instant::now(), code: None }) }
     }
 }
 

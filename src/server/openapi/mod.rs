@@ -18,14 +18,15 @@ use http::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
 use super::{
-    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES, RETRY_AFTER,
     door::{self, Inner},
     peer::Peer,
+    source_pool::SourcePool,
 };
 use crate::{
     contract::{Failure, v1::CommonErrorCode},
@@ -74,13 +75,17 @@ pub struct Unreadable(pub Failure);
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct OpenApi(Inner);
+pub struct OpenApi {
+    inner: Inner,
+    /// Places for contents that are read before it is proved who sends them.
+    unproven: SourcePool,
+}
 
 impl OpenApi {
     /// A door to this stack.
     #[must_use]
-    pub fn new(inner: Inner) -> Self {
-        Self(inner)
+    pub fn new(inner: Inner, unproven: SourcePool) -> Self {
+        Self { inner, unproven }
     }
 }
 
@@ -94,12 +99,12 @@ impl Service<Request<Incoming>> for OpenApi {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let inner = self.0.clone();
+        let Self { inner, unproven } = self.clone();
         Box::pin(async move {
             let head = Head::of(&request);
             let peer = request.extensions().get::<Peer>().cloned();
             let host = host(&head);
-            let content = content(request.into_body()).await;
+            let content = content(request.into_body(), peer.as_ref(), &unproven).await;
             let read = match &content {
                 Ok(content) => Read::of(&head, content),
                 Err(failure) => Read::unreadable(failure.clone()),
@@ -122,8 +127,13 @@ fn host(head: &Head) -> String {
     header.or(head.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default().to_owned()
 }
 
-/// The content of a request, which is bounded in size and time.
-async fn content(body: Incoming) -> Result<Bytes, Failure> {
+/// The content of a request, which is bounded in size and time, and has to find a place.
+async fn content(body: Incoming, peer: Option<&Peer>, unproven: &SourcePool) -> Result<Bytes, Failure> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let full = || Failure::unavailable("Too many requests are being read", RETRY_AFTER);
+    let _place = unproven.enter(peer).ok_or_else(full)?;
     match tokio::time::timeout(ARRIVAL, Limited::new(body, MAX_MESSAGE_BYTES).collect()).await {
         Ok(Ok(content)) => Ok(content.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {

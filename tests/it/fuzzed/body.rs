@@ -3,20 +3,14 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use appferry::{
-    config::Config,
-    service::{Role, Service},
-    state,
-};
+use appferry::service::Service;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, runtime::Runtime};
 
-const TOKEN: &str = "fuzz";
-/// The SHA-256 of it.
-const TOKEN_SHA256: &str = "93850b707585e404e4951a3ddc1f05a34b3d4f5fc081d616f46d8a2e8f1c8e68";
+use super::start;
 
 const METHODS: [&str; 8] = [
     "AppSyncService/SynchronizeApp",
@@ -48,23 +42,9 @@ async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
 impl Target {
     /// Starts a service in a directory.
     pub fn start(directory: &Path) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let runtime = start::runtime();
         let (service, sender, address) = runtime.block_on(async {
-            let home = directory.join("home");
-            std::fs::create_dir_all(&home).expect("a directory");
-            let config = Config::parse(&format!(
-                "[server]\nlisten = \"127.0.0.1:0\"\n[audit]\nto = \"/dev/null\"\n[database]\nurl = \"sqlite://{}\"\n\
-                 [home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir://{}\"\n\
-                 [[principal]]\narn = \"acs:ram::1:user/fuzz\"\ntoken_sha256 = \"{TOKEN_SHA256}\"\npolicies = [\"all\"]\n\
-                 [[policy]]\nname = \"all\"\n\
-                 document = '{{\"Version\":\"1\",\"Statement\":{{\"Effect\":\"Allow\",\"Action\":\"*\",\"Resource\":\"*\"}}}}'\n",
-                directory.join("state.db").display(),
-                home.display(),
-            ))
-            .expect("a configuration");
-            state::migrate(&config.database.settings()).await.expect("the schema");
-            let service = Service::start(&config, Role::Server).await.expect("it starts");
+            let service = start::service(directory, "").await;
             let address = service.address().expect("it listens");
             (service, connect(address).await, address)
         });
@@ -84,7 +64,7 @@ impl Target {
         let request = Request::post(format!("http://{}/appferry.v1.{method}", self.address))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .header("authorization", format!("Bearer {TOKEN}"))
+            .header("authorization", format!("Bearer {}", start::TOKEN))
             .body(Full::new(Bytes::from(framed)))
             .expect("a request");
         let status = self.runtime.block_on(async {

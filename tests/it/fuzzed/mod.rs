@@ -3,8 +3,11 @@
 mod acs3;
 mod body;
 mod challenge;
+mod form;
+mod frames;
 mod jwt;
 mod policy;
+mod start;
 mod tree;
 
 use std::{fs, path::Path};
@@ -52,4 +55,18 @@ fn messages() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut target = body::Target::start(directory.path());
     each("body", |data| target.run(data));
+}
+
+#[test]
+fn frames_of_http2() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut target = frames::Target::start(directory.path());
+    each("frames", |data| target.run(data));
+}
+
+#[test]
+fn requests_of_the_form() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut target = form::Target::start(directory.path());
+    each("form", |data| target.run(data));
 }

@@ -1,0 +1,39 @@
+//! The service that targets talk to.
+
+use std::path::Path;
+
+use appferry::{
+    config::Config,
+    service::{Role, Service},
+    state,
+};
+use tokio::runtime::Runtime;
+
+/// The token of somebody who may do everything.
+#[allow(dead_code, reason = "not every target shows it")]
+pub const TOKEN: &str = "fuzz";
+/// The SHA-256 of it.
+const TOKEN_SHA256: &str = "93850b707585e404e4951a3ddc1f05a34b3d4f5fc081d616f46d8a2e8f1c8e68";
+
+/// A runtime for a service and whoever talks to it.
+pub fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+/// Starts a service in a directory, with these sections beside what it needs.
+pub async fn service(directory: &Path, more: &str) -> Service {
+    let home = directory.join("home");
+    std::fs::create_dir_all(&home).expect("a directory");
+    let config = Config::parse(&format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[audit]\nto = \"/dev/null\"\n[database]\nurl = \"sqlite://{}\"\n\
+         [home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir://{}\"\n\
+         [[principal]]\narn = \"acs:ram::1:user/fuzz\"\ntoken_sha256 = \"{TOKEN_SHA256}\"\npolicies = [\"all\"]\n\
+         [[policy]]\nname = \"all\"\n\
+         document = '{{\"Version\":\"1\",\"Statement\":{{\"Effect\":\"Allow\",\"Action\":\"*\",\"Resource\":\"*\"}}}}'\n{more}",
+        directory.join("state.db").display(),
+        home.display(),
+    ))
+    .expect("a configuration");
+    state::migrate(&config.database.settings()).await.expect("the schema");
+    Service::start(&config, Role::Server).await.expect("it starts")
+}
