@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_that_is_no_proxys_is_the_callers() {
+    fn the_last_address_that_no_proxy_has_is_the_callers() {
         let said = |values: &[&str], peer: &str| {
             let mut headers = HeaderMap::new();
             for value in values {
