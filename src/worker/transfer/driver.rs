@@ -25,8 +25,9 @@ use crate::region::Tree;
 
 /// Blobs above this size, in bytes, are large: a few of them at a time fill any link.
 const LARGE: u64 = 4 << 20;
-/// How long the first destination that knows what it misses waits at least for those that began with it.
-const SHORTEST_BOARDING: Duration = Duration::from_millis(5);
+/// The part of the patience that the first destination that knows what it misses waits at least for those that began with it. One that does
+/// not answer costs that for as many images as it has lanes.
+const FIRST_WAIT: u32 = 40;
 /// Bytes of the image for each second that it waits at least: what it would otherwise be read twice, at the rate of fast machines.
 const BOARDING_RATE: u64 = 2 << 30;
 /// The part of the time that the first one took to find out for which it waits for the others.
@@ -109,7 +110,7 @@ impl Fanout {
         }
         let part = ready.saturating_duration_since(state.began) / BOARDING_PART;
         let worth = Duration::from_millis(tree.size().saturating_mul(1_000) / BOARDING_RATE);
-        Some(ready + part.max(worth).max(SHORTEST_BOARDING).min(self.waits.patience))
+        Some(ready + part.max(worth).max(self.waits.patience / FIRST_WAIT).min(self.waits.patience))
     }
 
     /// What is sent next, if there is room for it.

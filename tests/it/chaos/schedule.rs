@@ -152,22 +152,7 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
     let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
     let mut kills = 0;
     match act {
-        Act::CrashRecovery | Act::ServerKill => {
-            let members = if act == Act::ServerKill { 0..SERVERS } else { SERVERS..cast.members.len() };
-            let member = &mut cast.members[random.random_range(members)];
-            kills += usize::from(member.kill());
-            sleep(millis(random, 100..2_000)).await;
-            member.start();
-        }
-        Act::RepeatedKills => {
-            let members = cast.members.len();
-            let member = &mut cast.members[random.random_range(0..members)];
-            for _ in 0..4 {
-                kills += usize::from(member.kill());
-                member.start();
-                sleep(millis(random, 100..1_200)).await;
-            }
-        }
+        Act::CrashRecovery | Act::ServerKill | Act::RepeatedKills => kills += kill_some(act, cast, random).await,
         Act::PostgresRestart => {
             cast.database.stop(if random.random_bool(0.5) { "fast" } else { "immediate" });
             sleep(millis(random, 100..4_000)).await;
@@ -248,6 +233,25 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
             }
         }
         Act::IdleTransaction | Act::SustainedOverload | Act::ActiveReaders => burden(act, cast, clients, random).await,
+    }
+    kills
+}
+
+/// Kills a process, once or several times over, and starts it again. Returns how often.
+async fn kill_some(act: Act, cast: &mut Cast, random: &mut StdRng) -> usize {
+    let members = match act {
+        Act::ServerKill => 0..SERVERS,
+        Act::CrashRecovery => SERVERS..cast.members.len(),
+        _ => 0..cast.members.len(),
+    };
+    let member = &mut cast.members[random.random_range(members)];
+    let (times, away, again) = if act == Act::RepeatedKills { (4, 0..1, 100..1_200) } else { (1, 100..2_000, 0..1) };
+    let mut kills = 0;
+    for _ in 0..times {
+        kills += usize::from(member.kill());
+        sleep(Duration::from_millis(random.random_range(away.clone()))).await;
+        member.start();
+        sleep(Duration::from_millis(random.random_range(again.clone()))).await;
     }
     kills
 }
