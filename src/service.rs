@@ -316,6 +316,9 @@ impl Service {
         let begun = Instant::now();
         let [calls, cut, tasks, probes, audit, close] = PARTS.map(|part| begun + self.shutdown * part / 100);
         self.stop.cancel();
+        if let Some(health) = self.health {
+            server::health::end_watches(health).await;
+        }
         let mut shutdown = Shutdown::Complete;
         let finish = async {
             for task in self.tasks {

@@ -78,6 +78,13 @@ pub async fn run(told: Told, state: State, audit: Option<Audit>, stop: Cancellat
     told.tell(Readiness::NotReady("it is shutting down".to_owned())).await;
 }
 
+/// Ends the streams of all who watch: a client that stays must not hold up the end of the service.
+pub async fn end_watches(mut health: HealthReporter) {
+    for service in SERVICES {
+        health.clear_service_status(service).await;
+    }
+}
+
 /// Sets the status of everything whose health is told.
 pub async fn set(health: &HealthReporter, status: ServingStatus) {
     for service in SERVICES {

@@ -1,7 +1,7 @@
 //! Every row of the error tables reaches a real client as the original's documentation has it, and the service tells about
 //! itself: reflection and health, which need no credential.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use appferry::{
     contract::{
@@ -147,8 +147,11 @@ async fn health_is_told_to_everybody_and_watched() {
     let stopped = tokio::spawn(running.stop());
     let last = watch.message().await.expect("it goes on").expect("a status");
     assert_eq!(last.status(), ServingStatus::NotServing);
-    drop(watch);
-    stopped.await.expect("it stops");
+    // A watch holds up no shutdown: it is ended, and not waited for until calls are cut off, which is 12 s by default.
+    while let Some(told) = watch.message().await.expect("it ends in order") {
+        assert_eq!(told.status(), ServingStatus::NotServing);
+    }
+    tokio::time::timeout(Duration::from_secs(6), stopped).await.expect("at once").expect("it stops");
 }
 
 #[tokio::test]
