@@ -283,8 +283,8 @@ impl Placed {
         let name = &self.stage.name;
         match self.store.discard(&self.stage).await {
             Ok(true) => {}
-            Ok(false) => eprintln!("{name} stays in the home region's store"),
-            Err(error) => eprintln!("{name} stays in the home region's store: {}", with_causes(&error)),
+            Ok(false) => print::note(&format!("{name} stays in the home region's store")),
+            Err(error) => print::note(&format!("{name} stays in the home region's store: {}", with_causes(&error))),
         }
     }
 }

@@ -30,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     client,
-    domain::{Clock, printable_lines, with_causes},
+    domain::{Clock, with_causes},
     service::Role,
     telemetry::{DEFAULT_LOG, Telemetry},
 };
@@ -161,7 +161,7 @@ impl Cli {
         let runtime = match runtime.enable_all().max_blocking_threads(BLOCKING_THREADS).build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                eprintln!("appferry: the runtime can't be started: {error}");
+                print::note(&format!("appferry: the runtime can't be started: {error}"));
                 return ExitCode::FAILURE;
             }
         };
@@ -186,7 +186,7 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("appferry: {}", printable_lines(&with_causes(&error)));
+                print::note(&format!("appferry: {}", with_causes(&error)));
                 error.exit_code()
             }
         }

@@ -18,6 +18,12 @@ pub fn line(text: &str) -> Result<()> {
     writeln!(out, "{}", printable_lines(text)).and_then(|()| out.flush()).map_err(Error::local("standard output"))
 }
 
+/// Writes to standard error. Where nobody can read that, because its disk is full or its reader has gone, the command goes on: what became of
+/// it is told by its status.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", printable_lines(text));
+}
+
 /// Writes a message as JSON.
 pub fn message(name: &str, message: &impl prost::Message) -> Result<()> {
     let json = contract::json(name, &message.encode_to_vec()).map_err(Error::local("JSON"))?;

@@ -51,7 +51,7 @@ impl Progress {
             } else {
                 let line = line(region);
                 if line != shown.line {
-                    eprintln!("{:16} {line}", ForeignText::value(&region.region_id).as_str());
+                    print::note(&format!("{:16} {line}", ForeignText::value(&region.region_id).as_str()));
                     shown.line = line;
                 }
             }

@@ -47,7 +47,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         Ok(())
     } else {
         Err(Error::Ended(format!(
-            "{image_id} is not whole in {}; synchronize it again to make it good",
+            "{image_id} is not whole in {}; synchronize it again to make it good, with --overwrite where another image is shown by its \
+             name; what its home region has lost is put back where it was put first",
             wrong.join(", ")
         )))
     }

@@ -197,8 +197,8 @@ impl Error {
         use io::ErrorKind as Kind;
         match self {
             Self::Io { source, .. } => match source.kind() {
+                // A file system that had an error of its disk is read-only until that is mended: it is away, as others are.
                 Kind::PermissionDenied
-                | Kind::ReadOnlyFilesystem
                 | Kind::NotADirectory
                 | Kind::IsADirectory
                 | Kind::FileTooLarge
@@ -297,10 +297,10 @@ mod tests {
 
     #[test]
     fn what_the_operating_system_lacks_for_a_while_is_tried_again() {
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT] {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT, Errno::ROFS] {
             assert_eq!(io_error(errno).verdict(), Verdict::Retry, "{errno}");
         }
-        for errno in [Errno::ACCESS, Errno::ROFS, Errno::NAMETOOLONG] {
+        for errno in [Errno::ACCESS, Errno::NAMETOOLONG] {
             assert_eq!(io_error(errno).verdict(), Verdict::Fail, "{errno}");
         }
         let hangs = Error::Unresponsive { directory: "/srv/apps".into(), pending: 16 };

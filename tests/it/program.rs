@@ -31,6 +31,25 @@ fn client(directory: &Path, endpoint: &str, arguments: &[&str]) -> std::process:
     process::command(directory, arguments).env("APPFERRY_ENDPOINT", endpoint).output().expect("the program runs")
 }
 
+/// What a command could not say does not change how it ends.
+#[tokio::test]
+async fn a_command_whose_errors_nobody_reads_ends_as_ever() {
+    let (directory, _served, endpoint) = first_start().await;
+    let status = |arguments: &[&str], errors: std::process::Stdio| {
+        let mut command = process::command(directory.path(), arguments);
+        command.env("APPFERRY_ENDPOINT", &endpoint).stdout(std::process::Stdio::null()).stderr(errors);
+        command.status().expect("the program runs").code()
+    };
+    let full = || fs::File::options().write(true).open("/dev/full").expect("it is there").into();
+    fs::write(directory.path().join("disk"), "a disk").expect("a file");
+    assert_eq!(status(&["image", "add", "--id", "a", "--name", "a", "--file", "disk"], full()), Some(0));
+    assert_eq!(status(&["sync", "a", "--wait"], full()), Some(0));
+    assert_eq!(
+        status(&["sync", "no-such-image"], full()),
+        status(&["sync", "no-such-image"], std::process::Stdio::null())
+    );
+}
+
 /// Refuses to have ended otherwise than with `code`, and with an error that says all of that.
 fn failed(output: &std::process::Output, code: i32, says: &[&str]) {
     assert_eq!(output.status.code(), Some(code), "{output:?}");

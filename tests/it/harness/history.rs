@@ -243,6 +243,9 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
             events.push(("Expire", Event::Expire, *not_before));
             events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, *not_before));
             if let Some(fault) = last.clone() {
+                let back = Event::ClockSetBack { lease, longest_wait: Duration::ZERO };
+                let lasted = i64::try_from(lease.as_millis()).expect("a lease");
+                events.push(("ClockSetBack", back, Timestamp::from_millis(not_before.as_millis() - lasted)));
                 let retry_after = Some(Duration::ZERO);
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *not_before));
             }
