@@ -11,8 +11,7 @@ use super::{
     database::{Reader, Transaction, passed},
     entity::{synchronization as sync, synchronization_target as target},
     gate::names,
-    region_store,
-    replica::{self, Lock},
+    region_store, replica,
     sql::{Kind, Rows, Sql},
 };
 use crate::domain::{Belief, Event, SynchronizationState, Timestamp, WorkerId};
@@ -87,7 +86,7 @@ impl State {
         if keys.is_empty() {
             return Ok(0);
         }
-        self.0.db.transaction(async |txn| apply(&txn, keys.clone(), &Event::Expire).await).await
+        self.0.db.transaction(async |txn| replica::apply(&txn, keys.clone(), &Event::Expire).await).await
     }
 
     /// Forgets synchronizations that have ended longer ago than `keep`, some at a time. Returns how many; with fewer than it could
@@ -141,7 +140,7 @@ impl State {
         if keys.is_empty() {
             return Ok(0);
         }
-        let pulled = self.0.db.transaction(async |txn| apply(&txn, keys.clone(), &event).await).await?;
+        let pulled = self.0.db.transaction(async |txn| replica::apply(&txn, keys.clone(), &event).await).await?;
         self.0.signals.due();
         Ok(pulled)
     }
@@ -199,20 +198,6 @@ async fn take(txn: &Transaction, who: &WorkerId, millis: i64) -> Result<bool> {
         .all(txn)
         .await?;
     Ok(held.iter().any(|name| name.holder == who.to_string()))
-}
-
-/// Applies an event to replicas for which it still has a place. Returns how many.
-async fn apply(txn: &Transaction, keys: Vec<replica::Key>, event: &Event) -> Result<usize> {
-    let locked = replica::lock(txn, keys, Lock::Change).await?;
-    let mut saved = Vec::new();
-    for ((image, region), row) in &locked.rows {
-        if let Ok(after) = row.replica()?.apply(event.clone(), locked.now) {
-            saved.push(row.followed_by(image, region, &after));
-        }
-    }
-    let count = saved.len();
-    replica::save(txn, saved).await?;
-    Ok(count)
 }
 
 async fn prune(txn: &Transaction, keep: Duration) -> Result<(usize, bool)> {

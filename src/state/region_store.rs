@@ -133,7 +133,7 @@ impl State {
         if keys.is_empty() {
             return Ok(0);
         }
-        self.0.db.transaction(async |txn| apply_to(&txn, keys.clone(), event).await).await
+        self.0.db.transaction(async |txn| replica::apply(&txn, keys.clone(), event).await).await
     }
 
     /// How many replicas are suspended in each of some regions; those without any are left out.
@@ -193,20 +193,6 @@ impl State {
 pub async fn pull_back(txn: &Transaction) -> Result<()> {
     Sql::on(txn).text("UPDATE region_store SET seen_at = ").now().text(" WHERE seen_at > ").now().execute(txn).await?;
     Ok(())
-}
-
-/// Applies an event to some replicas. Returns how many have changed.
-async fn apply_to(txn: &Transaction, keys: Vec<replica::Key>, event: &Event) -> Result<usize> {
-    let locked = replica::lock(txn, keys, Lock::Change).await?;
-    let mut saved = Vec::new();
-    for ((image, region), row) in &locked.rows {
-        if let Ok(after) = row.replica()?.apply(event.clone(), locked.now) {
-            saved.push(row.followed_by(image, region, &after));
-        }
-    }
-    let changed = saved.len();
-    replica::save(txn, saved).await?;
-    Ok(changed)
 }
 
 /// Records that regions are configured now.

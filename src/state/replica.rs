@@ -10,7 +10,7 @@ use super::{
     entity,
     sql::{Kind, Rows, Sql},
 };
-use crate::domain::{ImageId, RegionId, RegionStatus, Replica, State as ReplicaState, Timestamp};
+use crate::domain::{Event, ImageId, RegionId, RegionStatus, Replica, State as ReplicaState, Timestamp};
 
 /// The key of a replica.
 pub(super) type Key = (ImageId, RegionId);
@@ -215,4 +215,18 @@ impl State {
         let replica = row.replica()?;
         Ok(replica.fence == fence && matches!(&replica.state, ReplicaState::Copying { lease, .. } if lease.until > now))
     }
+}
+
+/// Applies an event to replicas for which it still has a place. Returns how many.
+pub async fn apply(txn: &Transaction, keys: Vec<Key>, event: &Event) -> Result<usize> {
+    let locked = lock(txn, keys, Lock::Change).await?;
+    let mut saved = Vec::new();
+    for ((image, region), row) in &locked.rows {
+        if let Ok(after) = row.replica()?.apply(event.clone(), locked.now) {
+            saved.push(row.followed_by(image, region, &after));
+        }
+    }
+    let count = saved.len();
+    save(txn, saved).await?;
+    Ok(count)
 }
