@@ -17,7 +17,7 @@ use super::{
     blob_fanout::{BlobStream, Sink},
     byte_channel::{self, ChunkSender},
     destination::Delivery,
-    fanout::{Fanout, LARGE_WEIGHT, Rest, State},
+    fanout::{Fanout, LARGE_WEIGHT, Rest},
     member::Member,
     schedule::MemberId,
 };
@@ -47,14 +47,6 @@ struct Load {
     members: Vec<MemberId>,
 }
 
-impl State {
-    fn load(&mut self, load: &Load) {
-        for member in &load.members {
-            *self.sending.entry(*member).or_default() += load.weight;
-        }
-    }
-}
-
 impl Fanout {
     /// Sends to destinations what they miss, for as long as it is polled. Those that are detached are served beside the others.
     pub fn drive(self: Arc<Self>, source: Arc<ImageSource>, tree: Arc<Tree>) -> BoxFuture<'static, ()> {
@@ -62,7 +54,8 @@ impl Fanout {
             let mut sending = FuturesUnordered::new();
             let mut detached = JoinSet::new();
             loop {
-                for (member, fanout) in std::mem::take(&mut self.state().undriven) {
+                let undriven = std::mem::take(&mut self.state().undriven);
+                for (member, fanout) in undriven {
                     let drive = fanout.drive(Arc::clone(&source), Arc::clone(&tree));
                     detached.spawn(async move {
                         tokio::select! {
@@ -121,22 +114,25 @@ impl Fanout {
             _ => 1,
         };
         // What was begun goes on at once: its destination waits for it.
-        if let Some(stream) = state.streams.pop_front() {
-            let load =
-                Load { weight: weigh(stream.index), members: stream.sinks.iter().map(|s| s.member.id).collect() };
-            state.load(&load);
-            return Some((Next::Stream(stream), load));
+        let (next, blob, members) = if let Some(stream) = state.streams.pop_front() {
+            let (blob, members) = (stream.index, stream.sinks.iter().map(|sink| sink.member.id).collect());
+            (Next::Stream(stream), blob, members)
+        } else {
+            let room = |member: MemberId| self.weight.saturating_sub(state.sending.get(&member).copied().unwrap_or(0));
+            let next = state.schedule.next(|member, blob| weigh(blob) <= room(member));
+            state.is_full = next.is_none() && !state.schedule.is_empty();
+            let blob = next?;
+            let taken = state.schedule.take(blob);
+            let taken = taken.into_iter().filter_map(|(id, from)| Some((Arc::clone(state.members.get(&id)?), from)));
+            let taken: Vec<_> = taken.collect();
+            let members = taken.iter().map(|(member, _)| member.id).collect();
+            (Next::Blob(blob, taken), blob, members)
+        };
+        let load = Load { weight: weigh(blob), members };
+        for member in &load.members {
+            *state.sending.entry(*member).or_default() += load.weight;
         }
-        let room = |member: MemberId| self.weight.saturating_sub(state.sending.get(&member).copied().unwrap_or(0));
-        let next = state.schedule.next(|member, blob| weigh(blob) <= room(member));
-        state.is_full = next.is_none() && !state.schedule.is_empty();
-        let blob = next?;
-        let taken = state.schedule.take(blob);
-        let members = taken.into_iter().filter_map(|(id, from)| Some((Arc::clone(state.members.get(&id)?), from)));
-        let members: Vec<_> = members.collect();
-        let load = Load { weight: weigh(blob), members: members.iter().map(|(member, _)| member.id).collect() };
-        state.load(&load);
-        Some((Next::Blob(blob, members), load))
+        Some((next, load))
     }
 
     /// Something has been sent.
@@ -147,8 +143,7 @@ impl Fanout {
                 *weight = weight.saturating_sub(load.weight);
             }
         }
-        let State { sending, .. } = &mut *state;
-        sending.retain(|_, weight| *weight > 0);
+        state.sending.retain(|_, weight| *weight > 0);
     }
 
     /// Reads one blob, once, for all that miss it.
