@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr};
+use sea_orm::{ConnectionTrait, DbBackend};
 use tracing::instrument;
 use uuid::Uuid;
 
@@ -35,6 +35,8 @@ pub struct Changes {
     first: Option<Uuid>,
     /// The images that the calls are for, and when these were registered: they must not be removed before the group is committed.
     images: BTreeMap<String, i64>,
+    /// On SQLite, the number that changes whenever an image is removed or superseded, as it was when the calls were decided.
+    generation: Option<i64>,
     /// Replicas that are not there, each once.
     missing: Vec<Key>,
     /// Replicas that have failed or were canceled, and are asked for again.
@@ -46,7 +48,7 @@ pub struct Changes {
 /// Decides about the calls in their order; each sees what those before it have started.
 #[instrument(name = "step: decide", level = "trace", skip_all)]
 pub fn decide(asks: &[Ask], mut known: Known, regions: &Regions, now: Timestamp) -> (Vec<Result<RequestId>>, Changes) {
-    let mut rows = Changes::default();
+    let mut rows = Changes { generation: known.generation, ..Changes::default() };
     let answers = asks.iter().map(|ask| decide_one(ask, &mut known, regions, now, &mut rows)).collect();
     // Whoever inserts several does so in the order of their keys, so that nobody waits in a circle.
     rows.missing.sort_unstable();
@@ -144,8 +146,9 @@ impl Changes {
         replica::save(txn, again).await
     }
 
-    /// Writes them in one statement, but for MySQL. On PostgreSQL and SQLite, that looks at the images once more, and keeps them from being
-    /// removed until it is committed: if one is not there any more, nothing is written, and the group is to be decided again.
+    /// Writes them in one statement, but for MySQL. On PostgreSQL, that looks at the images once more, and keeps them from being removed
+    /// until it is committed; on SQLite, it compares the images' generation. If an image is not there any more, nothing is written, and the
+    /// group is to be decided again.
     #[instrument(name = "step: write", level = "trace", skip_all)]
     pub async fn write(self, db: &Session<impl ConnectionTrait + Send>, now: Timestamp) -> Result<()> {
         let Some(first) = self.first else { return Ok(()) };
@@ -157,10 +160,9 @@ impl Changes {
                 let inserted = |sql| kept(insert_synchronizations(sql, self.synchronizations, now));
                 kept_images(Sql::on(db), &self.images).keep("i").and("kept", inserted)
             }
-            DbBackend::Sqlite => {
-                let insert = insert_synchronizations(Sql::on(db), self.synchronizations, now);
-                count_images(insert.text(" WHERE ("), &self.images)?.text(") = ").value(images)
-            }
+            DbBackend::Sqlite => insert_synchronizations(Sql::on(db), self.synchronizations, now)
+                .text(" WHERE (SELECT generation FROM image_generation) = ")
+                .value(self.generation),
             _ => insert_synchronizations(Sql::on(db), self.synchronizations, now),
         };
         let missing = &self.missing;
@@ -246,14 +248,4 @@ fn kept_images(sql: Sql, images: &BTreeMap<String, i64>) -> Sql {
         .rows(Rows::new(columns, images.iter().map(|(id, created_at)| [id.as_str().into(), (*created_at).into()])))
         .join()
         .text("image AS i ON i.id = w.id AND i.created_at = w.created_at ORDER BY i.id")
-}
-
-/// Counts them, on SQLite. They are handed as JSON, so that the text of the statement does not depend on how many there are, and as an
-/// object: the parts of a list in a list would have to be read from JSON once more.
-fn count_images(sql: Sql, images: &BTreeMap<String, i64>) -> Result<Sql> {
-    let json = serde_json::to_string(images).map_err(|error| DbErr::Json(error.to_string()))?;
-    Ok(sql
-        .text("SELECT COUNT(*) FROM json_each(")
-        .value(json)
-        .text(") AS wanted CROSS JOIN image AS i ON i.id = wanted.key AND i.created_at = wanted.value"))
 }

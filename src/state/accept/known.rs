@@ -24,6 +24,8 @@ pub struct Known {
     pub images: HashMap<String, ImageSeen>,
     pub replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
     pub tokens: HashMap<(String, String), Repeated>,
+    /// On SQLite, the number that changes whenever an image is removed or superseded.
+    pub generation: Option<i64>,
 }
 
 /// A registered image. One that is removed and added again is another one.
@@ -80,18 +82,20 @@ impl Known {
             images: Option<String>,
             replicas: Option<String>,
             tokens: Option<String>,
+            generation: Option<i64>,
             now_millis: i64,
         }
         let backend = db.get_database_backend();
         // Each says what it gathers, and how it takes a list apart, in words of its own.
-        let (images_join, tokens_join, list, row, request_id) = if backend == DbBackend::Sqlite {
+        let (images_join, tokens_join, list, row, request_id, generation) = if backend == DbBackend::Sqlite {
             let names = "json_each(?1) AS wanted CROSS JOIN";
             let pairs = "json_each(?2) AS wanted CROSS JOIN";
-            (names, pairs, "json_group_array", "json_array", "hex(s.request_id)")
+            let generation = "(SELECT generation FROM image_generation)";
+            (names, pairs, "json_group_array", "json_array", "hex(s.request_id)", generation)
         } else {
             let names = "json_array_elements_text($1::json) AS wanted(value) JOIN";
             let pairs = "json_array_elements($2::json) AS wanted(value) JOIN";
-            (names, pairs, "json_agg", "json_build_array", "s.request_id")
+            (names, pairs, "json_agg", "json_build_array", "s.request_id", "CAST(NULL AS bigint)")
         };
         let read = format!(
             "SELECT \
@@ -101,13 +105,14 @@ impl Known {
              FROM {images_join} replica AS r ON r.image_id = wanted.value) AS replicas, \
             (SELECT CAST({list}({row}(s.principal, s.client_token, {request_id}, s.image_id, s.asked)) AS text) \
              FROM {tokens_join} synchronization AS s \
-             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, "
+             ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
+             {generation} AS generation, "
         );
         let values = [json(images)?, json(tokens)?];
         let answers: Vec<Answer> = Sql::on(db).numbered(&read, values).now().text(" AS now_millis").all(db).await?;
         let answer = answers.into_iter().next();
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
-        let mut known = Self::default();
+        let mut known = Self { generation: answer.generation, ..Self::default() };
         for (image, home, superseded_by, created_at) in from_json::<Vec<ImageRow>>(answer.images.as_deref())? {
             known.note_image(image, &home, superseded_by.as_deref(), created_at)?;
         }
