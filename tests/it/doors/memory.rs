@@ -26,8 +26,17 @@ async fn serve(site: &Site) -> Served {
 
 /// What the process has in memory, in MiB.
 fn resident(served: &Served) -> u64 {
+    memory(served, "VmRSS:")
+}
+
+/// The most that it has ever had.
+pub fn peak(served: &Served) -> u64 {
+    memory(served, "VmHWM:")
+}
+
+fn memory(served: &Served, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", served.id())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("a line");
     line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") / 1024
 }
 

@@ -8,6 +8,7 @@ mod places;
 mod proxies;
 mod revocation;
 mod timers;
+mod together;
 
 use std::time::{Duration, Instant};
 
