@@ -140,6 +140,9 @@ pub enum Error {
     /// An upload that was begun earlier is not there any more, or not as it should be.
     #[error("{0}: the upload that was begun is gone; it begins anew")]
     UploadGone(ForeignText),
+    /// A registry does not take a blob in the way in which it was sent, and is sent it in another one.
+    #[error("{0}; the blob is sent in another way")]
+    UploadMode(ForeignText),
     /// The claim that the store is written for is not good any more.
     #[error("the claim is not good any more")]
     Overtaken,
@@ -219,6 +222,7 @@ impl Error {
             | Self::Stalled(_)
             | Self::Transport { .. }
             | Self::UploadGone(_)
+            | Self::UploadMode(_)
             | Self::Overtaken
             | Self::Contended(_)
             | Self::Journal(_)

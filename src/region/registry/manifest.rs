@@ -12,7 +12,7 @@ use reqwest::Response;
 
 use super::{
     RegistryStore,
-    client::{Ask, Scope, header, what},
+    client::{Ask, Scope, header, refuses_head, what},
     name::Reference,
 };
 use crate::{
@@ -52,12 +52,13 @@ impl RegistryStore {
         let ask = self.manifest_ask(Method::HEAD, repository, reference, scope.clone())?;
         let what = what(&ask.method, &ask.url);
         let response = self.client().ask(ask).await?;
-        match response.status() {
-            StatusCode::OK => {}
+        let described = match response.status() {
+            StatusCode::OK => describe(response.headers()),
             StatusCode::NOT_FOUND => return Ok(None),
+            status if refuses_head(status) => None,
             _ => return Err(refusal(&what, response).await),
-        }
-        match describe(response.headers()) {
+        };
+        match described {
             Some(descriptor) => Ok(Some(descriptor)),
             // Some registries tell less of a manifest than they should: then it is read.
             None => {

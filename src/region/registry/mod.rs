@@ -2,13 +2,17 @@
 
 mod challenge;
 mod client;
+mod content_range;
 mod credentials;
 mod existing;
 mod feed;
 mod manifest;
+mod mount;
 mod name;
 mod token;
 mod upload;
+mod upload_mode;
+mod upload_session;
 
 use std::{
     sync::{
@@ -22,7 +26,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header::RANGE};
 use reqwest::Response;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{OnceCell, mpsc},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 
 pub use challenge::Challenge;
@@ -31,9 +38,12 @@ pub use credentials::{Credentials, Error as CredentialsError};
 
 use self::{
     client::{Ask, Scope, header, what},
+    content_range::ContentRange,
     existing::Damaged,
+    mount::MountPause,
     name::Reference,
-    upload::Upload,
+    upload_mode::Learned,
+    upload_session::Upload,
 };
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
@@ -61,6 +71,11 @@ pub struct RegistryStore {
     dropped: Arc<Mutex<Vec<Upload>>>,
     /// Uploads that the registry is being asked to begin.
     beginning: TaskTracker,
+    /// How it takes blobs, as far as that is known, and whether it was read what earlier processes learned.
+    learned: Arc<Learned>,
+    recalled: Arc<OnceCell<()>>,
+    /// Whether it is asked to mount blobs.
+    mount_pause: Arc<MountPause>,
     /// What is done about blobs that it has already.
     verify_existing: VerifyExisting,
     /// Blobs that were found damaged: what is written in their place is read again.
@@ -80,6 +95,9 @@ impl RegistryStore {
             without_referrers: Arc::default(),
             without_ranges: Arc::default(),
             dropped: Arc::default(),
+            learned: Arc::default(),
+            recalled: Arc::default(),
+            mount_pause: Arc::default(),
             verify_existing: VerifyExisting::default(),
             damaged: Damaged::default(),
         }
@@ -111,7 +129,7 @@ impl RegistryStore {
         let at = self.at(name);
         let url = self.client.url(&format!("{}/blobs/{}", at.repository, blob.digest))?;
         let end = most.map_or(blob.size, |most| blob.size.min(from.saturating_add(most)));
-        let ranged = from > 0 || end < blob.size;
+        let ranged = (from > 0 || end < blob.size) && self.reads_ranges();
         let mut headers = HeaderMap::new();
         if ranged {
             headers.extend([header(RANGE, format!("bytes={from}-{}", end.saturating_sub(1)))?]);
@@ -120,7 +138,14 @@ impl RegistryStore {
         let what = what(&ask.method, &ask.url);
         let response = self.client.ask(ask).await?;
         let skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT if ranged => 0,
+            StatusCode::PARTIAL_CONTENT if ranged => match ContentRange::of(response.headers()) {
+                // A part that begins earlier holds it, too; one that ends earlier is read on after that.
+                Some(part) if (part.first..=part.last).contains(&from) && part.size.is_none_or(|size| size == blob.size) => from - part.first,
+                None if response.content_length() == Some(end - from) => 0,
+                _ => return Err(self.without_range(what)),
+            },
+            // What it can't give by a range it may give as a whole.
+            StatusCode::RANGE_NOT_SATISFIABLE if ranged => return Err(self.without_range(what)),
             StatusCode::OK => {
                 if ranged {
                     self.without_ranges.store(true, Ordering::Relaxed);
@@ -136,6 +161,12 @@ impl RegistryStore {
         // Ends with the body, or when the receiver is gone.
         tokio::spawn(pass_on(what, response, skip, end - from, chunks));
         Ok(received)
+    }
+
+    /// A registry does not answer the range that it was asked for, and is asked for none from now on.
+    fn without_range(&self, what: String) -> Error {
+        self.without_ranges.store(true, Ordering::Relaxed);
+        Error::Transport { what: what.into(), problem: "the answer is another range than was asked for".into() }
     }
 
     fn service(&self) -> String {

@@ -135,6 +135,10 @@ impl Transfer {
             match self.feed(boarding.take(), &tree, &destination, missing).await {
                 Ok(verification) => return Ok(verification),
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
+                // A registry's ways are few: this ends by itself.
+                Err(Stopped::Failed(error @ Error::UploadMode(_))) => {
+                    tracing::info!(region = %destination.region, %error, "sending the blob in another way");
+                }
                 Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
                     Some(wait) => {
                         tracing::info!(region = %destination.region, %error, ?wait, "transfer interrupted; resuming");
