@@ -33,6 +33,7 @@ mod operations;
 mod passes;
 mod policies;
 mod program;
+mod quirks;
 mod reference;
 mod refusals;
 mod regions;

@@ -37,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How often a request whose body is at hand is sent again after a trouble that may pass, and the wait before the first time.
 const REPEATS: u32 = 3;
 const REPEAT_WAIT: Duration = Duration::from_millis(200);
+/// How often one that was forbidden is.
+const DOUBTS: u32 = 2;
 /// The longest `Retry-After` that is waited for here; with a longer one, the attempt is over.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How many redirects of one request are followed.
@@ -153,14 +155,17 @@ impl Client {
         let mut repeats = 0;
         loop {
             let answer = self.ask_once(&ask).await;
-            let wait = match &answer {
-                Ok(response) if passes(response.status()) => retry_after(response.headers()),
-                Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => error.retry_after(),
+            let (wait, most) = match &answer {
+                Ok(response) if passes(response.status()) => (retry_after(response.headers()), REPEATS),
+                // Some limit rates by it, and some check permissions at a service that fails for a moment.
+                Ok(response) if response.status() == StatusCode::FORBIDDEN => (retry_after(response.headers()), DOUBTS),
+                Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => (error.retry_after(), REPEATS),
                 _ => return answer,
             };
             let wait = wait.unwrap_or(REPEAT_WAIT * 4_u32.pow(repeats));
-            if repeats >= REPEATS || wait > SHORT_WAIT {
+            if repeats >= most || wait > SHORT_WAIT {
                 return match answer {
+                    Ok(response) if response.status() == StatusCode::FORBIDDEN => Ok(response),
                     Ok(response) => Err(refusal(&what(&ask.method, &ask.url), response).await),
                     Err(error) => Err(error),
                 };

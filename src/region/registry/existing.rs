@@ -16,6 +16,7 @@ use super::{
     RegistryStore,
     client::{Ask, Scope, refuses_head, what},
     content_range::ContentRange,
+    decoding::is_encoded,
 };
 use crate::{
     domain::{Descriptor, Digest, Verification, VerifyExisting},
@@ -160,6 +161,17 @@ impl RegistryStore {
         Ok(None)
     }
 
+    /// Doubts the blobs of a manifest that was refused because they were not found, though the registry has said to have them or to have
+    /// mounted them: they are read before they are believed to be there.
+    pub(super) async fn doubt_parts(&self, stage: &Stage, repository: &str, manifest: &[u8]) -> Result<()> {
+        for digest in parts(manifest) {
+            if !stage.journal.wrote(digest).await? {
+                self.damaged.note(repository, digest);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether what was written in the place of a damaged blob or manifest is read as it should be.
     pub(super) fn made_good(&self, stage: &Stage, repository: &str, expected: Digest, actual: Digest) -> Result<()> {
         if actual == expected {
@@ -171,7 +183,27 @@ impl RegistryStore {
     }
 }
 
+/// The blobs that a manifest names: its configuration and its layers.
+fn parts(manifest: &[u8]) -> Vec<Digest> {
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        config: Option<Part>,
+        #[serde(default)]
+        layers: Vec<Part>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Part {
+        digest: String,
+    }
+    let Ok(Manifest { config, layers }) = serde_json::from_slice(manifest) else { return Vec::new() };
+    config.into_iter().chain(layers).filter_map(|part| part.digest.parse().ok()).collect()
+}
+
+/// The length of the content that an answer is about, if it says so.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
+    if is_encoded(headers) {
+        return None;
+    }
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 

@@ -102,7 +102,10 @@ impl TokenRequest {
             return Ok(Self { url, ..self });
         }
         if self.form.is_some() {
-            return Err(Error::malformed(what, "it is redirected to another server, which is not sent the identity token"));
+            return Err(Error::malformed(
+                what,
+                "it is redirected to another server, which is not sent the identity token",
+            ));
         }
         Ok(Self { url, authorization: None, ..self })
     }

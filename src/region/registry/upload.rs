@@ -146,14 +146,7 @@ impl RegistryStore {
     }
 
     /// Goes on with the upload in the journal, of which the registry has the first `from` bytes.
-    async fn resume(
-        &self,
-        stage: &Stage,
-        blob: &Descriptor,
-        mode: UploadMode,
-        from: u64,
-        feed: &mut Feed,
-    ) -> Sent<()> {
+    async fn resume(&self, stage: &Stage, blob: &Descriptor, mode: UploadMode, from: u64, feed: &mut Feed) -> Sent<()> {
         let known = stage.journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
         let gone = || Error::UploadGone(format!("the blob {}", blob.digest).into());
         let mut upload = known.ok_or_else(gone)?;
@@ -189,14 +182,7 @@ impl RegistryStore {
 
     /// Sends some bytes, and returns where the upload goes on. How much the registry says to have is no reason to give up: the digest at
     /// the end decides.
-    async fn append(
-        &self,
-        mut upload: Upload,
-        offset: u64,
-        bytes: u64,
-        ranged: bool,
-        feed: &mut Feed,
-    ) -> Sent<Upload> {
+    async fn append(&self, mut upload: Upload, offset: u64, bytes: u64, ranged: bool, feed: &mut Feed) -> Sent<Upload> {
         let what = what(&Method::PATCH, &upload.url);
         let part = Part { method: Method::PATCH, url: upload.url.clone(), offset, bytes, ranged, last: false };
         let response = self.send(&upload.repository, &part, feed).await?;

@@ -262,7 +262,10 @@ mod tests {
         let later = Learned::default();
         later.load(Habits::parse(&written));
         assert!(later.mode(BLOB) == UploadMode::Streamed && !later.reports_offsets());
-        assert_eq!(Habits::parse(r#"{"small":{"chunked":0},"large":"streamed","reports_offsets":true}"#), Habits::default());
+        assert_eq!(
+            Habits::parse(r#"{"small":{"chunked":0},"large":"streamed","reports_offsets":true}"#),
+            Habits::default()
+        );
     }
 
     #[test]

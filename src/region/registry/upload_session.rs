@@ -106,8 +106,7 @@ impl RegistryStore {
         let scope = Scope::push(&upload.repository);
         let ask = Ask { method: Method::GET, url: url.clone(), scope, headers: HeaderMap::new(), body: Bytes::new() };
         let response = self.client().ask(ask).await?;
-        let told =
-            if self.learned.reports_offsets() { end_of_range(response.headers()) } else { Some(upload.taken) };
+        let told = if self.learned.reports_offsets() { end_of_range(response.headers()) } else { Some(upload.taken) };
         let there = told.filter(|there| *there < blob.size && response.status().is_success());
         let Some(there) = there else { return Ok(None) };
         // The answer may say where it goes on from now on; if not, it is where it was.
