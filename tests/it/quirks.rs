@@ -6,6 +6,7 @@ use http::{Method, StatusCode};
 
 use crate::harness::{
     images::{self, noise},
+    proxy::{Act, Proxy},
     quirks::{
         ARTIFACTORY, ECR, GAR, GHCR, GITLAB, HARBOR, LIMITED, PULP, Quirks, SPECIFIED, TABLE, TELLING,
         server::{QuirkyRegistry, Seen},
@@ -48,10 +49,10 @@ fn bytes(requests: &[Seen]) -> u64 {
 async fn every_known_registry_is_written_and_read() {
     let (large, small) = (noise(LARGE, 1), noise(300_000, 2));
     for quirks in TABLE {
-        let name = quirks.registry;
+        let name = format!("{} ({})", quirks.registry, quirks.report);
         let (registry, running) = to(quirks).await;
         let app = running.add("a", &[large.clone(), small.clone()]).await;
-        carried(&running, &app, TARGET, name).await;
+        carried(&running, &app, TARGET, &name).await;
         let root = images::verify(&running.site.image(HOME, "a"));
         assert_eq!(registry.unfinished(), 0, "{name}");
         running.stop().await;
@@ -60,9 +61,9 @@ async fn every_known_registry_is_written_and_read() {
         let site = Site::new().with(HOME, registry.store("apps"), "").with(TARGET, registry.store("others"), "");
         let running = site.start().await;
         let same = register(&mut running.images().await, &app).await;
-        carried(&running, &same, "cn-shanghai", name).await;
+        carried(&running, &same, "cn-shanghai", &name).await;
         assert_eq!(images::verify(&running.site.image("cn-shanghai", &same)), root, "{name}");
-        carried(&running, &same, TARGET, name).await;
+        carried(&running, &same, TARGET, &name).await;
         running.stop().await;
     }
 }
@@ -145,6 +146,26 @@ async fn a_registry_that_misreports_offsets_is_sent_everything_once() {
     assert_eq!(carried(&running, &app, TARGET, ECR.registry).await.attempt, 1);
     let requests = registry.requests();
     assert!(bytes(&requests) < size as u64 + 10_000, "{requests:?}");
+    running.stop().await;
+}
+
+/// Nor is it asked for what it has been sent when it breaks off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off() {
+    let size = 140 * MIB;
+    let registry = QuirkyRegistry::start(ECR).await;
+    // The configuration's, which is too small to be cut off, and the layer's last.
+    let mut puts = 0;
+    let proxy = Proxy::start(registry.address, move |seen| {
+        let is_put = seen.method == Method::PUT && seen.path.contains("/blobs/uploads/");
+        puts += usize::from(is_put);
+        if is_put && puts <= 2 { Act::CutRequest(MIB as u64) } else { Act::Pass }
+    })
+    .await;
+    let running = Site::new().with(TARGET, proxy.store("apps"), "").start().await;
+    let app = running.add("a", &[noise(size, 1)]).await;
+    carried(&running, &app, TARGET, ECR.registry).await;
+    assert!(proxy.up() < (size + 3 * MIB) as u64, "{} bytes were sent", proxy.up());
     running.stop().await;
 }
 

@@ -225,10 +225,23 @@ impl RegistryStore {
         let (pipe, body) = pipe();
         let scope = Scope::push(repository);
         let request = self.client().stream(part.method.clone(), &part.url, &scope, part.headers()?, body, COMMIT);
-        let (filled, answered) = tokio::join!(feed.fill(pipe, part.bytes, part.last), request);
-        // What broke the stream off is the reason, whatever became of the request.
-        filled?;
-        answered
+        let fill = feed.fill(pipe, part.bytes, part.last);
+        tokio::pin!(request, fill);
+        tokio::select! {
+            biased;
+            filled = &mut fill => {
+                // What broke the stream off is the reason, whatever becomes of the request.
+                filled?;
+                request.await
+            }
+            // A refusal may come before the bytes have gone, and is not waited for any longer.
+            answered = &mut request => {
+                if answered.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+                    fill.await?;
+                }
+                answered
+            }
+        }
     }
 
     /// A registry that is further, or not as far, says 416, and is asked where it is: if it says what it was sent, it is of no use to go on.

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderValue, Method,
     header::{CONTENT_LENGTH, LOCATION, RANGE},
 };
 use serde::{Deserialize, Serialize};
@@ -99,15 +99,19 @@ impl RegistryStore {
     }
 
     /// What the registry says about an upload: where it goes on, and how many bytes are there. Nothing if it is of no use. Of a registry
-    /// whose `Range` is something else, it is believed what it said to have taken.
+    /// whose `Range` is something else, or that tells nothing about uploads, it is believed what it said to have taken.
     pub(super) async fn progress(&self, upload: &Upload, blob: &Descriptor) -> Result<Option<(Upload, u64)>> {
         let url = upload.url.clone();
         let what = what(&Method::GET, &url);
         let scope = Scope::push(&upload.repository);
         let ask = Ask { method: Method::GET, url: url.clone(), scope, headers: HeaderMap::new(), body: Bytes::new() };
         let response = self.client().ask(ask).await?;
-        let told = if self.learned.reports_offsets() { end_of_range(response.headers()) } else { Some(upload.taken) };
-        let there = told.filter(|there| *there < blob.size && response.status().is_success());
+        let told = match response.status() {
+            status if status.is_success() && self.learned.reports_offsets() => end_of_range(response.headers()),
+            status if status.is_success() || matches!(status.as_u16(), 405 | 501) => Some(upload.taken),
+            _ => None,
+        };
+        let there = told.filter(|there| *there < blob.size);
         let Some(there) = there else { return Ok(None) };
         // The answer may say where it goes on from now on; if not, it is where it was.
         let url = match response.headers().get(LOCATION) {
@@ -179,7 +183,8 @@ impl RegistryStore {
         let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
         let ask = Ask { method: Method::POST, url, scope, headers, body: Bytes::new() };
         let response = self.client().ask(ask).await?;
-        if response.status() != StatusCode::ACCEPTED {
+        // The specification's answer is 202; some say 200.
+        if !response.status().is_success() {
             return Err(refusal(&what, response).await);
         }
         self.begun_at(repository, &what, &asked, response.headers())

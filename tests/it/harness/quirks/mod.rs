@@ -14,6 +14,8 @@ pub enum Offsets {
     OfFirstChunk,
     /// The length of the last chunk.
     OfLastChunk,
+    /// That it has none of it.
+    Zero,
     /// Nothing.
     Unsaid,
 }
@@ -31,6 +33,17 @@ pub enum Takes {
     None(StatusCode),
     /// It says to have taken them, and has not.
     Ignores,
+}
+
+/// What a registry answers to `HEAD`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heads {
+    /// What it answers to `GET`, without content.
+    Right,
+    /// That there is no content.
+    Empty,
+    /// A refusal.
+    Refused(StatusCode),
 }
 
 /// How a registry behaves.
@@ -52,10 +65,7 @@ pub struct Quirks {
     pub committed: StatusCode,
     /// What it answers to a mount; nothing where it mounts.
     pub mount: Option<StatusCode>,
-    /// What it answers to `HEAD`, instead of what it has.
-    pub head: Option<StatusCode>,
-    /// Whether it says `Content-Length: 0` to `HEAD`.
-    pub empty_heads: bool,
+    pub heads: Heads,
     /// Whether it says the digest of a manifest in a header.
     pub digest_header: bool,
     /// Whether it compresses what it answers, unless it is asked not to.
@@ -78,8 +88,7 @@ pub const SPECIFIED: Quirks = Quirks {
     max_chunk: None,
     committed: StatusCode::CREATED,
     mount: None,
-    head: None,
-    empty_heads: false,
+    heads: Heads::Right,
     digest_header: true,
     compresses: false,
     redirects: false,
@@ -124,7 +133,7 @@ pub const GAR: Quirks = Quirks {
 /// Quay: what is stored in S3 comes in chunks of 5 MiB at least.
 pub const QUAY: Quirks = Quirks {
     registry: "Quay",
-    report: "quay/quay#2949, GoogleContainerTools/jib#703",
+    report: "quay/quay#2949",
     chunks: Takes::AtLeast(5 * MIB, StatusCode::INTERNAL_SERVER_ERROR),
     ..SPECIFIED
 };
@@ -164,15 +173,23 @@ pub const ZOT: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// distribution 2: `Range: 0-0` for nothing as for one byte, which every row has.
-pub const DISTRIBUTION_2: Quirks =
-    Quirks { registry: "distribution 2", report: "distribution/distribution#2363", ..SPECIFIED };
+/// distribution 2: it says to have nothing of an upload, which it can't resume.
+pub const DISTRIBUTION_2: Quirks = Quirks {
+    registry: "distribution 2",
+    report: "distribution/distribution#475, distribution/distribution#2363",
+    offsets: Offsets::Zero,
+    ..SPECIFIED
+};
 
-/// distribution 3, read-only replicas of which have only `GET`.
-pub const DISTRIBUTION_3: Quirks = Quirks {
-    registry: "distribution 3",
-    report: "distribution/distribution#1485",
-    head: Some(StatusCode::METHOD_NOT_ALLOWED),
+/// distribution 3: it says how much it has of an upload.
+pub const DISTRIBUTION_3: Quirks =
+    Quirks { registry: "distribution 3", report: "distribution/distribution#3755", ..SPECIFIED };
+
+/// Registries that have only `GET`.
+pub const GET_ONLY: Quirks = Quirks {
+    registry: "a registry without HEAD",
+    report: "containerd/cri#787, merll/docker-registry-util#3",
+    heads: Heads::Refused(StatusCode::METHOD_NOT_ALLOWED),
     ..SPECIFIED
 };
 
@@ -214,13 +231,13 @@ pub const TELLING: Quirks = Quirks {
 pub const LOOSE: Quirks = Quirks {
     registry: "a registry of its own kind",
     report: "yusing/godoxy#169, harrisonwang/wharf#11",
-    empty_heads: true,
+    heads: Heads::Empty,
     committed: StatusCode::OK,
     ..SPECIFIED
 };
 
 /// All of them.
-pub const TABLE: [Quirks; 16] = [
+pub const TABLE: [Quirks; 17] = [
     ECR,
     ACR,
     GHCR,
@@ -232,6 +249,7 @@ pub const TABLE: [Quirks; 16] = [
     ZOT,
     DISTRIBUTION_2,
     DISTRIBUTION_3,
+    GET_ONLY,
     ARTIFACTORY,
     PULP,
     LIMITED,

@@ -14,7 +14,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::{Offsets, Quirks, Takes};
+use super::{Heads, Offsets, Quirks, Takes};
 use crate::harness::images;
 
 type Answer = Response<Full<Bytes>>;
@@ -41,8 +41,6 @@ struct Content {
 pub struct Seen {
     pub method: Method,
     pub path: String,
-    /// The header `Content-Range`.
-    pub range: Option<String>,
     /// How many bytes it had.
     pub bytes: u64,
     pub status: StatusCode,
@@ -131,7 +129,10 @@ struct Call {
 
 async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    // What is cut off is not kept.
+    let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+        return empty(status(StatusCode::BAD_REQUEST));
+    };
     let path = parts.uri.path().to_owned();
     let kinds = [
         ("/blobs/uploads/", "uploads"),
@@ -167,7 +168,6 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
     lock(content).requests.push(Seen {
         method: parts.method,
         path: parts.uri.to_string(),
-        range: text(&parts.headers, "content-range").map(str::to_owned),
         bytes: body.len() as u64,
         status: answer.status(),
     });
@@ -222,11 +222,11 @@ impl Call {
             answer = answer.header("docker-content-digest", images::digest(bytes));
         }
         if self.method == Method::HEAD {
-            let length = if quirks.empty_heads { 0 } else { bytes.len() };
-            return match quirks.head {
-                Some(refused) => empty(status(refused)),
-                None => empty(answer.header("content-length", length)),
-            };
+            return empty(match quirks.heads {
+                Heads::Right => answer.header("content-length", bytes.len()),
+                Heads::Empty => answer.header("content-length", 0),
+                Heads::Refused(refused) => status(refused),
+            });
         }
         if quirks.compresses && text(&self.headers, "accept-encoding") != Some("identity") {
             // That it is none is of no account to whoever takes it for the content.
@@ -288,6 +288,7 @@ impl Call {
         let answer = status(code).header("location", at(id));
         let end = match quirks.offsets {
             Offsets::Unsaid => return empty(answer),
+            Offsets::Zero => 0,
             Offsets::Right => upload.bytes.len(),
             Offsets::OfFirstChunk => upload.first_chunk.unwrap_or(0),
             Offsets::OfLastChunk => self.body.len(),
