@@ -25,6 +25,8 @@ const TARGET: &str = "cn-beijing";
 struct Line {
     running: Running,
     app: String,
+    /// The tag by which the source has it.
+    tag: String,
     source: Proxy,
     target: Proxy,
     _registries: [QuirkyRegistry; 2],
@@ -39,8 +41,8 @@ impl Line {
     async fn lay_with(keys: &str) -> Self {
         let (from, to) = (QuirkyRegistry::start(SPECIFIED).await, QuirkyRegistry::start(SPECIFIED).await);
         let running = Site::new().with(TARGET, from.store("apps"), "").start().await;
-        let app = running.add("a", &[noise(300_000, 1)]).await;
-        let request = running.synchronize(&app, &[TARGET]).await.expect("it is accepted");
+        let tag = running.add("a", &[noise(300_000, 1)]).await;
+        let request = running.synchronize(&tag, &[TARGET]).await.expect("it is accepted");
         assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
         running.stop().await;
         let source = Proxy::start(from.address, |_| Act::Pass).await;
@@ -48,8 +50,8 @@ impl Line {
         let mut site = Site::new().with(HOME, source.store("apps"), "").with(TARGET, target.store("apps"), keys);
         site.worker = site.worker.replace("attempts = 3", "attempts = 6");
         let running = site.start().await;
-        let app = register(&mut running.images().await, &app).await;
-        Self { running, app, source, target, _registries: [from, to] }
+        let app = register(&mut running.images().await, &tag).await;
+        Self { running, app, tag, source, target, _registries: [from, to] }
     }
 
     async fn carry(&self) -> Synchronization {
@@ -120,9 +122,18 @@ async fn what_stays_wrong_is_given_up_after_a_few_tries() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_whose_tag_is_gone_is_copied_by_its_digest() {
     let line = Line::lay().await;
-    let tag = format!("/manifests/{}", line.app);
+    let tag = format!("/manifests/{}", line.tag);
     line.source.rule(move |seen: &Seen| if seen.path.ends_with(&tag) { answer(404, vec![], "") } else { Act::Pass });
     line.arrives("a tag that was deleted").await;
+}
+
+/// What is not known by `HEAD` may be by `GET`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_head_does_not_find_is_registered() {
+    let line = Line::lay().await;
+    line.source.rule(|seen: &Seen| if seen.method == Method::HEAD { answer(404, vec![], "") } else { Act::Pass });
+    register(&mut line.running.images().await, &line.tag).await;
+    line.arrives("an image that HEAD does not find").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -189,7 +189,15 @@ impl RegistryStore {
 impl Source for RegistryStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let at = self.at(name);
-        self.head_manifest(&at.repository, &at.tag, Scope::pull(&at.repository)).await
+        let scope = Scope::pull(&at.repository);
+        match self.head_manifest(&at.repository, &at.tag, scope.clone()).await? {
+            Some(root) => Ok(Some(root)),
+            // Some know by `GET` what they don't know by `HEAD`.
+            None => {
+                let found = self.get_manifest(&at.repository, &at.tag, scope, MAX_MANIFEST_BYTES).await?;
+                Ok(found.map(|(root, _)| root))
+            }
+        }
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
