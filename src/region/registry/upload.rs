@@ -15,7 +15,7 @@ use super::{
     RegistryStore,
     client::{Ask, Scope, header, what},
     feed::{Feed, pipe},
-    upload_mode::{CHUNK, Habits, Lesson, UploadMode},
+    upload_mode::{Habits, Lesson, UploadMode},
     upload_session::{Upload, end_of_range},
 };
 use crate::{
@@ -151,8 +151,8 @@ impl RegistryStore {
         let gone = || Error::UploadGone(format!("the blob {}", blob.digest).into());
         let mut upload = known.ok_or_else(gone)?;
         upload.taken = from;
-        let chunked = if let UploadMode::Chunked(_) = mode { mode } else { UploadMode::Chunked(CHUNK) };
-        let UploadMode::Chunked(chunk) = upload.fit(chunked, blob.size) else { return Err(gone().into()) };
+        // It may have been learned meanwhile that the registry takes no chunks.
+        let UploadMode::Chunked(chunk) = upload.fit(mode, blob.size) else { return Err(gone().into()) };
         self.send_chunks(stage, upload, blob, chunk, feed).await
     }
 

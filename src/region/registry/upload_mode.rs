@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const MIB: u64 = 1 << 20;
 /// The largest blob that is sent in one request at first, and the size of the chunks of those above, in bytes. What breaks off is sent
 /// again from the chunk's beginning at worst, where the registry keeps what it has.
-pub const CHUNK: u64 = 64 * MIB;
+const CHUNK: u64 = 64 * MIB;
 /// How many uploads in a row may break in one mode before the next one is tried.
 const STRIKES: u8 = 2;
 

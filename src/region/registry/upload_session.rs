@@ -86,7 +86,9 @@ impl RegistryStore {
         let Some(session) = stage.journal.upload(blob.digest).await? else { return Ok(None) };
         if let Some(upload) = self.session(&session).filter(|upload| upload.repository == repository) {
             self.recall(stage).await;
-            if let Some((upload, there)) = self.progress(&upload, blob).await?
+            let mode = upload.fit(self.learned.mode(blob.size), blob.size);
+            if matches!(mode, UploadMode::Chunked(_))
+                && let Some((upload, there)) = self.progress(&upload, blob).await?
                 && there > 0
             {
                 stage.journal.note(blob.digest, &upload.session()?).await?;
