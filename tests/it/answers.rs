@@ -70,8 +70,11 @@ fn answer(status: u16, headers: Vec<(&'static str, String)>, body: &str) -> Act 
     Act::Answer(StatusCode::from_u16(status).expect("a status"), headers, body.to_owned())
 }
 
+/// Whether a request is of a kind.
+type Is = fn(&Seen) -> bool;
+
 /// Does something to the first request of a kind, and lets the rest pass.
-fn once(is: fn(&Seen) -> bool, act: Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
+fn once(is: Is, act: Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
     let mut act = Some(act);
     move |seen| if is(seen) { act.take().unwrap_or(Act::Pass) } else { Act::Pass }
 }
@@ -87,7 +90,7 @@ fn reads_manifest(seen: &Seen) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_once_is_tried_again() {
     let denied = || answer(403, vec![], r#"{"errors":[{"code":"DENIED","message":"denied"}]}"#);
-    let sources: [(&str, fn(&Seen) -> bool, Act); 5] = [
+    let sources: [(&str, Is, Act); 5] = [
         ("a blob that is damaged on its way", Seen::reads_blob, Act::CorruptAnswer(1_000)),
         ("a blob that is not there yet", Seen::reads_blob, answer(404, vec![], "")),
         ("a manifest that is damaged on its way", reads_manifest, Act::CorruptAnswer(5)),
