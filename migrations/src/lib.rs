@@ -17,6 +17,7 @@ mod m20261201_000008_replicas_go_with_images;
 mod m20261202_000009_know_stores;
 mod m20261203_000010_names_and_verification;
 mod m20261204_000011_count_image_changes;
+mod m20261205_000012_registry_habits;
 mod migrate;
 mod name;
 
@@ -38,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261202_000009_know_stores::Migration),
             Box::new(m20261203_000010_names_and_verification::Migration),
             Box::new(m20261204_000011_count_image_changes::Migration),
+            Box::new(m20261205_000012_registry_habits::Migration),
         ]
     }
 }

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, HeaderName, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
+use httpdate::parse_http_date;
 use reqwest::Response;
 use tokio::time::timeout;
 
@@ -32,10 +36,20 @@ pub fn passes(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
 }
 
-/// The header `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is taken for none.
+/// The header `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date. The wait until a date is told by the clock of the server,
+/// which says in `Date` how late it is there; without one it is not known.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let wanted = text(RETRY_AFTER)?;
+    let wait = match wanted.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let (until, now) = (parse_http_date(wanted).ok()?, parse_http_date(text(DATE)?).ok()?);
+            // One that is over means now.
+            until.duration_since(now).unwrap_or_default()
+        }
+    };
+    Some(wait.min(LONGEST_WAIT))
 }
 
 /// An answer's body, if it is not too large.
@@ -91,4 +105,41 @@ fn detail(body: &[u8]) -> ForeignText {
     };
     let text = text.trim();
     if text.is_empty() { ForeignText::default() } else { ForeignText::new(format_args!(": {text}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{
+        HeaderMap, HeaderValue,
+        header::{DATE, RETRY_AFTER},
+    };
+
+    use super::retry_after;
+
+    #[test]
+    fn waits_are_told_in_seconds_or_by_a_date() {
+        const NOW: &str = "Fri, 27 Nov 2026 03:00:00 GMT";
+        for (wanted, now, seconds) in [
+            ("7", None, Some(7)),
+            (" 0 ", None, Some(0)),
+            ("99999", None, Some(3_600)),
+            ("99999999999999999999", None, None),
+            ("-1", None, None),
+            ("1.5", None, None),
+            ("Fri, 27 Nov 2026 03:01:15 GMT", Some(NOW), Some(75)),
+            ("Friday, 27-Nov-26 03:01:15 GMT", Some(NOW), Some(75)),
+            ("Fri Nov 27 03:01:15 2026", Some(NOW), Some(75)),
+            ("Fri, 27 Nov 2026 02:59:00 GMT", Some(NOW), Some(0)),
+            ("Fri, 27 Nov 2099 03:00:00 GMT", Some(NOW), Some(3_600)),
+            ("Fri, 27 Nov 2026 03:01:15 GMT", None, None),
+            ("Fri, 27 Nov 2026 03:01:15 GMT", Some("yesterday"), None),
+            ("soon", Some(NOW), None),
+        ] {
+            let mut headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(wanted))]);
+            headers.extend(now.map(|now| (DATE, HeaderValue::from_static(now))));
+            assert_eq!(retry_after(&headers), seconds.map(Duration::from_secs), "{wanted} {now:?}");
+        }
+    }
 }

@@ -42,6 +42,10 @@ impl Source for BoundedSource {
         self.ask("listing referrers", self.store.referrers(name, subject)).await
     }
 
+    fn is_remote(&self) -> bool {
+        self.store.is_remote()
+    }
+
     fn reads_ranges(&self) -> bool {
         self.store.reads_ranges()
     }

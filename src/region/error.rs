@@ -140,6 +140,9 @@ pub enum Error {
     /// An upload that was begun earlier is not there any more, or not as it should be.
     #[error("{0}: the upload that was begun is gone; it begins anew")]
     UploadGone(ForeignText),
+    /// A registry does not take a blob in the way in which it was sent, and is sent it in another one.
+    #[error("{0}; the blob is sent in another way")]
+    UploadMode(ForeignText),
     /// The claim that the store is written for is not good any more.
     #[error("the claim is not good any more")]
     Overtaken,
@@ -160,6 +163,14 @@ pub enum Error {
 /// What a registry says of a manifest whose blobs it does not find (OCI distribution specification, "Error Codes"). They have been
 /// sent by then: it has lost one, or somebody writes the same one at this moment.
 const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
+
+/// What services say by 403 that permission has nothing to do with: that they are asked too often, or that a clock is off.
+const PASSING: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
+
+fn is_passing(detail: &str) -> bool {
+    let detail = detail.to_lowercase();
+    PASSING.iter().any(|known| detail.contains(known))
+}
 
 /// Whether trying again is of any use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,8 +218,9 @@ impl Error {
                 _ => Verdict::Retry,
             },
             // RFC 9110: these say that it may go better later. A missing upload is one that expired.
-            Self::Status { status, detail, .. } => match status.as_u16() {
+            Self::Status { status, detail, retry_after, .. } => match status.as_u16() {
                 408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
+                403 if retry_after.is_some() || is_passing(detail) => Verdict::Retry,
                 // The next attempt looks again which blobs are there, and sends what is not.
                 400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
                 _ => Verdict::Fail,
@@ -219,6 +231,7 @@ impl Error {
             | Self::Stalled(_)
             | Self::Transport { .. }
             | Self::UploadGone(_)
+            | Self::UploadMode(_)
             | Self::Overtaken
             | Self::Contended(_)
             | Self::Journal(_)
@@ -234,6 +247,21 @@ impl Error {
             | Self::Occupied(_)
             | Self::Foreign { .. } => Verdict::Fail,
         }
+    }
+
+    /// Whether what is wrong may be the network's, or that of a server which does not know yet what was pushed to another: content that was
+    /// damaged on its way, a part that is not there. Where a source is read over a network, it is worth a few more tries.
+    #[must_use]
+    pub fn may_be_outdated(&self) -> bool {
+        matches!(
+            self,
+            Self::ImageMissing(_) | Self::BlobMissing { .. } | Self::DigestMismatch { .. } | Self::SizeMismatch { .. }
+        )
+    }
+
+    /// Whether a registry refused a manifest because it does not find the blobs.
+    pub(super) fn is_blob_unknown(&self) -> bool {
+        matches!(self, Self::Status { detail, .. } if detail.contains(MANIFEST_BLOB_UNKNOWN))
     }
 
     /// Whether the store is full: room may be made at any time, and the copy is of use then.
@@ -293,6 +321,27 @@ mod tests {
             assert!(error.is_full() && error.verdict() == Verdict::Retry, "{error}");
         }
         assert!(!io_error(Errno::IO).is_full());
+    }
+
+    #[test]
+    fn what_is_forbidden_for_a_while_is_tried_again() {
+        let forbidden = |detail: &str, retry_after| Error::Status {
+            what: "GET /".into(),
+            status: http::StatusCode::FORBIDDEN,
+            detail: detail.into(),
+            retry_after,
+        };
+        let wait = Some(std::time::Duration::from_secs(1));
+        for (detail, retry_after, verdict) in [
+            (": DENIED requested access is denied", None, Verdict::Fail),
+            (": DENIED You have exceeded a secondary Rate Limit", None, Verdict::Retry),
+            (": TOOMANYREQUESTS", None, Verdict::Retry),
+            (": RequestTimeTooSkewed", None, Verdict::Retry),
+            ("", wait, Verdict::Retry),
+            ("", None, Verdict::Fail),
+        ] {
+            assert_eq!(forbidden(detail, retry_after).verdict(), verdict, "{detail}");
+        }
     }
 
     #[test]

@@ -40,6 +40,16 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
+    /// What was learned about how a registry takes blobs, as it was noted; nothing if nothing was, or that is long ago.
+    async fn registry_habits(&self, _service: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Remembers what was learned about how a registry takes blobs, for every process that writes to it.
+    async fn note_registry_habits(&self, _service: &str, _habits: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// What the store said of a blob at a location when it was read there and had its digest; nothing if it never was.
     async fn reading(&self, _location: &str, _blob: Digest) -> Result<Option<Witness>> {
         Ok(None)

@@ -165,6 +165,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         Ok(Vec::new())
     }
 
+    /// Whether it is read over a network, which may damage what it carries, from servers that may not know yet what was written to others.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Whether reading several ranges of a blob at once may be faster than reading it in one go.
     fn reads_ranges(&self) -> bool {
         false

@@ -26,6 +26,7 @@ mod nonce;
 mod published;
 mod queue;
 mod region_store;
+mod registry_habits;
 mod replica;
 mod report;
 mod seal;

@@ -298,6 +298,7 @@ impl CopyJob {
             error: Arc::new(Error::ImageMissing(
                 format!("{} (the region is not configured, and no other has it)", self.image.id).into(),
             )),
+            is_remote: false,
         };
         self.source_failed.clone().unwrap_or_else(gone)
     }
@@ -355,7 +356,7 @@ impl CopyJob {
 
     /// A copy has ended, or its source has failed: then another one feeds it.
     async fn end(&mut self, region: RegionId, result: Result<Verification, CopyError>) {
-        if let Err(failed @ CopyError::Source { region: source, error }) = &result
+        if let Err(failed @ CopyError::Source { region: source, error, .. }) = &result
             && self.sources.contains(source)
         {
             tracing::warn!(image = %self.image.id, %source, %region, error = with_causes(&**error), "source failed; trying another region");

@@ -26,11 +26,14 @@ pub async fn import(
     stage: Stage,
     progress: impl Fn(Progress),
 ) -> Result<Descriptor, CopyError> {
-    let missing =
-        || CopyError::Source { region: region.clone(), error: Arc::new(Error::ImageMissing(from.to_string().into())) };
+    let missing = || CopyError::Source {
+        region: region.clone(),
+        error: Arc::new(Error::ImageMissing(from.to_string().into())),
+        is_remote: false,
+    };
     let root = match source.root(&from).await {
         Ok(root) => root.ok_or_else(missing)?,
-        Err(error) => return Err(CopyError::Source { region, error: Arc::new(error) }),
+        Err(error) => return Err(CopyError::Source { region, error: Arc::new(error), is_remote: false }),
     };
     let destination = |error| CopyError::Destination(Arc::new(error));
     let there = store.root(&stage.name).await.map_err(destination)?;

@@ -150,6 +150,14 @@ impl Journal for ReplicaJournal {
         noted.map_err(failed)
     }
 
+    async fn registry_habits(&self, service: &str) -> Result<Option<String>> {
+        self.state.registry_habits(service).await.map_err(failed)
+    }
+
+    async fn note_registry_habits(&self, service: &str, habits: &str) -> Result<()> {
+        self.state.registry_habits_note(service, habits).await.map_err(failed)
+    }
+
     async fn begin_publishing(&self, name: &ImageName, root: Digest) -> Result<()> {
         let begun = patiently(|| self.state.publication_begin(self.publication(name, root))).await;
         begun.map_err(failed)?.map_err(|_| Error::Overtaken)

@@ -39,7 +39,7 @@ impl Worker {
                 if matches!(error.error(), Error::Stalled(_)) {
                     metrics::stalled(&claimed.region);
                 }
-                let (fault, retry) = judge(&error);
+                let (fault, retry) = judge(&error, claimed.faults);
                 let jitter = rand::random::<f64>();
                 let wait = if retry { self.settings.backoff.wait(claimed.faults, jitter) } else { None };
                 // A store that says when it wants to be asked again knows better.
@@ -79,6 +79,9 @@ impl Worker {
     }
 }
 
+/// How often a copy is tried again whose source, read over a network, gave what may have been outdated or damaged on the way.
+const DOUBTS: u32 = 2;
+
 /// The report of a copy that failed.
 pub(super) fn failed(
     claimed: &ClaimedRegion,
@@ -90,11 +93,13 @@ pub(super) fn failed(
     Report { region: claimed.region.clone(), event }
 }
 
-/// What a region shows of an error, and whether trying again is of any use.
-fn judge(error: &CopyError) -> (Fault, bool) {
+/// What a region shows of an error, and whether trying again is of any use, `faults` attempts having failed before.
+fn judge(error: &CopyError, faults: u32) -> (Fault, bool) {
+    let is_doubtful =
+        matches!(error, CopyError::Source { error, is_remote: true, .. } if error.may_be_outdated()) && faults < DOUBTS;
     let (kind, cause) = match error {
         CopyError::Source { error, .. } if error.is_missing() => (FaultKind::ImageNotFound, error),
         CopyError::Source { error, .. } | CopyError::Destination(error) => (error.fault_kind(), error),
     };
-    (Fault::new(kind, error), cause.verdict() == Verdict::Retry)
+    (Fault::new(kind, error), is_doubtful || cause.verdict() == Verdict::Retry)
 }

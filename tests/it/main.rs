@@ -3,6 +3,7 @@
 
 mod abuse;
 mod acceptance;
+mod answers;
 mod apart;
 mod authorization;
 mod chaos;
@@ -33,6 +34,7 @@ mod operations;
 mod passes;
 mod policies;
 mod program;
+mod quirks;
 mod reference;
 mod refusals;
 mod regions;

@@ -78,7 +78,7 @@ pub enum Error {
 
 /// Codes of refusals that pass: of throttling, of a source that is being copied by somebody else, of a repeat that came while the first
 /// was being worked on (ECS API 2014-05-26, `CopyImage`, "Error codes", and the product's common ones).
-const PASSING: [&str; 10] = [
+const PASSING: [&str; 11] = [
     "Throttling",
     "ServiceUnavailable",
     "InternalError",
@@ -88,6 +88,8 @@ const PASSING: [&str; 10] = [
     "IncorrectImageStatus",
     "IdempotentProcessing",
     "SignatureNonceUsed",
+    // A clock that is off is set by its time service within minutes.
+    "InvalidTimeStamp.Expired",
     "InvalidSecurityToken.Expired",
 ];
 
@@ -182,6 +184,8 @@ mod tests {
             (500, "InternalError", Verdict::Retry),
             (403, "OperationDenied.ImageCopying", Verdict::Retry),
             (400, "IncorrectImageStatus", Verdict::Retry),
+            (400, "InvalidTimeStamp.Expired", Verdict::Retry),
+            (400, "InvalidTimeStamp.Format", Verdict::Fail),
             (403, "OperationDenied", Verdict::Fail),
             (400, "ThrottlingFree", Verdict::Fail),
             (400, "QuotaExceed.Image", Verdict::Fail),

@@ -208,6 +208,10 @@ impl Source for ObjectStore {
         tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn reads_ranges(&self) -> bool {
         true
     }

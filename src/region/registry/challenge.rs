@@ -27,42 +27,65 @@ impl Challenge {
     /// The challenge in an answer: a token, if that is one of the ways.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let found: Vec<Self> = values.filter_map(parse).collect();
+        let found: Vec<Self> = values.flat_map(parse).filter_map(Offer::challenge).collect();
         found.iter().find(|challenge| matches!(challenge, Self::Bearer { .. })).or(found.first()).cloned()
     }
 }
 
-fn parse(value: &str) -> Option<Challenge> {
-    let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
-    if scheme.eq_ignore_ascii_case("basic") {
-        return Some(Challenge::Basic);
-    }
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let mut parameters = parameters(rest);
-    let (realm, service) = (parameters.remove("realm")?, parameters.remove("service"));
-    let fits = realm.len() <= MAX_REALM && service.as_ref().is_none_or(|service| service.len() <= MAX_SERVICE);
-    fits.then_some(Challenge::Bearer { realm, service })
+/// One of the ways that a header offers: its scheme and its parameters.
+struct Offer {
+    scheme: String,
+    parameters: BTreeMap<String, String>,
 }
 
-/// The parameters of a challenge: `key="value"` or `key=value`, separated by commas.
-fn parameters(mut rest: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    while let Some((key, after)) = rest.split_once('=') {
-        let key = key.trim_matches([' ', ',', '\t']).to_ascii_lowercase();
-        let after = after.trim_start();
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => quoted_value(quoted),
-            None => {
-                let end = after.find(',').unwrap_or(after.len());
-                (after[..end].trim().to_owned(), &after[end..])
+impl Offer {
+    fn challenge(mut self) -> Option<Challenge> {
+        match self.scheme.as_str() {
+            "basic" => Some(Challenge::Basic),
+            "bearer" => {
+                let (realm, service) = (self.parameters.remove("realm")?, self.parameters.remove("service"));
+                let fits =
+                    realm.len() <= MAX_REALM && service.as_ref().is_none_or(|service| service.len() <= MAX_SERVICE);
+                fits.then_some(Challenge::Bearer { realm, service })
             }
-        };
-        found.insert(key, value);
-        rest = next;
+            _ => None,
+        }
     }
-    found
+}
+
+/// The ways that one header offers, in its order: `scheme key=value, key="value", scheme …`. A word that no `=` follows begins the
+/// next one; what belongs to none is left out.
+fn parse(header: &str) -> Vec<Offer> {
+    const SPACE: [char; 3] = [' ', ',', '\t'];
+    let mut offers: Vec<Offer> = Vec::new();
+    let mut rest = header.trim_start_matches(SPACE);
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| c == '=' || SPACE.contains(&c)).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let word = word.to_ascii_lowercase();
+        // RFC 9110, section 5.6.6, has no space around `=`; some registries do.
+        if let Some(value) = after.trim_start_matches([' ', '\t']).strip_prefix('=') {
+            let (value, next) = parameter_value(value.trim_start_matches([' ', '\t']));
+            if let Some(offer) = offers.last_mut() {
+                offer.parameters.entry(word).or_insert(value);
+            }
+            rest = next;
+        } else {
+            offers.push(Offer { scheme: word, parameters: BTreeMap::new() });
+            rest = after;
+        }
+        rest = rest.trim_start_matches(SPACE);
+    }
+    offers
+}
+
+/// The value of a parameter, quoted or not, and what follows it.
+fn parameter_value(text: &str) -> (String, &str) {
+    if let Some(quoted) = text.strip_prefix('"') {
+        return quoted_value(quoted);
+    }
+    let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
+    (text[..end].to_owned(), &text[end..])
 }
 
 /// A quoted value without its quotes, and what follows it.
@@ -110,6 +133,12 @@ mod tests {
         assert_eq!(of(&[r#"Basic realm="x""#]), Some(Challenge::Basic));
         assert_eq!(of(&[r#"Basic realm="x""#, r#"Bearer realm="y""#]), bearer("y", None));
         assert_eq!(of(&["Negotiate"]), None);
+        // Several in one header, as proxies join them.
+        assert_eq!(of(&[r#"Basic realm="x, y", Bearer realm="z",service="s""#]), bearer("z", Some("s")));
+        assert_eq!(of(&[r#"Bearer realm="z",service="s",Basic realm="x""#]), bearer("z", Some("s")));
+        assert_eq!(of(&[r#"Negotiate YII=, Basic realm="x""#]), Some(Challenge::Basic));
+        assert_eq!(of(&[r#"Bearer realm = "z" , service = s"#]), bearer("z", Some("s")));
+        assert_eq!(of(&[r#"Bearer error="invalid_token", Bearer realm="z""#]), bearer("z", None));
         assert_eq!(of(&["Bearer service=\"x\""]), None);
         assert_eq!(of(&[]), None);
         let long = format!("Bearer realm=\"{}\"", "x".repeat(2_049));
@@ -122,6 +151,7 @@ mod tests {
         fn nothing_that_a_registry_sends_panics(text in "\\PC*") {
             let _ = super::parse(&text);
             let _ = super::parse(&format!("Bearer {text}"));
+            let _ = super::parse(&format!("Bearer realm=\"{text}"));
         }
     }
 }

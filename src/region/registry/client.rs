@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-    header::{AUTHORIZATION, LOCATION},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION},
 };
 use reqwest::{Body, Response};
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ use url::Url;
 use super::{
     challenge::Challenge,
     credentials::Credentials,
-    token::{self, Issued, Tokens, basic},
+    token::{self, Issued, TokenRequest, Tokens, basic},
 };
 use crate::{
     domain::ForeignText,
@@ -37,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How often a request whose body is at hand is sent again after a trouble that may pass, and the wait before the first time.
 const REPEATS: u32 = 3;
 const REPEAT_WAIT: Duration = Duration::from_millis(200);
+/// How often one that was forbidden is.
+const DOUBTS: u32 = 2;
 /// The longest `Retry-After` that is waited for here; with a longer one, the attempt is over.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How many redirects of one request are followed.
@@ -116,6 +118,8 @@ impl Client {
             .connect_timeout(CONNECT)
             .pool_idle_timeout(IDLE)
             .tcp_nodelay(true)
+            // The digests are of the bytes as they are: nothing may be compressed on the way.
+            .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
             .http1_only()
             .dns_resolver(guard.clone());
         if let Some(pem) = certificates {
@@ -151,14 +155,17 @@ impl Client {
         let mut repeats = 0;
         loop {
             let answer = self.ask_once(&ask).await;
-            let wait = match &answer {
-                Ok(response) if passes(response.status()) => retry_after(response.headers()),
-                Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => error.retry_after(),
+            let (wait, most) = match &answer {
+                Ok(response) if passes(response.status()) => (retry_after(response.headers()), REPEATS),
+                // Some limit rates by it, and some check permissions at a service that fails for a moment.
+                Ok(response) if response.status() == StatusCode::FORBIDDEN => (retry_after(response.headers()), DOUBTS),
+                Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => (error.retry_after(), REPEATS),
                 _ => return answer,
             };
             let wait = wait.unwrap_or(REPEAT_WAIT * 4_u32.pow(repeats));
-            if repeats >= REPEATS || wait > SHORT_WAIT {
+            if repeats >= most || wait > SHORT_WAIT {
                 return match answer {
+                    Ok(response) if response.status() == StatusCode::FORBIDDEN => Ok(response),
                     Ok(response) => Err(refusal(&what(&ask.method, &ask.url), response).await),
                     Err(error) => Err(error),
                 };
@@ -169,11 +176,12 @@ impl Client {
         }
     }
 
-    async fn ask_once(&self, ask: &Ask) -> Result<Response> {
+    /// Sends a request whose body is at hand, and follows where the registry leads, if that is allowed. Returns its answer, whatever it is.
+    pub async fn ask_once(&self, ask: &Ask) -> Result<Response> {
         let mut url = ask.url.clone();
         for _ in 0..=REDIRECTS {
             let response = self.authorized(ask, &url).await?;
-            if !response.status().is_redirection() || ask.method != Method::GET && ask.method != Method::HEAD {
+            if !leads_on(&ask.method, response.status()) {
                 return Ok(response);
             }
             url = self.target(&what(&ask.method, &url), &url, response.headers())?;
@@ -302,9 +310,7 @@ impl Client {
         let what = format!("a token for {}", self.location.authority());
         let url = self.location.base.join(realm).map_err(|error| Error::malformed(what.as_str(), error))?;
         self.allow(&what, &url)?;
-        let request = token::request(&self.http, url, service, &scope.0, &self.credentials)?;
-        let response = timeout(ANSWER, request.send()).await.map_err(|_| Error::Stalled("a token"))?;
-        let response = response.map_err(|error| transport(what.as_str(), &error))?;
+        let response = self.ask_for_token(&what, url, service, scope).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED => return Err(self.unauthorized(&what, &self.credentials)),
             status if !status.is_success() => return Err(refusal(&what, response).await),
@@ -314,6 +320,22 @@ impl Client {
         let secret = issued.secret().ok_or_else(|| Error::malformed(what, "the answer has no token"))?.to_owned();
         self.tokens.put(&scope.0, &issued).await;
         Ok(secret)
+    }
+
+    /// Asks for a token, and where that leads, if it is allowed. Credentials are shown to the host of the realm alone.
+    async fn ask_for_token(&self, what: &str, realm: Url, service: Option<&str>, scope: &Scope) -> Result<Response> {
+        let mut request = TokenRequest::new(realm, service, &scope.0, &self.credentials)?;
+        for _ in 0..=REDIRECTS {
+            let sent = request.build(&self.http).send();
+            let response = timeout(ANSWER, sent).await.map_err(|_| Error::Stalled("a token"))?;
+            let response = response.map_err(|error| transport(what, &error))?;
+            if !leads_on(&request.method, response.status()) {
+                return Ok(response);
+            }
+            let url = self.target(what, &request.url, response.headers())?;
+            request = request.redirected(what, url)?;
+        }
+        Err(Error::malformed(what, "it is redirected too often"))
     }
 
     /// Where a registry says an upload goes on, or a blob lies.
@@ -373,6 +395,21 @@ impl Client {
         };
         Error::Status { what: what.into(), status: StatusCode::UNAUTHORIZED, detail: detail.into(), retry_after: None }
     }
+}
+
+/// Whether a request that was answered with that status is to be sent to where the answer points (RFC 9110, section 15.4). One that
+/// writes is if it is to be the same request there.
+fn leads_on(method: &Method, status: StatusCode) -> bool {
+    match status.as_u16() {
+        307 | 308 => true,
+        301..=303 => method == Method::GET || method == Method::HEAD,
+        _ => false,
+    }
+}
+
+/// Whether a registry answers so to `HEAD` because it has only `GET`.
+pub fn refuses_head(status: StatusCode) -> bool {
+    matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED)
 }
 
 /// A request in words, without what stands in its query: that may be a secret.

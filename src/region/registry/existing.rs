@@ -7,13 +7,16 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, Method, StatusCode,
-    header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED, RANGE},
 };
+use reqwest::Response;
 
 use super::{
     RegistryStore,
-    client::{Ask, Scope, what},
+    client::{Ask, Scope, refuses_head, what},
+    content_range::ContentRange,
+    decoding::is_encoded,
 };
 use crate::{
     domain::{Descriptor, Digest, Verification, VerifyExisting},
@@ -51,22 +54,42 @@ impl RegistryStore {
 
     /// What the registry says of a blob of that size in a repository; nothing if it has none.
     pub(super) async fn find(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<Option<Witness>> {
-        let url = self.client().url(&format!("{repository}/blobs/{}", blob.digest))?;
-        let ask = Ask { method: Method::HEAD, url, scope, headers: HeaderMap::new(), body: Bytes::new() };
-        let what = what(&ask.method, &ask.url);
-        let response = self.client().ask(ask).await?;
-        match response.status() {
-            StatusCode::OK => {
-                let length = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-                if length.is_some_and(|length: u64| length != blob.size) {
-                    self.damaged.note(repository, blob.digest);
-                    return Ok(None);
-                }
-                Ok(Some(witness(response.headers(), blob.digest)))
-            }
-            StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(refusal(&what, response).await),
+        let mut response = self.ask_for_blob(Method::HEAD, repository, blob, &scope).await?;
+        let says_nothing = |response: &Response| content_length(response.headers()) == Some(0) && blob.size > 0;
+        // Some have only GET, and some say that an answer without content has none.
+        if refuses_head(response.status()) || response.status() == StatusCode::OK && says_nothing(&response) {
+            response = self.ask_for_blob(Method::GET, repository, blob, &scope).await?;
         }
+        let size = match response.status() {
+            StatusCode::OK => content_length(response.headers()),
+            StatusCode::PARTIAL_CONTENT => ContentRange::of(response.headers()).and_then(|range| range.size),
+            StatusCode::NOT_FOUND => return Ok(None),
+            _ => {
+                let what = what(&Method::HEAD, response.url());
+                return Err(refusal(&what, response).await);
+            }
+        };
+        if size.is_some_and(|size| size != blob.size) {
+            self.damaged.note(repository, blob.digest);
+            return Ok(None);
+        }
+        Ok(Some(witness(response.headers(), blob.digest)))
+    }
+
+    /// Asks what there is of a blob; by `GET`, for no more than its first byte.
+    async fn ask_for_blob(
+        &self,
+        method: Method,
+        repository: &str,
+        blob: &Descriptor,
+        scope: &Scope,
+    ) -> Result<Response> {
+        let url = self.client().url(&format!("{repository}/blobs/{}", blob.digest))?;
+        let mut headers = HeaderMap::new();
+        if method == Method::GET {
+            headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        }
+        self.client().ask(Ask { method, url, scope: scope.clone(), headers, body: Bytes::new() }).await
     }
 
     /// How it is known that a blob which is there is whole; nothing if it is damaged, and has to be written again.
@@ -116,12 +139,16 @@ impl RegistryStore {
         blob: &Descriptor,
     ) -> Result<Option<Verification>> {
         let service = self.service();
+        // One that was said to be mounted, and was not, is sent.
+        if !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
+            return Ok(None);
+        }
         for lender in stage.lenders.iter().filter(|place| place.service == service && place.path != repository) {
             let scope = Scope::mount(repository, &lender.path);
             // One that may not be read lends nothing.
             let lent = self.find(&lender.path, blob, scope).await.unwrap_or(None);
             let Some(witness) = lent else { continue };
-            if !self.mount(repository, blob.digest, &lender.path).await? {
+            if !self.mount(repository, blob.digest, &lender.path).await {
                 continue;
             }
             if self.verify_existing == VerifyExisting::Once
@@ -134,6 +161,17 @@ impl RegistryStore {
         Ok(None)
     }
 
+    /// Doubts the blobs of a manifest that was refused because they were not found, though the registry has said to have them or to have
+    /// mounted them: they are read before they are believed to be there.
+    pub(super) async fn doubt_parts(&self, stage: &Stage, repository: &str, manifest: &[u8]) -> Result<()> {
+        for digest in parts(manifest) {
+            if !stage.journal.wrote(digest).await? {
+                self.damaged.note(repository, digest);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether what was written in the place of a damaged blob or manifest is read as it should be.
     pub(super) fn made_good(&self, stage: &Stage, repository: &str, expected: Digest, actual: Digest) -> Result<()> {
         if actual == expected {
@@ -143,6 +181,30 @@ impl RegistryStore {
         let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
         Err(Error::DigestMismatch { image, expected, actual })
     }
+}
+
+/// The blobs that a manifest names: its configuration and its layers.
+fn parts(manifest: &[u8]) -> Vec<Digest> {
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        config: Option<Part>,
+        #[serde(default)]
+        layers: Vec<Part>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Part {
+        digest: String,
+    }
+    let Ok(Manifest { config, layers }) = serde_json::from_slice(manifest) else { return Vec::new() };
+    config.into_iter().chain(layers).filter_map(|part| part.digest.parse().ok()).collect()
+}
+
+/// The length of the content that an answer is about, if it says so.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    if is_encoded(headers) {
+        return None;
+    }
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What an answer says of a blob that changes when it is written again. An entity tag that is the digest says nothing of the bytes.

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use reqwest::Body;
 use tokio::{sync::mpsc, time::timeout};
 
@@ -60,6 +60,16 @@ impl Feed {
             }
         }
         Ok(())
+    }
+
+    /// All of the `bytes` bytes of a small blob, once the end has been told.
+    pub async fn gather(&mut self, bytes: u64) -> Result<Bytes> {
+        let mut gathered = BytesMut::new();
+        while (gathered.len() as u64) < bytes {
+            gathered.extend_from_slice(&self.next(bytes - gathered.len() as u64).await?);
+        }
+        self.end().await?;
+        Ok(gathered.freeze())
     }
 
     /// The next piece, of `most` bytes at most.

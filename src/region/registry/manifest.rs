@@ -12,13 +12,14 @@ use reqwest::Response;
 
 use super::{
     RegistryStore,
-    client::{Ask, Scope, header, what},
+    client::{Ask, Scope, header, refuses_head, what},
+    decoding::{Decoder, is_encoded},
     name::Reference,
 };
 use crate::{
     domain::{Descriptor, Digest},
     region::{
-        Error, MAX_MANIFEST_BYTES, Result,
+        Error, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Result,
         answer::{bounded, refusal},
         tree::{self, Entry, INDEX_TYPES, MANIFEST_TYPES, MAX_REFERRERS_BYTES, ReferrersIndex},
     },
@@ -52,12 +53,13 @@ impl RegistryStore {
         let ask = self.manifest_ask(Method::HEAD, repository, reference, scope.clone())?;
         let what = what(&ask.method, &ask.url);
         let response = self.client().ask(ask).await?;
-        match response.status() {
-            StatusCode::OK => {}
+        let described = match response.status() {
+            StatusCode::OK => describe(response.headers()),
             StatusCode::NOT_FOUND => return Ok(None),
+            status if refuses_head(status) => None,
             _ => return Err(refusal(&what, response).await),
-        }
-        match describe(response.headers()) {
+        };
+        match described {
             Some(descriptor) => Ok(Some(descriptor)),
             // Some registries tell less of a manifest than they should: then it is read.
             None => {
@@ -84,7 +86,10 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
+        let decoder = Decoder::of(response.headers(), response.content_length(), None);
         let content = bounded(&what, response, limit).await?;
+        let content = decoded(&what, decoder, content, limit)?;
+        let media_type = if is_known(&media_type) { media_type } else { stated_type(&content).unwrap_or(media_type) };
         let descriptor = Descriptor { media_type, digest: tree::digest(&content), size: content.len() as u64 };
         Ok(Some((descriptor, content)))
     }
@@ -178,12 +183,40 @@ fn media_type(response: &Response) -> String {
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
+fn is_known(media_type: &str) -> bool {
+    MANIFEST_TYPES.contains(&media_type) || INDEX_TYPES.contains(&media_type)
+}
+
+/// The media type that a manifest itself states, or that what it has is called by: some registries answer with one of their own.
+fn stated_type(content: &[u8]) -> Option<String> {
+    let manifest: serde_json::Value = serde_json::from_slice(content).ok()?;
+    if let Some(stated) = manifest["mediaType"].as_str().filter(|stated| is_known(stated)) {
+        return Some(stated.to_owned());
+    }
+    let kind = if manifest["manifests"].is_array() { OCI_INDEX } else { MANIFEST_TYPE };
+    (manifest["manifests"].is_array() || manifest["layers"].is_array()).then(|| kind.to_owned())
+}
+
+/// Content as it was before it was compressed on the way, of at most `limit` bytes.
+fn decoded(what: &str, mut decoder: Decoder, content: Bytes, limit: u64) -> Result<Bytes> {
+    let mut all = Vec::new();
+    decoder.push(content);
+    while let Some(bytes) = decoder.next().map_err(|error| Error::malformed(what, error))? {
+        if (all.len() + bytes.len()) as u64 > limit {
+            return Err(Error::malformed(what, format!("the answer has more than {limit} bytes")));
+        }
+        all.extend_from_slice(&bytes);
+    }
+    Ok(all.into())
+}
+
 /// The manifest that an answer is about, if it says all of it.
 fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let media_type = text(CONTENT_TYPE.as_str())?.split(';').next()?.trim().to_owned();
-    let known = MANIFEST_TYPES.contains(&media_type.as_str()) || INDEX_TYPES.contains(&media_type.as_str());
-    known.then_some(())?;
+    if !is_known(&media_type) || is_encoded(headers) {
+        return None;
+    }
     Some(Descriptor {
         media_type,
         digest: text("docker-content-digest")?.parse().ok()?,

@@ -2,13 +2,18 @@
 
 mod challenge;
 mod client;
+mod content_range;
 mod credentials;
+mod decoding;
 mod existing;
 mod feed;
 mod manifest;
+mod mount;
 mod name;
 mod token;
 mod upload;
+mod upload_mode;
+mod upload_session;
 
 use std::{
     sync::{
@@ -22,7 +27,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header::RANGE};
 use reqwest::Response;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{OnceCell, mpsc},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 
 pub use challenge::Challenge;
@@ -31,9 +39,13 @@ pub use credentials::{Credentials, Error as CredentialsError};
 
 use self::{
     client::{Ask, Scope, header, what},
+    content_range::ContentRange,
+    decoding::{Decoder, is_encoded},
     existing::Damaged,
+    mount::MountPause,
     name::Reference,
-    upload::Upload,
+    upload_mode::Learned,
+    upload_session::Upload,
 };
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
@@ -42,7 +54,7 @@ use super::{
     store::shown,
     tree::{Entry, digest_of},
 };
-use crate::domain::{Descriptor, Digest, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -61,6 +73,11 @@ pub struct RegistryStore {
     dropped: Arc<Mutex<Vec<Upload>>>,
     /// Uploads that the registry is being asked to begin.
     beginning: TaskTracker,
+    /// How it takes blobs, as far as that is known, and whether it was read what earlier processes learned.
+    learned: Arc<Learned>,
+    recalled: Arc<OnceCell<()>>,
+    /// Whether it is asked to mount blobs.
+    mount_pause: Arc<MountPause>,
     /// What is done about blobs that it has already.
     verify_existing: VerifyExisting,
     /// Blobs that were found damaged: what is written in their place is read again.
@@ -80,6 +97,9 @@ impl RegistryStore {
             without_referrers: Arc::default(),
             without_ranges: Arc::default(),
             dropped: Arc::default(),
+            learned: Arc::default(),
+            recalled: Arc::default(),
+            mount_pause: Arc::default(),
             verify_existing: VerifyExisting::default(),
             damaged: Damaged::default(),
         }
@@ -111,7 +131,7 @@ impl RegistryStore {
         let at = self.at(name);
         let url = self.client.url(&format!("{}/blobs/{}", at.repository, blob.digest))?;
         let end = most.map_or(blob.size, |most| blob.size.min(from.saturating_add(most)));
-        let ranged = from > 0 || end < blob.size;
+        let ranged = (from > 0 || end < blob.size) && self.reads_ranges();
         let mut headers = HeaderMap::new();
         if ranged {
             headers.extend([header(RANGE, format!("bytes={from}-{}", end.saturating_sub(1)))?]);
@@ -120,7 +140,22 @@ impl RegistryStore {
         let what = what(&ask.method, &ask.url);
         let response = self.client.ask(ask).await?;
         let skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT if ranged => 0,
+            // Of what is compressed, a part is not one of the blob.
+            StatusCode::PARTIAL_CONTENT if ranged && is_encoded(response.headers()) => {
+                return Err(self.without_range(what));
+            }
+            StatusCode::PARTIAL_CONTENT if ranged => match ContentRange::of(response.headers()) {
+                // A part that begins earlier holds it, too; one that ends earlier is read on after that.
+                Some(part)
+                    if (part.first..=part.last).contains(&from) && part.size.is_none_or(|size| size == blob.size) =>
+                {
+                    from - part.first
+                }
+                None if response.content_length() == Some(end - from) => 0,
+                _ => return Err(self.without_range(what)),
+            },
+            // What it can't give by a range it may give as a whole.
+            StatusCode::RANGE_NOT_SATISFIABLE if ranged => return Err(self.without_range(what)),
             StatusCode::OK => {
                 if ranged {
                     self.without_ranges.store(true, Ordering::Relaxed);
@@ -134,8 +169,15 @@ impl RegistryStore {
         };
         let (chunks, received) = mpsc::channel(READ_AHEAD);
         // Ends with the body, or when the receiver is gone.
-        tokio::spawn(pass_on(what, response, skip, end - from, chunks));
+        let decoder = Decoder::of(response.headers(), response.content_length(), Some(blob.size));
+        tokio::spawn(pass_on(what, response, decoder, (skip, end - from), chunks));
         Ok(received)
+    }
+
+    /// A registry does not answer the range that it was asked for, and is asked for none from now on.
+    fn without_range(&self, what: String) -> Error {
+        self.without_ranges.store(true, Ordering::Relaxed);
+        Error::Transport { what: what.into(), problem: "the answer is another range than was asked for".into() }
     }
 
     fn service(&self) -> String {
@@ -147,7 +189,15 @@ impl RegistryStore {
 impl Source for RegistryStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let at = self.at(name);
-        self.head_manifest(&at.repository, &at.tag, Scope::pull(&at.repository)).await
+        let scope = Scope::pull(&at.repository);
+        match self.head_manifest(&at.repository, &at.tag, scope.clone()).await? {
+            Some(root) => Ok(Some(root)),
+            // Some know by `GET` what they don't know by `HEAD`.
+            None => {
+                let found = self.get_manifest(&at.repository, &at.tag, scope, MAX_MANIFEST_BYTES).await?;
+                Ok(found.map(|(root, _)| root))
+            }
+        }
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -177,27 +227,32 @@ impl Source for RegistryStore {
         self.read_referrers(&at.repository, subject, &Scope::pull(&at.repository)).await
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn reads_ranges(&self) -> bool {
         !self.without_ranges.load(Ordering::Relaxed)
     }
 }
 
-/// Passes on `most` bytes of an answer's body after the first `skip`. It having fewer is an error.
-async fn pass_on(what: String, mut response: Response, mut skip: u64, most: u64, chunks: mpsc::Sender<Result<Bytes>>) {
-    let mut left = most;
+/// Passes on as many bytes of an answer's content as `part` says, after the first that it says. It having fewer is an error.
+async fn pass_on(
+    what: String,
+    mut response: Response,
+    mut decoder: Decoder,
+    part: (u64, u64),
+    chunks: mpsc::Sender<Result<Bytes>>,
+) {
+    let (mut skip, mut left) = part;
     while left > 0 {
-        let chunk = tokio::select! {
-            chunk = timeout(STALL, response.chunk()) => chunk,
+        let next = tokio::select! {
+            next = next_piece(&what, &mut response, &mut decoder) => next,
             () = chunks.closed() => return,
         };
-        let mut bytes = match chunk {
-            Ok(Ok(Some(bytes))) => bytes,
-            failed => {
-                let error = match failed {
-                    Ok(Err(error)) => transport(what, &error),
-                    Ok(_) => Error::Transport { what: what.into(), problem: "the answer ended too early".into() },
-                    Err(_) => Error::Stalled("reading a blob"),
-                };
+        let mut bytes = match next {
+            Ok(bytes) => bytes,
+            Err(error) => {
                 // Whoever no longer receives does not want to know.
                 let _ = chunks.send(Err(error)).await;
                 return;
@@ -211,6 +266,19 @@ async fn pass_on(what: String, mut response: Response, mut skip: u64, most: u64,
         if !bytes.is_empty() && chunks.send(Ok(bytes)).await.is_err() {
             return;
         }
+    }
+}
+
+/// The next bytes of an answer's content.
+async fn next_piece(what: &str, response: &mut Response, decoder: &mut Decoder) -> Result<Bytes> {
+    let broken = |problem| Error::Transport { what: what.into(), problem };
+    loop {
+        if let Some(bytes) = decoder.next().map_err(|error| broken(ForeignText::new(error)))? {
+            return Ok(bytes);
+        }
+        let chunk = timeout(STALL, response.chunk()).await.map_err(|_| Error::Stalled("reading a blob"))?;
+        let chunk = chunk.map_err(|error| transport(what, &error))?;
+        decoder.push(chunk.ok_or_else(|| broken("the answer ended too early".into()))?);
     }
 }
 
@@ -322,7 +390,12 @@ impl Store for RegistryStore {
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
-        self.put_manifest(&at.repository, &reference, manifest, content).await?;
+        if let Err(error) = self.put_manifest(&at.repository, &reference, manifest, content.clone()).await {
+            if error.is_blob_unknown() {
+                self.doubt_parts(stage, &at.repository, &content).await?;
+            }
+            return Err(error);
+        }
         if self.damaged.has(&at.repository, manifest.digest) {
             let there =
                 self.get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES).await?;
@@ -346,7 +419,13 @@ impl Store for RegistryStore {
         stage.may_show(&self.url(&stage.name), root.digest, &shown(there)?)?;
         stage.journal.hold().await?;
         self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
-        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;
+        let mut there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;
+        if there.as_ref().is_none_or(|there| there.digest != root.digest) {
+            // What is answered to `HEAD` may be older than what is there.
+            let found =
+                self.get_manifest(&at.repository, &at.tag, Scope::push(&at.repository), MAX_MANIFEST_BYTES).await?;
+            there = found.map(|(there, _)| there);
+        }
         if there.is_some_and(|there| there.digest == root.digest) {
             Ok(())
         } else {

@@ -7,7 +7,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{
-    HeaderValue,
+    HeaderValue, Method,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
 use reqwest::{RequestBuilder, Response};
@@ -36,9 +36,13 @@ const MOST_BYTES: usize = 4 << 20;
 /// What an answer of a token server holds.
 #[derive(Deserialize)]
 pub struct Issued {
+    #[serde(default)]
     token: Option<String>,
+    #[serde(default)]
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// A number of seconds; what some write in another form is left to the default.
+    #[serde(default)]
+    expires_in: serde_json::Value,
 }
 
 /// A token and when it is not to be used any more.
@@ -58,32 +62,64 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// The request for a token at `realm` (distribution's "Token Authentication Specification"; with an identity token, its
-/// `OAuth2` form).
-pub fn request(
-    http: &reqwest::Client,
-    mut realm: Url,
-    service: Option<&str>,
-    scope: &str,
-    credentials: &Credentials,
-) -> Result<RequestBuilder> {
-    if let Credentials::Identity(token) = credentials {
-        let mut form = Serializer::new(String::new());
-        form.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT);
-        form.append_pair("refresh_token", token).append_pair("scope", scope);
-        form.extend_pairs(service.map(|service| ("service", service)));
-        return Ok(http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.finish()));
-    }
-    realm
-        .query_pairs_mut()
-        .extend_pairs(service.map(|service| ("service", service)))
-        .extend_pairs(scope.split(' ').map(|one| ("scope", one)));
-    let request = http.get(realm);
-    match credentials {
-        Credentials::Password { username, password } => {
-            Ok(request.header(AUTHORIZATION, sensitive(basic(username, password))?))
+/// A request for a token, which may be redirected.
+pub struct TokenRequest {
+    /// The method.
+    pub method: Method,
+    /// Where it is sent.
+    pub url: Url,
+    /// What shows who asks, in a header.
+    authorization: Option<HeaderValue>,
+    /// The same in a form.
+    form: Option<String>,
+}
+
+impl TokenRequest {
+    /// The request for a token at `realm` (distribution's "Token Authentication Specification"; with an identity token, its `OAuth2`
+    /// form).
+    pub fn new(mut realm: Url, service: Option<&str>, scope: &str, credentials: &Credentials) -> Result<Self> {
+        if let Credentials::Identity(token) = credentials {
+            let mut form = Serializer::new(String::new());
+            form.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT);
+            form.append_pair("refresh_token", token).append_pair("scope", scope);
+            form.extend_pairs(service.map(|service| ("service", service)));
+            return Ok(Self { method: Method::POST, url: realm, authorization: None, form: Some(form.finish()) });
         }
-        _ => Ok(request),
+        realm
+            .query_pairs_mut()
+            .extend_pairs(service.map(|service| ("service", service)))
+            .extend_pairs(scope.split(' ').map(|one| ("scope", one)));
+        let authorization = match credentials {
+            Credentials::Password { username, password } => Some(sensitive(basic(username, password))?),
+            _ => None,
+        };
+        Ok(Self { method: Method::GET, url: realm, authorization, form: None })
+    }
+
+    /// The same request to where the answer points. Nothing secret goes to another server.
+    pub fn redirected(self, what: &str, url: Url) -> Result<Self> {
+        if url.origin() == self.url.origin() {
+            return Ok(Self { url, ..self });
+        }
+        if self.form.is_some() {
+            return Err(Error::malformed(
+                what,
+                "it is redirected to another server, which is not sent the identity token",
+            ));
+        }
+        Ok(Self { url, authorization: None, ..self })
+    }
+
+    /// The request as it is sent.
+    pub fn build(&self, http: &reqwest::Client) -> RequestBuilder {
+        let mut request = http.request(self.method.clone(), self.url.clone());
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if let Some(form) = &self.form {
+            request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
+        }
+        request
     }
 }
 
@@ -109,8 +145,10 @@ impl Issued {
 
     /// The token itself, of a form that can stand in a header.
     pub fn secret(&self) -> Option<&str> {
-        let token = self.token.as_deref().or(self.access_token.as_deref())?;
-        let fits = (1..=MAX_TOKEN).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let given = [&self.token, &self.access_token];
+        // Some leave one of the two empty.
+        let token = given.into_iter().flatten().find(|token| !token.is_empty())?;
+        let fits = token.len() <= MAX_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic());
         fits.then_some(token)
     }
 }
@@ -125,7 +163,7 @@ impl Tokens {
     /// Keeps a token. A fifth of its life is left unused: a request with it may take a while to arrive.
     pub async fn put(&self, scope: &str, issued: &Issued) {
         let Some(secret) = issued.secret() else { return };
-        let life = issued.expires_in.map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE);
+        let life = issued.expires_in.as_u64().map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE);
         let mut tokens = self.0.lock().await;
         let has_room = |tokens: &HashMap<String, Token>| {
             let held: usize = tokens.iter().map(|(scope, token)| scope.len() + token.secret.len()).sum();

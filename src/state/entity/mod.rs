@@ -7,6 +7,7 @@ pub mod nonce;
 pub mod published;
 pub mod read_blob;
 pub mod region_store;
+pub mod registry_habits;
 pub mod replica;
 pub mod synchronization;
 pub mod synchronization_target;

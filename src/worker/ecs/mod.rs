@@ -124,9 +124,11 @@ impl EcsJob {
         let Some(Watched { active, .. }) = self.copies.remove(region) else { return };
         // What ECS has copied can't be read.
         let result = result.map(|()| Verification::Trusted).map_err(|error| match error {
-            Error::Ecs(error) if error.is_source_missing() => {
-                CopyError::Source { region: self.image.home.clone(), error: Arc::new(Error::Ecs(error)) }
-            }
+            Error::Ecs(error) if error.is_source_missing() => CopyError::Source {
+                region: self.image.home.clone(),
+                error: Arc::new(Error::Ecs(error)),
+                is_remote: false,
+            },
             error => CopyError::Destination(Arc::new(error)),
         });
         self.worker.conclude(&self.image.id, active, result).await;

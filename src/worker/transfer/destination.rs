@@ -190,20 +190,29 @@ impl Destination {
             return Ok(verification);
         }
         let mut writes = FuturesUnordered::new();
+        // One that is to be sent in another way is sent once the others have arrived: they need not be sent again for it.
+        let mut refused = None;
         while !missing.blobs.is_empty() {
             tokio::select! {
-                delivery = deliveries.recv(),
-                    if writes.is_empty() || (writes.len() < WRITES_AT_ONCE && !deliveries.is_closed()) => match delivery {
+                delivery = deliveries.recv(), if refused.is_none()
+                    && (writes.is_empty() || (writes.len() < WRITES_AT_ONCE && !deliveries.is_closed())) => match delivery {
                     Some(delivery) => writes.push(self.write(delivery, source)),
                     None if writes.is_empty() => return Err(Error::Interrupted),
                     None => {}
                 },
-                Some(written) = writes.next() => {
-                    missing.blobs.remove(&written?);
-                }
+                Some(written) = writes.next() => match written {
+                    Err(error @ Error::UploadMode(_)) => refused = Some(error),
+                    written => {
+                        missing.blobs.remove(&written?);
+                    }
+                },
+                else => break,
             }
         }
         drop(deliveries);
+        if let Some(error) = refused {
+            return Err(error);
+        }
         self.write_manifests(tree).await?;
         self.publish(tree, verification).await?;
         Ok(verification)

@@ -48,6 +48,8 @@ pub enum CopyError {
         region: RegionId,
         /// What was wrong.
         error: Arc<Error>,
+        /// Whether it is read over a network.
+        is_remote: bool,
     },
     /// The destination failed.
     #[error("{0}")]
@@ -135,6 +137,10 @@ impl Transfer {
             match self.feed(boarding.take(), &tree, &destination, missing).await {
                 Ok(verification) => return Ok(verification),
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
+                // A registry's ways are few: this ends by itself.
+                Err(Stopped::Failed(error @ Error::UploadMode(_))) => {
+                    tracing::info!(region = %destination.region, %error, "sending the blob in another way");
+                }
                 Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
                     Some(wait) => {
                         tracing::info!(region = %destination.region, %error, ?wait, "transfer interrupted; resuming");
@@ -148,7 +154,7 @@ impl Transfer {
     }
 
     fn source_error(&self, error: Arc<Error>) -> CopyError {
-        CopyError::Source { region: self.source.region.clone(), error }
+        CopyError::Source { region: self.source.region.clone(), error, is_remote: self.source.store.is_remote() }
     }
 
     /// Feeds a destination.
@@ -171,11 +177,11 @@ impl Transfer {
 
 async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
     let ImageSource { region, name, root, .. } = &*source;
-    let Some(shown) = source.store.root(name).await? else {
-        return Err(Arc::new(Error::ImageMissing(name.to_string().into())));
-    };
-    if shown.digest != root.digest {
-        tracing::warn!(%region, %name, registered = %root.digest, shown = %shown.digest, "the name shows another digest than was registered; copying by digest");
+    let shown = source.store.root(name).await?.map(|shown| shown.digest);
+    if shown != Some(root.digest) {
+        // By its digest, it may be there all the same.
+        let shown = shown.map(tracing::field::display);
+        tracing::warn!(%region, %name, registered = %root.digest, shown, "the name does not show what was registered; copying by digest");
     }
     Ok(Arc::new(Tree::read_with_referrers(&*source.store, &source.name, &source.root).await?))
 }

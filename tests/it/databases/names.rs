@@ -19,6 +19,7 @@ on_every_database! {
     a_name_belongs_to_one_content
     two_who_take_the_same_name_at_once_do_not_both_get_it
     images_that_were_there_before_have_their_names
+    what_was_learned_about_a_registry_is_known_to_every_process
 }
 
 const ONE: Digest = Digest::new([1; 32]);
@@ -213,4 +214,22 @@ async fn images_that_were_there_before_have_their_names(kind: Kind) {
     let replicas = state.image_get(&image_id("disk")).await.expect("it is there").1;
     assert_eq!((replicas[0].1.status(), replicas[0].1.verification()), (RegionStatus::Available, None));
     bench.stop().await;
+}
+
+async fn what_was_learned_about_a_registry_is_known_to_every_process(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let state = bench.process().await;
+    let (here, there) = ("https://one.example/", "https://One.example/");
+    let known = async |service: &str| state.registry_habits(service).await.expect("it answers");
+    assert_eq!(known(here).await, None);
+    state.registry_habits_note(here, "a").await.expect("it is noted");
+    state.registry_habits_note(here, "b").await.expect("it is noted");
+    assert_eq!(known(here).await.as_deref(), Some("b"));
+    assert_eq!(known(there).await, None);
+    state.registry_habits_note(&"x".repeat(401), "a").await.expect("one that is too long is left out");
+    let db = sea_orm::Database::connect(&bench.url).await.expect("a connection");
+    let later = "UPDATE registry_habits SET learned_at = learned_at - 2592000000";
+    db.execute_unprepared(later).await.expect("time passes");
+    assert_eq!(known(here).await, None, "thirty days later, it is found out again");
+    bench.end().await;
 }

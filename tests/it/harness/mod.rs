@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod python;
+pub mod quirks;
 pub mod refusal;
 pub mod registry;
 pub mod site;

@@ -1,0 +1,101 @@
+//! Content that a registry compresses on the way, though it is asked not to: the header `Content-Encoding` (RFC 9110, section 8.4). The
+//! digests are of the bytes as they were.
+
+use std::io::{self, Write as _};
+
+use bytes::Bytes;
+use flate2::write::GzDecoder;
+use http::{HeaderMap, header::CONTENT_ENCODING};
+
+/// How many compressed bytes are decoded at once: each may become a thousand.
+const STEP: usize = 4 << 10;
+
+/// Makes of an answer's bytes what they were.
+pub struct Decoder {
+    /// Nothing where they are that.
+    gzip: Option<GzDecoder<Vec<u8>>>,
+    /// What has come and was not decoded yet.
+    pending: Bytes,
+}
+
+impl Decoder {
+    /// The decoder for an answer. `size` is that of the content, if it is known: an answer as long as that is not compressed, whatever it
+    /// says; what is stored compressed is labeled as such by some.
+    pub fn of(headers: &HeaderMap, length: Option<u64>, size: Option<u64>) -> Self {
+        let is_as_stored = size.is_some() && length == size;
+        let gzip = (is_encoded(headers) && !is_as_stored).then(|| GzDecoder::new(Vec::new()));
+        Self { gzip, pending: Bytes::new() }
+    }
+
+    /// Takes the next bytes of the answer.
+    pub fn push(&mut self, bytes: Bytes) {
+        self.pending = bytes;
+    }
+
+    /// The next piece of what the bytes were; nothing if more of them are needed.
+    pub fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let Some(gzip) = &mut self.gzip else {
+            let bytes = std::mem::take(&mut self.pending);
+            return Ok((!bytes.is_empty()).then_some(bytes));
+        };
+        while !self.pending.is_empty() {
+            let step = self.pending.split_to(STEP.min(self.pending.len()));
+            gzip.write_all(&step)?;
+            gzip.flush()?;
+            let decoded = std::mem::take(gzip.get_mut());
+            if !decoded.is_empty() {
+                return Ok(Some(decoded.into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether an answer's content is compressed, so that its length is not that of the content.
+pub fn is_encoded(headers: &HeaderMap) -> bool {
+    let coding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok()).map(str::trim);
+    coding.is_some_and(|coding| coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use bytes::Bytes;
+    use flate2::{Compression, write::GzEncoder};
+    use http::{HeaderMap, HeaderValue, header::CONTENT_ENCODING};
+
+    use super::Decoder;
+
+    fn decoded(decoder: &mut Decoder, content: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        for piece in content.chunks(10_000) {
+            decoder.push(Bytes::copy_from_slice(piece));
+            while let Some(bytes) = decoder.next()? {
+                all.extend_from_slice(&bytes);
+            }
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn what_was_compressed_on_the_way_is_what_it_was() {
+        let plain: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&plain).expect("memory");
+        let packed = encoder.finish().expect("memory");
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
+        let (length, size) = (Some(packed.len() as u64), Some(plain.len() as u64));
+        for length in [length, None] {
+            let mut decoder = Decoder::of(&headers, length, size);
+            assert_eq!(decoded(&mut decoder, &packed).expect("it is whole"), plain);
+        }
+        // What is stored compressed is what was asked for.
+        let mut decoder = Decoder::of(&headers, length, length);
+        assert_eq!(decoded(&mut decoder, &packed).expect("it is whole"), packed);
+        let mut decoder = Decoder::of(&headers, None, None);
+        assert!(decoded(&mut decoder, b"no gzip at all").is_err());
+        let mut decoder = Decoder::of(&HeaderMap::new(), length, size);
+        assert_eq!(decoded(&mut decoder, &packed).expect("it is whole"), packed);
+    }
+}

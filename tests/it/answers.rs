@@ -1,0 +1,251 @@
+//! What a registry answers once, or in another form than most: what passes is tried again, what does not is given up soon, and what the
+//! RFCs allow is understood.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use appferry::contract::v1::{RegionState, Synchronization, SynchronizationState};
+use http::{Method, StatusCode};
+
+use crate::harness::{
+    images::noise,
+    proxy::{Act, Proxy, Seen},
+    quirks::{SPECIFIED, server::QuirkyRegistry},
+    site::{HOME, Running, Site, container, register},
+};
+
+const TARGET: &str = "cn-beijing";
+
+/// A registry that has an image, another one to carry it to, and a proxy before each.
+struct Line {
+    running: Running,
+    app: String,
+    /// The tag by which the source has it.
+    tag: String,
+    source: Proxy,
+    target: Proxy,
+    _registries: [QuirkyRegistry; 2],
+}
+
+impl Line {
+    async fn lay() -> Self {
+        Self::lay_with("").await
+    }
+
+    /// Lays one to a region with these further lines.
+    async fn lay_with(keys: &str) -> Self {
+        let (from, to) = (QuirkyRegistry::start(SPECIFIED).await, QuirkyRegistry::start(SPECIFIED).await);
+        let running = Site::new().with(TARGET, from.store("apps"), "").start().await;
+        let tag = running.add("a", &[noise(300_000, 1)]).await;
+        let request = running.synchronize(&tag, &[TARGET]).await.expect("it is accepted");
+        assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
+        running.stop().await;
+        let source = Proxy::start(from.address, |_| Act::Pass).await;
+        let target = Proxy::start(to.address, |_| Act::Pass).await;
+        let mut site = Site::new().with(HOME, source.store("apps"), "").with(TARGET, target.store("apps"), keys);
+        site.worker = site.worker.replace("attempts = 3", "attempts = 6");
+        let running = site.start().await;
+        let app = register(&mut running.images().await, &tag).await;
+        Self { running, app, tag, source, target, _registries: [from, to] }
+    }
+
+    async fn carry(&self) -> Synchronization {
+        let request = self.running.synchronize(&self.app, &[TARGET]).await.expect("it is accepted");
+        self.running.finished(&request).await
+    }
+
+    async fn arrives(self, what: &str) {
+        let done = self.carry().await;
+        assert_eq!(done.state(), SynchronizationState::Succeeded, "{what}: {done:?}");
+        self.running.stop().await;
+    }
+}
+
+fn answer(status: u16, headers: Vec<(&'static str, String)>, body: &str) -> Act {
+    Act::Answer(StatusCode::from_u16(status).expect("a status"), headers, body.to_owned())
+}
+
+/// Whether a request is of a kind.
+type Is = fn(&Seen) -> bool;
+
+/// Does something to the first request of a kind, and lets the rest pass.
+fn once(is: Is, act: Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
+    let mut act = Some(act);
+    move |seen| if is(seen) { act.take().unwrap_or(Act::Pass) } else { Act::Pass }
+}
+
+fn begins(seen: &Seen) -> bool {
+    seen.method == Method::POST && seen.path.contains("/blobs/uploads/")
+}
+
+fn reads_manifest(seen: &Seen) -> bool {
+    seen.method == Method::GET && seen.path.contains("/manifests/sha256:")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_once_is_tried_again() {
+    let denied = || answer(403, vec![], r#"{"errors":[{"code":"DENIED","message":"denied"}]}"#);
+    let sources: [(&str, Is, Act); 5] = [
+        ("a blob that is damaged on its way", Seen::reads_blob, Act::CorruptAnswer(1_000)),
+        ("a blob that is not there yet", Seen::reads_blob, answer(404, vec![], "")),
+        ("a manifest that is damaged on its way", reads_manifest, Act::CorruptAnswer(5)),
+        ("a manifest that is not there yet", reads_manifest, answer(404, vec![], "")),
+        ("a blob that is forbidden for a moment", Seen::reads_blob, denied()),
+    ];
+    for (what, is, act) in sources {
+        let line = Line::lay().await;
+        line.source.rule(once(is, act));
+        line.arrives(what).await;
+    }
+    let line = Line::lay().await;
+    line.target.rule(once(begins, denied()));
+    line.arrives("an upload that is forbidden for a moment").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stays_wrong_is_given_up_after_a_few_tries() {
+    for (act, attempts) in
+        [(Act::CorruptAnswer(1_000), 3), (answer(404, vec![], ""), 3), (answer(403, vec![], "denied"), 1)]
+    {
+        let line = Line::lay().await;
+        let forever = act.clone();
+        line.source.rule(move |seen: &Seen| if seen.reads_blob() { forever.clone() } else { Act::Pass });
+        let done = line.carry().await;
+        assert_eq!((done.regions[0].state(), done.regions[0].attempt), (RegionState::Failed, attempts), "{act:?}");
+        line.running.stop().await;
+    }
+}
+
+/// An image is read by its digest, whatever its name shows by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_whose_tag_is_gone_is_copied_by_its_digest() {
+    let line = Line::lay().await;
+    let tag = format!("/manifests/{}", line.tag);
+    line.source.rule(move |seen: &Seen| if seen.path.ends_with(&tag) { answer(404, vec![], "") } else { Act::Pass });
+    line.arrives("a tag that was deleted").await;
+}
+
+/// What is not known by `HEAD` may be by `GET`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_head_does_not_find_is_registered() {
+    let line = Line::lay().await;
+    line.source.rule(|seen: &Seen| if seen.method == Method::HEAD { answer(404, vec![], "") } else { Act::Pass });
+    let url = format!("{}/apps/images:{}", line.source.address, line.tag);
+    line.running.images().await.add_image(container("b", &url)).await.expect("it is registered");
+    line.arrives("an image that HEAD does not find").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_that_is_told_by_a_date_is_kept() {
+    let line = Line::lay().await;
+    let refused = Arc::new(AtomicUsize::new(0));
+    let (counted, mut until) = (Arc::clone(&refused), None);
+    line.target.rule(move |seen: &Seen| {
+        let until = *until.get_or_insert_with(|| Instant::now() + Duration::from_secs(2));
+        if !begins(seen) || Instant::now() >= until {
+            return Act::Pass;
+        }
+        counted.fetch_add(1, Ordering::Relaxed);
+        // By a clock that is years behind.
+        let date = |second: u32| format!("Fri, 27 Nov 2020 03:00:0{second} GMT");
+        answer(429, vec![("date", date(0)), ("retry-after", date(3))], "")
+    });
+    line.arrives("a wait").await;
+    // The layer and the configuration.
+    assert!((1..=2).contains(&refused.load(Ordering::Relaxed)), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_range_than_was_asked_for_is_not_taken_for_it() {
+    let line = Line::lay().await;
+    let mut readings = 0;
+    line.source.rule(move |seen: &Seen| {
+        let large = seen.reads_blob();
+        readings += usize::from(large);
+        match readings {
+            1 | 2 if large => Act::CutAnswer(100_000),
+            3 if large => {
+                let range = vec![("content-range", "bytes 0-4/300000".to_owned())];
+                answer(206, range, "wrong")
+            }
+            _ => Act::Pass,
+        }
+    });
+    let done = line.carry().await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert_eq!(done.regions[0].attempt, 1, "it is noticed at once: {done:?}");
+    line.running.stop().await;
+}
+
+/// Lets nobody pass without the token that is got at `realm`. What is asked there is left to `token`.
+fn guarded(
+    realm: String,
+    mut token: impl FnMut(&Seen) -> Option<Act> + Send + 'static,
+) -> impl FnMut(&Seen) -> Act + Send + 'static {
+    move |seen: &Seen| {
+        if let Some(act) = token(seen) {
+            return act;
+        }
+        if seen.authorization.as_deref() == Some("Bearer the-token") {
+            return Act::Pass;
+        }
+        // Two ways in one header, as proxies join them.
+        let ways = format!(r#"Basic realm="a, b", Bearer realm="{realm}",service="registry""#);
+        answer(401, vec![("www-authenticate", ways)], "")
+    }
+}
+
+const TOKEN: &str = r#"{"token":"","access_token":"the-token","expires_in":"300"}"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_realm_that_redirects_is_followed_and_shown_no_secret_elsewhere() {
+    let password = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(password.path(), "the-stores-secret").expect("it is written");
+    let elsewhere = Proxy::start(([127, 0, 0, 1], 9).into(), |_| answer(200, vec![], TOKEN)).await;
+    let also = elsewhere.address;
+    let keys =
+        format!("username = \"bob\"\npassword_file = \"{}\"\nalso_hosts = [\"{also}\"]", password.path().display());
+    // On the same server: the credentials go along.
+    let line = Line::lay_with(&keys).await;
+    let realm = format!("http://{}/token", line.target.address);
+    line.target.rule(guarded(realm, |seen| match seen.path.split('?').next()? {
+        "/token" => Some(answer(308, vec![("location", seen.path.replacen("/token", "/token/", 1))], "")),
+        "/token/" if seen.authorization.as_deref().is_some_and(|basic| basic.starts_with("Basic ")) => {
+            assert!(seen.path.matches("scope=").count() == 1, "{}", seen.path);
+            Some(answer(200, vec![], TOKEN))
+        }
+        "/token/" => Some(answer(401, vec![], "")),
+        _ => None,
+    }));
+    line.arrives("a realm that redirects").await;
+    assert_eq!(elsewhere.requests().len(), 0);
+
+    // On another one, they stay behind.
+    let line = Line::lay_with(&keys).await;
+    let realm = format!("http://{}/token", line.target.address);
+    line.target.rule(guarded(realm, move |seen| {
+        let to = || vec![("location", format!("http://{also}/token"))];
+        seen.path.starts_with("/token").then(|| answer(302, to(), ""))
+    }));
+    line.arrives("a realm that redirects to another server").await;
+    let asked = elsewhere.requests();
+    assert!(!asked.is_empty() && asked.iter().all(|seen| seen.authorization.is_none()), "{asked:?}");
+
+    // Where nobody has allowed it, it is not followed.
+    let line = Line::lay_with("").await;
+    let realm = format!("http://{}/token", line.target.address);
+    let before = elsewhere.requests().len();
+    line.target.rule(guarded(realm, move |seen| {
+        let to = || vec![("location", format!("http://{also}/token"))];
+        seen.path.starts_with("/token").then(|| answer(302, to(), ""))
+    }));
+    let done = line.carry().await;
+    assert_eq!(done.regions[0].state(), RegionState::Failed, "{done:?}");
+    assert_eq!(elsewhere.requests().len(), before);
+    line.running.stop().await;
+}

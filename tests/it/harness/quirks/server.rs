@@ -1,0 +1,324 @@
+//! A registry in this process that keeps what it is sent in memory and behaves by a row of the table.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, response::Builder};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use super::{Heads, Offsets, Quirks, Takes};
+use crate::harness::images;
+
+type Answer = Response<Full<Bytes>>;
+
+#[derive(Default)]
+struct Upload {
+    bytes: Vec<u8>,
+    first_chunk: Option<usize>,
+}
+
+#[derive(Default)]
+struct Content {
+    begun: u64,
+    uploads: BTreeMap<u64, Upload>,
+    /// By repository and digest, and how many readings will not find it.
+    blobs: BTreeMap<(String, String), (Bytes, u32)>,
+    /// By repository, and by tag or digest.
+    manifests: BTreeMap<(String, String), (String, Bytes)>,
+    requests: Vec<Seen>,
+}
+
+/// A request that came, and what it was answered with.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub method: Method,
+    pub path: String,
+    /// How many bytes it had.
+    pub bytes: u64,
+    pub status: StatusCode,
+}
+
+/// The registry.
+pub struct QuirkyRegistry {
+    pub address: SocketAddr,
+    content: Arc<Mutex<Content>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for QuirkyRegistry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl QuirkyRegistry {
+    pub async fn start(quirks: Quirks) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let content = Arc::<Mutex<Content>>::default();
+        let serving = Arc::clone(&content);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let content = Arc::clone(&serving);
+                let service = service_fn(move |request| {
+                    let content = Arc::clone(&content);
+                    async move { Ok::<_, Infallible>(serve(quirks, &content, request).await) }
+                });
+                tokio::spawn(async move {
+                    // Whoever is refused may close it.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, content, task }
+    }
+
+    /// Where a region of the namespace has it.
+    pub fn store(&self, namespace: &str) -> String {
+        format!("registry+http://{}/{namespace}", self.address)
+    }
+
+    /// The requests since this was asked last.
+    pub fn requests(&self) -> Vec<Seen> {
+        std::mem::take(&mut lock(&self.content).requests)
+    }
+
+    /// Uploads that were begun, and neither finished nor given up.
+    pub fn unfinished(&self) -> usize {
+        lock(&self.content).uploads.len()
+    }
+}
+
+fn lock(content: &Mutex<Content>) -> MutexGuard<'_, Content> {
+    content.lock().expect("no panic")
+}
+
+fn empty(builder: Builder) -> Answer {
+    builder.body(Full::default()).expect("a response")
+}
+
+fn status(status: StatusCode) -> Builder {
+    Response::builder().status(status)
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A request, once all of it is there.
+struct Call {
+    method: Method,
+    repository: String,
+    /// What follows the repository: `manifests`, `blobs`, `uploads`, `referrers`.
+    kind: &'static str,
+    last: String,
+    query: BTreeMap<String, String>,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    // What is cut off is not kept.
+    let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+        return empty(status(StatusCode::BAD_REQUEST));
+    };
+    let path = parts.uri.path().to_owned();
+    let kinds = [
+        ("/blobs/uploads/", "uploads"),
+        ("/blobs/", "blobs"),
+        ("/manifests/", "manifests"),
+        ("/referrers/", "referrers"),
+    ];
+    let found = kinds.into_iter().find_map(|(part, kind)| Some((path.split_once(part)?, kind)));
+    let answer = match found {
+        Some(((before, last), kind)) => {
+            let query = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+            let repository = before.trim_start_matches("/v2/").trim_start_matches("elsewhere/").to_owned();
+            let call = Call {
+                method: parts.method.clone(),
+                repository,
+                kind,
+                last: last.to_owned(),
+                query: query.into_owned().collect(),
+                headers: parts.headers.clone(),
+                body: body.clone(),
+            };
+            let moved = path.contains("/elsewhere/");
+            let writes = parts.method == Method::POST || parts.method == Method::PUT && kind == "manifests";
+            if quirks.redirects && !moved && (kind == "blobs" || writes) {
+                let to = parts.uri.to_string().replacen("/v2/", "/v2/elsewhere/", 1);
+                empty(status(StatusCode::TEMPORARY_REDIRECT).header("location", to))
+            } else {
+                call.answer(quirks, &mut lock(content))
+            }
+        }
+        None => empty(status(StatusCode::OK)),
+    };
+    lock(content).requests.push(Seen {
+        method: parts.method,
+        path: parts.uri.to_string(),
+        bytes: body.len() as u64,
+        status: answer.status(),
+    });
+    answer
+}
+
+impl Call {
+    fn answer(&self, quirks: Quirks, content: &mut Content) -> Answer {
+        let key = (self.repository.clone(), self.last.clone());
+        match self.kind {
+            "uploads" => self.upload(quirks, content),
+            "referrers" => {
+                let list = r#"{"schemaVersion":2,"manifests":[]}"#;
+                status(StatusCode::OK).header("content-type", images::INDEX).body(list.into()).expect("a response")
+            }
+            "manifests" if self.method == Method::PUT => {
+                let kind = text(&self.headers, "content-type").unwrap_or_default().to_owned();
+                let manifest: serde_json::Value = serde_json::from_slice(&self.body).expect("a manifest");
+                let layers = manifest["layers"].as_array().into_iter().flatten();
+                let parts: Vec<_> =
+                    layers.chain([&manifest["config"]]).filter_map(|part| part["digest"].as_str()).collect();
+                let has = |digest: &&str| content.blobs.contains_key(&(self.repository.clone(), (*digest).to_owned()));
+                if !parts.iter().all(has) {
+                    let unknown = r#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown"}]}"#;
+                    return status(StatusCode::BAD_REQUEST).body(unknown.into()).expect("a response");
+                }
+                let digest = images::digest(&self.body);
+                for name in [&self.last, &digest] {
+                    let key = (self.repository.clone(), name.clone());
+                    content.manifests.insert(key, (kind.clone(), self.body.clone()));
+                }
+                empty(status(StatusCode::CREATED).header("docker-content-digest", digest))
+            }
+            "manifests" => match content.manifests.get(&key) {
+                Some((kind, bytes)) => self.read(quirks, kind, bytes),
+                None => empty(status(StatusCode::NOT_FOUND)),
+            },
+            _ => match content.blobs.get_mut(&key) {
+                Some((_, unseen)) if *unseen > 0 && self.method == Method::GET => {
+                    *unseen -= 1;
+                    empty(status(StatusCode::NOT_FOUND))
+                }
+                Some((bytes, _)) => self.read(quirks, "application/octet-stream", bytes),
+                None => empty(status(StatusCode::NOT_FOUND)),
+            },
+        }
+    }
+
+    fn read(&self, quirks: Quirks, kind: &str, bytes: &Bytes) -> Answer {
+        let mut answer = status(StatusCode::OK).header("content-type", kind);
+        if quirks.digest_header {
+            answer = answer.header("docker-content-digest", images::digest(bytes));
+        }
+        if self.method == Method::HEAD {
+            return empty(match quirks.heads {
+                Heads::Right => answer.header("content-length", bytes.len()),
+                Heads::Empty => answer.header("content-length", 0),
+                Heads::Refused(refused) => status(refused),
+            });
+        }
+        if quirks.compresses && text(&self.headers, "accept-encoding") != Some("identity") {
+            // That it is none is of no account to whoever takes it for the content.
+            return answer.header("content-encoding", "gzip").body("compressed".into()).expect("a response");
+        }
+        let range = text(&self.headers, "range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let Some((first, last)) = range else { return answer.body(bytes.clone().into()).expect("a response") };
+        let (first, last) = (first.parse().expect("a number"), last.parse::<usize>().unwrap_or(usize::MAX));
+        let last = last.min(bytes.len() - 1);
+        let part = bytes.slice(first..=last);
+        let answer = answer.header("content-range", format!("bytes {first}-{last}/{}", bytes.len()));
+        answer.status(StatusCode::PARTIAL_CONTENT).body(part.into()).expect("a response")
+    }
+
+    fn upload(&self, quirks: Quirks, content: &mut Content) -> Answer {
+        let at = |id: u64| format!("/v2/{}/blobs/uploads/{id}", self.repository);
+        if self.method == Method::POST {
+            if let (Some(blob), Some(from)) = (self.query.get("mount"), self.query.get("from")) {
+                if let Some(refused) = quirks.mount {
+                    return empty(status(refused));
+                }
+                if let Some((bytes, _)) = content.blobs.get(&(from.clone(), blob.clone())).cloned() {
+                    content.blobs.insert((self.repository.clone(), blob.clone()), (bytes, 0));
+                    return empty(status(StatusCode::CREATED));
+                }
+            }
+            content.begun += 1;
+            content.uploads.insert(content.begun, Upload::default());
+            let mut answer = status(StatusCode::ACCEPTED).header("location", at(content.begun)).header("range", "0-0");
+            let limits = [("oci-chunk-min-length", quirks.min_chunk), ("oci-chunk-max-length", quirks.max_chunk)];
+            for (name, limit) in limits {
+                if let Some(limit) = limit {
+                    answer = answer.header(name, limit);
+                }
+            }
+            return empty(answer);
+        }
+        let id = self.last.parse().unwrap_or(0);
+        let Some(upload) = content.uploads.get_mut(&id) else { return empty(status(StatusCode::NOT_FOUND)) };
+        if self.method == Method::DELETE {
+            content.uploads.remove(&id);
+            return empty(status(StatusCode::NO_CONTENT));
+        }
+        if self.method != Method::GET
+            && let Some(refused) = self.append(quirks, upload)
+        {
+            return empty(status(refused));
+        }
+        if self.method == Method::PUT {
+            let digest = self.query.get("digest").cloned().unwrap_or_default();
+            let bytes = content.uploads.remove(&id).expect("it is there").bytes;
+            if images::digest(&bytes) != digest {
+                return empty(status(StatusCode::BAD_REQUEST));
+            }
+            content.blobs.insert((self.repository.clone(), digest), (bytes.into(), quirks.lags));
+            return empty(status(quirks.committed));
+        }
+        let code = if self.method == Method::GET { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED };
+        let answer = status(code).header("location", at(id));
+        let end = match quirks.offsets {
+            Offsets::Unsaid => return empty(answer),
+            Offsets::Zero => 0,
+            Offsets::Right => upload.bytes.len(),
+            Offsets::OfFirstChunk => upload.first_chunk.unwrap_or(0),
+            Offsets::OfLastChunk => self.body.len(),
+        };
+        empty(answer.header("range", format!("0-{}", end.saturating_sub(1))))
+    }
+
+    /// Takes the bytes of a request, or refuses it.
+    fn append(&self, quirks: Quirks, upload: &mut Upload) -> Option<StatusCode> {
+        let range = text(&self.headers, "content-range");
+        let begins = range.and_then(|range| range.split('-').next()?.parse::<usize>().ok());
+        if begins.is_some_and(|begins| begins != upload.bytes.len()) {
+            return Some(StatusCode::RANGE_NOT_SATISFIABLE);
+        }
+        let takes = match (&self.method, range) {
+            (&Method::PATCH, Some(_)) => quirks.chunks,
+            (&Method::PATCH, None) => quirks.stream,
+            _ => quirks.put,
+        };
+        let bytes = self.body.len() as u64;
+        match takes {
+            _ if bytes == 0 => return None,
+            Takes::None(refused) => return Some(refused),
+            Takes::UpTo(most, refused) if bytes > most => return Some(refused),
+            Takes::AtLeast(least, refused) if bytes < least => return Some(refused),
+            Takes::Ignores => return None,
+            _ => {}
+        }
+        upload.bytes.extend_from_slice(&self.body);
+        upload.first_chunk.get_or_insert(upload.bytes.len());
+        None
+    }
+}

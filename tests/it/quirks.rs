@@ -1,0 +1,195 @@
+//! Registries that do not behave as the specification has it: an image arrives all the same, what was learned is remembered, and no more
+//! is sent twice than a change of the way demands.
+
+use appferry::contract::v1::{RegionSynchronization, SynchronizationState};
+use http::{Method, StatusCode};
+
+use crate::harness::{
+    images::{self, noise},
+    proxy::{Act, Proxy},
+    quirks::{
+        ARTIFACTORY, ECR, GAR, GHCR, GITLAB, HARBOR, LIMITED, PULP, Quirks, SPECIFIED, TABLE, TELLING,
+        server::{QuirkyRegistry, Seen},
+    },
+    site::{HOME, Running, Site, register},
+};
+
+const MIB: usize = 1 << 20;
+const CHUNK: u64 = 64 << 20;
+/// Larger than what is sent in one request at first.
+const LARGE: usize = 66 * MIB;
+const TARGET: &str = "cn-beijing";
+
+/// Carries an image to a region, which it must reach.
+async fn carried(running: &Running, app: &str, region: &str, registry: &str) -> RegionSynchronization {
+    let request = running.synchronize(app, &[region]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{registry}: {done:?}");
+    done.regions[0].clone()
+}
+
+/// A service whose home is a directory, and a registry to carry to.
+async fn to(quirks: Quirks) -> (QuirkyRegistry, Running) {
+    let registry = QuirkyRegistry::start(quirks).await;
+    let running = Site::new().with(TARGET, registry.store("apps"), "").start().await;
+    (registry, running)
+}
+
+/// Requests that have bytes of a blob.
+fn sent(requests: &[Seen]) -> Vec<&Seen> {
+    let has_bytes = |seen: &&Seen| seen.bytes > 0 && seen.path.contains("/blobs/uploads/");
+    requests.iter().filter(has_bytes).collect()
+}
+
+fn bytes(requests: &[Seen]) -> u64 {
+    sent(requests).iter().map(|seen| seen.bytes).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_known_registry_is_written_and_read() {
+    let (large, small) = (noise(LARGE, 1), noise(300_000, 2));
+    for quirks in TABLE {
+        let name = format!("{} ({})", quirks.registry, quirks.report);
+        let (registry, running) = to(quirks).await;
+        let app = running.add("a", &[large.clone(), small.clone()]).await;
+        carried(&running, &app, TARGET, &name).await;
+        let root = images::verify(&running.site.image(HOME, "a"));
+        assert_eq!(registry.unfinished(), 0, "{name}");
+        running.stop().await;
+
+        // From there to a directory, and to another repository of the same registry.
+        let site = Site::new().with(HOME, registry.store("apps"), "").with(TARGET, registry.store("others"), "");
+        let running = site.start().await;
+        let same = register(&mut running.images().await, &app).await;
+        carried(&running, &same, "cn-shanghai", &name).await;
+        assert_eq!(images::verify(&running.site.image("cn-shanghai", &same)), root, "{name}");
+        carried(&running, &same, TARGET, &name).await;
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_is_tried_in_another_way_and_not_again() {
+    for quirks in [GAR, GHCR] {
+        let (registry, running) = to(quirks).await;
+        let app = running.add("a", &[noise(LARGE, 1), noise(300_000, 2)]).await;
+        let done = carried(&running, &app, TARGET, quirks.registry).await;
+        assert_eq!(done.attempt, 1, "a refusal of the way is no failed attempt");
+        let requests = registry.requests();
+        let refused = sent(&requests).into_iter().filter(|seen| !seen.status.is_success()).count();
+        assert_eq!(refused, 1, "{requests:?}");
+        assert!(bytes(&requests) <= LARGE as u64 + CHUNK + 400_000, "{} bytes were sent", bytes(&requests));
+
+        // The next blob, and one after a restart, is sent in the way that it takes.
+        let app = running.add("b", &[noise(LARGE, 3)]).await;
+        carried(&running, &app, TARGET, quirks.registry).await;
+        let running = running.stop().await.start().await;
+        let app = running.add("c", &[noise(LARGE, 4)]).await;
+        carried(&running, &app, TARGET, quirks.registry).await;
+        let requests = registry.requests();
+        assert!(sent(&requests).iter().all(|seen| seen.status.is_success()), "{requests:?}");
+        assert!(bytes(&requests) <= 2 * LARGE as u64 + 10_000, "{} bytes were sent", bytes(&requests));
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_is_refused_or_not_looked_at_is_followed_by_a_patch() {
+    for (quirks, in_vain) in [(ARTIFACTORY, 1), (PULP, 2)] {
+        let (registry, running) = to(quirks).await;
+        // One blob after the other: what one has taught, the next one knows.
+        for (seed, name) in ["a", "b"].into_iter().enumerate() {
+            let app = running.add(name, &[noise(300_000, seed as u64)]).await;
+            carried(&running, &app, TARGET, quirks.registry).await;
+        }
+        let requests = registry.requests();
+        let refused = sent(&requests).into_iter().filter(|seen| !seen.status.is_success()).count();
+        // The configuration may have been on its way with the layer.
+        assert!((in_vain..=2 * in_vain).contains(&refused), "{refused}: {requests:?}");
+        running.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_are_as_large_as_the_registry_takes_them() {
+    let chunks = async |quirks: Quirks| {
+        let (registry, running) = to(quirks).await;
+        let app = running.add("a", &[noise(LARGE, 1)]).await;
+        carried(&running, &app, TARGET, quirks.registry).await;
+        running.stop().await;
+        let requests = registry.requests();
+        let taken = sent(&requests).into_iter().filter(|seen| seen.status.is_success() && seen.bytes > 10_000);
+        taken.map(|seen| (seen.method.clone(), seen.bytes)).collect::<Vec<_>>()
+    };
+    let mib = |method: Method, bytes: u64| (method, bytes << 20);
+    let (patch, put) = (Method::PATCH, Method::PUT);
+    // The largest that it tells.
+    let told = chunks(TELLING).await;
+    assert_eq!(
+        told,
+        [20, 20, 20].map(|n| mib(patch.clone(), n)).into_iter().chain([mib(put.clone(), 6)]).collect::<Vec<_>>()
+    );
+    // The smallest that it tells.
+    let large = chunks(Quirks { min_chunk: Some(65 << 20), ..SPECIFIED }).await;
+    assert_eq!(large, [mib(patch.clone(), 65), mib(put.clone(), 1)]);
+    // What it does not tell is found out.
+    let found = chunks(LIMITED).await;
+    assert_eq!(found, [4; 16].map(|n| mib(patch.clone(), n)).into_iter().chain([mib(put, 2)]).collect::<Vec<_>>());
+}
+
+/// What it says to have is not what it has: the digest at the end decides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_misreports_offsets_is_sent_everything_once() {
+    let size = 140 * MIB;
+    let (registry, running) = to(ECR).await;
+    let app = running.add("a", &[noise(size, 1)]).await;
+    assert_eq!(carried(&running, &app, TARGET, ECR.registry).await.attempt, 1);
+    let requests = registry.requests();
+    assert!(bytes(&requests) < size as u64 + 10_000, "{requests:?}");
+    running.stop().await;
+}
+
+/// Nor is it asked for what it has been sent when it breaks off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off() {
+    let size = 140 * MIB;
+    let registry = QuirkyRegistry::start(ECR).await;
+    // The configuration's, which is too small to be cut off, and the layer's last.
+    let mut puts = 0;
+    let proxy = Proxy::start(registry.address, move |seen| {
+        let is_put = seen.method == Method::PUT && seen.path.contains("/blobs/uploads/");
+        puts += usize::from(is_put);
+        if is_put && puts <= 2 { Act::CutRequest(MIB as u64) } else { Act::Pass }
+    })
+    .await;
+    let running = Site::new().with(TARGET, proxy.store("apps"), "").start().await;
+    let app = running.add("a", &[noise(size, 1)]).await;
+    carried(&running, &app, TARGET, ECR.registry).await;
+    assert!(proxy.up() < (size + 3 * MIB) as u64, "{} bytes were sent", proxy.up());
+    running.stop().await;
+}
+
+/// A mount saves sending a blob, and is no more than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_that_fails_is_followed_by_an_upload() {
+    let refusals = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE, StatusCode::CREATED];
+    let odd = refusals.map(|status| Quirks { registry: "one that fails to mount", mount: Some(status), ..SPECIFIED });
+    for quirks in odd.into_iter().chain([GITLAB, HARBOR]) {
+        let registry = QuirkyRegistry::start(Quirks { lags: 0, ..quirks }).await;
+        let site = Site::new().with(TARGET, registry.store("apps"), "");
+        let running = site.start().await;
+        let app = running.add("a", &[noise(300_000, 1)]).await;
+        carried(&running, &app, TARGET, quirks.registry).await;
+        running.stop().await;
+        let site = Site::new().with(HOME, registry.store("apps"), "").with(TARGET, registry.store("others"), "");
+        let running = site.start().await;
+        let same = register(&mut running.images().await, &app).await;
+        registry.requests();
+        let done = carried(&running, &same, TARGET, quirks.registry).await;
+        assert_eq!(done.attempt, 1, "{done:?}");
+        let requests = registry.requests();
+        assert!(requests.iter().any(|seen| seen.path.contains("mount=")), "{requests:?}");
+        assert!(bytes(&requests) >= 300_000, "{requests:?}");
+        running.stop().await;
+    }
+}
