@@ -3,6 +3,7 @@
 
 mod abuse;
 mod acceptance;
+mod access;
 mod apart;
 mod authorization;
 mod chaos;

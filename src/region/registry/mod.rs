@@ -2,9 +2,12 @@
 
 mod challenge;
 mod client;
+mod credential_helper;
 mod credentials;
+mod docker_config;
 mod existing;
 mod feed;
+mod learnt_life;
 mod manifest;
 mod name;
 mod token;
@@ -27,7 +30,9 @@ use tokio_util::task::TaskTracker;
 
 pub use challenge::Challenge;
 pub use client::Client;
-pub use credentials::{Credentials, Error as CredentialsError};
+pub use credential_helper::{Helper, HelperError, Program};
+pub use credentials::{CredentialProvider, CredentialSource, Credentials, Error as CredentialsError};
+pub use docker_config::{DockerConfigError, Entry as DockerEntry, RegistryKey, read_now as read_docker_config};
 
 use self::{
     client::{Ask, Scope, header, what},
