@@ -34,6 +34,7 @@ pub mod ram;
 pub mod region;
 pub mod reload;
 pub mod server;
+mod server_trust;
 pub mod service;
 pub mod state;
 pub mod telemetry;

@@ -17,7 +17,9 @@ use crate::{
     domain::{Clock, RegionId, WorkerId},
     identity::{CurrentDirectory, Fetched},
     metrics,
-    region::{self, Backend, DirStore, Ecs, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket},
+    region::{
+        self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket,
+    },
     reload::{Access, Reload},
     server::{
         self, Deadlines, Health, Listener, ListenerSettings, Parts, Proxies, Tls, TlsError,
@@ -155,18 +157,28 @@ fn open(store: OpenStore, stall: Duration) -> region::Result<Arc<dyn Store>> {
         OpenStore::Dir { path, keep_free } => {
             Ok(Arc::new(DirStore::new(path).keeping_free(keep_free).stalling_after(stall)))
         }
-        OpenStore::Registry { location, credentials, also_hosts, certificates, verify_existing, loopback, shared } => {
+        OpenStore::Registry {
+            location,
+            credentials,
+            also_hosts,
+            certificates,
+            verify_existing,
+            loopback,
+            shared,
+            proxy,
+        } => {
             let client = RegistryClient::new(
                 location,
                 credentials,
                 also_hosts,
                 certificates.as_deref(),
-                Guard::new(loopback).with_shared(shared),
+                Egress::new(Guard::new(loopback).with_shared(shared), proxy),
             )?;
             Ok(Arc::new(RegistryStore::new(client).verifying_existing(verify_existing)))
         }
-        OpenStore::Object { location, access, verify_existing, loopback, shared } => {
-            let bucket = open_bucket(location, &access, Guard::new(loopback).with_shared(shared))?;
+        OpenStore::Object { location, access, verify_existing, loopback, shared, proxy } => {
+            let egress = Egress::new(Guard::new(loopback).with_shared(shared), proxy);
+            let bucket = open_bucket(location, &access, egress)?;
             Ok(Arc::new(bucket.verifying_existing(verify_existing)))
         }
     }

@@ -244,11 +244,12 @@ fn mend(error: &region::Error) -> &'static str {
         region::Error::Status { status, .. } if status.as_u16() == 404 => {
             "the namespace or the bucket: it has to be there"
         }
+        region::Error::Credentials(_) => "the file or the helper that the region's credentials come from",
         region::Error::Transport { .. } | region::Error::Stalled(_) => {
             "whether the store is running, and whether its address in the region's `store` or `endpoint` is right"
         }
         region::Error::Forbidden { .. } => "the region's `store`; `allow_loopback` lets a name lead to this machine",
-        region::Error::Elsewhere { .. } => "the host that it points to, in the region's `also_hosts`",
+        region::Error::Elsewhere { advice, .. } => advice,
         _ => "what the store says",
     }
 }

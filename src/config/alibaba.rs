@@ -5,9 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 use url::Url;
 
-use super::{Error, positive, secret, value};
+use super::{Error, positive, secret_source, value};
 use crate::region::{
-    ecs::{Credentials, Keys, Profile, Settings},
+    ForwardProxy,
+    ecs::{Credentials, Profile, Settings},
     is_loopback,
 };
 
@@ -22,11 +23,11 @@ pub struct Alibaba {
     pub access_key_id: Option<String>,
     /// The variable that holds its secret part.
     pub access_key_secret_env: Option<String>,
-    /// The file that holds it.
+    /// The file that holds it. It is read again for every request, so that it may be replaced at any time.
     pub access_key_secret_file: Option<PathBuf>,
     /// The variable that holds the security token, if the key is a temporary one.
     pub security_token_env: Option<String>,
-    /// The file that holds it.
+    /// The file that holds it. It is read again for every request.
     pub security_token_file: Option<PathBuf>,
     /// A credentials file as the provider's own tools use it, instead of a key.
     pub credentials_file: Option<PathBuf>,
@@ -68,7 +69,7 @@ impl Default for Alibaba {
 
 impl Alibaba {
     /// How the provider is spoken to.
-    pub(super) fn settings(&self) -> Result<Settings, Error> {
+    pub(super) fn settings(&self, proxy: Option<ForwardProxy>) -> Result<Settings, Error> {
         let times = [("timeout_ms", self.timeout_ms), ("poll_ms", self.poll_ms), ("settle_ms", self.settle_ms)];
         positive("alibaba", &times)?;
         let sts = self.url("sts_endpoint", &self.sts_endpoint)?;
@@ -77,6 +78,7 @@ impl Alibaba {
             credentials: self.credentials()?,
             sts,
             loopback,
+            proxy,
             patience: Duration::from_millis(self.timeout_ms),
             poll: Duration::from_millis(self.poll_ms),
             settle: Duration::from_millis(self.settle_ms),
@@ -107,7 +109,7 @@ impl Alibaba {
     fn credentials(&self) -> Result<Credentials, Error> {
         let one = |env: &str, file: &str, variable: &Option<String>, path: &Option<PathBuf>| {
             let keys = [format!("alibaba.{env}"), format!("alibaba.{file}")];
-            secret([&keys[0], &keys[1]], variable.as_ref(), path.as_ref())
+            secret_source([&keys[0], &keys[1]], variable.as_ref(), path.as_ref())
         };
         let key = one(
             "access_key_secret_env",
@@ -119,7 +121,7 @@ impl Alibaba {
             one("security_token_env", "security_token_file", &self.security_token_env, &self.security_token_file)?;
         match (&self.access_key_id, key, token, &self.credentials_file) {
             (Some(id), Some(secret), security_token, None) => {
-                Ok(Credentials::Keys(Keys { id: id.clone(), secret, security_token }))
+                Ok(Credentials::Key { id: id.clone(), secret, security_token })
             }
             (None, None, None, Some(path)) => {
                 let refuse =

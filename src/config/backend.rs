@@ -28,12 +28,12 @@ impl Config {
         let (mut stores, mut places) = (Vec::new(), Vec::new());
         for (place, region) in self.region.iter().enumerate() {
             let id = region.id(place)?;
-            match region.open(place)? {
+            match region.open(place, &self.network)? {
                 Open::Ecs(name) => {
                     let alibaba = self.alibaba.clone().unwrap_or_default();
                     places.push((id, ecs::Place { endpoint: alibaba.endpoint(&name)?, name }));
                 }
-                Open::Store(store) => stores.push((id, store)),
+                Open::Store(store) => stores.push((id, *store)),
             }
             if !stores.is_empty() && !places.is_empty() {
                 let problem = "ECS copies between its own regions only: either all regions are ecs:// or none is";
@@ -42,7 +42,7 @@ impl Config {
         }
         match &self.alibaba {
             alibaba if !places.is_empty() => {
-                let settings = alibaba.clone().unwrap_or_default().settings()?;
+                let settings = alibaba.clone().unwrap_or_default().settings(self.network.forward_proxy()?)?;
                 Ok(Backend::Ecs { places, settings: Box::new(settings) })
             }
             Some(_) => Err(value("alibaba", "no region is ecs://REGION")),

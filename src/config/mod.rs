@@ -12,8 +12,10 @@ mod housekeeping;
 mod http;
 mod jwt;
 mod log;
+mod network;
 mod openapi;
 mod region;
+mod region_credentials;
 mod server;
 mod tls;
 mod worker;
@@ -39,6 +41,7 @@ pub use housekeeping::Housekeeping;
 pub use http::Http;
 pub use jwt::JwtEntry;
 pub use log::Log;
+pub use network::Network;
 pub use openapi::OpenApi;
 pub use region::{Link, OpenStore, Region};
 pub use server::Server;
@@ -49,6 +52,7 @@ use crate::{
     domain::{RegionId, Regions, Secret, relay::Topology},
     identity::{Directory, Fetched, Identity, Listed, acs3::Hosts},
     ram,
+    region::SecretSource,
 };
 
 /// The prefix of the variables that override keys.
@@ -112,6 +116,9 @@ pub struct Config {
     pub home: Home,
     /// The regions.
     pub region: Vec<Region>,
+    /// How what is elsewhere is reached.
+    #[serde(default)]
+    pub network: Network,
     /// How Alibaba Cloud is spoken to, where regions are its own.
     pub alibaba: Option<Alibaba>,
     /// What it costs to go from one to another.
@@ -206,6 +213,7 @@ impl Config {
         self.log.check()?;
         self.database.check()?;
         self.worker.check()?;
+        self.network.check()?;
         self.housekeeping.check()?;
         let regions = self.regions()?;
         self.backend()?;
@@ -333,6 +341,16 @@ fn secret(keys: [&str; 2], variable: Option<&String>, file: Option<&PathBuf>) ->
     };
     let text = text.trim_end_matches(['\r', '\n']).to_owned();
     if text.is_empty() { Err(value(keys[0], "the secret is empty")) } else { Ok(Some(Secret(text))) }
+}
+
+/// Where a secret is kept: in a variable, or in a file that is read again whenever the secret is needed. Whatever it is, there is one.
+fn secret_source(
+    keys: [&str; 2],
+    variable: Option<&String>,
+    file: Option<&PathBuf>,
+) -> Result<Option<SecretSource>, Error> {
+    let now = secret(keys, variable, file)?;
+    Ok(now.map(|secret| file.map_or(SecretSource::Fixed(secret), |path| SecretSource::File(path.clone()))))
 }
 
 /// No number that says how much or how long may be nothing, or so much that it overflows.

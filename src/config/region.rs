@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Error, secret, value};
+use super::{Error, Network, value};
 use crate::{
-    domain::{RegionId, Secret, VerifyExisting, relay::RegionLimits},
-    region::{Access, Credentials, Location, ObjectLocation, RegistryLocation},
+    domain::{RegionId, VerifyExisting, relay::RegionLimits},
+    region::{Access, CredentialSource, ForwardProxy, Location, ObjectLocation, RegistryLocation},
 };
 
 /// `[[region]]`: a region and its store.
@@ -28,14 +28,23 @@ pub struct Region {
     pub username: Option<String>,
     /// The variable that holds the password (`registry`).
     pub password_env: Option<String>,
-    /// The file that holds it (`registry`).
+    /// The file that holds it (`registry`). It is read again whenever it is needed, so that it may be replaced at any time.
     pub password_file: Option<PathBuf>,
-    /// A docker `config.json` to take credentials from (`registry`).
+    /// A docker `config.json` to take credentials from (`registry`), or the credential helper that it names. It is read again whenever it
+    /// is needed.
     pub docker_config: Option<PathBuf>,
+    /// The credential helper to ask (`registry`): NAME for the program `docker-credential-NAME` in the directories of `PATH`, or a
+    /// program's absolute path. It is run for at most 30 s, and again when the registry refuses what it handed out, or after 5 minutes.
+    pub credential_helper: Option<String>,
+    /// Variables that a credential helper is given (`registry`). Without any, it is given `PATH` and `HOME` alone.
+    pub credential_helper_env: Vec<String>,
     /// Certificates in PEM form that are trusted beside the system's (`registry`).
     pub ca_file: Option<PathBuf>,
     /// Other hosts that the registry may refer to: where it hands out tokens, or keeps its blobs.
     pub also_hosts: Vec<String>,
+    /// The proxy that it is reached by (`registry`, `s3`, `gs`, `az`), without a name and a password, in place of that of `[network]`;
+    /// `direct` for none.
+    pub proxy: Option<String>,
     /// Whether a host that is not this machine may be spoken to without TLS.
     pub allow_http: bool,
     /// Whether a host may turn out to be this machine.
@@ -50,10 +59,17 @@ pub struct Region {
     pub access_key_id: Option<String>,
     /// The variable that holds its secret.
     pub secret_access_key_env: Option<String>,
-    /// The file that holds it.
+    /// The file that holds it. It is read again for every request, so that it may be replaced at any time.
     pub secret_access_key_file: Option<PathBuf>,
-    /// The service account's file (`gs`).
+    /// A credentials file as AWS's own tools use it (`s3`), with the session token of a temporary key. It is read again for every request.
+    pub credentials_file: Option<PathBuf>,
+    /// Which of its sections (`s3`); `default` if none is named.
+    pub profile: Option<String>,
+    /// The service account's file (`gs`). It is read again whenever a token is needed.
     pub service_account_file: Option<PathBuf>,
+    /// The checksum that is sent with whatever is written (`s3`): `sha256`, `crc64nvme`, or `none` for a service that takes neither. Buckets
+    /// with Object Lock want one.
+    pub checksum: Checksum,
     /// Whether no credentials are shown: a public bucket.
     pub anonymous: bool,
     /// Bytes a second that are read from it at most.
@@ -75,6 +91,19 @@ pub enum Existing {
     Never,
     /// They are read once.
     Once,
+}
+
+/// The checksum that an S3 service is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksum {
+    /// SHA-256, which every request is signed with anyway.
+    #[default]
+    Sha256,
+    /// CRC-64/NVME.
+    Crc64nvme,
+    /// None.
+    None,
 }
 
 impl From<Existing> for VerifyExisting {
@@ -102,7 +131,7 @@ pub struct Link {
 #[derive(Debug, Clone)]
 pub(super) enum Open {
     /// A store.
-    Store(OpenStore),
+    Store(Box<OpenStore>),
     /// A region of Alibaba Cloud, by its name there.
     Ecs(String),
 }
@@ -122,7 +151,7 @@ pub enum OpenStore {
         /// Where.
         location: RegistryLocation,
         /// Who asks.
-        credentials: Credentials,
+        credentials: CredentialSource,
         /// Hosts that it may refer to.
         also_hosts: Vec<String>,
         /// Certificates that are trusted, in PEM form.
@@ -133,6 +162,8 @@ pub enum OpenStore {
         loopback: bool,
         /// Whether it may have an address that a provider shares among its customers.
         shared: bool,
+        /// The proxy that it is reached by.
+        proxy: Option<ForwardProxy>,
     },
     /// A bucket.
     Object {
@@ -146,11 +177,13 @@ pub enum OpenStore {
         loopback: bool,
         /// Whether it may have an address that a provider shares among its customers.
         shared: bool,
+        /// The proxy that it is reached by.
+        proxy: Option<ForwardProxy>,
     },
 }
 
 impl Region {
-    fn refuse<T>(place: usize, key: &str, problem: impl std::fmt::Display) -> Result<T, Error> {
+    pub(super) fn refuse<T>(place: usize, key: &str, problem: impl std::fmt::Display) -> Result<T, Error> {
         Err(value(format!("region[{place}].{key}"), problem))
     }
 
@@ -165,7 +198,7 @@ impl Region {
     }
 
     /// What is needed to open its store.
-    pub(super) fn open(&self, place: usize) -> Result<Open, Error> {
+    pub(super) fn open(&self, place: usize, network: &Network) -> Result<Open, Error> {
         let location: Location = self.store.parse().or_else(|error| Self::refuse(place, "store", error))?;
         let kind = match &location {
             Location::Dir(_) => "dir",
@@ -179,23 +212,24 @@ impl Region {
             return Self::refuse(place, "verify_existing", problem);
         }
         match location {
-            Location::Dir(path) => Ok(Open::Store(OpenStore::Dir { path, keep_free: self.keep_free_bytes })),
+            Location::Dir(path) => Ok(Open::Store(Box::new(OpenStore::Dir { path, keep_free: self.keep_free_bytes }))),
             Location::Registry(location) => {
                 if location.is_plain() && !location.is_loopback() && !self.allow_http {
                     let problem = "a registry without TLS that is not this machine needs allow_http = true";
                     return Self::refuse(place, "store", problem);
                 }
-                Ok(Open::Store(OpenStore::Registry {
+                Ok(Open::Store(Box::new(OpenStore::Registry {
                     credentials: self.credentials(place, &location)?,
                     also_hosts: self.also_hosts.clone(),
                     certificates: self.ca_file.as_ref().map(|file| bytes(place, "ca_file", file)).transpose()?,
                     verify_existing: self.verify_existing.into(),
                     loopback: self.allow_loopback || location.is_loopback(),
                     shared: self.allow_shared,
+                    proxy: self.forward_proxy(place, network)?,
                     location,
-                }))
+                })))
             }
-            Location::Object(location) => self.object(place, location),
+            Location::Object(location) => self.object(place, location, network),
             Location::Ecs(name) => self.ecs(place, name),
         }
     }
@@ -208,13 +242,19 @@ impl Region {
             ("password_env", self.password_env.is_some(), "registry"),
             ("password_file", self.password_file.is_some(), "registry"),
             ("docker_config", self.docker_config.is_some(), "registry"),
+            ("credential_helper", self.credential_helper.is_some(), "registry"),
+            ("credential_helper_env", !self.credential_helper_env.is_empty(), "registry"),
             ("ca_file", self.ca_file.is_some(), "registry"),
             ("also_hosts", !self.also_hosts.is_empty(), "registry"),
+            ("proxy", self.proxy.is_some() && kind == "dir", "registry or object"),
             ("endpoint", self.endpoint.is_some(), "object"),
             ("bucket_region", self.bucket_region.is_some(), "object"),
             ("access_key_id", self.access_key_id.is_some(), "object"),
             ("secret_access_key_env", self.secret_access_key_env.is_some(), "object"),
             ("secret_access_key_file", self.secret_access_key_file.is_some(), "object"),
+            ("credentials_file", self.credentials_file.is_some(), "object"),
+            ("profile", self.profile.is_some(), "object"),
+            ("checksum", self.checksum != Checksum::Sha256, "object"),
             ("service_account_file", self.service_account_file.is_some(), "object"),
             ("anonymous", self.anonymous, "object"),
         ];
@@ -226,33 +266,8 @@ impl Region {
         }
     }
 
-    fn credentials(&self, place: usize, location: &RegistryLocation) -> Result<Credentials, Error> {
-        let keys = ["password_env", "password_file"].map(|key| format!("region[{place}].{key}"));
-        let password = secret([&keys[0], &keys[1]], self.password_env.as_ref(), self.password_file.as_ref())?;
-        match (&self.username, password, &self.docker_config) {
-            (None, None, None) => Ok(Credentials::Anonymous),
-            (Some(username), Some(Secret(password)), None) => {
-                Ok(Credentials::Password { username: username.clone(), password })
-            }
-            (None, None, Some(file)) => Credentials::from_docker_config(file, &location.authority())
-                .or_else(|error| Self::refuse(place, "docker_config", error)),
-            (Some(_), None, None) => Self::refuse(place, "username", "there is neither password_env nor password_file"),
-            (None, Some(_), None) => Self::refuse(place, "username", "it is missing, and there is a password"),
-            (_, _, Some(_)) => Self::refuse(place, "docker_config", "there are a username or a password as well"),
-        }
-    }
-
-    fn object(&self, place: usize, location: ObjectLocation) -> Result<Open, Error> {
-        let keys = ["secret_access_key_env", "secret_access_key_file"].map(|key| format!("region[{place}].{key}"));
-        let (variable, file) = (self.secret_access_key_env.as_ref(), self.secret_access_key_file.as_ref());
-        let secret = secret([&keys[0], &keys[1]], variable, file)?;
-        if self.access_key_id.is_some() != secret.is_some() {
-            return Self::refuse(
-                place,
-                "access_key_id",
-                "it and its secret (secret_access_key_env or _file) go together",
-            );
-        }
+    fn object(&self, place: usize, location: ObjectLocation, network: &Network) -> Result<Open, Error> {
+        let keys = self.access_keys(place, location.provider)?;
         let mut loopback = self.allow_loopback;
         let mut allow_http = self.allow_http;
         if let Some(endpoint) = &self.endpoint {
@@ -271,14 +286,26 @@ impl Region {
         let access = Access {
             endpoint: self.endpoint.clone(),
             bucket_region: self.bucket_region.clone(),
-            access_key_id: self.access_key_id.clone(),
-            secret,
-            service_account_file: self.service_account_file.clone(),
-            anonymous: self.anonymous,
+            keys,
+            checksum: match self.checksum {
+                Checksum::Sha256 => Some(object_store::aws::Checksum::SHA256),
+                Checksum::Crc64nvme => Some(object_store::aws::Checksum::CRC64NVME),
+                Checksum::None => None,
+            },
             allow_http,
         };
         let verify_existing = self.verify_existing.into();
-        Ok(Open::Store(OpenStore::Object { location, access, verify_existing, loopback, shared: self.allow_shared }))
+        let (shared, proxy) = (self.allow_shared, self.forward_proxy(place, network)?);
+        Ok(Open::Store(Box::new(OpenStore::Object { location, access, verify_existing, loopback, shared, proxy })))
+    }
+
+    /// The proxy that the region is reached by: its own, that of all regions, or none.
+    fn forward_proxy(&self, place: usize, network: &Network) -> Result<Option<ForwardProxy>, Error> {
+        match self.proxy.as_deref() {
+            None => network.forward_proxy(),
+            Some("direct") => Ok(None),
+            Some(url) => network.proxy_at(&format!("region[{place}].proxy"), url).map(Some),
+        }
     }
 
     /// What passes between regions of ECS does not pass here: only how many copies there are can be limited.
@@ -287,6 +314,7 @@ impl Region {
             ("allow_http", self.allow_http),
             ("allow_loopback", self.allow_loopback),
             ("allow_shared", self.allow_shared),
+            ("proxy", self.proxy.is_some()),
             ("egress_bytes_per_second", self.egress_bytes_per_second.is_some()),
             ("ingress_bytes_per_second", self.ingress_bytes_per_second.is_some()),
             ("egress_copies", self.egress_copies.is_some()),
@@ -316,6 +344,6 @@ impl Region {
     }
 }
 
-fn bytes(place: usize, key: &str, file: &PathBuf) -> Result<Vec<u8>, Error> {
+pub(super) fn bytes(place: usize, key: &str, file: &PathBuf) -> Result<Vec<u8>, Error> {
     std::fs::read(file).or_else(|error| Region::refuse(place, key, format!("{}: {error}", file.display())))
 }

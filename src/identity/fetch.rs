@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, path::PathBuf, time::Duration};
 
-use reqwest::{Certificate, Client, redirect::Policy};
+use reqwest::{Client, redirect::Policy};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -10,7 +10,10 @@ use tokio_util::{
 use url::Url;
 
 use super::{KeySet, KeySetError, Keys};
-use crate::domain::{ForeignText, with_causes};
+use crate::{
+    domain::{ForeignText, with_causes},
+    server_trust::{self, TrustError},
+};
 
 /// The largest key set that is read, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -43,6 +46,8 @@ impl fmt::Debug for Fetch {
 enum Error {
     #[error("the token can't be read")]
     Token(#[source] std::io::Error),
+    #[error("the certificates that are trusted can't be used")]
+    Trust(#[from] TrustError),
     #[error("it can't be had")]
     Http(#[from] reqwest::Error),
     #[error("it is larger than {MAX_BYTES} bytes")]
@@ -115,8 +120,8 @@ async fn run(from: Fetch, keys: Keys) {
 impl Fetch {
     async fn fetch(&self) -> Result<KeySet, Error> {
         let mut client = Client::builder().timeout(PATIENCE).redirect(Policy::none()).no_proxy();
-        if let Some(certificate) = &self.certificates {
-            client = client.tls_certs_merge(Certificate::from_pem_bundle(certificate)?);
+        if let Some(certificates) = &self.certificates {
+            client = client.tls_backend_preconfigured(server_trust::trusting(certificates)?);
         }
         let mut request = client.build()?.get(self.url.clone());
         if let Some(file) = &self.token_file {

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use super::{ecs, guard::Forbidden};
+use super::{CredentialsError, Refused, ecs, guard::Forbidden};
 use crate::domain::{Digest, DigestError, FaultKind, ForeignText};
 
 /// A result of a store.
@@ -108,6 +108,25 @@ pub enum Error {
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
+    /// An object store refused, and said why.
+    #[error("{what}: {source}")]
+    Refused {
+        /// What was asked of it.
+        what: ForeignText,
+        /// What it answered.
+        source: Box<Refused>,
+    },
+    /// A store has other bytes than it was sent.
+    #[error("{what}: what the store has of it does not have the digest {digest}; it is written again")]
+    WrittenWrong {
+        /// What was written.
+        what: ForeignText,
+        /// The digest that it should have.
+        digest: Digest,
+    },
+    /// There are no credentials to show.
+    #[error("the region's credentials: {0}")]
+    Credentials(Box<CredentialsError>),
     /// A registry or an object store could not be reached, or the connection broke.
     #[error("{what}: {problem}")]
     Transport {
@@ -128,14 +147,14 @@ pub enum Error {
         source: Forbidden,
     },
     /// A store pointed to somewhere else.
-    #[error(
-        "{what}: it points to {to}, which is not the configured store; if that is right, name the host in the region's also_hosts"
-    )]
+    #[error("{what}: it points to {to}, {advice}")]
     Elsewhere {
         /// What was asked of it.
         what: ForeignText,
         /// Where it pointed.
         to: ForeignText,
+        /// Why nobody goes there, and what would help.
+        advice: &'static str,
     },
     /// An upload that was begun earlier is not there any more, or not as it should be.
     #[error("{0}: the upload that was begun is gone; it begins anew")]
@@ -179,6 +198,18 @@ pub enum Verdict {
     Retry,
     /// It will fail again until somebody changes something.
     Fail,
+}
+
+impl Verdict {
+    fn retry_if(transient: bool) -> Self {
+        if transient { Self::Retry } else { Self::Fail }
+    }
+}
+
+impl From<CredentialsError> for Error {
+    fn from(error: CredentialsError) -> Self {
+        Self::Credentials(Box::new(error))
+    }
 }
 
 impl From<ecs::Error> for Error {
@@ -226,12 +257,15 @@ impl Error {
                 _ => Verdict::Fail,
             },
             Self::Ecs(error) => error.verdict(),
+            Self::Credentials(error) => Verdict::retry_if(error.is_transient()),
+            Self::Refused { source, .. } => Verdict::retry_if(source.is_transient()),
             Self::Vanished(_)
             | Self::Interrupted
             | Self::Stalled(_)
             | Self::Transport { .. }
             | Self::UploadGone(_)
             | Self::UploadMode(_)
+            | Self::WrittenWrong { .. }
             | Self::Overtaken
             | Self::Contended(_)
             | Self::Journal(_)
@@ -270,6 +304,7 @@ impl Error {
         use io::ErrorKind as Kind;
         match self {
             Self::NoSpace { .. } => true,
+            Self::Refused { source, .. } => source.is_full(),
             Self::Io { source, .. } => matches!(source.kind(), Kind::StorageFull | Kind::QuotaExceeded),
             _ => false,
         }
@@ -280,6 +315,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
+            Self::Refused { source, .. } => source.retry_after,
             Self::Ecs(error) => error.retry_after(),
             _ => None,
         }

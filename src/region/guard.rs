@@ -66,6 +66,22 @@ impl Guard {
         }
     }
 
+    /// A guard for a host that whoever configured it has chosen: it may be this machine, or in any of its networks.
+    pub(super) fn trusting(self) -> Self {
+        Self { loopback: true, shared: true, ..self }
+    }
+
+    /// Asks for the addresses of a name.
+    pub(super) async fn look_up(&self, name: &str) -> std::io::Result<Vec<SocketAddr>> {
+        (self.lookup)(name.to_owned()).await
+    }
+
+    /// Refuses a name that leads to an address which is not dialed. One that is forbidden is one too many: whoever answers for the name is
+    /// not to be trusted with it.
+    pub(super) fn judge_all(&self, host: &str, addresses: &[SocketAddr]) -> Result<(), Forbidden> {
+        addresses.iter().try_for_each(|address| self.judge(host, address.ip()))
+    }
+
     fn judge(&self, host: &str, address: IpAddr) -> Result<(), Forbidden> {
         let loopback = ", unless the region's allow_loopback says so";
         let shared = ", unless the region's allow_shared says so";
@@ -83,12 +99,8 @@ impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
         let guard = self.clone();
         Box::pin(async move {
-            let host = name.as_str().to_owned();
-            let mut addresses = (guard.lookup)(host.clone()).await?;
-            // One that is forbidden is one too many: whoever answers for the name is not to be trusted with it.
-            for address in &addresses {
-                guard.judge(&host, address.ip())?;
-            }
+            let mut addresses = guard.look_up(name.as_str()).await?;
+            guard.judge_all(name.as_str(), &addresses)?;
             addresses.dedup();
             Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
         })

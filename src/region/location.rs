@@ -41,6 +41,14 @@ impl RegistryLocation {
         self.base.scheme() == "http"
     }
 
+    /// Whether a text names its host and its port: capitals and the usual port make no difference.
+    #[must_use]
+    pub fn is_at(&self, host: &str) -> bool {
+        let host = host.to_ascii_lowercase();
+        let usual = if self.is_plain() { ":80" } else { ":443" };
+        host.strip_suffix(usual).unwrap_or(&host) == self.authority()
+    }
+
     /// Its host, and its port if it is not the usual one.
     #[must_use]
     pub fn authority(&self) -> String {

@@ -7,6 +7,7 @@ mod bounded_source;
 mod dir;
 mod disk;
 pub mod ecs;
+mod egress;
 mod error;
 mod exchange;
 pub mod guard;
@@ -16,6 +17,7 @@ mod location;
 mod object;
 mod registry;
 mod request_span;
+mod secret_file;
 mod space;
 mod store;
 mod tree;
@@ -28,12 +30,17 @@ pub use bounded_source::BoundedSource;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
+pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted};
 pub use error::{Error, Result, Verdict};
 pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
-pub use object::{Access, ObjectStore, open as open_bucket};
-pub use registry::{Challenge, Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
+pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
+pub use registry::{
+    Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
+    DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,
+};
+pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};

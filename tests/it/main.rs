@@ -3,6 +3,7 @@
 
 mod abuse;
 mod acceptance;
+mod access;
 mod answers;
 mod apart;
 mod authorization;

@@ -240,6 +240,7 @@ fn kind(name: &str, many: bool) -> String {
         "BTreeMap" | "HashMap" => "table",
         "LogFormat" => "`human` or `json`",
         "Existing" => "`never` or `once`",
+        "Checksum" => "`sha256`, `crc64nvme` or `none`",
         name if name.starts_with('u') => "whole number",
         other => panic!("{other} has no name for people"),
     };

@@ -19,13 +19,11 @@ use crate::{
     region::{
         self,
         answer::{bounded, retry_after, transport},
-        guard::Guard,
+        egress::{Egress, NotAdmitted},
         location::authority,
     },
 };
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(10);
 /// The largest answer, in bytes: a hundred images with their tags.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
@@ -74,7 +72,7 @@ pub struct Call<'a> {
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
-    guard: Guard,
+    egress: Egress,
     clock: Clock,
     patience: Duration,
 }
@@ -90,16 +88,10 @@ struct Refusal {
 
 impl Client {
     /// A client whose requests take as long as `patience` at most.
-    pub fn new(guard: Guard, clock: Clock, patience: Duration) -> region::Result<Self> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("appferry/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT)
-            .dns_resolver(guard.clone())
-            .build()
-            .map_err(|error| transport("the HTTP client", &error))?;
-        Ok(Self { http, guard, clock, patience })
+    pub fn new(egress: Egress, clock: Clock, patience: Duration) -> region::Result<Self> {
+        let http = egress.client().and_then(reqwest::ClientBuilder::build);
+        let http = http.map_err(|error| transport("the HTTP client", &error))?;
+        Ok(Self { http, egress, clock, patience })
     }
 
     /// The time.
@@ -126,12 +118,17 @@ impl Client {
     async fn send<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
         let Call { product, action, .. } = call;
         let failed = |source: region::Error| Error::NoAnswer { product, source: Box::new(source) };
-        let unreachable = |source| {
-            failed(region::Error::Forbidden { what: format!("{action} at {}", authority(call.base)).into(), source })
-        };
-        self.guard.check(call.base).map_err(unreachable)?;
-        let (url, headers) = self.signed(keys, &call)?;
         let what = format!("{action} at {}", authority(call.base));
+        let forbidden = |source| failed(region::Error::Forbidden { what: what.as_str().into(), source });
+        self.egress.check(call.base).map_err(forbidden)?;
+        self.egress.admit(call.base).await.map_err(|refused| match refused {
+            NotAdmitted::Forbidden(source) => forbidden(source),
+            unresolved @ NotAdmitted::Unresolved { .. } => {
+                let problem = ForeignText::new(unresolved);
+                failed(region::Error::Transport { what: what.as_str().into(), problem })
+            }
+        })?;
+        let (url, headers) = self.signed(keys, &call)?;
         let sent = self.http.post(url).headers(headers).send().await;
         let response = sent.map_err(|error| failed(transport(what.as_str(), &error)))?;
         let (status, retry_after) = (response.status(), retry_after(response.headers()));

@@ -1,4 +1,4 @@
-//! Who asks: an access key, one with a security token, or whatever a credentials file says at the moment.
+//! Who asks: an access key, one with a security token, or whatever a credentials file says. Every file is read again for every request.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,14 +10,17 @@ use super::{
     client::{Call, Client, Product},
     error::Error,
 };
-use crate::domain::{Secret, Timestamp};
+use crate::{
+    domain::{Secret, Timestamp},
+    region::{SecretFileError, SecretSource, secret_file},
+};
 
 /// How long before a role's keys run out new ones are asked for.
 const EARLY: Duration = Duration::from_secs(300);
 /// How long a role's keys are asked for, in seconds: the least that STS gives them for anyway.
 const ROLE_SECONDS: u32 = 3_600;
 /// The largest credentials file, in bytes.
-const MAX_FILE_BYTES: usize = 64 << 10;
+const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// An access key, with what belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +36,15 @@ pub struct Keys {
 /// Where the keys come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// From the configuration.
-    Keys(Keys),
+    /// A key whose secret parts may change.
+    Key {
+        /// Its public part.
+        id: String,
+        /// Its secret part.
+        secret: SecretSource,
+        /// What is shown beside it if it is a temporary one.
+        security_token: Option<SecretSource>,
+    },
     /// From a file that is read again for every request, so that it may be replaced at any time.
     File {
         /// The file, in the form that the provider's own tools use.
@@ -115,18 +125,28 @@ impl Wallet {
     /// The keys to show now.
     pub async fn keys(&self, client: &Client) -> Result<Keys, Error> {
         let (path, profile) = match &self.credentials {
-            Credentials::Keys(keys) => return Ok(keys.clone()),
+            Credentials::Key { id, secret, security_token } => {
+                return Self::key(id, secret, security_token.as_ref()).await;
+            }
             Credentials::File { path, profile } => (path, profile),
         };
         let unusable = |problem: String| Error::Credentials(format!("{}: {problem}", path.display()));
-        let text = tokio::fs::read_to_string(path).await.map_err(|error| unusable(error.to_string()))?;
-        if text.len() > MAX_FILE_BYTES {
-            return Err(unusable(format!("it has more than {MAX_FILE_BYTES} bytes")));
-        }
+        let text =
+            secret_file::read(path, MAX_FILE_BYTES).await.map_err(|error| Error::Credentials(error.to_string()))?;
         match Profile::parse(&text, profile).map_err(unusable)? {
             Profile::Keys(keys) => Ok(keys),
             role @ Profile::Role { .. } => self.assume(client, role).await,
         }
+    }
+
+    /// A key as its files have it now.
+    async fn key(id: &str, secret: &SecretSource, security_token: Option<&SecretSource>) -> Result<Keys, Error> {
+        let unusable = |error: SecretFileError| Error::Credentials(error.to_string());
+        let security_token = match security_token {
+            Some(token) => Some(token.read().await.map_err(unusable)?),
+            None => None,
+        };
+        Ok(Keys { id: id.to_owned(), secret: secret.read().await.map_err(unusable)?, security_token })
     }
 
     /// The keys of a role. While they are asked for, all others wait for the same answer.

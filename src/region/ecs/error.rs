@@ -40,7 +40,7 @@ pub enum Error {
         source: Box<region::Error>,
     },
     /// There are no credentials to show.
-    #[error("alibaba.credentials_file: {0}")]
+    #[error("the credentials of [alibaba]: {0}")]
     Credentials(String),
     /// ECS has given up the copy.
     #[error("ECS ended the copy {image} with {status}")]

@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{
     domain::{Clock, EcsImage, EcsImageId, EcsStatus, Image, ImageId, RegionId, Timestamp},
-    region::{self, guard::Guard},
+    region::{self, Egress, ForwardProxy, guard::Guard},
 };
 
 /// What the keys of the tags begin with that an image bears which was made for an app.
@@ -41,6 +41,8 @@ pub struct Settings {
     pub sts: Url,
     /// Whether an endpoint may be this machine.
     pub loopback: bool,
+    /// The proxy that it is reached by.
+    pub proxy: Option<ForwardProxy>,
     /// How long a request may take.
     pub patience: Duration,
     /// How long it is waited between two looks at a copy.
@@ -93,7 +95,8 @@ impl Ecs {
         settings: Settings,
         clock: Clock,
     ) -> region::Result<Self> {
-        let client = Client::new(Guard::new(settings.loopback).with_shared(true), clock, settings.patience)?;
+        let egress = Egress::new(Guard::new(settings.loopback).with_shared(true), settings.proxy);
+        let client = Client::new(egress, clock, settings.patience)?;
         Ok(Self(Arc::new(Shared {
             client,
             wallet: Wallet::new(settings.credentials, settings.sts),

@@ -14,7 +14,10 @@ impl ObjectStore {
         let there = match self.bucket.head(path).await {
             Ok(there) => there,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(failed(path.as_ref(), &error)),
+            Err(error) => {
+                let error = failed(path.as_ref(), &error);
+                return if self.conceals(&error).await? { Ok(None) } else { Err(error) };
+            }
         };
         let tag = there.e_tag.unwrap_or_default();
         let witness = Witness::of(format!("{tag} {}", there.last_modified.timestamp_millis()));

@@ -1,8 +1,11 @@
 //! A bucket of OCI image layouts: `<prefix>/<image>/`, one layout an image, as a directory has them. What is written becomes
 //! visible whole or not at all: an object is there when all of it is.
 
+mod conceal;
+mod credentials;
 mod existing;
 mod open;
+mod refusal;
 mod upload;
 
 use std::sync::Arc;
@@ -15,9 +18,11 @@ use object_store::{
 };
 use tokio::sync::mpsc;
 
+pub use credentials::{AccessKeys, ProfileError, S3Profile};
 pub use open::{Access, open};
+pub use refusal::Refused;
 
-use self::upload::Upload;
+use self::{conceal::Concealment, upload::Upload};
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
@@ -43,39 +48,47 @@ pub struct ObjectStore {
     location: Arc<ObjectLocation>,
     endpoint: Option<String>,
     bucket: Arc<dyn Bucket>,
+    /// Whether it tells what is missing.
+    concealment: Arc<Concealment>,
     /// What is done about blobs that it has already.
     verify_existing: VerifyExisting,
 }
 
 /// What went wrong with an object, in the words of the other stores.
 fn failed(what: &str, error: &object_store::Error) -> Error {
-    use http::StatusCode;
     use object_store::Error as Cause;
-    let status =
-        |status| Error::Status { what: what.into(), status, detail: ForeignText::default(), retry_after: None };
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        if let Some(refused) = next.downcast_ref::<Refused>() {
+            return Error::Refused { what: what.into(), source: Box::new(refused.clone()) };
+        }
+        if let Some(forbidden) = next.downcast_ref::<super::guard::Forbidden>() {
+            return Error::Forbidden { what: what.into(), source: forbidden.clone() };
+        }
+        if let Some(error) = next.downcast_ref::<ProfileError>() {
+            return super::CredentialsError::from(error.clone()).into();
+        }
+        if let Some(error) = next.downcast_ref::<super::SecretFileError>() {
+            return super::CredentialsError::from(error.clone()).into();
+        }
+        cause = next;
+    }
     match error {
-        Cause::NotFound { .. } => status(StatusCode::NOT_FOUND),
-        Cause::PermissionDenied { .. } => status(StatusCode::FORBIDDEN),
-        Cause::Unauthenticated { .. } => status(StatusCode::UNAUTHORIZED),
+        Cause::NotFound { .. } => {
+            let (status, detail) = (http::StatusCode::NOT_FOUND, ForeignText::default());
+            Error::Status { what: what.into(), status, detail, retry_after: None }
+        }
         Cause::NotSupported { source } => Error::malformed(what, source),
         Cause::InvalidPath { source } => Error::malformed(what, source),
         Cause::NotImplemented { operation, .. } => Error::malformed(what, operation),
-        error => {
-            let mut cause: &dyn std::error::Error = error;
-            while let Some(next) = cause.source() {
-                if let Some(forbidden) = next.downcast_ref::<super::guard::Forbidden>() {
-                    return Error::Forbidden { what: what.into(), source: forbidden.clone() };
-                }
-                cause = next;
-            }
-            Error::Transport { what: what.into(), problem: ForeignText::new(cause) }
-        }
+        _ => Error::Transport { what: what.into(), problem: ForeignText::new(cause) },
     }
 }
 
 impl ObjectStore {
     fn new(location: ObjectLocation, endpoint: Option<String>, bucket: Arc<dyn Bucket>) -> Self {
-        Self { location: Arc::new(location), endpoint, bucket, verify_existing: VerifyExisting::default() }
+        let (location, concealment) = (Arc::new(location), Arc::default());
+        Self { location, endpoint, bucket, concealment, verify_existing: VerifyExisting::default() }
     }
 
     /// The same store, which does this about blobs that it has already.
@@ -117,6 +130,14 @@ impl ObjectStore {
             content.extend_from_slice(&piece);
         }
         Ok(Some(content.into()))
+    }
+
+    /// A small object of a store that is written to; nothing if there is none.
+    async fn small_written(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
+        match self.small(path, limit).await {
+            Err(error) if self.conceals(&error).await? => Ok(None),
+            outcome => outcome,
+        }
     }
 
     async fn index(&self, name: &ImageName) -> Result<Option<Index>> {
@@ -256,7 +277,7 @@ impl Store for ObjectStore {
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
-        let content = self.small(&path, MAX_MANIFEST_BYTES).await?;
+        let content = self.small_written(&path, MAX_MANIFEST_BYTES).await?;
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
         let there = shown(content.as_ref().map(read).transpose())?;
         stage.may_show(path.as_ref(), root.digest, &there)?;
@@ -290,7 +311,7 @@ impl Store for ObjectStore {
 
     /// It is read, which takes as many round trips as asking for it.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        let there = self.small(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
+        let there = self.small_written(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
         Ok(there.is_some_and(|there| tree::digest(&there) == manifest.digest))
     }
 
@@ -318,7 +339,13 @@ impl Store for ObjectStore {
         }
         self.put(&self.path(name, MARKER), MARKER_CONTENT.into()).await?;
         let path = self.path(name, INDEX);
-        stage.may_show(path.as_ref(), root.digest, &shown(self.root(name).await)?)?;
+        let content = self.small_written(&path, MAX_MANIFEST_BYTES).await?;
+        if content.is_none() && self.is_concealing() {
+            // What may be read here can be: so the index is not there, and is not just hidden from us.
+            self.read_manifest(name, root).await?;
+        }
+        let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
+        stage.may_show(path.as_ref(), root.digest, &shown(content.as_ref().map(read).transpose())?)?;
         stage.journal.hold().await?;
         self.put(&path, Index::of(root, tree).content()?.into()).await
     }

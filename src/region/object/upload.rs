@@ -79,7 +79,7 @@ impl ObjectStore {
             return self.verify_unless_signed(stage, blob, false).await;
         }
         let result = self.upload_parts(stage, blob, from, &path, pieces).await;
-        if let Err(Error::UploadGone(_)) = &result {
+        if let Err(Error::UploadGone(_) | Error::WrittenWrong { .. }) = &result {
             stage.journal.forget(blob.digest).await?;
         }
         result
@@ -159,7 +159,7 @@ impl ObjectStore {
         }
         let path = self.blob(&stage.name, blob.digest);
         self.bucket.delete(&path).await.map_err(|error| failed(path.as_ref(), &error))?;
-        Err(Error::UploadGone(path.to_string().into()))
+        Err(Error::WrittenWrong { what: path.to_string().into(), digest: blob.digest })
     }
 
     /// Gives up an upload in parts. One that is not there any more is as good.

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{
     challenge::Challenge,
-    credentials::Credentials,
+    credentials::{CredentialProvider, Credentials},
     token::{self, Issued, TokenRequest, Tokens, basic},
 };
 use crate::{
@@ -22,16 +22,15 @@ use crate::{
     region::{
         Error, Result,
         answer::{passes, refusal, retry_after, transport},
-        guard::Guard,
+        egress::{Egress, NotAdmitted},
         location::{RegistryLocation, authority},
         request_span,
     },
+    server_trust,
 };
 
 /// How long the beginning of an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection that nobody uses is kept.
 const IDLE: Duration = Duration::from_secs(60);
 /// How often a request whose body is at hand is sent again after a trouble that may pass, and the wait before the first time.
@@ -51,9 +50,9 @@ const MAX_LOCATION: usize = 8_000;
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
-    guard: Guard,
+    egress: Egress,
     location: RegistryLocation,
-    credentials: Credentials,
+    credentials: CredentialProvider,
     also_hosts: Vec<String>,
     tokens: Tokens,
     /// How the registry wants to be shown who asks, once it has been satisfied by it.
@@ -106,33 +105,34 @@ impl Client {
     /// A client of a registry. `certificates`, in PEM form, are trusted beside the system's.
     pub fn new(
         location: RegistryLocation,
-        credentials: Credentials,
+        credentials: impl Into<CredentialProvider>,
         also_hosts: Vec<String>,
         certificates: Option<&[u8]>,
-        guard: Guard,
+        egress: impl Into<Egress>,
     ) -> Result<Self> {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("appferry/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT)
+        let egress = egress.into();
+        let unusable = |error: reqwest::Error| transport("the HTTP client", &error);
+        let mut builder = egress
+            .client()
+            .map_err(unusable)?
             .pool_idle_timeout(IDLE)
             .tcp_nodelay(true)
             // The digests are of the bytes as they are: nothing may be compressed on the way.
             .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
-            .http1_only()
-            .dns_resolver(guard.clone());
+            .http1_only();
         if let Some(pem) = certificates {
-            let unusable = |error: reqwest::Error| Error::malformed("the region's ca_file", error);
-            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(unusable)?);
+            let trust = server_trust::trusting(pem).map_err(|error| Error::malformed("the region's ca_file", error))?;
+            builder = builder.tls_backend_preconfigured(trust);
         }
-        let http = builder.build().map_err(|error| transport("the HTTP client", &error))?;
-        guard.check(&location.base).map_err(|source| Error::Forbidden { what: location.authority().into(), source })?;
+        let http = builder.build().map_err(unusable)?;
+        egress
+            .check(&location.base)
+            .map_err(|source| Error::Forbidden { what: location.authority().into(), source })?;
         Ok(Self {
             http,
-            guard,
+            egress,
             location,
-            credentials,
+            credentials: credentials.into(),
             also_hosts,
             tokens: Tokens::default(),
             challenge: ArcSwapOption::empty(),
@@ -193,15 +193,18 @@ impl Client {
     /// satisfied by it: nothing that it says once can spoil the requests after.
     async fn authorized(&self, ask: &Ask, url: &Url) -> Result<Response> {
         let mut challenge = self.known_challenge(url);
-        let mut fresh = false;
+        let (mut fresh, mut renewed) = (false, false);
         loop {
             let mut headers = ask.headers.clone();
-            match self.authorize(&mut headers, challenge.as_deref(), &ask.scope, fresh).await {
+            let shown = match self.authorize(&mut headers, challenge.as_deref(), &ask.scope, fresh).await {
                 Err(error) if fresh => return Err(error),
                 // What satisfied it before does not work any more: it is asked what would.
-                Err(_) => challenge = self.forget_challenge(),
-                Ok(()) => {}
-            }
+                Err(_) => {
+                    challenge = self.forget_challenge();
+                    None
+                }
+                Ok(shown) => shown,
+            };
             let body = if ask.body.is_empty() { None } else { Some(Body::from(ask.body.clone())) };
             match self.send(ask.method.clone(), url, headers, body, ANSWER).await? {
                 Sent::Answer(response) => {
@@ -214,13 +217,22 @@ impl Client {
                     challenge = Some(Arc::new(asked));
                     fresh = true;
                 }
-                Sent::Challenged(_) => return Err(self.unauthorized(&what(&ask.method, url), &self.credentials)),
+                Sent::Challenged(_) => {
+                    let other = match &shown {
+                        Some(shown) if !renewed => self.credentials.renew(shown).await?,
+                        _ => false,
+                    };
+                    if !other {
+                        return Err(self.unauthorized(&what(&ask.method, url)));
+                    }
+                    renewed = true;
+                }
             }
         }
     }
 
     fn can_answer(&self, challenge: &Challenge) -> bool {
-        !matches!(challenge, Challenge::Basic) || self.credentials != Credentials::Anonymous
+        !matches!(challenge, Challenge::Basic) || !self.credentials.is_anonymous()
     }
 
     /// Sends a request whose body comes as it is made, once. What it needs to show has been asked for shortly before; if it is
@@ -235,15 +247,21 @@ impl Client {
         answer: Duration,
     ) -> Result<Response> {
         let challenge = self.known_challenge(url);
-        if let Err(error) = self.authorize(&mut headers, challenge.as_deref(), scope, false).await {
-            self.forget_challenge();
-            return Err(error);
-        }
+        let shown = match self.authorize(&mut headers, challenge.as_deref(), scope, false).await {
+            Ok(shown) => shown,
+            Err(error) => {
+                self.forget_challenge();
+                return Err(error);
+            }
+        };
         let what = what(&method, url);
         match self.send(method, url, headers, Some(body), answer).await? {
             Sent::Answer(response) => Ok(response),
             Sent::Challenged(_) => {
                 self.tokens.drop_refused(&scope.0).await;
+                if let Some(shown) = &shown {
+                    self.credentials.renew(shown).await?;
+                }
                 Err(Error::Transport { what: what.into(), problem: "the authorization ran out".into() })
             }
         }
@@ -258,6 +276,7 @@ impl Client {
         answer: Duration,
     ) -> Result<Sent> {
         let what = what(&method, url);
+        self.admit(&what, url).await?;
         let span = request_span::begin(&method, url);
         let mut request = self.http.request(method.clone(), url.clone()).headers(headers);
         if let Some(body) = body {
@@ -278,19 +297,21 @@ impl Client {
         Ok(Sent::Answer(response))
     }
 
-    /// Shows who asks, in the way that the registry wants it.
+    /// Shows who asks, in the way that the registry wants it. Returns the credentials if they are shown themselves.
     async fn authorize(
         &self,
         headers: &mut HeaderMap,
         challenge: Option<&Challenge>,
         scope: &Scope,
         fresh: bool,
-    ) -> Result<()> {
-        let Some(challenge) = challenge else { return Ok(()) };
-        let value = match challenge {
-            Challenge::Basic => match &self.credentials {
-                Credentials::Password { username, password } => basic(username, password),
-                _ => return Ok(()),
+    ) -> Result<Option<Credentials>> {
+        let Some(challenge) = challenge else { return Ok(None) };
+        let (value, shown) = match challenge {
+            Challenge::Basic => match self.credentials.current().await? {
+                Credentials::Password { username, password } => {
+                    (basic(&username, &password), Some(Credentials::Password { username, password }))
+                }
+                _ => return Ok(None),
             },
             Challenge::Bearer { realm, service } => {
                 let known = if fresh { None } else { self.tokens.get(&scope.0).await };
@@ -298,11 +319,11 @@ impl Client {
                     Some(token) => token,
                     None => self.token(realm, service.as_deref(), scope).await?,
                 };
-                format!("Bearer {token}")
+                (format!("Bearer {token}"), None)
             }
         };
         headers.insert(AUTHORIZATION, token::sensitive(value)?);
-        Ok(())
+        Ok(shown)
     }
 
     /// Gets a token where the registry says, if that is where it may be got.
@@ -310,9 +331,14 @@ impl Client {
         let what = format!("a token for {}", self.location.authority());
         let url = self.location.base.join(realm).map_err(|error| Error::malformed(what.as_str(), error))?;
         self.allow(&what, &url)?;
-        let response = self.ask_for_token(&what, url, service, scope).await?;
+        let mut credentials = self.credentials.current().await?;
+        let mut response = self.ask_for_token(&what, &url, service, scope, &credentials).await?;
+        if response.status() == StatusCode::UNAUTHORIZED && self.credentials.renew(&credentials).await? {
+            credentials = self.credentials.current().await?;
+            response = self.ask_for_token(&what, &url, service, scope, &credentials).await?;
+        }
         match response.status() {
-            StatusCode::UNAUTHORIZED => return Err(self.unauthorized(&what, &self.credentials)),
+            StatusCode::UNAUTHORIZED => return Err(self.unauthorized(&what)),
             status if !status.is_success() => return Err(refusal(&what, response).await),
             _ => {}
         }
@@ -323,9 +349,17 @@ impl Client {
     }
 
     /// Asks for a token, and where that leads, if it is allowed. Credentials are shown to the host of the realm alone.
-    async fn ask_for_token(&self, what: &str, realm: Url, service: Option<&str>, scope: &Scope) -> Result<Response> {
-        let mut request = TokenRequest::new(realm, service, &scope.0, &self.credentials)?;
+    async fn ask_for_token(
+        &self,
+        what: &str,
+        realm: &Url,
+        service: Option<&str>,
+        scope: &Scope,
+        credentials: &Credentials,
+    ) -> Result<Response> {
+        let mut request = TokenRequest::new(realm.clone(), service, &scope.0, credentials)?;
         for _ in 0..=REDIRECTS {
+            self.admit(what, &request.url).await?;
             let sent = request.build(&self.http).send();
             let response = timeout(ANSWER, sent).await.map_err(|_| Error::Stalled("a token"))?;
             let response = response.map_err(|error| transport(what, &error))?;
@@ -347,8 +381,32 @@ impl Client {
             return Err(Error::malformed(what, reason));
         }
         let url = from.join(location).map_err(|error| Error::malformed(what, format!("its Location: {error}")))?;
+        let url = self.secured(url);
         self.allow(what, &url)?;
         Ok(url)
+    }
+
+    /// The URL with TLS, if it names the registry itself without: a registry behind a proxy that ends TLS often does not know better. It is
+    /// asked where it was asked before.
+    fn secured(&self, mut url: Url) -> Url {
+        let base = &self.location.base;
+        let is_own_host = url.host() == base.host() && (url.port().is_none() || url.port() == base.port());
+        // A port that is left out or is the registry's own; setting the parts of one good URL in another can't fail.
+        if url.scheme() == "http" && base.scheme() == "https" && is_own_host {
+            let _ = url.set_scheme(base.scheme());
+            let _ = url.set_port(base.port());
+        }
+        url
+    }
+
+    /// Refuses what must not be asked for by way of the proxy.
+    async fn admit(&self, what: &str, url: &Url) -> Result<()> {
+        self.egress.admit(url).await.map_err(|refused| match refused {
+            NotAdmitted::Forbidden(source) => Error::Forbidden { what: what.into(), source },
+            unresolved @ NotAdmitted::Unresolved { .. } => {
+                Error::Transport { what: what.into(), problem: ForeignText::new(unresolved) }
+            }
+        })
     }
 
     /// Refuses what is not the registry, nor one of the hosts that it may refer to.
@@ -359,11 +417,17 @@ impl Client {
             None => *also == authority,
         });
         let secure = url.scheme() == "https" || url.scheme() == "http" && self.location.is_plain();
-        if !secure || !(self.is_own(url) || listed) || !url.username().is_empty() || url.password().is_some() {
-            let to = ForeignText::value(format_args!("{}://{authority}", url.scheme()));
-            return Err(Error::Elsewhere { what: what.into(), to });
-        }
-        self.guard.check(url).map_err(|source| Error::Forbidden { what: what.into(), source })
+        let advice = if !url.username().is_empty() || url.password().is_some() {
+            "which would be shown a name and a password that are not the region's; the registry has to leave them out"
+        } else if !secure {
+            "without TLS, and the region is reached with it; the registry, or the proxy before it (X-Forwarded-Proto), has to name https or a path alone"
+        } else if !self.is_own(url) && !listed {
+            "which is not the configured store; if that is right, name the host in the region's also_hosts"
+        } else {
+            return self.egress.check(url).map_err(|source| Error::Forbidden { what: what.into(), source });
+        };
+        let to = ForeignText::value(format_args!("{}://{authority}", url.scheme()));
+        Err(Error::Elsewhere { what: what.into(), to, advice })
     }
 
     fn is_own(&self, url: &Url) -> bool {
@@ -387,11 +451,12 @@ impl Client {
         None
     }
 
-    fn unauthorized(&self, what: &str, credentials: &Credentials) -> Error {
+    fn unauthorized(&self, what: &str) -> Error {
         let host = self.location.authority();
-        let detail = match credentials {
-            Credentials::Anonymous => format!(" ({host} wants credentials and the region has none)"),
-            _ => format!(" ({host} refuses the region's credentials)"),
+        let detail = if self.credentials.is_anonymous() {
+            format!(" ({host} wants credentials and the region has none)")
+        } else {
+            format!(" ({host} refuses the region's credentials)")
         };
         Error::Status { what: what.into(), status: StatusCode::UNAUTHORIZED, detail: detail.into(), retry_after: None }
     }

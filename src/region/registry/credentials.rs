@@ -1,14 +1,15 @@
-//! What a registry is told about who asks: from the configuration, or from a `config.json` as docker, podman and skopeo keep it.
+//! What a registry is shown, and where that comes from: the configuration, a file, a docker `config.json`, or a credential helper. What
+//! can change is looked up again whenever it is needed.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{fmt, path::PathBuf};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::Deserialize;
+use super::{
+    credential_helper::{Helper, HelperCache, HelperError},
+    docker_config::{self, DockerConfigError, Entry, RegistryKey},
+};
+use crate::region::{ProfileError, SecretFileError, SecretSource};
 
-/// The largest `config.json` that is read, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
-
-/// What a registry is told. Never shown.
+/// What a registry is shown. Never printed.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credentials {
     /// Nothing.
@@ -35,133 +36,136 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Why no credentials can be taken from a file. What stands in the file is not told.
+/// Why there are no credentials. What stands in a file, and what a helper hands out, is never part of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It can't be read.
-    #[error("{path} can't be read: {problem}")]
-    File {
-        /// The file.
-        path: String,
-        /// What the operating system said.
-        problem: String,
-    },
-    /// It is not what `docker login` writes.
-    #[error("{0} is no docker config.json")]
-    Form(String),
-    /// It keeps them elsewhere.
-    #[error(
-        "{path} keeps the credentials of {host} with a helper program, which is not run; use username and password_file"
-    )]
-    Helper {
-        /// The file.
-        path: String,
-        /// The registry.
-        host: String,
-    },
-    /// It has none.
-    #[error("{path} has no credentials for {host}")]
-    Missing {
-        /// The file.
-        path: String,
-        /// The registry.
-        host: String,
-    },
+    /// A file with a password can't be used.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
+    /// A credentials file can't be used.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// A docker `config.json` can't be used.
+    #[error(transparent)]
+    DockerConfig(#[from] DockerConfigError),
+    /// A credential helper hands out none.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, Auth>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
-    #[serde(default)]
-    creds_store: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Auth {
-    #[serde(rename = "auth")]
-    basic: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
-}
-
-impl Credentials {
-    /// What a docker `config.json` has for a registry, by its host and port.
-    pub fn from_docker_config(path: &Path, host: &str) -> Result<Self, Error> {
-        let shown = || path.display().to_string();
-        let unreadable = |problem: std::io::Error| Error::File { path: shown(), problem: problem.to_string() };
-        if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
-            return Err(Error::Form(shown()));
+impl Error {
+    /// Whether asking again later may help without anybody changing the configuration: files are replaced, helpers ask services.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::File(_) | Self::Profile(_) => true,
+            Self::DockerConfig(error) => error.is_transient(),
+            Self::Helper(error) => error.is_transient(),
         }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        let config: DockerConfig = serde_json::from_str(&text).map_err(|_| Error::Form(shown()))?;
-        // Docker Hub's entry bears its old address.
-        let aliases: &[&str] = if host == "registry-1.docker.io" { &["index.docker.io", "docker.io"] } else { &[] };
-        let wanted = |key: &str| {
-            let key = key.trim_start_matches("https://").trim_start_matches("http://");
-            let key = key.split('/').next().unwrap_or_default();
-            key == host || aliases.contains(&key)
-        };
-        let Some((_, auth)) = config.auths.iter().find(|(key, _)| wanted(key)) else {
-            let helped = config.creds_store.is_some() || config.cred_helpers.keys().any(|key| wanted(key));
-            let (path, host) = (shown(), host.to_owned());
-            return Err(if helped { Error::Helper { path, host } } else { Error::Missing { path, host } });
-        };
-        auth.read().ok_or_else(|| Error::Form(shown()))
     }
 }
 
-impl Auth {
-    fn read(&self) -> Option<Credentials> {
-        if let Some(token) = self.identitytoken.as_ref().filter(|token| !token.is_empty()) {
-            return Some(Credentials::Identity(token.clone()));
-        }
-        let (username, password) = match &self.basic {
-            Some(basic) => {
-                let text = String::from_utf8(STANDARD.decode(basic).ok()?).ok()?;
-                let (username, password) = text.split_once(':')?;
-                (username.to_owned(), password.to_owned())
+/// Where a registry's credentials come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// They are always the same.
+    Fixed(Credentials),
+    /// A name, and a password that may change.
+    Password {
+        /// The name.
+        username: String,
+        /// The password.
+        password: SecretSource,
+    },
+    /// A docker `config.json`, which may name a helper.
+    DockerConfig {
+        /// The file.
+        path: PathBuf,
+        /// Which of its entries.
+        registry: RegistryKey,
+        /// Variables that a helper which it names is given.
+        environment: Vec<String>,
+    },
+    /// A credential helper.
+    Helper(Helper),
+}
+
+/// The credentials of one registry, as they are at the moment.
+#[derive(Debug)]
+pub struct CredentialProvider {
+    source: CredentialSource,
+    helped: HelperCache,
+}
+
+impl From<Credentials> for CredentialProvider {
+    fn from(credentials: Credentials) -> Self {
+        CredentialSource::Fixed(credentials).into()
+    }
+}
+
+impl From<CredentialSource> for CredentialProvider {
+    fn from(source: CredentialSource) -> Self {
+        Self { source, helped: HelperCache::default() }
+    }
+}
+
+impl CredentialProvider {
+    /// Whether there are none, now and ever.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.source == CredentialSource::Fixed(Credentials::Anonymous)
+    }
+
+    /// The credentials to show now.
+    pub async fn current(&self) -> Result<Credentials, Error> {
+        match &self.source {
+            CredentialSource::Fixed(credentials) => Ok(credentials.clone()),
+            CredentialSource::Password { username, password } => {
+                let password = password.read().await?.0;
+                Ok(Credentials::Password { username: username.clone(), password })
             }
-            None => (self.username.clone()?, self.password.clone()?),
-        };
-        Some(Credentials::Password { username, password })
+            CredentialSource::DockerConfig { path, registry, environment } => {
+                match docker_config::read(path, registry).await? {
+                    Entry::Given(credentials) => Ok(credentials),
+                    Entry::Helped { program, server } => {
+                        self.helped.get(&Helper { program, server, environment: environment.clone() }).await
+                    }
+                }
+            }
+            CredentialSource::Helper(helper) => self.helped.get(helper).await,
+        }
+    }
+
+    /// Whether there are others by now than those that the registry has refused.
+    pub async fn renew(&self, refused: &Credentials) -> Result<bool, Error> {
+        self.helped.drop_refused(refused).await;
+        Ok(self.current().await? != *refused)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Credentials, Error};
+    use super::{CredentialProvider, CredentialSource, Credentials};
+    use crate::region::secret_file::SecretSource;
 
-    #[test]
-    fn what_docker_login_and_its_kin_write_is_read() {
+    #[tokio::test]
+    async fn a_password_is_read_again_when_it_is_needed() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let config = r#"{
-            "auths": {
-                "https://one.example/v1/": { "auth": "Ym9iOnNlOmNyZXQ=" },
-                "two.example:5000": { "username": "al", "password": "pw" },
-                "three.example": { "auth": "Ym9iOng=", "identitytoken": "tok" },
-                "https://index.docker.io/v1/": { "auth": "aHViOng=" },
-                "broken.example": { "auth": "%%%" }
-            },
-            "credHelpers": { "helped.example": "ecr-login" }
-        }"#;
-        std::fs::write(file.path(), config).expect("a file");
-        let read = |host| Credentials::from_docker_config(file.path(), host);
-        let password = |username: &str, password: &str| Credentials::Password {
-            username: username.into(),
-            password: password.into(),
-        };
-        assert_eq!(read("one.example"), Ok(password("bob", "se:cret")));
-        assert_eq!(read("two.example:5000"), Ok(password("al", "pw")));
-        assert_eq!(read("three.example"), Ok(Credentials::Identity("tok".into())));
-        assert_eq!(read("registry-1.docker.io"), Ok(password("hub", "x")));
-        assert!(matches!(read("broken.example"), Err(Error::Form(_))));
-        assert!(matches!(read("helped.example"), Err(Error::Helper { .. })));
-        assert!(matches!(read("two.example"), Err(Error::Missing { .. })));
-        assert_eq!(format!("{:?}", password("bob", "secret")), "Password(..)");
+        let write = |password: &str| std::fs::write(file.path(), password).expect("a file");
+        let source =
+            CredentialSource::Password { username: "bob".into(), password: SecretSource::File(file.path().into()) };
+        let provider = CredentialProvider::from(source);
+        let password = |password: &str| Credentials::Password { username: "bob".into(), password: password.into() };
+        write("one\n");
+        let one = provider.current().await.expect("a password");
+        assert_eq!(one, password("one"));
+        assert_eq!(provider.renew(&one).await, Ok(false), "there is no other one");
+        write("two\r\n");
+        assert_eq!(provider.renew(&one).await, Ok(true));
+        assert_eq!(provider.current().await, Ok(password("two")));
+        write("\n");
+        let error = provider.current().await.expect_err("it is empty");
+        assert!(error.is_transient() && error.to_string().ends_with("is empty"), "{error}");
+        assert_eq!(format!("{one:?} {provider:?}").matches("one").count(), 0);
     }
 }

@@ -3,10 +3,13 @@
 mod challenge;
 mod client;
 mod content_range;
+mod credential_helper;
 mod credentials;
 mod decoding;
+mod docker_config;
 mod existing;
 mod feed;
+mod learnt_life;
 mod manifest;
 mod mount;
 mod name;
@@ -35,7 +38,9 @@ use tokio_util::task::TaskTracker;
 
 pub use challenge::Challenge;
 pub use client::Client;
-pub use credentials::{Credentials, Error as CredentialsError};
+pub use credential_helper::{Helper, HelperError, Program};
+pub use credentials::{CredentialProvider, CredentialSource, Credentials, Error as CredentialsError};
+pub use docker_config::{DockerConfigError, Entry as DockerEntry, RegistryKey, read_now as read_docker_config};
 
 use self::{
     client::{Ask, Scope, header, what},

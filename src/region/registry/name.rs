@@ -43,13 +43,14 @@ pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<ImageName
     }
     let schemes = ["docker://", "oci://", "https://", "http://"];
     let plain = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)).unwrap_or(url);
-    let mut prefix = format!("{}/", location.authority());
-    if !location.namespace.is_empty() {
-        prefix = format!("{prefix}{}/", location.namespace);
-    }
-    let below = plain.strip_prefix(&prefix).ok_or_else(|| {
+    let namespace = &location.namespace;
+    let repositories = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+    let elsewhere = || {
+        let prefix = format!("{}/{repositories}", location.authority());
         format!("{:?} is not in the home region's registry; its images begin with {prefix}", ForeignText::value(url))
-    })?;
+    };
+    let (_, path) = plain.split_once('/').filter(|(host, _)| location.is_at(host)).ok_or_else(elsewhere)?;
+    let below = path.strip_prefix(&repositories).ok_or_else(elsewhere)?;
     match below.rsplit_once(':') {
         Some((repository, tag)) if is_repository(repository) && is_tag(tag) => Ok(ImageName(below.to_owned())),
         _ => {
@@ -80,7 +81,11 @@ mod tests {
     fn an_image_keeps_its_name_below_the_namespace() {
         let home = location("registry+https://reg.example:5000/apps");
         let container = |url: &str| locate(&home, &ImageSpec::Container(url.into()));
-        for good in ["reg.example:5000/apps/bio/gromacs:2026.1", "docker://reg.example:5000/apps/bio/gromacs:2026.1"] {
+        for good in [
+            "reg.example:5000/apps/bio/gromacs:2026.1",
+            "docker://reg.example:5000/apps/bio/gromacs:2026.1",
+            "REG.Example:5000/apps/bio/gromacs:2026.1",
+        ] {
             let name = container(good).expect(good);
             assert_eq!(name.0, "bio/gromacs:2026.1");
             assert_eq!(url(&home, &name), "reg.example:5000/apps/bio/gromacs:2026.1");
@@ -97,6 +102,12 @@ mod tests {
             "reg.example:5000/apps/:1",
         ] {
             assert!(container(bad).is_err(), "{bad}");
+        }
+        let usual = location("registry+https://reg.example/apps");
+        for (url, good) in
+            [("reg.example:443/apps/x:1", true), ("reg.example/apps/x:1", true), ("reg.example:80/apps/x:1", false)]
+        {
+            assert_eq!(locate(&usual, &ImageSpec::Container(url.into())).is_ok(), good, "{url}");
         }
         assert_eq!(container("oci:ci-vm-Ab1").expect("a tag").0, "images:ci-vm-Ab1");
         assert_eq!(locate(&home, &ImageSpec::Vm("ci-vm-Ab1".into())).expect("a tag").0, "images:ci-vm-Ab1");

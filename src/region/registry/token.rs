@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use url::{Url, form_urlencoded::Serializer};
 
-use super::credentials::Credentials;
+use super::{credentials::Credentials, learnt_life::LearntLife};
 use crate::region::{Error, Result, answer::bounded};
 
 /// The largest answer of a token server, in bytes.
@@ -49,12 +49,16 @@ pub struct Issued {
 #[derive(Clone)]
 struct Token {
     secret: String,
+    since: Instant,
     until: Instant,
 }
 
 /// The tokens of one registry, by what they allow. Never shown.
 #[derive(Default)]
-pub struct Tokens(Mutex<HashMap<String, Token>>);
+pub struct Tokens {
+    kept: Mutex<HashMap<String, Token>>,
+    life: LearntLife,
+}
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -156,15 +160,16 @@ impl Issued {
 impl Tokens {
     /// The token for a scope, if it is still good for a while.
     pub async fn get(&self, scope: &str) -> Option<String> {
-        let tokens = self.0.lock().await;
+        let tokens = self.kept.lock().await;
         tokens.get(scope).filter(|token| token.until > Instant::now()).map(|token| token.secret.clone())
     }
 
     /// Keeps a token. A fifth of its life is left unused: a request with it may take a while to arrive.
     pub async fn put(&self, scope: &str, issued: &Issued) {
         let Some(secret) = issued.secret() else { return };
-        let life = issued.expires_in.as_u64().map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE);
-        let mut tokens = self.0.lock().await;
+        let life = issued.expires_in.as_u64().map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE) * 4 / 5;
+        let life = self.life.bounding(life);
+        let mut tokens = self.kept.lock().await;
         let has_room = |tokens: &HashMap<String, Token>| {
             let held: usize = tokens.iter().map(|(scope, token)| scope.len() + token.secret.len()).sum();
             tokens.len() < MOST && held + scope.len() + secret.len() <= MOST_BYTES
@@ -174,13 +179,16 @@ impl Tokens {
             tokens.retain(|_, token| token.until > now);
         }
         if has_room(&tokens) {
-            let token = Token { secret: secret.to_owned(), until: Instant::now() + life * 4 / 5 };
+            let since = Instant::now();
+            let token = Token { secret: secret.to_owned(), since, until: since + life };
             tokens.insert(scope.to_owned(), token);
         }
     }
 
-    /// Throws a token away that was refused.
+    /// Throws a token away that was refused. Others will not be kept as long: what the registry says of their life is not so.
     pub async fn drop_refused(&self, scope: &str) {
-        self.0.lock().await.remove(scope);
+        if let Some(token) = self.kept.lock().await.remove(scope) {
+            self.life.learn(token.since.elapsed());
+        }
     }
 }

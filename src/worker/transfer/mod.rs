@@ -197,7 +197,14 @@ async fn drive(source: Arc<ImageSource>, tree: SharedTree, fanout: Arc<Fanout>) 
 
 /// How long to wait before a destination resumes within the same attempt; nothing if it should not.
 fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
-    let broken = matches!(error, Error::Transport { .. } | Error::Status { .. } | Error::UploadGone(_));
+    let broken = matches!(
+        error,
+        Error::Transport { .. }
+            | Error::Status { .. }
+            | Error::Refused { .. }
+            | Error::UploadGone(_)
+            | Error::WrittenWrong { .. }
+    );
     let wait = error.retry_after().unwrap_or(RESUMPTION_WAIT * 4_u32.pow(resumed.min(RESUMPTIONS)));
     let resumes = broken && error.verdict() == Verdict::Retry && resumed < RESUMPTIONS;
     (resumes && wait <= LONGEST_RESUMPTION_WAIT).then_some(wait)

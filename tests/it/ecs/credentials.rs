@@ -68,7 +68,24 @@ async fn a_credentials_file_is_read_again_when_it_is_replaced() {
     fs::remove_file(&file).expect("it is removed");
     let request = running.synchronize("app", &["cn-shanghai"]).await.expect("it is accepted");
     let (code, message) = failure(&running.finished(&request).await, "cn-shanghai");
-    assert!(code == ErrorCode::AliyunError && message.contains("credentials_file"), "{message}");
+    assert!(code == ErrorCode::AliyunError && message.contains("credentials.ini can't be read"), "{message}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_is_read_again_when_its_file_is_replaced() {
+    let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
+    let site = site(&ecs, &REGIONS);
+    let secret = site.directory.path().join("secret");
+    let credentials = format!("access_key_id = \"{}\"\naccess_key_secret_file = \"{}\"", KEY[0], secret.display());
+    let running = start(&ecs, site, &credentials).await;
+    fs::write(&secret, "an-old-secret\n").expect("a secret");
+    let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
+    let (_, message) = failure(&running.finished(&request).await, "cn-beijing");
+    assert!(message.contains("SignatureDoesNotMatch") && !message.contains("an-old-secret"), "{message}");
+    fs::write(&secret, format!("{}\n", KEY[1])).expect("a secret");
+    let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
+    assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
     running.stop().await;
 }
 

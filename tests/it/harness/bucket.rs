@@ -10,6 +10,8 @@ use std::{
 
 use futures_util::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder};
+use sha2::{Digest as _, Sha256};
+use url::form_urlencoded;
 
 use super::{address::free_address, until_up};
 
@@ -68,9 +70,13 @@ impl Bucket {
 
     /// What is in it, seen by another client than the service's.
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
+        self.objects_of(BUCKET)
+    }
+
+    fn objects_of(&self, bucket: &str) -> Arc<dyn ObjectStore> {
         let builder = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.address))
-            .with_bucket_name(BUCKET)
+            .with_bucket_name(bucket)
             .with_access_key_id(USER)
             .with_secret_access_key(PASSWORD)
             .with_allow_http(true);
@@ -79,7 +85,12 @@ impl Bucket {
 
     /// Takes what lies below a prefix out into a directory.
     pub async fn pull(&self, prefix: &str, to: &Path) {
-        let objects = self.objects();
+        self.pull_from(BUCKET, prefix, to).await;
+    }
+
+    /// Takes what lies below a prefix of a bucket out into a directory.
+    pub async fn pull_from(&self, bucket: &str, prefix: &str, to: &Path) {
+        let objects = self.objects_of(bucket);
         let found: Vec<_> = objects.list(Some(&prefix.into())).try_collect().await.expect("a list");
         for object in found {
             let below = object.location.as_ref().strip_prefix(prefix).expect("it is below").trim_start_matches('/');
@@ -90,12 +101,65 @@ impl Bucket {
         }
     }
 
+    /// Makes a bucket with Object Lock, in which everything is retained for a day.
+    pub fn make_locked(&self, bucket: &str) {
+        self.request("s3", "PUT", &format!("/{bucket}"), &["x-amz-bucket-object-lock-enabled: true"], "");
+        let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
+                    <Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
+        self.request("s3", "PUT", &format!("/{bucket}?object-lock="), &[], rule);
+    }
+
+    /// A credentials file with a temporary key that may do what a policy says and nothing else.
+    pub fn temporary_key(&self, actions: &[&str]) -> String {
+        let actions = actions.iter().map(|action| format!("\"{action}\"")).collect::<Vec<_>>().join(",");
+        let policy = format!(
+            "{{\"Version\":\"2012-10-17\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":[{actions}],\
+             \"Resource\":[\"arn:aws:s3:::*\"]}}]}}"
+        );
+        let form = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs([("Action", "AssumeRole"), ("Version", "2011-06-15"), ("Policy", &policy)])
+            .finish();
+        let answer = self.request("sts", "POST", "/", &["content-type: application/x-www-form-urlencoded"], &form);
+        let part = |name: &str| {
+            let (_, rest) = answer.split_once(&format!("<{name}>")).unwrap_or_else(|| panic!("{answer}"));
+            rest.split('<').next().unwrap_or_default().to_owned()
+        };
+        format!(
+            "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\naws_session_token = {}\n",
+            part("AccessKeyId"),
+            part("SecretAccessKey"),
+            part("SessionToken")
+        )
+    }
+
+    /// Asks the server as its owner, by another client than the service's.
+    fn request(&self, service: &str, method: &str, path: &str, headers: &[&str], body: &str) -> String {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--fail-with-body", "--request", method, "--data-binary", body]);
+        command.args(["--user", &format!("{USER}:{PASSWORD}"), "--aws-sigv4", &format!("aws:amz:us-east-1:{service}")]);
+        let digest = hex::encode(Sha256::digest(body));
+        command.args(["--header", &format!("x-amz-content-sha256: {digest}")]);
+        command.args(["--header", &format!("content-md5: {}", md5(body))]);
+        command.args(headers.iter().flat_map(|header| ["--header", header]));
+        let output = command.arg(format!("http://{}{path}", self.address)).output().expect("curl is installed");
+        assert!(output.status.success(), "{method} {path}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
     /// Uploads in parts that somebody has begun and neither finished nor given up.
     pub fn unfinished(&self) -> usize {
         let uploads = self.directory.path().join("data/.minio.sys/multipart");
         let uploads = fs::read_dir(uploads).into_iter().flatten().flatten();
         uploads.map(|object| fs::read_dir(object.path()).into_iter().flatten().flatten().count()).sum()
     }
+}
+
+/// The MD5 of a text as the header `Content-MD5` has it, by another program: nothing here needs it but the server.
+fn md5(text: &str) -> String {
+    let script =
+        "import base64,hashlib,sys;print(base64.b64encode(hashlib.md5(sys.argv[1].encode()).digest()).decode())";
+    let output = Command::new("python3").args(["-c", script, text]).output().expect("python3 is installed");
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
 impl Drop for Bucket {

@@ -8,6 +8,7 @@ pub mod database;
 pub mod disk;
 pub mod ecs;
 pub mod foreign;
+pub mod forward;
 pub mod history;
 pub mod images;
 pub mod keeping;

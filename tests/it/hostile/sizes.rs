@@ -5,7 +5,9 @@ use std::{collections::HashMap, fs, sync::Arc, time::Instant};
 use appferry::{
     client::Client,
     domain::{Descriptor, Digest, ImageName},
-    region::{Access, Chunk, DirStore, Error, Location, Source as _, Store as _, Tree, guard::Guard, open_bucket},
+    region::{
+        Access, AccessKeys, Chunk, DirStore, Error, Location, Source as _, Store as _, Tree, guard::Guard, open_bucket,
+    },
 };
 use http::Method;
 use serde_json::json;
@@ -180,7 +182,7 @@ async fn no_answer_of_a_bucket_is_held_whole() {
     let Ok(Location::Object(location)) = "s3://apps/images".parse() else { panic!("it is one") };
     let access = Access {
         endpoint: Some(format!("http://{}", proxy.address)),
-        anonymous: true,
+        keys: AccessKeys::Anonymous,
         allow_http: true,
         ..Access::default()
     };

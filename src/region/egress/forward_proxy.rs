@@ -1,0 +1,172 @@
+//! A proxy that requests leave by (RFC 9110, sections 3.7 and 9.3.6), and the hosts that are reached without it.
+
+use std::{net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
+use url::{Host, Url};
+
+use crate::domain::{ForeignText, Secret};
+
+/// A proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardProxy {
+    url: Url,
+    login: Option<(String, Secret)>,
+    except: Vec<Exception>,
+    resolves: bool,
+}
+
+impl ForwardProxy {
+    /// The proxy at a URL, for all hosts.
+    #[must_use]
+    pub fn new(url: Url) -> Self {
+        Self { url, login: None, except: Vec::new(), resolves: false }
+    }
+
+    /// The same proxy, which is shown a name and a password.
+    #[must_use]
+    pub fn with_login(self, login: Option<(String, Secret)>) -> Self {
+        Self { login, ..self }
+    }
+
+    /// The same proxy, but not for these hosts.
+    #[must_use]
+    pub fn except(self, except: Vec<Exception>) -> Self {
+        Self { except, ..self }
+    }
+
+    /// The same proxy, which may be asked for names that can't be resolved here.
+    #[must_use]
+    pub fn resolving(self, resolves: bool) -> Self {
+        Self { resolves, ..self }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// What it is shown.
+    #[must_use]
+    pub fn login(&self) -> Option<(&str, &str)> {
+        self.login.as_ref().map(|(username, Secret(password))| (username.as_str(), password.as_str()))
+    }
+
+    /// Whether names are resolved by it alone.
+    #[must_use]
+    pub fn resolves(&self) -> bool {
+        self.resolves
+    }
+
+    /// Whether a URL is reached by way of it.
+    #[must_use]
+    pub fn covers(&self, url: &Url) -> bool {
+        !self.except.iter().any(|exception| exception.covers(url))
+    }
+}
+
+/// Hosts that are reached without the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exception {
+    /// `*`: every host.
+    All,
+    /// `10.0.0.0/8`: addresses, where they are written as such.
+    Network(IpNet),
+    /// `example.com`, `.example.com` or `*.example.com`, each maybe with `:PORT`: a host and those below it, or those below it alone.
+    Domain {
+        /// The host's name, in small letters.
+        name: String,
+        /// Whether the host itself is meant too.
+        itself: bool,
+        /// The port; nothing for any.
+        port: Option<u16>,
+    },
+}
+
+/// Why a text names no hosts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no hosts; expected a host, .DOMAIN, an address, a network such as 10.0.0.0/8, or *")]
+pub struct ExceptionError(ForeignText);
+
+impl FromStr for Exception {
+    type Err = ExceptionError;
+
+    fn from_str(text: &str) -> Result<Self, ExceptionError> {
+        if text == "*" {
+            return Ok(Self::All);
+        }
+        let bare = text.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(network) = bare.parse::<IpNet>().or_else(|_| bare.parse::<IpAddr>().map(IpNet::from)) {
+            return Ok(Self::Network(network));
+        }
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse().map_err(|_| ExceptionError(ForeignText::value(text)))?)),
+            None => (text, None),
+        };
+        let below = host.strip_prefix("*.").or_else(|| host.strip_prefix('.'));
+        let name = below.unwrap_or(host).to_ascii_lowercase();
+        match Host::parse(&name) {
+            Ok(Host::Domain(name)) if !name.contains('*') => Ok(Self::Domain { name, itself: below.is_none(), port }),
+            Ok(Host::Ipv4(address)) if port.is_none() => Ok(Self::Network(IpAddr::from(address).into())),
+            _ => Err(ExceptionError(ForeignText::value(text))),
+        }
+    }
+}
+
+impl Exception {
+    fn covers(&self, url: &Url) -> bool {
+        match (self, url.host()) {
+            (Self::All, _) => true,
+            (Self::Network(network), Some(Host::Ipv4(address))) => network.contains(&IpAddr::from(address)),
+            (Self::Network(network), Some(Host::Ipv6(address))) => network.contains(&IpAddr::from(address)),
+            (Self::Domain { name, itself, port }, Some(Host::Domain(host))) => {
+                let below = host.strip_suffix(name.as_str());
+                let named = below.is_some_and(|rest| if rest.is_empty() { *itself } else { rest.ends_with('.') });
+                named && (port.is_none() || *port == url.port_or_known_default())
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Exception, ForwardProxy};
+
+    #[test]
+    fn exceptions_are_hosts_domains_and_networks() {
+        let except = [
+            "10.0.0.0/8",
+            "192.0.2.7",
+            "fd00::/8",
+            "Inner.example",
+            ".below.example",
+            "*.star.example",
+            "port.example:5000",
+        ];
+        let except = except.iter().map(|text| text.parse().expect("one")).collect();
+        let proxy = ForwardProxy::new("http://proxy.example".parse().expect("a URL")).except(except);
+        for (url, covered) in [
+            ("https://10.1.2.3/", false),
+            ("https://11.1.2.3/", true),
+            ("https://192.0.2.7:5000/", false),
+            ("https://[fd00::1]/", false),
+            ("https://inner.example/", false),
+            ("https://a.inner.example/", false),
+            ("https://notinner.example/", true),
+            ("https://below.example/", true),
+            ("https://a.b.below.example/", false),
+            ("https://star.example/", true),
+            ("https://a.star.example/", false),
+            ("https://port.example:5000/", false),
+            ("https://port.example/", true),
+        ] {
+            assert_eq!(proxy.covers(&url.parse().expect("a URL")), covered, "{url}");
+        }
+        assert!(!proxy.except(vec![Exception::All]).covers(&"https://any.example/".parse().expect("a URL")));
+        for bad in ["", "10.0.0.0/33", "a b", "x.example:port", "a.*.example"] {
+            assert!(bad.parse::<Exception>().is_err(), "{bad}");
+        }
+    }
+}

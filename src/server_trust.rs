@@ -1,0 +1,108 @@
+//! Whose certificates are taken from servers that we call: those that the system trusts, and those of a file.
+
+use std::sync::Arc;
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::{
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem, pem::PemObject as _},
+    server::ParsedCertificate,
+};
+use rustls_platform_verifier::Verifier;
+use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
+
+/// Why a file's certificates can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// It is not in PEM form.
+    #[error("it is not in PEM form: {0}")]
+    Pem(#[from] pem::Error),
+    /// There is none in it.
+    #[error("there is no certificate in it")]
+    Empty,
+    /// One of them, or what the system trusts, can't be used.
+    #[error(transparent)]
+    Tls(#[from] Error),
+}
+
+/// How a client has to be set up to take the certificates of a file, in PEM form, beside those that the system trusts: what authorities in
+/// it have signed, and what is in it itself. The latter is what `openssl req -x509` makes for a server: an authority that is used as
+/// a server, which the rules for chains (RFC 5280) do not know and every client takes that was told to.
+pub fn trusting(pem: &[u8]) -> Result<ClientConfig, TrustError> {
+    let listed = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+    if listed.is_empty() {
+        return Err(TrustError::Empty);
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let chains = Verifier::new_with_extra_roots(listed.iter().cloned(), Arc::clone(&provider))?;
+    let trust = Trust { chains, listed };
+    Ok(builder(provider)?.dangerous().with_custom_certificate_verifier(Arc::new(trust)).with_no_client_auth())
+}
+
+fn builder(provider: Arc<CryptoProvider>) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
+    ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()
+}
+
+#[derive(Debug)]
+struct Trust {
+    chains: Verifier,
+    listed: Vec<CertificateDer<'static>>,
+}
+
+impl Trust {
+    /// Whether a certificate that is listed is good for a server at that time.
+    fn is_good(end_entity: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
+        let bad = |error| Error::InvalidCertificate(error);
+        let (_, certificate) = X509Certificate::from_der(end_entity).map_err(|_| bad(CertificateError::BadEncoding))?;
+        let now = i64::try_from(now.as_secs()).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+        let now = now.ok_or_else(|| Error::General("the time is out of range".to_owned()))?;
+        if now < certificate.validity().not_before {
+            return Err(bad(CertificateError::NotValidYet));
+        }
+        if now > certificate.validity().not_after { Err(bad(CertificateError::Expired)) } else { Ok(()) }
+    }
+}
+
+impl ServerCertVerifier for Trust {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chained = self.chains.verify_server_cert(end_entity, intermediates, name, ocsp, now);
+        if chained.is_err() && self.listed.iter().any(|listed| listed == end_entity) {
+            return Self::is_good(end_entity, name, now).map(|()| ServerCertVerified::assertion());
+        }
+        chained
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}

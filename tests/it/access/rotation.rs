@@ -1,0 +1,175 @@
+//! Credentials that end while a copy goes on: a registry whose tokens and passwords are good for five seconds.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use appferry::{contract::v1::SynchronizationState, domain::Clock};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::StatusCode;
+
+use super::{carried, told};
+use crate::harness::{
+    images::noise,
+    proxy::{Act, Proxy, Seen},
+    registry::Registry,
+    site::{HOME, Site, finished_within},
+};
+
+/// How long everything is good for that these registries are shown.
+const LIFE: i64 = 5_000;
+
+fn now() -> i64 {
+    Clock::system().now().as_millis()
+}
+
+/// Whether a text is a time of at most [`LIFE`] ago: so are the passwords and tokens of these tests.
+fn is_fresh(text: &str) -> bool {
+    text.parse::<i64>().is_ok_and(|since| (0..LIFE).contains(&(now() - since)))
+}
+
+/// The password that a request shows as `bob`'s.
+fn password(seen: &Seen) -> Option<String> {
+    let basic = seen.authorization.as_ref()?.strip_prefix("Basic ")?;
+    String::from_utf8(STANDARD.decode(basic).ok()?).ok()?.strip_prefix("bob:").map(str::to_owned)
+}
+
+fn refuse(challenge: &str) -> Act {
+    Act::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
+}
+
+/// A registry that takes passwords which are times, and are not over.
+async fn basic(upstream: &Registry) -> Proxy {
+    Proxy::start(upstream.address, |seen| {
+        if password(seen).is_some_and(|password| is_fresh(&password)) { Act::Pass } else { refuse("Basic realm=\"r\"") }
+    })
+    .await
+}
+
+/// A registry that takes tokens which are times and are not over, and hands them out to whoever has such a password. Whether it tells
+/// how long they are good for, it says so.
+async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
+    Proxy::start(upstream.address, move |seen| {
+        if seen.path.starts_with("/token") {
+            let good = password(seen).is_some_and(|password| is_fresh(&password));
+            let life = if tells { ",\"expires_in\":5" } else { "" };
+            let issued = format!("{{\"token\":\"{}\"{life}}}", now());
+            return if good { Act::Answer(StatusCode::OK, Vec::new(), issued) } else { refuse("Basic realm=\"r\"") };
+        }
+        let token = seen.authorization.as_ref().and_then(|value| value.strip_prefix("Bearer "));
+        if token.is_some_and(is_fresh) { Act::Pass } else { refuse("Bearer realm=\"/token\",service=\"r\"") }
+    })
+    .await
+}
+
+/// A credential helper whose passwords are the time; it writes down that it ran.
+fn helper(directory: &Path) -> PathBuf {
+    let path = directory.join("docker-credential-clock");
+    let script = format!(
+        "#!/bin/sh\ncat >/dev/null\necho run >>{}\nprintf '{{\"Username\":\"bob\",\"Secret\":\"%s\"}}' \"$(date +%s%3N)\"\n",
+        directory.join("runs").display()
+    );
+    fs::write(&path, script).expect("a program");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a program");
+    path
+}
+
+/// A file whose content becomes the time again and again, each time in one step.
+fn rewritten(path: PathBuf) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            fs::write(path.with_extension("new"), format!("{}\n", now())).expect("a file");
+            fs::rename(path.with_extension("new"), &path).expect("a file");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_of_five_seconds_last_through_a_copy_of_sixty() {
+    let (one, two, three) = (Registry::start().await, Registry::start().await, Registry::start().await);
+    let (telling, plain, silent) = (bearer(&one, true).await, basic(&two).await, bearer(&three, false).await);
+    let site = Site::new();
+    let directory = site.directory.path();
+    let helper = format!("credential_helper = \"{}\"", helper(directory).display());
+    let (file, runs) = (directory.join("password"), directory.join("runs"));
+    fs::write(&file, "0").expect("a file");
+    let rewriting = rewritten(file.clone());
+    let running = site
+        .with("cn-beijing", telling.store("apps"), &helper)
+        .with("cn-shanghai", plain.store("apps"), helper)
+        .with(
+            "cn-shenzhen",
+            silent.store("apps"),
+            format!("username = \"bob\"\npassword_file = \"{}\"", file.display()),
+        )
+        .start()
+        .await;
+    // One blob goes in chunks, each of which takes longer than anything is good for; the others one by one.
+    let mut layers: Vec<_> = (1..20).map(|seed| noise(1 << 20, seed)).collect();
+    layers.push(noise(101 << 20, 20));
+    let app = running.add("a", &layers).await;
+    let begun = std::time::Instant::now();
+    for proxy in [&telling, &plain, &silent] {
+        proxy.hold_uplink(2 << 20);
+    }
+    let request =
+        running.synchronize(&app, &["cn-beijing", "cn-shanghai", "cn-shenzhen"]).await.expect("it is accepted");
+    let done = finished_within(&mut running.app_sync().await, &request, Duration::from_secs(300)).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    assert!(done.regions.iter().all(|region| region.attempt == 1), "{done:?}");
+    assert!(begun.elapsed() > Duration::from_secs(55), "it did not take long enough: {:?}", begun.elapsed());
+    let runs = fs::read_to_string(runs).expect("it ran").lines().count();
+    let lives = usize::try_from(begun.elapsed().as_secs()).expect("a number") + 10;
+    assert!((4..2 * lives).contains(&runs), "two regions asked the helper {runs} times in {:?}", begun.elapsed());
+    rewriting.abort();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_was_replaced_is_shown_without_a_restart() {
+    let registry = Registry::start().await;
+    let wanted = std::sync::Arc::new(std::sync::Mutex::new("one"));
+    let right = std::sync::Arc::clone(&wanted);
+    let proxy = Proxy::start(registry.address, move |seen| {
+        let good = password(seen).is_some_and(|password| password == *right.lock().expect("no panic"));
+        if good { Act::Pass } else { refuse("Basic realm=\"r\"") }
+    })
+    .await;
+    let site = Site::new();
+    let [file, docker] = ["password", "config.json"].map(|name| site.directory.path().join(name));
+    let write = |password: &str| {
+        fs::write(&file, password).expect("a file");
+        // As `docker login` may have written it: with capitals and a scheme.
+        let auth = STANDARD.encode(format!("bob:{password}"));
+        let key = format!("HTTP://{}/v2/", proxy.address);
+        let config = serde_json::json!({ "auths": { key: { "auth": auth } } });
+        fs::write(&docker, config.to_string()).expect("a file");
+    };
+    write("one");
+    let running = site
+        .with("cn-beijing", proxy.store("a"), format!("username = \"bob\"\npassword_file = \"{}\"", file.display()))
+        .with("cn-shanghai", proxy.store("b"), format!("docker_config = \"{}\"", docker.display()))
+        .start()
+        .await;
+    let regions = ["cn-beijing", "cn-shanghai"];
+    let first = running.add("first", &[noise(100_000, 1)]).await;
+    carried(&running, &first, &regions).await;
+
+    // The registry has another password by now, and the files not yet: that is told at once.
+    *wanted.lock().expect("no panic") = "two";
+    let second = running.add("second", &[noise(100_000, 2)]).await;
+    let request = running.synchronize(&second, &regions).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    for region in regions {
+        let message = told(&done, region);
+        assert!(message.contains("refuses the region's credentials") && !message.contains("one"), "{message}");
+    }
+    write("two");
+    carried(&running, &second, &regions).await;
+    assert!(running.site.image(HOME, "second").exists());
+    running.stop().await;
+}
