@@ -17,7 +17,7 @@ use crate::{
         add_image_request,
     },
     domain::{Clock, ForeignText, ImageId, ImageKind, ImageName, with_causes},
-    region::{DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
+    region::{Archive, DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
     service,
     worker::import,
 };
@@ -71,11 +71,11 @@ pub struct Add {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct From {
-    /// A disk file, of any kind.
+    /// A disk file, of any kind, or a block device.
     #[arg(long, value_name = "DISK")]
     file: Option<PathBuf>,
-    /// An OCI image layout, as skopeo and buildah write it, and the tag in it.
-    #[arg(long, value_name = "LAYOUT[:TAG]")]
+    /// An OCI image layout, or an archive of images as `docker save` writes it, and the name or the digest of the image in it.
+    #[arg(long, value_name = "LAYOUT[:NAME]")]
     oci: Option<String>,
     /// A virtual machine's image that the home region has already, by its name there: in a region of ECS, `m-…`.
     #[arg(long, value_name = "ID")]
@@ -141,23 +141,38 @@ impl Origin {
                 let disk = DiskFile::open(file).await.map_err(Error::local("the disk file"))?;
                 Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
             }
-            (None, Some(layout)) => Self::layout(layout),
+            (None, Some(layout)) => Self::layout(layout).await,
             (None, None) => Err(Error::Usage("--file, --oci, --vm-image or --registry-url is needed".to_owned())),
         }
     }
 
-    /// A layout may have a colon in its path: what there is, is taken as it stands.
-    fn layout(text: &str) -> Result<Self> {
-        let (path, tag) = match text.rsplit_once(':') {
-            Some((path, tag)) if !Path::new(text).exists() => (path, Some(tag.to_owned())),
-            _ => (text, None),
-        };
+    async fn layout(text: &str) -> Result<Self> {
+        let (path, within) = split_name(text, |path| Path::new(path).exists());
+        let within = within.map(str::to_owned);
         let full = Path::new(path).canonicalize().map_err(Error::local(format!("the layout {path}")))?;
         let (Some(parent), Some(name)) = (full.parent(), full.file_name()) else {
             return Err(Error::Usage(format!("--oci {path}: it is no layout")));
         };
         let name = ImageName(name.to_string_lossy().into_owned());
-        Ok(Self { kind: ImageKind::Container, source: Arc::new(DirStore::new(parent).with_tag(tag)), name })
+        let source: Arc<dyn Source> = if full.is_dir() {
+            Arc::new(DirStore::new(parent).with_name(within))
+        } else {
+            Arc::new(Archive::open(&full, within).await.map_err(Error::local("the archive"))?)
+        };
+        Ok(Self { kind: ImageKind::Container, source, name })
+    }
+}
+
+/// Parts a layout's path from the name of an image in it. Both may have colons: the longest path that exists is the layout's. If there is
+/// none, it ends at the first colon, as skopeo has it.
+fn split_name(text: &str, exists: impl Fn(&str) -> bool) -> (&str, Option<&str>) {
+    if exists(text) {
+        return (text, None);
+    }
+    let places = || text.match_indices([':', '@']).map(|(place, _)| place);
+    match places().rev().find(|place| exists(&text[..*place])).or_else(|| places().next()) {
+        Some(place) => (&text[..place], Some(&text[place + 1..])),
+        None => (text, None),
     }
 }
 
@@ -379,4 +394,26 @@ async fn show(one: One) -> Result<()> {
         text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
     }
     print::line(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_name;
+
+    #[test]
+    fn a_layout_and_a_name_may_both_have_colons() {
+        let exists = |path: &str| ["many", "a:b", "a"].contains(&path);
+        for (text, path, name) in [
+            ("many", "many", None),
+            ("many:platform/mysql:8.0.27-aarch64", "many", Some("platform/mysql:8.0.27-aarch64")),
+            ("many@sha256:00", "many", Some("sha256:00")),
+            ("a:b", "a:b", None),
+            ("a:b:c", "a:b", Some("c")),
+            ("a:c", "a", Some("c")),
+            ("none:localhost/x:1", "none", Some("localhost/x:1")),
+            ("none", "none", None),
+        ] {
+            assert_eq!(split_name(text, exists), (path, name), "{text}");
+        }
+    }
 }

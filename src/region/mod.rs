@@ -3,12 +3,14 @@
 
 mod activity;
 mod answer;
+mod archive;
 mod bounded_source;
 mod dir;
 mod disk;
 pub mod ecs;
 mod error;
 mod exchange;
+mod file_part;
 pub mod guard;
 mod journal;
 mod layout;
@@ -24,6 +26,7 @@ mod verify;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use activity::Activity;
+pub use archive::Archive;
 pub use bounded_source::BoundedSource;
 pub use dir::DirStore;
 pub use disk::DiskFile;
@@ -35,7 +38,7 @@ pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLo
 pub use object::{Access, ObjectStore, open as open_bucket};
 pub use registry::{Challenge, Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
 pub use space::Reservation;
-pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
+pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 
 pub use verify::{Inspection, verify};
