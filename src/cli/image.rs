@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, connection::Connection, data_dir, print, progress, verify};
+use super::{Error, Result, connection::Connection, data_dir, origin::Origin, print, progress, verify};
 use crate::{
     client::{self, Client},
     config::Config,
@@ -17,7 +17,7 @@ use crate::{
         add_image_request,
     },
     domain::{Clock, ForeignText, ImageId, ImageKind, ImageName, with_causes},
-    region::{Archive, DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
+    region::{ImageSpec, Memory, Stage, Store},
     service,
     worker::import,
 };
@@ -127,55 +127,6 @@ pub async fn run(command: Command) -> Result<()> {
     }
 }
 
-/// What an image is made from.
-struct Origin {
-    kind: ImageKind,
-    source: Arc<dyn Source>,
-    name: ImageName,
-}
-
-impl Origin {
-    async fn open(from: &From) -> Result<Self> {
-        match (&from.file, &from.oci) {
-            (Some(file), _) => {
-                let disk = DiskFile::open(file).await.map_err(Error::local("the disk file"))?;
-                Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
-            }
-            (None, Some(layout)) => Self::layout(layout).await,
-            (None, None) => Err(Error::Usage("--file, --oci, --vm-image or --registry-url is needed".to_owned())),
-        }
-    }
-
-    async fn layout(text: &str) -> Result<Self> {
-        let (path, within) = split_name(text, |path| Path::new(path).exists());
-        let within = within.map(str::to_owned);
-        let full = Path::new(path).canonicalize().map_err(Error::local(format!("the layout {path}")))?;
-        let (Some(parent), Some(name)) = (full.parent(), full.file_name()) else {
-            return Err(Error::Usage(format!("--oci {path}: it is no layout")));
-        };
-        let name = ImageName(name.to_string_lossy().into_owned());
-        let source: Arc<dyn Source> = if full.is_dir() {
-            Arc::new(DirStore::new(parent).with_name(within))
-        } else {
-            Arc::new(Archive::open(&full, within).await.map_err(Error::local("the archive"))?)
-        };
-        Ok(Self { kind: ImageKind::Container, source, name })
-    }
-}
-
-/// Parts a layout's path from the name of an image in it. Both may have colons: the longest path that exists is the layout's. If there is
-/// none, it ends at the first colon, as skopeo has it.
-fn split_name(text: &str, exists: impl Fn(&str) -> bool) -> (&str, Option<&str>) {
-    if exists(text) {
-        return (text, None);
-    }
-    let places = || text.match_indices([':', '@']).map(|(place, _)| place);
-    match places().rev().find(|place| exists(&text[..*place])).or_else(|| places().next()) {
-        Some(place) => (&text[..place], Some(&text[place + 1..])),
-        None => (text, None),
-    }
-}
-
 impl Add {
     /// What `demo` adds.
     pub fn disk(connection: Connection, name: String, file: PathBuf) -> Self {
@@ -251,7 +202,7 @@ impl Add {
         let store = backend.store(&home).ok_or_else(|| {
             Error::Usage(format!("{home} is a region of ECS, which takes no files; name an image of it by --vm-image"))
         })?;
-        let origin = Origin::open(&self.from).await?;
+        let origin = Origin::open(self.from.file.as_deref(), self.from.oci.as_deref()).await?;
         let id = match chosen {
             Some(id) => id,
             None => origin
@@ -394,26 +345,4 @@ async fn show(one: One) -> Result<()> {
         text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
     }
     print::line(&text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::split_name;
-
-    #[test]
-    fn a_layout_and_a_name_may_both_have_colons() {
-        let exists = |path: &str| ["many", "a:b", "a"].contains(&path);
-        for (text, path, name) in [
-            ("many", "many", None),
-            ("many:platform/mysql:8.0.27-aarch64", "many", Some("platform/mysql:8.0.27-aarch64")),
-            ("many@sha256:00", "many", Some("sha256:00")),
-            ("a:b", "a:b", None),
-            ("a:b:c", "a:b", Some("c")),
-            ("a:c", "a", Some("c")),
-            ("none:localhost/x:1", "none", Some("localhost/x:1")),
-            ("none", "none", None),
-        ] {
-            assert_eq!(split_name(text, exists), (path, name), "{text}");
-        }
-    }
 }

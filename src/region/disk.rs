@@ -1,11 +1,7 @@
 //! A disk file, read as if it were an image: an OCI artifact of one layer (image specification 1.1, "Guidelines for Artifact
 //! Usage").
 
-use std::{
-    fs::FileType,
-    os::unix::fs::FileTypeExt as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,7 +31,7 @@ impl DiskFile {
     pub async fn open(path: &Path) -> Result<Self> {
         let owned = path.to_owned();
         let hash = move || {
-            require_rereadable(&owned)?;
+            file_part::require_rereadable(&owned)?;
             file_part::hash(&owned, 0, u64::MAX)
         };
         let (digest, size) = tokio::task::spawn_blocking(hash).await.map_err(|_| Error::Interrupted)??;
@@ -67,31 +63,6 @@ fn describe(media_type: &str, content: &[u8]) -> Descriptor {
 
 fn empty() -> Descriptor {
     describe(EMPTY_TYPE, EMPTY)
-}
-
-/// Refuses what can't be read twice: a disk is read once for its digest, and again as it is stored. Before it is opened, which would wait
-/// for whatever writes to a pipe.
-fn require_rereadable(path: &Path) -> Result<()> {
-    let shown = || path.display().to_string();
-    let kind = std::fs::metadata(path).map_err(Error::io("reading", shown()))?.file_type();
-    if kind.is_file() || kind.is_block_device() {
-        return Ok(());
-    }
-    let kind = kind_name(kind);
-    let reason = format!("it is a {kind}, and a disk is read twice; write it to a file first, and give that");
-    Err(Error::malformed(shown(), reason))
-}
-
-fn kind_name(kind: FileType) -> &'static str {
-    if kind.is_dir() {
-        "directory"
-    } else if kind.is_fifo() {
-        "pipe"
-    } else if kind.is_socket() {
-        "socket"
-    } else {
-        "character device"
-    }
 }
 
 #[async_trait]

@@ -1,8 +1,9 @@
 //! A part of a file of this machine, read on a thread of its own: a disk, or a member of an archive.
 
 use std::{
-    fs::File,
+    fs::{File, FileType},
     io::{Read as _, Seek as _, SeekFrom, Take},
+    os::unix::fs::FileTypeExt as _,
     path::Path,
 };
 
@@ -15,6 +16,31 @@ use crate::domain::Digest;
 
 /// How many pieces may have been read and not yet passed on.
 const READ_AHEAD: usize = 2;
+
+/// Refuses what can't be read more than once: a file is read for its digests, and again as it is stored. Before it is opened, which would
+/// wait for whatever writes to a pipe.
+pub fn require_rereadable(path: &Path) -> Result<()> {
+    let shown = || path.display().to_string();
+    let kind = std::fs::metadata(path).map_err(Error::io("reading", shown()))?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let kind = kind_name(kind);
+    let reason = format!("it is a {kind}, and is to be read more than once; write it to a file first, and give that");
+    Err(Error::malformed(shown(), reason))
+}
+
+fn kind_name(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "directory"
+    } else if kind.is_fifo() {
+        "pipe"
+    } else if kind.is_socket() {
+        "socket"
+    } else {
+        "character device"
+    }
+}
 
 fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
     let mut file = File::open(path).map_err(failed(path))?;
