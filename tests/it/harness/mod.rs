@@ -11,6 +11,7 @@ pub mod foreign;
 pub mod history;
 pub mod images;
 pub mod keeping;
+pub mod oci_registry;
 pub mod picture;
 pub mod postgres;
 pub mod process;
