@@ -1,5 +1,8 @@
 //! Many small images from one registry to three, beside `regsync once` and `skopeo sync`, which people run by cron for that. The registries
-//! do most of the work: what is asked of them for each image is printed by kind.
+//! do most of the work: what is asked of them for each image is printed by kind. (The requests of registering the images are among those at the
+//! source, its time is not.) regsync is not among the tools of the tests:
+//!
+//! `source scripts/tools && build_by_go regsync github.com/regclient/regclient/cmd/regsync "$REGCLIENT"`
 
 use std::{
     collections::BTreeMap,
