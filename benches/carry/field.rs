@@ -193,12 +193,12 @@ impl Field {
     }
 }
 
-fn region(place: usize) -> String {
+pub fn region(place: usize) -> String {
     format!("region-{place}")
 }
 
 /// The processor time of a process so far (proc(5), `utime` and `stime`, in hundredths of a second).
-fn cpu(id: u32) -> Duration {
+pub fn cpu(id: u32) -> Duration {
     times(&format!("/proc/{id}/stat"), [13, 14]).unwrap_or_default()
 }
 
@@ -216,7 +216,7 @@ fn times(path: &str, fields: [usize; 2]) -> Option<Duration> {
 }
 
 /// The peak of a process's resident memory in KiB (proc(5), `VmHWM`).
-fn resident_peak(id: u32) -> Option<u64> {
+pub fn resident_peak(id: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()
 }

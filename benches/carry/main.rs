@@ -1,12 +1,13 @@
 //! Images carried between registries, beside skopeo, which people script today, and beside curl, which does nothing but upload the
 //! same bytes. Every figure is a ratio within one run, from rounds that take turns.
 //!
-//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `bytes`, `link`, `cut`, `killed`, `memory`.
+//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `many`, `bytes`, `link`, `cut`, `killed`, `memory`.
 
 mod field;
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;
+mod many;
 mod peers;
 
 use field::{Field, Measured, Result};
@@ -26,6 +27,9 @@ fn main() -> Result<()> {
         }
         if wants("small") {
             small().await?;
+        }
+        if wants("many") {
+            many().await?;
         }
         if wants("bytes") {
             bytes().await?;
@@ -122,6 +126,33 @@ async fn small() -> Result<()> {
     ratio("small_to_3_of_skopeo", of(&ours, wall) / of(&skopeo, wall));
     ratio("all_there_of_skopeo", of(&ours_again, wall) / of(&skopeo_again, wall));
     ratio("all_there_by_others_of_skopeo", of(&others, wall) / of(&skopeo_again, wall));
+    Ok(())
+}
+
+/// A thousand images of three small layers to three regions.
+async fn many() -> Result<()> {
+    let field = many::Many::new().await?;
+    let (mut ours, mut regsync, mut skopeo) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let copied = [field.appferry().await?, field.regsync().await?, field.skopeo().await?];
+        for ((name, times), (measured, requests)) in
+            [("appferry", &mut ours), ("regsync", &mut regsync), ("skopeo", &mut skopeo)].into_iter().zip(&copied)
+        {
+            let all: f64 = requests.values().sum();
+            println!(
+                "1,000 images to 3 by {name}: {:.2} s, {:.2} s of CPU, {all:.1} requests an image",
+                wall(measured),
+                cpu(measured)
+            );
+            for (kind, count) in requests.iter().filter(|_| round == 0) {
+                println!("    {count:6.2} {kind}");
+            }
+            times.push(*measured);
+        }
+    }
+    ratio("many_to_3_of_regsync", of(&ours, wall) / of(&regsync, wall));
+    ratio("many_to_3_of_skopeo", of(&ours, wall) / of(&skopeo, wall));
+    ratio("many_to_3_cpu_of_regsync", of(&ours, cpu) / of(&regsync, cpu));
     Ok(())
 }
 

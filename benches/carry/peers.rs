@@ -11,7 +11,7 @@ use super::{
     harness::registry::Registry,
 };
 
-fn run_all(commands: Vec<Command>) -> Result<Measured> {
+pub fn run_all(commands: Vec<Command>) -> Result<Measured> {
     let before = cpu_of_children();
     let started = Instant::now();
     let children: std::io::Result<Vec<Child>> =

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 
-use super::{Error, Result, connection::Connection, data_dir, print, progress, verify};
+use super::{Error, Result, connection::Connection, data_dir, origin::Origin, print, progress, verify};
 use crate::{
     client::{self, Client},
     config::Config,
@@ -17,7 +17,7 @@ use crate::{
         add_image_request,
     },
     domain::{Clock, ForeignText, ImageId, ImageKind, ImageName, with_causes},
-    region::{DirStore, DiskFile, ImageSpec, Memory, Source, Stage, Store},
+    region::{ImageSpec, Memory, Stage, Store},
     service,
     worker::import,
 };
@@ -71,11 +71,11 @@ pub struct Add {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct From {
-    /// A disk file, of any kind.
+    /// A disk file, of any kind, or a block device.
     #[arg(long, value_name = "DISK")]
     file: Option<PathBuf>,
-    /// An OCI image layout, as skopeo and buildah write it, and the tag in it.
-    #[arg(long, value_name = "LAYOUT[:TAG]")]
+    /// An OCI image layout, or an archive of images as `docker save` writes it, and the name or the digest of the image in it.
+    #[arg(long, value_name = "LAYOUT[:NAME]")]
     oci: Option<String>,
     /// A virtual machine's image that the home region has already, by its name there: in a region of ECS, `m-…`.
     #[arg(long, value_name = "ID")]
@@ -124,40 +124,6 @@ pub async fn run(command: Command) -> Result<()> {
             let response = one.connection.client().await?.remove_image(one.image_id).await?;
             if one.json { print::message("RemoveImageResponse", &response) } else { Ok(()) }
         }
-    }
-}
-
-/// What an image is made from.
-struct Origin {
-    kind: ImageKind,
-    source: Arc<dyn Source>,
-    name: ImageName,
-}
-
-impl Origin {
-    async fn open(from: &From) -> Result<Self> {
-        match (&from.file, &from.oci) {
-            (Some(file), _) => {
-                let disk = DiskFile::open(file).await.map_err(Error::local("the disk file"))?;
-                Ok(Self { kind: ImageKind::Vm, source: Arc::new(disk), name: ImageName(file.display().to_string()) })
-            }
-            (None, Some(layout)) => Self::layout(layout),
-            (None, None) => Err(Error::Usage("--file, --oci, --vm-image or --registry-url is needed".to_owned())),
-        }
-    }
-
-    /// A layout may have a colon in its path: what there is, is taken as it stands.
-    fn layout(text: &str) -> Result<Self> {
-        let (path, tag) = match text.rsplit_once(':') {
-            Some((path, tag)) if !Path::new(text).exists() => (path, Some(tag.to_owned())),
-            _ => (text, None),
-        };
-        let full = Path::new(path).canonicalize().map_err(Error::local(format!("the layout {path}")))?;
-        let (Some(parent), Some(name)) = (full.parent(), full.file_name()) else {
-            return Err(Error::Usage(format!("--oci {path}: it is no layout")));
-        };
-        let name = ImageName(name.to_string_lossy().into_owned());
-        Ok(Self { kind: ImageKind::Container, source: Arc::new(DirStore::new(parent).with_tag(tag)), name })
     }
 }
 
@@ -236,7 +202,7 @@ impl Add {
         let store = backend.store(&home).ok_or_else(|| {
             Error::Usage(format!("{home} is a region of ECS, which takes no files; name an image of it by --vm-image"))
         })?;
-        let origin = Origin::open(&self.from).await?;
+        let origin = Origin::open(self.from.file.as_deref(), self.from.oci.as_deref()).await?;
         let id = match chosen {
             Some(id) => id,
             None => origin

@@ -13,6 +13,7 @@ mod image;
 mod leftovers;
 mod list;
 mod migrate;
+mod origin;
 mod policy;
 mod print;
 mod progress;

@@ -1,19 +1,15 @@
 //! A disk file, read as if it were an image: an OCI artifact of one layer (image specification 1.1, "Guidelines for Artifact
 //! Usage").
 
-use std::{
-    io::{Read as _, Seek as _, SeekFrom},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::{BlobChunks, CHUNK_BYTES, Error, MANIFEST_TYPE, Result, Source};
-use crate::domain::{Descriptor, Digest, ImageName};
+use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_part, tree};
+use crate::domain::{Descriptor, ImageName};
 
 /// What the artifact says it is.
 const ARTIFACT_TYPE: &str = "application/vnd.appferry.disk.v1";
@@ -31,11 +27,14 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Opens a file and reads it once, to know its digest.
+    /// Opens a file, or a block device, and reads it once, to know its digest. What can be read only once is refused.
     pub async fn open(path: &Path) -> Result<Self> {
         let owned = path.to_owned();
-        let hashed = tokio::task::spawn_blocking(move || hash(&owned)).await.map_err(|_| Error::Interrupted)?;
-        let (digest, size) = hashed.map_err(Error::io("reading", path.display().to_string()))?;
+        let hash = move || {
+            file_part::require_rereadable(&owned)?;
+            file_part::hash(&owned, 0, u64::MAX)
+        };
+        let (digest, size) = tokio::task::spawn_blocking(hash).await.map_err(|_| Error::Interrupted)??;
         let layer = Descriptor { media_type: LAYER_TYPE.to_owned(), digest, size };
         let title = path.file_name().unwrap_or_default().to_string_lossy();
         let manifest = json!({
@@ -59,27 +58,11 @@ impl DiskFile {
 }
 
 fn describe(media_type: &str, content: &[u8]) -> Descriptor {
-    let digest = Digest::new(Sha256::digest(content).into());
-    Descriptor { media_type: media_type.to_owned(), digest, size: content.len() as u64 }
+    Descriptor { media_type: media_type.to_owned(), digest: tree::digest(content), size: content.len() as u64 }
 }
 
 fn empty() -> Descriptor {
     describe(EMPTY_TYPE, EMPTY)
-}
-
-fn hash(path: &Path) -> std::io::Result<(Digest, u64)> {
-    let mut file = std::fs::File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let mut size = 0;
-    loop {
-        let length = file.read(&mut buffer)?;
-        if length == 0 {
-            return Ok((Digest::new(hasher.finalize().into()), size));
-        }
-        size += length as u64;
-        hasher.update(&buffer[..length]);
-    }
 }
 
 #[async_trait]
@@ -93,36 +76,14 @@ impl Source for DiskFile {
     }
 
     async fn read_blob(&self, _: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
-        let (sender, chunks) = mpsc::channel(2);
+        let most = most.unwrap_or(u64::MAX);
         if blob.digest == self.layer.digest {
-            let path = self.path.clone();
-            // Ends with the file, or when nobody receives any more.
-            tokio::task::spawn_blocking(move || read(&path, from, most.unwrap_or(u64::MAX), &sender));
-        } else {
-            // It fits into the channel.
-            let from = usize::try_from(from).unwrap_or(usize::MAX).min(EMPTY.len());
-            let _ = sender.try_send(Ok(Bytes::from_static(&EMPTY[from..])));
+            return Ok(file_part::read(&self.path, from, most));
         }
+        let (sender, chunks) = mpsc::channel(1);
+        // It fits into the channel.
+        let from = usize::try_from(from).unwrap_or(usize::MAX).min(EMPTY.len());
+        let _ = sender.try_send(Ok(Bytes::from_static(&EMPTY[from..])));
         Ok(chunks)
-    }
-}
-
-fn read(path: &Path, from: u64, most: u64, chunks: &mpsc::Sender<Result<Bytes>>) {
-    let read_all = || -> std::io::Result<()> {
-        let mut file = std::fs::File::open(path)?;
-        file.seek(SeekFrom::Start(from))?;
-        let mut file = file.take(most);
-        loop {
-            let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
-            let length = file.read(&mut buffer)?;
-            buffer.truncate(length);
-            if length == 0 || chunks.blocking_send(Ok(buffer.freeze())).is_err() {
-                return Ok(());
-            }
-        }
-    };
-    if let Err(error) = read_all() {
-        // Nobody may be listening any more.
-        let _ = chunks.blocking_send(Err(Error::io("reading", path.display().to_string())(error)));
     }
 }

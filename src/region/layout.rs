@@ -1,10 +1,19 @@
-//! The index of an OCI image layout (image specification 1.1, "index.json file"), wherever it lies.
+//! The index of an OCI image layout (image specification 1.1, "index.json file"), wherever it lies: how it is written so that every
+//! program finds the image, and how those that other programs write are read.
+//!
+//! Programs find an image in a layout in three ways: as the only entry of the index, by the name `latest`, or by a name that they are
+//! given. So a layout that is written here has one entry, and it is called `latest`. What refers to the image (signatures, bills of
+//! materials) would be further entries, with which skopeo, podman and crane no longer find the image by itself; it is listed in a second
+//! index, a blob, which an annotation of the entry names.
 
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, ImageSpec, Result, Tree,
-    tree::{self, Reference},
+    Error, ImageSpec, MANIFEST_TYPE, Result, Source, Tree,
+    tree::{self, Entry, INDEX_TYPES, Reference},
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
@@ -17,11 +26,21 @@ pub const MARKER_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 pub const BLOBS: &str = "blobs/sha256";
 
 /// The annotation by which an entry of an index is known (image specification 1.1, "Pre-Defined Annotation Keys").
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// How many of a layout's tags an error repeats.
-const SHOWN_TAGS: usize = 16;
-/// The tag of an image whose index lists what refers to it as well: programs that read a layout ask for one then.
-const TAG: &str = "latest";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The annotation with the whole name, beside its tag in [`REF_NAME`]: docker and containerd write it.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// The annotation by which `cosign save` tells an image from its signatures, and how the values for images end.
+const COSIGN_KIND: &str = "kind";
+const COSIGN_IMAGES: [&str; 2] = ["/image", "/imageIndex"];
+/// The annotations of an image's entry with the digest and the size of the index of what refers to the image.
+const REFERRERS: &str = "io.appferry.referrers";
+const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
+/// How many of a layout's names an error repeats.
+const SHOWN_NAMES: usize = 16;
+/// The name of the image in a layout that is written here: the one that programs ask for when they are told none.
+const LATEST: &str = "latest";
+/// Entries without a name whose manifests are read to find out what they refer to, at most.
+const MAX_UNNAMED: usize = 1_000;
 
 /// The name of the layout that a caller describes, in a store that has one for each image.
 pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
@@ -49,8 +68,67 @@ pub struct Index {
     path: String,
 }
 
-fn tag_of(entry: &Reference) -> Option<&str> {
-    entry.annotations.as_ref()?.get(REF_NAME)?.as_str()
+/// What an image's layout has beside the image's own blobs and manifests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The content of [`INDEX`].
+    pub index: Vec<u8>,
+    /// Blobs that the index needs.
+    pub blobs: Vec<(Descriptor, Bytes)>,
+    /// An index of the image and of what refers to it, which is one of the blobs; nothing if nothing refers to it. As the index of a
+    /// layout of the same blobs, it shows programs that look for signatures there what they look for.
+    pub with_referrers: Option<Bytes>,
+}
+
+impl Layout {
+    /// The layout of an image.
+    pub fn of(root: &Descriptor, tree: &Tree) -> Result<Self> {
+        let named = |name: &str| (REF_NAME.to_owned(), name.into());
+        if tree.referrers.is_empty() {
+            let index = content(vec![Reference::new(root, Some([named(LATEST)].into_iter().collect()))])?;
+            return Ok(Self { index, blobs: Vec::new(), with_referrers: None });
+        }
+        let mut entries = vec![Reference::new(root, Some([named(LATEST)].into_iter().collect()))];
+        let mut blobs = Vec::new();
+        for referrers in &tree.referrers {
+            let (list, content) = referrers.index();
+            let tag = tree::referrers_tag(referrers.subject);
+            entries.push(Reference::new(&list, Some([named(&tag)].into_iter().collect())));
+            blobs.push((list, content));
+        }
+        let with_referrers = Bytes::from(content(entries)?);
+        let digest = tree::digest(&with_referrers);
+        let size = with_referrers.len() as u64;
+        blobs.push((Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }, with_referrers.clone()));
+        let annotations = [
+            named(LATEST),
+            (REFERRERS.to_owned(), digest.to_string().into()),
+            (REFERRERS_SIZE.to_owned(), size.to_string().into()),
+        ];
+        let index = content(vec![Reference::new(root, Some(annotations.into_iter().collect()))])?;
+        Ok(Self { index, blobs, with_referrers: Some(with_referrers) })
+    }
+}
+
+/// The content of an index of these entries.
+fn content(manifests: Vec<Reference>) -> Result<Vec<u8>> {
+    let media_type = Some(INDEX_TYPES[0].to_owned());
+    let index = Index { schema_version: 2, media_type, manifests, path: String::new() };
+    serde_json::to_vec(&index).map_err(|error| Error::malformed(INDEX, error))
+}
+
+fn annotation<'a>(entry: &'a Reference, key: &str) -> Option<&'a str> {
+    entry.annotations.as_ref()?.get(key)?.as_str()
+}
+
+/// Whether an entry is an image of the layout, and not a list or a signature of one by its name or its kind.
+fn is_image(entry: &Reference) -> bool {
+    let is_attached = annotation(entry, REF_NAME).is_some_and(|name| {
+        let (list, ending) = name.split_once('.').unwrap_or((name, ""));
+        tree::is_referrers_tag(list) && matches!(ending, "" | "sig" | "att" | "sbom")
+    });
+    let kind = annotation(entry, COSIGN_KIND).filter(|kind| kind.starts_with("dev.cosignproject.cosign/"));
+    !is_attached && kind.is_none_or(|kind| COSIGN_IMAGES.iter().any(|image| kind.ends_with(image)))
 }
 
 impl Index {
@@ -63,48 +141,193 @@ impl Index {
         Ok(Self { path: path.to_owned(), ..index })
     }
 
-    /// The index of an image.
-    pub fn of(root: &Descriptor, tree: &Tree) -> Self {
-        let tag = |text: &str| Some(serde_json::Map::from_iter([(REF_NAME.to_owned(), text.into())]));
-        let mut manifests = vec![Reference::new(root, if tree.referrers.is_empty() { None } else { tag(TAG) })];
-        manifests.extend(tree.referrers.iter().map(|referrers| {
-            let (descriptor, _) = referrers.index();
-            Reference::new(&descriptor, tag(&tree::referrers_tag(referrers.subject)))
-        }));
-        let media_type = Some("application/vnd.oci.image.index.v1+json".to_owned());
-        Self { schema_version: 2, media_type, manifests, path: String::new() }
-    }
-
-    /// Its content.
-    pub fn content(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).map_err(|error| Error::malformed(INDEX, error))
-    }
-
-    /// The root of the image: the only entry that is no list of referrers, or the one that has the tag.
-    pub fn root(&self, tag: Option<&str>) -> Result<Descriptor> {
-        let is_image = |entry: &&Reference| !tag_of(entry).is_some_and(tree::is_referrers_tag);
-        let images: Vec<&Reference> = self.manifests.iter().filter(is_image).collect();
-        let chosen = match (tag, &images[..]) {
-            (None, [only]) => only,
-            (None, entries) => {
-                let tags = entries.iter().filter_map(|entry| tag_of(entry)).map(ForeignText::value);
-                let tags = tags.take(SHOWN_TAGS).map(String::from).collect::<Vec<_>>().join(", ");
-                let reason = format!("it has {} images and no tag says which; its tags are: {tags}", entries.len());
-                return Err(Error::malformed(self.path.as_str(), reason));
-            }
-            (Some(tag), entries) => {
-                let found = entries.iter().find(|entry| tag_of(entry) == Some(tag));
-                let reason = || format!("it has no image with the tag {:?}", ForeignText::value(tag));
-                found.ok_or_else(|| Error::malformed(self.path.as_str(), reason()))?
+    /// The root of an image: the one that is called `name`, be that its digest; without a name, the only one, or the only one that has a
+    /// name. One image may have several names.
+    pub fn root(&self, name: Option<&str>) -> Result<Descriptor> {
+        let is_called = |entry: &&Reference, name: &str| {
+            let names = [annotation(entry, REF_NAME), annotation(entry, CONTAINERD_NAME), Some(entry.digest.as_str())];
+            names.contains(&Some(name))
+        };
+        let chosen: Vec<&Reference> = match name {
+            Some(name) => self.manifests.iter().filter(|entry| is_called(entry, name)).collect(),
+            None => {
+                let images: Vec<&Reference> = self.manifests.iter().filter(|entry| is_image(entry)).collect();
+                let has_name = |entry: &&&Reference| annotation(entry, REF_NAME).is_some();
+                let named: Vec<&Reference> = images.iter().filter(has_name).copied().collect();
+                if digests(&images).len() > 1 && digests(&named).len() == 1 { named } else { images }
             }
         };
-        chosen.parse().map_err(Error::digest(self.path.as_str()))
+        match (chosen.first(), digests(&chosen).len()) {
+            (Some(only), 1) => only.parse().map_err(Error::digest(self.path.as_str())),
+            (_, count) => Err(Error::malformed(self.path.as_str(), self.unclear(name, count))),
+        }
     }
 
-    /// The list of what refers to a manifest, if there is one.
-    pub fn referrers(&self, subject: Digest) -> Result<Option<Descriptor>> {
+    /// Why no image, or none of several, was chosen.
+    fn unclear(&self, name: Option<&str>, count: usize) -> String {
+        let names = self.manifests.iter().filter(|entry| is_image(entry));
+        let names = names.map(|entry| ForeignText::value(annotation(entry, REF_NAME).unwrap_or(&entry.digest)));
+        let names = names.take(SHOWN_NAMES).map(String::from).collect::<Vec<_>>().join(", ");
+        match (name.map(ForeignText::value), count) {
+            (Some(name), 0) => format!("it has no image called {name:?}; it has: {names}"),
+            (Some(name), count) => {
+                format!("it has {count} images called {name:?}; name one by its digest, of: {names}")
+            }
+            (None, 0) => "it has no image".to_owned(),
+            (None, count) => format!("it has {count} images; name one of them behind a colon, of: {names}"),
+        }
+    }
+
+    /// The index that lists what refers to the image, where there is one of its own.
+    fn with_referrers(&self) -> Result<Option<Descriptor>> {
+        let Some(entry) = self.manifests.iter().find(|entry| annotation(entry, REFERRERS).is_some()) else {
+            return Ok(None);
+        };
+        let digest = annotation(entry, REFERRERS).unwrap_or_default().parse();
+        let digest = digest.map_err(Error::digest(self.path.as_str()))?;
+        let size = annotation(entry, REFERRERS_SIZE).and_then(|size| size.parse().ok());
+        let size = size.ok_or_else(|| Error::malformed(self.path.as_str(), format!("{REFERRERS_SIZE} is no size")))?;
+        Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
+    }
+
+    /// The list of what refers to a manifest, if there is one by its tag ("Referrers Tag Schema").
+    fn list_of(&self, subject: Digest) -> Result<Option<Descriptor>> {
         let wanted = tree::referrers_tag(subject);
-        let list = self.manifests.iter().find(|entry| tag_of(entry) == Some(wanted.as_str()));
+        let list = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(wanted.as_str()));
         list.map(|list| list.parse().map_err(Error::digest(self.path.as_str()))).transpose()
+    }
+
+    /// Manifests that are listed without a name, beside the image: oras puts those that refer to the image there.
+    fn unnamed(&self) -> Result<Vec<Descriptor>> {
+        let unnamed = |entry: &&Reference| annotation(entry, REF_NAME).is_none() && entry.media_type == MANIFEST_TYPE;
+        let unnamed: Vec<&Reference> = self.manifests.iter().filter(unnamed).collect();
+        if unnamed.len() == self.manifests.len() && digests(&unnamed).len() == 1 {
+            // The image itself.
+            return Ok(Vec::new());
+        }
+        if unnamed.len() > MAX_UNNAMED {
+            let reason = format!("it has {} manifests without a name, the most is {MAX_UNNAMED}", unnamed.len());
+            return Err(Error::malformed(self.path.as_str(), reason));
+        }
+        unnamed.into_iter().map(|entry| entry.parse().map_err(Error::digest(self.path.as_str()))).collect()
+    }
+}
+
+fn digests<'a>(entries: &[&'a Reference]) -> BTreeSet<&'a str> {
+    entries.iter().map(|entry| entry.digest.as_str()).collect()
+}
+
+/// What refers to a manifest of an image, as the index of its layout says.
+pub async fn referrers(source: &dyn Source, name: &ImageName, mut index: Index, subject: Digest) -> Result<Vec<Entry>> {
+    if let Some(own) = index.with_referrers()? {
+        index = Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?)?;
+    }
+    let mut found = Vec::new();
+    if let Some(list) = index.list_of(subject)? {
+        tree::fits_list(&list)?;
+        let content = source.read_manifest(name, &list).await?;
+        let entries = tree::entries(&content);
+        found = entries.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))?;
+    }
+    for manifest in index.unnamed()? {
+        let content = match source.read_manifest(name, &manifest).await {
+            // It may have been removed from the layout: then it refers to nothing.
+            Err(Error::BlobMissing { .. }) => continue,
+            content => content?,
+        };
+        let is_new = !found.iter().any(|known: &Entry| known.digest() == Some(manifest.digest));
+        found.extend(referrer(&manifest, &content, subject).filter(|_| is_new));
+    }
+    Ok(found)
+}
+
+/// A manifest as a list of what refers to `subject` has it (distribution specification 1.1, "Listing Referrers"); nothing if it
+/// refers to something else.
+fn referrer(manifest: &Descriptor, content: &[u8], subject: Digest) -> Option<Entry> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Manifest {
+        subject: Option<Named>,
+        artifact_type: Option<String>,
+        config: Option<Named>,
+        annotations: Option<serde_json::Map<String, serde_json::Value>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Named {
+        media_type: String,
+        digest: String,
+    }
+    let content: Manifest = serde_json::from_slice(content).ok()?;
+    let refers = content.subject.is_some_and(|of| of.digest.parse() == Ok(subject));
+    let artifact_type = content.artifact_type.or_else(|| Some(content.config?.media_type));
+    refers.then(|| Entry(Reference { artifact_type, ..Reference::new(manifest, content.annotations) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::Index;
+
+    fn entry(digit: char, annotations: &Value) -> Value {
+        let digest = format!("sha256:{}", digit.to_string().repeat(64));
+        json!({ "mediaType": super::MANIFEST_TYPE, "digest": digest, "size": 2, "annotations": annotations })
+    }
+
+    fn named(digit: char, name: &str) -> Value {
+        entry(digit, &json!({ super::REF_NAME: name }))
+    }
+
+    fn root(entries: &[Value], name: Option<&str>) -> Result<String, String> {
+        let index = json!({ "schemaVersion": 2, "manifests": entries });
+        let index = Index::parse("index.json", index.to_string().as_bytes()).map_err(|error| error.to_string())?;
+        let root = index.root(name).map_err(|error| error.to_string())?;
+        Ok(root.digest.hex()[..1].to_owned())
+    }
+
+    #[test]
+    fn an_image_is_found_by_whatever_it_is_called() {
+        let containerd = json!({ super::REF_NAME: "v1", "io.containerd.image.name": "docker.io/bio/solver:v1" });
+        let entries =
+            [entry('a', &containerd), named('b', "localhost/solver:2"), named('b', "latest"), entry('c', &json!({}))];
+        for (name, found) in [
+            ("v1", "a"),
+            ("docker.io/bio/solver:v1", "a"),
+            ("localhost/solver:2", "b"),
+            ("latest", "b"),
+            (&*format!("sha256:{}", "c".repeat(64)), "c"),
+        ] {
+            assert_eq!(root(&entries, Some(name)).as_deref(), Ok(found), "{name}");
+        }
+        let refused = root(&entries, Some("solver")).expect_err("there is none");
+        assert!(refused.contains("no image called") && refused.contains("localhost/solver:2"), "{refused}");
+        let twice = [named('a', "v1"), named('b', "v1")];
+        assert!(root(&twice, Some("v1")).expect_err("there are two").contains("2 images called"));
+    }
+
+    #[test]
+    fn without_a_name_the_only_image_is_meant() {
+        let list = format!("sha256-{}", "a".repeat(64));
+        let signature = format!("{list}.sig");
+        let kind = |kind: &str| json!({ "kind": format!("dev.cosignproject.cosign/{kind}") });
+        let plain = json!({});
+        for (what, entries) in [
+            ("one without a name", vec![entry('a', &plain)]),
+            ("one under two names", vec![named('a', "1.0"), named('a', "latest")]),
+            ("one and what refers to it, by tags", vec![named('a', "v1"), named('b', &list), named('c', &signature)]),
+            (
+                "one and what refers to it, without a name",
+                vec![named('a', "v1"), entry('b', &plain), entry('c', &plain)],
+            ),
+            ("what cosign saves", vec![entry('b', &kind("sigs")), entry('a', &kind("image"))]),
+        ] {
+            assert_eq!(root(&entries, None).as_deref(), Ok("a"), "{what}");
+        }
+        for entries in [vec![named('a', "1"), named('b', "2")], vec![entry('a', &plain), entry('b', &plain)]] {
+            let refused = root(&entries, None).expect_err("there are two");
+            assert!(refused.contains("2 images; name one"), "{refused}");
+        }
+        assert!(root(&[], None).expect_err("there is none").contains("it has no image"));
     }
 }

@@ -3,6 +3,7 @@
 
 mod activity;
 mod answer;
+mod archive;
 mod bounded_source;
 mod dir;
 mod disk;
@@ -10,6 +11,7 @@ pub mod ecs;
 mod egress;
 mod error;
 mod exchange;
+mod file_part;
 pub mod guard;
 mod journal;
 mod layout;
@@ -26,6 +28,7 @@ mod verify;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use activity::Activity;
+pub use archive::Archive;
 pub use bounded_source::BoundedSource;
 pub use dir::DirStore;
 pub use disk::DiskFile;
@@ -42,7 +45,7 @@ pub use registry::{
 };
 pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
-pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
+pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
 pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
 
 pub use verify::{Inspection, verify};

@@ -1,10 +1,13 @@
 //! What a region's store can do. One trait, one module a kind behind it; what is only read needs less.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{Activity, Error, Exchange, Journal, Reservation, Result, Tree, tree::Entry};
 use crate::domain::{
@@ -100,6 +103,29 @@ pub struct Stage {
     pub reservation: Reservation,
     /// What the copy has made visible, and what was visible before.
     pub exchange: Exchange,
+    /// When it was last seen that the image may be shown by its name.
+    pub seen_free: SeenAt,
+}
+
+/// When something was last seen. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct SeenAt(Arc<Mutex<Option<Instant>>>);
+
+impl SeenAt {
+    fn cell(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It was seen just now.
+    fn note(&self) {
+        *self.cell() = Some(Instant::now());
+    }
+
+    /// Whether it was seen within `time`.
+    #[must_use]
+    pub fn within(&self, time: Duration) -> bool {
+        self.cell().is_some_and(|seen| seen.elapsed() <= time)
+    }
 }
 
 impl Stage {
@@ -117,12 +143,14 @@ impl Stage {
             activity: Activity::default(),
             reservation: Reservation::default(),
             exchange: Exchange::default(),
+            seen_free: SeenAt::default(),
         }
     }
 
     /// Refuses to make the image visible in the place of what others have put there. `url` is what people pull it by.
     pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
         if may_publish(wanted, shown, &self.published, self.overwrite) {
+            self.seen_free.note();
             return Ok(());
         }
         let there = match shown {
@@ -232,7 +260,12 @@ pub trait Store: Source {
     /// Writes a manifest or an index, as [`Store::write_blob`] does.
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()>;
 
-    /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
+    /// Whether [`Store::publish`] writes the root of the image by itself, so that it need not be written before.
+    fn publishes_root(&self) -> bool {
+        false
+    }
+
+    /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written, but for what it writes itself.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
 
     /// Takes back what [`Store::publish`] has made visible for the stage, and shows what was visible before: its copy was canceled

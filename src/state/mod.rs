@@ -75,6 +75,7 @@ struct Inner {
     regions: Regions,
     asks: mpsc::Sender<accept::Queued>,
     reports: mpsc::Sender<report::Queued>,
+    publications: mpsc::Sender<published::Queued>,
     subscriptions: feed::Subscriptions,
     signals: signal::Signals,
     /// Looks at the database's clock before something is forgotten by it.
@@ -99,20 +100,22 @@ impl Tasks {
 }
 
 impl State {
-    /// Opens the database, whose schema must be the current one, and starts the tasks behind it: those that commit calls and
-    /// reports in groups, the one that feeds watchers, the one that tells other processes and hears from them, and on SQLite the one
+    /// Opens the database, whose schema must be the current one, and starts the tasks behind it: those that commit calls,
+    /// reports and publications in groups, the one that feeds watchers, the one that tells other processes and hears from them, and on SQLite the one
     /// that folds the log back. They end when `stop` is canceled.
     pub async fn open(settings: &Settings, regions: Regions, stop: CancellationToken) -> Result<(Self, Tasks)> {
         let db = database::open(settings).await?;
         let seal = seal::Seal::of(settings)?;
         let (asks, asked) = mpsc::channel(settings.accept_queue);
         let (reports, told) = mpsc::channel(report::QUEUE);
+        let (publications, noted) = mpsc::channel(published::QUEUE);
         let state = Self(Arc::new(Inner {
             db,
             seal,
             regions,
             asks,
             reports,
+            publications,
             subscriptions: feed::Subscriptions::default(),
             signals: signal::Signals::default(),
             clock: Mutex::default(),
@@ -130,6 +133,10 @@ impl State {
         let own = state.clone();
         let commit = async move |told: &[report::Told]| report::commit_together(&own, told).await;
         tasks.push(tokio::spawn(group::Queue::new("reports", told, 1).run(report::BATCH, stop.clone(), commit)));
+        let own = state.clone();
+        let commit = async move |noted: &[published::Noted]| published::commit_together(&own, noted).await;
+        let noted = group::Queue::new("publications", noted, 1);
+        tasks.push(tokio::spawn(noted.run(published::BATCH, stop.clone(), commit)));
         tasks.push(tokio::spawn(feed::run(state.clone(), settings.poll, stop.clone())));
         if state.0.db.backend() == DbBackend::Sqlite {
             tasks.push(tokio::spawn(checkpoint::run(state.clone(), stop.clone())));

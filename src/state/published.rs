@@ -7,13 +7,15 @@ use sea_orm::{
     sea_query::{Condition, OnConflict},
 };
 
+use tokio::sync::oneshot;
+
 use super::{
-    Result, State,
+    Error, Result, State,
     database::{Reader, Transaction},
-    entity,
-    replica::held,
+    entity, group,
+    replica::{self, held},
 };
-use crate::domain::{Digest, ImageId, ImageName, Published, RegionId, Stale, Verification};
+use crate::domain::{Digest, ImageId, ImageName, Published, RegionId, Stale, Timestamp, Verification};
 
 /// The longest name, and the longest location, that is remembered, in characters.
 const MAX_NAME: usize = 400;
@@ -34,6 +36,28 @@ pub struct Publication<'a> {
     /// The root that it shows.
     pub root: Digest,
 }
+
+/// Publications that are committed together at most.
+pub(super) const BATCH: usize = 64;
+
+/// Publications that may wait to be committed.
+pub(super) const QUEUE: usize = 1_024;
+
+/// A publication that waits to be written down: it begins, or has ended.
+#[derive(Debug)]
+pub(super) struct Noted {
+    image: ImageId,
+    region: RegionId,
+    fence: u64,
+    name: ImageName,
+    location: Option<String>,
+    root: Digest,
+    /// How it is known that all of it is there, once it has ended.
+    ended: Option<Verification>,
+}
+
+/// Publications that wait to be committed.
+pub(super) type Queued = group::Queued<Noted, std::result::Result<(), Stale>>;
 
 /// An image's name in a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +111,7 @@ impl State {
     /// Writes down that a name is about to show another root, if the claim with that fence has not been overtaken: from then on, both
     /// roots are this service's own.
     pub async fn publication_begin(&self, publication: Publication<'_>) -> Result<std::result::Result<(), Stale>> {
-        self.0.db.transaction(async |txn| publish(&txn, publication, None).await).await
+        self.note_publication(publication, None).await
     }
 
     /// Writes down that a name shows a root, and how it is known that all of it is there.
@@ -96,7 +120,28 @@ impl State {
         publication: Publication<'_>,
         verification: Verification,
     ) -> Result<std::result::Result<(), Stale>> {
-        self.0.db.transaction(async |txn| publish(&txn, publication, Some(verification)).await).await
+        self.note_publication(publication, Some(verification)).await
+    }
+
+    /// Hands a publication to the task that commits them together: many small images become visible at the same time.
+    async fn note_publication(
+        &self,
+        publication: Publication<'_>,
+        ended: Option<Verification>,
+    ) -> Result<std::result::Result<(), Stale>> {
+        let Publication { image, region, fence, name, location, root } = publication;
+        let asked = Noted {
+            image: image.clone(),
+            region: region.clone(),
+            fence,
+            name: name.clone(),
+            location: location.map(str::to_owned),
+            root,
+            ended,
+        };
+        let (reply, answer) = oneshot::channel();
+        self.0.publications.send(Queued { asked, reply }).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
     }
 
     /// Writes down that everything below a root which a name shows was read and is whole, if that root was published there.
@@ -197,17 +242,38 @@ impl State {
     }
 }
 
+/// Commits publications together, and answers each.
+pub(super) async fn commit_together(
+    state: &State,
+    noted: &[Noted],
+) -> Result<Vec<Result<std::result::Result<(), Stale>>>> {
+    let write = async |txn: Transaction| {
+        let txn = &txn;
+        let keys = noted.iter().map(|publication| (publication.image.clone(), publication.region.clone()));
+        let locked = replica::lock(txn, keys.collect(), replica::Lock::Keep).await?;
+        // In one order, whatever others write at the same time.
+        let mut order: Vec<usize> = (0..noted.len()).collect();
+        order.sort_by_key(|place| (&noted[*place].region, &noted[*place].name.0));
+        let mut answers = vec![Ok(()); noted.len()];
+        for place in order {
+            let Noted { image, region, fence, .. } = &noted[place];
+            if locked.holds(image, region, *fence) {
+                publish(txn, &noted[place], locked.now).await?;
+            } else {
+                answers[place] = Err(Stale);
+            }
+        }
+        Ok(answers)
+    };
+    Ok(state.0.db.transaction_once(write).await?.into_iter().map(Ok).collect())
+}
+
 /// Writes down a publication that begins, or has ended.
-async fn publish(
-    txn: &Transaction,
-    publication: Publication<'_>,
-    ended: Option<Verification>,
-) -> Result<std::result::Result<(), Stale>> {
+async fn publish(txn: &Transaction, noted: &Noted, now: Timestamp) -> Result<()> {
     use entity::published::{ActiveModel, Column, Entity};
-    let Publication { image, region, fence, name, location, root } = publication;
-    let Some(now) = held(txn, image, region, fence).await? else { return Ok(Err(Stale)) };
+    let Noted { image, region, name, location, root, ended, .. } = noted;
     if !is_kept(&name.0) {
-        return Ok(Ok(()));
+        return Ok(());
     }
     let (root, row) = (
         Some(root.to_string()),
@@ -235,7 +301,7 @@ async fn publish(
                 root_digest: Set(root),
                 begun_digest: Set(None),
                 verification: Set(Some(verification.as_str().to_owned())),
-                location: Set(location.map(str::to_owned)),
+                location: Set(location.clone()),
                 ..row
             },
             vec![
@@ -253,7 +319,7 @@ async fn publish(
     if ended.is_some() {
         forget_written(txn, image, Some(region)).await?;
     }
-    Ok(Ok(()))
+    Ok(())
 }
 
 /// Forgets the blobs that copies of an image have written, in one region or in all.

@@ -123,9 +123,15 @@ pub(super) async fn held(
 ) -> Result<Option<Timestamp>> {
     let key: Key = (image.clone(), region.clone());
     let locked = lock(txn, vec![key], Lock::Keep).await?;
-    let copying = RegionStatus::Copying.as_str();
-    let good = locked.rows.values().any(|row| row.fence == entity::signed(fence) && row.state == copying);
-    Ok(good.then_some(locked.now))
+    Ok(locked.holds(image, region, fence).then_some(locked.now))
+}
+
+impl Locked {
+    /// Whether the claim with that fence has not been overtaken; it can't be until the transaction has ended.
+    pub(super) fn holds(&self, image: &ImageId, region: &RegionId, fence: u64) -> bool {
+        let row = self.rows.get(&(image.clone(), region.clone()));
+        row.is_some_and(|row| row.fence == entity::signed(fence) && row.state == RegionStatus::Copying.as_str())
+    }
 }
 
 /// Writes rows that are locked.

@@ -1,6 +1,8 @@
 //! Uploads that claims have begun and not ended: whoever claims the replica next goes on with them, and those that nobody will
 //! go on with are given up.
 
+use std::collections::HashMap;
+
 use sea_orm::{
     ColumnTrait, EntityTrait, QueryFilter, QuerySelect, Set,
     sea_query::{Expr, ExprTrait as _, OnConflict, Query},
@@ -36,12 +38,22 @@ fn context(image: &ImageId, region: &RegionId, blob: Digest) -> String {
 }
 
 impl State {
-    /// The upload of a blob that was begun and has not ended. One that another database's password sealed is none: it begins anew.
-    pub async fn upload_get(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<Option<String>> {
-        let context = context(image, region, blob);
-        let key = (image.to_string(), region.to_string(), blob.to_string());
-        let find = async |db: Reader| Ok(entity::upload::Entity::find_by_id(key).one(&db).await?);
-        Ok(self.0.db.read(find).await?.and_then(|row| self.0.seal.open(&context, &row.session)))
+    /// The uploads of an image to a region that were begun and have not ended. Those that another database's password sealed are none: they
+    /// begin anew.
+    pub async fn uploads(&self, image: &ImageId, region: &RegionId) -> Result<HashMap<Digest, String>> {
+        use entity::upload::{Column, Entity, Model};
+        let of = |column: Column, value: &str| column.eq(value);
+        let query =
+            Entity::find().filter(of(Column::ImageId, image.as_str())).filter(of(Column::RegionId, region.as_str()));
+        let rows: Vec<Model> = self.0.db.read(async |db: Reader| Ok(query.all(&db).await?)).await?;
+        let mut uploads = HashMap::new();
+        for row in rows {
+            let blob = entity::parse("upload.blob", &row.blob)?;
+            if let Some(session) = self.0.seal.open(&context(image, region, blob), &row.session) {
+                uploads.insert(blob, session);
+            }
+        }
+        Ok(uploads)
     }
 
     /// Remembers an upload, if the claim with that fence has not been overtaken.

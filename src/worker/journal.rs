@@ -1,7 +1,7 @@
 //! What a claim remembers beyond its worker, in the database.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -31,6 +31,8 @@ pub struct ReplicaJournal {
     /// Where the region's store has the image, if it says so.
     location: Option<String>,
     written: Mutex<Written>,
+    /// The uploads that were begun and not ended; nothing until it was asked for those of earlier attempts.
+    uploads: Mutex<Option<HashMap<Digest, String>>>,
 }
 
 /// The blobs that the copy has written.
@@ -47,7 +49,7 @@ impl ReplicaJournal {
     /// The journal of the claim with that fence, on an image that the region's store has at `location`.
     pub fn new(state: State, image: ImageId, region: RegionId, fence: u64, location: Option<String>) -> Self {
         let written = Written { known: None, unsaved: BTreeSet::new(), saved_at: Instant::now() };
-        Self { state, image, region, fence, location, written: Mutex::new(written) }
+        Self { state, image, region, fence, location, written: Mutex::new(written), uploads: Mutex::default() }
     }
 
     fn publication<'a>(&'a self, name: &'a ImageName, root: Digest) -> Publication<'a> {
@@ -102,16 +104,31 @@ impl Journal for ReplicaJournal {
     }
 
     async fn upload(&self, blob: Digest) -> Result<Option<String>> {
-        self.state.upload_get(&self.image, &self.region, blob).await.map_err(failed)
+        let mut uploads = self.uploads.lock().await;
+        let uploads = match &mut *uploads {
+            Some(uploads) => uploads,
+            unknown => unknown.insert(self.state.uploads(&self.image, &self.region).await.map_err(failed)?),
+        };
+        Ok(uploads.get(&blob).cloned())
     }
 
     async fn note(&self, blob: Digest, session: &str) -> Result<()> {
+        let mut uploads = self.uploads.lock().await;
         let noted = self.state.upload_note(&self.image, &self.region, self.fence, blob, session).await;
-        noted.map_err(failed)?.map_err(|_| Error::Overtaken)
+        noted.map_err(failed)?.map_err(|_| Error::Overtaken)?;
+        if let Some(uploads) = &mut *uploads {
+            uploads.insert(blob, session.to_owned());
+        }
+        Ok(())
     }
 
     async fn forget(&self, blob: Digest) -> Result<()> {
-        self.state.upload_forget(&self.image, &self.region, blob).await.map_err(failed)
+        let mut uploads = self.uploads.lock().await;
+        self.state.upload_forget(&self.image, &self.region, blob).await.map_err(failed)?;
+        if let Some(uploads) = &mut *uploads {
+            uploads.remove(&blob);
+        }
+        Ok(())
     }
 
     async fn wrote(&self, blob: Digest) -> Result<bool> {

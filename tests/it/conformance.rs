@@ -7,7 +7,7 @@ use object_store::ObjectStoreExt as _;
 
 use crate::harness::{
     bucket::{BUCKET, Bucket},
-    images::{self, noise},
+    images::{self, copy_tree, files, noise},
     proxy::{Act, Proxy},
     registry::Registry,
     site::{HOME, Running, Site, TARGETS, container, registration},
@@ -90,26 +90,6 @@ async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
         let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
         let content = std::fs::read(&file).expect("it is there");
         objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is taken");
-    }
-}
-
-fn files(directory: &Path) -> Vec<PathBuf> {
-    let mut open = vec![directory.to_owned()];
-    let mut found = Vec::new();
-    while let Some(directory) = open.pop() {
-        for entry in std::fs::read_dir(directory).expect("a directory") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() { open.push(path) } else { found.push(path) }
-        }
-    }
-    found
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for file in files(from) {
-        let target = to.join(file.strip_prefix(from).expect("it is below"));
-        std::fs::create_dir_all(target.parent().expect("a directory")).expect("directories");
-        std::fs::copy(file, target).expect("a copy");
     }
 }
 

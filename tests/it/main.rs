@@ -25,6 +25,7 @@ mod faults;
 mod fuzzed;
 mod harness;
 mod hostile;
+mod interop;
 mod limits;
 mod logs;
 mod maintenance;

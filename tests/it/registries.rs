@@ -180,20 +180,24 @@ async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     // One that knows referrers by itself needs no tag.
     assert!(keeping.has(&signature) && keeping.has("1") && !keeping.has(&tag));
 
-    // In layouts: the entry that lists them lies beside the image's.
+    // In layouts: the image is the only entry, and names the index that lists them.
     let out = running.site.directory.path().join("out");
     bucket.pull("x/a", &out).await;
     for layout in [&running.site.image("cn-shenzhen", "a"), &out] {
         let text = std::fs::read_to_string(layout.join("index.json")).expect("an index");
-        assert!(text.contains(&tag) && text.contains("latest"), "{text}");
+        let (_, lists) = text.split_once(r#""io.appferry.referrers":""#).expect("the index of the lists");
+        let lists = std::fs::read_to_string(images::blob_path(layout, lists.split('"').next().expect("a digest")));
+        assert!(lists.is_ok_and(|lists| lists.contains(&tag)) && text.contains("latest"), "{text}");
         let listed = std::fs::read(images::blob_path(layout, &images::digest(index.as_bytes())));
         assert!(listed.is_ok_and(|listed| listed == index.as_bytes()), "{text}");
         assert!(
             images::blob_path(layout, &signature).exists()
                 && images::blob_path(layout, &images::digest(b"a signature")).exists()
         );
-        let inspected = skopeo(&["inspect", "--raw", &format!("oci:{}:latest", layout.display())]);
-        assert!(inspected.contains("layers"));
+        for name in ["", ":latest"] {
+            let inspected = skopeo(&["inspect", "--raw", &format!("oci:{}{name}", layout.display())]);
+            assert!(inspected.contains("layers"));
+        }
     }
     running.stop().await;
 }

@@ -10,11 +10,10 @@ use super::{
     partial::{self, Partial},
 };
 use crate::{
-    domain::{Descriptor, Digest, ImageName},
+    domain::{Descriptor, ImageName},
     region::{
         Error, MAX_MANIFEST_BYTES, Result,
         layout::{BLOBS, INDEX, Index},
-        tree::{self, Entry},
     },
 };
 
@@ -24,7 +23,7 @@ pub fn blobs(name: &ImageName) -> String {
 }
 
 /// The index of an image's layout; nothing if there is none.
-fn index(dir: &Dir, name: &ImageName) -> Result<Option<Index>> {
+pub fn index(dir: &Dir, name: &ImageName) -> Result<Option<Index>> {
     let path = format!("{name}/{INDEX}");
     match blob::read_bounded(dir, &path, MAX_MANIFEST_BYTES) {
         Ok(content) => Index::parse(&path, &content).map(Some),
@@ -33,19 +32,9 @@ fn index(dir: &Dir, name: &ImageName) -> Result<Option<Index>> {
     }
 }
 
-/// The root of an image: the one that has the tag, or the only one.
-pub fn root(dir: &Dir, name: &ImageName, tag: Option<&str>) -> Result<Option<Descriptor>> {
-    index(dir, name)?.map(|index| index.root(tag)).transpose()
-}
-
-/// What refers to a manifest of the image.
-pub fn referrers(dir: &Dir, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
-    let Some(list) = index(dir, name)?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
-        return Ok(Vec::new());
-    };
-    tree::fits_list(&list)?;
-    let content = blob::read_whole(dir, name, &list)?;
-    tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+/// The root of an image: the one that the layout has under a name, or the only one.
+pub fn root(dir: &Dir, name: &ImageName, within: Option<&str>) -> Result<Option<Descriptor>> {
+    index(dir, name)?.map(|index| index.root(within)).transpose()
 }
 
 /// Whether a whole image of that name is visible.

@@ -9,7 +9,7 @@ use super::{
     fence::{self, FENCE, Lock},
     layout,
     operations::Progress,
-    partial,
+    partial, signatures,
 };
 use crate::{
     domain::{Digest, FoundFile, FoundImage, ImageName, Leftover, Timestamp},
@@ -127,6 +127,7 @@ pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> 
 fn remove_image(dir: &Dir, name: &ImageName, progress: &Progress) -> Result<()> {
     let blobs = layout::blobs(name);
     let is_blob = |file: &str| format!("sha256:{file}").parse::<Digest>().is_ok() || partial::parse(file).is_some();
+    signatures::remove(dir, name)?;
     remove_files(dir, &blobs, is_blob, progress)?;
     remove_files(dir, &name.0, |file| file == MARKER || partial::parse(file).is_some(), progress)?;
     for directory in [blobs, format!("{name}/blobs")] {

@@ -10,6 +10,7 @@ mod leftovers;
 mod operations;
 mod partial;
 mod publish;
+mod signatures;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -48,7 +49,8 @@ pub struct DirStore(Arc<Settings>);
 #[derive(Debug, Clone)]
 struct Settings {
     path: PathBuf,
-    tag: Option<String>,
+    /// The image of each layout, where one has several.
+    name: Option<String>,
     keep_free: u64,
     operations: Arc<Operations>,
 }
@@ -59,7 +61,7 @@ impl DirStore {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let operations = Arc::new(Operations::new(path.display().to_string(), STALL));
-        Self(Arc::new(Settings { path, tag: None, keep_free: 0, operations }))
+        Self(Arc::new(Settings { path, name: None, keep_free: 0, operations }))
     }
 
     fn with(&self, change: impl FnOnce(&mut Settings)) -> Self {
@@ -68,10 +70,10 @@ impl DirStore {
         Self(Arc::new(settings))
     }
 
-    /// The same store, in which an image is what its layout has under `tag`.
+    /// The same store, in which an image is what its layout has under `name`.
     #[must_use]
-    pub fn with_tag(&self, tag: Option<String>) -> Self {
-        self.with(|settings| settings.tag = tag)
+    pub fn with_name(&self, name: Option<String>) -> Self {
+        self.with(|settings| settings.name = name)
     }
 
     /// The same store, which refuses an image that would leave fewer bytes free.
@@ -139,7 +141,7 @@ struct Begun {
 impl Source for DirStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let name = name.clone();
-        self.reading(move |store, dir| layout::root(dir, &name, store.0.tag.as_deref())).await
+        self.reading(move |store, dir| layout::root(dir, &name, store.0.name.as_deref())).await
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -161,8 +163,11 @@ impl Source for DirStore {
     }
 
     async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
-        let name = name.clone();
-        self.reading(move |_, dir| layout::referrers(dir, &name, subject)).await
+        let own = name.clone();
+        match self.reading(move |_, dir| layout::index(dir, &own)).await? {
+            Some(index) => super::layout::referrers(self, name, index, subject).await,
+            None => Ok(Vec::new()),
+        }
     }
 }
 

@@ -30,13 +30,13 @@ use super::{
     layout,
     operations::Progress,
     partial::{self, Partial},
-    write,
+    signatures, write,
 };
 use crate::{
     domain::{Digest, ImageName},
     region::{
         Error, Exchanged, MAX_MANIFEST_BYTES, Result, Stage, Tree,
-        layout::{INDEX, Index, MARKER, MARKER_CONTENT},
+        layout::{INDEX, Layout, MARKER, MARKER_CONTENT},
         store::shown,
     },
 };
@@ -123,9 +123,9 @@ struct StagedIndex {
 fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let name = &stage.name;
     let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
-    for referrers in &tree.referrers {
-        let (descriptor, content) = referrers.index();
-        write::write_small(dir, stage, &descriptor, &content)?;
+    let layout = Layout::of(root, tree)?;
+    for (blob, content) in &layout.blobs {
+        write::write_small(dir, stage, blob, content)?;
     }
     layout::clear(dir, &layout::blobs(name), |partial, fence| {
         matches!(partial, Partial::Resumable(_)) && fence <= stage.fence
@@ -135,10 +135,12 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let marker = partial::replacement(stage, MARKER);
     write::write_file(dir, &marker, MARKER_CONTENT.as_bytes())?;
     rename(dir, &marker, name, MARKER)?;
-    let content = Index::of(root, tree).content()?;
+    if let Err(error) = signatures::show(dir, stage, layout.with_referrers.as_deref()) {
+        tracing::debug!(%error, image = %name, "the signatures have no layout of their own; they are listed by the image's");
+    }
     let path = partial::replacement(stage, INDEX);
-    write::write_file(dir, &path, &content)?;
-    Ok(StagedIndex { path, content, root: root.digest })
+    write::write_file(dir, &path, &layout.index)?;
+    Ok(StagedIndex { path, content: layout.index, root: root.digest })
 }
 
 /// One image that becomes visible.

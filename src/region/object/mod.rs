@@ -26,7 +26,7 @@ use self::{conceal::Concealment, upload::Upload};
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
-    layout::{self, BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
+    layout::{self, BLOBS, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
     store::shown,
     tree::{self, Entry},
 };
@@ -221,12 +221,10 @@ impl Source for ObjectStore {
     }
 
     async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
-        let Some(list) = self.index(name).await?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
-            return Ok(Vec::new());
-        };
-        tree::fits_list(&list)?;
-        let content = self.read_manifest(name, &list).await?;
-        tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+        match self.index(name).await? {
+            Some(index) => layout::referrers(self, name, index, subject).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     fn is_remote(&self) -> bool {
@@ -284,7 +282,7 @@ impl Store for ObjectStore {
         if stage.suspect || there != Shown::Root(root.digest) {
             return Ok(None);
         }
-        let same = content.is_some_and(|there| Index::of(root, tree).content().is_ok_and(|content| there == content));
+        let same = content.is_some_and(|there| Layout::of(root, tree).is_ok_and(|layout| there == layout.index));
         Ok(stage.published.vouches(root.digest, self.verify_existing).filter(|_| same))
     }
 
@@ -333,9 +331,9 @@ impl Store for ObjectStore {
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let name = &stage.name;
         let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
-        for referrers in &tree.referrers {
-            let (descriptor, content) = referrers.index();
-            self.put(&self.blob(name, descriptor.digest), content.into()).await?;
+        let layout = Layout::of(root, tree)?;
+        for (blob, content) in layout.blobs {
+            self.put(&self.blob(name, blob.digest), content.into()).await?;
         }
         self.put(&self.path(name, MARKER), MARKER_CONTENT.into()).await?;
         let path = self.path(name, INDEX);
@@ -347,7 +345,7 @@ impl Store for ObjectStore {
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
         stage.may_show(path.as_ref(), root.digest, &shown(content.as_ref().map(read).transpose())?)?;
         stage.journal.hold().await?;
-        self.put(&path, Index::of(root, tree).content()?.into()).await
+        self.put(&path, layout.index.into()).await
     }
 
     async fn abort(&self, session: &str) -> Result<()> {

@@ -63,6 +63,10 @@ use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Ve
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
+/// For how long it need not be looked again what a tag shows before it is moved. Small images are copied in less.
+const SHOWN_LATELY: Duration = Duration::from_secs(2);
+/// Blobs above this size, in bytes, are looked for in other repositories: one that is smaller is sent as soon as it is found.
+const WORTH_MOUNTING: u64 = 128 << 10;
 /// How long nothing of a blob may come.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -351,6 +355,9 @@ impl Store for RegistryStore {
         if let Some(offset) = self.resumable(stage, &at.repository, blob).await? {
             return Ok(Presence::Part(offset));
         }
+        if blob.size <= WORTH_MOUNTING {
+            return Ok(Presence::Absent);
+        }
         let borrowed = self.borrow(stage, &at.repository, blob).await?;
         Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
@@ -411,6 +418,11 @@ impl Store for RegistryStore {
         Ok(())
     }
 
+    /// A tag and the digest that it stands for are written by one request.
+    fn publishes_root(&self) -> bool {
+        true
+    }
+
     /// The tag moves last. No fence guards it: so the claim is asked for right before, and the tag is read right after.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let at = self.at(&stage.name);
@@ -420,21 +432,24 @@ impl Store for RegistryStore {
         for referrers in &tree.referrers {
             self.publish_referrers(&at, referrers).await?;
         }
-        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await;
-        stage.may_show(&self.url(&stage.name), root.digest, &shown(there)?)?;
+        let scope = Scope::push(&at.repository);
+        if !stage.seen_free.within(SHOWN_LATELY) {
+            let there = self.head_manifest(&at.repository, &at.tag, scope.clone()).await;
+            stage.may_show(&self.url(&stage.name), root.digest, &shown(there)?)?;
+        }
         stage.journal.hold().await?;
         self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
-        let mut there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await?;
-        if there.as_ref().is_none_or(|there| there.digest != root.digest) {
-            // What is answered to `HEAD` may be older than what is there.
-            let found =
-                self.get_manifest(&at.repository, &at.tag, Scope::push(&at.repository), MAX_MANIFEST_BYTES).await?;
-            there = found.map(|(there, _)| there);
+        let read = async |reference: &str| {
+            let there = self.get_manifest(&at.repository, reference, scope.clone(), MAX_MANIFEST_BYTES).await?;
+            Ok::<_, Error>(there.map(|(there, _)| there.digest))
+        };
+        if read(&at.tag).await? == Some(root.digest) {
+            return Ok(());
         }
-        if there.is_some_and(|there| there.digest == root.digest) {
-            Ok(())
-        } else {
-            Err(Error::Contended(name::url(self.client.location(), &stage.name).into()))
+        // Another writer's, or one that the registry had already, and that is damaged.
+        match read(&root.digest.to_string()).await? {
+            Some(actual) if actual != root.digest => self.made_good(stage, &at.repository, root.digest, actual),
+            _ => Err(Error::Contended(name::url(self.client.location(), &stage.name).into())),
         }
     }
 

@@ -227,12 +227,19 @@ impl Destination {
         journal.note_published(name, root.digest, verification).await
     }
 
-    /// Writes the manifests that are not there. Those that refer to others come after them.
+    /// Writes the manifests that are not there. Those that refer to others come after them; the root may come with the publication.
     async fn write_manifests(&self, tree: &Tree) -> Result<()> {
         let has = |manifest| self.ask("looking for a manifest", self.store.has_manifest(&self.stage, manifest));
-        let looks: Vec<_> = tree.manifests.iter().map(|(manifest, _)| has(manifest)).collect();
+        let mut manifests = &tree.manifests[..];
+        if self.store.publishes_root()
+            && let Some(((root, _), below)) = manifests.split_last()
+        {
+            self.meter.copied(root.size);
+            manifests = below;
+        }
+        let looks: Vec<_> = manifests.iter().map(|(manifest, _)| has(manifest)).collect();
         let there: Vec<bool> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
-        for ((manifest, content), there) in tree.manifests.iter().zip(there) {
+        for ((manifest, content), there) in manifests.iter().zip(there) {
             if !there {
                 let write = self.store.write_manifest(&self.stage, manifest, content.clone());
                 self.ask("writing a manifest", write).await?;

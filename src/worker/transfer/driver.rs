@@ -30,8 +30,6 @@ const LARGE: u64 = 4 << 20;
 const FIRST_WAIT: u32 = 40;
 /// Bytes of the image for each second that it waits at least: what it would otherwise be read twice, at the rate of fast machines.
 const BOARDING_RATE: u64 = 2 << 30;
-/// The part of the time that the first one took to find out for which it waits for the others.
-const BOARDING_PART: u32 = 4;
 
 /// What is sent next.
 enum Next {
@@ -101,9 +99,10 @@ impl Fanout {
         if state.boarding == 0 {
             return Some(ready);
         }
-        let part = ready.saturating_duration_since(state.began) / BOARDING_PART;
+        // As long as it took the first one: where registries are busy, all take longer, and reading an image again costs its source more.
+        let took = ready.saturating_duration_since(state.began);
         let worth = Duration::from_millis(tree.size().saturating_mul(1_000) / BOARDING_RATE);
-        Some(ready + part.max(worth).max(self.waits.patience / FIRST_WAIT).min(self.waits.patience))
+        Some(ready + took.max(worth).max(self.waits.patience / FIRST_WAIT).min(self.waits.patience))
     }
 
     /// What is sent next, if there is room for it.

@@ -137,7 +137,7 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         time();
         upload_abandoned(&one());
         upload_forget(&a(), &one(), blob);
-        upload_get(&a(), &one(), blob);
+        uploads(&a(), &one());
         upload_note(&a(), &one(), 1, blob, "s");
     }
 }

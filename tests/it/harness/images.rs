@@ -66,6 +66,15 @@ pub fn write(layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
+/// Writes a layout of one image of this configuration under a name. Returns the digest of its manifest.
+pub fn write_called(layout: &Path, layers: &[Vec<u8>], config: &Value, name: &str) -> String {
+    begin(layout);
+    let mut manifest = put_image(layout, layers, config);
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+    end(layout, &json!([manifest]));
+    manifest["digest"].as_str().expect("a digest").to_owned()
+}
+
 /// Writes an image for two architectures into a layout, and returns the descriptor of its index.
 fn put_platforms(layout: &Path) -> Value {
     let shared = noise(3_000, 1);
@@ -131,6 +140,28 @@ pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     let config = put(layout, "application/vnd.oci.image.config.v1+json", config.as_bytes());
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
     end(layout, &json!([put(layout, MANIFEST, manifest.to_string().as_bytes())]));
+}
+
+/// The files below a directory.
+pub fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut open = vec![directory.to_owned()];
+    let mut found = Vec::new();
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found
+}
+
+/// Copies the files below a directory.
+pub fn copy_tree(from: &Path, to: &Path) {
+    for file in files(from) {
+        let target = to.join(file.strip_prefix(from).expect("it is below"));
+        std::fs::create_dir_all(target.parent().expect("a directory")).expect("directories");
+        std::fs::copy(file, target).expect("a copy");
+    }
 }
 
 /// The digests of a layout's layers, in order.

@@ -12,6 +12,7 @@ pub mod forward;
 pub mod history;
 pub mod images;
 pub mod keeping;
+pub mod oci_registry;
 pub mod picture;
 pub mod postgres;
 pub mod process;

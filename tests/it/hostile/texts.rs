@@ -111,12 +111,14 @@ async fn no_tag_of_a_layout_makes_an_error_long_or_unprintable() {
     let directory = tempfile::tempdir().expect("a directory");
     let layout = directory.path().join("evil");
     fs::create_dir_all(layout.join("blobs/sha256")).expect("a layout");
-    let entry = |tag: &str| {
+    let entry = |image: u8, tag: &str| {
         let annotations = json!({ "org.opencontainers.image.ref.name": tag });
-        json!({ "mediaType": MANIFEST, "digest": Digest::new([0; 32]).to_string(), "size": 3, "annotations": annotations })
+        let digest = Digest::new([image; 32]).to_string();
+        json!({ "mediaType": MANIFEST, "digest": digest, "size": 3, "annotations": annotations })
     };
-    let many: Vec<_> = (0..5_000).map(|number| entry(&format!("{EVIL}{number}"))).collect();
-    for entries in [vec![entry(EVIL), entry(&"b".repeat(3_000_000))], many] {
+    let many: Vec<_> =
+        (0..5_000_u32).map(|number| entry(number.to_le_bytes()[0], &format!("{EVIL}{number}"))).collect();
+    for entries in [vec![entry(0, EVIL), entry(1, &"b".repeat(3_000_000))], many] {
         let index = json!({ "schemaVersion": 2, "manifests": entries }).to_string();
         fs::write(layout.join("index.json"), index).expect("an index");
         let store = DirStore::new(directory.path());

@@ -1,0 +1,280 @@
+//! Many small images from one registry to three, beside `regsync once` and `skopeo sync`, which people run by cron for that. The registries
+//! do most of the work: what is asked of them for each image is printed by kind. (The requests of registering the images are among those at the
+//! source, its time is not.) regsync is not among the tools of the tests:
+//!
+//! `source scripts/tools && build_by_go regsync github.com/regclient/regclient/cmd/regsync "$REGCLIENT"`
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::json;
+
+use super::{
+    field::{Measured, Result, cpu, region, resident_peak},
+    harness::{
+        address::free_address,
+        images::{MANIFEST, digest, noise},
+        process::Served,
+        registry::Registry,
+        site::{ADMIN, HOME, Site, app_sync, ask, container, images_client},
+    },
+    peers::run_all,
+};
+use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
+
+/// The images: so many repositories of so many tags, each of three layers.
+const REPOSITORIES: usize = 10;
+const TAGS: usize = 100;
+const IMAGES: usize = REPOSITORIES * TAGS;
+const LAYERS: usize = 3;
+const LAYER_BYTES: usize = 20_000;
+const TARGETS: usize = 3;
+/// How many images regsync copies at once.
+const PARALLEL: usize = 8;
+/// Calls, and images that are made, at the same time.
+const CALLS: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A registry that counts its requests.
+pub struct Counting {
+    pub registry: Registry,
+    debug: std::net::SocketAddr,
+}
+
+/// Requests, by their kind.
+pub type Counts = BTreeMap<String, f64>;
+
+impl Counting {
+    async fn start() -> Self {
+        let debug = free_address();
+        let more = format!("  debug:\n    addr: {debug}\n    prometheus:\n      enabled: true");
+        Self { registry: Registry::start_with(&more).await, debug }
+    }
+
+    /// The requests since it was started.
+    async fn counts(&self) -> Result<Counts> {
+        let text = reqwest::get(format!("http://{}/metrics", self.debug)).await?.text().await?;
+        let mut counts = Counts::new();
+        for line in text.lines().filter(|line| line.starts_with("registry_http_requests_total{")) {
+            let Some((labels, value)) = line.rsplit_once("} ") else { continue };
+            let label = |name: &str| labels.split(&format!("{name}=\"")).nth(1)?.split('"').next();
+            let kind = [label("method"), label("handler"), label("code")].map(Option::unwrap_or_default).join(" ");
+            *counts.entry(kind).or_default() += value.trim().parse::<f64>()?;
+        }
+        Ok(counts)
+    }
+}
+
+/// The registry that has the images.
+pub struct Many {
+    source: Counting,
+}
+
+fn repository(image: usize) -> String {
+    format!("apps/sim{}", image / TAGS)
+}
+
+fn name(image: usize) -> String {
+    format!("{}:v{}", repository(image), image % TAGS)
+}
+
+impl Many {
+    /// Makes the images.
+    pub async fn new() -> Result<Self> {
+        let source = Counting::start().await;
+        let base = format!("http://{}/v2", source.registry.address);
+        let client = reqwest::Client::new();
+        let pushed = stream::iter(0..IMAGES).map(|image| push(&client, &base, image));
+        pushed.buffer_unordered(CALLS).try_collect::<Vec<()>>().await?;
+        Ok(Self { source })
+    }
+
+    async fn targets(&self) -> Vec<Counting> {
+        let mut targets = Vec::new();
+        for _ in 0..TARGETS {
+            targets.push(Counting::start().await);
+        }
+        targets
+    }
+
+    /// What `run` costs that copies to new registries: the time, and the requests for each image at the source and at all targets.
+    async fn measure(&self, run: impl AsyncFnOnce(&[Counting]) -> Result<Measured>) -> Result<(Measured, Counts)> {
+        let targets = self.targets().await;
+        let before = self.source.counts().await?;
+        let measured = run(&targets).await?;
+        let mut counts = Counts::new();
+        #[allow(clippy::cast_precision_loss)]
+        let mut add = |kind: String, count: f64| *counts.entry(kind).or_default() += count / IMAGES as f64;
+        for (kind, count) in self.source.counts().await? {
+            add(format!("source {kind}"), count - before.get(&kind).copied().unwrap_or_default());
+        }
+        for target in &targets {
+            for (kind, count) in target.counts().await? {
+                add(format!("targets {kind}"), count);
+            }
+            complete(target).await?;
+        }
+        counts.retain(|_, count| *count > 0.0005);
+        Ok((measured, counts))
+    }
+
+    pub async fn appferry(&self) -> Result<(Measured, Counts)> {
+        self.measure(async |targets| {
+            let source = self.source.registry.address;
+            let mut site = Site::new().with(HOME, self.source.registry.store("apps"), "");
+            site.worker.clear();
+            for (place, target) in targets.iter().enumerate() {
+                let store = target.registry.store("apps");
+                write!(site.more, "\n[[region]]\nid = \"{}\"\nstore = \"{store}\"\n", region(place))?;
+            }
+            let config = site.write_config();
+            let path = config.to_str().ok_or("a path")?;
+            let migrated = super::harness::process::run(site.directory.path(), &["migrate", "--config", path]);
+            if !migrated.status.success() {
+                return Err(format!("{migrated:?}").into());
+            }
+            let served = Served::configured(&config).await;
+            let images = images_client(served.address, Some(ADMIN)).await;
+            let added = stream::iter(0..IMAGES).map(|image| {
+                let mut images = images.clone();
+                async move {
+                    images.add_image(container(&format!("image-{image}"), &format!("{source}/{}", name(image)))).await
+                }
+            });
+            added.buffer_unordered(CALLS).try_collect::<Vec<_>>().await?;
+            synchronize(&served).await
+        })
+        .await
+    }
+
+    pub async fn regsync(&self) -> Result<(Measured, Counts)> {
+        self.measure(async |targets| {
+            let directory = tempfile::tempdir()?;
+            let mut config = "version: 1\ncreds:\n".to_owned();
+            for registry in targets.iter().chain([&self.source]) {
+                write!(config, "  - registry: {}\n    tls: disabled\n", registry.registry.address)?;
+            }
+            write!(config, "defaults:\n  parallel: {PARALLEL}\nsync:\n")?;
+            for target in targets {
+                for repository in (0..REPOSITORIES).map(|number| repository(number * TAGS)) {
+                    let (from, to) = (self.source.registry.address, target.registry.address);
+                    write!(
+                        config,
+                        "  - source: {from}/{repository}\n    target: {to}/{repository}\n    type: repository\n"
+                    )?;
+                }
+            }
+            let file = directory.path().join("regsync.yml");
+            fs::write(&file, config)?;
+            let mut command = Command::new("regsync");
+            command.args(["once", "--verbosity", "error", "--config"]).arg(&file);
+            run_all(vec![command])
+        })
+        .await
+    }
+
+    /// A process a target, all at once.
+    pub async fn skopeo(&self) -> Result<(Measured, Counts)> {
+        self.measure(async |targets| {
+            let directory = tempfile::tempdir()?;
+            let file = directory.path().join("sync.yml");
+            fs::write(&file, self.skopeo_source()?)?;
+            let copy = |target: &Counting| skopeo_command(&file, target);
+            run_all(targets.iter().map(copy).collect())
+        })
+        .await
+    }
+
+    fn skopeo_source(&self) -> Result<String> {
+        let mut config = format!("{}:\n  tls-verify: false\n  images:\n", self.source.registry.address);
+        for number in 0..REPOSITORIES {
+            write!(config, "    {}: []\n", repository(number * TAGS))?;
+        }
+        Ok(config)
+    }
+}
+
+fn skopeo_command(file: &Path, target: &Counting) -> Command {
+    let mut command = Command::new("skopeo");
+    command.args(["sync", "--all", "--src", "yaml", "--dest", "docker", "--dest-tls-verify=false"]);
+    command.arg(file).arg(format!("{}/apps", target.registry.address));
+    command
+}
+
+/// Puts an image into a registry.
+async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> {
+    let repository = repository(image);
+    let mut descriptors = Vec::new();
+    for part in 0..=LAYERS {
+        let seed = (image * (LAYERS + 1) + part + 1) as u64;
+        let (kind, content) = if part == 0 {
+            let config = json!({ "architecture": "amd64", "os": "linux", "author": format!("of {image}") });
+            ("config.v1+json", config.to_string().into_bytes())
+        } else {
+            ("layer.v1.tar", noise(LAYER_BYTES, seed))
+        };
+        let begun = client.post(format!("{base}/{repository}/blobs/uploads/")).send().await?.error_for_status()?;
+        let to = begun.headers().get("location").ok_or("a Location")?.to_str()?.to_owned();
+        let digest = digest(&content);
+        descriptors.push(json!({
+            "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": content.len(),
+        }));
+        client.put(format!("{to}&digest={digest}")).body(content).send().await?.error_for_status()?;
+    }
+    let config = descriptors.remove(0);
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": descriptors });
+    let url = format!("{base}/{repository}/manifests/v{}", image % TAGS);
+    let put = client.put(url).header("content-type", MANIFEST).body(manifest.to_string());
+    put.send().await?.error_for_status()?;
+    Ok(())
+}
+
+/// Asks for all images to go everywhere, and waits until they are there.
+async fn synchronize(served: &Served) -> Result<Measured> {
+    let client = app_sync(served.address, Some(ADMIN)).await;
+    let (before, started) = (cpu(served.id()), Instant::now());
+    let asked = stream::iter(0..IMAGES).map(|image| {
+        let mut client = client.clone();
+        async move { client.synchronize_app(ask(&format!("image-{image}"), &[])).await }
+    });
+    asked.buffer_unordered(CALLS).try_collect::<Vec<_>>().await?;
+    let mut client = client;
+    let mut in_state = async |state: SynchronizationState| -> Result<usize> {
+        let request = ListSynchronizationsRequest { state: state.into(), page_size: 1, ..Default::default() };
+        Ok(client.list_synchronizations(request).await?.into_inner().synchronizations.len())
+    };
+    while in_state(SynchronizationState::Running).await? > 0 {
+        if started.elapsed() > PATIENCE {
+            return Err("the images do not arrive".into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let wall = started.elapsed();
+    let id = served.id();
+    let measured = Measured { wall, cpu: cpu(id).saturating_sub(before), resident_kib: resident_peak(id).unwrap_or(0) };
+    if in_state(SynchronizationState::Failed).await? > 0 {
+        return Err("an image did not arrive".into());
+    }
+    Ok(measured)
+}
+
+/// Whether a target has every image.
+async fn complete(target: &Counting) -> Result<()> {
+    let client = reqwest::Client::new();
+    let there = stream::iter(0..IMAGES).map(|image| {
+        let name = name(image).replace(':', "/manifests/");
+        // skopeo sync puts the last part of a repository's name below the target.
+        let url = format!("http://{}/v2/{name}", target.registry.address);
+        client.head(url).header("accept", MANIFEST).send()
+    });
+    let there: Vec<_> = there.buffer_unordered(CALLS).try_collect().await?;
+    let missing = there.iter().filter(|answer| !answer.status().is_success()).count();
+    if missing > 0 { Err(format!("{missing} images are missing").into()) } else { Ok(()) }
+}

@@ -1,0 +1,210 @@
+//! An image in a tar: an OCI image layout, as `docker save`, `podman save --format oci-archive` and skopeo's `oci-archive:` write it; or
+//! docker's older form, a `manifest.json` that names configurations and layers, as `docker save` before version 25, `podman save` and
+//! `crane pull` write it. It is read where it lies.
+
+mod docker;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    BlobChunks, Entry, Error, MAX_MANIFEST_BYTES, Result, Source, file_part,
+    layout::{self, BLOBS, INDEX, Index},
+    tree,
+};
+use crate::domain::{Descriptor, Digest, ImageName};
+
+/// The most files in an archive.
+const MAX_MEMBERS: usize = 200_000;
+/// What a file begins with that is a compressed tar, and what uncompresses it.
+const COMPRESSIONS: [(&[u8], &str); 4] = [
+    (&[0x1f, 0x8b], "gunzip"),
+    (&[0x28, 0xb5, 0x2f, 0xfd], "unzstd"),
+    (&[0xfd, b'7', b'z', b'X', b'Z'], "unxz"),
+    (b"BZh", "bunzip2"),
+];
+
+/// A part of the archive's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Part {
+    from: u64,
+    size: u64,
+}
+
+/// An archive of images.
+#[derive(Debug, Clone)]
+pub struct Archive(Arc<Contents>);
+
+#[derive(Debug)]
+struct Contents {
+    path: PathBuf,
+    /// The image that is meant, where there are several.
+    name: Option<String>,
+    /// The index of its layout, its own or one that was made of docker's list.
+    index: Bytes,
+    blobs: HashMap<Digest, Part>,
+    /// Manifests that were made, and are nowhere in the file.
+    made: HashMap<Digest, Bytes>,
+}
+
+impl Archive {
+    /// Opens an archive, whose image is the one called `name`, or the only one.
+    pub async fn open(path: &Path, name: Option<String>) -> Result<Self> {
+        let path = path.to_owned();
+        let contents = tokio::task::spawn_blocking(move || Contents::read(path, name));
+        Ok(Self(Arc::new(contents.await.map_err(|_| Error::Interrupted)??)))
+    }
+
+    fn index(&self) -> Result<Index> {
+        Index::parse(&self.0.path.join(INDEX).display().to_string(), &self.0.index)
+    }
+}
+
+impl Contents {
+    fn read(path: PathBuf, name: Option<String>) -> Result<Self> {
+        let members = Members::list(&path)?;
+        if let Some(index) = members.small(INDEX)? {
+            let blobs = members.parts.iter().filter_map(|(member, part)| {
+                let hex = member.strip_prefix(BLOBS)?.strip_prefix('/')?;
+                Some((format!("sha256:{hex}").parse().ok()?, *part))
+            });
+            let blobs = blobs.collect();
+            return Ok(Self { path, name, index, blobs, made: HashMap::new() });
+        }
+        let Some(list) = members.small(docker::LIST)? else {
+            let reason = format!("it is an archive without {INDEX} or {}, and so of no image", docker::LIST);
+            return Err(Error::malformed(path.display().to_string(), reason));
+        };
+        docker::convert(&members, &list, name)
+    }
+
+    fn part(&self, digest: Digest, image: &ImageName) -> Result<Part> {
+        let part = self.blobs.get(&digest).copied();
+        part.ok_or_else(|| Error::BlobMissing { digest, image: image.to_string() })
+    }
+}
+
+/// Where the files of an archive lie in it.
+struct Members<'a> {
+    path: &'a Path,
+    parts: HashMap<String, Part>,
+}
+
+impl<'a> Members<'a> {
+    fn list(path: &'a Path) -> Result<Self> {
+        let shown = path.display().to_string();
+        let failed = |error| Error::io("reading", shown.clone())(error);
+        file_part::require_rereadable(path)?;
+        let beginning = file_part::read_whole(path, 0, 8)?;
+        if let Some((_, program)) = COMPRESSIONS.iter().find(|(magic, _)| beginning.starts_with(magic)) {
+            let reason = format!("it is compressed, and an archive is read where it lies; use {program} first");
+            return Err(Error::malformed(shown.as_str(), reason));
+        }
+        let mut archive = tar::Archive::new(File::open(path).map_err(failed)?);
+        let (mut parts, mut links) = (HashMap::new(), Vec::new());
+        for member in archive.entries_with_seek().map_err(failed)? {
+            let member = member.map_err(|error| Error::malformed(shown.as_str(), format!("it is no tar: {error}")))?;
+            if parts.len() >= MAX_MEMBERS {
+                return Err(Error::malformed(shown.as_str(), format!("it has more than {MAX_MEMBERS} files")));
+            }
+            let name = plain(&String::from_utf8_lossy(&member.path_bytes()));
+            let kind = member.header().entry_type();
+            if kind.is_file() {
+                parts.insert(name, Part { from: member.raw_file_position(), size: member.size() });
+            } else if let Some(to) = member.link_name_bytes().filter(|_| kind.is_symlink() || kind.is_hard_link()) {
+                let to = String::from_utf8_lossy(&to).into_owned();
+                links.push((if kind.is_symlink() { beside(&name, &to) } else { plain(&to) }, name));
+            }
+        }
+        // Older versions of docker link a layer that comes twice to where it came first.
+        for (to, name) in links {
+            if let Some(part) = parts.get(&to).copied() {
+                parts.insert(name, part);
+            }
+        }
+        Ok(Self { path, parts })
+    }
+
+    fn read(&self, part: Part) -> Result<Bytes> {
+        Ok(file_part::read_whole(self.path, part.from, part.size)?.into())
+    }
+
+    /// A file that is read whole; nothing if there is none.
+    fn small(&self, member: &str) -> Result<Option<Bytes>> {
+        let Some(part) = self.parts.get(member) else { return Ok(None) };
+        if part.size > MAX_MANIFEST_BYTES {
+            let reason = format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", part.size);
+            return Err(Error::malformed(format!("{member} of {}", self.path.display()), reason));
+        }
+        self.read(*part).map(Some)
+    }
+}
+
+/// A path within an archive, in one way of writing it.
+fn plain(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// Where a symbolic link leads that lies at `path`.
+fn beside(path: &str, to: &str) -> String {
+    let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+    plain(&format!("{directory}/{to}"))
+}
+
+#[async_trait]
+impl Source for Archive {
+    async fn root(&self, _: &ImageName) -> Result<Option<Descriptor>> {
+        self.index()?.root(self.0.name.as_deref()).map(Some)
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        if let Some(made) = self.0.made.get(&manifest.digest) {
+            return Ok(made.clone());
+        }
+        if manifest.size > MAX_MANIFEST_BYTES {
+            return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
+        }
+        let part = self.0.part(manifest.digest, name)?;
+        let contents = Arc::clone(&self.0);
+        let read = move || file_part::read_whole(&contents.path, part.from, part.size.min(MAX_MANIFEST_BYTES));
+        let content = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Interrupted)??;
+        let actual = tree::digest(&content);
+        if actual == manifest.digest {
+            Ok(content.into())
+        } else {
+            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual })
+        }
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        let part = self.0.part(blob.digest, name)?;
+        if part.size != blob.size {
+            let (image, digest, expected) = (name.to_string(), blob.digest, blob.size);
+            return Err(Error::SizeMismatch { image, digest, expected, actual: part.size });
+        }
+        let from = from.min(part.size);
+        let most = (part.size - from).min(most.unwrap_or(u64::MAX));
+        Ok(file_part::read(&self.0.path, part.from + from, most))
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+        layout::referrers(self, name, self.index()?, subject).await
+    }
+}

@@ -1,0 +1,103 @@
+//! A part of a file of this machine, read on a thread of its own: a disk, or a member of an archive.
+
+use std::{
+    fs::{File, FileType},
+    io::{Read as _, Seek as _, SeekFrom, Take},
+    os::unix::fs::FileTypeExt as _,
+    path::Path,
+};
+
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::{BlobChunks, CHUNK_BYTES, Error, Result};
+use crate::domain::Digest;
+
+/// How many pieces may have been read and not yet passed on.
+const READ_AHEAD: usize = 2;
+
+/// Refuses what can't be read more than once: a file is read for its digests, and again as it is stored. Before it is opened, which would
+/// wait for whatever writes to a pipe.
+pub fn require_rereadable(path: &Path) -> Result<()> {
+    let shown = || path.display().to_string();
+    let kind = std::fs::metadata(path).map_err(Error::io("reading", shown()))?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let kind = kind_name(kind);
+    let reason = format!("it is a {kind}, and is to be read more than once; write it to a file first, and give that");
+    Err(Error::malformed(shown(), reason))
+}
+
+fn kind_name(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "directory"
+    } else if kind.is_fifo() {
+        "pipe"
+    } else if kind.is_socket() {
+        "socket"
+    } else {
+        "character device"
+    }
+}
+
+fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
+    let mut file = File::open(path).map_err(failed(path))?;
+    if from > 0 {
+        file.seek(SeekFrom::Start(from)).map_err(failed(path))?;
+    }
+    Ok(file.take(most))
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    Error::io("reading", path.display().to_string())
+}
+
+/// Reads a part whole, which begins at the byte `from` and has `most` bytes at most.
+pub fn read_whole(path: &Path, from: u64, most: u64) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open(path, from, most)?.read_to_end(&mut content).map_err(failed(path))?;
+    Ok(content)
+}
+
+/// The digest of a part, and how many bytes it has.
+pub fn hash(path: &Path, from: u64, most: u64) -> Result<(Digest, u64)> {
+    let mut file = open(path, from, most)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut size = 0;
+    loop {
+        let length = file.read(&mut buffer).map_err(failed(path))?;
+        if length == 0 {
+            return Ok((Digest::new(hasher.finalize().into()), size));
+        }
+        size += length as u64;
+        hasher.update(&buffer[..length]);
+    }
+}
+
+/// Reads a part piece by piece. Ends with the part, or when nothing receives any more.
+pub fn read(path: &Path, from: u64, most: u64) -> BlobChunks {
+    let (sender, chunks) = mpsc::channel(READ_AHEAD);
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = pass_on(&path, from, most, &sender) {
+            // Nothing may be listening any more.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    chunks
+}
+
+fn pass_on(path: &Path, from: u64, most: u64, chunks: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+    let mut file = open(path, from, most)?;
+    loop {
+        let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
+        let length = file.read(&mut buffer).map_err(failed(path))?;
+        buffer.truncate(length);
+        if length == 0 || chunks.blocking_send(Ok(buffer.freeze())).is_err() {
+            return Ok(());
+        }
+    }
+}
