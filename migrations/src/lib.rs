@@ -16,6 +16,7 @@ mod m20261130_000007_queue_by_time_alone;
 mod m20261201_000008_replicas_go_with_images;
 mod m20261202_000009_know_stores;
 mod m20261203_000010_names_and_verification;
+mod m20261206_000013_warn;
 mod migrate;
 mod name;
 
@@ -36,6 +37,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261201_000008_replicas_go_with_images::Migration),
             Box::new(m20261202_000009_know_stores::Migration),
             Box::new(m20261203_000010_names_and_verification::Migration),
+            Box::new(m20261206_000013_warn::Migration),
         ]
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{BlobChunks, Entry, Error, Result, Source};
+use super::{BlobChunks, Entry, Error, Listing, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
 /// A source, each answer of which comes within `deadline`. (The chunks of a blob come after the answer; their reader waits for each.)
@@ -38,8 +38,16 @@ impl Source for BoundedSource {
         self.ask("reading a blob", self.store.read_blob(name, blob, from, most)).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         self.ask("listing referrers", self.store.referrers(name, subject)).await
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        self.ask("looking for a tag", self.store.tagged(name, tag)).await
+    }
+
+    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
+        self.ask("listing manifests", self.store.unnamed(name)).await
     }
 
     fn reads_ranges(&self) -> bool {

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, ImageSpec, Result, Tree,
-    tree::{self, Reference},
+    referrers::{is_attached_by, referrers_tag},
+    tree::Reference,
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
@@ -63,16 +64,18 @@ impl Index {
         Ok(Self { path: path.to_owned(), ..index })
     }
 
-    /// The index of an image.
-    pub fn of(root: &Descriptor, tree: &Tree) -> Self {
+    /// The index of an image and of what is attached to it.
+    pub fn of(root: &Descriptor, tree: &Tree) -> Result<Self> {
         let tag = |text: &str| Some(serde_json::Map::from_iter([(REF_NAME.to_owned(), text.into())]));
-        let mut manifests = vec![Reference::new(root, if tree.referrers.is_empty() { None } else { tag(TAG) })];
-        manifests.extend(tree.referrers.iter().map(|referrers| {
-            let (descriptor, _) = referrers.index();
-            Reference::new(&descriptor, tag(&tree::referrers_tag(referrers.subject)))
-        }));
+        let mut manifests = vec![Reference::new(root, if tree.attachments.is_empty() { None } else { tag(TAG) })];
+        for referrers in &tree.referrers {
+            let (descriptor, _) = referrers.index()?;
+            manifests.push(Reference::new(&descriptor, tag(&referrers_tag(referrers.subject))));
+        }
+        let named = tree.attachments.iter().filter_map(|attached| Some((attached.tag.as_deref()?, attached.root()?)));
+        manifests.extend(named.map(|(name, (descriptor, _))| Reference::new(descriptor, tag(name))));
         let media_type = Some("application/vnd.oci.image.index.v1+json".to_owned());
-        Self { schema_version: 2, media_type, manifests, path: String::new() }
+        Ok(Self { schema_version: 2, media_type, manifests, path: String::new() })
     }
 
     /// Its content.
@@ -80,9 +83,9 @@ impl Index {
         serde_json::to_vec(self).map_err(|error| Error::malformed(INDEX, error))
     }
 
-    /// The root of the image: the only entry that is no list of referrers, or the one that has the tag.
+    /// The root of the image: the only entry that is not attached to one, or the one that has the tag.
     pub fn root(&self, tag: Option<&str>) -> Result<Descriptor> {
-        let is_image = |entry: &&Reference| !tag_of(entry).is_some_and(tree::is_referrers_tag);
+        let is_image = |entry: &&Reference| !tag_of(entry).is_some_and(is_attached_by);
         let images: Vec<&Reference> = self.manifests.iter().filter(is_image).collect();
         let chosen = match (tag, &images[..]) {
             (None, [only]) => only,
@@ -103,8 +106,12 @@ impl Index {
 
     /// The list of what refers to a manifest, if there is one.
     pub fn referrers(&self, subject: Digest) -> Result<Option<Descriptor>> {
-        let wanted = tree::referrers_tag(subject);
-        let list = self.manifests.iter().find(|entry| tag_of(entry) == Some(wanted.as_str()));
-        list.map(|list| list.parse().map_err(Error::digest(self.path.as_str()))).transpose()
+        self.tagged(&referrers_tag(subject))
+    }
+
+    /// What has a tag, if anything has.
+    pub fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
+        let found = self.manifests.iter().find(|entry| tag_of(entry) == Some(tag));
+        found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 }

@@ -3,6 +3,7 @@
 
 mod activity;
 mod answer;
+mod attachments;
 mod bounded_source;
 mod dir;
 mod disk;
@@ -14,12 +15,15 @@ mod journal;
 mod layout;
 mod location;
 mod object;
+mod referrers;
 mod registry;
+mod remembering_source;
 mod request_span;
 mod space;
 mod store;
 mod tree;
 mod verify;
+mod walk;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -33,10 +37,13 @@ pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, ObjectStore, open as open_bucket};
+pub use referrers::{Entry, Listing, ReferrersIndex};
 pub use registry::{Challenge, Client as RegistryClient, Credentials, CredentialsError, RegistryStore};
+pub use remembering_source::{Manifests, RememberingSource};
 pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
-pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
+pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
+pub use walk::MAX_MANIFEST_BYTES;
 
 pub use verify::{Inspection, verify};
 

@@ -6,7 +6,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Activity, Error, Exchange, Journal, Reservation, Result, Tree, tree::Entry};
+use super::{
+    Activity, Attachment, Error, Exchange, Journal, Reservation, Result, Tree,
+    dir::Holders,
+    referrers::{Entry, Listing, ReferrersIndex},
+};
 use crate::domain::{
     Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
     may_publish,
@@ -100,6 +104,8 @@ pub struct Stage {
     pub reservation: Reservation,
     /// What the copy has made visible, and what was visible before.
     pub exchange: Exchange,
+    /// Which other images of a directory have its blobs.
+    pub holders: Holders,
 }
 
 impl Stage {
@@ -117,6 +123,7 @@ impl Stage {
             activity: Activity::default(),
             reservation: Reservation::default(),
             exchange: Exchange::default(),
+            holders: Holders::default(),
         }
     }
 
@@ -161,7 +168,17 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 
     /// Manifests whose subject is this one: signatures, bills of materials (OCI distribution specification 1.1, "Listing
     /// Referrers").
-    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Listing> {
+        Ok(Listing::default())
+    }
+
+    /// What another tag stands for that is beside the image's; nothing if there is none.
+    async fn tagged(&self, _name: &ImageName, _tag: &str) -> Result<Option<Descriptor>> {
+        Ok(None)
+    }
+
+    /// Manifests that lie beside the image, are listed with it, and have no name: what refers to the image may be among them.
+    async fn unnamed(&self, _name: &ImageName) -> Result<Vec<Entry>> {
         Ok(Vec::new())
     }
 
@@ -226,6 +243,16 @@ pub trait Store: Source {
 
     /// Writes a manifest or an index, as [`Store::write_blob`] does.
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()>;
+
+    /// Makes something findable that is attached to the image, once it was written, where that is not done with the image itself.
+    async fn attach(&self, _stage: &Stage, _attachment: &Attachment) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes what refers to a manifest findable, once it was written, where that is not done with the image itself.
+    async fn list_referrers(&self, _stage: &Stage, _referrers: &ReferrersIndex) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;

@@ -14,7 +14,7 @@ use crate::{
     region::{
         Error, MAX_MANIFEST_BYTES, Result,
         layout::{BLOBS, INDEX, Index},
-        tree::{self, Entry},
+        referrers::{self, Entry, Listing},
     },
 };
 
@@ -39,13 +39,27 @@ pub fn root(dir: &Dir, name: &ImageName, tag: Option<&str>) -> Result<Option<Des
 }
 
 /// What refers to a manifest of the image.
-pub fn referrers(dir: &Dir, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+pub fn referrers(dir: &Dir, name: &ImageName, subject: Digest) -> Result<Listing> {
     let Some(list) = index(dir, name)?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
-        return Ok(Vec::new());
+        return Ok(Listing::default());
     };
-    tree::fits_list(&list)?;
+    referrers::fits_list(&list)?;
     let content = blob::read_whole(dir, name, &list)?;
-    tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+    let listed = referrers::entries(&content).map(Listing::from);
+    listed.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+}
+
+/// What a tag stands for that is beside the image's.
+pub fn tagged(dir: &Dir, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+    Ok(index(dir, name)?.map(|index| index.tagged(tag)).transpose()?.flatten())
+}
+
+/// The manifests that the index lists without naming them.
+pub fn unnamed(dir: &Dir, name: &ImageName) -> Result<Vec<Entry>> {
+    let path = format!("{name}/{INDEX}");
+    let listed = referrers::entries(&blob::read_bounded(dir, &path, MAX_MANIFEST_BYTES)?);
+    let listed = listed.map_err(|error| Error::malformed(path, error))?;
+    Ok(listed.into_iter().filter(|entry| !entry.has_name()).collect())
 }
 
 /// Whether a whole image of that name is visible.

@@ -5,6 +5,7 @@
 
 mod blob;
 mod fence;
+mod holders;
 mod layout;
 mod leftovers;
 mod operations;
@@ -28,13 +29,16 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, File},
 };
+pub use holders::Holders;
 use operations::{Operations, Progress, STALL};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree, store::shown, tree::Entry,
+    StoreKind, Tree,
+    referrers::{Entry, Listing},
+    store::shown,
 };
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
@@ -160,9 +164,19 @@ impl Source for DirStore {
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         let name = name.clone();
         self.reading(move |_, dir| layout::referrers(dir, &name, subject)).await
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        let (name, tag) = (name.clone(), tag.to_owned());
+        self.reading(move |_, dir| layout::tagged(dir, &name, &tag)).await
+    }
+
+    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
+        let name = name.clone();
+        self.reading(move |_, dir| layout::unnamed(dir, &name)).await
     }
 }
 
@@ -196,9 +210,13 @@ impl Store for DirStore {
         publish::prepare(self, stage).await
     }
 
-    /// Never without looking: what lies in a directory may have been changed by anybody.
+    /// Never without looking: what lies in a directory may have been changed by anybody. Finds out what other images have of it.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
-        self.may_show(stage, tree).await.map(|()| None)
+        self.may_show(stage, tree).await?;
+        let (own, tree) = (stage.clone(), tree.clone());
+        self.blocking(stage, move |dir, progress| own.holders.find(dir, &own.name, &tree, progress))
+            .await
+            .map(|()| None)
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {

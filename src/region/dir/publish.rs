@@ -124,7 +124,7 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let name = &stage.name;
     let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
     for referrers in &tree.referrers {
-        let (descriptor, content) = referrers.index();
+        let (descriptor, content) = referrers.index()?;
         write::write_small(dir, stage, &descriptor, &content)?;
     }
     layout::clear(dir, &layout::blobs(name), |partial, fence| {
@@ -135,7 +135,7 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let marker = partial::replacement(stage, MARKER);
     write::write_file(dir, &marker, MARKER_CONTENT.as_bytes())?;
     rename(dir, &marker, name, MARKER)?;
-    let content = Index::of(root, tree).content()?;
+    let content = Index::of(root, tree)?.content()?;
     let path = partial::replacement(stage, INDEX);
     write::write_file(dir, &path, &content)?;
     Ok(StagedIndex { path, content, root: root.digest })

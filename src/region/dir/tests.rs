@@ -140,7 +140,7 @@ fn descriptor(content: &[u8]) -> Descriptor {
 fn tree(text: &str) -> Tree {
     let content = Bytes::from(format!(r#"{{"schemaVersion":2,"annotations":{{"is":"{text}"}}}}"#));
     let manifest = Descriptor { media_type: crate::region::MANIFEST_TYPE.into(), ..descriptor(&content) };
-    Tree { manifests: vec![(manifest, content)], blobs: Vec::new(), referrers: Vec::new() }
+    Tree { manifests: vec![(manifest, content)], ..Tree::default() }
 }
 
 fn root(tree: &Tree) -> Digest {

@@ -22,8 +22,9 @@ use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
     layout::{self, BLOBS, INDEX, Index, MARKER, MARKER_CONTENT},
+    referrers::{self, Entry, Listing},
     store::shown,
-    tree::{self, Entry},
+    tree,
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
@@ -199,13 +200,25 @@ impl Source for ObjectStore {
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         let Some(list) = self.index(name).await?.map(|index| index.referrers(subject)).transpose()?.flatten() else {
-            return Ok(Vec::new());
+            return Ok(Listing::default());
         };
-        tree::fits_list(&list)?;
+        referrers::fits_list(&list)?;
         let content = self.read_manifest(name, &list).await?;
-        tree::entries(&content).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+        let listed = referrers::entries(&content).map(Listing::from);
+        listed.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        Ok(self.index(name).await?.map(|index| index.tagged(tag)).transpose()?.flatten())
+    }
+
+    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
+        let path = self.path(name, INDEX);
+        let Some(content) = self.small(&path, MAX_MANIFEST_BYTES).await? else { return Ok(Vec::new()) };
+        let listed = referrers::entries(&content).map_err(|error| Error::malformed(path.as_ref(), error))?;
+        Ok(listed.into_iter().filter(|entry| !entry.has_name()).collect())
     }
 
     fn reads_ranges(&self) -> bool {
@@ -259,7 +272,8 @@ impl Store for ObjectStore {
         if stage.suspect || there != Shown::Root(root.digest) {
             return Ok(None);
         }
-        let same = content.is_some_and(|there| Index::of(root, tree).content().is_ok_and(|content| there == content));
+        let wanted = Index::of(root, tree)?.content()?;
+        let same = content.is_some_and(|there| there == wanted);
         Ok(stage.published.vouches(root.digest, self.verify_existing).filter(|_| same))
     }
 
@@ -309,14 +323,14 @@ impl Store for ObjectStore {
         let name = &stage.name;
         let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         for referrers in &tree.referrers {
-            let (descriptor, content) = referrers.index();
+            let (descriptor, content) = referrers.index()?;
             self.put(&self.blob(name, descriptor.digest), content.into()).await?;
         }
         self.put(&self.path(name, MARKER), MARKER_CONTENT.into()).await?;
         let path = self.path(name, INDEX);
         stage.may_show(path.as_ref(), root.digest, &shown(self.root(name).await)?)?;
         stage.journal.hold().await?;
-        self.put(&path, Index::of(root, tree).content()?.into()).await
+        self.put(&path, Index::of(root, tree)?.content()?.into()).await
     }
 
     async fn abort(&self, session: &str) -> Result<()> {

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod python;
 pub mod refusal;
 pub mod registry;
+pub mod shelf;
 pub mod site;
 pub mod switch;
 
