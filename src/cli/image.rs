@@ -380,7 +380,9 @@ async fn show(one: One) -> Result<()> {
         text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
     }
     for info in &image.additional_regions_info {
-        text.push_str(&print::warnings(&info.region_id, &info.warnings));
+        for warning in print::warnings(&info.region_id, &info.warnings) {
+            text = format!("{text}\n{warning}");
+        }
     }
     print::line(&text)
 }

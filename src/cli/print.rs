@@ -56,14 +56,15 @@ pub fn synchronization(s: &v1::Synchronization) -> String {
     let trace = if s.trace_id.is_empty() { String::new() } else { format!(", trace {}", s.trace_id) };
     let state = synchronization_state(s.state());
     let head = format!("{}  {}  {state}  asked for by {}{trace}", s.request_id, s.app_id, s.principal);
-    let warned = s.regions.iter().map(|region| warnings(&region.region_id, &region.warnings)).collect::<String>();
-    format!("{}\n{}{warned}", ForeignText::message(head), table(heading, &rows))
+    let warned = s.regions.iter().flat_map(|region| warnings(&region.region_id, &region.warnings));
+    let lines = [ForeignText::message(head).into(), table(heading, &rows)].into_iter().chain(warned);
+    lines.collect::<Vec<String>>().join("\n")
 }
 
-/// What an image arrived without in a region, each on a line that follows others.
-pub fn warnings(region: &str, warnings: &[String]) -> String {
+/// What an image arrived without in a region, a line each.
+pub fn warnings(region: &str, warnings: &[String]) -> Vec<String> {
     let region = ForeignText::value(region);
-    warnings.iter().map(|warning| format!("\nwarning: {region}: {}", ForeignText::message(warning))).collect()
+    warnings.iter().map(|warning| format!("warning: {region}: {}", ForeignText::message(warning))).collect()
 }
 
 fn region(r: &v1::RegionSynchronization) -> [String; 7] {

@@ -293,7 +293,9 @@ impl Replica {
             (Event::Confirmed, State::Available(_)) => {
                 Ok(Self { state: State::Available(Some(Verification::Verified)), ..self.clone() })
             }
-            (Event::Supersede, State::Available(_)) => Ok(self.ended(State::Superseded, now)),
+            (Event::Supersede, State::Available(_)) => {
+                Ok(Self { warnings: Warnings::default(), ..self.ended(State::Superseded, now) })
+            }
             (Event::Cancel, State::Pending { .. } | State::Suspended { .. } | State::Copying { .. }) => {
                 Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
             }

@@ -5,6 +5,7 @@ mod activity;
 mod answer;
 mod attachments;
 mod bounded_source;
+mod budget;
 mod dir;
 mod disk;
 pub mod ecs;
@@ -15,6 +16,7 @@ mod journal;
 mod layout;
 mod location;
 mod object;
+mod references;
 mod referrers;
 mod registry;
 mod remembering_source;
@@ -29,6 +31,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use activity::Activity;
 pub use bounded_source::BoundedSource;
+pub use budget::MAX_MANIFEST_BYTES;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
@@ -43,7 +46,6 @@ pub use remembering_source::{Manifests, RememberingSource};
 pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, Source, Stage, Store, StoreKind};
 pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
-pub use walk::MAX_MANIFEST_BYTES;
 
 pub use verify::{Inspection, verify};
 

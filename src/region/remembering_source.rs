@@ -17,7 +17,7 @@ use crate::domain::{Descriptor, Digest, ImageName};
 /// What is remembered at most, in bytes: as much as one image's manifests may have together.
 const MAX_BYTES: usize = 16 << 20;
 /// How many manifests are remembered at most: as many as one image may have.
-const MAX_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1_000).unwrap();
+const MAX_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1_000).expect("it is not 0");
 /// How long one is remembered. One that is removed meanwhile is missed later, when the image is copied.
 const AGE: Duration = Duration::from_secs(600);
 

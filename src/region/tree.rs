@@ -12,8 +12,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Activity, BlobChunks, Result, Source, attachments,
+    budget::Budget,
+    references::Place,
     referrers::ReferrersIndex,
-    walk::{Budget, Missing, Place, Walk},
+    walk::{Missing, Walk},
 };
 use crate::domain::{Descriptor, Digest, DigestError, ImageName, Warnings};
 
@@ -143,8 +145,8 @@ impl Tree {
     pub fn with_attachments(&self, chosen: &BTreeSet<usize>) -> Self {
         let kept = self.attachments.iter().enumerate().filter(|(place, _)| chosen.contains(place));
         let attachments: Vec<Attachment> = kept.map(|(_, attachment)| attachment.clone()).collect();
-        let carried: BTreeSet<Digest> =
-            attachments.iter().filter_map(|attachment| Some(attachment.root()?.0.digest)).collect();
+        let attached = attachments.iter().filter_map(|attachment| Some(attachment.root()?.0.digest));
+        let carried: BTreeSet<Digest> = attached.chain(self.manifests.iter().map(|(own, _)| own.digest)).collect();
         let referrers = self.referrers.iter().map(|index| {
             let entries =
                 index.entries.iter().filter(|entry| entry.digest().is_some_and(|digest| carried.contains(&digest)));

@@ -6,98 +6,21 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     Error, Result, Source,
-    tree::{INDEX_TYPES, MANIFEST_TYPES},
+    budget::{Budget, MAX_MANIFEST_BYTES},
+    references::{Place, Reference, is_known, references},
 };
-use crate::domain::{Descriptor, Digest, DigestError, ForeignText, ImageName, Warnings};
+use crate::domain::{Descriptor, Digest, ForeignText, ImageName, Warnings};
 
-/// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
-pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// All manifests of an image together, in bytes: they are held in memory while it is copied.
-const MAX_MANIFESTS_BYTES: u64 = 16 << 20;
-/// All parts of an image together, in bytes: what a database's signed number holds.
-const MAX_IMAGE_BYTES: u64 = i64::MAX.unsigned_abs();
-/// The most manifests of an image.
-const MAX_MANIFESTS: usize = 1_000;
-/// The most parts of an image; and the most that one manifest may name, each as often as it does.
-const MAX_PARTS: usize = 20_000;
-/// How deep indexes may lie in indexes.
-const MAX_DEPTH: usize = 8;
 /// The most entries of indexes that may not be there.
 const MAX_ABSENT: usize = 100;
 /// Manifests that are read at the same time.
-const READS_AT_ONCE: usize = 16;
+const READS_AT_ONCE: usize = 32;
 
-/// A manifest of an artifact, as registries from before OCI 1.1 have them: a list of blobs.
-const ARTIFACT_TYPE: &str = "application/vnd.oci.artifact.manifest.v1+json";
-
-/// What may still be read.
-#[derive(Debug, Clone, Copy)]
-pub struct Budget {
-    manifests: usize,
-    manifest_bytes: u64,
-    parts: usize,
-    bytes: u64,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { manifests: MAX_MANIFESTS, manifest_bytes: MAX_MANIFESTS_BYTES, parts: MAX_PARTS, bytes: MAX_IMAGE_BYTES }
-    }
-}
-
-impl Budget {
-    /// The sizes of all parts that were spent.
-    pub fn spent_bytes(&self) -> u64 {
-        MAX_IMAGE_BYTES - self.bytes
-    }
-
-    /// The budget of one thing of several that are read at the same time: their manifests are held in memory together.
-    pub fn of_one(self) -> Self {
-        Self { manifest_bytes: self.manifest_bytes.min(MAX_MANIFEST_BYTES), ..self }
-    }
-
-    /// What is left of this budget when something was read that had the budget `before`, and has `after` left of it. Nothing if that is
-    /// too much.
-    pub fn less(self, before: Self, after: Self) -> Option<Self> {
-        Some(Self {
-            manifests: self.manifests.checked_sub(before.manifests - after.manifests)?,
-            manifest_bytes: self.manifest_bytes.checked_sub(before.manifest_bytes - after.manifest_bytes)?,
-            parts: self.parts.checked_sub(before.parts - after.parts)?,
-            bytes: self.bytes.checked_sub(before.bytes - after.bytes)?,
-        })
-    }
-
-    /// Counts a part, before anything of it is read.
-    fn part(&mut self, part: &Descriptor, what: impl Fn() -> String) -> Result<()> {
-        self.bytes = self.bytes.checked_sub(part.size).ok_or_else(|| {
-            let reason = format!("with {} bytes of one part, it has more than {MAX_IMAGE_BYTES}", part.size);
-            Error::malformed(what(), reason)
-        })?;
-        Ok(())
-    }
-
-    /// Counts a manifest, which is `depth` indexes deep, before anything of it is read.
-    fn manifest(&mut self, manifest: &Descriptor, depth: usize, what: impl Fn() -> String) -> Result<()> {
-        let (manifests, bytes) = (self.manifests.checked_sub(1), self.manifest_bytes.checked_sub(manifest.size));
-        let reason = match (manifests, bytes) {
-            _ if depth > MAX_DEPTH => format!("it is more than {MAX_DEPTH} indexes deep"),
-            _ if manifest.size > MAX_MANIFEST_BYTES => {
-                format!("it has {} bytes, the most is {MAX_MANIFEST_BYTES}", manifest.size)
-            }
-            (None, _) => format!("the image has more than {MAX_MANIFESTS} manifests"),
-            (_, None) => format!("the image's manifests have more than {MAX_MANIFESTS_BYTES} bytes together"),
-            (Some(manifests), Some(bytes)) => {
-                (self.manifests, self.manifest_bytes) = (manifests, bytes);
-                return Ok(());
-            }
-        };
-        Err(Error::malformed(what(), reason))
-    }
-}
+/// How the media types of manifests begin that say no sizes, and are known by a digest that their bytes need not have.
+const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
 
 /// What is done about entries of indexes that are not there.
 #[derive(Debug, Clone, Copy)]
@@ -108,50 +31,11 @@ pub enum Missing<'a> {
     Noted,
 }
 
-/// Where something stands that is to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// An image's own manifest, of a type that is known.
-    Root,
-    /// What is attached to an image: a manifest of any type.
-    Attached,
-    /// An entry of an index.
-    Entry,
-    /// A configuration or a layer.
-    Blob,
-    /// A layer that others give out.
-    Foreign,
-}
-
 /// Something that is to be read.
 struct Part {
     descriptor: Descriptor,
     place: Place,
     depth: usize,
-}
-
-/// What a manifest says of one part. Annotations, which may take many times the memory that they have bytes, are left out.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Reference {
-    media_type: String,
-    digest: String,
-    size: u64,
-    /// Where else the content is to be had.
-    #[serde(default)]
-    urls: Option<Vec<IgnoredAny>>,
-}
-
-/// What is read of a manifest.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Content {
-    schema_version: Option<u32>,
-    media_type: Option<String>,
-    manifests: Option<Vec<Reference>>,
-    config: Option<Reference>,
-    layers: Option<Vec<Reference>>,
-    blobs: Option<Vec<Reference>>,
 }
 
 /// A walk through manifests.
@@ -203,7 +87,7 @@ impl<'a> Walk<'a> {
                 level.extend(self.take(part, read, level.len())?);
             }
         }
-        self.budget.parts = self.budget.parts.saturating_sub(self.seen.len());
+        self.budget.spend_parts(self.seen.len());
         // An index of which nothing is there is no image.
         match self.absent.first() {
             Some(digest) if self.seen.len() == self.absent.len() + 1 => {
@@ -233,6 +117,11 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let what = || self.what(descriptor.digest);
+            if descriptor.media_type.starts_with(SCHEMA_1) && *place != Place::Blob {
+                let reason = "it is of Docker's schema 1, which is not carried; convert the image, for example by skopeo copy \
+                              --format oci, and push it again";
+                return Err(Error::malformed(what(), reason));
+            }
             if *place == Place::Root && !is_known(&descriptor.media_type) {
                 let kind = ForeignText::value(&descriptor.media_type);
                 return Err(Error::malformed(what(), format!("its media type is {kind:?}")));
@@ -258,8 +147,7 @@ impl<'a> Walk<'a> {
         let (content, below) = match read {
             Ok(Read::Manifest(content, below)) => (content, below),
             Ok(Read::Blob) => {
-                self.budget.manifests += 1;
-                self.budget.manifest_bytes += descriptor.size;
+                self.budget.is_blob(&descriptor);
                 if self.keeps {
                     self.blobs.push(descriptor);
                 }
@@ -271,9 +159,7 @@ impl<'a> Walk<'a> {
             Err(error) => return Err(error),
         };
         let what = self.what(descriptor.digest);
-        if self.seen.len() + waiting + below.len() > self.budget.parts {
-            return Err(Error::malformed(what, format!("the image has more than {MAX_PARTS} parts")));
-        }
+        self.budget.has_parts(self.seen.len() + waiting + below.len(), &what)?;
         let parse = |(reference, place): (Reference, Place)| {
             let descriptor = reference.parse().map_err(Error::digest(what.as_str()))?;
             Ok(Part { descriptor, place, depth: depth + 1 })
@@ -297,8 +183,7 @@ impl<'a> Walk<'a> {
         self.warnings
             .add(format_args!("the entry {} of the index was not there when the image was registered", entry.digest));
         self.absent.push(entry.digest);
-        // It is not there to be carried.
-        self.budget.bytes = self.budget.bytes.saturating_add(entry.size);
+        self.budget.is_absent(entry);
         Ok(())
     }
 
@@ -328,10 +213,6 @@ impl<'a> Walk<'a> {
 enum Read {
     Manifest(Bytes, Vec<(Reference, Place)>),
     Blob,
-}
-
-fn is_known(kind: &str) -> bool {
-    INDEX_TYPES.contains(&kind) || MANIFEST_TYPES.contains(&kind) || kind == ARTIFACT_TYPE
 }
 
 /// Whether something has to be read: it may be a manifest, by where it stands.
@@ -376,35 +257,5 @@ fn is_refused(error: &Error) -> bool {
     match error {
         Error::Status { status, .. } => matches!(status.as_u16(), 400 | 404..=406 | 415),
         error => error.is_missing(),
-    }
-}
-
-/// What a manifest or an index refers to. One of a type that is not known says by its content what it is.
-fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<(Reference, Place)>> {
-    let Content { schema_version, media_type, manifests, config, layers, blobs } = serde_json::from_slice(content)?;
-    let missing = |field| Err(serde::de::Error::missing_field(field));
-    let (is_index, is_manifest) = (INDEX_TYPES.contains(&kind), MANIFEST_TYPES.contains(&kind));
-    if is_index && manifests.is_none() {
-        return missing("manifests");
-    }
-    if is_manifest && config.is_none() {
-        return missing("config");
-    }
-    if !is_known(kind) && schema_version.is_none() && media_type.as_deref() != Some(kind) {
-        return missing("mediaType");
-    }
-    let entries = manifests.filter(|_| !is_manifest).unwrap_or_default();
-    let blobs = layers.into_iter().chain(blobs).flatten().chain(config).filter(|_| !is_index);
-    let entries = entries.into_iter().map(|entry| (entry, Place::Entry));
-    let blobs = blobs.map(|blob| {
-        let place = if blob.urls.as_ref().is_some_and(|urls| !urls.is_empty()) { Place::Foreign } else { Place::Blob };
-        (blob, place)
-    });
-    Ok(entries.chain(blobs).collect())
-}
-
-impl Reference {
-    fn parse(self) -> std::result::Result<Descriptor, DigestError> {
-        Ok(Descriptor { digest: self.digest.parse()?, media_type: self.media_type, size: self.size })
     }
 }

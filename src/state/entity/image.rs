@@ -26,7 +26,7 @@ pub struct Model {
     pub created_at: i64,
     /// The image that took its name over.
     pub superseded_by: Option<String>,
-    /// Digests of entries of its indexes that were not there, each followed by a space.
+    /// Digests of entries of its indexes that were not there, separated by spaces.
     pub absent: Option<String>,
 }
 
@@ -57,7 +57,7 @@ impl From<&Image> for Model {
             created_at: image.created_at.as_millis(),
             superseded_by: image.superseded_by.as_ref().map(ToString::to_string),
             absent: (!image.absent.is_empty())
-                .then(|| image.absent.iter().map(|digest| format!("{digest} ")).collect()),
+                .then(|| image.absent.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         }
     }
 }

@@ -38,6 +38,7 @@ impl Destination {
         let mut unreachable = false;
         for (place, attachment) in tree.attachments.iter().enumerate() {
             let Some((root, _)) = attachment.root() else { continue };
+            let before = self.meter.read();
             let reason = match attachment.blobs.iter().find_map(|blob| lost.get(blob)) {
                 Some(reason) => reason.clone(),
                 None if unreachable => "the region could not be reached for what is attached to the image".to_owned(),
@@ -55,7 +56,11 @@ impl Destination {
             };
             let name = attachment.tag.as_ref().map_or_else(|| root.digest.to_string(), Clone::clone);
             warnings.add(format_args!("{name}, attached to the image, is not carried: {reason}"));
-            self.meter.lost(attachment.manifests.iter().map(|(manifest, _)| manifest.size).sum());
+            // As far as it was not written, and counted, all the same.
+            let (after, size) =
+                (self.meter.read(), attachment.manifests.iter().map(|(manifest, _)| manifest.size).sum::<u64>());
+            let counted = (after.copied + after.skipped).saturating_sub(before.copied + before.skipped);
+            self.meter.lost(size.saturating_sub(counted));
         }
         let tree = if carried.len() == tree.attachments.len() {
             Cow::Borrowed(tree)

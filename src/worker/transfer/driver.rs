@@ -157,9 +157,10 @@ impl Fanout {
         if let Err(error) = stream.send(source, blob, self).await {
             let error = Arc::new(error);
             for sink in &stream.sinks {
-                match tree.is_attached(stream.index) {
-                    true => sink.member.lose(stream.index, Arc::clone(&error)),
-                    false => sink.member.fail(Arc::clone(&error)),
+                if tree.is_attached(stream.index) {
+                    sink.member.lose(stream.index, Arc::clone(&error));
+                } else {
+                    sink.member.fail(Arc::clone(&error));
                 }
             }
         }

@@ -32,6 +32,7 @@ mod removal;
 mod requests;
 mod schema;
 mod silence;
+mod warnings;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,5 +1,9 @@
 //! Images that are attached to another by a tag that has its digest, as cosign's signatures are.
 
+use appferry::{
+    domain::ImageName,
+    region::{DirStore, Source as _, Tree},
+};
 use serde_json::{Value, json};
 
 use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, warns};
@@ -81,11 +85,10 @@ async fn signatures_that_others_have_made_in_a_region_stay() {
 }
 
 /// What refers to an image may lie beside it in a layout without any name, as `oras cp -r` leaves it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_lies_beside_an_image_without_a_name_travels() {
-    let target = Shelf::start(Habits { lists_referrers: true, ..Habits::default() }).await;
-    let site = Site::new();
-    let home = site.image(HOME, "b");
+#[tokio::test]
+async fn what_lies_beside_an_image_without_a_name_belongs_to_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let home = directory.path().join("b");
     let root = images::write(&home, &[b"layer".to_vec()]);
     let put = |kind: &str, content: &str| {
         std::fs::write(images::blob_path(&home, &images::digest(content.as_bytes())), content).expect("a blob");
@@ -102,10 +105,11 @@ async fn what_lies_beside_an_image_without_a_name_travels() {
     named["annotations"] = json!({ "org.opencontainers.image.ref.name": "1" });
     let index = json!({ "schemaVersion": 2, "manifests": [named, note] });
     std::fs::write(home.join("index.json"), index.to_string()).expect("an index");
-    let site = site.with(HOME, format!("dir://{}", home.parent().expect("a region").display()), "tag = \"1\"");
-    let running = site.with(REGISTRY, target.store(), "").start().await;
-    running.images().await.add_image(container("b", "oci:b")).await.expect("it is registered");
-    let region = arrived(&running, "b", REGISTRY).await;
-    assert!(region.warnings.is_empty() && target.get(digest(&note)).is_some(), "{:?}", region.warnings);
-    running.stop().await;
+    let (store, name) = (DirStore::new(directory.path()).with_tag(Some("1".into())), ImageName("b".into()));
+    let root = store.root(&name).await.expect("it is read").expect("an image");
+    let tree = Tree::read_with_attachments(&store, &name, &root, &[]).await.expect("it is whole");
+    assert!(tree.warnings.is_empty(), "{:?}", tree.warnings);
+    let attached: Vec<_> = tree.attachments.iter().filter_map(|one| Some(one.root()?.0.digest.to_string())).collect();
+    assert_eq!(attached, [digest(&note)]);
+    assert_eq!(tree.referrers.iter().map(|list| list.subject).collect::<Vec<_>>(), [root.digest]);
 }

@@ -72,6 +72,13 @@ async fn an_index_is_carried_without_what_was_not_there() {
     let refused = ended(&running, "a", "cn-shenzhen").await;
     assert_eq!(refused.state(), RegionState::Failed, "{refused:?}");
 
+    // One of a type that can't be carried is refused when it is registered.
+    let old = describe("application/vnd.docker.distribution.manifest.v1+prettyjws", b"old");
+    index(&source, &[here.clone(), old], "old");
+    let url = format!("{}/apps/a:old", source.address);
+    let refused = running.images().await.add_image(container("old", &url)).await.expect_err("it can't be carried");
+    assert!(refused.message().contains("schema 1") && refused.message().contains("convert"), "{refused:?}");
+
     // And an index of which nothing is there is no image.
     index(&source, &[gone], "b");
     let refused = running.images().await.add_image(container("b", &format!("{}/apps/a:b", source.address))).await;

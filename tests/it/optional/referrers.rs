@@ -19,16 +19,18 @@ const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 /// goharbor/harbor#18305, regclient/regclient#389 and google/go-containerregistry#1962: each says in its own way that it has no list.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_arrives_whatever_is_said_of_its_referrers() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(LISTS).await);
-    let proxy = Proxy::start(source.address, |_| Act::Pass).await;
-    let running = between(proxy.store("apps"), &target).await;
+    let source = Shelf::start(Habits::default()).await;
+    // Each with a service of its own, which has not learnt that there is no list.
     for status in [401, 403, 404, 405, 406, 410, 500, 501] {
         let id = format!("a{status}");
         let image = source.image(id.as_bytes(), Some(&id));
-        proxy.rule(move |seen: &Seen| match seen.path.contains("/referrers/") {
+        let target = Shelf::start(LISTS).await;
+        let proxy = Proxy::start(source.address, move |seen: &Seen| match seen.path.contains("/referrers/") {
             true => Act::Answer(StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into()),
             false => Act::Pass,
-        });
+        })
+        .await;
+        let running = between(proxy.store("apps"), &target).await;
         register(&running, proxy.address, &id).await;
         let region = arrived(&running, &id, REGISTRY).await;
         let refused = matches!(status, 401 | 403 | 500);
@@ -43,8 +45,8 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
         let info = shown.image.expect("an image").additional_regions_info;
         let info = info.into_iter().find(|info| info.region_id == REGISTRY).expect("the region");
         assert_eq!(info.warnings, region.warnings);
+        running.stop().await;
     }
-    running.stop().await;
 }
 
 /// chainguard-dev/terraform-provider-cosign#581, opencontainers/distribution-spec#514: lists name what is gone.
