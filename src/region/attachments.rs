@@ -6,12 +6,10 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use serde::Deserialize;
-use tokio::time::timeout;
 
 use super::{
     Attachment, Error, Result, Source, Tree,
@@ -29,8 +27,6 @@ const READS_AT_ONCE: usize = 8;
 /// After so many manifests whose attachments could not be looked for, those of the others are not looked for: a registry that refuses
 /// would be asked for each of a thousand.
 const MAX_REFUSALS: usize = 4;
-/// How long it may take to look for one manifest's attachments: the image does not wait for those any longer.
-const LOOK: Duration = Duration::from_secs(20);
 /// The most manifests without a name that are read.
 const MAX_UNNAMED: usize = 1_000;
 
@@ -214,19 +210,14 @@ async fn look(source: &dyn Source, name: &ImageName, subject: Digest, refusals: 
         return None;
     }
     let tags = attachment_tags(subject).into_iter().map(|tag| async move {
-        let found = in_time("looking for a tag", source.tagged(name, &tag)).await;
+        let found = source.tagged(name, &tag).await;
         (tag, found)
     });
-    let listing = in_time("listing referrers", source.referrers(name, subject));
-    let (listing, tagged) = futures_util::join!(listing, join_all(tags));
+    let (listing, tagged) = futures_util::join!(source.referrers(name, subject), join_all(tags));
     if listing.is_err() || tagged.iter().any(|(_, found)| found.is_err()) {
         refusals.fetch_add(1, Ordering::Relaxed);
     }
     Some(Found { subject, listing, tagged })
-}
-
-async fn in_time<T>(what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(LOOK, question).await.unwrap_or(Err(Error::Stalled(what)))
 }
 
 /// What a manifest refers to.

@@ -20,6 +20,7 @@ use super::images::{INDEX, MANIFEST, digest};
 
 /// What it does differently.
 #[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
 pub struct Habits {
     /// It lists what refers to a manifest.
     pub lists_referrers: bool,
