@@ -25,9 +25,12 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
         let id = format!("a{status}");
         let image = source.image(id.as_bytes(), Some(&id));
         let target = Shelf::start(LISTS).await;
-        let proxy = Proxy::start(source.address, move |seen: &Seen| match seen.path.contains("/referrers/") {
-            true => Act::Answer(StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into()),
-            false => Act::Pass,
+        let proxy = Proxy::start(source.address, move |seen: &Seen| {
+            if seen.path.contains("/referrers/") {
+                Act::Answer(StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into())
+            } else {
+                Act::Pass
+            }
         })
         .await;
         let running = between(proxy.store("apps"), &target).await;
