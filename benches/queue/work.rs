@@ -10,7 +10,7 @@ use std::{
 };
 
 use appferry::{
-    domain::{Event, Progress, RegionId, Verification, WorkerId},
+    domain::{Event, Progress, RegionId, Verification, Warnings, WorkerId},
     state::{Lane, Order, Report, Settings, State},
 };
 use tokio::task::JoinSet;
@@ -79,8 +79,12 @@ async fn work(
                 let (state, image) = (state.clone(), claim.id.clone());
                 reports.spawn(async move {
                     let progress = Progress { total: 1, copied: 1, skipped: 0 };
-                    let event =
-                        Event::Verified { fence: claimed.fence, progress, verification: Verification::Verified };
+                    let event = Event::Verified {
+                        fence: claimed.fence,
+                        progress,
+                        verification: Verification::Verified,
+                        warnings: Warnings::default(),
+                    };
                     state.replica_report(&image, Report { region: claimed.region, event }).await??;
                     Ok(1)
                 });

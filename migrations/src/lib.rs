@@ -18,6 +18,7 @@ mod m20261202_000009_know_stores;
 mod m20261203_000010_names_and_verification;
 mod m20261204_000011_count_image_changes;
 mod m20261205_000012_registry_habits;
+mod m20261206_000013_warn;
 mod migrate;
 mod name;
 
@@ -40,6 +41,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261203_000010_names_and_verification::Migration),
             Box::new(m20261204_000011_count_image_changes::Migration),
             Box::new(m20261205_000012_registry_habits::Migration),
+            Box::new(m20261206_000013_warn::Migration),
         ]
     }
 }

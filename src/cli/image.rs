@@ -222,10 +222,11 @@ impl Add {
         let stage = Stage::new(name, fence, Arc::new(Memory::default()));
         // What can't be looked at can't be written either: the import says why.
         let is_new = matches!(store.root(&stage.name).await, Ok(None));
-        import(origin.source, origin.name, home.clone(), Arc::clone(store), stage.clone(), show)
+        let (_, warnings) = import(origin.source, origin.name, home.clone(), Arc::clone(store), stage.clone(), show)
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
         bar.finish_and_clear();
+        warnings.iter().for_each(|warning| print::note(&format!("warning: {warning}")));
         Ok(Placed { id, kind: origin.kind, store: Arc::clone(store), stage, is_new })
     }
 }
@@ -343,6 +344,11 @@ async fn show(one: One) -> Result<()> {
     for info in image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()) {
         let (region, shown) = (ForeignText::value(&info.region_id), ForeignText::value(&info.shown_digest));
         text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
+    }
+    for info in &image.additional_regions_info {
+        for warning in print::warnings(&info.region_id, &info.warnings) {
+            text = format!("{text}\n{warning}");
+        }
     }
     print::line(&text)
 }

@@ -56,7 +56,15 @@ pub fn synchronization(s: &v1::Synchronization) -> String {
     let trace = if s.trace_id.is_empty() { String::new() } else { format!(", trace {}", s.trace_id) };
     let state = synchronization_state(s.state());
     let head = format!("{}  {}  {state}  asked for by {}{trace}", s.request_id, s.app_id, s.principal);
-    format!("{}\n{}", ForeignText::message(head), table(heading, &rows))
+    let warned = s.regions.iter().flat_map(|region| warnings(&region.region_id, &region.warnings));
+    let lines = [ForeignText::message(head).into(), table(heading, &rows)].into_iter().chain(warned);
+    lines.collect::<Vec<String>>().join("\n")
+}
+
+/// What an image arrived without in a region, a line each.
+pub fn warnings(region: &str, warnings: &[String]) -> Vec<String> {
+    let region = ForeignText::value(region);
+    warnings.iter().map(|warning| format!("warning: {region}: {}", ForeignText::message(warning))).collect()
 }
 
 fn region(r: &v1::RegionSynchronization) -> [String; 7] {
@@ -99,7 +107,17 @@ pub fn region_state(state: RegionState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::table;
+    use super::{synchronization, table};
+    use crate::contract::v1::{RegionSynchronization, Synchronization};
+
+    #[test]
+    fn warnings_follow_the_table_of_regions() {
+        let warnings = vec!["what refers to x is not carried: 403\u{1b}[2J".to_owned()];
+        let region = RegionSynchronization { region_id: "cn-beijing".into(), warnings, ..Default::default() };
+        let text = synchronization(&Synchronization { regions: vec![region], ..Default::default() });
+        let last = text.lines().last().expect("a line");
+        assert_eq!(last, "warning: cn-beijing: what refers to x is not carried: 403\\u{1b}[2J");
+    }
 
     #[test]
     fn no_text_of_others_breaks_a_table() {

@@ -123,7 +123,11 @@ fn line(region: &RegionSynchronization) -> String {
     }
     if region.state() == RegionState::Available {
         let (copied, skipped) = (print::bytes(region.bytes_copied), print::bytes(region.bytes_skipped));
-        return format!("AVAILABLE, {copied} copied, {skipped} skipped");
+        let warned = match region.warnings.len() {
+            0 => "",
+            _ => ", with warnings",
+        };
+        return format!("AVAILABLE, {copied} copied, {skipped} skipped{warned}");
     }
     message(region)
 }

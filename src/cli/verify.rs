@@ -42,6 +42,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         for problem in &found.problems {
             print::line(&format!("  {}", ForeignText::message(problem)))?;
         }
+        for warning in &found.warnings {
+            print::line(&format!("  warning: {}", ForeignText::message(warning)))?;
+        }
     }
     if wrong.is_empty() { Ok(()) } else { Err(Error::Ended(advice(&image_id, &wrong))) }
 }

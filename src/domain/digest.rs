@@ -10,8 +10,16 @@ pub struct Digest([u8; 32]);
 
 /// Why a text is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a digest of the form sha256: and 64 lower-case hexadecimal digits")]
-pub struct DigestError(ForeignText);
+pub enum DigestError {
+    /// It is none.
+    #[error("{0:?} is not a digest of the form sha256: and 64 lower-case hexadecimal digits")]
+    Malformed(ForeignText),
+    /// It is one of another algorithm.
+    #[error(
+        "{0:?} is a digest by SHA-512, and images are carried by SHA-256 alone; push the image with digests by that"
+    )]
+    Sha512(ForeignText),
+}
 
 impl Digest {
     /// The digest whose value is `bytes`.
@@ -31,7 +39,11 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let refused = || DigestError(ForeignText::value(text));
+        let is_lower_hex = |digits: &str| digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if text.strip_prefix("sha512:").is_some_and(|digits| digits.len() == 128 && is_lower_hex(digits)) {
+            return Err(DigestError::Sha512(ForeignText::value(text)));
+        }
+        let refused = || DigestError::Malformed(ForeignText::value(text));
         let digits = text.strip_prefix("sha256:").ok_or_else(refused)?;
         if digits.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(refused());
@@ -56,7 +68,7 @@ impl fmt::Debug for Digest {
 
 #[cfg(test)]
 mod tests {
-    use super::Digest;
+    use super::{Digest, DigestError};
 
     #[test]
     fn only_the_canonical_form_is_read() {
@@ -70,7 +82,9 @@ mod tests {
             "sha256:../x".into(),
             format!("sha256:{hex}0"),
         ] {
-            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+            assert!(matches!(bad.parse::<Digest>(), Err(DigestError::Malformed(_))), "{bad}");
         }
+        let other = format!("sha512:{hex}{hex}").parse::<Digest>().expect_err("it is of another algorithm");
+        assert!(other.to_string().contains("SHA-512"), "{other}");
     }
 }

@@ -107,6 +107,8 @@ pub struct Image {
     pub created_at: Timestamp,
     /// The image that took its name over, if one has: then it is carried nowhere any more.
     pub superseded_by: Option<ImageId>,
+    /// Entries of its indexes that the home region did not have when it was registered. It is whole without them.
+    pub absent: Vec<Digest>,
 }
 
 /// The repository of images that have no name of their own in a registry.

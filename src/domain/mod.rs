@@ -20,6 +20,7 @@ mod secret;
 mod steady_clock;
 mod synchronization;
 mod time;
+mod warnings;
 
 pub use accept::{Accepted, Refusal, Registered, Standing, Step, accept};
 pub use backoff::Backoff;
@@ -37,3 +38,4 @@ pub use secret::Secret;
 pub use steady_clock::{Belief, ClockWatch, SteadyClock};
 pub use synchronization::{RegionStatus, RegionView, Synchronization, SynchronizationState};
 pub use time::{Clock, Timestamp};
+pub use warnings::Warnings;

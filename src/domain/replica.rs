@@ -17,7 +17,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{Fault, RegionStatus, Timestamp, Verification};
+use super::{Fault, RegionStatus, Timestamp, Verification, Warnings};
 
 /// How many times longer the leases of one worker may be than those of another.
 const LEASES_DIFFER: u32 = 4;
@@ -103,6 +103,8 @@ pub struct Replica {
     pub started_at: Option<Timestamp>,
     /// When it reached a terminal state.
     pub finished_at: Option<Timestamp>,
+    /// What it arrived without.
+    pub warnings: Warnings,
 }
 
 /// What can happen to a replica.
@@ -134,6 +136,8 @@ pub enum Event {
         progress: Progress,
         /// How it is known that all of it is there.
         verification: Verification,
+        /// What could not be carried with it.
+        warnings: Warnings,
     },
     /// Its worker met a fault.
     Faulted {
@@ -211,6 +215,7 @@ impl Replica {
             progress: Progress::default(),
             started_at: None,
             finished_at: None,
+            warnings: Warnings::default(),
         }
     }
 
@@ -245,9 +250,11 @@ impl Replica {
                 let lease = Lease { owner: held.owner.clone(), until: now.after(lease) };
                 Ok(Self { state: State::Copying { lease, last: last.clone() }, progress, ..self.clone() })
             }
-            (Event::Verified { fence, progress, verification }, State::Copying { .. }) if fence == self.fence => {
+            (Event::Verified { fence, progress, verification, warnings }, State::Copying { .. })
+                if fence == self.fence =>
+            {
                 let state = State::Available(Some(verification));
-                Ok(Self { progress, suspect: false, ..self.ended(state, now) })
+                Ok(Self { progress, suspect: false, warnings, ..self.ended(state, now) })
             }
             (Event::Faulted { fence, fault, retry_after, progress }, State::Copying { .. }) if fence == self.fence => {
                 let faults = self.faults + 1;
@@ -281,12 +288,14 @@ impl Replica {
             }
             (Event::ClockSetBack { lease, longest_wait }, _) => self.set_back(lease, longest_wait, now).ok_or(Stale),
             (Event::Damaged { fault }, State::Available(_)) => {
-                Ok(Self { suspect: true, ..self.ended(State::Failed(fault), now) })
+                Ok(Self { suspect: true, warnings: Warnings::default(), ..self.ended(State::Failed(fault), now) })
             }
             (Event::Confirmed, State::Available(_)) => {
                 Ok(Self { state: State::Available(Some(Verification::Verified)), ..self.clone() })
             }
-            (Event::Supersede, State::Available(_)) => Ok(self.ended(State::Superseded, now)),
+            (Event::Supersede, State::Available(_)) => {
+                Ok(Self { warnings: Warnings::default(), ..self.ended(State::Superseded, now) })
+            }
             (Event::Cancel, State::Pending { .. } | State::Suspended { .. } | State::Copying { .. }) => {
                 Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
             }

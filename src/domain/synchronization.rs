@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Fault, ImageId, Progress, RegionId, RequestId, Timestamp, Verification};
+use super::{Fault, ImageId, Progress, RegionId, RequestId, Timestamp, Verification, Warnings};
 
 /// The states of a synchronization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,6 +124,8 @@ pub struct RegionView {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// What the image arrived without.
+    pub warnings: Warnings,
 }
 
 /// One accepted call and what has become of it.

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    BlobChunks, Entry, Error, MAX_MANIFEST_BYTES, Result, Source, file_part,
+    BlobChunks, Entry, Error, Listing, MAX_MANIFEST_BYTES, Result, Source, file_part,
     layout::{self, BLOBS, INDEX, Index},
     tree,
 };
@@ -204,7 +204,15 @@ impl Source for Archive {
         Ok(file_part::read(&self.0.path, part.from + from, most))
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         layout::referrers(self, name, self.index()?, subject).await
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        layout::tagged(self, name, self.index()?, tag).await
+    }
+
+    async fn unnamed(&self, _: &ImageName) -> Result<Vec<Entry>> {
+        Ok(self.index()?.unnamed())
     }
 }

@@ -6,8 +6,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{BlobChunks, Entry, Error, Result, Source};
+use super::{BlobChunks, Entry, Error, Listing, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
+
+/// Longest wait for what is attached to an image, which does not wait for that any longer.
+const ATTACHED: Duration = Duration::from_secs(20);
 
 /// A source, each answer of which comes within `deadline`. (The chunks of a blob come after the answer; their reader waits for each.)
 #[derive(Debug)]
@@ -21,6 +24,10 @@ pub struct BoundedSource {
 impl BoundedSource {
     async fn ask<T>(&self, what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
         timeout(self.deadline, question).await.unwrap_or(Err(Error::Stalled(what)))
+    }
+
+    async fn ask_of_attached<T>(&self, what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
+        timeout(self.deadline.min(ATTACHED), question).await.unwrap_or(Err(Error::Stalled(what)))
     }
 }
 
@@ -38,8 +45,16 @@ impl Source for BoundedSource {
         self.ask("reading a blob", self.store.read_blob(name, blob, from, most)).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
-        self.ask("listing referrers", self.store.referrers(name, subject)).await
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
+        self.ask_of_attached("listing referrers", self.store.referrers(name, subject)).await
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        self.ask_of_attached("looking for a tag", self.store.tagged(name, tag)).await
+    }
+
+    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
+        self.ask_of_attached("listing manifests", self.store.unnamed(name)).await
     }
 
     fn is_remote(&self) -> bool {

@@ -78,6 +78,16 @@ pub enum Error {
         /// What is there.
         there: ForeignText,
     },
+    /// The store takes no index that names what the image does not have.
+    #[error(
+        "{absent} entries of the image's index were not there when it was registered, and the region takes no such index; push them to the home region and register it again, or synchronize it to other regions: {source}"
+    )]
+    Incomplete {
+        /// How many.
+        absent: usize,
+        /// What the store said.
+        source: Box<Error>,
+    },
     /// There is not enough room.
     #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
     NoSpace {
@@ -276,6 +286,7 @@ impl Error {
             | Self::DigestMismatch { .. }
             | Self::SizeMismatch { .. }
             | Self::Malformed { .. }
+            | Self::Incomplete { .. }
             | Self::Forbidden { .. }
             | Self::Elsewhere { .. }
             | Self::Occupied(_)

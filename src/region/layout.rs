@@ -12,8 +12,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, ImageSpec, MANIFEST_TYPE, Result, Source, Tree,
-    tree::{self, Entry, INDEX_TYPES, Reference},
+    Error, ImageSpec, Result, Source, Tree,
+    referrers::{self, Entry, Listing, is_attached_by, referrers_tag},
+    tree::{self, INDEX_TYPES, Reference},
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
@@ -39,8 +40,6 @@ const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
 const SHOWN_NAMES: usize = 16;
 /// The name of the image in a layout that is written here: the one that programs ask for when they are told none.
 const LATEST: &str = "latest";
-/// Entries without a name whose manifests are read to find out what they refer to, at most.
-const MAX_UNNAMED: usize = 1_000;
 
 /// The name of the layout that a caller describes, in a store that has one for each image.
 pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
@@ -63,6 +62,9 @@ pub struct Index {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
     manifests: Vec<Reference>,
+    /// The same, with all that was read of them.
+    #[serde(skip)]
+    entries: Vec<Entry>,
     /// Where it was read.
     #[serde(skip)]
     path: String,
@@ -84,18 +86,23 @@ impl Layout {
     /// The layout of an image.
     pub fn of(root: &Descriptor, tree: &Tree) -> Result<Self> {
         let named = |name: &str| (REF_NAME.to_owned(), name.into());
-        if tree.referrers.is_empty() {
+        let tagged = tree.attachments.iter().filter_map(|attached| Some((attached.tag.as_deref()?, attached.root()?)));
+        let tagged: Vec<_> = tagged
+            .map(|(tag, (descriptor, _))| Reference::new(descriptor, Some([named(tag)].into_iter().collect())))
+            .collect();
+        if tree.referrers.is_empty() && tagged.is_empty() {
             let index = content(vec![Reference::new(root, Some([named(LATEST)].into_iter().collect()))])?;
             return Ok(Self { index, blobs: Vec::new(), with_referrers: None });
         }
         let mut entries = vec![Reference::new(root, Some([named(LATEST)].into_iter().collect()))];
         let mut blobs = Vec::new();
         for referrers in &tree.referrers {
-            let (list, content) = referrers.index();
-            let tag = tree::referrers_tag(referrers.subject);
+            let (list, content) = referrers.index()?;
+            let tag = referrers_tag(referrers.subject);
             entries.push(Reference::new(&list, Some([named(&tag)].into_iter().collect())));
             blobs.push((list, content));
         }
+        entries.extend(tagged);
         let with_referrers = Bytes::from(content(entries)?);
         let digest = tree::digest(&with_referrers);
         let size = with_referrers.len() as u64;
@@ -113,7 +120,7 @@ impl Layout {
 /// The content of an index of these entries.
 fn content(manifests: Vec<Reference>) -> Result<Vec<u8>> {
     let media_type = Some(INDEX_TYPES[0].to_owned());
-    let index = Index { schema_version: 2, media_type, manifests, path: String::new() };
+    let index = Index { schema_version: 2, media_type, manifests, entries: Vec::new(), path: String::new() };
     serde_json::to_vec(&index).map_err(|error| Error::malformed(INDEX, error))
 }
 
@@ -123,10 +130,7 @@ fn annotation<'a>(entry: &'a Reference, key: &str) -> Option<&'a str> {
 
 /// Whether an entry is an image of the layout, and not a list or a signature of one by its name or its kind.
 fn is_image(entry: &Reference) -> bool {
-    let is_attached = annotation(entry, REF_NAME).is_some_and(|name| {
-        let (list, ending) = name.split_once('.').unwrap_or((name, ""));
-        tree::is_referrers_tag(list) && matches!(ending, "" | "sig" | "att" | "sbom")
-    });
+    let is_attached = annotation(entry, REF_NAME).is_some_and(is_attached_by);
     let kind = annotation(entry, COSIGN_KIND).filter(|kind| kind.starts_with("dev.cosignproject.cosign/"));
     !is_attached && kind.is_none_or(|kind| COSIGN_IMAGES.iter().any(|image| kind.ends_with(image)))
 }
@@ -138,7 +142,8 @@ impl Index {
         if index.schema_version != 2 {
             return Err(Error::malformed(path, format!("its schemaVersion is {}, not 2", index.schema_version)));
         }
-        Ok(Self { path: path.to_owned(), ..index })
+        let entries = referrers::entries(content).map_err(|error| Error::malformed(path, error))?;
+        Ok(Self { path: path.to_owned(), entries, ..index })
     }
 
     /// The root of an image: the one that is called `name`, be that its digest; without a name, the only one, or the only one that has a
@@ -178,8 +183,8 @@ impl Index {
         }
     }
 
-    /// The index that lists what refers to the image, where there is one of its own.
-    fn with_referrers(&self) -> Result<Option<Descriptor>> {
+    /// The index that lists what is attached to the image, where there is one of its own.
+    fn with_attachments(&self) -> Result<Option<Descriptor>> {
         let Some(entry) = self.manifests.iter().find(|entry| annotation(entry, REFERRERS).is_some()) else {
             return Ok(None);
         };
@@ -190,26 +195,15 @@ impl Index {
         Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
     }
 
-    /// The list of what refers to a manifest, if there is one by its tag ("Referrers Tag Schema").
-    fn list_of(&self, subject: Digest) -> Result<Option<Descriptor>> {
-        let wanted = tree::referrers_tag(subject);
-        let list = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(wanted.as_str()));
-        list.map(|list| list.parse().map_err(Error::digest(self.path.as_str()))).transpose()
+    /// What has a tag, if anything has.
+    fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
+        let found = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(tag));
+        found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// Manifests that are listed without a name, beside the image: oras puts those that refer to the image there.
-    fn unnamed(&self) -> Result<Vec<Descriptor>> {
-        let unnamed = |entry: &&Reference| annotation(entry, REF_NAME).is_none() && entry.media_type == MANIFEST_TYPE;
-        let unnamed: Vec<&Reference> = self.manifests.iter().filter(unnamed).collect();
-        if unnamed.len() == self.manifests.len() && digests(&unnamed).len() == 1 {
-            // The image itself.
-            return Ok(Vec::new());
-        }
-        if unnamed.len() > MAX_UNNAMED {
-            let reason = format!("it has {} manifests without a name, the most is {MAX_UNNAMED}", unnamed.len());
-            return Err(Error::malformed(self.path.as_str(), reason));
-        }
-        unnamed.into_iter().map(|entry| entry.parse().map_err(Error::digest(self.path.as_str()))).collect()
+    /// The manifests that are listed without a name: oras puts those that refer to the image there.
+    pub fn unnamed(self) -> Vec<Entry> {
+        self.entries.into_iter().filter(|entry| !entry.has_name()).collect()
     }
 }
 
@@ -217,51 +211,26 @@ fn digests<'a>(entries: &[&'a Reference]) -> BTreeSet<&'a str> {
     entries.iter().map(|entry| entry.digest.as_str()).collect()
 }
 
-/// What refers to a manifest of an image, as the index of its layout says.
-pub async fn referrers(source: &dyn Source, name: &ImageName, mut index: Index, subject: Digest) -> Result<Vec<Entry>> {
-    if let Some(own) = index.with_referrers()? {
-        index = Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?)?;
+/// The index that lists what is attached to an image: one of its own, or the layout's.
+async fn of_attachments(source: &dyn Source, name: &ImageName, index: Index) -> Result<Index> {
+    match index.with_attachments()? {
+        Some(own) => Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?),
+        None => Ok(index),
     }
-    let mut found = Vec::new();
-    if let Some(list) = index.list_of(subject)? {
-        tree::fits_list(&list)?;
-        let content = source.read_manifest(name, &list).await?;
-        let entries = tree::entries(&content);
-        found = entries.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))?;
-    }
-    for manifest in index.unnamed()? {
-        let content = match source.read_manifest(name, &manifest).await {
-            // It may have been removed from the layout: then it refers to nothing.
-            Err(Error::BlobMissing { .. }) => continue,
-            content => content?,
-        };
-        let is_new = !found.iter().any(|known: &Entry| known.digest() == Some(manifest.digest));
-        found.extend(referrer(&manifest, &content, subject).filter(|_| is_new));
-    }
-    Ok(found)
 }
 
-/// A manifest as a list of what refers to `subject` has it (distribution specification 1.1, "Listing Referrers"); nothing if it
-/// refers to something else.
-fn referrer(manifest: &Descriptor, content: &[u8], subject: Digest) -> Option<Entry> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Manifest {
-        subject: Option<Named>,
-        artifact_type: Option<String>,
-        config: Option<Named>,
-        annotations: Option<serde_json::Map<String, serde_json::Value>>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Named {
-        media_type: String,
-        digest: String,
-    }
-    let content: Manifest = serde_json::from_slice(content).ok()?;
-    let refers = content.subject.is_some_and(|of| of.digest.parse() == Ok(subject));
-    let artifact_type = content.artifact_type.or_else(|| Some(content.config?.media_type));
-    refers.then(|| Entry(Reference { artifact_type, ..Reference::new(manifest, content.annotations) }))
+/// What refers to a manifest of an image, as the index of its layout says ("Referrers Tag Schema").
+pub async fn referrers(source: &dyn Source, name: &ImageName, index: Index, subject: Digest) -> Result<Listing> {
+    let Some(list) = tagged(source, name, index, &referrers_tag(subject)).await? else { return Ok(Listing::default()) };
+    referrers::fits_list(&list)?;
+    let content = source.read_manifest(name, &list).await?;
+    let listed = referrers::entries(&content).map(Listing::from);
+    listed.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+}
+
+/// What has a tag beside the image, as the index of its layout says.
+pub async fn tagged(source: &dyn Source, name: &ImageName, index: Index, tag: &str) -> Result<Option<Descriptor>> {
+    of_attachments(source, name, index).await?.tagged(tag)
 }
 
 #[cfg(test)]

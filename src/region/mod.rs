@@ -4,7 +4,9 @@
 mod activity;
 mod answer;
 mod archive;
+mod attachments;
 mod bounded_source;
+mod budget;
 mod dir;
 mod disk;
 pub mod ecs;
@@ -17,19 +19,24 @@ mod journal;
 mod layout;
 mod location;
 mod object;
+mod references;
+mod referrers;
 mod registry;
+mod remembering_source;
 mod request_span;
 mod secret_file;
 mod space;
 mod store;
 mod tree;
 mod verify;
+mod walk;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use activity::Activity;
 pub use archive::Archive;
 pub use bounded_source::BoundedSource;
+pub use budget::MAX_MANIFEST_BYTES;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
@@ -39,14 +46,16 @@ pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
+pub use referrers::{Entry, Listing, ReferrersIndex};
 pub use registry::{
     Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
     DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,
 };
+pub use remembering_source::{Manifests, RememberingSource};
 pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
-pub use tree::{Entry, MANIFEST_TYPE, MAX_MANIFEST_BYTES, ReferrersIndex, Tree};
+pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
 
 pub use verify::{Inspection, verify};
 

@@ -9,7 +9,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Activity, Error, Exchange, Journal, Reservation, Result, Tree, tree::Entry};
+use super::{
+    Activity, Attachment, Error, Exchange, Journal, Reservation, Result, Tree,
+    dir::Holders,
+    referrers::{Entry, Listing, ReferrersIndex},
+};
 use crate::domain::{
     Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
     may_publish,
@@ -103,8 +107,10 @@ pub struct Stage {
     pub reservation: Reservation,
     /// What the copy has made visible, and what was visible before.
     pub exchange: Exchange,
-    /// When it was last seen that the image may be shown by its name.
+    /// When it was last seen that the image may be shown by its name, which shows something else, or nothing.
     pub seen_free: SeenAt,
+    /// Which other images of a directory have its blobs.
+    pub holders: Holders,
 }
 
 /// When something was last seen. Clones share it.
@@ -144,13 +150,16 @@ impl Stage {
             reservation: Reservation::default(),
             exchange: Exchange::default(),
             seen_free: SeenAt::default(),
+            holders: Holders::default(),
         }
     }
 
     /// Refuses to make the image visible in the place of what others have put there. `url` is what people pull it by.
     pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
         if may_publish(wanted, shown, &self.published, self.overwrite) {
-            self.seen_free.note();
+            if *shown != Shown::Root(wanted) {
+                self.seen_free.note();
+            }
             return Ok(());
         }
         let there = match shown {
@@ -189,7 +198,17 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 
     /// Manifests whose subject is this one: signatures, bills of materials (OCI distribution specification 1.1, "Listing
     /// Referrers").
-    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Listing> {
+        Ok(Listing::default())
+    }
+
+    /// What another tag stands for that is beside the image's; nothing if there is none.
+    async fn tagged(&self, _name: &ImageName, _tag: &str) -> Result<Option<Descriptor>> {
+        Ok(None)
+    }
+
+    /// Manifests that lie beside the image, are listed with it, and have no name: what refers to the image may be among them.
+    async fn unnamed(&self, _name: &ImageName) -> Result<Vec<Entry>> {
         Ok(Vec::new())
     }
 
@@ -263,6 +282,16 @@ pub trait Store: Source {
     /// Whether [`Store::publish`] writes the root of the image by itself, so that it need not be written before.
     fn publishes_root(&self) -> bool {
         false
+    }
+
+    /// Makes something findable that is attached to the image, once it was written, where that is not done with the image itself.
+    async fn attach(&self, _stage: &Stage, _attachment: &Attachment) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes what refers to a manifest findable, once it was written, where that is not done with the image itself.
+    async fn list_referrers(&self, _stage: &Stage, _referrers: &ReferrersIndex) -> Result<()> {
+        Ok(())
     }
 
     /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written, but for what it writes itself.

@@ -3,7 +3,7 @@
 use std::{fmt::Display, sync::Arc, time::Duration};
 
 use super::{Activity, BoundedSource, Error, Result, Source, Tree, tree::digest_of};
-use crate::domain::{Descriptor, ForeignText, ImageName};
+use crate::domain::{Descriptor, Digest, ForeignText, ImageName, Warnings};
 
 /// How long a store may show no progress while an image is read again.
 const STALL: Duration = Duration::from_secs(60);
@@ -17,11 +17,18 @@ pub struct Inspection {
     pub bytes: u64,
     /// What is wrong, if anything is; no more of it than is worth reading.
     pub damages: Vec<String>,
+    /// What is wrong with what is attached to the image. It does not decide over the image.
+    pub warnings: Warnings,
 }
 
 /// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
-/// image is damaged.
-pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor) -> Result<Inspection> {
+/// image is damaged. Of its indexes' entries, those in `absent` need not be there.
+pub async fn verify(
+    store: Arc<dyn Source>,
+    name: &ImageName,
+    root: &Descriptor,
+    absent: &[Digest],
+) -> Result<Inspection> {
     let source = &BoundedSource { store, deadline: STALL };
     let activity = Activity::default();
     let mut found = Inspection::default();
@@ -31,25 +38,33 @@ pub async fn verify(store: Arc<dyn Source>, name: &ImageName, root: &Descriptor)
         Ok(None) => found.note(Error::ImageMissing(name.to_string().into())),
         Err(error) => found.take(error)?,
     }
-    let tree = match Tree::read_with_referrers(source, name, root).await {
+    let tree = match Tree::read_with_attachments(source, name, root, absent).await {
         Ok(tree) => tree,
         Err(error) => {
             found.take(error)?;
             return Ok(found);
         }
     };
-    found.bytes = tree.manifests.iter().map(|(manifest, _)| manifest.size).sum();
-    for blob in &tree.blobs {
+    found.warnings = tree.warnings.clone();
+    let attached = tree.attachments.iter().flat_map(|attachment| &attachment.manifests);
+    found.bytes = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size).sum();
+    for (place, blob) in tree.all_blobs().enumerate() {
         let read = tokio::select! {
             read = digest_of(source, name, blob, &activity) => read,
             () = activity.silence(STALL) => Err(Error::Stalled("reading a blob again")),
         };
-        match read {
-            Ok(actual) if actual == blob.digest => found.bytes += blob.size,
-            Ok(actual) => {
-                found.take(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })?;
+        let wrong = match read {
+            Ok(actual) if actual == blob.digest => {
+                found.bytes += blob.size;
+                continue;
             }
-            Err(error) => found.take(error)?,
+            Ok(actual) => Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual },
+            Err(error) => error,
+        };
+        if tree.is_attached(place) {
+            found.warnings.add(format_args!("of what is attached to the image: {wrong}"));
+        } else {
+            found.take(wrong)?;
         }
     }
     Ok(found)

@@ -20,7 +20,7 @@ use crate::{
         v1::{self, add_image_request, image_service_server::ImageService},
     },
     domain::{Clock, Content, Digest, EcsImageId, Image, ImageId, ImageKind, RegionId, Replica, Targets},
-    region::{Backend, ImageSpec},
+    region::{Backend, ImageSpec, Manifests},
     state::{self, ImageFilter, NameTaken, State},
 };
 
@@ -29,7 +29,7 @@ const MAX_VERSION: usize = 64;
 const MAX_DESCRIPTION: usize = 1_024;
 /// The most values of one filter.
 const MAX_VALUES: usize = 100;
-/// Images that are looked at in the home region at the same time, to be registered: each has one manifest in memory.
+/// Images that are looked at in the home region at the same time, to be registered: each has its manifests in memory.
 const LOOKS_AT_ONCE: usize = 4;
 /// Longest wait for the home region's answer in `GetImage`, which does without it.
 const SHOWN: Duration = Duration::from_secs(2);
@@ -44,6 +44,8 @@ pub struct Images {
     verifier: Verifier,
     /// Lets so many images be looked at in the home region at the same time.
     looking: Semaphore,
+    /// What was read of them.
+    manifests: Manifests,
 }
 
 impl Images {
@@ -55,6 +57,7 @@ impl Images {
             clock: parts.clock.clone(),
             verifier: Verifier::new(parts.state.clone(), parts.backend.clone(), parts.contract, parts.stop.clone()),
             looking: Semaphore::new(LOOKS_AT_ONCE),
+            manifests: Manifests::default(),
         }
     }
 
@@ -175,10 +178,10 @@ impl Images {
         Span::current().record("appferry.app_id", id.as_str());
 
         let home = self.state.regions().home();
-        let Origin { source, content, size } = {
+        let Origin { source, content, size, absent } = {
             // The semaphore is never closed, and the call's deadline bounds the wait.
             let _turn = self.looking.acquire().await;
-            Origin::find(&self.backend, home, &spec).await?
+            Origin::find(&self.backend, home, &spec, &self.manifests).await?
         };
         let image = Image {
             id: id.clone(),
@@ -192,6 +195,7 @@ impl Images {
             size,
             created_at: self.clock.now(),
             superseded_by: None,
+            absent,
         };
         let regions = self.regions_by_name(&image);
         let taken = if body.supersede { NameTaken::Supersede(&regions) } else { NameTaken::Refuse };

@@ -5,8 +5,8 @@ use crate::{
         Failure, Violation,
         v1::{CommonErrorCode, ErrorCode},
     },
-    domain::{Content, EcsImageId, FaultKind, ImageKind, ImageName, RegionId},
-    region::{self, Backend, Ecs, ImageSpec, Store, Tree},
+    domain::{Content, Digest, EcsImageId, FaultKind, ImageKind, ImageName, RegionId},
+    region::{self, Backend, Ecs, ImageSpec, Manifests, Measure, RememberingSource, Store, Tree},
 };
 
 use super::wire;
@@ -23,29 +23,42 @@ pub struct Origin {
     pub content: Content,
     /// Its size in bytes.
     pub size: u64,
+    /// Entries of its indexes that are not there.
+    pub absent: Vec<Digest>,
 }
 
 impl Origin {
     /// Looks an image up in the home region.
-    pub async fn find(backend: &Backend, home: &RegionId, spec: &ImageSpec) -> Result<Self, Failure> {
+    pub async fn find(
+        backend: &Backend,
+        home: &RegionId,
+        spec: &ImageSpec,
+        manifests: &Manifests,
+    ) -> Result<Self, Failure> {
         match backend {
             Backend::Stores(stores) => {
                 let store = stores.get(home).ok_or_else(|| Failure::new(CommonErrorCode::InternalError, ""))?;
-                Self::blobs(&**store, home, spec).await
+                Self::blobs(&**store, home, spec, manifests).await
             }
             Backend::Ecs(ecs) => Self::ecs(ecs, home, spec).await,
         }
     }
 
-    async fn blobs(store: &dyn Store, home: &RegionId, spec: &ImageSpec) -> Result<Self, Failure> {
+    async fn blobs(
+        store: &dyn Store,
+        home: &RegionId,
+        spec: &ImageSpec,
+        manifests: &Manifests,
+    ) -> Result<Self, Failure> {
         let source = store.locate(spec).map_err(|description| misplaced(spec, description))?;
         let failed = |error| failed(home, &error);
         let root = store.root(&source).await.map_err(failed)?.ok_or_else(|| {
             let cause = format!("The home region {home} has no image {source}.");
             Failure::new(ErrorCode::ImageNotFound, cause).in_regions([home])
         })?;
-        let size = Tree::measure(store, &source, &root).await.map_err(failed)?;
-        Ok(Self { source, content: Content::Blobs(root), size })
+        let remembering = RememberingSource { source: store, manifests };
+        let Measure { bytes, absent } = Tree::measure(&remembering, &source, &root).await.map_err(failed)?;
+        Ok(Self { source, content: Content::Blobs(root), size: bytes, absent })
     }
 
     async fn ecs(ecs: &Ecs, home: &RegionId, spec: &ImageSpec) -> Result<Self, Failure> {
@@ -55,7 +68,8 @@ impl Origin {
         let id: EcsImageId = id.parse().map_err(|description| misplaced(spec, description))?;
         let image = ecs.source(home, &id).await.map_err(|error| failed(home, &error.into()))?;
         let source = ImageName(image.id.to_string());
-        Ok(Self { source, content: Content::Ecs, size: image.gibibytes.saturating_mul(GIBIBYTE) })
+        let size = image.gibibytes.saturating_mul(GIBIBYTE);
+        Ok(Self { source, content: Content::Ecs, size, absent: Vec::new() })
     }
 }
 

@@ -91,14 +91,15 @@ struct Work {
 
 impl Work {
     async fn one(&self, region: &RegionId, should_have: bool) -> Result<v1::VerifyImageResponse, Status> {
-        let answer = |intactness: Intactness, bytes: u64, problems: Vec<String>| v1::VerifyImageResponse {
+        let answer = |intactness: Intactness, found: Inspection| v1::VerifyImageResponse {
             region_id: region.to_string(),
             intactness: intactness.into(),
-            bytes_read: i64::try_from(bytes).unwrap_or(i64::MAX),
-            problems,
+            bytes_read: i64::try_from(found.bytes).unwrap_or(i64::MAX),
+            problems: found.damages,
+            warnings: found.warnings.to_texts(),
         };
         if !should_have || !self.verifier.backend.has(region) {
-            return Ok(answer(Intactness::Absent, 0, Vec::new()));
+            return Ok(answer(Intactness::Absent, Inspection::default()));
         }
         let found = tokio::select! {
             found = self.read(region) => found,
@@ -107,12 +108,16 @@ impl Work {
             }
         };
         match found {
-            Err(error) => Ok(answer(Intactness::Unreadable, 0, vec![ForeignText::message(error).into()])),
-            Ok(Inspection { bytes, damages }) if damages.is_empty() => {
-                self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
-                Ok(answer(Intactness::Intact, bytes, damages))
+            Err(error) => {
+                let damages = vec![ForeignText::message(error).into()];
+                Ok(answer(Intactness::Unreadable, Inspection { damages, ..Inspection::default() }))
             }
-            Ok(Inspection { bytes, damages }) => {
+            Ok(found) if found.damages.is_empty() => {
+                self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
+                Ok(answer(Intactness::Intact, found))
+            }
+            Ok(found) => {
+                let damages = &found.damages;
                 tracing::error!(image = %self.image.id, %region, ?damages, "an image is damaged");
                 if *region != self.image.home {
                     let message = format!("found damaged: {}", damages.join("; "));
@@ -127,7 +132,7 @@ impl Work {
                         return Err(self.refuse(&error.into()));
                     }
                 }
-                Ok(answer(Intactness::Damaged, bytes, damages))
+                Ok(answer(Intactness::Damaged, found))
             }
         }
     }
@@ -148,12 +153,12 @@ impl Work {
     async fn read(&self, region: &RegionId) -> Result<Inspection, Box<dyn std::error::Error + Send + Sync>> {
         let image = &self.image;
         let is_home = *region == image.home;
-        let damaged = |problem: String| Ok(Inspection { bytes: 0, damages: vec![problem] });
+        let damaged = |problem: String| Ok(Inspection { damages: vec![problem], ..Inspection::default() });
         match (&self.verifier.backend, &image.content) {
             (Backend::Stores(stores), Content::Blobs(root)) => {
                 let store = stores.get(region).ok_or("it has no store")?;
                 let name = if is_home { image.source.clone() } else { store.name_of(image) };
-                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root).await?)
+                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent).await?)
             }
             (Backend::Ecs(ecs), Content::Ecs) => {
                 let made = self.verifier.state.ecs_copies(&[&image.id]).await?;
@@ -163,7 +168,7 @@ impl Work {
                     made.get(&(image.id.clone(), region.clone())).cloned().ok_or("its id there is not known")?
                 };
                 match ecs.image(region, &id).await?.map(|shown| shown.status) {
-                    Some(EcsStatus::Available) => Ok(Inspection { bytes: 0, damages: Vec::new() }),
+                    Some(EcsStatus::Available) => Ok(Inspection::default()),
                     Some(EcsStatus::Coming) => damaged(format!("{id} is being made anew")),
                     Some(EcsStatus::Lost(status)) => damaged(format!("{id} is {status}")),
                     None => damaged(format!("ECS lists no image {id}")),

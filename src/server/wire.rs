@@ -189,6 +189,7 @@ pub fn synchronization(from: &Synchronization, rows: &ErrorRows) -> v1::Synchron
         start_time: view.started_at.map(time),
         finish_time: view.finished_at.map(time),
         verification: verification(view.verification).into(),
+        warnings: view.warnings.to_texts(),
     };
     v1::Synchronization {
         app_id: from.image.to_string(),
@@ -254,6 +255,7 @@ pub fn image(
             image_id: if present { id_in(region).unwrap_or_else(|| from.id.to_string()) } else { String::new() },
             status: status.into(),
             verification: verification(replica_in(region).and_then(Replica::verification)).into(),
+            warnings: replica_in(region).map(|replica| replica.warnings.to_texts()).unwrap_or_default(),
             shown_digest: shown_at_home
                 .filter(|_| *region == from.home)
                 .map_or_else(String::new, |digest| digest.to_string()),

@@ -46,6 +46,7 @@ impl Embedded {
             size: 0,
             created_at: Clock::system().now(),
             superseded_by: None,
+            absent: Vec::new(),
         };
         self.state.image_add(&image).await.expect("it is added");
     }

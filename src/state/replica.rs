@@ -34,7 +34,7 @@ pub(super) struct Locked {
 /// The columns of a replica, of the table `r`.
 const COLUMNS: &str = "r.image_id, r.region_id, r.state, r.due_at, r.attempt, r.faults, r.fence, r.lease_owner, \
     r.suspect, r.bytes_total, r.bytes_copied, r.bytes_skipped, r.fault_kind, r.fault_message, r.started_at, r.finished_at, \
-    r.fed_from, r.verification";
+    r.fed_from, r.verification, r.warnings";
 
 /// A row, and the time at which it was read.
 #[derive(Debug)]
@@ -158,6 +158,7 @@ pub(super) async fn save(db: &Session<impl ConnectionTrait + Send>, rows: Vec<en
         ("finished_at", Kind::MaybeNumber),
         ("fed_from", Kind::MaybeText),
         ("verification", Kind::MaybeText),
+        ("warnings", Kind::MaybeText),
     ];
     let rows = rows.into_iter().map(|row| {
         [
@@ -179,6 +180,7 @@ pub(super) async fn save(db: &Session<impl ConnectionTrait + Send>, rows: Vec<en
             row.finished_at.into(),
             row.fed_from.into(),
             row.verification.into(),
+            row.warnings.into(),
         ]
     });
     let becomes = [
@@ -198,6 +200,7 @@ pub(super) async fn save(db: &Session<impl ConnectionTrait + Send>, rows: Vec<en
         ("finished_at", "w.finished_at"),
         ("fed_from", "w.fed_from"),
         ("verification", "w.verification"),
+        ("warnings", "w.warnings"),
     ];
     let on = "t.image_id = w.image_id AND t.region_id = w.region_id";
     Sql::on(db).update("replica", &becomes, Rows::new(columns, rows), on).execute(db).await?;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::domain::{
     Event, ImageId, Progress, RegionId, RegionStatus, RegionView, Replica, RequestId, State as ReplicaState,
-    Synchronization, SynchronizationState, Timestamp,
+    Synchronization, SynchronizationState, Timestamp, Warnings,
 };
 use entity::{
     parse, synchronization as sync, synchronization_target as target,
@@ -142,6 +142,7 @@ async fn cancel(txn: &Transaction, id: RequestId) -> Result<()> {
             verification: None,
             next_attempt_at: None,
             finished_at: Some(now),
+            warnings: Warnings::default(),
             ..seen
         };
         ended.push((ours.clone(), view));
@@ -353,6 +354,7 @@ pub(super) fn view(region: &RegionId, replica: &Replica) -> RegionView {
         fault: replica.last_fault().cloned(),
         started_at: replica.started_at,
         finished_at: replica.finished_at,
+        warnings: replica.warnings.clone(),
     }
 }
 
@@ -368,5 +370,6 @@ fn not_started(region: &RegionId) -> RegionView {
         fault: None,
         started_at: None,
         finished_at: None,
+        warnings: Warnings::default(),
     }
 }

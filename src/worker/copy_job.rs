@@ -22,10 +22,10 @@ use super::{
     journal::ReplicaJournal,
     retract::retract_canceled,
     slots::Slot,
-    transfer::{CopyError, Destination, ImageSource, Transfer, Waits},
+    transfer::{Copied, CopyError, Destination, ImageSource, Transfer, Waits},
 };
 use crate::{
-    domain::{Descriptor, Digest, Event, Image, ImageId, ImageName, Published, RegionId, Verification, with_causes},
+    domain::{Descriptor, Digest, Event, Image, ImageId, ImageName, Published, RegionId, with_causes},
     metrics,
     region::{Error, Place, Stage, Store, Stores},
     state::{ClaimedRegion, RegionName, Report},
@@ -74,7 +74,7 @@ pub struct CopyJob {
     copies: BTreeMap<RegionId, Copy>,
     /// What is read from each source.
     transfers: BTreeMap<RegionId, Arc<Transfer>>,
-    tasks: JoinSet<Result<Verification, CopyError>>,
+    tasks: JoinSet<Result<Copied, CopyError>>,
     /// What is taken back of copies that were canceled.
     retractions: JoinSet<()>,
     /// Every region that it has begun with.
@@ -83,7 +83,7 @@ pub struct CopyJob {
 }
 
 /// How the task of a copy ended.
-type Ended = Result<(task::Id, Result<Verification, CopyError>), task::JoinError>;
+type Ended = Result<(task::Id, Result<Copied, CopyError>), task::JoinError>;
 
 impl CopyJob {
     /// A job without regions: the first are given to [`CopyJob::run`], and others come by the channel.
@@ -312,7 +312,8 @@ impl CopyJob {
         let store = self.stores.get(from)?.clone();
         let name = if *from == self.image.home { self.image.source.clone() } else { store.name_of(&self.image) };
         let paces = self.worker.limits.paces(from);
-        let source = ImageSource { region: from.clone(), store, name, root: self.root.clone(), paces };
+        let absent = self.image.absent.as_slice().into();
+        let source = ImageSource { region: from.clone(), store, name, root: self.root.clone(), absent, paces };
         let settings = &self.worker.settings;
         let waits = Waits { patience: settings.patience, stall: settings.stall };
         let transfer = Arc::new(Transfer::start(source, waits));
@@ -355,7 +356,7 @@ impl CopyJob {
     }
 
     /// A copy has ended, or its source has failed: then another one feeds it.
-    async fn end(&mut self, region: RegionId, result: Result<Verification, CopyError>) {
+    async fn end(&mut self, region: RegionId, result: Result<Copied, CopyError>) {
         if let Err(failed @ CopyError::Source { region: source, error, .. }) = &result
             && self.sources.contains(source)
         {

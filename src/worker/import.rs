@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     slots::Limits,
-    transfer::{CopyError, Destination, ImageSource, Meter, Transfer, Waits},
+    transfer::{Copied, CopyError, Destination, ImageSource, Meter, Transfer, Waits},
 };
 use crate::{
-    domain::{Descriptor, ImageName, Progress, RegionId, relay::Topology},
-    region::{Error, Source, Stage, Store},
+    domain::{Descriptor, ImageName, Progress, RegionId, Warnings, relay::Topology},
+    region::{Error, Source, Stage, Store, Tree},
 };
 
 /// How long nothing at all may move.
@@ -17,7 +17,7 @@ const STALL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Copies the image that `source` knows as `from` into the store of `region`, to `stage`. An image that is there by that name
-/// already must be the same one. `progress` is called with how far it has come. Returns its root.
+/// already must be the same one. `progress` is called with how far it has come. Returns its root, and what it arrived without.
 pub async fn import(
     source: Arc<dyn Source>,
     from: ImageName,
@@ -25,16 +25,11 @@ pub async fn import(
     store: Arc<dyn Store>,
     stage: Stage,
     progress: impl Fn(Progress),
-) -> Result<Descriptor, CopyError> {
-    let missing = || CopyError::Source {
-        region: region.clone(),
-        error: Arc::new(Error::ImageMissing(from.to_string().into())),
-        is_remote: false,
-    };
-    let root = match source.root(&from).await {
-        Ok(root) => root.ok_or_else(missing)?,
-        Err(error) => return Err(CopyError::Source { region, error: Arc::new(error), is_remote: false }),
-    };
+) -> Result<(Descriptor, Warnings), CopyError> {
+    let unreadable = |error| CopyError::Source { region: region.clone(), error: Arc::new(error), is_remote: false };
+    let missing = || unreadable(Error::ImageMissing(from.to_string().into()));
+    let root = source.root(&from).await.map_err(unreadable)?.ok_or_else(missing)?;
+    let absent = Tree::measure(&*source, &from, &root).await.map_err(unreadable)?.absent.into();
     let destination = |error| CopyError::Destination(Arc::new(error));
     let there = store.root(&stage.name).await.map_err(destination)?;
     if there.is_some_and(|there| there.digest != root.digest) {
@@ -52,7 +47,8 @@ pub async fn import(
         resumed: 0,
     };
     let waits = Waits { patience: STALL, stall: STALL };
-    let transfer = Transfer::start(ImageSource { region, store: source, name: from, root: root.clone(), paces }, waits);
+    let source = ImageSource { region, store: source, name: from, root: root.clone(), absent, paces };
+    let transfer = Transfer::start(source, waits);
     let copy = transfer.copy_to(destination, transfer.board());
     tokio::pin!(copy);
     let copied = loop {
@@ -63,5 +59,5 @@ pub async fn import(
     };
     progress(meter.read());
     store.tidy().await;
-    copied.map(|_| root)
+    copied.map(|Copied { warnings, .. }| (root, warnings))
 }

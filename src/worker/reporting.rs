@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Worker,
     active_copy::ActiveCopy,
-    transfer::{CopyError, Meter},
+    transfer::{Copied, CopyError, Meter},
 };
 use crate::{
-    domain::{Event, Fault, FaultKind, ImageId, Verification},
+    domain::{Event, Fault, FaultKind, ImageId},
     metrics,
     region::{Error, Verdict},
     state::{ClaimedRegion, Report},
@@ -19,20 +19,19 @@ const DATABASE_WAIT: Duration = Duration::from_millis(500);
 
 impl Worker {
     /// Reports how the copy to a region ended. Returns whether the report counts.
-    pub(super) async fn conclude(
-        &self,
-        image: &ImageId,
-        copy: ActiveCopy,
-        result: Result<Verification, CopyError>,
-    ) -> bool {
+    pub(super) async fn conclude(&self, image: &ImageId, copy: ActiveCopy, result: Result<Copied, CopyError>) -> bool {
         let ActiveCopy { claimed, span, meter, began, .. } = &copy;
         let progress = meter.read();
         span.record("appferry.bytes_copied", progress.copied);
         span.record("appferry.bytes_skipped", progress.skipped);
         let (state, report) = match result {
-            Ok(verification) => {
+            Ok(Copied { verification, warnings }) => {
+                if !warnings.is_empty() {
+                    let warnings = warnings.iter().collect::<Vec<_>>().join("; ");
+                    tracing::warn!(parent: span, %image, region = %claimed.region, %warnings, "the image arrived with warnings");
+                }
                 tracing::info!(parent: span, %image, region = %claimed.region, copied = progress.copied, skipped = progress.skipped, %verification, "the image is available");
-                let event = Event::Verified { fence: claimed.fence, progress, verification };
+                let event = Event::Verified { fence: claimed.fence, progress, verification, warnings };
                 ("AVAILABLE", Report { region: claimed.region.clone(), event })
             }
             Err(error) => {

@@ -33,6 +33,7 @@ mod metrics;
 mod model;
 mod openapi;
 mod operations;
+mod optional;
 mod passes;
 mod policies;
 mod program;

@@ -47,6 +47,7 @@ fn image(id: &str) -> Image {
         home: region("home"),
         content: Content::Blobs(root),
         superseded_by: None,
+        absent: Vec::new(),
         size: 10,
         created_at: Clock::system().now(),
     }

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use crate::harness::history::explain;
 use appferry::domain::{
-    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, Verification, WorkerId,
+    Event, Fault, FaultKind, Outcome, Progress, RegionStatus, Replica, Standing, Timestamp, Verification, Warnings,
+    WorkerId,
 };
 use stateright::{Checker as _, Model, Property, Representative};
 
@@ -342,6 +343,7 @@ impl Model for Walk {
                     fence,
                     progress: DONE,
                     verification: Verification::Verified,
+                    warnings: Warnings::default(),
                 });
             }
             Step::Faulted(number, again) => {
@@ -480,7 +482,12 @@ fn what_is_no_transition_is_found_out() {
     assert_eq!(explain(None, &requested, lease), Some("Request"));
     assert_eq!(explain(Some(&requested), &claimed, lease), Some("Claim"));
     let verification = Verification::Verified;
-    let verified = Event::Verified { fence: claimed.fence, progress: Progress::default(), verification };
+    let verified = Event::Verified {
+        fence: claimed.fence,
+        progress: Progress::default(),
+        verification,
+        warnings: Warnings::default(),
+    };
     let available = claimed.apply(verified, at(107)).expect("it is held");
     assert_eq!(explain(Some(&claimed), &available, lease), Some("Verified"));
 

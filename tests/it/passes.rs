@@ -227,7 +227,7 @@ impl House {
         let name = ImageName("a".into());
         let home = stores.get(&id("home")).expect("the home region");
         let root = home.root(&name).await.expect("it is there").expect("it is there");
-        let size = Tree::read(&**home, &name, &root).await.expect("it is whole").size();
+        let size = Tree::read(&**home, &name, &root, &[]).await.expect("it is whole").size();
         let image = Image {
             id: "a".parse().expect("an id"),
             name: "a".into(),
@@ -240,6 +240,7 @@ impl House {
             size,
             created_at: Clock::system().now(),
             superseded_by: None,
+            absent: Vec::new(),
         };
         state.image_add(&image).await.expect("it is added");
         let seconds = Duration::from_secs;

@@ -260,7 +260,7 @@ fn tree() -> Tree {
     let content = r#"{"schemaVersion":2}"#;
     let digest = images::digest(content.as_bytes()).parse().expect("a digest");
     let root = Descriptor { media_type: images::MANIFEST.into(), digest, size: content.len() as u64 };
-    Tree { manifests: vec![(root, content.into())], blobs: Vec::new(), referrers: Vec::new() }
+    Tree { manifests: vec![(root, content.into())], ..Tree::default() }
 }
 
 fn store(proxy: &Proxy) -> RegistryStore {

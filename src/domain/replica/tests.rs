@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{Event, Lease, Progress, Replica, Stale, State, WorkerId};
-use crate::domain::{Fault, FaultKind, Timestamp, Verification};
+use crate::domain::{Fault, FaultKind, Timestamp, Verification, Warnings};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -55,7 +55,12 @@ fn event(step: &Move, fences: &[u64; 3]) -> Event {
         Move::Request | Move::Pass(_) => Event::Request,
         Move::Claim(w) => Event::Claim { owner: WorkerId(format!("w{w}").into()), lease: LEASE },
         Move::Renew(w) => Event::Renew { fence: fences[w], lease: LEASE, progress },
-        Move::Verify(w) => Event::Verified { fence: fences[w], progress, verification: Verification::Verified },
+        Move::Verify(w) => Event::Verified {
+            fence: fences[w],
+            progress,
+            verification: Verification::Verified,
+            warnings: Warnings::default(),
+        },
         Move::Retry(w) => {
             let retry_after = Some(Duration::from_secs(1));
             Event::Faulted { fence: fences[w], fault: fault(), retry_after, progress }
@@ -178,7 +183,7 @@ proptest! {
             let owner = WorkerId("willing".into());
             let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("it is claimable");
             let verification = Verification::Verified;
-            let done = Event::Verified { fence: claimed.fence, progress: claimed.progress, verification };
+            let done = Event::Verified { fence: claimed.fence, progress: claimed.progress, verification, warnings: Warnings::default() };
             let done = claimed.apply(done, now).expect("it holds the newest fence");
             prop_assert_eq!(done.state, State::Available(Some(Verification::Verified)));
         }
@@ -193,7 +198,12 @@ fn a_worker_of_a_removed_image_holds_no_fence_of_the_next_one() {
     let later = then.after(Duration::from_secs(1));
     let new = Replica::requested(later).apply(claim(), later).expect("it is due");
     let verification = Verification::Verified;
-    let late = Event::Verified { fence: old.fence, progress: Progress::default(), verification };
+    let late = Event::Verified {
+        fence: old.fence,
+        progress: Progress::default(),
+        verification,
+        warnings: Warnings::default(),
+    };
     assert_eq!(new.apply(late, later), Err(Stale));
 }
 
@@ -213,7 +223,12 @@ fn what_is_there_may_be_superseded_for_good_and_read_again() {
     let pending = Replica::requested(now);
     let copying = pending.apply(claim, now).expect("it is due");
     let verification = Verification::Trusted;
-    let verified = Event::Verified { fence: copying.fence, progress: Progress::default(), verification };
+    let verified = Event::Verified {
+        fence: copying.fence,
+        progress: Progress::default(),
+        verification,
+        warnings: Warnings::default(),
+    };
     let there = copying.apply(verified, now).expect("it holds the claim");
     assert_eq!(there.verification(), Some(Verification::Trusted));
     let read = there.apply(Event::Confirmed, now).expect("it is there");

@@ -119,11 +119,9 @@ fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> boo
 /// is none, and the bytes are carried.
 fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<bool> {
     let own = path(&stage.name, blob.digest);
-    for entry in dir.entries().map_err(Error::io("listing", "."))? {
-        let other = entry.map_err(Error::io("listing", "."))?.file_name();
-        let Some(other) = other.to_str().map(|name| ImageName(name.to_owned())) else { continue };
-        let theirs = path(&other, blob.digest);
-        if other == stage.name || !dir.is_file(&theirs) || !layout::is_visible(dir, &other) {
+    for other in stage.holders.of(blob.digest) {
+        let theirs = path(other, blob.digest);
+        if !dir.is_file(&theirs) || !layout::is_visible(dir, other) {
             continue;
         }
         let linked = partial::link(stage, blob);

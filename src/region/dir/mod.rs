@@ -5,6 +5,7 @@
 
 mod blob;
 mod fence;
+mod holders;
 mod layout;
 mod leftovers;
 mod operations;
@@ -29,13 +30,16 @@ use cap_std::{
     ambient_authority,
     fs::{Dir, File},
 };
+pub use holders::Holders;
 use operations::{Operations, Progress, STALL};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree, store::shown, tree::Entry,
+    StoreKind, Tree,
+    referrers::{Entry, Listing},
+    store::shown,
 };
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
@@ -162,12 +166,26 @@ impl Source for DirStore {
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         let own = name.clone();
         match self.reading(move |_, dir| layout::index(dir, &own)).await? {
             Some(index) => super::layout::referrers(self, name, index, subject).await,
-            None => Ok(Vec::new()),
+            None => Ok(Listing::default()),
         }
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        let own = name.clone();
+        match self.reading(move |_, dir| layout::index(dir, &own)).await? {
+            Some(index) => super::layout::tagged(self, name, index, tag).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
+        let name = name.clone();
+        let index = self.reading(move |_, dir| layout::index(dir, &name)).await?;
+        Ok(index.map(|index| index.unnamed()).unwrap_or_default())
     }
 }
 
@@ -201,9 +219,13 @@ impl Store for DirStore {
         publish::prepare(self, stage).await
     }
 
-    /// Never without looking: what lies in a directory may have been changed by anybody.
+    /// Never without looking: what lies in a directory may have been changed by anybody. Finds out what other images have of it.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
-        self.may_show(stage, tree).await.map(|()| None)
+        self.may_show(stage, tree).await?;
+        let (own, tree) = (stage.clone(), tree.clone());
+        self.blocking(stage, move |dir, progress| own.holders.find(dir, &own.name, &tree, progress))
+            .await
+            .map(|()| None)
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {

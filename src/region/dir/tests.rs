@@ -140,7 +140,7 @@ fn descriptor(content: &[u8]) -> Descriptor {
 fn tree(text: &str) -> Tree {
     let content = Bytes::from(format!(r#"{{"schemaVersion":2,"annotations":{{"is":"{text}"}}}}"#));
     let manifest = Descriptor { media_type: crate::region::MANIFEST_TYPE.into(), ..descriptor(&content) };
-    Tree { manifests: vec![(manifest, content)], blobs: Vec::new(), referrers: Vec::new() }
+    Tree { manifests: vec![(manifest, content)], ..Tree::default() }
 }
 
 fn root(tree: &Tree) -> Digest {
@@ -351,4 +351,31 @@ async fn the_fence_is_no_part_of_the_image() {
         fs::read_dir(place.file("")).expect("a directory").map(|f| f.expect("a file").file_name()).collect();
     files.sort();
     assert_eq!(files, [FENCE, "blobs", "index.json", "oci-layout"]);
+}
+
+#[tokio::test]
+async fn what_other_images_have_is_found_out_once_for_all_blobs() {
+    let place = Place::new();
+    let content = b"a layer that several have";
+    let blob = descriptor(content);
+    let tree = Tree { blobs: vec![blob.clone()], ..tree("mine") };
+    let put = |image: &str, content: &[u8], visible: bool| {
+        let other = place.directory.path().join(image);
+        fs::create_dir_all(other.join("blobs/sha256")).expect("a layout");
+        fs::write(other.join("blobs/sha256").join(blob.digest.hex()), content).expect("a blob");
+        if visible {
+            fs::write(other.join("index.json"), "{}").expect("an index");
+        }
+    };
+    // One that is not whole yet gives nothing, and a damaged one is not taken.
+    put("unfinished", content, false);
+    put("damaged", b"a layer that is another.", true);
+    for (claim, expected) in [(7, Presence::Absent), (8, Presence::Whole(Verification::Verified))] {
+        let own = good(claim);
+        place.store.prepare(&own).await.expect("it is prepared");
+        place.store.is_complete(&own, &tree).await.expect("it is looked at");
+        assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), expected, "claim {claim}");
+        put("whole", content, true);
+    }
+    assert_eq!(fs::read(place.file("blobs/sha256").join(blob.digest.hex())).expect("it is linked"), content);
 }

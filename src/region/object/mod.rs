@@ -27,8 +27,9 @@ use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
     layout::{self, BLOBS, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
+    referrers::{Entry, Listing},
     store::shown,
-    tree::{self, Entry},
+    tree,
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
@@ -220,11 +221,22 @@ impl Source for ObjectStore {
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         match self.index(name).await? {
             Some(index) => layout::referrers(self, name, index, subject).await,
-            None => Ok(Vec::new()),
+            None => Ok(Listing::default()),
         }
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        match self.index(name).await? {
+            Some(index) => layout::tagged(self, name, index, tag).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
+        Ok(self.index(name).await?.map(|index| index.unnamed()).unwrap_or_default())
     }
 
     fn is_remote(&self) -> bool {

@@ -1,12 +1,9 @@
-//! Manifests of a registry, and what refers to them (OCI distribution specification 1.1, "Pulling manifests", "Pushing
-//! manifests", "Listing Referrers").
-
-use std::sync::atomic::Ordering;
+//! Manifests of a registry (OCI distribution specification 1.1, "Pulling manifests", "Pushing manifests").
 
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LINK},
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use reqwest::Response;
 
@@ -14,20 +11,15 @@ use super::{
     RegistryStore,
     client::{Ask, Scope, header, refuses_head, what},
     decoding::{Decoder, is_encoded},
-    name::Reference,
 };
 use crate::{
-    domain::{Descriptor, Digest},
+    domain::Descriptor,
     region::{
         Error, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Result,
         answer::{bounded, refusal},
-        tree::{self, Entry, INDEX_TYPES, MANIFEST_TYPES, MAX_REFERRERS_BYTES, ReferrersIndex},
+        tree::{self, INDEX_TYPES, MANIFEST_TYPES},
     },
 };
-
-/// Pages of referrers that are read at most.
-const MAX_PAGES: usize = 16;
-const OCI_INDEX: &str = INDEX_TYPES[0];
 
 impl RegistryStore {
     fn manifest_ask(&self, method: Method, repository: &str, reference: &str, scope: Scope) -> Result<Ask> {
@@ -77,7 +69,22 @@ impl RegistryStore {
         scope: Scope,
         limit: u64,
     ) -> Result<Option<(Descriptor, Bytes)>> {
-        let ask = self.manifest_ask(Method::GET, repository, reference, scope)?;
+        self.get_manifest_as(MANIFEST_TYPES[0], repository, reference, scope, limit).await
+    }
+
+    /// The same, of one that may be of another type than images have.
+    pub(super) async fn get_manifest_as(
+        &self,
+        kind: &str,
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+        limit: u64,
+    ) -> Result<Option<(Descriptor, Bytes)>> {
+        let mut ask = self.manifest_ask(Method::GET, repository, reference, scope)?;
+        if !MANIFEST_TYPES.contains(&kind) && !INDEX_TYPES.contains(&kind) {
+            ask.headers.extend([header(ACCEPT, kind)?]);
+        }
         let what = what(&ask.method, &ask.url);
         let response = self.client().ask(ask).await?;
         match response.status() {
@@ -118,67 +125,10 @@ impl RegistryStore {
             _ => Ok(()),
         }
     }
-
-    /// What refers to a manifest: by the API, or where the registry has none, by the tag that stands in for it ("Referrers Tag
-    /// Schema").
-    pub(super) async fn read_referrers(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Vec<Entry>> {
-        if !self.without_referrers.load(Ordering::Relaxed) {
-            match self.referrers_by_api(repository, subject, scope).await? {
-                Some(entries) => return Ok(entries),
-                None => self.without_referrers.store(true, Ordering::Relaxed),
-            }
-        }
-        let tag = tree::referrers_tag(subject);
-        match self.get_manifest(repository, &tag, scope.clone(), MAX_REFERRERS_BYTES).await? {
-            Some((_, content)) => tree::entries(&content).map_err(|error| Error::malformed(tag, error)),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    async fn referrers_by_api(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Option<Vec<Entry>>> {
-        let mut url = self.client().url(&format!("{repository}/referrers/{subject}"))?;
-        let mut found = Vec::new();
-        let mut room = MAX_REFERRERS_BYTES;
-        for _ in 0..MAX_PAGES {
-            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(OCI_INDEX))]);
-            let (what, asked) = (what(&Method::GET, &url), url.clone());
-            let ask = Ask { method: Method::GET, url, scope: scope.clone(), headers, body: Bytes::new() };
-            let response = self.client().ask(ask).await?;
-            match response.status() {
-                // Some answer with a page of theirs for people.
-                StatusCode::OK if media_type(&response) == OCI_INDEX => {}
-                StatusCode::OK | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
-                    return Ok(None);
-                }
-                _ => return Err(refusal(&what, response).await),
-            }
-            let next = next_page(response.headers());
-            let content = bounded(&what, response, room).await?;
-            room -= content.len() as u64;
-            found.extend(tree::entries(&content).map_err(|error| Error::malformed(what.as_str(), error))?);
-            let Some(next) = next else { return Ok(Some(found)) };
-            url = asked.join(&next).map_err(|error| Error::malformed(what.as_str(), error))?;
-            self.client().allow(&what, &url)?;
-        }
-        Err(Error::malformed(format!("the referrers of {subject}"), "they have too many pages"))
-    }
-
-    /// Makes what refers to a manifest findable, where the registry does not do so by itself: what it lists by the tag and does
-    /// not know of stays.
-    pub(super) async fn publish_referrers(&self, at: &Reference, referrers: &ReferrersIndex) -> Result<()> {
-        let scope = Scope::push(&at.repository);
-        let there = self.read_referrers(&at.repository, referrers.subject, &scope).await?;
-        if !self.without_referrers.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let merged = referrers.merged_with(there);
-        let (descriptor, content) = merged.index();
-        let tag = tree::referrers_tag(referrers.subject);
-        self.put_manifest(&at.repository, &tag, &descriptor, content).await
-    }
 }
 
-fn media_type(response: &Response) -> String {
+/// The media type that an answer says of its content.
+pub(super) fn media_type(response: &Response) -> String {
     let value = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
@@ -193,7 +143,7 @@ fn stated_type(content: &[u8]) -> Option<String> {
     if let Some(stated) = manifest["mediaType"].as_str().filter(|stated| is_known(stated)) {
         return Some(stated.to_owned());
     }
-    let kind = if manifest["manifests"].is_array() { OCI_INDEX } else { MANIFEST_TYPE };
+    let kind = if manifest["manifests"].is_array() { INDEX_TYPES[0] } else { MANIFEST_TYPE };
     (manifest["manifests"].is_array() || manifest["layers"].is_array()).then(|| kind.to_owned())
 }
 
@@ -223,12 +173,4 @@ fn describe(headers: &HeaderMap) -> Option<Descriptor> {
         // Some say that an answer without content has none.
         size: text(CONTENT_LENGTH.as_str())?.parse().ok().filter(|size| *size > 0)?,
     })
-}
-
-/// The next page, by the header `Link` (RFC 8288).
-fn next_page(headers: &HeaderMap) -> Option<String> {
-    let link = headers.get(LINK)?.to_str().ok()?;
-    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-    let is_next = parameters.split(';').any(|p| p.trim().trim_start_matches("rel=").trim_matches('"') == "next");
-    is_next.then(|| target.to_owned())
 }

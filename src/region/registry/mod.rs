@@ -1,5 +1,6 @@
 //! A registry that speaks the OCI distribution API (specification 1.1). An image is a tag of a repository below the namespace.
 
+mod attachments;
 mod challenge;
 mod client;
 mod content_range;
@@ -53,11 +54,11 @@ use self::{
     upload_session::Upload,
 };
 use super::{
-    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Place, Presence, Result, Source, Stage, Store, StoreKind,
-    Tree,
+    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, MAX_MANIFEST_BYTES, Place, Presence, ReferrersIndex,
+    Result, Source, Stage, Store, StoreKind, Tree,
     answer::{refusal, transport},
     store::shown,
-    tree::{Entry, digest_of},
+    tree::digest_of,
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
@@ -216,7 +217,8 @@ impl Source for RegistryStore {
             return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
         }
         let reference = manifest.digest.to_string();
-        let found = self.get_manifest(&at.repository, &reference, Scope::pull(&at.repository), manifest.size).await?;
+        let (kind, scope) = (manifest.media_type.as_str(), Scope::pull(&at.repository));
+        let found = self.get_manifest_as(kind, &at.repository, &reference, scope, manifest.size).await?;
         let (found, content) = found.ok_or_else(missing)?;
         if found.digest == manifest.digest {
             Ok(content)
@@ -231,13 +233,18 @@ impl Source for RegistryStore {
         self.read_as(scope, name, blob, from, most).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Vec<Entry>> {
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         let at = self.at(name);
         self.read_referrers(&at.repository, subject, &Scope::pull(&at.repository)).await
     }
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        let at = self.at(name);
+        self.head_manifest(&at.repository, tag, Scope::pull(&at.repository)).await
     }
 
     fn reads_ranges(&self) -> bool {
@@ -336,14 +343,9 @@ impl Store for RegistryStore {
             return Ok(None);
         }
         let Some(vouched) = stage.published.vouches(root.digest, self.verify_existing) else { return Ok(None) };
-        for entry in tree.referrers.iter().flat_map(|index| &index.entries) {
-            let Some(digest) = entry.digest() else { return Ok(None) };
-            let scope = Scope::push(&at.repository);
-            if self.head_manifest(&at.repository, &digest.to_string(), scope).await?.is_none() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(vouched))
+        // Where that can't be told, what becomes of them shows when they are written.
+        let is_all = self.has_attachments(&at.repository, tree).await.unwrap_or(false);
+        Ok(Some(vouched).filter(|_| is_all))
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
@@ -423,26 +425,36 @@ impl Store for RegistryStore {
         true
     }
 
+    async fn attach(&self, stage: &Stage, attachment: &Attachment) -> Result<()> {
+        self.put_attachment(stage, &self.at(&stage.name).repository, attachment).await
+    }
+
+    async fn list_referrers(&self, stage: &Stage, referrers: &ReferrersIndex) -> Result<()> {
+        self.put_referrers(&self.at(&stage.name).repository, referrers).await
+    }
+
     /// The tag moves last. No fence guards it: so the claim is asked for right before, and the tag is read right after.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let at = self.at(&stage.name);
         let Some((root, content)) = tree.manifests.last() else {
             return Err(Error::ImageMissing(stage.name.to_string().into()));
         };
-        for referrers in &tree.referrers {
-            self.publish_referrers(&at, referrers).await?;
-        }
         let scope = Scope::push(&at.repository);
+        let mut there = Shown::Nothing;
         if !stage.seen_free.within(SHOWN_LATELY) {
-            let there = self.head_manifest(&at.repository, &at.tag, scope.clone()).await;
-            stage.may_show(&self.url(&stage.name), root.digest, &shown(there)?)?;
+            there = shown(self.head_manifest(&at.repository, &at.tag, scope.clone()).await)?;
+            stage.may_show(&self.url(&stage.name), root.digest, &there)?;
         }
         stage.journal.hold().await?;
-        self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
         let read = async |reference: &str| {
             let there = self.get_manifest(&at.repository, reference, scope.clone(), MAX_MANIFEST_BYTES).await?;
             Ok::<_, Error>(there.map(|(there, _)| there.digest))
         };
+        // It may be one that can't be put again, not even with what it stands for.
+        if there == Shown::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
+            return Ok(());
+        }
+        self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
         if read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }

@@ -163,7 +163,8 @@ async function one(requestId) {
     put(text, "textContent", `${bytes(done(region))} of ${bytes(region.bytesTotal)}${skipped}`);
     const next = region.nextAttemptTime ? `, next at ${new Date(region.nextAttemptTime).toLocaleTimeString()}` : "";
     put(row.cells[3], "textContent", `${region.attempt}${next}`);
-    put(row.cells[4], "textContent", region.error?.message ?? "");
+    const warned = (region.warnings ?? []).map((warning) => `Warning: ${warning}`);
+    put(row.cells[4], "textContent", [region.error?.message ?? "", ...warned].filter((text) => text).join("\n"));
   });
 }
 

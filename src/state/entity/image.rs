@@ -26,6 +26,8 @@ pub struct Model {
     pub created_at: i64,
     /// The image that took its name over.
     pub superseded_by: Option<String>,
+    /// Digests of entries of its indexes that were not there, separated by spaces.
+    pub absent: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -54,6 +56,8 @@ impl From<&Image> for Model {
             size: signed(image.size),
             created_at: image.created_at.as_millis(),
             superseded_by: image.superseded_by.as_ref().map(ToString::to_string),
+            absent: (!image.absent.is_empty())
+                .then(|| image.absent.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         }
     }
 }
@@ -82,6 +86,12 @@ impl TryFrom<Model> for Image {
             size: unsigned(row.size),
             created_at: Timestamp::from_millis(row.created_at),
             superseded_by: row.superseded_by.map(|by| parse("image.superseded_by", &by)).transpose()?,
+            absent: row
+                .absent
+                .iter()
+                .flat_map(|absent| absent.split_whitespace())
+                .map(|digest| parse("image.absent", digest))
+                .collect::<Result<_, _>>()?,
         })
     }
 }

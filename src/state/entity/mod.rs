@@ -18,7 +18,7 @@ use std::{fmt::Display, str::FromStr};
 
 use sea_orm::DbErr;
 
-use crate::domain::{Fault, FaultKind, ForeignText, Progress};
+use crate::domain::{Fault, FaultKind, ForeignText, Progress, Warnings};
 
 /// Reads a column's text as what it must be; a row that holds anything else was not written by this service.
 pub(super) fn parse<T>(column: &'static str, text: &str) -> Result<T, DbErr>
@@ -36,6 +36,16 @@ fn fault(kind: Option<&str>, message: Option<&str>) -> Result<Option<Fault>, DbE
         Ok(Fault::new(kind, message.unwrap_or_default()))
     })
     .transpose()
+}
+
+/// Warnings in their column, which is empty without any.
+fn warnings(text: Option<&str>) -> Result<Warnings, DbErr> {
+    parse("warnings", text.unwrap_or_default())
+}
+
+/// See [`warnings`].
+fn warnings_text(warnings: &Warnings) -> Option<String> {
+    (!warnings.is_empty()).then(|| warnings.to_string())
 }
 
 /// Counts are stored as signed numbers, which every database has.

@@ -2,7 +2,7 @@
 
 use sea_orm::entity::prelude::*;
 
-use super::{count, fault, parse, progress, signed, unsigned};
+use super::{count, fault, parse, progress, signed, unsigned, warnings, warnings_text};
 use crate::domain::{Fault, ImageId, Lease, RegionId, RegionStatus, Replica, State, Timestamp, Verification, WorkerId};
 
 /// One image in one region.
@@ -33,6 +33,8 @@ pub struct Model {
     pub fed_from: Option<String>,
     /// How it is known that the image is there, while AVAILABLE.
     pub verification: Option<String>,
+    /// What the image arrived without, a line each.
+    pub warnings: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -75,6 +77,7 @@ impl Model {
             finished_at: replica.finished_at.map(Timestamp::as_millis),
             fed_from: None,
             verification: replica.verification().map(|verification| verification.as_str().to_owned()),
+            warnings: warnings_text(&replica.warnings),
         }
     }
 
@@ -111,6 +114,7 @@ impl Model {
             progress: progress(self.bytes_total, self.bytes_copied, self.bytes_skipped),
             started_at: self.started_at.map(Timestamp::from_millis),
             finished_at: self.finished_at.map(Timestamp::from_millis),
+            warnings: warnings(self.warnings.as_deref())?,
         })
     }
 }

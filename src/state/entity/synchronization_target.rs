@@ -3,7 +3,7 @@
 
 use sea_orm::entity::prelude::*;
 
-use super::{count, fault, parse, progress, signed};
+use super::{count, fault, parse, progress, signed, warnings, warnings_text};
 use crate::{
     domain::{RegionView, Timestamp},
     state::{
@@ -31,6 +31,8 @@ pub struct Model {
     pub started_at: Option<i64>,
     pub finished_at: Option<i64>,
     pub verification: Option<String>,
+    /// What the image arrived without, a line each.
+    pub warnings: Option<String>,
 }
 
 /// None is declared: what belongs together is read together by hand.
@@ -56,6 +58,7 @@ impl Model {
             started_at: view.started_at.map(Timestamp::as_millis),
             finished_at: view.finished_at.map(Timestamp::as_millis),
             verification: view.verification.map(|verification| verification.as_str().to_owned()),
+            warnings: warnings_text(&view.warnings),
         }
     }
 
@@ -75,6 +78,7 @@ impl Model {
             fault: fault(self.fault_kind.as_deref(), self.fault_message.as_deref())?,
             started_at: self.started_at.map(Timestamp::from_millis),
             finished_at: self.finished_at.map(Timestamp::from_millis),
+            warnings: warnings(self.warnings.as_deref())?,
         })
     }
 }
@@ -94,6 +98,7 @@ pub async fn insert(txn: &Transaction, rows: impl IntoIterator<Item = Model>) ->
         ("started_at", Kind::MaybeNumber),
         ("finished_at", Kind::MaybeNumber),
         ("verification", Kind::MaybeText),
+        ("warnings", Kind::MaybeText),
     ];
     let rows = rows.into_iter().map(|row| {
         [
@@ -109,6 +114,7 @@ pub async fn insert(txn: &Transaction, rows: impl IntoIterator<Item = Model>) ->
             row.started_at.into(),
             row.finished_at.into(),
             row.verification.into(),
+            row.warnings.into(),
         ]
     });
     Sql::on(txn).insert("synchronization_target", Rows::new(columns, rows), []).execute(txn).await.map(drop)

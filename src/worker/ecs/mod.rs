@@ -13,7 +13,12 @@ use tracing::Instrument as _;
 pub use abandoned::give_up;
 
 use self::watch::Watch;
-use super::{Worker, active_copy::ActiveCopy, heartbeat::Heartbeat, transfer::CopyError};
+use super::{
+    Worker,
+    active_copy::ActiveCopy,
+    heartbeat::Heartbeat,
+    transfer::{Copied, CopyError},
+};
 use crate::{
     domain::{EcsImageId, Event, Image, RegionId, Verification},
     metrics,
@@ -123,7 +128,7 @@ impl EcsJob {
     async fn conclude(&mut self, region: &RegionId, result: Result<()>) {
         let Some(Watched { active, .. }) = self.copies.remove(region) else { return };
         // What ECS has copied can't be read.
-        let result = result.map(|()| Verification::Trusted).map_err(|error| match error {
+        let result = result.map(|()| Copied::from(Verification::Trusted)).map_err(|error| match error {
             Error::Ecs(error) if error.is_source_missing() => CopyError::Source {
                 region: self.image.home.clone(),
                 error: Arc::new(Error::Ecs(error)),

@@ -2,6 +2,7 @@
 //! region's store is asked in one place, which gives the store up when it shows no sign of progress.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{
         Arc,
@@ -10,13 +11,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream, stream::FuturesUnordered};
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, field::Empty};
 
-use super::byte_channel::ChunkReceiver;
+use super::{
+    attach::{Lost, refused_for_absent},
+    byte_channel::ChunkReceiver,
+    member::Member,
+};
 use crate::{
-    domain::{Descriptor, Progress, RegionId, Verification},
+    domain::{Descriptor, Progress, RegionId, Verification, Warnings},
     region::{Chunk, Error, Presence, Result, Stage, Store, Tree},
     worker::pacing::Paces,
 };
@@ -59,6 +65,21 @@ pub struct MissingBlobs {
     pub verification: Verification,
 }
 
+/// An image that has arrived.
+#[derive(Debug, Clone)]
+pub struct Copied {
+    /// How it is known that all of it is there.
+    pub verification: Verification,
+    /// What it arrived without.
+    pub warnings: Warnings,
+}
+
+impl From<Verification> for Copied {
+    fn from(verification: Verification) -> Self {
+        Self { verification, warnings: Warnings::default() }
+    }
+}
+
 /// How far a destination has come, as it happens.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -92,6 +113,11 @@ impl Meter {
         self.copied.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// So many bytes don't come, and the image is whole without them.
+    pub(super) fn lost(&self, bytes: u64) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     fn skipped(&self, bytes: u64) {
         self.skipped.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -113,7 +139,7 @@ pub struct Delivery {
 impl Destination {
     /// Asks the store, and gives it up when nothing of this copy has moved for `stall`. What the store was doing may still hang, in the
     /// kernel for example, and is no longer waited for.
-    async fn ask<T>(&self, what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn ask<T>(&self, what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
             answer = question => {
@@ -135,7 +161,8 @@ impl Destination {
         }
         let mut missing = MissingBlobs::default();
         // Boxed: a closure that is held across an await is otherwise taken for one of a single lifetime.
-        let looks: Vec<_> = tree.blobs.iter().enumerate().map(|(index, blob)| self.look(index, blob).boxed()).collect();
+        let looks = tree.all_blobs().enumerate().map(|(index, blob)| self.look(tree, index, blob).boxed());
+        let looks: Vec<_> = looks.collect();
         let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         let mut bytes = 0;
         while let Some((index, blob, presence)) = looks.try_next().await? {
@@ -157,20 +184,31 @@ impl Destination {
         Ok(missing)
     }
 
-    async fn look<'a>(&self, index: usize, blob: &'a Descriptor) -> Result<(usize, &'a Descriptor, Presence)> {
-        Ok((index, blob, self.ask("looking for a blob", self.store.look(&self.stage, blob)).await?))
+    async fn look<'a>(
+        &self,
+        tree: &Tree,
+        index: usize,
+        blob: &'a Descriptor,
+    ) -> Result<(usize, &'a Descriptor, Presence)> {
+        let presence = match self.ask("looking for a blob", self.store.look(&self.stage, blob)).await {
+            // What becomes of it shows when it is written.
+            Err(_) if tree.is_attached(index) => Presence::Absent,
+            presence => presence?,
+        };
+        Ok((index, blob, presence))
     }
 
-    /// Takes the blobs that it misses as they come, then the manifests, and makes the image visible. Returns how it is known that all of it
-    /// is there.
+    /// Takes the blobs that it misses as they come, then the manifests, and makes the image visible. `member` knows what the source could
+    /// not send.
     pub async fn receive(
         &self,
         tree: &Tree,
         source: &RegionId,
         missing: MissingBlobs,
         deliveries: mpsc::Receiver<Delivery>,
-    ) -> Result<Verification> {
-        let received = self.take(tree, source, missing, deliveries).await;
+        member: &Member,
+    ) -> Result<Copied> {
+        let received = self.take(tree, source, missing, deliveries, member).await;
         if received.is_err() {
             // What was written need not be doubted by the next attempt. If this fails too, it is.
             self.stage.journal.save().await.ok();
@@ -184,14 +222,17 @@ impl Destination {
         source: &RegionId,
         mut missing: MissingBlobs,
         mut deliveries: mpsc::Receiver<Delivery>,
-    ) -> Result<Verification> {
-        let verification = missing.verification;
-        if missing.nothing {
-            return Ok(verification);
+        member: &Member,
+    ) -> Result<Copied> {
+        let MissingBlobs { nothing, verification, .. } = missing;
+        let mut copied = Copied { verification, warnings: tree.warnings.clone() };
+        if nothing {
+            return Ok(copied);
         }
         let mut writes = FuturesUnordered::new();
         // One that is to be sent in another way is sent once the others have arrived: they need not be sent again for it.
         let mut refused = None;
+        let mut lost = Lost::new();
         while !missing.blobs.is_empty() {
             tokio::select! {
                 delivery = deliveries.recv(), if refused.is_none()
@@ -200,10 +241,13 @@ impl Destination {
                     None if writes.is_empty() => return Err(Error::Interrupted),
                     None => {}
                 },
-                Some(written) = writes.next() => match written {
+                Some((index, written)) = writes.next() => match written {
                     Err(error @ Error::UploadMode(_)) => refused = Some(error),
                     written => {
-                        missing.blobs.remove(&written?);
+                        missing.blobs.remove(&index);
+                        if let Err(error) = written {
+                            lost.insert(index, self.without_blob(tree, index, error, member)?);
+                        }
                     }
                 },
                 else => break,
@@ -213,9 +257,11 @@ impl Destination {
         if let Some(error) = refused {
             return Err(error);
         }
-        self.write_manifests(tree).await?;
-        self.publish(tree, verification).await?;
-        Ok(verification)
+        let manifests = self.manifests_before_publication(tree);
+        self.write_manifests(manifests).await.map_err(|error| refused_for_absent(error, tree))?;
+        let tree: Cow<'_, Tree> = self.attach(tree, &lost, &mut copied.warnings).await?;
+        self.publish(&tree, verification).await?;
+        Ok(copied)
     }
 
     /// Makes the image visible, and remembers that, and how it is known that all of it is there.
@@ -227,16 +273,21 @@ impl Destination {
         journal.note_published(name, root.digest, verification).await
     }
 
-    /// Writes the manifests that are not there. Those that refer to others come after them; the root may come with the publication.
-    async fn write_manifests(&self, tree: &Tree) -> Result<()> {
-        let has = |manifest| self.ask("looking for a manifest", self.store.has_manifest(&self.stage, manifest));
-        let mut manifests = &tree.manifests[..];
-        if self.store.publishes_root()
-            && let Some(((root, _), below)) = manifests.split_last()
-        {
-            self.meter.copied(root.size);
-            manifests = below;
+    /// The manifests that are written by themselves. The root comes with the publication where a store can do that; but where something is
+    /// attached to it, which some registries take only after what it refers to.
+    fn manifests_before_publication<'a>(&self, tree: &'a Tree) -> &'a [(Descriptor, Bytes)] {
+        match tree.manifests.split_last() {
+            Some(((root, _), below)) if self.store.publishes_root() && tree.attachments.is_empty() => {
+                self.meter.copied(root.size);
+                below
+            }
+            _ => &tree.manifests,
         }
+    }
+
+    /// Writes the manifests that are not there. Those that refer to others come after them.
+    pub(super) async fn write_manifests(&self, manifests: &[(Descriptor, Bytes)]) -> Result<()> {
+        let has = |manifest| self.ask("looking for a manifest", self.store.has_manifest(&self.stage, manifest));
         let looks: Vec<_> = manifests.iter().map(|(manifest, _)| has(manifest)).collect();
         let there: Vec<bool> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
         for ((manifest, content), there) in manifests.iter().zip(there) {
@@ -251,7 +302,7 @@ impl Destination {
     }
 
     /// Writes one blob, counting its chunks on their way. Returns its place in the image.
-    async fn write(&self, delivery: Delivery, source: &RegionId) -> Result<usize> {
+    async fn write(&self, delivery: Delivery, source: &RegionId) -> (usize, Result<()>) {
         let Delivery { index, blob, from, mut chunks } = delivery;
         let span = tracing::info_span!(
             "blob",
@@ -282,7 +333,7 @@ impl Destination {
             span.record("otel.status_description", error.to_string());
             self.meter.uncopied(bytes);
         }
-        written.map(|()| index)
+        (index, written)
     }
 
     /// Passes the chunks of a blob on to the store, and counts them.

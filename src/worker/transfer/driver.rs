@@ -108,7 +108,7 @@ impl Fanout {
     /// What is sent next, if there is room for it.
     fn next(&self, tree: &Tree) -> Option<(Next, Load)> {
         let mut state = self.state();
-        let weigh = |blob: usize| match tree.blobs.get(blob) {
+        let weigh = |blob: usize| match tree.blob(blob) {
             Some(blob) if blob.size > LARGE => LARGE_WEIGHT,
             _ => 1,
         };
@@ -151,12 +151,16 @@ impl Fanout {
             Next::Blob(index, members) => BlobStream::new(index, self.deliver(tree, index, members).await),
             Next::Stream(stream) => stream,
         };
-        let Some(blob) = tree.blobs.get(stream.index) else { return };
+        let Some(blob) = tree.blob(stream.index) else { return };
         // Before the sinks are dropped: a destination whose stream breaks off asks why at once.
         if let Err(error) = stream.send(source, blob, self).await {
             let error = Arc::new(error);
             for sink in &stream.sinks {
-                sink.member.fail(Arc::clone(&error));
+                if tree.is_attached(stream.index) {
+                    sink.member.lose(stream.index, Arc::clone(&error));
+                } else {
+                    sink.member.fail(Arc::clone(&error));
+                }
             }
         }
     }
@@ -164,7 +168,7 @@ impl Fanout {
     /// Tells destinations of a blob to come. Returns those that take it.
     async fn deliver(&self, tree: &Tree, index: usize, members: Vec<(Arc<Member>, u64)>) -> Vec<Sink> {
         let mut sinks = Vec::new();
-        let Some(blob) = tree.blobs.get(index) else { return sinks };
+        let Some(blob) = tree.blob(index) else { return sinks };
         for (member, from) in &members {
             let (sender, chunks) = byte_channel::channel();
             let others_wait = || members.iter().any(|(other, _)| other.id != member.id && other.is_idle());

@@ -1,6 +1,7 @@
 //! A destination as its source sees it: where its blobs go, and whether it keeps up.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -38,6 +39,8 @@ pub struct Member {
     patience: Duration,
     /// Why the source could not send what it was to get.
     failure: OnceLock<Arc<Error>>,
+    /// Blobs that the source could not send, by their places, and without which the image is whole.
+    lost: Mutex<BTreeMap<usize, Arc<Error>>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,6 +58,7 @@ impl Member {
             lag: Mutex::new(Lag::new(Instant::now())),
             patience,
             failure: OnceLock::new(),
+            lost: Mutex::default(),
         }
     }
 
@@ -81,6 +85,16 @@ impl Member {
     pub fn fail(&self, error: Arc<Error>) {
         // The first failure is the reason for the others.
         let _ = self.failure.set(error);
+    }
+
+    /// The source can't send a blob without which the image is whole.
+    pub fn lose(&self, blob: usize, error: Arc<Error>) {
+        locked(&self.lost).insert(blob, error);
+    }
+
+    /// Why the source can't send a blob without which the image is whole.
+    pub fn lost(&self, blob: usize) -> Option<Arc<Error>> {
+        locked(&self.lost).get(&blob).cloned()
     }
 
     /// Why the source failed it.

@@ -1,5 +1,6 @@
 //! An image on its way from one source to the regions that it feeds.
 
+mod attach;
 mod blob_fanout;
 mod byte_channel;
 mod destination;
@@ -19,7 +20,7 @@ use futures_util::{
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use destination::{Destination, Meter};
+pub use destination::{Copied, Destination, Meter};
 pub use fanout::{Boarding, Waits};
 
 use self::{
@@ -28,7 +29,7 @@ use self::{
 };
 use super::pacing::Paces;
 use crate::{
-    domain::{Descriptor, ImageName, RegionId, Verification},
+    domain::{Descriptor, Digest, ImageName, RegionId},
     region::{BoundedSource, Error, Source, Tree, Verdict},
 };
 
@@ -83,6 +84,8 @@ pub struct ImageSource {
     pub name: ImageName,
     /// The image's root. What was registered is what is copied: it is read by its digest, whatever the source shows by now.
     pub root: Descriptor,
+    /// Entries of its indexes that need not be there.
+    pub absent: Arc<[Digest]>,
     /// How fast it may be read.
     pub paces: Arc<Paces>,
 }
@@ -127,15 +130,14 @@ impl Transfer {
         self.fanout.is_closed()
     }
 
-    /// Copies the image to a destination, together with the others if it keeps up with them. Returns how it is known that all of it is
-    /// there.
-    pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<Verification, CopyError> {
+    /// Copies the image to a destination, together with the others if it keeps up with them.
+    pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<Copied, CopyError> {
         let tree = self.tree.clone().await.map_err(|error| self.source_error(error))?;
         let mut boarding = Some(boarding);
         loop {
             let missing = destination.plan(&tree).await?;
             match self.feed(boarding.take(), &tree, &destination, missing).await {
-                Ok(verification) => return Ok(verification),
+                Ok(copied) => return Ok(copied),
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
                 // A registry's ways are few: this ends by itself.
                 Err(Stopped::Failed(error @ Error::UploadMode(_))) => {
@@ -164,10 +166,10 @@ impl Transfer {
         tree: &Tree,
         destination: &Destination,
         missing: MissingBlobs,
-    ) -> Result<Verification, Stopped> {
+    ) -> Result<Copied, Stopped> {
         let (seat, deliveries) = self.fanout.join(&destination.region, &missing);
         drop(boarding);
-        let received = destination.receive(tree, &self.source.region, missing, deliveries).await;
+        let received = destination.receive(tree, &self.source.region, missing, deliveries, &seat.member).await;
         received.map_err(|error| match (error, seat.member.failure()) {
             (Error::Interrupted, Some(failure)) => Stopped::Source(failure),
             (error, _) => Stopped::Failed(error),
@@ -176,14 +178,14 @@ impl Transfer {
 }
 
 async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
-    let ImageSource { region, name, root, .. } = &*source;
-    let shown = source.store.root(name).await?.map(|shown| shown.digest);
+    let ImageSource { region, store, name, root, absent, .. } = &*source;
+    let shown = store.root(name).await?.map(|shown| shown.digest);
     if shown != Some(root.digest) {
         // By its digest, it may be there all the same.
         let shown = shown.map(tracing::field::display);
         tracing::warn!(%region, %name, registered = %root.digest, shown, "the name does not show what was registered; copying by digest");
     }
-    Ok(Arc::new(Tree::read_with_referrers(&*source.store, &source.name, &source.root).await?))
+    Ok(Arc::new(Tree::read_with_attachments(&**store, name, root, absent).await?))
 }
 
 /// Sends blobs to the destinations for as long as the transfer lives. However it ends, destinations that wait for something find out.
@@ -196,7 +198,7 @@ async fn drive(source: Arc<ImageSource>, tree: SharedTree, fanout: Arc<Fanout>) 
 }
 
 /// How long to wait before a destination resumes within the same attempt; nothing if it should not.
-fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
+pub fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
     let broken = matches!(
         error,
         Error::Transport { .. }

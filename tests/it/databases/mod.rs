@@ -32,13 +32,14 @@ mod removal;
 mod requests;
 mod schema;
 mod silence;
+mod warnings;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
     domain::{
         ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
-        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, WorkerId,
+        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, Warnings, WorkerId,
     },
     state::{Ask, Claim, Lane, Order, Report, Settings, Span, State, Tasks},
 };
@@ -141,6 +142,7 @@ fn image(id: &str) -> Image {
         size: 1_000,
         created_at: Clock::system().now(),
         superseded_by: None,
+        absent: Vec::new(),
     }
 }
 
@@ -192,7 +194,12 @@ async fn claim_within(
 async fn verify(state: &State, image: &ImageId, to: &RegionId, fence: u64) -> Result<(), Stale> {
     let report = Report {
         region: to.clone(),
-        event: Event::Verified { fence, progress: DONE, verification: Verification::Verified },
+        event: Event::Verified {
+            fence,
+            progress: DONE,
+            verification: Verification::Verified,
+            warnings: Warnings::default(),
+        },
     };
     state.replica_report(image, report).await.expect("it can be reported")
 }

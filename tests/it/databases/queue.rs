@@ -8,7 +8,7 @@ use std::{
 use appferry::{
     domain::{
         Digest, Event, Fault, FaultKind, Progress, RegionStatus, Regions, Stale, Synchronization, SynchronizationState,
-        Verification,
+        Verification, Warnings,
     },
     state::{Claim, Lane, Order, Report, Settings, State},
 };
@@ -43,7 +43,12 @@ async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
     let fault = Fault { kind: FaultKind::Store, message: "late".into() };
     let faulted = Event::Faulted { fence: first.fence, fault, retry_after: None, progress: DONE };
     let attempts = [
-        Event::Verified { fence: first.fence, progress: DONE, verification: Verification::Verified },
+        Event::Verified {
+            fence: first.fence,
+            progress: DONE,
+            verification: Verification::Verified,
+            warnings: Warnings::default(),
+        },
         faulted,
         Event::Release { fence: first.fence },
         Event::Renew { fence: first.fence, lease: LEASE, progress: DONE },

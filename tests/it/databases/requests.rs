@@ -6,7 +6,9 @@ use std::{
 };
 
 use appferry::{
-    domain::{Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState, Verification},
+    domain::{
+        Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState, Verification, Warnings,
+    },
     state::{Ask, Error, Filter, Report, Settings},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
@@ -194,7 +196,12 @@ async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
                 let fault = Fault { kind: FaultKind::ImageNotFound, message: "it was removed".into() };
                 let fence = claimed.fence;
                 let event = match &claim.image {
-                    Some(_) => Event::Verified { fence, progress: DONE, verification: Verification::Verified },
+                    Some(_) => Event::Verified {
+                        fence,
+                        progress: DONE,
+                        verification: Verification::Verified,
+                        warnings: Warnings::default(),
+                    },
                     None => Event::Faulted { fence, fault, retry_after: None, progress: Progress::default() },
                 };
                 let report = Report { region: claimed.region, event };
@@ -247,7 +254,12 @@ async fn many_processes_at_once_lose_nothing(kind: Kind) {
                             let event = if fails {
                                 Event::Faulted { fence, fault, retry_after: None, progress: DONE }
                             } else {
-                                Event::Verified { fence, progress: DONE, verification: Verification::Verified }
+                                Event::Verified {
+                                    fence,
+                                    progress: DONE,
+                                    verification: Verification::Verified,
+                                    warnings: Warnings::default(),
+                                }
                             };
                             let report = Report { region: claimed.region, event };
                             // It may have been canceled meanwhile.

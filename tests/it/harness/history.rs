@@ -10,7 +10,7 @@ use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, FromQu
 
 use super::database;
 
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 18] = [
     "image_id",
     "region_id",
     "state",
@@ -28,6 +28,7 @@ const COLUMNS: [&str; 17] = [
     "started_at",
     "finished_at",
     "verification",
+    "warnings",
 ];
 
 /// Has a database, in which nothing has happened yet, write down what happens.
@@ -142,6 +143,11 @@ impl FromQueryResult for Version {
                 },
                 started_at: time("started_at")?,
                 finished_at: time("finished_at")?,
+                warnings: row
+                    .try_get::<Option<String>>("", "warnings")?
+                    .unwrap_or_default()
+                    .parse()
+                    .map_err(|error| bad(&error))?,
             },
         })
     }
@@ -266,7 +272,11 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
         }
         State::Available(verification) => {
             if let (Some(now), Some(verification)) = (after.finished_at, *verification) {
-                events.push(("Verified", Event::Verified { fence, progress, verification }, now));
+                events.push((
+                    "Verified",
+                    Event::Verified { fence, progress, verification, warnings: after.warnings.clone() },
+                    now,
+                ));
                 events.push(("Confirmed", Event::Confirmed, now));
             }
         }

@@ -21,6 +21,7 @@ pub mod python;
 pub mod quirks;
 pub mod refusal;
 pub mod registry;
+pub mod shelf;
 pub mod site;
 pub mod switch;
 

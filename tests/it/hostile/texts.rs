@@ -13,8 +13,8 @@ use appferry::{
     contract::v1::{
         AddImageRequest, AddImageResponse, AdditionalRegionInfo, GetAppVersionsRequest, GetAppVersionsResponse,
         GetImageRequest, GetImageResponse, Image, ListImagesRequest, ListImagesResponse, ListRegionsRequest,
-        ListRegionsResponse, RemoveImageRequest, RemoveImageResponse, SynchronizationState, VerifyImageRequest,
-        VerifyImageResponse,
+        ListRegionsResponse, RegionState, RemoveImageRequest, RemoveImageResponse, SynchronizationState,
+        VerifyImageRequest, VerifyImageResponse,
         image_service_server::{ImageService, ImageServiceServer},
     },
     domain::{Digest, ImageName, is_unprintable},
@@ -72,7 +72,7 @@ async fn no_manifest_makes_an_error_long_or_unprintable() {
         let root = manifest(content.as_bytes());
         let kind = vec![("content-type", MANIFEST.to_owned())];
         let proxy = hostile(move |_| answer(200, kind.clone(), &content)).await;
-        let error = Tree::read(&store(&proxy), &name(), &root).await.expect_err("it is none");
+        let error = Tree::read(&store(&proxy), &name(), &root, &[]).await.expect_err("it is none");
         assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
         is_fit(&error);
     }
@@ -126,11 +126,13 @@ async fn no_tag_of_a_layout_makes_an_error_long_or_unprintable() {
     }
 }
 
-/// The whole way: the registry of the home region tells the truth until an image is registered.
+/// The whole way: the registry of the home region tells the truth until an image is registered. Then its lists lie, and for a while its blobs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
     let lies = Arc::<AtomicBool>::default();
     let lying = Arc::clone(&lies);
+    let refuses = Arc::<AtomicBool>::default();
+    let refusing = Arc::clone(&refuses);
     let content = manifest_with("size", json!(2));
     let digest = manifest(content.as_bytes()).digest.to_string();
     let proxy = hostile(move |seen| {
@@ -141,6 +143,8 @@ async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
         match &seen.path {
             path if path.contains("/referrers/") && lying.load(Ordering::Relaxed) => index(json!([evil()])),
             path if path.contains("/referrers/") => index(json!([])),
+            path if path.contains("/blobs/") && refusing.load(Ordering::Relaxed) => answer(403, vec![], &evil()),
+            path if path.contains("/manifests/sha256-") => answer(404, vec![], &evil()),
             path if path.contains("/manifests/") => {
                 let headers = vec![("content-type", MANIFEST.to_owned()), ("docker-content-digest", digest.clone())];
                 answer(200, headers, &content)
@@ -163,20 +167,31 @@ async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
         command.env("APPFERRY_ENDPOINT", &endpoint).env("APPFERRY_TOKEN", ADMIN);
         tokio::task::block_in_place(|| command.output().expect("the program runs"))
     };
-    let id = process::stdout(&cli(&["sync", "app", "--to", "cn-shanghai"])).trim().to_owned();
-    let failed = until("its end", async || {
-        let now = client.get_synchronization(id.clone()).await.expect("it is known");
-        (now.state() == SynchronizationState::Failed).then_some(now)
-    })
-    .await;
-    let message = &failed.regions[0].error.as_ref().expect("a reason").message;
-    assert!(
-        message.contains("can't be used") && message.len() < MOST && !message.contains(is_unprintable),
-        "{message:?}"
-    );
+    let ended = async |region: &str| {
+        let id = process::stdout(&cli(&["sync", "app", "--to", region])).trim().to_owned();
+        let mut done = until("its end", async || {
+            let now = client.get_synchronization(id.clone()).await.expect("it is known");
+            (now.state() != SynchronizationState::Running).then_some(now)
+        })
+        .await;
+        (id, done.regions.remove(0))
+    };
+    let is_short = |text: &str, says: &str| {
+        assert!(text.contains(says) && text.len() < MOST && !text.contains(is_unprintable), "{text:?}");
+    };
+    refuses.store(true, Ordering::Relaxed);
+    let (id, region) = ended("cn-shanghai").await;
+    is_short(&region.error.as_ref().expect("a reason").message, "403");
+    refuses.store(false, Ordering::Relaxed);
+    let (warned, region) = ended("cn-beijing").await;
+    assert_eq!(region.state(), RegionState::Available, "{region:?}");
+    is_short(&region.warnings[0], "can't be used");
     for arguments in [
         vec!["status", &id],
         vec!["status", &id, "--json"],
+        vec!["status", &warned],
+        vec!["status", &warned, "--json"],
+        vec!["image", "show", "app"],
         vec!["list"],
         vec!["sync", "app", "--to", "cn-shanghai", "--wait"],
     ] {

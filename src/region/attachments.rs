@@ -1,0 +1,234 @@
+//! Finding what is attached to an image: what refers to its manifests (OCI distribution specification 1.1, "Listing Referrers"), and
+//! images that bear its digest in their tags, as cosign's signatures do. What is attached to an attachment is found as well.
+//!
+//! Nothing here fails: an attachment that can't be had is left out, and a warning says which and why.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
+use serde::Deserialize;
+
+use super::{
+    Attachment, Error, Result, Source, Tree,
+    budget::Budget,
+    references::Place,
+    referrers::{Entry, Listing, ReferrersIndex, attachment_tags},
+    walk::{Missing, Walk},
+};
+use crate::domain::{Descriptor, Digest, ImageName};
+
+/// Manifests whose attachments are looked for at the same time.
+const LISTS_AT_ONCE: usize = 8;
+/// Attachments that are read at the same time.
+const READS_AT_ONCE: usize = 8;
+/// After so many manifests whose attachments could not be looked for, those of the others are not looked for: a registry that refuses
+/// would be asked for each of a thousand.
+const MAX_REFUSALS: usize = 4;
+/// The most manifests without a name that are read.
+const MAX_UNNAMED: usize = 1_000;
+
+/// Adds to a tree whatever is attached to it, within what is left of its budget.
+pub(super) async fn gather(source: &dyn Source, name: &ImageName, tree: &mut Tree, budget: Budget) {
+    let known = tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+    let places = tree.blobs.iter().enumerate().map(|(place, blob)| (blob.digest, place)).collect();
+    let mut gathering = Gathering { source, name, tree, budget, known, places, unnamed: HashMap::new() };
+    gathering.read_unnamed().await;
+    gathering.run().await;
+}
+
+struct Gathering<'a> {
+    source: &'a dyn Source,
+    name: &'a ImageName,
+    tree: &'a mut Tree,
+    budget: Budget,
+    /// The manifests whose attachments have been looked for, or are about to be.
+    known: HashSet<Digest>,
+    /// Where each blob is in the tree.
+    places: HashMap<Digest, usize>,
+    /// Manifests without a name, by what they refer to.
+    unnamed: HashMap<Digest, Vec<Entry>>,
+}
+
+/// What was found of one manifest.
+struct Found {
+    subject: Digest,
+    listing: Result<Listing>,
+    tagged: Vec<(String, Result<Option<Descriptor>>)>,
+}
+
+/// Something attached that is to be read.
+struct Candidate {
+    descriptor: Descriptor,
+    tag: Option<String>,
+}
+
+impl Gathering<'_> {
+    async fn run(&mut self) {
+        let (source, name) = (self.source, self.name);
+        let refusals = AtomicUsize::new(0);
+        let mut subjects: Vec<Digest> = self.tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        let mut passed_over = 0;
+        while !subjects.is_empty() {
+            let looks =
+                std::mem::take(&mut subjects).into_iter().map(|subject| look(source, name, subject, &refusals).boxed());
+            let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffered(LISTS_AT_ONCE);
+            while let Some(found) = looks.next().await {
+                match found {
+                    Some(found) => subjects.extend(self.take(found).await),
+                    None => passed_over += 1,
+                }
+            }
+        }
+        if passed_over > 0 {
+            self.tree
+                .warnings
+                .add(format_args!("what is attached to {passed_over} other manifests was not looked for"));
+        }
+    }
+
+    /// Reads the manifests that have no name, to know what they refer to.
+    async fn read_unnamed(&mut self) {
+        let entries = match self.source.unnamed(self.name).await {
+            Ok(entries) => entries,
+            Err(error) => {
+                return self.tree.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
+            }
+        };
+        let entries =
+            entries.into_iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
+        for entry in entries.take(MAX_UNNAMED) {
+            let Ok(descriptor) = entry.descriptor() else { continue };
+            // One that can't be read is of no use, and is not known to be of this image.
+            let Ok(content) = self.source.read_manifest(self.name, &descriptor).await else { continue };
+            if let Some(subject) = subject(&content) {
+                self.unnamed.entry(subject).or_default().push(entry);
+            }
+        }
+    }
+
+    /// Takes in what is attached to a manifest. Returns the manifests whose own attachments have to be looked for.
+    async fn take(&mut self, found: Found) -> Vec<Digest> {
+        let Found { subject, listing, tagged } = found;
+        let mut entries = Vec::new();
+        match listing {
+            Ok(Listing { entries: listed, broken }) => {
+                entries = listed;
+                if let Some(error) = broken {
+                    self.tree.warnings.add(format_args!("of what refers to {subject}, a part is not carried: {error}"));
+                }
+            }
+            Err(error) => {
+                self.tree.warnings.add(format_args!("what refers to {subject} is not carried: {error}"));
+            }
+        }
+        let listed: HashSet<Option<Digest>> = entries.iter().map(Entry::digest).collect();
+        let unnamed = self.unnamed.remove(&subject).unwrap_or_default();
+        entries.extend(unnamed.into_iter().filter(|entry| !listed.contains(&entry.digest())));
+        let mut candidates = Vec::new();
+        for entry in &entries {
+            match entry.descriptor() {
+                Ok(descriptor) => candidates.push(Candidate { descriptor, tag: None }),
+                Err(error) => self.tree.warnings.add(format_args!("a referrer of {subject} is not carried: {error}")),
+            }
+        }
+        for (tag, found) in tagged {
+            match found {
+                Ok(Some(descriptor)) => candidates.push(Candidate { descriptor, tag: Some(tag) }),
+                Ok(None) => {}
+                Err(error) => {
+                    self.tree.warnings.add(format_args!("the tag {tag} is not carried, if there is one: {error}"));
+                }
+            }
+        }
+        let (carried, subjects) = self.read(candidates, subject).await;
+        entries.retain(|entry| entry.digest().is_some_and(|digest| carried.contains(&digest)));
+        if !entries.is_empty() {
+            self.tree.referrers.push(ReferrersIndex { subject, entries });
+        }
+        subjects
+    }
+
+    /// Reads what is attached to a manifest. Returns the digests of what is carried, and the manifests whose own attachments have to
+    /// be looked for.
+    async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> (HashSet<Digest>, Vec<Digest>) {
+        let (source, name) = (self.source, self.name);
+        let mut carried = HashSet::new();
+        let mut subjects = Vec::new();
+        let mut waiting = candidates.into_iter().peekable();
+        while waiting.peek().is_some() {
+            let before = self.budget.of_one();
+            let walks = waiting.by_ref().take(READS_AT_ONCE).map(|candidate| async move {
+                let mut walk = Walk::new(source, name, before, Missing::Known(&[]));
+                let walked = walk.down(candidate.descriptor.clone(), Place::Attached).await;
+                (candidate, walked.map(|()| walk))
+            });
+            for (Candidate { descriptor, tag }, walked) in join_all(walks.collect::<Vec<_>>()).await {
+                let digest = descriptor.digest;
+                match walked.and_then(|walk| self.keep(walk, before, tag)) {
+                    Ok(manifests) => {
+                        carried.insert(digest);
+                        subjects.extend(manifests.into_iter().filter(|manifest| self.known.insert(*manifest)));
+                    }
+                    Err(error) => {
+                        self.tree
+                            .warnings
+                            .add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
+                    }
+                }
+            }
+        }
+        (carried, subjects)
+    }
+
+    /// Keeps what was read, if that is not too much together with the rest. Returns its manifests.
+    fn keep(&mut self, mut walk: Walk<'_>, before: Budget, tag: Option<String>) -> Result<Vec<Digest>> {
+        let too_much = || Error::malformed(self.name.to_string(), "there is more attached to it than is carried");
+        self.budget = self.budget.less(before, walk.budget).ok_or_else(too_much)?;
+        let manifests = walk.in_order();
+        let first = self.tree.blobs.len();
+        let mut blobs = Vec::new();
+        for blob in walk.blobs {
+            let place = *self.places.entry(blob.digest).or_insert(first + self.tree.attached_blobs.len());
+            if place == first + self.tree.attached_blobs.len() {
+                self.tree.attached_blobs.push(blob);
+            }
+            blobs.push(place);
+        }
+        self.tree.warnings.extend(&walk.warnings);
+        let digests = manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        self.tree.attachments.push(Attachment { tag, manifests, blobs });
+        Ok(digests)
+    }
+}
+
+/// Looks for what is attached to a manifest; not at all if that was refused for too many others.
+async fn look(source: &dyn Source, name: &ImageName, subject: Digest, refusals: &AtomicUsize) -> Option<Found> {
+    if refusals.load(Ordering::Relaxed) >= MAX_REFUSALS {
+        return None;
+    }
+    let tags = attachment_tags(subject).into_iter().map(|tag| async move {
+        let found = source.tagged(name, &tag).await;
+        (tag, found)
+    });
+    let (listing, tagged) = futures_util::join!(source.referrers(name, subject), join_all(tags));
+    if listing.is_err() || tagged.iter().any(|(_, found)| found.is_err()) {
+        refusals.fetch_add(1, Ordering::Relaxed);
+    }
+    Some(Found { subject, listing, tagged })
+}
+
+/// What a manifest refers to.
+fn subject(content: &[u8]) -> Option<Digest> {
+    #[derive(Deserialize)]
+    struct Referrer {
+        subject: Subject,
+    }
+    #[derive(Deserialize)]
+    struct Subject {
+        digest: String,
+    }
+    serde_json::from_slice::<Referrer>(content).ok()?.subject.digest.parse().ok()
+}

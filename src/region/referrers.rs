@@ -1,0 +1,207 @@
+//! What refers to a manifest: lists of referrers (OCI distribution specification 1.1, "Listing Referrers"), and the tags that tell
+//! of attachments where there is no such list. Entries are kept byte for byte, with all that others have written into them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{
+    Error, Result,
+    tree::{INDEX_TYPES, digest},
+};
+use crate::domain::{Descriptor, Digest, DigestError};
+
+/// What a list of referrers may have in bytes, all its pages together.
+pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
+
+/// What is attached to an image by a tag of its own beside it: `sha256-HEX` and one of these, where HEX are the digits of the digest
+/// that it is attached to. Cosign names signatures, attestations and bills of materials so.
+const ATTACHED: [&str; 3] = [".sig", ".att", ".sbom"];
+
+/// The tag by which what refers to a manifest is found where there is no other way ("Referrers Tag Schema").
+pub(super) fn referrers_tag(subject: Digest) -> String {
+    format!("sha256-{}", subject.hex())
+}
+
+/// The tags of images that may be attached to a manifest.
+pub(super) fn attachment_tags(subject: Digest) -> [String; 3] {
+    ATTACHED.map(|kind| format!("{}{kind}", referrers_tag(subject)))
+}
+
+/// Whether a tag is of something that is attached to an image, or lists such things, and not an image's own.
+pub(super) fn is_attached_by(tag: &str) -> bool {
+    let name = ATTACHED.iter().find_map(|kind| tag.strip_suffix(kind)).unwrap_or(tag);
+    name.strip_prefix("sha256-").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Refuses a list of referrers that says of itself that it is too large.
+pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
+    if list.size <= MAX_REFERRERS_BYTES {
+        return Ok(());
+    }
+    let reason = format!("it has {} bytes, the most is {MAX_REFERRERS_BYTES}", list.size);
+    Err(Error::malformed(format!("the list of referrers {}", list.digest), reason))
+}
+
+/// A manifest as an index lists it, with all that the index says of it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    raw: Box<RawValue>,
+    told: Told,
+}
+
+/// What is read of an entry.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: Option<Annotations>,
+}
+
+/// The annotations that are read.
+#[derive(Debug, Clone, Deserialize)]
+struct Annotations {
+    #[serde(rename = "org.opencontainers.image.ref.name")]
+    name: Option<String>,
+}
+
+impl Entry {
+    /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
+    #[must_use]
+    pub fn has_name(&self) -> bool {
+        self.told.annotations.as_ref().is_some_and(|annotations| annotations.name.is_some())
+    }
+
+    /// Its digest, if it is one that is understood.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.told.digest.parse().ok()
+    }
+
+    /// What it lists.
+    pub fn descriptor(&self) -> std::result::Result<Descriptor, DigestError> {
+        let Told { media_type, digest, size, .. } = &self.told;
+        Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
+    }
+}
+
+/// What a store lists as referring to a manifest.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The manifests.
+    pub entries: Vec<Entry>,
+    /// Why there may be others, if the list could not be read to its end.
+    pub broken: Option<Error>,
+}
+
+impl From<Vec<Entry>> for Listing {
+    fn from(entries: Vec<Entry>) -> Self {
+        Self { entries, broken: None }
+    }
+}
+
+/// An index whose entries, and whatever else it has, are kept as they are.
+struct List {
+    fields: BTreeMap<String, Box<RawValue>>,
+    manifests: Vec<Box<RawValue>>,
+}
+
+impl List {
+    fn read(content: &[u8]) -> serde_json::Result<Self> {
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(content)?;
+        let manifests = fields.remove("manifests");
+        // Some write `null` for an empty list.
+        let manifests: Option<Option<Vec<_>>> = manifests.map(|text| serde_json::from_str(text.get())).transpose()?;
+        Ok(Self { fields, manifests: manifests.flatten().unwrap_or_default() })
+    }
+
+    fn write(&self) -> serde_json::Result<Bytes> {
+        let manifests = serde_json::value::to_raw_value(&self.manifests)?;
+        let mut fields: BTreeMap<&str, &RawValue> =
+            self.fields.iter().map(|(name, value)| (name.as_str(), &**value)).collect();
+        fields.insert("manifests", &manifests);
+        Ok(serde_json::to_vec(&fields)?.into())
+    }
+}
+
+/// The manifests that an index lists.
+pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
+    let entry = |raw: Box<RawValue>| Ok(Entry { told: serde_json::from_str(raw.get())?, raw });
+    List::read(index)?.manifests.into_iter().map(entry).collect()
+}
+
+/// What refers to one manifest.
+#[derive(Debug, Clone)]
+pub struct ReferrersIndex {
+    /// The manifest.
+    pub subject: Digest,
+    /// The manifests that refer to it.
+    pub entries: Vec<Entry>,
+}
+
+impl ReferrersIndex {
+    /// The index that lists them (OCI distribution specification 1.1, "Referrers Tag Schema").
+    pub(super) fn index(&self) -> Result<(Descriptor, Bytes)> {
+        let empty = format!(r#"{{"mediaType":"{}","schemaVersion":2}}"#, INDEX_TYPES[0]);
+        self.added_to(empty.as_bytes()).map(|(descriptor, content, _)| (descriptor, content))
+    }
+
+    /// The index that is there already, and what it lacks of these; and whether it lacks anything. What others have put there stays.
+    pub(super) fn added_to(&self, there: &[u8]) -> Result<(Descriptor, Bytes, bool)> {
+        let malformed = |error| Error::malformed(format!("the referrers of {}", self.subject), error);
+        let mut list = List::read(there).map_err(malformed)?;
+        let listed: Vec<Option<Digest>> = entries(there).map_err(malformed)?.iter().map(Entry::digest).collect();
+        let lacking = self.entries.iter().filter(|entry| !listed.contains(&entry.digest()));
+        let lacking: Vec<_> = lacking.map(|entry| entry.raw.clone()).collect();
+        let lacks = !lacking.is_empty();
+        list.manifests.extend(lacking);
+        let content = list.write().map_err(malformed)?;
+        let media_type = INDEX_TYPES[0].to_owned();
+        Ok((Descriptor { media_type, digest: digest(&content), size: content.len() as u64 }, content, lacks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ReferrersIndex, attachment_tags, entries, is_attached_by, referrers_tag};
+    use crate::domain::Digest;
+
+    const SUBJECT: Digest = Digest::new([7; 32]);
+
+    fn entry(number: u8, more: &str) -> String {
+        format!(r#"{{"mediaType": "x/y","digest":"{}","size":  2{more}}}"#, Digest::new([number; 32]))
+    }
+
+    #[test]
+    fn what_others_have_written_into_a_list_stays_as_it_is() {
+        let theirs = entry(1, r#","platform":{"os":"linux","os.features":["z","a"]},"x-ours":[1.50,{"b":1,"a":2}]"#);
+        let ours = entry(2, r#","artifactType":"application/x","data":"e30=""#);
+        let there = format!(r#"{{"schemaVersion":2,"annotations":{{"z":"1","a":"2"}},"manifests":[{theirs}]}}"#);
+        let added = |text: &str| {
+            let entries = entries(text.as_bytes()).expect("a list");
+            ReferrersIndex { subject: SUBJECT, entries }.added_to(there.as_bytes()).expect("a list")
+        };
+        let (_, content, lacks) = added(&format!(r#"{{"manifests":[{ours},{}]}}"#, entry(1, "")));
+        let content = String::from_utf8(content.to_vec()).expect("text");
+        assert!(lacks && content.contains(&format!("[{theirs},{ours}]")), "{content}");
+        assert!(content.contains(r#""annotations":{"z":"1","a":"2"}"#), "{content}");
+        assert!(!added(&there).2, "everything is listed");
+        for bad in ["", "[]", r#"{"manifests":[1]}"#, r#"{"manifests":{}}"#] {
+            assert!(entries(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tags_of_attachments_are_told_from_those_of_images() {
+        assert!(is_attached_by(&referrers_tag(SUBJECT)));
+        assert!(attachment_tags(SUBJECT).iter().all(|tag| is_attached_by(tag)), "{:?}", attachment_tags(SUBJECT));
+        for own in ["latest", "sha256-", "sha256-07.sig", &format!("{}.sig.sig", referrers_tag(SUBJECT))] {
+            assert!(!is_attached_by(own), "{own}");
+        }
+    }
+}

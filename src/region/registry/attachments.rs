@@ -1,0 +1,193 @@
+//! What is attached to images of a registry: lists of referrers, by the API or by the tag that stands in for it (OCI distribution
+//! specification 1.1, "Listing Referrers", "Referrers Tag Schema"), and images that bear a digest in their tags.
+
+use std::{collections::HashSet, sync::atomic::Ordering};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, LINK},
+};
+use serde::Deserialize;
+use url::Url;
+
+use super::{
+    RegistryStore,
+    client::{Ask, Scope, what},
+    manifest::media_type,
+};
+use crate::{
+    domain::{Digest, ForeignText},
+    region::{
+        Attachment, Error, Listing, MAX_MANIFEST_BYTES, ReferrersIndex, Result, Stage, Tree,
+        answer::{bounded, refusal},
+        referrers::{self, Entry, MAX_REFERRERS_BYTES, referrers_tag},
+        tree::INDEX_TYPES,
+    },
+};
+
+/// Pages of a list of referrers that are read at most.
+const MAX_PAGES: usize = 200;
+/// Attachments that are looked for at the same time.
+const LOOKS_AT_ONCE: usize = 16;
+const OCI_INDEX: &str = INDEX_TYPES[0];
+
+/// A page of a list, and where the next one is.
+struct Page {
+    entries: Vec<Entry>,
+    bytes: u64,
+    next: Option<Url>,
+}
+
+impl RegistryStore {
+    /// What refers to a manifest: by the API, or where the registry has none, or refuses, by the tag that stands in for it.
+    pub(super) async fn read_referrers(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Listing> {
+        let mut broken = None;
+        if !self.without_referrers.load(Ordering::Relaxed) {
+            match self.referrers_by_api(repository, subject, scope).await {
+                Ok(Some(listing)) => return Ok(listing),
+                Ok(None) => self.without_referrers.store(true, Ordering::Relaxed),
+                Err(error) => broken = Some(error),
+            }
+        }
+        let tag = referrers_tag(subject);
+        let found = self.get_manifest(repository, &tag, scope.clone(), MAX_REFERRERS_BYTES).await;
+        match (found, broken) {
+            // A registry without the API may refuse as if there were one.
+            (Ok(None) | Err(_), Some(error)) | (Err(error), None) => Err(error),
+            (Ok(None), None) => Ok(Listing::default()),
+            (Ok(Some((_, content))), broken) => {
+                let entries = referrers::entries(&content).map_err(|error| Error::malformed(tag, error))?;
+                Ok(Listing { entries, broken })
+            }
+        }
+    }
+
+    /// What the API lists; nothing if there is none. What can't be read behind the first page leaves what was read.
+    async fn referrers_by_api(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Option<Listing>> {
+        let first = self.client().url(&format!("{repository}/referrers/{subject}"))?;
+        let Some(mut page) = self.referrers_page(first, MAX_REFERRERS_BYTES, scope).await? else { return Ok(None) };
+        let mut listing = Listing::from(std::mem::take(&mut page.entries));
+        let mut room = MAX_REFERRERS_BYTES - page.bytes;
+        for _ in 1..MAX_PAGES {
+            let Some(next) = page.next.take() else { return Ok(Some(listing)) };
+            match self.referrers_page(next, room, scope).await {
+                Ok(Some(read)) => page = read,
+                Ok(None) => page = Page { entries: Vec::new(), bytes: 0, next: None },
+                Err(error) => return Ok(Some(Listing { broken: Some(error), ..listing })),
+            }
+            room -= page.bytes;
+            listing.entries.append(&mut page.entries);
+        }
+        let broken = Error::malformed(format!("the referrers of {subject}"), "they have too many pages");
+        Ok(Some(Listing { broken: Some(broken), ..listing }))
+    }
+
+    /// A page of at most `room` bytes; nothing if there is no such API.
+    async fn referrers_page(&self, url: Url, room: u64, scope: &Scope) -> Result<Option<Page>> {
+        let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(OCI_INDEX))]);
+        let (what, asked) = (what(&Method::GET, &url), url.clone());
+        let ask = Ask { method: Method::GET, url, scope: scope.clone(), headers, body: Bytes::new() };
+        let response = self.client().ask(ask).await?;
+        match response.status() {
+            // Some answer with a page of theirs for people.
+            StatusCode::OK if media_type(&response) == OCI_INDEX => {}
+            StatusCode::OK
+            | StatusCode::BAD_REQUEST
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::NOT_ACCEPTABLE
+            | StatusCode::GONE
+            | StatusCode::NOT_IMPLEMENTED => return Ok(None),
+            _ => return Err(refusal(&what, response).await),
+        }
+        let next = next_page(response.headers());
+        let content = bounded(&what, response, room).await?;
+        let entries = referrers::entries(&content).map_err(|error| Error::malformed(what.as_str(), error))?;
+        let next = next.map(|next| asked.join(&next).map_err(|error| Error::malformed(what.as_str(), error)));
+        let next = next.transpose()?;
+        if let Some(next) = &next {
+            self.client().allow(&what, next)?;
+        }
+        Ok(Some(Page { entries, bytes: content.len() as u64, next }))
+    }
+
+    /// Makes what refers to a manifest findable, where the registry does not do so by itself: what it lists by the tag and does
+    /// not know of stays.
+    pub(super) async fn put_referrers(&self, repository: &str, referrers: &ReferrersIndex) -> Result<()> {
+        let scope = Scope::push(repository);
+        if !self.without_referrers.load(Ordering::Relaxed)
+            && let Ok(Some(_)) = self.referrers_by_api(repository, referrers.subject, &scope).await
+        {
+            return Ok(());
+        }
+        let tag = referrers_tag(referrers.subject);
+        let (descriptor, content) = match self.get_manifest(repository, &tag, scope, MAX_REFERRERS_BYTES).await? {
+            None => referrers.index()?,
+            Some((_, there)) => match referrers.added_to(&there)? {
+                (_, _, false) => return Ok(()),
+                (descriptor, content, true) => (descriptor, content),
+            },
+        };
+        self.put_manifest(repository, &tag, &descriptor, content).await
+    }
+
+    /// Makes something findable that is attached to an image by a tag. What others have attached there stays, unless it is all in
+    /// this one too, or is to be overwritten.
+    pub(super) async fn put_attachment(&self, stage: &Stage, repository: &str, attachment: &Attachment) -> Result<()> {
+        let (Some(tag), Some((root, content))) = (&attachment.tag, attachment.root()) else { return Ok(()) };
+        let there = self.get_manifest(repository, tag, Scope::push(repository), MAX_MANIFEST_BYTES).await?;
+        if let Some((there, theirs)) = there {
+            if there.digest == root.digest {
+                return Ok(());
+            }
+            let has_theirs =
+                layers(content).zip(layers(&theirs)).is_some_and(|(ours, theirs)| ours.is_superset(&theirs));
+            if !stage.overwrite && !has_theirs {
+                let name = format!("{}/{repository}:{tag}", self.client().location().authority());
+                return Err(Error::Foreign { name: name.into(), there: ForeignText::value(there.digest) });
+            }
+        }
+        self.put_manifest(repository, tag, root, content.clone()).await
+    }
+
+    /// Whether everything that is attached to an image is there and can be found.
+    pub(super) async fn has_attachments(&self, repository: &str, tree: &Tree) -> Result<bool> {
+        let looks = tree.attachments.iter().filter_map(|attachment| Some((attachment, attachment.root()?)));
+        let looks = looks.map(|(attachment, (root, _))| async move {
+            let reference = attachment.tag.clone().unwrap_or_else(|| root.digest.to_string());
+            let there = self.head_manifest(repository, &reference, Scope::push(repository)).await?;
+            Ok::<_, Error>(there.is_some_and(|there| there.digest == root.digest))
+        });
+        let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffer_unordered(LOOKS_AT_ONCE);
+        while let Some(there) = looks.try_next().await? {
+            if !there {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The digests of a manifest's layers, each of which is a signature, an attestation or a bill of materials; nothing if it has none.
+fn layers(manifest: &[u8]) -> Option<HashSet<String>> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        layers: Vec<Layer>,
+    }
+    #[derive(Deserialize)]
+    struct Layer {
+        digest: String,
+    }
+    let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
+    Some(manifest.layers.into_iter().map(|layer| layer.digest).collect())
+}
+
+/// The next page, by the header `Link` (RFC 8288).
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    let link = headers.get(LINK)?.to_str().ok()?;
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.split(';').any(|p| p.trim().trim_start_matches("rel=").trim_matches('"') == "next");
+    is_next.then(|| target.to_owned())
+}

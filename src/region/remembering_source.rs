@@ -1,0 +1,116 @@
+//! A source whose manifests are remembered for a while: a registration that could not read all of a large index in time goes on where
+//! it was when it is repeated.
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lru::LruCache;
+
+use super::{BlobChunks, Result, Source};
+use crate::domain::{Descriptor, Digest, ImageName};
+
+/// What is remembered at most, in bytes: as much as one image's manifests may have together.
+const MAX_BYTES: usize = 16 << 20;
+/// How many manifests are remembered at most: as many as one image may have.
+const MAX_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1_000).expect("it is not 0");
+/// How long one is remembered. One that is removed meanwhile is missed later, when the image is copied.
+const AGE: Duration = Duration::from_secs(600);
+
+/// Manifests that were read, by where they are and by their digests, so that they are what they should be. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Manifests(Arc<Mutex<Remembered>>);
+
+#[derive(Debug)]
+struct Remembered {
+    manifests: LruCache<(ImageName, Digest), (Bytes, Instant)>,
+    bytes: usize,
+}
+
+impl Default for Manifests {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Remembered { manifests: LruCache::new(MAX_MANIFESTS), bytes: 0 })))
+    }
+}
+
+impl Manifests {
+    /// Nothing is left half-done by a panic.
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, name: &ImageName, digest: Digest, now: Instant) -> Option<Bytes> {
+        let mut remembered = self.lock();
+        let (content, since) = remembered.manifests.get(&(name.clone(), digest))?;
+        (now.saturating_duration_since(*since) < AGE).then(|| content.clone())
+    }
+
+    fn put(&self, name: &ImageName, digest: Digest, content: Bytes, now: Instant) {
+        let mut remembered = self.lock();
+        remembered.bytes += content.len();
+        if let Some((_, (before, _))) = remembered.manifests.push((name.clone(), digest), (content, now)) {
+            remembered.bytes -= before.len();
+        }
+        while remembered.bytes > MAX_BYTES
+            && let Some((_, (oldest, _))) = remembered.manifests.pop_lru()
+        {
+            remembered.bytes -= oldest.len();
+        }
+    }
+}
+
+/// A source whose manifests are remembered.
+#[derive(Debug)]
+pub struct RememberingSource<'a> {
+    /// The source.
+    pub source: &'a dyn Source,
+    /// What is remembered of it, and of nothing else.
+    pub manifests: &'a Manifests,
+}
+
+#[async_trait]
+impl Source for RememberingSource<'_> {
+    async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
+        self.source.root(name).await
+    }
+
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
+        if let Some(content) = self.manifests.get(name, manifest.digest, Instant::now()) {
+            return Ok(content);
+        }
+        let content = self.source.read_manifest(name, manifest).await?;
+        self.manifests.put(name, manifest.digest, content.clone(), Instant::now());
+        Ok(content)
+    }
+
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
+        self.source.read_blob(name, blob, from, most).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{AGE, Bytes, Digest, ImageName, MAX_BYTES, Manifests};
+
+    #[test]
+    fn so_much_is_remembered_for_so_long() {
+        let (manifests, now) = (Manifests::default(), Instant::now());
+        let (name, piece) = (ImageName("a".into()), Bytes::from(vec![0; MAX_BYTES / 4]));
+        let digest = |number| Digest::new([number; 32]);
+        for number in 0..5 {
+            manifests.put(&name, digest(number), piece.clone(), now);
+            // Once, however often it is put.
+            manifests.put(&name, digest(number), piece.clone(), now);
+        }
+        assert_eq!(manifests.get(&name, digest(0), now), None, "the oldest one made room");
+        assert!((1..5).all(|number| manifests.get(&name, digest(number), now).is_some()));
+        assert_eq!(manifests.get(&ImageName("b".into()), digest(1), now), None);
+        assert_eq!(manifests.get(&name, digest(1), now + AGE), None);
+    }
+}

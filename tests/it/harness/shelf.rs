@@ -1,0 +1,271 @@
+//! A registry of one repository, whatever it is called, whose content a test puts there by hand, takes away again and looks at: odd
+//! types, lists that name what is gone, images that are attached by tags. It lists referrers, or says that it has no such list.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, response::Builder};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::images::{INDEX, MANIFEST, digest};
+
+/// What it does differently.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
+pub struct Habits {
+    /// It lists what refers to a manifest.
+    pub lists_referrers: bool,
+    /// It takes no manifest that refers to one which is not there.
+    pub wants_subjects: bool,
+    /// It takes no index that lists what is not there.
+    pub wants_entries: bool,
+    /// A tag can't be put again.
+    pub keeps_tags: bool,
+}
+
+#[derive(Default)]
+struct Content {
+    habits: Habits,
+    uploads: BTreeMap<u64, Vec<u8>>,
+    begun: u64,
+    blobs: BTreeMap<String, Bytes>,
+    manifests: BTreeMap<String, (String, Bytes)>,
+}
+
+/// A registry.
+pub struct Shelf {
+    pub address: SocketAddr,
+    content: Arc<Mutex<Content>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A descriptor of some content.
+pub fn describe(kind: &str, content: &[u8]) -> Value {
+    json!({ "mediaType": kind, "digest": digest(content), "size": content.len() })
+}
+
+impl Shelf {
+    pub async fn start(habits: Habits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let content = Arc::new(Mutex::new(Content { habits, ..Content::default() }));
+        let serving = Arc::clone(&content);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let content = Arc::clone(&serving);
+                let service = service_fn(move |request| {
+                    let content = Arc::clone(&content);
+                    async move { Ok::<_, Infallible>(answer(&content, request).await) }
+                });
+                // It ends with its connection.
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        Self { address, content, task }
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().expect("no panic")
+    }
+
+    /// What a region's store is called.
+    pub fn store(&self) -> String {
+        format!("registry+http://{}/apps", self.address)
+    }
+
+    /// Puts a blob there, and returns its descriptor.
+    pub fn blob(&self, kind: &str, content: &[u8]) -> Value {
+        self.content().blobs.insert(digest(content), content.to_vec().into());
+        describe(kind, content)
+    }
+
+    /// Puts a manifest there, by its digest and by a tag, and returns its descriptor.
+    pub fn manifest(&self, kind: &str, content: &Value, tag: Option<&str>) -> Value {
+        let content = content.to_string();
+        let (digest, descriptor) = (digest(content.as_bytes()), describe(kind, content.as_bytes()));
+        for reference in tag.into_iter().chain([digest.as_str()]) {
+            self.content().manifests.insert(reference.to_owned(), (kind.to_owned(), content.clone().into()));
+        }
+        descriptor
+    }
+
+    /// Puts an image of one layer there, and returns its descriptor.
+    pub fn image(&self, layer: &[u8], tag: Option<&str>) -> Value {
+        let config = self.blob("application/vnd.oci.image.config.v1+json", br#"{"os":"linux"}"#);
+        let layer = self.blob("application/vnd.oci.image.layer.v1.tar", layer);
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
+        self.manifest(MANIFEST, &manifest, tag)
+    }
+
+    /// Puts something there that refers to a manifest, and returns its descriptor.
+    pub fn refer(&self, subject: &Value, text: &str) -> Value {
+        let config = self.blob("application/vnd.oci.empty.v1+json", b"{}");
+        let layer = self.blob("text/plain", text.as_bytes());
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/vnd.example.note",
+            "config": config, "layers": [layer], "subject": subject,
+        });
+        self.manifest(MANIFEST, &manifest, None)
+    }
+
+    /// Puts the list of what refers to a manifest there, by the tag that stands in for the API.
+    pub fn list(&self, subject: &Value, entries: &[Value]) {
+        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+        self.manifest(INDEX, &list, Some(&tag(subject, "")));
+    }
+
+    /// Forgets a manifest or a blob.
+    pub fn forget(&self, descriptor: &Value) {
+        let mut content = self.content();
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        let was = content.manifests.remove(digest).is_some() | content.blobs.remove(digest).is_some();
+        assert!(was, "it was there");
+    }
+
+    /// What a tag or a digest stands for.
+    pub fn get(&self, reference: &str) -> Option<Value> {
+        let content = self.content();
+        let (kind, content) = content.manifests.get(reference)?;
+        Some(describe(kind, content))
+    }
+
+    /// The content of a manifest.
+    pub fn read(&self, reference: &str) -> Option<String> {
+        let content = self.content();
+        Some(String::from_utf8(content.manifests.get(reference)?.1.to_vec()).expect("text"))
+    }
+
+    /// Whether a blob is there.
+    pub fn has_blob(&self, descriptor: &Value) -> bool {
+        self.content().blobs.contains_key(descriptor["digest"].as_str().expect("a digest"))
+    }
+}
+
+/// The tag of what is attached to a manifest.
+pub fn tag(subject: &Value, kind: &str) -> String {
+    format!("{}{kind}", subject["digest"].as_str().expect("a digest").replace(':', "-"))
+}
+
+fn status(status: u16) -> Builder {
+    Response::builder().status(status)
+}
+
+fn empty(builder: Builder) -> Response<Full<Bytes>> {
+    builder.body(Full::default()).expect("a response")
+}
+
+fn refused(code: u16, reason: &str) -> Response<Full<Bytes>> {
+    let body = json!({ "errors": [{ "code": reason, "message": reason.to_lowercase() }] }).to_string();
+    status(code).header("content-type", "application/json").body(body.into()).expect("a response")
+}
+
+async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    // What is cut off is not kept.
+    let Ok(body) = body.collect().await else { return refused(400, "BODY_INVALID") };
+    let body = body.to_bytes();
+    let (path, query) = (head.uri.path(), head.uri.query().unwrap_or_default());
+    let (parent, last) = path.rsplit_once('/').unwrap_or_default();
+    let mut content = content.lock().expect("no panic");
+    match parent.rsplit('/').next() {
+        Some("uploads") => upload(&mut content, &head.method, last, query, &body),
+        Some("referrers") => referrers(&content, last),
+        Some("manifests") if head.method == Method::PUT => {
+            let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+            put(&mut content, last, kind, body)
+        }
+        Some("manifests") => match content.manifests.get(last) {
+            Some((kind, body)) => found(&head.method, kind, body),
+            None => refused(404, "MANIFEST_UNKNOWN"),
+        },
+        Some("blobs") => match content.blobs.get(last) {
+            Some(body) => found(&head.method, "application/octet-stream", body),
+            None => refused(404, "BLOB_UNKNOWN"),
+        },
+        _ => empty(status(200)),
+    }
+}
+
+fn found(method: &Method, kind: &str, body: &Bytes) -> Response<Full<Bytes>> {
+    let builder = status(200).header("content-type", kind).header("docker-content-digest", digest(body));
+    let builder = builder.header("content-length", body.len());
+    builder.body(if method == Method::HEAD { Full::default() } else { body.clone().into() }).expect("a response")
+}
+
+fn upload(content: &mut Content, method: &Method, id: &str, query: &str, body: &[u8]) -> Response<Full<Bytes>> {
+    if method == Method::POST {
+        content.begun += 1;
+        let id = content.begun;
+        content.uploads.insert(id, Vec::new());
+        return empty(status(202).header("location", format!("/v2/apps/blobs/uploads/{id}")));
+    }
+    let Some((id, mut bytes)) = id.parse().ok().and_then(|id: u64| content.uploads.remove_entry(&id)) else {
+        return refused(404, "BLOB_UPLOAD_UNKNOWN");
+    };
+    bytes.extend_from_slice(body);
+    let wanted = query.split("digest=").nth(1).unwrap_or_default().replace("%3A", ":");
+    match *method {
+        Method::DELETE => empty(status(204)),
+        Method::PUT if digest(&bytes) == wanted => {
+            content.blobs.insert(wanted.clone(), bytes.into());
+            empty(status(201).header("docker-content-digest", wanted))
+        }
+        Method::PUT => refused(400, "DIGEST_INVALID"),
+        _ => {
+            let range = format!("0-{}", bytes.len().saturating_sub(1));
+            content.uploads.insert(id, bytes);
+            let builder = status(202).header("location", format!("/v2/apps/blobs/uploads/{id}"));
+            empty(builder.header("range", range))
+        }
+    }
+}
+
+fn put(content: &mut Content, reference: &str, kind: &str, body: Bytes) -> Response<Full<Bytes>> {
+    let manifest: Value = serde_json::from_slice(&body).expect("a manifest");
+    let known = |descriptor: &Value| content.manifests.contains_key(descriptor["digest"].as_str().unwrap_or_default());
+    let Habits { wants_subjects, wants_entries, keeps_tags, .. } = content.habits;
+    if wants_subjects && manifest["subject"].is_object() && !known(&manifest["subject"]) {
+        return refused(404, "MANIFEST_UNKNOWN");
+    }
+    if wants_entries && !manifest["manifests"].as_array().into_iter().flatten().all(known) {
+        return refused(400, "MANIFEST_BLOB_UNKNOWN");
+    }
+    if keeps_tags && !reference.contains(':') && content.manifests.contains_key(reference) {
+        return refused(400, "TAG_INVALID");
+    }
+    let digest = digest(&body);
+    content.manifests.insert(digest.clone(), (kind.to_owned(), body.clone()));
+    content.manifests.insert(reference.to_owned(), (kind.to_owned(), body));
+    empty(status(201).header("docker-content-digest", digest))
+}
+
+fn referrers(content: &Content, subject: &str) -> Response<Full<Bytes>> {
+    if !content.habits.lists_referrers {
+        return refused(404, "NOT_FOUND");
+    }
+    let entry = |(reference, (kind, body)): (&String, &(String, Bytes))| {
+        let manifest: Value = serde_json::from_slice(body).ok()?;
+        let refers = reference.starts_with("sha256:") && manifest["subject"]["digest"] == subject;
+        refers.then(|| describe(kind, body))
+    };
+    let entries: Vec<Value> = content.manifests.iter().filter_map(entry).collect();
+    let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();
+    status(StatusCode::OK.as_u16()).header("content-type", INDEX).body(list.into()).expect("a response")
+}

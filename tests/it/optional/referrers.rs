@@ -1,0 +1,189 @@
+//! Lists of referrers that are refused, name what is gone, or are longer than expected.
+
+use appferry::contract::v1::{GetImageRequest, RemoveImageRequest};
+use http::StatusCode;
+use serde_json::json;
+
+use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, warns};
+use crate::harness::{
+    images::{INDEX, MANIFEST},
+    proxy::{Act, Proxy, Seen},
+    shelf::{Habits, Shelf, describe, tag},
+    site::HOME,
+};
+
+const LISTS: Habits = Habits { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
+/// What registries from before OCI 1.1 have.
+const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+
+/// goharbor/harbor#18305, regclient/regclient#389 and google/go-containerregistry#1962: each says in its own way that it has no list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_arrives_whatever_is_said_of_its_referrers() {
+    let source = Shelf::start(Habits::default()).await;
+    // Each with a service of its own, which has not learnt that there is no list.
+    for status in [401, 403, 404, 405, 406, 410, 500, 501] {
+        let id = format!("a{status}");
+        let image = source.image(id.as_bytes(), Some(&id));
+        let target = Shelf::start(LISTS).await;
+        let proxy = Proxy::start(source.address, move |seen: &Seen| {
+            if seen.path.contains("/referrers/") {
+                Act::Answer(StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into())
+            } else {
+                Act::Pass
+            }
+        })
+        .await;
+        let running = between(proxy.store("apps"), &target).await;
+        register(&running, proxy.address, &id).await;
+        let region = arrived(&running, &id, REGISTRY).await;
+        let refused = matches!(status, 401 | 403 | 500);
+        let reason = status.to_string();
+        assert_eq!(warns(&region.warnings, digest(&image), &reason), refused, "{status}: {:?}", region.warnings);
+        assert_eq!(region.warnings.is_empty(), !refused, "{status}: {:?}", region.warnings);
+        let home = intact(&running, &id, HOME).await;
+        assert_eq!(home.warnings.is_empty(), !refused, "{status}: {home:?}");
+        // It stays known of the image.
+        let request = GetImageRequest { image_id: id, ..Default::default() };
+        let shown = running.images().await.get_image(request).await.expect("it is known").into_inner();
+        let info = shown.image.expect("an image").additional_regions_info;
+        let info = info.into_iter().find(|info| info.region_id == REGISTRY).expect("the region");
+        assert_eq!(info.warnings, region.warnings);
+        running.stop().await;
+    }
+}
+
+/// chainguard-dev/terraform-provider-cosign#581, opencontainers/distribution-spec#514: lists name what is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_referrer_that_is_gone_is_left_out() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let (good, ghost) = (source.refer(&image, "good"), source.refer(&image, "ghost"));
+    // One whose manifest is there, and whose content is not.
+    let hollow = source.refer(&image, "hollow");
+    source.list(&image, &[ghost.clone(), good.clone(), hollow.clone()]);
+    register(&running, source.address, "a").await;
+    source.forget(&ghost);
+    source.forget(&describe("text/plain", b"hollow"));
+    for region in [REGISTRY, DIRECTORY] {
+        let region = arrived(&running, "a", region).await;
+        assert_eq!(region.warnings.len(), 2, "{:?}", region.warnings);
+        assert!(warns(&region.warnings, digest(&ghost), "is not there"), "{:?}", region.warnings);
+        assert!(warns(&region.warnings, digest(&hollow), "is not there"), "{:?}", region.warnings);
+    }
+    let listed = target.read(&tag(&image, "")).expect("a list");
+    assert!(listed.contains(digest(&good)) && !listed.contains(digest(&ghost)), "{listed}");
+    assert!(!listed.contains(digest(&hollow)) && target.get(digest(&good)).is_some(), "{listed}");
+
+    // The same lists in a region where they came to be wrong.
+    target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
+    let found = intact(&running, "a", REGISTRY).await;
+    assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
+    running.stop().await;
+}
+
+/// oras-project/oras#727, google/go-containerregistry#1697: scan results of the older type.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn referrers_of_any_type_travel() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(LISTS).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let scan = source.blob("application/json", b"scan");
+    let artifact = json!({ "mediaType": ARTIFACT, "artifactType": "x/scan", "blobs": [scan], "subject": image });
+    let artifact = source.manifest(ARTIFACT, &artifact, None);
+    // A type that nobody knows, and which says by its content what it is.
+    let kind = "application/vnd.example.manifest.v9+json";
+    let other = json!({ "mediaType": kind, "layers": [source.blob("x/y", b"other")], "subject": image });
+    let other = source.manifest(kind, &other, None);
+    source.list(&image, &[artifact.clone(), other.clone()]);
+    register(&running, source.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+    assert_eq!((target.get(digest(&artifact)), target.get(digest(&other))), (Some(artifact), Some(other)));
+    assert!(target.has_blob(&scan) && target.has_blob(&describe("x/y", b"other")));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_many_pages_is_read_to_its_end() {
+    const EACH: usize = 8;
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(LISTS).await);
+    let image = source.image(b"layer", Some("a"));
+    let all: Vec<_> = (0..30 * EACH).map(|number| source.refer(&image, &number.to_string())).collect();
+    let pages: Vec<String> = all
+        .chunks(EACH)
+        .map(|page| json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": page }).to_string())
+        .collect();
+    let root = digest(&image).to_owned();
+    let proxy = Proxy::start(source.address, move |seen: &Seen| {
+        let Some((_, subject)) = seen.path.split_once("/referrers/") else { return Act::Pass };
+        let (subject, page) = subject.split_once("?page=").unwrap_or((subject, "0"));
+        let kind = ("content-type", INDEX.to_owned());
+        if subject != root {
+            return Act::Answer(StatusCode::OK, vec![kind], r#"{"schemaVersion":2,"manifests":[]}"#.to_owned());
+        }
+        let page: usize = page.parse().expect("a page");
+        let next = format!("</v2/apps/a/referrers/{subject}?page={}>; rel=\"next\"", page + 1);
+        let more = (page + 1 < pages.len()).then_some(("link", next));
+        Act::Answer(StatusCode::OK, [kind].into_iter().chain(more).collect(), pages[page].clone())
+    })
+    .await;
+    let running = between(proxy.store("apps"), &target).await;
+    register(&running, proxy.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+    assert!(all.iter().all(|one| target.get(digest(one)).is_some()));
+    running.stop().await;
+}
+
+/// opencontainers/distribution-spec#459, project-zot/zot#1424: the subject has to be there first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_written_before_what_refers_to_it() {
+    let wants = Habits { wants_subjects: true, ..LISTS };
+    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(wants).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let note = source.refer(&image, "a note");
+    let signature = source.refer(&note, "of the note");
+    register(&running, source.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+    assert!(target.get(digest(&note)).is_some() && target.get(digest(&signature)).is_some());
+    running.stop().await;
+}
+
+/// aws/containers-roadmap#2179: the tag is there, says the same, and can't be put again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tag_that_stands_for_the_image_already_is_left_alone() {
+    let keeps = Habits { keeps_tags: true, ..LISTS };
+    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(keeps).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    register(&running, source.address, "a").await;
+    arrived(&running, "a", REGISTRY).await;
+    let signature = source.refer(&image, "a signature");
+    let request = RemoveImageRequest { image_id: "a".into(), ..Default::default() };
+    running.images().await.remove_image(request).await.expect("it is removed");
+    register(&running, source.address, "a").await;
+    arrived(&running, "a", REGISTRY).await;
+    assert!(target.get(digest(&signature)).is_some());
+    running.stop().await;
+}
+
+/// What somebody else has listed in a region stays, with everything that was written about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_list_in_a_region_stays_as_it_is() {
+    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let note = source.refer(&image, "a note");
+    let mut theirs = describe(MANIFEST, b"theirs");
+    theirs["platform"] = json!({ "os": "linux", "os.features": ["z"] });
+    theirs["x-theirs"] = json!({ "b": 1.5, "a": [null] });
+    target.list(&image, &[theirs.clone()]);
+    register(&running, source.address, "a").await;
+    arrived(&running, "a", REGISTRY).await;
+    let listed = target.read(&tag(&image, "")).expect("a list");
+    assert!(listed.contains(&theirs.to_string()) && listed.contains(digest(&note)), "{listed}");
+    running.stop().await;
+}
