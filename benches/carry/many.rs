@@ -195,7 +195,7 @@ impl Many {
     fn skopeo_source(&self) -> Result<String> {
         let mut config = format!("{}:\n  tls-verify: false\n  images:\n", self.source.registry.address);
         for number in 0..REPOSITORIES {
-            write!(config, "    {}: []\n", repository(number * TAGS))?;
+            writeln!(config, "    {}: []", repository(number * TAGS))?;
         }
         Ok(config)
     }

@@ -104,7 +104,7 @@ async fn a_store_that_hangs_is_given_up_and_retried() {
         ("looking for the image", |seen| seen.method == http::Method::HEAD && seen.path.contains("/manifests/")),
         ("looking for a blob", |seen| seen.method == http::Method::HEAD && seen.path.contains("/blobs/")),
         ("writing a blob", |seen| seen.method == http::Method::PUT && seen.path.contains("/blobs/uploads/")),
-        ("writing a manifest", |seen| seen.method == http::Method::PUT && seen.path.contains("/manifests/")),
+        ("publishing the image", |seen| seen.method == http::Method::PUT && seen.path.contains("/manifests/")),
     ];
     for (step, hangs) in steps {
         let registry = Registry::start().await;

@@ -50,7 +50,7 @@ struct Docker<'a> {
     known: HashMap<Part, Descriptor>,
 }
 
-impl<'a> Docker<'a> {
+impl Docker<'_> {
     fn convert(mut self, list: &[u8], name: Option<String>) -> Result<Contents> {
         let path = self.members.path.to_owned();
         let images: Vec<DockerImage> = serde_json::from_slice(list)
