@@ -138,6 +138,6 @@ async fn the_command_tells_of_each_region_and_fails_if_one_is_not_whole() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("cn-beijing  DAMAGED") && text.contains(&layer), "{text}");
-    assert!(process::stderr(&output).contains("synchronize it again"), "{output:?}");
+    assert!(process::stderr(&output).contains("`appferry sync a --to cn-beijing`"), "{output:?}");
     running.stop().await;
 }

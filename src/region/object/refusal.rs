@@ -163,7 +163,7 @@ fn code<'a>(headers: &'a HeaderMap, body: &'a str) -> &'a str {
 
 fn message(body: &str) -> &str {
     let json = || between(body, "\"message\": \"", "\"");
-    between(body, "<Message>", "</Message>").or_else(json).unwrap_or_default().trim()
+    between(body, "<Message>", "</Message>").or_else(json).unwrap_or_default().trim().trim_end_matches('.')
 }
 
 fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
@@ -249,7 +249,7 @@ mod tests {
             (Provider::S3, Action::Write, 403, xml("InvalidAccessKeyId", ""), "correct access_key_id", false),
             (Provider::S3, Action::Write, 400, xml("ExpiredToken", ""), "credentials_file", true),
             (Provider::S3, Action::Write, 400, xml("InvalidRequest", "x"), "400 Bad Request InvalidRequest: x", false),
-            (Provider::S3, Action::Write, 503, xml("SlowDown", "x"), "SlowDown", true),
+            (Provider::S3, Action::Write, 503, xml("SlowDown", "Slow down."), "SlowDown: Slow down", true),
             (Provider::S3, Action::Write, 501, xml("NotImplemented", "x"), "NotImplemented", false),
             (Provider::S3, Action::Write, 507, xml("XMinioStorageFull", "x"), "make room", true),
             (Provider::S3, Action::Read, 404, xml("NoSuchBucket", "x"), "create the bucket", false),

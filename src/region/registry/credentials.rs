@@ -156,9 +156,9 @@ mod tests {
             CredentialSource::Password { username: "bob".into(), password: SecretSource::File(file.path().into()) };
         let provider = CredentialProvider::from(source);
         let password = |password: &str| Credentials::Password { username: "bob".into(), password: password.into() };
-        write("one\n");
+        write("first-one\n");
         let one = provider.current().await.expect("a password");
-        assert_eq!(one, password("one"));
+        assert_eq!(one, password("first-one"));
         assert_eq!(provider.renew(&one).await, Ok(false), "there is no other one");
         write("two\r\n");
         assert_eq!(provider.renew(&one).await, Ok(true));
@@ -166,6 +166,6 @@ mod tests {
         write("\n");
         let error = provider.current().await.expect_err("it is empty");
         assert!(error.is_transient() && error.to_string().ends_with("is empty"), "{error}");
-        assert_eq!(format!("{one:?} {provider:?}").matches("one").count(), 0);
+        assert_eq!(format!("{one:?} {provider:?}").matches("first-one").count(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! A credential helper as people use it: the one that keeps passwords by pass and GnuPG.
+//! A credential helper as people use it: the one that keeps passwords by `pass` and `gpg`.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::harness::{
 /// `bob` and `the-stores-secret`, as `htpasswd -nB` writes them.
 const HTPASSWD: &str = "bob:$2y$05$nHteKL/I1p1myKua7VxXH.AXK1JZ/uUnIh79.JM4/4Odn7XJiKTFu";
 
-/// Somebody's key ring and password store. GnuPG's agent ends with it.
+/// Somebody's key ring and password store. The agent of `gpg` ends with it.
 struct Keeper {
     directory: tempfile::TempDir,
 }
