@@ -241,7 +241,7 @@ mod tests {
 
     fn entry(digit: char, annotations: &Value) -> Value {
         let digest = format!("sha256:{}", digit.to_string().repeat(64));
-        json!({ "mediaType": super::MANIFEST_TYPE, "digest": digest, "size": 2, "annotations": annotations })
+        json!({ "mediaType": crate::region::MANIFEST_TYPE, "digest": digest, "size": 2, "annotations": annotations })
     }
 
     fn named(digit: char, name: &str) -> Value {

@@ -183,7 +183,7 @@ impl Attack {
         match self {
             Self::Reflection => {
                 let mut connection = Connection::open(doors.grpc, 0).await;
-                let question = [&[0x0a, 0xf0, 0xff, 0x03][..], &[b'x'; 65_520]].concat();
+                let question = [&[0x0a, 0xf0, 0xff, 0x03][..], &vec![b'x'; 65_520]].concat();
                 let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
                 for _ in 0..64 {
                     let stream = connection.call(path, &[("x-long", &"y".repeat(14_000))]).await;
@@ -226,7 +226,7 @@ impl Attack {
                 let mut connection = Connection::open(doors.form, 65_535).await;
                 for _ in 0..100 {
                     let stream = connection.call("/", &[("x-acs-action", "GetImage")]).await;
-                    for piece in [b'a'; 48_000].chunks(16_000) {
+                    for piece in vec![b'a'; 48_000].chunks(16_000) {
                         connection.data(stream, piece, false).await;
                     }
                     connection.listen(Duration::from_millis(1), |_| false).await;

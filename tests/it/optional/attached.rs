@@ -105,7 +105,7 @@ async fn what_lies_beside_an_image_without_a_name_belongs_to_it() {
     named["annotations"] = json!({ "org.opencontainers.image.ref.name": "1" });
     let index = json!({ "schemaVersion": 2, "manifests": [named, note] });
     std::fs::write(home.join("index.json"), index.to_string()).expect("an index");
-    let (store, name) = (DirStore::new(directory.path()).with_tag(Some("1".into())), ImageName("b".into()));
+    let (store, name) = (DirStore::new(directory.path()), ImageName("b".into()));
     let root = store.root(&name).await.expect("it is read").expect("an image");
     let tree = Tree::read_with_attachments(&store, &name, &root, &[]).await.expect("it is whole");
     assert!(tree.warnings.is_empty(), "{:?}", tree.warnings);
