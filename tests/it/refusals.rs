@@ -199,8 +199,10 @@ async fn a_corrupt_layout_is_not_registered() {
     std::fs::write(layout("no-json").join("index.json"), "{").expect("it is written");
     images::write(&layout("two"), &[noise(10, 1)]);
     let index = std::fs::read_to_string(layout("two").join("index.json")).expect("it is there");
-    let twice = index.replace("\"manifests\":[", "\"manifests\":[null,").replace("null", &entry_of(&index));
-    std::fs::write(layout("two").join("index.json"), twice).expect("it is written");
+    let another = images::digest(b"another");
+    let entry = entry_of(&index, &another);
+    let two = index.replace("\"manifests\":[", &format!("\"manifests\":[{entry},"));
+    std::fs::write(layout("two").join("index.json"), two).expect("it is written");
     std::fs::write(manifest("changed"), "{}").expect("it is written");
     std::fs::remove_file(manifest("gone")).expect("it was there");
     images::write(&layout("link"), &[noise(10, 1)]);
@@ -211,7 +213,7 @@ async fn a_corrupt_layout_is_not_registered() {
     for (name, code, reason, says) in [
         ("no-index", Code::NotFound, "ImageNotFound", "no-index"),
         ("no-json", Code::Internal, "ServiceAPIError", "no-json/index.json can't be used"),
-        ("two", Code::Internal, "ServiceAPIError", "it has 2 images and no tag says which"),
+        ("two", Code::Internal, "ServiceAPIError", "it has 2 images; name one of them"),
         ("changed", Code::Internal, "ServiceAPIError", "has 2 bytes and should have"),
         ("gone", Code::NotFound, "ImageNotFound", "is not there"),
         ("link", Code::Internal, "ServiceAPIError", "link/index.json"),
@@ -226,9 +228,12 @@ async fn a_corrupt_layout_is_not_registered() {
     running.stop().await;
 }
 
-fn entry_of(index: &str) -> String {
+/// The first entry of an index, with another digest.
+fn entry_of(index: &str, digest: &str) -> String {
     let index: serde_json::Value = serde_json::from_str(index).expect("it is JSON");
-    index["manifests"][0].to_string()
+    let mut entry = index["manifests"][0].clone();
+    entry["digest"] = digest.into();
+    entry.to_string()
 }
 
 #[tokio::test]

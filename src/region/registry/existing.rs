@@ -161,9 +161,25 @@ impl RegistryStore {
         Ok(None)
     }
 
+    /// Writes a manifest by its digest or a tag. If it is refused because blobs of it were not found, these are doubted.
+    pub(super) async fn put_doubting(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        reference: &str,
+        manifest: &Descriptor,
+        content: Bytes,
+    ) -> Result<()> {
+        let put = self.put_manifest(repository, reference, manifest, content.clone()).await;
+        if put.as_ref().is_err_and(Error::is_blob_unknown) {
+            self.doubt_parts(stage, repository, &content).await?;
+        }
+        put
+    }
+
     /// Doubts the blobs of a manifest that was refused because they were not found, though the registry has said to have them or to have
     /// mounted them: they are read before they are believed to be there.
-    pub(super) async fn doubt_parts(&self, stage: &Stage, repository: &str, manifest: &[u8]) -> Result<()> {
+    async fn doubt_parts(&self, stage: &Stage, repository: &str, manifest: &[u8]) -> Result<()> {
         for digest in parts(manifest) {
             if !stage.journal.wrote(digest).await? {
                 self.damaged.note(repository, digest);

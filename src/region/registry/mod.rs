@@ -404,12 +404,7 @@ impl Store for RegistryStore {
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
-        if let Err(error) = self.put_manifest(&at.repository, &reference, manifest, content.clone()).await {
-            if error.is_blob_unknown() {
-                self.doubt_parts(stage, &at.repository, &content).await?;
-            }
-            return Err(error);
-        }
+        self.put_doubting(stage, &at.repository, &reference, manifest, content).await?;
         if self.damaged.has(&at.repository, manifest.digest) {
             let there =
                 self.get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES).await?;
@@ -454,7 +449,7 @@ impl Store for RegistryStore {
         if there == Shown::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }
-        self.put_manifest(&at.repository, &at.tag, root, content.clone()).await?;
+        self.put_doubting(stage, &at.repository, &at.tag, root, content.clone()).await?;
         if read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }

@@ -260,7 +260,7 @@ impl Destination {
         let manifests = self.manifests_before_publication(tree);
         self.write_manifests(manifests).await.map_err(|error| refused_for_absent(error, tree))?;
         let tree: Cow<'_, Tree> = self.attach(tree, &lost, &mut copied.warnings).await?;
-        self.publish(&tree, verification).await?;
+        self.publish(&tree, verification).await.map_err(|error| refused_for_absent(error, &tree))?;
         Ok(copied)
     }
 

@@ -117,6 +117,8 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         region_located(&one(), "dir:///one");
         region_stores();
         regions_seen(Duration::ZERO);
+        registry_habits("registry");
+        registry_habits_note("registry", "habits");
         replica_claim(order);
         replica_confirmed(&a(), &one());
         replica_damaged(&a(), &one(), fault());
