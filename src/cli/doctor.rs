@@ -246,7 +246,7 @@ fn mend(error: &region::Error) -> &'static str {
         }
         region::Error::Credentials(_) => "the file or the helper that the region's credentials come from",
         region::Error::Transport { .. } | region::Error::Stalled(_) => {
-            "whether the store is running, and whether its address in the region's `store` or `endpoint` is right"
+            "whether the store, and the proxy where there is one, is running, and whether its address in the region's `store` or `endpoint` is right"
         }
         region::Error::Forbidden { .. } => "the region's `store`; `allow_loopback` lets a name lead to this machine",
         region::Error::Elsewhere { advice, .. } => advice,

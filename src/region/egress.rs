@@ -85,6 +85,11 @@ impl Egress {
         Ok(builder.proxy(way))
     }
 
+    /// The proxy by which a URL is reached, without its login; nothing if it is reached directly.
+    pub fn proxy_for(&self, url: &Url) -> Option<&Url> {
+        self.proxy.as_deref().filter(|proxy| proxy.covers(url)).map(ForwardProxy::url)
+    }
+
     /// Refuses a URL whose host is an address that is not contacted.
     pub fn check(&self, url: &Url) -> Result<(), Forbidden> {
         self.guard.check(url)

@@ -129,6 +129,18 @@ impl List {
     }
 }
 
+/// Whether content is an index, whatever it is called.
+pub(super) fn is_list(content: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Index {
+        #[serde(rename = "schemaVersion")]
+        _schema_version: u32,
+        #[serde(rename = "manifests")]
+        _manifests: Option<Vec<serde::de::IgnoredAny>>,
+    }
+    serde_json::from_slice::<Index>(content).is_ok()
+}
+
 /// The manifests that an index lists.
 pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
     let entry = |raw: Box<RawValue>| Ok(Entry { told: serde_json::from_str(raw.get())?, raw });

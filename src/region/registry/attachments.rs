@@ -1,7 +1,7 @@
 //! What is attached to images of a registry: lists of referrers, by the API or by the tag that stands in for it (OCI distribution
 //! specification 1.1, "Listing Referrers", "Referrers Tag Schema"), and images that bear a digest in their tags.
 
-use std::{collections::HashSet, sync::atomic::Ordering};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -10,6 +10,7 @@ use http::{
     header::{ACCEPT, LINK},
 };
 use serde::Deserialize;
+use tokio::time::Instant;
 use url::Url;
 
 use super::{
@@ -44,10 +45,17 @@ impl RegistryStore {
     /// What refers to a manifest: by the API, or where the registry has none, or refuses, by the tag that stands in for it.
     pub(super) async fn read_referrers(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Listing> {
         let mut broken = None;
-        if !self.without_referrers.load(Ordering::Relaxed) {
+        if self.referrers_api.may_be_asked(repository, Instant::now()) {
             match self.referrers_by_api(repository, subject, scope).await {
-                Ok(Some(listing)) => return Ok(listing),
-                Ok(None) => self.without_referrers.store(true, Ordering::Relaxed),
+                Ok(Some(listing)) => {
+                    self.referrers_api.answered();
+                    return Ok(listing);
+                }
+                Ok(None) if self.referrers_api.seems_absent(repository, Instant::now()) => {}
+                Ok(None) => {
+                    let reason = "the registry has listed referrers before, and now answers as if it could not";
+                    broken = Some(Error::malformed(format!("the referrers of {subject}"), reason));
+                }
                 Err(error) => broken = Some(error),
             }
         }
@@ -91,10 +99,8 @@ impl RegistryStore {
         let ask = Ask { method: Method::GET, url, scope: scope.clone(), headers, body: Bytes::new() };
         let response = self.client().ask(ask).await?;
         match response.status() {
-            // Some answer with a page of theirs for people.
-            StatusCode::OK if media_type(&response) == OCI_INDEX => {}
-            StatusCode::OK
-            | StatusCode::BAD_REQUEST
+            StatusCode::OK => {}
+            StatusCode::BAD_REQUEST
             | StatusCode::NOT_FOUND
             | StatusCode::METHOD_NOT_ALLOWED
             | StatusCode::NOT_ACCEPTABLE
@@ -103,7 +109,13 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let next = next_page(response.headers());
-        let content = bounded(&what, response, room).await?;
+        let says_index = media_type(&response).eq_ignore_ascii_case(OCI_INDEX);
+        // What it is, its content says: some give an index another type, and some answer with a page for people.
+        let content = match bounded(&what, response, room).await {
+            Ok(content) if says_index || referrers::is_list(&content) => content,
+            Err(error) if says_index => return Err(error),
+            _ => return Ok(None),
+        };
         let entries = referrers::entries(&content).map_err(|error| Error::malformed(what.as_str(), error))?;
         let next = next.map(|next| asked.join(&next).map_err(|error| Error::malformed(what.as_str(), error)));
         let next = next.transpose()?;
@@ -117,7 +129,7 @@ impl RegistryStore {
     /// not know of stays.
     pub(super) async fn put_referrers(&self, repository: &str, referrers: &ReferrersIndex) -> Result<()> {
         let scope = Scope::push(repository);
-        if !self.without_referrers.load(Ordering::Relaxed)
+        if self.referrers_api.may_be_asked(repository, Instant::now())
             && let Ok(Some(_)) = self.referrers_by_api(repository, referrers.subject, &scope).await
         {
             return Ok(());

@@ -290,7 +290,7 @@ impl Client {
         };
         request_span::end(&span, &method, outcome);
         let response = response.map_err(|_| Error::Stalled("an answer of the registry"))?;
-        let response = response.map_err(|error| transport(what, &error))?;
+        let response = response.map_err(|error| self.unsent(what, url, &error))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             return Ok(Sent::Challenged(Challenge::of(response.headers())));
         }
@@ -362,7 +362,7 @@ impl Client {
             self.admit(what, &request.url).await?;
             let sent = request.build(&self.http).send();
             let response = timeout(ANSWER, sent).await.map_err(|_| Error::Stalled("a token"))?;
-            let response = response.map_err(|error| transport(what, &error))?;
+            let response = response.map_err(|error| self.unsent(what, &request.url, &error))?;
             if !leads_on(&request.method, response.status()) {
                 return Ok(response);
             }
@@ -399,6 +399,17 @@ impl Client {
         url
     }
 
+    /// Why a request brought no answer. Where it went by way of a proxy, that may be the reason.
+    fn unsent(&self, what: impl Into<ForeignText>, url: &Url, error: &reqwest::Error) -> Error {
+        match (transport(what, error), self.egress.proxy_for(url)) {
+            (Error::Transport { what, problem }, Some(proxy)) => Error::Transport {
+                what,
+                problem: ForeignText::new(format_args!("by way of the proxy {proxy}: {problem}")),
+            },
+            (error, _) => error,
+        }
+    }
+
     /// Refuses what must not be asked for by way of the proxy.
     async fn admit(&self, what: &str, url: &Url) -> Result<()> {
         self.egress.admit(url).await.map_err(|refused| match refused {
@@ -419,8 +430,12 @@ impl Client {
         let secure = url.scheme() == "https" || url.scheme() == "http" && self.location.is_plain();
         let advice = if !url.username().is_empty() || url.password().is_some() {
             "which would be shown a name and a password that are not the region's; the registry has to leave them out"
+        } else if !matches!(url.scheme(), "http" | "https") {
+            "which can't be asked for; the registry has to name https, http or a path alone"
         } else if !secure {
             "without TLS, and the region is reached with it; the registry, or the proxy before it (X-Forwarded-Proto), has to name https or a path alone"
+        } else if !self.is_own(url) && self.egress.check(url).is_err() {
+            "which is an address that is never contacted; the registry has to give the content by itself"
         } else if !self.is_own(url) && !listed {
             "which is not the configured store; if that is right, name the host in the region's also_hosts"
         } else {

@@ -14,6 +14,7 @@ mod learnt_life;
 mod manifest;
 mod mount;
 mod name;
+mod referrers_api;
 mod token;
 mod upload;
 mod upload_mode;
@@ -50,6 +51,7 @@ use self::{
     existing::Damaged,
     mount::MountPause,
     name::Reference,
+    referrers_api::ReferrersApi,
     upload_mode::Learned,
     upload_session::Upload,
 };
@@ -75,8 +77,8 @@ const STALL: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct RegistryStore {
     client: Arc<Client>,
-    /// Whether it is known to have no referrers API.
-    without_referrers: Arc<AtomicBool>,
+    /// What is known of its API that lists referrers.
+    referrers_api: Arc<ReferrersApi>,
     /// Whether it is known to answer a range with the whole.
     without_ranges: Arc<AtomicBool>,
     /// Uploads that were dropped unfinished, and are to be given up.
@@ -104,7 +106,7 @@ impl RegistryStore {
         Self {
             beginning,
             client: Arc::new(client),
-            without_referrers: Arc::default(),
+            referrers_api: Arc::default(),
             without_ranges: Arc::default(),
             dropped: Arc::default(),
             learned: Arc::default(),

@@ -71,7 +71,7 @@ impl Lesson {
             // Of an upload that has just been begun, nothing can be out of place: registries without chunks say so by these, too.
             416 if offset == 0 => Some(Self::Unsupported),
             400 | 404 if patch && offset == 0 => Some(Self::Unsupported),
-            400 | 404 => Some(Self::Broken),
+            400 | 404 | 410 => Some(Self::Broken),
             500 if patch => Some(Self::Broken),
             _ => None,
         }
@@ -275,6 +275,7 @@ mod tests {
             (Method::PATCH, 0, 404, Some(Lesson::Unsupported)),
             (Method::PATCH, 0, 416, Some(Lesson::Unsupported)),
             (Method::PATCH, CHUNK, 404, Some(Lesson::Broken)),
+            (Method::PATCH, 0, 410, Some(Lesson::Broken)),
             (Method::PATCH, CHUNK, 416, None),
             (Method::PATCH, CHUNK, 413, Some(Lesson::TooLarge)),
             (Method::PUT, 0, 400, Some(Lesson::Broken)),

@@ -137,7 +137,7 @@ impl RegistryStore {
         let response = self.client().ask(ask).await?;
         match response.status() {
             // It may not know the upload, not let anybody delete one, or not know it at the place where it was cut off.
-            status if status.is_success() || matches!(status.as_u16(), 400 | 404 | 405 | 416) => Ok(()),
+            status if status.is_success() || matches!(status.as_u16(), 400 | 404 | 405 | 410 | 416) => Ok(()),
             _ => Err(refusal(&what, response).await),
         }
     }

@@ -52,6 +52,37 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
     }
 }
 
+/// A registry that lists referrers, and once answers as if it could not, is asked again for the next image; and a list is one whatever its
+/// type is called.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_odd_answer_takes_no_signatures_away() {
+    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(LISTS).await);
+    let images = ["first", "odd", "named", "last"].map(|id| (id, source.image(id.as_bytes(), Some(id))));
+    let signatures = images.clone().map(|(id, image)| source.refer(&image, id));
+    let (odd, named) = (digest(&images[1].1).to_owned(), digest(&images[2].1).to_owned());
+    let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [signatures[2]] }).to_string();
+    let proxy = Proxy::start(source.address, move |seen: &Seen| {
+        if seen.path.ends_with(&format!("/referrers/{odd}")) {
+            Act::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into())
+        } else if seen.path.ends_with(&format!("/referrers/{named}")) {
+            Act::Answer(StatusCode::OK, vec![("content-type", "application/json".into())], list.clone())
+        } else {
+            Act::Pass
+        }
+    })
+    .await;
+    let running = between(proxy.store("apps"), &target).await;
+    for ((id, image), signature) in images.iter().zip(&signatures) {
+        register(&running, proxy.address, id).await;
+        let region = arrived(&running, id, REGISTRY).await;
+        let is_odd = *id == "odd";
+        assert_eq!(warns(&region.warnings, digest(image), "listed referrers before"), is_odd, "{id}: {region:?}");
+        assert_eq!(region.warnings.is_empty(), !is_odd, "{id}: {region:?}");
+        assert_eq!(target.get(digest(signature)).is_some(), !is_odd, "{id}: {region:?}");
+    }
+    running.stop().await;
+}
+
 /// chainguard-dev/terraform-provider-cosign#581, opencontainers/distribution-spec#514: lists name what is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_referrer_that_is_gone_is_left_out() {
