@@ -434,7 +434,7 @@ impl Client {
             "which can't be asked for; the registry has to name https, http or a path alone"
         } else if !secure {
             "without TLS, and the region is reached with it; the registry, or the proxy before it (X-Forwarded-Proto), has to name https or a path alone"
-        } else if !self.is_own(url) && self.egress.check(url).is_err() {
+        } else if !self.is_own(url) && !listed && self.egress.check(url).is_err() {
             "which is an address that is never contacted; the registry has to give the content by itself"
         } else if !self.is_own(url) && !listed {
             "which is not the configured store; if that is right, name the host in the region's also_hosts"
