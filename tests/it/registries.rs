@@ -18,12 +18,9 @@ use crate::harness::{
     images::{self, noise},
     keeping::KeepingRegistry,
     proxy::{Act, Proxy, Seen},
-    registry::{Registry, skopeo},
+    registry::{Registry, asks_for_password, skopeo},
     site::{HOME, Running, Site, container},
 };
-
-/// `bob` and `the-stores-secret`, as `htpasswd -nB` writes them.
-const HTPASSWD: &str = "bob:$2y$05$nHteKL/I1p1myKua7VxXH.AXK1JZ/uUnIh79.JM4/4Odn7XJiKTFu";
 
 async fn carried(running: &Running, app: &str, regions: &[&str]) {
     let request = running.synchronize(app, regions).await.expect("it is accepted");
@@ -43,8 +40,7 @@ async fn a_registry_that_wants_a_password_gets_it_from_a_file_or_from_docker() {
         std::fs::write(&path, content).expect("a file");
         path.display().to_string()
     };
-    let htpasswd = write("htpasswd", HTPASSWD);
-    let auth = format!("auth:\n  htpasswd:\n    realm: registry\n    path: {htpasswd}");
+    let auth = asks_for_password(directory.path());
     let (one, two, three) =
         (Registry::start_with(&auth).await, Registry::start_with(&auth).await, Registry::start_with(&auth).await);
     let password = write("password", "the-stores-secret\n");

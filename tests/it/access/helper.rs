@@ -14,12 +14,9 @@ use super::told;
 use crate::harness::{
     images::{self, noise},
     process::{self, Served},
-    registry::Registry,
+    registry::{Registry, asks_for_password},
     site::{ADMIN, HOME, Site, app_sync, ask, finished, images_client, register},
 };
-
-/// `bob` and `the-stores-secret`, as `htpasswd -nB` writes them.
-const HTPASSWD: &str = "bob:$2y$05$nHteKL/I1p1myKua7VxXH.AXK1JZ/uUnIh79.JM4/4Odn7XJiKTFu";
 
 /// Somebody's key ring and password store. The agent of `gpg` ends with it.
 struct Keeper {
@@ -86,15 +83,12 @@ async fn serve(config: &Path, keeper: &Keeper) -> Served {
 async fn a_helper_that_docker_knows_hands_out_what_it_keeps() {
     let keeper = Keeper::new();
     let site = Site::new();
-    let write = |name: &str, content: &str| {
-        let path = site.directory.path().join(name);
-        fs::write(&path, content).expect("a file");
-        path.display().to_string()
-    };
-    let auth = format!("auth:\n  htpasswd:\n    realm: registry\n    path: {}", write("htpasswd", HTPASSWD));
+    let auth = asks_for_password(site.directory.path());
     let (named, configured) = (Registry::start_with(&auth).await, Registry::start_with(&auth).await);
-    let docker =
-        write("config.json", &json!({ "credHelpers": { configured.address.to_string(): "pass" } }).to_string());
+    let docker = site.directory.path().join("config.json");
+    fs::write(&docker, json!({ "credHelpers": { configured.address.to_string(): "pass" } }).to_string())
+        .expect("a file");
+    let docker = docker.display();
     let variables = "credential_helper_env = [\"GNUPGHOME\", \"PASSWORD_STORE_DIR\"]";
     let site = site.with("cn-beijing", named.store("apps"), format!("credential_helper = \"pass\"\n{variables}")).with(
         "cn-shanghai",

@@ -13,12 +13,9 @@ use crate::harness::{
     forward::Forward,
     images::{self, noise},
     process,
-    registry::{Registry, skopeo},
+    registry::{Registry, asks_for_password, skopeo},
     site::{ADMIN, HOME, Running, Site},
 };
-
-/// `bob` and `the-stores-secret`, as `htpasswd -nB` writes them.
-const HTPASSWD: &str = "bob:$2y$05$nHteKL/I1p1myKua7VxXH.AXK1JZ/uUnIh79.JM4/4Odn7XJiKTFu";
 
 /// A certificate for a name and its key, made by openssl as it was at some time, for two days.
 pub fn certificate(directory: &Path, name: &str, time: &str) -> [String; 2] {
@@ -131,14 +128,11 @@ async fn a_certificate_of_the_file_is_taken_for_its_name_and_its_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_docker_config_without_the_registry_is_filled_as_is_told() {
     let site = Site::new();
-    let write = |name: &str, content: &str| {
-        let path = site.directory.path().join(name);
-        fs::write(&path, content).expect("a file");
-        path.display().to_string()
-    };
-    let auth = format!("auth:\n  htpasswd:\n    realm: registry\n    path: {}", write("htpasswd", HTPASSWD));
+    let auth = asks_for_password(site.directory.path());
     let registry = Registry::start_with(&auth).await;
-    let (file, host) = (write("config.json", "{}"), registry.address.to_string());
+    let file = site.directory.path().join("config.json");
+    fs::write(&file, "{}").expect("a file");
+    let (file, host) = (file.display().to_string(), registry.address.to_string());
     let site = site.with("cn-beijing", registry.store("apps"), format!("docker_config = \"{file}\""));
     let refused = Config::load(&site.write_config()).expect_err("it has nothing to show").to_string();
     let command = format!("skopeo login --authfile {file} {host}");

@@ -12,10 +12,10 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpListener;
+
+use super::http_server::HttpServer;
 
 #[derive(Default)]
 struct Content {
@@ -32,37 +32,19 @@ struct Content {
 pub struct KeepingRegistry {
     pub address: SocketAddr,
     content: Arc<Mutex<Content>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for KeepingRegistry {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _server: HttpServer,
 }
 
 impl KeepingRegistry {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let content = Arc::<Mutex<Content>>::default();
         let serving = Arc::clone(&content);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let content = Arc::clone(&serving);
-                let service = service_fn(move |request| {
-                    let content = Arc::clone(&content);
-                    async move { Ok::<_, Infallible>(answer(&content, request).await) }
-                });
-                tokio::spawn(async move {
-                    // A connection that is cut off ends like that.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        Self { address, content, task }
+        let server = HttpServer::start(move |request| {
+            let content = Arc::clone(&serving);
+            async move { Ok::<_, Infallible>(answer(&content, request).await) }
+        })
+        .await;
+        Self { address: server.address, content, _server: server }
     }
 
     /// How many uploads are neither finished nor given up.

@@ -10,6 +10,7 @@ pub mod ecs;
 pub mod foreign;
 pub mod forward;
 pub mod history;
+pub mod http_server;
 pub mod images;
 pub mod keeping;
 pub mod oci_registry;

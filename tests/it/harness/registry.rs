@@ -12,6 +12,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{address::free_address, until_up};
 
+/// `bob` and `the-stores-secret`, as `htpasswd -nB` writes them.
+const HTPASSWD: &str = "bob:$2y$05$nHteKL/I1p1myKua7VxXH.AXK1JZ/uUnIh79.JM4/4Odn7XJiKTFu";
+
+/// The part of a configuration by which a registry asks for that name and password, which are written to a file of the directory.
+pub fn asks_for_password(directory: &Path) -> String {
+    let path = directory.join("htpasswd");
+    fs::write(&path, HTPASSWD).expect("a file");
+    format!("auth:\n  htpasswd:\n    realm: registry\n    path: {}", path.display())
+}
+
 /// A registry.
 #[derive(Debug)]
 pub struct Registry {

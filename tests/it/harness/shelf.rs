@@ -11,12 +11,13 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, response::Builder};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
-use super::images::{INDEX, MANIFEST, digest};
+use super::{
+    http_server::HttpServer,
+    images::{INDEX, MANIFEST, digest},
+};
 
 /// What it does differently.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,13 +46,7 @@ struct Content {
 pub struct Shelf {
     pub address: SocketAddr,
     content: Arc<Mutex<Content>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Shelf {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _server: HttpServer,
 }
 
 /// A descriptor of some content.
@@ -61,24 +56,14 @@ pub fn describe(kind: &str, content: &[u8]) -> Value {
 
 impl Shelf {
     pub async fn start(habits: Habits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let content = Arc::new(Mutex::new(Content { habits, ..Content::default() }));
         let serving = Arc::clone(&content);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let content = Arc::clone(&serving);
-                let service = service_fn(move |request| {
-                    let content = Arc::clone(&content);
-                    async move { Ok::<_, Infallible>(answer(&content, request).await) }
-                });
-                // It ends with its connection.
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-                );
-            }
-        });
-        Self { address, content, task }
+        let server = HttpServer::start(move |request| {
+            let content = Arc::clone(&serving);
+            async move { Ok::<_, Infallible>(answer(&content, request).await) }
+        })
+        .await;
+        Self { address: server.address, content, _server: server }
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {

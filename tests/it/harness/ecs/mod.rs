@@ -17,11 +17,10 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
+use super::http_server::HttpServer;
 use world::World;
 
 /// The access key that it knows.
@@ -72,35 +71,16 @@ pub struct Call {
 pub struct Ecs {
     pub address: SocketAddr,
     world: Arc<Mutex<World>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Ecs {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _server: HttpServer,
 }
 
 impl Ecs {
     /// A server with some regions, whose copies take as long.
     pub async fn start(regions: &[&str], takes: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let world = Arc::new(Mutex::new(World::new(regions, takes)));
         let serving = Arc::clone(&world);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let world = Arc::clone(&serving);
-                let service = service_fn(move |request| answer(Arc::clone(&world), request));
-                tokio::spawn(async move {
-                    // A connection that is cut off ends like that.
-                    let connection =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                    let _ = connection.await;
-                });
-            }
-        });
-        Self { address, world, task }
+        let server = HttpServer::start(move |request| answer(Arc::clone(&serving), request)).await;
+        Self { address: server.address, world, _server: server }
     }
 
     /// What it knows.

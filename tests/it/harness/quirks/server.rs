@@ -10,12 +10,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, response::Builder};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use hyper::body::Incoming;
 
 use super::{Heads, Offsets, Quirks, Takes};
-use crate::harness::images;
+use crate::harness::{http_server::HttpServer, images};
 
 type Answer = Response<Full<Bytes>>;
 
@@ -50,37 +48,19 @@ pub struct Seen {
 pub struct QuirkyRegistry {
     pub address: SocketAddr,
     content: Arc<Mutex<Content>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for QuirkyRegistry {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _server: HttpServer,
 }
 
 impl QuirkyRegistry {
     pub async fn start(quirks: Quirks) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let content = Arc::<Mutex<Content>>::default();
         let serving = Arc::clone(&content);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let content = Arc::clone(&serving);
-                let service = service_fn(move |request| {
-                    let content = Arc::clone(&content);
-                    async move { Ok::<_, Infallible>(serve(quirks, &content, request).await) }
-                });
-                tokio::spawn(async move {
-                    // Whoever is refused may close it.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        Self { address, content, task }
+        let server = HttpServer::start(move |request| {
+            let content = Arc::clone(&serving);
+            async move { Ok::<_, Infallible>(serve(quirks, &content, request).await) }
+        })
+        .await;
+        Self { address: server.address, content, _server: server }
     }
 
     /// Where a region of the namespace has it.

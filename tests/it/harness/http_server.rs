@@ -1,0 +1,48 @@
+//! An HTTP server in this process, which what stands in for other people's services is made of.
+
+use std::{error::Error, net::SocketAddr};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+/// A server. It ends when it is dropped.
+#[derive(Debug)]
+pub struct HttpServer {
+    pub address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl HttpServer {
+    /// Serves each connection on its own; an error of `answer` breaks the connection.
+    pub async fn start<A, F, E>(answer: A) -> Self
+    where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<Response<Full<Bytes>>, E>> + Send,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(answer.clone());
+                tokio::spawn(async move {
+                    // One that is refused, or cut off, ends with an error.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, task }
+    }
+}
