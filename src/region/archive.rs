@@ -213,6 +213,6 @@ impl Source for Archive {
     }
 
     async fn unnamed(&self, _: &ImageName) -> Result<Vec<Entry>> {
-        Ok(self.index()?.unnamed())
+        self.index()?.unnamed()
     }
 }

@@ -38,7 +38,7 @@ const REFERRERS: &str = "io.appferry.referrers";
 const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
 /// How many of a layout's names an error repeats.
 const SHOWN_NAMES: usize = 16;
-/// The name of the image in a layout that is written here: the one that programs ask for when they are told none.
+/// The name of the image in a layout that is written here: the one that programs ask for by default.
 const LATEST: &str = "latest";
 
 /// The name of the layout that a caller describes, in a store that has one for each image.
@@ -62,9 +62,9 @@ pub struct Index {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
     manifests: Vec<Reference>,
-    /// The same, with all that was read of them.
+    /// What was read.
     #[serde(skip)]
-    entries: Vec<Entry>,
+    content: Bytes,
     /// Where it was read.
     #[serde(skip)]
     path: String,
@@ -120,7 +120,7 @@ impl Layout {
 /// The content of an index of these entries.
 fn content(manifests: Vec<Reference>) -> Result<Vec<u8>> {
     let media_type = Some(INDEX_TYPES[0].to_owned());
-    let index = Index { schema_version: 2, media_type, manifests, entries: Vec::new(), path: String::new() };
+    let index = Index { schema_version: 2, media_type, manifests, content: Bytes::new(), path: String::new() };
     serde_json::to_vec(&index).map_err(|error| Error::malformed(INDEX, error))
 }
 
@@ -142,8 +142,7 @@ impl Index {
         if index.schema_version != 2 {
             return Err(Error::malformed(path, format!("its schemaVersion is {}, not 2", index.schema_version)));
         }
-        let entries = referrers::entries(content).map_err(|error| Error::malformed(path, error))?;
-        Ok(Self { path: path.to_owned(), entries, ..index })
+        Ok(Self { path: path.to_owned(), content: Bytes::copy_from_slice(content), ..index })
     }
 
     /// The root of an image: the one that is called `name`, be that its digest; without a name, the only one, or the only one that has a
@@ -202,8 +201,10 @@ impl Index {
     }
 
     /// The manifests that are listed without a name: oras puts those that refer to the image there.
-    pub fn unnamed(self) -> Vec<Entry> {
-        self.entries.into_iter().filter(|entry| !entry.has_name()).collect()
+    pub fn unnamed(&self) -> Result<Vec<Entry>> {
+        let entries = referrers::entries(&self.content);
+        let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
+        Ok(entries.into_iter().filter(|entry| !entry.has_name()).collect())
     }
 }
 

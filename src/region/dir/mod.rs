@@ -185,7 +185,7 @@ impl Source for DirStore {
     async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
         let name = name.clone();
         let index = self.reading(move |_, dir| layout::index(dir, &name)).await?;
-        Ok(index.map(|index| index.unnamed()).unwrap_or_default())
+        Ok(index.map(|index| index.unnamed()).transpose()?.unwrap_or_default())
     }
 }
 

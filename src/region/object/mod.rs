@@ -236,7 +236,7 @@ impl Source for ObjectStore {
     }
 
     async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        Ok(self.index(name).await?.map(|index| index.unnamed()).unwrap_or_default())
+        Ok(self.index(name).await?.map(|index| index.unnamed()).transpose()?.unwrap_or_default())
     }
 
     fn is_remote(&self) -> bool {
