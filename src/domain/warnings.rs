@@ -10,7 +10,7 @@ const MAX_WARNINGS: usize = 16;
 const MORE: &str = "there were more warnings than are listed";
 
 /// What could not be carried, although the image itself was: signatures that the source does not give out, layers that may not be
-/// distributed, entries of an index that nobody has. Each names what is missing, and why. At most 16 sentences of 512 bytes are kept;
+/// distributed, entries of an index that no store has. Each names what is missing, and why. At most 16 sentences of 512 bytes are kept;
 /// one more says that there were others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Warnings(Vec<ForeignText>);

@@ -36,8 +36,8 @@ pub fn passes(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
 }
 
-/// The header `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date. The wait until a date is told by the clock of the server,
-/// which says in `Date` how late it is there; without one it is not known.
+/// The header `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date. The wait until a date is computed from the server's
+/// `Date`; without one it is not known.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wanted = text(RETRY_AFTER)?;

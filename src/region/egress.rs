@@ -95,7 +95,7 @@ impl Egress {
         self.guard.check(url)
     }
 
-    /// Refuses what must not be asked for by way of the proxy: it dials where nobody here sees it. What goes directly is judged when it is
+    /// Refuses what must not be requested through the proxy, whose dialing this process cannot see. Direct requests are checked when they are
     /// dialed.
     pub async fn admit(&self, url: &Url) -> Result<(), NotAdmitted> {
         let Some(proxy) = self.proxy.as_ref().filter(|proxy| proxy.covers(url)) else { return Ok(()) };
@@ -122,7 +122,7 @@ impl Egress {
     }
 }
 
-/// Resolves what is dialed: a store, which the guard judges, or the proxy, which whoever configured it has judged.
+/// Resolves hosts to dial: stores, whose addresses the guard checks, and the proxy, which the configuration trusts.
 #[derive(Debug)]
 struct Dialing(Egress);
 

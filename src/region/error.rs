@@ -163,7 +163,7 @@ pub enum Error {
         what: ForeignText,
         /// Where it pointed.
         to: ForeignText,
-        /// Why nobody goes there, and what would help.
+        /// Why it is not contacted, and what would help.
         advice: &'static str,
     },
     /// An upload that was begun earlier is not there any more, or not as it should be.

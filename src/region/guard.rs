@@ -66,7 +66,7 @@ impl Guard {
         }
     }
 
-    /// A guard for a host that whoever configured it has chosen: it may be this machine, or in any of its networks.
+    /// A guard for a host that the configuration names: it may be this machine, or in any of its networks.
     pub(super) fn trusting(self) -> Self {
         Self { loopback: true, shared: true, ..self }
     }
@@ -76,8 +76,7 @@ impl Guard {
         (self.lookup)(name.to_owned()).await
     }
 
-    /// Refuses a name that leads to an address which is not dialed. One that is forbidden is one too many: whoever answers for the name is
-    /// not to be trusted with it.
+    /// Refuses a name if any of its addresses is forbidden: a resolver that returns one such address is not trusted with the others.
     pub(super) fn judge_all(&self, host: &str, addresses: &[SocketAddr]) -> Result<(), Forbidden> {
         addresses.iter().try_for_each(|address| self.judge(host, address.ip()))
     }
