@@ -204,21 +204,30 @@ async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced(
 async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_each() {
     let running = Site::new().start_as(Role::Server).await;
     let switch = Switch::to(running.address.port()).await;
-    let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN);
+    // A call may be hit by every cut: how often it is repeated is not what is tested.
+    let backoff = Backoff { first: Duration::from_millis(10), longest: Duration::from_millis(200), attempts: 1_000 };
+    let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN).backoff(backoff);
     let client = builder.connect().await.expect("it answers");
     let app = running.add("a", &[noise(10, 1)]).await;
-    let cutting = tokio::spawn({
-        let switch = switch.clone();
-        async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(40)).await;
-                switch.cut();
+    let uncut = self::client(&running).await;
+    // However slow the machine is, each connection lives until some more calls have been accepted.
+    let cutting = tokio::spawn(async move {
+        let mut cuts = 0;
+        for accepted in (3..40).step_by(3) {
+            let list = ListSynchronizationsRequest { page_size: accepted, ..Default::default() };
+            while uncut.list_synchronizations(list.clone()).await.expect("a list").synchronizations.len()
+                < usize::try_from(accepted).expect("small")
+            {
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
+            switch.cut();
+            cuts += 1;
         }
+        cuts
     });
     let calls = (0..40).map(|_| client.synchronize_app(ask(&app, &["cn-beijing"])));
     let mut ids: Vec<String> = futures_util::future::try_join_all(calls).await.expect("all are accepted");
-    cutting.abort();
+    assert_eq!(cutting.await.expect("no panic"), 13);
     ids.sort();
     let list = ListSynchronizationsRequest { page_size: 1_000, ..Default::default() };
     let found = client.list_synchronizations(list).await.expect("they are told").synchronizations;
