@@ -111,13 +111,12 @@ fn detail(body: &[u8]) -> ForeignText {
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use futures_util::stream;
     use http::{
         HeaderMap, HeaderValue,
         header::{DATE, RETRY_AFTER},
     };
-
-    use bytes::Bytes;
-    use futures_util::stream;
     use tokio::time::{Instant, sleep};
 
     use super::{bounded, retry_after};

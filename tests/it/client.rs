@@ -32,6 +32,7 @@ use crate::harness::{
     process,
     site::{self, Running, Site},
     switch::Switch,
+    until,
 };
 
 async fn client(running: &Running) -> Client {
@@ -211,23 +212,21 @@ async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_e
     let app = running.add("a", &[noise(10, 1)]).await;
     let uncut = self::client(&running).await;
     // However slow the machine is, each connection lives until some more calls have been accepted.
-    let cutting = tokio::spawn(async move {
-        let mut cuts = 0;
+    let cutting = async {
         for accepted in (3..40).step_by(3) {
             let list = ListSynchronizationsRequest { page_size: accepted, ..Default::default() };
-            while uncut.list_synchronizations(list.clone()).await.expect("a list").synchronizations.len()
-                < usize::try_from(accepted).expect("small")
-            {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+            let enough = usize::try_from(accepted).expect("small");
+            until("more calls to be accepted", async || {
+                let found = uncut.list_synchronizations(list.clone()).await.expect("a list").synchronizations;
+                (found.len() >= enough).then_some(())
+            })
+            .await;
             switch.cut();
-            cuts += 1;
         }
-        cuts
-    });
+    };
     let calls = (0..40).map(|_| client.synchronize_app(ask(&app, &["cn-beijing"])));
-    let mut ids: Vec<String> = futures_util::future::try_join_all(calls).await.expect("all are accepted");
-    assert_eq!(cutting.await.expect("no panic"), 13);
+    let (ids, ()) = tokio::join!(futures_util::future::try_join_all(calls), cutting);
+    let mut ids: Vec<String> = ids.expect("all are accepted");
     ids.sort();
     let list = ListSynchronizationsRequest { page_size: 1_000, ..Default::default() };
     let found = client.list_synchronizations(list).await.expect("they are told").synchronizations;
