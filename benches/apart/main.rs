@@ -16,13 +16,10 @@ use work::{Images, Load, Processes, Work};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Rounds of what is compared.
-const ROUNDS: usize = 3;
-
 const LOADS: [Load; 3] = [
-    Load { images: 1, size: 128 << 20, link: 48 << 20 },
-    Load { images: 30, size: 4 << 20, link: 16 << 20 },
-    Load { images: 300, size: 128 << 10, link: 5 << 20 },
+    Load { images: 1, size: 128 << 20, link: 48 << 20, rounds: 5 },
+    Load { images: 30, size: 4 << 20, link: 16 << 20, rounds: 3 },
+    Load { images: 300, size: 128 << 10, link: 1 << 20, rounds: 1 },
 ];
 
 fn main() -> Result<()> {
@@ -71,12 +68,12 @@ fn main() -> Result<()> {
 
 async fn compare(sick: Sick, work: Work<'_>) -> Result<()> {
     let (mut without, mut with) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..work.images.load.rounds {
         without.push(work.time(None).await?.as_secs_f64());
         with.push(work.time(Some(sick)).await?.as_secs_f64());
     }
     let (without, with) = (median(without), median(with));
-    let (count, name) = (work.images.count, work.processes.name());
+    let (count, name) = (work.images.load.images, work.processes.name());
     println!(
         "{count} images, {name} process(es), a region that is {}: {with:.2} s; without it {without:.2} s",
         sick.name()

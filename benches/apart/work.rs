@@ -33,6 +33,13 @@ pub enum Processes {
 impl Processes {
     pub const ALL: [Self; 2] = [Self::One, Self::Three];
 
+    fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Three => 3,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::One => "one",
@@ -43,8 +50,7 @@ impl Processes {
 
 /// Images that are made once, as layouts.
 pub struct Images {
-    pub count: usize,
-    load: Load,
+    pub load: Load,
     directory: tempfile::TempDir,
 }
 
@@ -55,20 +61,21 @@ pub struct Load {
     pub images: usize,
     /// The size of each, in bytes.
     pub size: usize,
-    /// Bytes a second that the home region sends.
+    /// Bytes a second that the home region sends to all processes together.
     pub link: usize,
+    /// How often each of the two that are compared is timed.
+    pub rounds: usize,
 }
 
 impl Images {
     /// The images of a load, each of four layers.
     pub fn make(load: Load) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let (count, size) = (load.images, load.size);
-        for n in 0..count {
-            let layers: Vec<_> = (0..4).map(|part| noise(size / 4, (n * 4 + part) as u64)).collect();
+        for n in 0..load.images {
+            let layers: Vec<_> = (0..4).map(|part| noise(load.size / 4, (n * 4 + part) as u64)).collect();
             images::write(&directory.path().join(name(n)), &layers);
         }
-        Ok(Self { count, load, directory })
+        Ok(Self { load, directory })
     }
 }
 
@@ -119,14 +126,14 @@ impl Work<'_> {
             }
         }
         let mut client = images_client(running.served.address, Some(ADMIN)).await;
-        for n in 0..self.images.count {
+        for n in 0..self.images.load.images {
             register(&mut client, &name(n)).await;
         }
         let targets = if sick.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
         let client = app_sync(running.served.address, Some(ADMIN)).await;
         let started = Instant::now();
         let mut waiting = JoinSet::new();
-        for n in 0..self.images.count {
+        for n in 0..self.images.load.images {
             waiting.spawn(healthy_have(client.clone(), ask(&name(n), &targets)));
         }
         while let Some(done) = waiting.join_next().await {
@@ -138,7 +145,7 @@ impl Work<'_> {
     async fn site(&self, namespace: &str, sick: Option<&SickStore>, round: usize) -> Result<Site> {
         let mut site = Site::new();
         // The home region's directory is the one in which the images were made.
-        let link = format!("egress_bytes_per_second = {}", self.images.load.link);
+        let link = format!("egress_bytes_per_second = {}", self.images.load.link / self.processes.count());
         site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), link);
         if let Some(sick) = sick {
             site = site.with(TARGETS[0], sick.url.clone(), "");

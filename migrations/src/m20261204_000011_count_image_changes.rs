@@ -1,7 +1,7 @@
-//! On SQLite, a number that changes whenever an image is removed or superseded.
+//! On SQLite and PostgreSQL, a number that changes whenever an image is removed or superseded.
 //!
 //! A group of calls is decided by what was read before it is written. The statement that writes it compares this number, in one look-up,
-//! instead of looking at each image once more. Database servers lock the images instead. Triggers count, so that no statement can forget to.
+//! instead of looking at each image once more. On MySQL and MariaDB, the images are locked instead.
 
 use sea_orm_migration::{prelude::*, sea_orm::DbBackend};
 
@@ -12,19 +12,15 @@ pub struct Migration;
 
 const TABLE: &str = "image_generation";
 
-const CREATE: [&str; 4] = [
-    "CREATE TABLE IF NOT EXISTS image_generation (id INTEGER PRIMARY KEY CHECK (id = 1), generation INTEGER NOT NULL)",
-    "INSERT OR IGNORE INTO image_generation (id, generation) VALUES (1, 0)",
-    "CREATE TRIGGER IF NOT EXISTS image_removed AFTER DELETE ON image \
-     BEGIN UPDATE image_generation SET generation = generation + 1; END",
-    "CREATE TRIGGER IF NOT EXISTS image_superseded AFTER UPDATE OF superseded_by ON image \
-     BEGIN UPDATE image_generation SET generation = generation + 1; END",
+const CREATE: [&str; 2] = [
+    "CREATE TABLE IF NOT EXISTS image_generation (id INTEGER PRIMARY KEY CHECK (id = 1), generation BIGINT NOT NULL)",
+    "INSERT INTO image_generation (id, generation) VALUES (1, 0) ON CONFLICT DO NOTHING",
 ];
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        if manager.get_database_backend() == DbBackend::Sqlite {
+        if manager.get_database_backend() != DbBackend::MySql {
             for statement in CREATE {
                 idempotent::execute(manager, statement).await?;
             }
@@ -33,10 +29,7 @@ impl MigrationTrait for Migration {
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        if manager.get_database_backend() == DbBackend::Sqlite {
-            for trigger in ["image_removed", "image_superseded"] {
-                idempotent::execute(manager, format!("DROP TRIGGER IF EXISTS {trigger}")).await?;
-            }
+        if manager.get_database_backend() != DbBackend::MySql {
             idempotent::drop_table(manager, TABLE).await?;
         }
         Ok(())

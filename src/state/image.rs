@@ -14,7 +14,7 @@ use super::{
     database::{Reader, Transaction},
     entity,
     gate::Name,
-    image_reference,
+    image_generation, image_reference,
     published::forget_written,
     region_store,
     sql::Sql,
@@ -188,6 +188,9 @@ impl State {
 }
 
 async fn insert(txn: &Transaction, image: &Image, taken: NameTaken<'_>) -> Result<()> {
+    if let NameTaken::Supersede(_) = taken {
+        image_generation::advance(txn).await?;
+    }
     let row = entity::image::Model::from(image).into_active_model();
     if let Err(error) = row.insert(txn).await {
         return Err(match error.sql_err() {
@@ -203,6 +206,7 @@ async fn insert(txn: &Transaction, image: &Image, taken: NameTaken<'_>) -> Resul
 }
 
 async fn remove(txn: &Transaction, id: &ImageId) -> Result<()> {
+    image_generation::advance(txn).await?;
     // From here on no call is accepted for it, and those that have been are committed: only now can its replicas be judged.
     let locked: Vec<Name> =
         Sql::on(txn).text("SELECT i.id FROM image AS i WHERE i.id = ").value(id.as_str()).lock("i").all(txn).await?;

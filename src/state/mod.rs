@@ -20,6 +20,7 @@ mod feed;
 mod gate;
 mod group;
 mod image;
+mod image_generation;
 mod image_reference;
 mod image_use;
 mod nonce;

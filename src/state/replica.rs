@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, QueryResult};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, QueryResult};
 
 use super::{
     Result, State,
@@ -82,28 +82,13 @@ pub(super) fn handed<'a>(keys: impl IntoIterator<Item = &'a Key>) -> Rows<2> {
 
 /// Locks the rows of some replicas, in the order of their keys: whoever locks several does so in that order, so that nobody
 /// waits in a circle.
-pub(super) async fn lock(txn: &Transaction, keys: Vec<Key>, how: Lock) -> Result<Locked> {
-    lock_behind(txn, keys, how, false).await
-}
-
-/// The same, and keeps their images from being removed: each image is locked before its replicas, in the same order as by a removal.
-pub(super) async fn lock_with_images(txn: &Transaction, keys: Vec<Key>, how: Lock) -> Result<Locked> {
-    // On MySQL, the images have been locked since they were read; SQLite has one writer.
-    lock_behind(txn, keys, how, txn.get_database_backend() == DbBackend::Postgres).await
-}
-
-async fn lock_behind(txn: &Transaction, mut keys: Vec<Key>, how: Lock, images: bool) -> Result<Locked> {
+pub(super) async fn lock(txn: &Transaction, mut keys: Vec<Key>, how: Lock) -> Result<Locked> {
     keys.sort_unstable();
     keys.dedup();
-    let mut sql = reading(txn).rows(handed(&keys)).join();
-    if images {
-        sql = sql.text("image AS i ON i.id = w.image_id").join();
-    }
-    sql = sql
+    let sql = reading(txn)
+        .rows(handed(&keys))
+        .join()
         .text("replica AS r ON r.image_id = w.image_id AND r.region_id = w.region_id ORDER BY r.image_id, r.region_id");
-    if images {
-        sql = sql.keep("i");
-    }
     let sql = match how {
         Lock::Change => sql.lock("r"),
         Lock::Keep => sql.share("r"),

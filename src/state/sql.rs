@@ -124,14 +124,6 @@ impl Sql {
         }
     }
 
-    /// Locks the rows of a table against being deleted; others may do so too, and may change what is no part of a key.
-    pub fn keep(self, table: &str) -> Self {
-        match self.backend {
-            DbBackend::Postgres => self.text(" FOR KEY SHARE OF ").text(table),
-            _ => self.share(table),
-        }
-    }
-
     /// Goes on with `UPDATE table AS t SET assignments FROM rows AS w WHERE condition`, in the words of the database.
     /// Assignments are pairs of a column of the table and what it becomes.
     pub fn update<const N: usize>(self, table: &str, assignments: &[(&str, &str)], rows: Rows<N>, on: &str) -> Self {

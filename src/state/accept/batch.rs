@@ -1,6 +1,6 @@
 //! One group of calls: the decisions about them, and the rows that come of these: two kinds, whole lists of them at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use sea_orm::{ConnectionTrait, DbBackend};
 use tracing::instrument;
@@ -18,7 +18,7 @@ use crate::{
     state::{
         Error, Result,
         database::{Session, Transaction},
-        entity,
+        entity, image_generation,
         replica::{self, Key, Lock},
         sql::{Cell, Kind, Rows, Sql},
     },
@@ -33,9 +33,7 @@ pub struct Changes {
     synchronizations: Vec<[Cell; 12]>,
     /// The id of the first of them.
     first: Option<Uuid>,
-    /// The images that the calls are for, and when these were registered: they must not be removed before the group is committed.
-    images: BTreeMap<String, i64>,
-    /// On SQLite, the number that changes whenever an image is removed or superseded, as it was when the calls were decided.
+    /// The generation of the images by which the calls were decided; see [`image_generation`].
     generation: Option<i64>,
     /// Replicas that are not there, each once.
     missing: Vec<Key>,
@@ -79,18 +77,16 @@ fn decide_one(
             Err(Error::TokenReused(repeated.request_id))
         };
     }
-    let image = known.images.get(ask.image.as_str());
+    let registered = known.images.get(ask.image.as_str());
     let of_image = known.replicas.get(ask.image.as_str()).map_or(&[][..], Vec::as_slice);
     let standing =
         |region: &RegionId| Standing::of(of_image.iter().find(|(r, _)| r == region).map(|(_, ahead)| ahead.status));
-    let registered = image.map(|image| &image.registered);
     let accepted = accept(&ask.targets, regions, registered, standing).map_err(|refusal| match refusal {
         Refusal::ImageNotFound => Error::ImageNotFound(ask.image.clone()),
         Refusal::Superseded(by) => Error::ImageSuperseded { image: ask.image.clone(), by },
         Refusal::AlreadyThere(regions) => Error::ImageAlreadyThere { image: ask.image.clone(), regions },
     })?;
 
-    rows.images.extend(image.map(|image| (ask.image.to_string(), image.created_at)));
     rows.first.get_or_insert(ask.request_id.as_uuid());
     let targets: Vec<&str> = accepted.0.iter().map(|(region, _)| region.as_str()).collect();
     let state = SynchronizationState::of(targets.iter().map(|_| RegionStatus::Pending));
@@ -146,31 +142,27 @@ impl Changes {
         replica::save(txn, again).await
     }
 
-    /// Writes them in one statement, but for MySQL. On PostgreSQL, that looks at the images once more, and keeps them from being removed
-    /// until it is committed; on SQLite, it compares the images' generation. If an image is not there any more, nothing is written, and the
-    /// group is to be decided again.
+    /// Writes them in one statement, but for MySQL. If an image was removed or superseded since the calls were decided, nothing is written,
+    /// and the group is to be decided again; none can be until the group is committed.
     #[instrument(name = "step: write", level = "trace", skip_all)]
     pub async fn write(self, db: &Session<impl ConnectionTrait + Send>, now: Timestamp) -> Result<()> {
         let Some(first) = self.first else { return Ok(()) };
         let backend = db.get_database_backend();
-        let images = i64::try_from(self.images.len()).unwrap_or(i64::MAX);
-        let kept = |sql: Sql| sql.text(" WHERE (SELECT COUNT(*) FROM kept) = ").value(images);
-        let insert = match backend {
-            DbBackend::Postgres => {
-                let inserted = |sql| kept(insert_synchronizations(sql, self.synchronizations, now));
-                kept_images(Sql::on(db), &self.images).keep("i").and("kept", inserted)
+        let generation = self.generation;
+        let unchanged = |sql: Sql| match backend {
+            DbBackend::Postgres | DbBackend::Sqlite => {
+                let current = sql.text(" WHERE (SELECT g.generation FROM image_generation AS g");
+                current.share("g").text(") = ").value(generation)
             }
-            DbBackend::Sqlite => insert_synchronizations(Sql::on(db), self.synchronizations, now)
-                .text(" WHERE (SELECT generation FROM image_generation) = ")
-                .value(self.generation),
-            _ => insert_synchronizations(Sql::on(db), self.synchronizations, now),
+            _ => sql,
         };
+        let insert = unchanged(insert_synchronizations(Sql::on(db), self.synchronizations, now));
         let missing = &self.missing;
         let written = match backend {
             _ if missing.is_empty() => insert.execute(db).await?,
             // Both at once: a way to the database and back less.
             DbBackend::Postgres => {
-                insert.and("accepted", |sql| kept(insert_replicas(sql, missing, now))).execute(db).await?
+                insert.and("accepted", |sql| unchanged(insert_replicas(sql, missing, now))).execute(db).await?
             }
             DbBackend::Sqlite => {
                 let accepted = " WHERE EXISTS (SELECT 1 FROM synchronization AS s WHERE s.request_id = ";
@@ -194,8 +186,14 @@ impl Changes {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
+        // Before the replicas, as who removes an image does, so that the two can't wait for each other.
+        if let Some(generation) = self.generation
+            && !image_generation::keep(txn, generation).await?
+        {
+            return Err(Error::Conflict(None));
+        }
         let how = if self.ended.is_empty() { Lock::Keep } else { Lock::Change };
-        let locked = replica::lock_with_images(txn, keys.clone(), how).await?;
+        let locked = replica::lock(txn, keys.clone(), how).await?;
         let mut again = Vec::with_capacity(self.ended.len());
         for key in &keys {
             let row = locked.rows.get(key).ok_or(Error::Conflict(None))?;
@@ -239,13 +237,4 @@ fn insert_replicas(sql: Sql, missing: &[Key], now: Timestamp) -> Sql {
         ("fence", entity::signed(requested.fence).into()),
     ];
     sql.insert("replica", replica::handed(missing), constants)
-}
-
-/// Selects those of the images that are still registered as they were, in the order of their ids.
-fn kept_images(sql: Sql, images: &BTreeMap<String, i64>) -> Sql {
-    let columns = [("id", Kind::Name), ("created_at", Kind::Number)];
-    sql.text("SELECT i.id FROM ")
-        .rows(Rows::new(columns, images.iter().map(|(id, created_at)| [id.as_str().into(), (*created_at).into()])))
-        .join()
-        .text("image AS i ON i.id = w.id AND i.created_at = w.created_at ORDER BY i.id")
 }

@@ -21,22 +21,15 @@ use crate::{
 /// What the database says about a group of calls.
 #[derive(Debug, Default)]
 pub struct Known {
-    pub images: HashMap<String, ImageSeen>,
+    pub images: HashMap<String, Registered>,
     pub replicas: HashMap<String, Vec<(RegionId, Ahead)>>,
     pub tokens: HashMap<(String, String), Repeated>,
-    /// On SQLite, the number that changes whenever an image is removed or superseded.
+    /// The generation of the images; none on MySQL, where the images are locked. See [`super::super::image_generation`].
     pub generation: Option<i64>,
 }
 
-/// A registered image. One that is removed and added again is another one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageSeen {
-    pub registered: Registered,
-    pub created_at: i64,
-}
-
-/// An image as the answer in JSON has it: its id, its home, what has superseded it, when it was registered.
-type ImageRow = (String, String, Option<String>, i64);
+/// An image as the answer in JSON has it: its id, its home, what has superseded it.
+type ImageRow = (String, String, Option<String>);
 
 /// What a call finds of a replica.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +64,7 @@ impl Known {
 
     /// One question, whose answer is one row, each list as one JSON array: a row for every entry would have to be handed from the
     /// database's thread to this one, or be taken apart on its own. Nothing is locked: what the group relies on is looked at again, under
-    /// a lock, when it is written; the images too, so that none is removed meanwhile.
+    /// a lock, when it is written.
     async fn read_as_json(
         db: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,
@@ -82,39 +75,38 @@ impl Known {
             images: Option<String>,
             replicas: Option<String>,
             tokens: Option<String>,
-            generation: Option<i64>,
+            generation: i64,
             now_millis: i64,
         }
         let backend = db.get_database_backend();
         // Each says what it gathers, and how it takes a list apart, in words of its own.
-        let (images_join, tokens_join, list, row, request_id, generation) = if backend == DbBackend::Sqlite {
+        let (images_join, tokens_join, list, row, request_id) = if backend == DbBackend::Sqlite {
             let names = "json_each(?1) AS wanted CROSS JOIN";
             let pairs = "json_each(?2) AS wanted CROSS JOIN";
-            let generation = "(SELECT generation FROM image_generation)";
-            (names, pairs, "json_group_array", "json_array", "hex(s.request_id)", generation)
+            (names, pairs, "json_group_array", "json_array", "hex(s.request_id)")
         } else {
             let names = "json_array_elements_text($1::json) AS wanted(value) JOIN";
             let pairs = "json_array_elements($2::json) AS wanted(value) JOIN";
-            (names, pairs, "json_agg", "json_build_array", "s.request_id", "CAST(NULL AS bigint)")
+            (names, pairs, "json_agg", "json_build_array", "s.request_id")
         };
         let read = format!(
             "SELECT \
-             (SELECT CAST({list}({row}(i.id, i.home_region, i.superseded_by, i.created_at)) AS text) \
+             (SELECT CAST({list}({row}(i.id, i.home_region, i.superseded_by)) AS text) \
              FROM {images_join} image AS i ON i.id = wanted.value) AS images, \
             (SELECT CAST({list}({row}(r.image_id, r.region_id, r.state)) AS text) \
              FROM {images_join} replica AS r ON r.image_id = wanted.value) AS replicas, \
             (SELECT CAST({list}({row}(s.principal, s.client_token, {request_id}, s.image_id, s.asked)) AS text) \
              FROM {tokens_join} synchronization AS s \
              ON s.principal = wanted.value ->> 0 AND s.client_token = wanted.value ->> 1) AS tokens, \
-             {generation} AS generation, "
+             (SELECT generation FROM image_generation) AS generation, "
         );
         let values = [json(images)?, json(tokens)?];
         let answers: Vec<Answer> = Sql::on(db).numbered(&read, values).now().text(" AS now_millis").all(db).await?;
         let answer = answers.into_iter().next();
         let answer = answer.ok_or_else(|| DbErr::RecordNotFound("the answer about a group of calls".to_owned()))?;
-        let mut known = Self { generation: answer.generation, ..Self::default() };
-        for (image, home, superseded_by, created_at) in from_json::<Vec<ImageRow>>(answer.images.as_deref())? {
-            known.note_image(image, &home, superseded_by.as_deref(), created_at)?;
+        let mut known = Self { generation: Some(answer.generation), ..Self::default() };
+        for (image, home, superseded_by) in from_json::<Vec<ImageRow>>(answer.images.as_deref())? {
+            known.note_image(image, &home, superseded_by.as_deref())?;
         }
         for (image, region, status) in from_json::<Vec<(String, String, String)>>(answer.replicas.as_deref())? {
             known.note_replica(image, &region, &status)?;
@@ -140,7 +132,6 @@ impl Known {
             id: String,
             home_region: String,
             superseded_by: Option<String>,
-            created_at: i64,
             region_id: Option<String>,
             state: Option<String>,
             now_millis: i64,
@@ -165,7 +156,7 @@ impl Known {
             .execute(db)
             .await?;
         let found: Vec<Found> = Sql::on(db)
-            .text("SELECT i.id, i.home_region, i.superseded_by, i.created_at, r.region_id, r.state, ")
+            .text("SELECT i.id, i.home_region, i.superseded_by, r.region_id, r.state, ")
             .now()
             .text(" AS now_millis FROM ")
             .rows(wanted())
@@ -178,7 +169,7 @@ impl Known {
             if let (Some(region), Some(state)) = (row.region_id, row.state) {
                 known.note_replica(row.id.clone(), &region, &state)?;
             }
-            known.note_image(row.id, &row.home_region, row.superseded_by.as_deref(), row.created_at)?;
+            known.note_image(row.id, &row.home_region, row.superseded_by.as_deref())?;
         }
         if !tokens.is_empty() {
             let rows = tokens.iter().map(|(principal, token)| [(*principal).into(), (*token).into()]);
@@ -197,10 +188,10 @@ impl Known {
         Ok((known, Timestamp::from_millis(time)))
     }
 
-    fn note_image(&mut self, image: String, home: &str, superseded_by: Option<&str>, created_at: i64) -> Result<()> {
+    fn note_image(&mut self, image: String, home: &str, superseded_by: Option<&str>) -> Result<()> {
         let home = parse("image.home_region", home)?;
         let superseded_by = superseded_by.map(|by| parse("image.superseded_by", by)).transpose()?;
-        self.images.insert(image, ImageSeen { registered: Registered { home, superseded_by }, created_at });
+        self.images.insert(image, Registered { home, superseded_by });
         Ok(())
     }
 
