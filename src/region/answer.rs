@@ -116,7 +116,26 @@ mod tests {
         header::{DATE, RETRY_AFTER},
     };
 
-    use super::retry_after;
+    use bytes::Bytes;
+    use futures_util::stream;
+    use tokio::time::{Instant, sleep};
+
+    use super::{bounded, retry_after};
+    use crate::region::Error;
+
+    /// A registry that sends a byte just before it would count as silent, for ever.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_trickles_ends_after_two_minutes() {
+        let trickle = stream::unfold((), |()| async {
+            sleep(Duration::from_secs(59)).await;
+            Some((std::io::Result::Ok(Bytes::from_static(b"x")), ()))
+        });
+        let response = http::Response::new(reqwest::Body::wrap_stream(trickle));
+        let began = Instant::now();
+        let error = bounded("a list", response.into(), 1_000).await.expect_err("it never ends");
+        assert!(matches!(error, Error::Stalled(_)), "{error}");
+        assert_eq!(began.elapsed(), Duration::from_secs(120));
+    }
 
     #[test]
     fn waits_are_told_in_seconds_or_by_a_date() {

@@ -192,3 +192,25 @@ impl Tokens {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Issued, Tokens};
+
+    fn issued(length: usize) -> Issued {
+        Issued { token: Some("t".repeat(length)), access_token: None, expires_in: 300.into() }
+    }
+
+    #[tokio::test]
+    async fn the_tokens_of_a_registry_take_four_mebibytes_at_most() {
+        assert!(issued(16_384).secret().is_some());
+        assert!(issued(16_385).secret().is_none(), "a longer one is refused");
+        let tokens = Tokens::default();
+        for n in 0..1_000 {
+            tokens.put(&format!("repository:{n}:pull"), &issued(16_384)).await;
+        }
+        let kept = tokens.kept.lock().await;
+        let bytes: usize = kept.iter().map(|(scope, token)| scope.len() + token.secret.len()).sum();
+        assert!((4 << 20) - 17_000 < bytes && bytes <= 4 << 20, "{bytes}");
+    }
+}
