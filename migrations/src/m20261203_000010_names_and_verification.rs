@@ -45,7 +45,7 @@ impl MigrationTrait for Migration {
         for table in tables(backend) {
             idempotent::create_table(manager, name::table(backend, table)).await?;
         }
-        // MySQL takes the beginning of a text alone: this one holds every digest whole.
+        // MySQL takes the beginning of a text alone: this one tells digests from each other.
         let length = if backend == DbBackend::MySql { "(80)" } else { "" };
         let index = format!("CREATE INDEX image_of_root ON image (root_digest{length})");
         idempotent::create_index(manager, "image", "image_of_root", index).await?;

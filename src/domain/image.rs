@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Digest, ImageId, RegionId, Timestamp};
+use super::{Algorithm, Digest, ImageId, RegionId, Timestamp};
 
 /// What kind of image it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,6 +71,15 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl Descriptor {
+    /// Describes content that this service makes, by the digest that needs no support of its own anywhere.
+    #[must_use]
+    pub fn of_content(media_type: &str, content: &[u8]) -> Self {
+        let digest = Algorithm::CANONICAL.digest(content);
+        Self { media_type: media_type.to_owned(), digest, size: content.len() as u64 }
+    }
 }
 
 /// What an image consists of.

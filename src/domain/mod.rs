@@ -24,7 +24,7 @@ mod warnings;
 
 pub use accept::{Accepted, Refusal, Registered, Standing, Step, accept};
 pub use backoff::Backoff;
-pub use digest::{Digest, DigestError};
+pub use digest::{Algorithm, ContentHasher, Digest, DigestError};
 pub use ecs::{EcsCopy, EcsImage, EcsImageId, EcsStatus, EcsStep};
 pub use fault::{Fault, FaultKind, with_causes};
 pub use foreign_text::{ForeignText, is_unprintable, printable, printable_json, printable_lines};

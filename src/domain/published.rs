@@ -74,12 +74,15 @@ pub struct Published {
 }
 
 impl Published {
+    /// The roots that this service made the name show.
+    pub fn roots(&self) -> impl Iterator<Item = Digest> {
+        self.root.map(|(root, _)| root).into_iter().chain(self.begun).chain(self.elsewhere)
+    }
+
     /// Whether this service made the name show `root`.
     #[must_use]
     pub fn wrote(&self, root: Digest) -> bool {
-        self.root.is_some_and(|(published, _)| published == root)
-            || self.begun == Some(root)
-            || self.elsewhere == Some(root)
+        self.roots().any(|own| own == root)
     }
 
     /// The same for a store that is somewhere else by now.
@@ -128,8 +131,8 @@ mod tests {
     use super::{Published, Shown, Verification as V, VerifyExisting as E, may_publish};
     use crate::domain::Digest;
 
-    const OURS: Digest = Digest::new([1; 32]);
-    const OTHER: Digest = Digest::new([2; 32]);
+    const OURS: Digest = Digest::Sha256([1; 32]);
+    const OTHER: Digest = Digest::Sha256([2; 32]);
 
     fn published(verification: V) -> Published {
         Published { root: Some((OURS, verification)), ..Published::default() }
@@ -169,7 +172,7 @@ mod tests {
         assert!(may_publish(OTHER, &Shown::Root(OURS), &published(V::Trusted), false));
         assert!(may_publish(OTHER, &Shown::Unreadable, &published(V::Trusted), false));
         let begun = Published { begun: Some(OURS), ..published(V::Verified) };
-        let begun = Published { root: Some((Digest::new([3; 32]), V::Verified)), ..begun };
+        let begun = Published { root: Some((Digest::Sha256([3; 32]), V::Verified)), ..begun };
         assert!(may_publish(OTHER, &Shown::Root(OURS), &begun, false), "a publication that was begun is ours as well");
     }
 }

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use super::{
     BlobChunks, Entry, Error, Listing, MAX_MANIFEST_BYTES, Result, Source, file_part,
     layout::{self, BLOBS, INDEX, Index},
-    tree,
 };
 use crate::domain::{Descriptor, Digest, ImageName};
 
@@ -72,8 +71,8 @@ impl Contents {
         let members = Members::list(&path)?;
         if let Some(index) = members.small(INDEX)? {
             let blobs = members.parts.iter().filter_map(|(member, part)| {
-                let hex = member.strip_prefix(BLOBS)?.strip_prefix('/')?;
-                Some((format!("sha256:{hex}").parse().ok()?, *part))
+                let (algorithm, digits) = member.strip_prefix(BLOBS)?.strip_prefix('/')?.split_once('/')?;
+                Some((format!("{algorithm}:{digits}").parse().ok()?, *part))
             });
             let blobs = blobs.collect();
             return Ok(Self { path, name, index, blobs, made: HashMap::new() });
@@ -185,7 +184,7 @@ impl Source for Archive {
         let contents = Arc::clone(&self.0);
         let read = move || file_part::read_whole(&contents.path, part.from, part.size.min(MAX_MANIFEST_BYTES));
         let content = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Interrupted)??;
-        let actual = tree::digest(&content);
+        let actual = manifest.digest.algorithm().digest(&content);
         if actual == manifest.digest {
             Ok(content.into())
         } else {

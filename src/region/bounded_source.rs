@@ -37,6 +37,10 @@ impl Source for BoundedSource {
         self.ask("looking for the image", self.store.root(name)).await
     }
 
+    async fn root_as(&self, name: &ImageName, known: Digest) -> Result<Option<Descriptor>> {
+        self.ask("looking for the image", self.store.root_as(name, known)).await
+    }
+
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
         self.ask("reading a manifest", self.store.read_manifest(name, manifest)).await
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_part, tree};
+use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_part};
 use crate::domain::{Descriptor, ImageName};
 
 /// What the artifact says it is.
@@ -53,16 +53,12 @@ impl DiskFile {
     }
 
     fn manifest(&self) -> Descriptor {
-        describe(MANIFEST_TYPE, &self.manifest)
+        Descriptor::of_content(MANIFEST_TYPE, &self.manifest)
     }
 }
 
-fn describe(media_type: &str, content: &[u8]) -> Descriptor {
-    Descriptor { media_type: media_type.to_owned(), digest: tree::digest(content), size: content.len() as u64 }
-}
-
 fn empty() -> Descriptor {
-    describe(EMPTY_TYPE, EMPTY)
+    Descriptor::of_content(EMPTY_TYPE, EMPTY)
 }
 
 #[async_trait]

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use super::{CredentialsError, Refused, ecs, guard::Forbidden};
-use crate::domain::{Digest, DigestError, FaultKind, ForeignText};
+use crate::domain::{Algorithm, Digest, DigestError, FaultKind, ForeignText};
 
 /// A result of a store.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -86,6 +86,17 @@ pub enum Error {
         /// How many.
         absent: usize,
         /// What the store said.
+        source: Box<Error>,
+    },
+    /// A registry does not support the algorithm of a digest.
+    #[error(
+        "the registry does not take the digest {digest}: {source}; carry the image to a registry that supports {}, or push it with digests by {}",
+        .digest.algorithm(), Algorithm::CANONICAL
+    )]
+    DigestUnsupported {
+        /// The digest.
+        digest: Digest,
+        /// What the registry said.
         source: Box<Error>,
     },
     /// There is not enough room.
@@ -193,6 +204,9 @@ pub enum Error {
 /// sent by then: it has lost one, or somebody writes the same one at this moment.
 const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
 
+/// What the codes begin with by which a registry says what is wrong with a manifest's content.
+const OF_MANIFEST: &str = "MANIFEST_";
+
 /// What services say by 403 that permission has nothing to do with: that they are asked too often, or that a clock is off.
 const PASSING: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
 
@@ -287,6 +301,7 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::Malformed { .. }
             | Self::Incomplete { .. }
+            | Self::DigestUnsupported { .. }
             | Self::Forbidden { .. }
             | Self::Elsewhere { .. }
             | Self::Occupied(_)
@@ -302,6 +317,22 @@ impl Error {
             self,
             Self::ImageMissing(_) | Self::BlobMissing { .. } | Self::DigestMismatch { .. } | Self::SizeMismatch { .. }
         )
+    }
+
+    /// The same error of a request about `digest`; but for one by which a registry may say that it does not support the algorithm. There is
+    /// no code for that, and no registry lacks SHA-256.
+    pub(super) fn about_digest(self, digest: Digest) -> Self {
+        let refuses = match &self {
+            Self::Status { status, detail, .. } => {
+                matches!(status.as_u16(), 400 | 422) && !detail.contains(OF_MANIFEST)
+            }
+            _ => false,
+        };
+        if refuses && digest.algorithm() != Algorithm::CANONICAL {
+            Self::DigestUnsupported { digest, source: Box::new(self) }
+        } else {
+            self
+        }
     }
 
     /// Whether a registry refused a manifest because it does not find the blobs.
@@ -356,6 +387,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::{Error, Verdict};
+    use crate::domain::Digest;
 
     fn io_error(errno: Errno) -> Error {
         Error::io("writing", "a")(io::Error::from_raw_os_error(errno.raw_os_error()))
@@ -388,6 +420,35 @@ mod tests {
             ("", None, Verdict::Fail),
         ] {
             assert_eq!(forbidden(detail, retry_after).verdict(), verdict, "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_unsupported_where_its_algorithm_may_be() {
+        let refused = |status: u16, detail: &str| Error::Status {
+            what: "PUT /".into(),
+            status: http::StatusCode::from_u16(status).expect("a status"),
+            detail: detail.into(),
+            retry_after: None,
+        };
+        let (short, long) = (Digest::Sha256([7; 32]), Digest::Sha512([7; 64]));
+        for (status, detail, digest, unsupported) in [
+            (400, ": DIGEST_INVALID provided digest did not match", long, true),
+            (422, "", long, true),
+            (400, ": DIGEST_INVALID provided digest did not match", short, false),
+            (400, ": MANIFEST_BLOB_UNKNOWN blob unknown to registry", long, false),
+            (400, ": MANIFEST_INVALID", long, false),
+            (401, "", long, false),
+            (404, ": BLOB_UPLOAD_UNKNOWN", long, false),
+            (500, "", long, false),
+        ] {
+            let error = refused(status, detail).about_digest(digest);
+            assert_eq!(matches!(error, Error::DigestUnsupported { .. }), unsupported, "{error}");
+            if unsupported {
+                let text = error.to_string();
+                assert!(text.contains(&digest.to_string()) && text.contains("supports sha512"), "{text}");
+                assert_eq!(error.verdict(), Verdict::Fail);
+            }
         }
     }
 

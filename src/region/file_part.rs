@@ -8,11 +8,10 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::{BlobChunks, CHUNK_BYTES, Error, Result};
-use crate::domain::Digest;
+use crate::domain::{Algorithm, Digest};
 
 /// How many pieces may have been read and not yet passed on.
 const READ_AHEAD: usize = 2;
@@ -64,13 +63,13 @@ pub fn read_whole(path: &Path, from: u64, most: u64) -> Result<Vec<u8>> {
 /// The digest of a part, and how many bytes it has.
 pub fn hash(path: &Path, from: u64, most: u64) -> Result<(Digest, u64)> {
     let mut file = open(path, from, most)?;
-    let mut hasher = Sha256::new();
+    let mut hasher = Algorithm::CANONICAL.hasher();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut size = 0;
     loop {
         let length = file.read(&mut buffer).map_err(failed(path))?;
         if length == 0 {
-            return Ok((Digest::new(hasher.finalize().into()), size));
+            return Ok((hasher.finish(), size));
         }
         size += length as u64;
         hasher.update(&buffer[..length]);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::{Result, tree};
-use crate::domain::{Digest, ImageName, Verification};
+use super::Result;
+use crate::domain::{Algorithm, Digest, ImageName, Verification};
 
 /// What a claim remembers beyond its worker: the uploads that it has begun, so that whoever claims the replica next goes on
 /// with them, what it has written and made visible, and whether it is still good.
@@ -86,7 +86,7 @@ impl Witness {
         Self(match said.len() {
             0 => None,
             1..=MAX_WITNESS => Some(said),
-            _ => Some(tree::digest(said.as_bytes()).to_string()),
+            _ => Some(Algorithm::CANONICAL.digest(said.as_bytes()).to_string()),
         })
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, ImageSpec, Result, Source, Tree,
     referrers::{self, Entry, Listing, is_attached_by, referrers_tag},
-    tree::{self, INDEX_TYPES, Reference},
+    tree::{INDEX_TYPES, Reference},
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
@@ -23,8 +23,8 @@ pub const INDEX: &str = "index.json";
 /// The file that says what the directory is, and its content.
 pub const MARKER: &str = "oci-layout";
 pub const MARKER_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The directory of the blobs.
-pub const BLOBS: &str = "blobs/sha256";
+/// The directory of the blobs, which has one of its own for each algorithm of digests.
+pub const BLOBS: &str = "blobs";
 
 /// The annotation by which an entry of an index is known (image specification 1.1, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -40,6 +40,11 @@ const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
 const SHOWN_NAMES: usize = 16;
 /// The name of the image in a layout that is written here: the one that programs ask for by default.
 const LATEST: &str = "latest";
+
+/// The path of a blob in a layout (image specification 1.1, "Blobs").
+pub fn blob_path(digest: Digest) -> String {
+    format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
+}
 
 /// The name of the layout that a caller describes, in a store that has one for each image.
 pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
@@ -104,14 +109,13 @@ impl Layout {
         }
         entries.extend(tagged);
         let with_referrers = Bytes::from(content(entries)?);
-        let digest = tree::digest(&with_referrers);
-        let size = with_referrers.len() as u64;
-        blobs.push((Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }, with_referrers.clone()));
+        let list = Descriptor::of_content(INDEX_TYPES[0], &with_referrers);
         let annotations = [
             named(LATEST),
-            (REFERRERS.to_owned(), digest.to_string().into()),
-            (REFERRERS_SIZE.to_owned(), size.to_string().into()),
+            (REFERRERS.to_owned(), list.digest.to_string().into()),
+            (REFERRERS_SIZE.to_owned(), list.size.to_string().into()),
         ];
+        blobs.push((list, with_referrers.clone()));
         let index = content(vec![Reference::new(root, Some(annotations.into_iter().collect()))])?;
         Ok(Self { index, blobs, with_referrers: Some(with_referrers) })
     }

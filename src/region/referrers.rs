@@ -7,22 +7,23 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{
-    Error, Result,
-    tree::{INDEX_TYPES, digest},
-};
-use crate::domain::{Descriptor, Digest, DigestError};
+use super::{Error, Result, tree::INDEX_TYPES};
+use crate::domain::{Algorithm, Descriptor, Digest, DigestError};
 
 /// What a list of referrers may have in bytes, all its pages together.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
 
-/// What is attached to an image by a tag of its own beside it: `sha256-HEX` and one of these, where HEX are the digits of the digest
-/// that it is attached to. Cosign names signatures, attestations and bills of materials so.
+/// What is attached to an image by a tag of its own beside it: the tag of the digest that it is attached to ([`referrers_tag`]) and one of
+/// these. Cosign names signatures, attestations and bills of materials so.
 const ATTACHED: [&str; 3] = [".sig", ".att", ".sbom"];
+/// How many hexadecimal digits of a digest stand in its tag at most ("Referrers Tag Schema"): all of SHA-256's, half of SHA-512's.
+const TAG_DIGITS: usize = 64;
 
 /// The tag by which what refers to a manifest is found where there is no other way ("Referrers Tag Schema").
 pub(super) fn referrers_tag(subject: Digest) -> String {
-    format!("sha256-{}", subject.hex())
+    let mut digits = subject.hex();
+    digits.truncate(TAG_DIGITS);
+    format!("{}-{digits}", subject.algorithm())
 }
 
 /// The tags of images that may be attached to a manifest.
@@ -33,7 +34,10 @@ pub(super) fn attachment_tags(subject: Digest) -> [String; 3] {
 /// Whether a tag is of something that is attached to an image, or lists such things, and not an image's own.
 pub(super) fn is_attached_by(tag: &str) -> bool {
     let name = ATTACHED.iter().find_map(|kind| tag.strip_suffix(kind)).unwrap_or(tag);
-    name.strip_prefix("sha256-").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    let is_known = |algorithm: &str| Algorithm::ALL.into_iter().any(|known| known.as_str() == algorithm);
+    name.split_once('-').is_some_and(|(algorithm, digits)| {
+        is_known(algorithm) && digits.len() == TAG_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
 }
 
 /// Refuses a list of referrers that says of itself that it is too large.
@@ -173,8 +177,7 @@ impl ReferrersIndex {
         let lacks = !lacking.is_empty();
         list.manifests.extend(lacking);
         let content = list.write().map_err(malformed)?;
-        let media_type = INDEX_TYPES[0].to_owned();
-        Ok((Descriptor { media_type, digest: digest(&content), size: content.len() as u64 }, content, lacks))
+        Ok((Descriptor::of_content(INDEX_TYPES[0], &content), content, lacks))
     }
 }
 
@@ -183,10 +186,11 @@ mod tests {
     use super::{ReferrersIndex, attachment_tags, entries, is_attached_by, referrers_tag};
     use crate::domain::Digest;
 
-    const SUBJECT: Digest = Digest::new([7; 32]);
+    const SUBJECT: Digest = Digest::Sha256([7; 32]);
+    const LONG: Digest = Digest::Sha512([7; 64]);
 
     fn entry(number: u8, more: &str) -> String {
-        format!(r#"{{"mediaType": "x/y","digest":"{}","size":  2{more}}}"#, Digest::new([number; 32]))
+        format!(r#"{{"mediaType": "x/y","digest":"{}","size":  2{more}}}"#, Digest::Sha256([number; 32]))
     }
 
     #[test]
@@ -210,10 +214,24 @@ mod tests {
 
     #[test]
     fn tags_of_attachments_are_told_from_those_of_images() {
-        assert!(is_attached_by(&referrers_tag(SUBJECT)));
-        assert!(attachment_tags(SUBJECT).iter().all(|tag| is_attached_by(tag)), "{:?}", attachment_tags(SUBJECT));
-        for own in ["latest", "sha256-", "sha256-07.sig", &format!("{}.sig.sig", referrers_tag(SUBJECT))] {
+        for subject in [SUBJECT, LONG] {
+            assert!(is_attached_by(&referrers_tag(subject)));
+            assert!(attachment_tags(subject).iter().all(|tag| is_attached_by(tag)), "{:?}", attachment_tags(subject));
+            assert!(!is_attached_by(&format!("{}.sig.sig", referrers_tag(subject))));
+        }
+        let whole = format!("sha512-{}", LONG.hex());
+        for own in ["latest", "sha256-", "sha256-07.sig", &whole, &format!("sha384-{}", SUBJECT.hex())] {
             assert!(!is_attached_by(own), "{own}");
         }
+    }
+
+    /// The specification's own example ("Referrers Tag Schema").
+    #[test]
+    fn a_tag_has_no_more_than_64_digits_of_a_digest() {
+        let short = Digest::from_hex(&"a".repeat(64)).expect("a digest");
+        let long = Digest::from_hex(&"a".repeat(128)).expect("a digest");
+        assert_eq!(referrers_tag(short), format!("sha256-{}", "a".repeat(64)));
+        assert_eq!(referrers_tag(long), format!("sha512-{}", "a".repeat(64)));
+        assert_eq!(attachment_tags(long)[0], format!("sha512-{}.sig", "a".repeat(64)));
     }
 }

@@ -78,6 +78,10 @@ impl Source for RememberingSource<'_> {
         self.source.root(name).await
     }
 
+    async fn root_as(&self, name: &ImageName, known: Digest) -> Result<Option<Descriptor>> {
+        self.source.root_as(name, known).await
+    }
+
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
         if let Some(content) = self.manifests.get(name, manifest.digest, Instant::now()) {
             return Ok(content);
@@ -102,7 +106,7 @@ mod tests {
     fn so_much_is_remembered_for_so_long() {
         let (manifests, now) = (Manifests::default(), Instant::now());
         let (name, piece) = (ImageName("a".into()), Bytes::from(vec![0; MAX_BYTES / 4]));
-        let digest = |number| Digest::new([number; 32]);
+        let digest = |number| Digest::Sha256([number; 32]);
         for number in 0..5 {
             manifests.put(&name, digest(number), piece.clone(), now);
             // Once, however often it is put.

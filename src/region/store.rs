@@ -190,6 +190,12 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// The root of an image; nothing if no whole image of that name is visible.
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>>;
 
+    /// The root of an image, by the digest `known` if it has that one: a registry that is asked for a tag answers with a digest by an
+    /// algorithm of its own choice.
+    async fn root_as(&self, name: &ImageName, _known: Digest) -> Result<Option<Descriptor>> {
+        self.root(name).await
+    }
+
     /// A manifest or an index, verified. Those over [`super::MAX_MANIFEST_BYTES`] are refused.
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes>;
 

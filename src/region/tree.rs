@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::{
     Activity, BlobChunks, Result, Source, attachments,
@@ -17,7 +16,7 @@ use super::{
     referrers::ReferrersIndex,
     walk::{Missing, Walk},
 };
-use crate::domain::{Descriptor, Digest, DigestError, ImageName, Warnings};
+use crate::domain::{Algorithm, Descriptor, Digest, DigestError, ImageName, Warnings};
 
 /// The media type of an OCI image manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -157,29 +156,28 @@ impl Tree {
     }
 }
 
-/// The digest that a blob's bytes have. `activity` counts them as they are read.
+/// The digest that a blob's bytes have, by the algorithm of its own. `activity` counts them as they are read.
 pub(super) async fn digest_of(
     source: &dyn Source,
     name: &ImageName,
     blob: &Descriptor,
     activity: &Activity,
 ) -> Result<Digest> {
-    digest_of_chunks(source.read_blob(name, blob, 0, None).await?, activity).await
+    digest_of_chunks(source.read_blob(name, blob, 0, None).await?, blob.digest.algorithm(), activity).await
 }
 
 /// The digest that some chunks have together. `activity` counts them as they come.
-pub(super) async fn digest_of_chunks(mut chunks: BlobChunks, activity: &Activity) -> Result<Digest> {
-    let mut hasher = Sha256::new();
+pub(super) async fn digest_of_chunks(
+    mut chunks: BlobChunks,
+    algorithm: Algorithm,
+    activity: &Activity,
+) -> Result<Digest> {
+    let mut hasher = algorithm.hasher();
     while let Some(chunk) = chunks.recv().await {
-        hasher.update(chunk?);
+        hasher.update(&chunk?);
         activity.tick();
     }
-    Ok(Digest::new(hasher.finalize().into()))
-}
-
-/// The digest of some bytes.
-pub(super) fn digest(content: &[u8]) -> Digest {
-    Digest::new(Sha256::digest(content).into())
+    Ok(hasher.finish())
 }
 
 /// A descriptor as JSON has it.

@@ -32,7 +32,7 @@ pub async fn verify(
     let source = &BoundedSource { store, deadline: STALL };
     let activity = Activity::default();
     let mut found = Inspection::default();
-    match source.root(name).await {
+    match source.root_as(name, root.digest).await {
         Ok(Some(there)) if there.digest == root.digest => {}
         Ok(Some(there)) => found.note(format!("{name} shows {} and not {}", there.digest, root.digest)),
         Ok(None) => found.note(Error::ImageMissing(name.to_string().into())),

@@ -95,7 +95,7 @@ impl Images {
     /// The digest that an image's name shows in its home region, if it is another one than the image's.
     async fn shown_at_home(&self, image: &Image) -> Option<Digest> {
         let (own, store) = (image.root()?, self.backend.store(&image.home)?);
-        match tokio::time::timeout(SHOWN, store.root(&image.source)).await {
+        match tokio::time::timeout(SHOWN, store.root_as(&image.source, own)).await {
             Ok(Ok(shown)) => shown.map(|shown| shown.digest).filter(|shown| *shown != own),
             Ok(Err(error)) => {
                 tracing::debug!(%error, image = %image.id, "the home region could not be asked what it shows");

@@ -31,7 +31,7 @@ pub async fn import(
     let root = source.root(&from).await.map_err(unreadable)?.ok_or_else(missing)?;
     let absent = Tree::measure(&*source, &from, &root).await.map_err(unreadable)?.absent.into();
     let destination = |error| CopyError::Destination(Arc::new(error));
-    let there = store.root(&stage.name).await.map_err(destination)?;
+    let there = store.root_as(&stage.name, root.digest).await.map_err(destination)?;
     if there.is_some_and(|there| there.digest != root.digest) {
         return Err(destination(Error::Occupied(stage.name.to_string().into())));
     }

@@ -189,6 +189,7 @@ pub async fn record_configured(state: &State, interval: Duration) {
 async fn is_there(store: &dyn Store, image: &Image) -> region::Result<bool> {
     let Content::Blobs(root) = &image.content else { return Ok(true) };
     let name = store.name_of(image);
-    let found = timeout(PATIENCE, store.root(&name)).await.unwrap_or(Err(region::Error::Stalled("the store")))?;
+    let found = timeout(PATIENCE, store.root_as(&name, root.digest)).await;
+    let found = found.unwrap_or(Err(region::Error::Stalled("the store")))?;
     Ok(found.is_some_and(|found| found.digest == root.digest))
 }

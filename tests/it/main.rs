@@ -18,6 +18,7 @@ mod crash;
 mod credentials;
 mod databases;
 mod deploy;
+mod digests;
 mod directories;
 mod documents;
 mod doors;

@@ -36,7 +36,7 @@ fn store(proxy: &Proxy) -> std::sync::Arc<dyn Store> {
 }
 
 fn image(id: &str) -> Image {
-    let root = Descriptor { media_type: MANIFEST_TYPE.into(), digest: Digest::new([7; 32]), size: 10 };
+    let root = Descriptor { media_type: MANIFEST_TYPE.into(), digest: Digest::Sha256([7; 32]), size: 10 };
     Image {
         id: id.parse().expect("an id"),
         name: id.into(),
@@ -111,7 +111,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
             let url = format!("http://{}/v2/apps/images/blobs/uploads/{n}", proxy.address);
             let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
             let noted =
-                house.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::new([n; 32]), &session);
+                house.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::Sha256([n; 32]), &session);
             noted.await.expect("it answers").expect("it is in time");
         }
         house.state.synchronization_cancel(request).await.expect("it is canceled");

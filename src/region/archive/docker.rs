@@ -10,10 +10,7 @@ use serde_json::json;
 use super::{Contents, Members, Part, plain};
 use crate::{
     domain::{Descriptor, Digest, ForeignText},
-    region::{
-        Error, MANIFEST_TYPE, Result, file_part, layout,
-        tree::{self, INDEX_TYPES},
-    },
+    region::{Error, MANIFEST_TYPE, Result, file_part, layout, tree::INDEX_TYPES},
 };
 
 /// The list of images in docker's older form.
@@ -69,8 +66,8 @@ impl Docker<'_> {
                 "layers": layers,
             });
             let content = Bytes::from(manifest.to_string());
-            let (digest, size) = (tree::digest(&content), content.len() as u64);
-            let mut entry = as_json(&Descriptor { media_type: MANIFEST_TYPE.to_owned(), digest, size });
+            let manifest = Descriptor::of_content(MANIFEST_TYPE, &content);
+            let mut entry = as_json(&manifest);
             let names = image.repo_tags.filter(|names| !names.is_empty());
             match names {
                 None => entries.push(entry),
@@ -79,7 +76,7 @@ impl Docker<'_> {
                     entry.clone()
                 })),
             }
-            made.insert(digest, content);
+            made.insert(manifest.digest, content);
         }
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": entries });
         Ok(Contents { path, name, index: index.to_string().into(), blobs: self.blobs, made })

@@ -1,10 +1,9 @@
-//! One blob's file, `<image>/blobs/sha256/<hex>`. It gets that name only when it is whole, durable and verified.
+//! One blob's file, `<image>/blobs/<algorithm>/<hex>`. It gets that name only when it is whole, durable and verified.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 
 use bytes::{Bytes, BytesMut};
-use cap_std::fs::{Dir, File};
-use sha2::{Digest as _, Sha256};
+use cap_std::fs::{Dir, DirEntry, File};
 
 use super::{
     layout,
@@ -12,13 +11,13 @@ use super::{
     partial::{self, Partial},
 };
 use crate::{
-    domain::{Descriptor, Digest, ImageName, Verification},
-    region::{CHUNK_BYTES, Error, Presence, Result, Stage},
+    domain::{Algorithm, Descriptor, Digest, ImageName, Verification},
+    region::{self, CHUNK_BYTES, Error, Presence, Result, Stage},
 };
 
 /// The path of a blob.
 pub fn path(name: &ImageName, digest: Digest) -> String {
-    format!("{}/{}", layout::blobs(name), digest.hex())
+    format!("{name}/{}", region::layout::blob_path(digest))
 }
 
 /// Opens an ordinary file. Anything else (a directory, a pipe) is refused before it can block.
@@ -63,7 +62,7 @@ pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Byte
     let mut content = Vec::new();
     let file = open(dir, name, blob, 0)?;
     file.take(blob.size).read_to_end(&mut content).map_err(Error::io("reading", path(name, blob.digest)))?;
-    let actual = Digest::new(Sha256::digest(&content).into());
+    let actual = blob.digest.algorithm().digest(&content);
     if actual == blob.digest {
         Ok(content.into())
     } else {
@@ -124,6 +123,7 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
         if !dir.is_file(&theirs) || !layout::is_visible(dir, other) {
             continue;
         }
+        layout::create_blobs(dir, &stage.name, blob.digest.algorithm())?;
         let linked = partial::link(stage, blob);
         if dir.hard_link(&theirs, dir, &linked).is_err() {
             continue;
@@ -140,9 +140,9 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
 
 /// The longest beginning of the blob that a writer of this claim, or of one before, left, and its length.
 pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Option<(String, u64)>> {
-    let blobs = layout::blobs(&stage.name);
+    let blobs = layout::blobs(&stage.name, blob.digest.algorithm());
     let mut longest: Option<(String, u64)> = None;
-    for entry in dir.read_dir(&blobs).map_err(Error::io("listing", &blobs))? {
+    for entry in entries(dir, &blobs)? {
         let entry = entry.map_err(Error::io("listing", &blobs))?;
         let file = entry.file_name().to_string_lossy().into_owned();
         let ours = matches!(partial::parse(&file), Some((Partial::Resumable(digest), fence)) if digest == blob.digest && fence <= stage.fence);
@@ -156,6 +156,14 @@ pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Op
     Ok(longest)
 }
 
+/// The entries of a directory; none where there is no such directory.
+fn entries(dir: &Dir, path: &str) -> Result<impl Iterator<Item = io::Result<DirEntry>>> {
+    match dir.read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
+        entries => Ok(Some(entries.map_err(Error::io("listing", path))?).into_iter().flatten()),
+    }
+}
+
 /// Removes a file that may be gone already.
 pub fn remove(dir: &Dir, path: &str) -> Result<()> {
     match dir.remove_file(path) {
@@ -167,7 +175,7 @@ pub fn remove(dir: &Dir, path: &str) -> Result<()> {
 /// Reads a file again and compares its bytes with the digest.
 pub fn verify(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> Result<()> {
     let mut file = open_file(dir, path)?;
-    let (actual, size) = hash(&mut file, progress).map_err(Error::io("reading", path))?;
+    let (actual, size) = hash(&mut file, blob.digest.algorithm(), progress).map_err(Error::io("reading", path))?;
     if size != blob.size {
         let image = path.to_owned();
         return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual: size });
@@ -178,14 +186,14 @@ pub fn verify(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> 
     Ok(())
 }
 
-fn hash(file: &mut File, progress: &Progress) -> io::Result<(Digest, u64)> {
-    let mut hasher = Sha256::new();
+fn hash(file: &mut File, algorithm: Algorithm, progress: &Progress) -> io::Result<(Digest, u64)> {
+    let mut hasher = algorithm.hasher();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut size = 0;
     loop {
         let length = fill(file, &mut buffer)?;
         if length == 0 {
-            return Ok((Digest::new(hasher.finalize().into()), size));
+            return Ok((hasher.finish(), size));
         }
         size += length as u64;
         hasher.update(&buffer[..length]);
@@ -195,12 +203,8 @@ fn hash(file: &mut File, progress: &Progress) -> io::Result<(Digest, u64)> {
 
 /// Removes what writers have left of a large blob.
 pub fn remove_partials(dir: &Dir, name: &ImageName, digest: Digest) -> Result<()> {
-    let blobs = layout::blobs(name);
-    let entries = match dir.read_dir(&blobs) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(Error::io("listing", &blobs))?,
-    };
-    for entry in entries {
+    let blobs = layout::blobs(name, digest.algorithm());
+    for entry in entries(dir, &blobs)? {
         let file = entry.map_err(Error::io("listing", &blobs))?.file_name().to_string_lossy().into_owned();
         if matches!(partial::parse(&file), Some((Partial::Resumable(of), _)) if of == digest) {
             remove(dir, &format!("{blobs}/{file}"))?;

@@ -2,7 +2,7 @@
 //! itself, it would be as many questions as there are blobs and images, multiplied.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, OnceLock},
 };
 
@@ -10,7 +10,7 @@ use cap_std::fs::Dir;
 
 use super::{layout, operations::Progress};
 use crate::{
-    domain::{Digest, ImageName},
+    domain::{Algorithm, Digest, ImageName},
     region::{Error, Result, Tree},
 };
 
@@ -31,6 +31,7 @@ impl Holders {
         let manifests = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.digest);
         let wanted = manifests.chain(tree.all_blobs().map(|blob| blob.digest));
         let wanted: HashMap<String, Digest> = wanted.map(|digest| (digest.hex(), digest)).collect();
+        let algorithms: BTreeSet<Algorithm> = wanted.values().map(Digest::algorithm).collect();
         let mut holders: HashMap<Digest, Vec<ImageName>> = HashMap::new();
         for entry in dir.entries().map_err(Error::io("listing", "."))? {
             progress.tick();
@@ -40,8 +41,8 @@ impl Holders {
                 continue;
             }
             // One whose blobs can't be listed has none to give.
-            let Ok(files) = dir.read_dir(layout::blobs(&other)) else { continue };
-            for file in files.flatten() {
+            let files = algorithms.iter().filter_map(|algorithm| dir.read_dir(layout::blobs(&other, *algorithm)).ok());
+            for file in files.flatten().flatten() {
                 let file = file.file_name();
                 let Some(digest) = file.to_str().and_then(|file| wanted.get(file)) else { continue };
                 let found = holders.entry(*digest).or_default();

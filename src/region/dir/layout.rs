@@ -10,16 +10,22 @@ use super::{
     partial::{self, Partial},
 };
 use crate::{
-    domain::{Descriptor, ImageName},
+    domain::{Algorithm, Descriptor, ImageName},
     region::{
         Error, MAX_MANIFEST_BYTES, Result,
         layout::{BLOBS, INDEX, Index},
     },
 };
 
-/// The directory of an image's blobs.
-pub fn blobs(name: &ImageName) -> String {
-    format!("{name}/{BLOBS}")
+/// The directory of an image's blobs whose digests are by an algorithm.
+pub fn blobs(name: &ImageName, algorithm: Algorithm) -> String {
+    format!("{name}/{BLOBS}/{algorithm}")
+}
+
+/// The directories of an image's blobs that are there.
+pub fn blob_directories(dir: &Dir, name: &ImageName) -> impl Iterator<Item = (Algorithm, String)> {
+    let directories = Algorithm::ALL.map(|algorithm| (algorithm, blobs(name, algorithm)));
+    directories.into_iter().filter(|(_, path)| dir.is_dir(path))
 }
 
 /// The index of an image's layout; nothing if there is none.
@@ -42,16 +48,27 @@ pub fn is_visible(dir: &Dir, name: &ImageName) -> bool {
     dir.is_file(format!("{name}/{INDEX}"))
 }
 
-/// Makes the directories of an image.
+/// Makes the directories of an image; but for those of blobs by other algorithms than the usual one, which few images have.
 pub fn create(dir: &Dir, name: &ImageName) -> Result<()> {
-    let blobs = blobs(name);
+    let blobs = blobs(name, Algorithm::CANONICAL);
     dir.create_dir_all(&blobs).map_err(Error::io("creating", &blobs))
+}
+
+/// Makes the directory of an image's blobs by an algorithm. The image's own must be there: what removes leftovers may have removed it.
+pub fn create_blobs(dir: &Dir, name: &ImageName, algorithm: Algorithm) -> Result<()> {
+    let blobs = blobs(name, algorithm);
+    match dir.create_dir(&blobs) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("creating", blobs)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what claims before the one with that fence left unfinished; but for large blobs, which it resumes.
 pub fn clear_overtaken(dir: &Dir, name: &ImageName, fence: u64) -> Result<()> {
     let overtaken = |partial: Partial, left: u64| !matches!(partial, Partial::Resumable(_)) && left < fence;
-    clear(dir, &blobs(name), overtaken)?;
+    for (_, blobs) in blob_directories(dir, name) {
+        clear(dir, &blobs, overtaken)?;
+    }
     clear(dir, &name.0, overtaken)
 }
 

@@ -15,7 +15,7 @@ use crate::{
     domain::{Digest, FoundFile, FoundImage, ImageName, Leftover, Timestamp},
     region::{
         Error, Result,
-        layout::{INDEX, MARKER},
+        layout::{BLOBS, INDEX, MARKER},
     },
 };
 
@@ -54,7 +54,12 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
         partials: Vec::new(),
         name,
     };
-    for directory in [image.name.0.clone(), layout::blobs(&image.name)] {
+    let blobs: Vec<String> = layout::blob_directories(dir, &image.name).map(|(_, path)| path).collect();
+    // No layout; but for one whose removal was interrupted.
+    if blobs.is_empty() && image.fence.is_none() {
+        return Ok(None);
+    }
+    for directory in blobs.into_iter().chain([image.name.0.clone()]) {
         let metadata = dir.metadata(&directory).map_err(Error::io("reading", &directory))?;
         image.changed = image.changed.max(changed(&metadata));
         for entry in dir.read_dir(&directory).map_err(Error::io("listing", &directory))? {
@@ -125,14 +130,14 @@ pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> 
 /// Removes the files of an image that is not visible, and its directories if nothing else is in them. Under its lock; the
 /// fence goes last, so that what is interrupted is found again.
 fn remove_image(dir: &Dir, name: &ImageName, progress: &Progress) -> Result<()> {
-    let blobs = layout::blobs(name);
-    let is_blob = |file: &str| format!("sha256:{file}").parse::<Digest>().is_ok() || partial::parse(file).is_some();
     signatures::remove(dir, name)?;
-    remove_files(dir, &blobs, is_blob, progress)?;
-    remove_files(dir, &name.0, |file| file == MARKER || partial::parse(file).is_some(), progress)?;
-    for directory in [blobs, format!("{name}/blobs")] {
-        remove_dir(dir, &directory)?;
+    for (algorithm, blobs) in layout::blob_directories(dir, name) {
+        let is_blob = |file: &str| Digest::from_hex(file).is_some_and(|digest| digest.algorithm() == algorithm);
+        remove_files(dir, &blobs, |file| is_blob(file) || partial::parse(file).is_some(), progress)?;
+        remove_dir(dir, &blobs)?;
     }
+    remove_files(dir, &name.0, |file| file == MARKER || partial::parse(file).is_some(), progress)?;
+    remove_dir(dir, &format!("{name}/{BLOBS}"))?;
     blob::remove(dir, &format!("{name}/{FENCE}"))?;
     remove_dir(dir, &name.0)
 }

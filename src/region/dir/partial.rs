@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::layout;
+use super::blob;
 use crate::{
     domain::{Descriptor, Digest},
     region::{
@@ -44,12 +44,12 @@ fn suffix(stage: &Stage) -> String {
 /// The path of a new unfinished blob.
 pub fn blob(stage: &Stage, blob: &Descriptor) -> String {
     let ending = if is_resumable(blob) { RESUMABLE } else { PARTIAL };
-    format!("{}/{}.{}{ending}", layout::blobs(&stage.name), blob.digest.hex(), suffix(stage))
+    format!("{}.{}{ending}", blob::path(&stage.name, blob.digest), suffix(stage))
 }
 
 /// The path of a new link to another image's blob.
 pub fn link(stage: &Stage, blob: &Descriptor) -> String {
-    format!("{}/{}.{}{PARTIAL}", layout::blobs(&stage.name), blob.digest.hex(), suffix(stage))
+    format!("{}.{}{PARTIAL}", blob::path(&stage.name, blob.digest), suffix(stage))
 }
 
 /// The path of what is about to replace a file of the layout.
@@ -68,7 +68,7 @@ pub fn parse(file: &str) -> Option<(Partial, u64)> {
         return [INDEX, MARKER].contains(&replaced).then(|| Some((Partial::Replacement, fence(suffix)?)))?;
     }
     let (digest, suffix) = file.split_once('.')?;
-    let digest: Digest = format!("sha256:{digest}").parse().ok()?;
+    let digest = Digest::from_hex(digest)?;
     if let Some(suffix) = suffix.strip_suffix(RESUMABLE.trim_start_matches('.')).and_then(|s| s.strip_suffix('.')) {
         return Some((Partial::Resumable(digest), fence(suffix)?));
     }
@@ -78,14 +78,16 @@ pub fn parse(file: &str) -> Option<(Partial, u64)> {
 #[cfg(test)]
 mod tests {
     use super::{Partial, parse};
+    use crate::domain::Digest;
 
     #[test]
     fn only_names_that_this_service_gives_are_unfinished_files() {
-        let hex = "0".repeat(64);
-        let digest = format!("sha256:{hex}").parse().expect("a digest");
+        let (hex, long) = ("0".repeat(64), "0".repeat(128));
         for (file, expected) in [
             (format!("{hex}.17-3.partial"), Some((Partial::Blob, 17))),
-            (format!("{hex}.17-3.begun"), Some((Partial::Resumable(digest), 17))),
+            (format!("{hex}.17-3.begun"), Some((Partial::Resumable(Digest::Sha256([0; 32])), 17))),
+            (format!("{long}.17-3.begun"), Some((Partial::Resumable(Digest::Sha512([0; 64])), 17))),
+            (format!("{hex}00.17-3.begun"), None),
             (".index.json.17-0".to_owned(), Some((Partial::Replacement, 17))),
             (".oci-layout.17-0".to_owned(), Some((Partial::Replacement, 17))),
             (hex.clone(), None),

@@ -36,7 +36,7 @@ use crate::{
     domain::{Digest, ImageName},
     region::{
         Error, Exchanged, MAX_MANIFEST_BYTES, Result, Stage, Tree,
-        layout::{INDEX, Layout, MARKER, MARKER_CONTENT},
+        layout::{BLOBS, INDEX, Layout, MARKER, MARKER_CONTENT},
         store::shown,
     },
 };
@@ -127,11 +127,12 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     for (blob, content) in &layout.blobs {
         write::write_small(dir, stage, blob, content)?;
     }
-    layout::clear(dir, &layout::blobs(name), |partial, fence| {
-        matches!(partial, Partial::Resumable(_)) && fence <= stage.fence
-    })?;
-    sync_dir(dir, &layout::blobs(name))?;
-    sync_dir(dir, &format!("{name}/blobs"))?;
+    for (_, blobs) in layout::blob_directories(dir, name) {
+        let begun = |partial, fence| matches!(partial, Partial::Resumable(_)) && fence <= stage.fence;
+        layout::clear(dir, &blobs, begun)?;
+        sync_dir(dir, &blobs)?;
+    }
+    sync_dir(dir, &format!("{name}/{BLOBS}"))?;
     let marker = partial::replacement(stage, MARKER);
     write::write_file(dir, &marker, MARKER_CONTENT.as_bytes())?;
     rename(dir, &marker, name, MARKER)?;

@@ -1,6 +1,7 @@
 //! A directory is written by claims that are overtaken, canceled and given up at every moment: what is visible is always the
 //! image of the claim that is good.
 
+mod algorithms;
 mod leftovers;
 
 use std::{
@@ -15,12 +16,11 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{DirStore, fence::FENCE};
 use crate::{
-    domain::{Descriptor, Digest, ImageName, Verification},
+    domain::{Algorithm, Descriptor, Digest, ImageName, Verification},
     region::{Chunk, Error, Journal, Memory, Presence, Result, Source as _, Stage, Store as _, Tree},
 };
 
@@ -111,8 +111,9 @@ impl Place {
 
     /// The unfinished files.
     fn unfinished(&self) -> Vec<String> {
-        let directories = [self.file(""), self.file("blobs/sha256")];
-        let files = directories.into_iter().flat_map(|directory| fs::read_dir(directory).expect("a directory"));
+        let directories = ["", "blobs/sha256", "blobs/sha512"].map(|directory| self.file(directory));
+        let directories = directories.into_iter().filter(|directory| directory.exists());
+        let files = directories.flat_map(|directory| fs::read_dir(directory).expect("a directory"));
         let names = files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned());
         names.filter(|name| super::partial::parse(name).is_some()).collect()
     }
@@ -132,7 +133,7 @@ fn good(fence: u64) -> Stage {
 }
 
 fn descriptor(content: &[u8]) -> Descriptor {
-    let digest = Digest::new(Sha256::digest(content).into());
+    let digest = Algorithm::CANONICAL.digest(content);
     Descriptor { media_type: "application/octet-stream".into(), digest, size: content.len() as u64 }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cap_std::fs::{Dir, File, OpenOptions};
 use tokio::sync::mpsc;
 
-use super::{DirStore, blob, operations::Progress, partial};
+use super::{DirStore, blob, layout, operations::Progress, partial};
 use crate::{
     domain::Descriptor,
     region::{Chunk, Error, Result, Stage},
@@ -178,6 +178,7 @@ impl Unfinished {
     /// Creates the file. The beginning that another writer left is copied, not taken over: that writer may still run, and hold
     /// the file open.
     fn begin(&self, dir: &Dir, progress: &Progress) -> Result<File> {
+        layout::create_blobs(dir, &self.stage.name, self.blob.digest.algorithm())?;
         let mut file = create(dir, &self.path)?;
         if self.from == 0 {
             return Ok(file);
@@ -243,6 +244,7 @@ pub fn write_file(dir: &Dir, path: &str, content: &[u8]) -> Result<()> {
 
 /// Writes a small blob durably and in one step.
 pub fn write_small(dir: &Dir, stage: &Stage, blob: &Descriptor, content: &[u8]) -> Result<()> {
+    layout::create_blobs(dir, &stage.name, blob.digest.algorithm())?;
     let partial = partial::blob(stage, blob);
     write_file(dir, &partial, content)?;
     let own = blob::path(&stage.name, blob.digest);

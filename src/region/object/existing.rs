@@ -2,10 +2,10 @@
 
 use object_store::{ObjectStoreExt as _, path::Path};
 
-use super::{BLOBS, MOST_COPIED, ObjectStore, failed};
+use super::{MOST_COPIED, ObjectStore, failed};
 use crate::{
     domain::{Descriptor, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, store::SMALL, tree::digest_of},
+    region::{Error, Result, Stage, Witness, layout::blob_path, store::SMALL, tree::digest_of},
 };
 
 impl ObjectStore {
@@ -69,7 +69,7 @@ impl ObjectStore {
     pub(super) async fn borrow(&self, stage: &Stage, blob: &Descriptor) -> Result<Option<Verification>> {
         let (service, own) = (self.service(), self.blob(&stage.name, blob.digest));
         for lender in stage.lenders.iter().filter(|place| place.service == service && blob.size <= MOST_COPIED) {
-            let theirs = Path::from(format!("{}/{BLOBS}/{}", lender.path, blob.digest.hex()));
+            let theirs = Path::from(format!("{}/{}", lender.path, blob_path(blob.digest)));
             if theirs == own || self.find(&theirs, blob).await?.is_none() {
                 continue;
             }

@@ -26,10 +26,9 @@ use self::{conceal::Concealment, upload::Upload};
 use super::{
     BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
     Store, StoreKind, Tree,
-    layout::{self, BLOBS, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
+    layout::{self, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
     referrers::{Entry, Listing},
     store::shown,
-    tree,
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
 
@@ -107,7 +106,7 @@ impl ObjectStore {
     }
 
     fn blob(&self, name: &ImageName, digest: Digest) -> Path {
-        self.path(name, &format!("{BLOBS}/{}", digest.hex()))
+        self.path(name, &layout::blob_path(digest))
     }
 
     /// A small object, of at most `limit` bytes; nothing if there is none.
@@ -171,7 +170,7 @@ impl Source for ObjectStore {
         let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
         let limit = manifest.size.min(MAX_MANIFEST_BYTES);
         let content = self.small(&self.blob(name, manifest.digest), limit).await?.ok_or_else(missing)?;
-        let actual = tree::digest(&content);
+        let actual = manifest.digest.algorithm().digest(&content);
         if actual == manifest.digest {
             Ok(content)
         } else {
@@ -322,7 +321,7 @@ impl Store for ObjectStore {
     /// It is read, which takes as many round trips as asking for it.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let there = self.small_written(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
-        Ok(there.is_some_and(|there| tree::digest(&there) == manifest.digest))
+        Ok(there.is_some_and(|there| manifest.digest.matches(&there)))
     }
 
     async fn write_blob(

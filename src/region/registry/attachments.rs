@@ -151,7 +151,7 @@ impl RegistryStore {
         let (Some(tag), Some((root, content))) = (&attachment.tag, attachment.root()) else { return Ok(()) };
         let there = self.get_manifest(repository, tag, Scope::push(repository), MAX_MANIFEST_BYTES).await?;
         if let Some((there, theirs)) = there {
-            if there.digest == root.digest {
+            if theirs == *content {
                 return Ok(());
             }
             let has_theirs =
@@ -169,7 +169,7 @@ impl RegistryStore {
         let looks = tree.attachments.iter().filter_map(|attachment| Some((attachment, attachment.root()?)));
         let looks = looks.map(|(attachment, (root, _))| async move {
             let reference = attachment.tag.clone().unwrap_or_else(|| root.digest.to_string());
-            let there = self.head_manifest(repository, &reference, Scope::push(repository)).await?;
+            let there = self.head_manifest_as(&[root.digest], repository, &reference, Scope::push(repository)).await?;
             Ok::<_, Error>(there.is_some_and(|there| there.digest == root.digest))
         });
         let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffer_unordered(LOOKS_AT_ONCE);

@@ -66,7 +66,7 @@ impl RegistryStore {
             StatusCode::NOT_FOUND => return Ok(None),
             _ => {
                 let what = what(&Method::HEAD, response.url());
-                return Err(refusal(&what, response).await);
+                return Err(refusal(&what, response).await.about_digest(blob.digest));
             }
         };
         if size.is_some_and(|size| size != blob.size) {
@@ -115,7 +115,7 @@ impl RegistryStore {
         // By the same credentials as everything else of a copy.
         let read = self.read_as(Scope::push(repository), &stage.name, blob, 0, None).await;
         let actual = match read {
-            Ok(chunks) => Some(digest_of_chunks(chunks, &stage.activity).await?),
+            Ok(chunks) => Some(digest_of_chunks(chunks, blob.digest.algorithm(), &stage.activity).await?),
             // A registry that has lost the file may still have the entry.
             Err(Error::BlobMissing { .. }) => None,
             Err(error) => return Err(error),
@@ -223,10 +223,12 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What an answer says of a blob that changes when it is written again. An entity tag that is the digest says nothing of the bytes.
+/// What an answer says of a blob that changes when it is written again. An entity tag that is the digest says nothing of the bytes, nor
+/// does one that is a digest by another algorithm.
 fn witness(headers: &HeaderMap, digest: Digest) -> Witness {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let tag = text(ETAG).filter(|tag| !tag.contains(&digest.hex()));
+    let is_digest = |tag: &str| tag.trim_start_matches("W/").trim_matches('"').parse::<Digest>().is_ok();
+    let tag = text(ETAG).filter(|tag| !tag.contains(&digest.hex()) && !is_digest(tag));
     let parts: Vec<&str> = tag.into_iter().chain(text(LAST_MODIFIED)).collect();
     Witness::of(parts.join(" "))
 }
@@ -240,10 +242,14 @@ mod tests {
 
     #[test]
     fn a_tag_that_is_the_digest_is_no_witness() {
-        let digest = Digest::new([7; 32]);
-        let tag = HeaderValue::from_str(&format!("\"{digest}\"")).expect("a header");
-        let mut headers = HeaderMap::from_iter([(header::ETAG, tag)]);
-        assert_eq!(witness(&headers, digest), Witness(None));
+        let digest = Digest::Sha512([7; 64]);
+        let mut headers = HeaderMap::new();
+        // The distribution project's registry has the digest by SHA-256 there, whatever a blob is asked for by.
+        let tags = [digest, Digest::Sha256([7; 32])].map(|digest| [format!("\"{digest}\""), format!("W/\"{digest}\"")]);
+        for tag in tags.into_iter().flatten().chain([format!("\"{}\"", digest.hex())]) {
+            headers.insert(header::ETAG, HeaderValue::from_str(&tag).expect("a header"));
+            assert_eq!(witness(&headers, digest), Witness(None), "{tag}");
+        }
         headers.insert(header::LAST_MODIFIED, HeaderValue::from_static("Thu, 01 Jan 2026 00:00:00 GMT"));
         headers.insert(header::ETAG, HeaderValue::from_static("\"abc\""));
         assert_eq!(witness(&headers, digest), Witness(Some("\"abc\" Thu, 01 Jan 2026 00:00:00 GMT".into())));

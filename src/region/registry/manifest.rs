@@ -6,6 +6,7 @@ use http::{
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use reqwest::Response;
+use url::Url;
 
 use super::{
     RegistryStore,
@@ -13,11 +14,11 @@ use super::{
     decoding::{Decoder, is_encoded},
 };
 use crate::{
-    domain::Descriptor,
+    domain::{Algorithm, Descriptor, Digest},
     region::{
         Error, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Result,
         answer::{bounded, refusal},
-        tree::{self, INDEX_TYPES, MANIFEST_TYPES},
+        tree::{INDEX_TYPES, MANIFEST_TYPES},
     },
 };
 
@@ -61,6 +62,41 @@ impl RegistryStore {
         }
     }
 
+    /// The same, by the digest out of `known` that it has, if it has one of them.
+    pub(super) async fn head_manifest_as(
+        &self,
+        known: &[Digest],
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+    ) -> Result<Option<Descriptor>> {
+        let told = self.head_manifest(repository, reference, scope.clone()).await?;
+        self.known_as(known, told, repository, reference, scope).await
+    }
+
+    /// What the registry has told of a manifest, by the digest out of `known` that the manifest has, if it has one of them. Digests by
+    /// different algorithms can't be compared: then the manifest is read.
+    pub(super) async fn known_as(
+        &self,
+        known: &[Digest],
+        told: Option<Descriptor>,
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+    ) -> Result<Option<Descriptor>> {
+        let is_settled = |Descriptor { digest, .. }: &Descriptor| {
+            known.contains(digest) || known.iter().all(|one| one.algorithm() == digest.algorithm())
+        };
+        if told.as_ref().is_none_or(is_settled) {
+            return Ok(told);
+        }
+        let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
+        Ok(found.map(|(found, content)| {
+            let digest = known.iter().find(|one| one.matches(&content)).copied().unwrap_or(found.digest);
+            Descriptor { digest, ..found }
+        }))
+    }
+
     /// A manifest of at most `limit` bytes, with the digest that its bytes have; nothing if there is none.
     pub(super) async fn get_manifest(
         &self,
@@ -93,11 +129,14 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
+        // By the algorithm that it was asked for by; of a tag, by the one that the registry tells.
+        let by: Option<Digest> = reference.parse().ok().or_else(|| told_digest(response.headers()));
+        let algorithm = by.map_or(Algorithm::CANONICAL, |digest| digest.algorithm());
         let decoder = Decoder::of(response.headers(), response.content_length(), None);
         let content = bounded(&what, response, limit).await?;
         let content = decoded(&what, decoder, content, limit)?;
         let media_type = if is_known(&media_type) { media_type } else { stated_type(&content).unwrap_or(media_type) };
-        let descriptor = Descriptor { media_type, digest: tree::digest(&content), size: content.len() as u64 };
+        let descriptor = Descriptor { media_type, digest: algorithm.digest(&content), size: content.len() as u64 };
         Ok(Some((descriptor, content)))
     }
 
@@ -109,22 +148,52 @@ impl RegistryStore {
         manifest: &Descriptor,
         content: Bytes,
     ) -> Result<()> {
-        let url = self.client().url(&format!("{repository}/manifests/{reference}"))?;
+        let url = |reference: &str| self.client().url(&format!("{repository}/manifests/{reference}"));
+        if reference == manifest.digest.to_string() {
+            let put = self.put(repository, url(reference)?, manifest, content).await;
+            return put.map(drop).map_err(|error| error.about_digest(manifest.digest));
+        }
+        if manifest.digest.algorithm() != Algorithm::CANONICAL {
+            // What comes by a tag alone is known by the registry's own algorithm and no other. Where the registry does not take the tag
+            // along with the digest, it is put by the tag as well.
+            let mut tagging = url(&manifest.digest.to_string())?;
+            tagging.query_pairs_mut().append_pair("tag", reference);
+            let put = self.put(repository, tagging, manifest, content.clone()).await;
+            if is_tagged(&put.map_err(|error| error.about_digest(manifest.digest))?, reference) {
+                return Ok(());
+            }
+        }
+        self.put(repository, url(reference)?, manifest, content).await.map(drop)
+    }
+
+    /// Puts a manifest at a URL. Returns the headers of the answer.
+    async fn put(&self, repository: &str, url: Url, manifest: &Descriptor, content: Bytes) -> Result<HeaderMap> {
         let what = what(&Method::PUT, &url);
         let headers = HeaderMap::from_iter([header(CONTENT_TYPE, manifest.media_type.as_str())?]);
-        let ask = Ask { method: Method::PUT, url, scope: Scope::push(repository), headers, body: content };
-        let response = self.client().ask(ask).await?;
+        let body = content.clone();
+        let response =
+            self.client().ask(Ask { method: Method::PUT, url, scope: Scope::push(repository), headers, body }).await?;
         if !response.status().is_success() {
             return Err(refusal(&what, response).await);
         }
-        let told = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
-        match told {
-            Some(actual) if actual != manifest.digest => {
+        match told_digest(response.headers()) {
+            Some(actual) if !actual.matches(&content) => {
                 Err(Error::DigestMismatch { image: what, expected: manifest.digest, actual })
             }
-            _ => Ok(()),
+            _ => Ok(response.headers().clone()),
         }
     }
+}
+
+/// The digest that an answer says of its manifest.
+fn told_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
+
+/// Whether an answer says that a manifest was given a tag along with its digest ("Pushing Manifests").
+fn is_tagged(headers: &HeaderMap, tag: &str) -> bool {
+    let tags = headers.get_all("oci-tag").iter().filter_map(|value| value.to_str().ok());
+    tags.flat_map(|tags| tags.split(',')).any(|given| given.trim() == tag)
 }
 
 /// The media type that an answer says of its content.
@@ -169,7 +238,7 @@ fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     }
     Some(Descriptor {
         media_type,
-        digest: text("docker-content-digest")?.parse().ok()?,
+        digest: told_digest(headers)?,
         // Some say that an answer without content has none.
         size: text(CONTENT_LENGTH.as_str())?.parse().ok().filter(|size| *size > 0)?,
     })

@@ -7,6 +7,7 @@ mod content_range;
 mod credential_helper;
 mod credentials;
 mod decoding;
+mod digest_support;
 mod docker_config;
 mod existing;
 mod feed;
@@ -195,6 +196,13 @@ impl RegistryStore {
     fn service(&self) -> String {
         self.client.location().base.to_string()
     }
+
+    /// What an image's tag shows: by the digest that is wanted there, or was published there, if it is one of these.
+    async fn shown(&self, stage: &Stage, wanted: Digest) -> Result<Shown> {
+        let at = self.at(&stage.name);
+        let known: Vec<Digest> = stage.published.roots().chain([wanted]).collect();
+        shown(self.head_manifest_as(&known, &at.repository, &at.tag, Scope::push(&at.repository)).await)
+    }
 }
 
 #[async_trait]
@@ -210,6 +218,12 @@ impl Source for RegistryStore {
                 Ok(found.map(|(root, _)| root))
             }
         }
+    }
+
+    async fn root_as(&self, name: &ImageName, known: Digest) -> Result<Option<Descriptor>> {
+        let at = self.at(name);
+        let told = self.root(name).await?;
+        self.known_as(&[known], told, &at.repository, &at.tag, Scope::pull(&at.repository)).await
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -338,8 +352,7 @@ impl Store for RegistryStore {
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
-        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await;
-        let shown = shown(there)?;
+        let shown = self.shown(stage, root.digest).await?;
         stage.may_show(&self.url(&stage.name), root.digest, &shown)?;
         if stage.suspect || shown != Shown::Root(root.digest) {
             return Ok(None);
@@ -376,7 +389,7 @@ impl Store for RegistryStore {
         {
             // One that was killed as it took the manifest may not be able to tell before it has been sent again.
             Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
-            there => there?,
+            there => there.map_err(|error| error.about_digest(manifest.digest))?,
         };
         let Some((there, _)) = there else { return Ok(false) };
         let intact = there.digest == manifest.digest;
@@ -395,6 +408,7 @@ impl Store for RegistryStore {
     ) -> Result<()> {
         let at = self.at(&stage.name);
         self.upload(stage, &at.repository, blob, from, chunks).await?;
+        self.require_known(&at.repository, blob).await?;
         // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
         if stage.suspect || self.damaged.has(&at.repository, blob.digest) {
             let actual = digest_of(self, &stage.name, blob, &stage.activity).await?;
@@ -439,13 +453,15 @@ impl Store for RegistryStore {
         let scope = Scope::push(&at.repository);
         let mut there = Shown::Nothing;
         if !stage.seen_free.within(SHOWN_LATELY) {
-            there = shown(self.head_manifest(&at.repository, &at.tag, scope.clone()).await)?;
+            there = self.shown(stage, root.digest).await?;
             stage.may_show(&self.url(&stage.name), root.digest, &there)?;
         }
         stage.journal.hold().await?;
         let read = async |reference: &str| {
             let there = self.get_manifest(&at.repository, reference, scope.clone(), MAX_MANIFEST_BYTES).await?;
-            Ok::<_, Error>(there.map(|(there, _)| there.digest))
+            Ok::<_, Error>(
+                there.map(|(there, content)| if root.digest.matches(&content) { root.digest } else { there.digest }),
+            )
         };
         // It may be one that can't be put again, not even with what it stands for.
         if there == Shown::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {

@@ -92,7 +92,7 @@ impl RegistryStore {
                 }
                 Ok(())
             }
-            Err(failed) => Err(self.take_lesson(stage, blob, mode, failed).await?),
+            Err(failed) => Err(self.take_lesson(stage, repository, blob, mode, failed).await?),
         }
     }
 
@@ -105,9 +105,27 @@ impl RegistryStore {
     }
 
     /// What an upload failed with, once the next one has been prepared for: in another mode, if that may be the reason.
-    async fn take_lesson(&self, stage: &Stage, blob: &Descriptor, mode: UploadMode, failed: Failed) -> Result<Error> {
+    async fn take_lesson(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+        mode: UploadMode,
+        failed: Failed,
+    ) -> Result<Error> {
         let Failed { error, lesson } = failed;
+        let error = match error.about_digest(blob.digest) {
+            unsupported @ Error::DigestUnsupported { .. }
+                if !self.supports(repository, blob.digest.algorithm()).await =>
+            {
+                self.discard(stage, blob).await?;
+                return Ok(unsupported);
+            }
+            Error::DigestUnsupported { source, .. } => *source,
+            error => error,
+        };
         let Some((lesson, sent)) = lesson else { return Ok(error) };
+        let error = if lesson == Lesson::Broken { gone_or(error) } else { error };
         // Smaller chunks go on where these began.
         if lesson != Lesson::TooLarge {
             self.discard(stage, blob).await?;
@@ -127,7 +145,7 @@ impl RegistryStore {
         mode: UploadMode,
         feed: &mut Feed,
     ) -> Sent<()> {
-        let (upload, begun) = self.begin(repository).await?;
+        let (upload, begun) = self.begin(repository, blob.digest.algorithm()).await?;
         match upload.fit(mode, blob.size) {
             UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await?,
             UploadMode::Monolithic => self.commit(&upload, blob, 0, feed).await?,
@@ -276,7 +294,7 @@ impl Part {
     }
 }
 
-fn commit_url(upload: &Upload, blob: &Descriptor) -> Url {
+pub(super) fn commit_url(upload: &Upload, blob: &Descriptor) -> Url {
     let mut url = upload.url.clone();
     url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
     url
@@ -291,23 +309,26 @@ async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<(
     let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
     match digest.map(str::parse::<Digest>) {
         None | Some(Err(_)) => Ok(()),
-        Some(Ok(digest)) if digest == blob.digest => Ok(()),
+        // What is said by another algorithm can't be compared.
+        Some(Ok(digest)) if digest == blob.digest || digest.algorithm() != blob.digest.algorithm() => Ok(()),
         Some(Ok(actual)) => Err(Error::DigestMismatch { image: what, expected: blob.digest, actual }.into()),
     }
 }
 
-/// A refusal. A registry that does not know the upload any more has lost it: that is no reason to give up but to begin again. So is one
-/// that finds another digest in the end: the bytes were right when they left.
+/// A refusal.
 async fn refused(what: &str, part: &Part, response: Response) -> Failed {
-    let status = response.status();
-    let error = refusal(what, response).await;
-    let lesson = Lesson::of(&part.method, part.offset, status).map(|lesson| (lesson, part.bytes));
-    let error = match lesson {
-        Some((Lesson::Broken, _)) if status.is_client_error() => {
+    let lesson = Lesson::of(&part.method, part.offset, response.status()).map(|lesson| (lesson, part.bytes));
+    Failed { error: refusal(what, response).await, lesson }
+}
+
+/// A registry that does not know the upload any more has lost it: that is no reason to give up but to begin again. So is one that finds
+/// another digest in the end: the bytes were right when they left.
+fn gone_or(error: Error) -> Error {
+    match error {
+        Error::Status { ref what, status, .. } if status.is_client_error() => {
             tracing::info!(%error, "an upload is gone");
-            Error::UploadGone(what.to_owned().into())
+            Error::UploadGone(what.clone())
         }
-        _ => error,
-    };
-    Failed { error, lesson }
+        error => error,
+    }
 }

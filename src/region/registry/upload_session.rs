@@ -21,7 +21,7 @@ use super::{
     upload_mode::UploadMode,
 };
 use crate::{
-    domain::Descriptor,
+    domain::{Algorithm, Descriptor},
     region::{Error, Result, Stage, answer::refusal},
 };
 
@@ -162,10 +162,10 @@ impl RegistryStore {
 
     /// Begins an upload, on a task of its own: once the registry has been asked, its answer must not be lost, even if nobody waits
     /// for it any more.
-    pub(super) async fn begin(&self, repository: &str) -> Result<(Upload, Begun)> {
+    pub(super) async fn begin(&self, repository: &str, algorithm: Algorithm) -> Result<(Upload, Begun)> {
         let (store, repository) = (self.clone(), repository.to_owned());
         let begin = async move {
-            let upload = store.ask_for_upload(&repository).await?;
+            let upload = store.ask_for_upload(&repository, algorithm).await?;
             Ok((upload.clone(), Begun { store, upload: Some(upload) }))
         };
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
@@ -173,14 +173,18 @@ impl RegistryStore {
 
     /// Begins an upload to a repository, and gives it up.
     pub(super) async fn try_to_write(&self, repository: &str) -> Result<()> {
-        drop(self.begin(repository).await?);
+        drop(self.begin(repository, Algorithm::CANONICAL).await?);
         self.abort_dropped().await;
         Ok(())
     }
 
-    async fn ask_for_upload(&self, repository: &str) -> Result<Upload> {
+    async fn ask_for_upload(&self, repository: &str, algorithm: Algorithm) -> Result<Upload> {
         let scope = Scope::push(repository);
-        let url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
+        let mut url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
+        // So that the registry hashes by it as the bytes come ("Pushing a blob in chunks").
+        if algorithm != Algorithm::CANONICAL {
+            url.query_pairs_mut().append_pair("digest-algorithm", algorithm.as_str());
+        }
         let (what, asked) = (what(&Method::POST, &url), url.clone());
         let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
         let ask = Ask { method: Method::POST, url, scope, headers, body: Bytes::new() };

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
     reader::Reader,
 };
 use crate::{
-    domain::{Descriptor, Digest},
+    domain::{ContentHasher, Descriptor},
     region::{Chunk, Error, Result},
 };
 
@@ -40,14 +39,15 @@ pub struct BlobStream {
     /// How far it has been read.
     position: u64,
     /// The hash of what comes before; nothing if that was not read.
-    hasher: Option<Sha256>,
+    hasher: Option<ContentHasher>,
 }
 
 impl BlobStream {
     /// The blob for destinations that each have the first bytes of it, or none.
-    pub fn new(index: usize, sinks: Vec<Sink>) -> Self {
+    pub fn new(index: usize, blob: &Descriptor, sinks: Vec<Sink>) -> Self {
         let position = sinks.iter().map(|sink| sink.from).min().unwrap_or(0);
-        Self { index, sinks, position, hasher: (position == 0).then(Sha256::new) }
+        let hasher = (position == 0).then(|| blob.digest.algorithm().hasher());
+        Self { index, sinks, position, hasher }
     }
 
     /// Reads the blob and gives it to every sink, to each from the byte that it needs. An error is one of the source: no sink has been sent
@@ -70,7 +70,7 @@ impl BlobStream {
         }
         // A destination that resumes has not been sent all of it, and verifies the whole by itself.
         if let Some(hasher) = self.hasher.clone() {
-            let actual = Digest::new(hasher.finalize().into());
+            let actual = hasher.finish();
             if actual != blob.digest {
                 return Err(Error::DigestMismatch { image: source.name.to_string(), expected: blob.digest, actual });
             }

@@ -21,7 +21,7 @@ use super::{
     member::Member,
     schedule::MemberId,
 };
-use crate::region::Tree;
+use crate::{domain::Descriptor, region::Tree};
 
 /// Blobs above this size, in bytes, are large: a few of them at a time fill any link.
 const LARGE: u64 = 4 << 20;
@@ -148,7 +148,10 @@ impl Fanout {
     /// Reads one blob, once, for all that miss it.
     async fn send(&self, source: &ImageSource, tree: &Tree, next: Next) {
         let mut stream = match next {
-            Next::Blob(index, members) => BlobStream::new(index, self.deliver(tree, index, members).await),
+            Next::Blob(index, members) => {
+                let Some(blob) = tree.blob(index) else { return };
+                BlobStream::new(index, blob, self.deliver(blob, index, members).await)
+            }
             Next::Stream(stream) => stream,
         };
         let Some(blob) = tree.blob(stream.index) else { return };
@@ -166,9 +169,8 @@ impl Fanout {
     }
 
     /// Tells destinations of a blob to come. Returns those that take it.
-    async fn deliver(&self, tree: &Tree, index: usize, members: Vec<(Arc<Member>, u64)>) -> Vec<Sink> {
+    async fn deliver(&self, blob: &Descriptor, index: usize, members: Vec<(Arc<Member>, u64)>) -> Vec<Sink> {
         let mut sinks = Vec::new();
-        let Some(blob) = tree.blob(index) else { return sinks };
         for (member, from) in &members {
             let (sender, chunks) = byte_channel::channel();
             let others_wait = || members.iter().any(|(other, _)| other.id != member.id && other.is_idle());

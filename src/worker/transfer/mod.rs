@@ -179,7 +179,7 @@ impl Transfer {
 
 async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
     let ImageSource { region, store, name, root, absent, .. } = &*source;
-    let shown = store.root(name).await?.map(|shown| shown.digest);
+    let shown = store.root_as(name, root.digest).await?.map(|shown| shown.digest);
     if shown != Some(root.digest) {
         // By its digest, it may be there all the same.
         let shown = shown.map(tracing::field::display);

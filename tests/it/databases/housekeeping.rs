@@ -95,7 +95,7 @@ async fn uploads_are_remembered(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
     let a = add(&state, "a").await;
-    let (one, blob) = (region("one"), Digest::new([9; 32]));
+    let (one, blob) = (region("one"), Digest::Sha256([9; 32]));
     let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
     for session in ["first", "second"] {

@@ -138,7 +138,7 @@ fn image(id: &str) -> Image {
         kind: ImageKind::Vm,
         source: ImageName("n".into()),
         home: region("home"),
-        content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::new([7; 32]), size: 5 }),
+        content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::Sha256([7; 32]), size: 5 }),
         size: 1_000,
         created_at: Clock::system().now(),
         superseded_by: None,

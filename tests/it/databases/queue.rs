@@ -57,7 +57,8 @@ async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
         let report = Report { region: first.region.clone(), event };
         assert_eq!(state.replica_report(&a, report).await.expect("it answers"), Err(Stale));
     }
-    let noted = state.upload_note(&a, &first.region, first.fence, Digest::new([1; 32]), "s").await.expect("it answers");
+    let noted =
+        state.upload_note(&a, &first.region, first.fence, Digest::Sha512([1; 64]), "s").await.expect("it answers");
     assert_eq!(noted, Err(Stale));
     assert!(!state.replica_holds(&a, &first.region, first.fence).await.expect("it answers"));
     assert_eq!(get(&state, id).await, before);

@@ -54,7 +54,7 @@ macro_rules! calls {
 
 /// Every question that can be asked of the state.
 fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
-    let (a, one, blob) = (|| image_id("a"), || region("one"), Digest::new([9; 32]));
+    let (a, one, blob) = (|| image_id("a"), || region("one"), Digest::Sha256([9; 32]));
     let copy = || EcsCopy::first(Timestamp::from_millis(1));
     let nonce = || Nonce { access_key_id: "k".into(), value: "v".into(), until: Timestamp::from_millis(1) };
     let fault = || Fault { kind: FaultKind::Store, message: "m".into() };

@@ -13,7 +13,7 @@ on_every_database! { warnings_are_kept }
 async fn warnings_are_kept(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
-    let absent = (1..=100).map(|number| Digest::new([number; 32])).collect();
+    let absent = (1..=100).map(|number| Digest::Sha256([number; 32])).collect();
     let incomplete = Image { absent, ..image("a") };
     state.image_add(&incomplete).await.expect("it is added");
     let (id, one) = (image_id("a"), region("one"));

@@ -3,14 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use appferry::{
-    domain::{Descriptor, Digest, ImageName},
+    domain::{Algorithm, Descriptor, Digest, ImageName},
     region::{BlobChunks, Error, Measure, Result, Source, Tree},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 const KINDS: [&str; 3] = [
     "application/vnd.oci.image.manifest.v1+json",
@@ -21,7 +20,7 @@ const KINDS: [&str; 3] = [
 const MANIFESTS: u64 = 16 << 20;
 
 fn digest(content: &[u8]) -> Digest {
-    Digest::new(Sha256::digest(content).into())
+    Algorithm::Sha256.digest(content)
 }
 
 /// Has manifests by their digests, whatever size they are asked for by.

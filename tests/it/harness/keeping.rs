@@ -13,13 +13,49 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 
-use super::http_server::HttpServer;
+use super::{http_server::HttpServer, images};
+
+/// What has come of an upload. Its bytes are hashed as they come, by the algorithm that was named when it began, and are not kept.
+#[derive(Clone)]
+struct Upload {
+    hash: Hash,
+    length: u64,
+}
+
+#[derive(Clone)]
+enum Hash {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Upload {
+    fn begin(query: &str) -> Self {
+        let is_long = query.contains("digest-algorithm=sha512");
+        let hash = if is_long { Hash::Sha512(Sha512::new()) } else { Hash::Sha256(Sha256::new()) };
+        Self { hash, length: 0 }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        match &mut self.hash {
+            Hash::Sha256(hash) => hash.update(bytes),
+            Hash::Sha512(hash) => hash.update(bytes),
+        }
+        self.length += bytes.len() as u64;
+    }
+
+    fn digest(self) -> String {
+        match self.hash {
+            Hash::Sha256(hash) => format!("sha256:{}", hex::encode(hash.finalize())),
+            Hash::Sha512(hash) => format!("sha512:{}", hex::encode(hash.finalize())),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Content {
-    uploads: BTreeMap<u64, (Sha256, u64)>,
+    uploads: BTreeMap<u64, Upload>,
     /// Who was the last to ask about an upload: what comes for those before is thrown away.
     turns: BTreeMap<u64, u64>,
     begun: u64,
@@ -62,10 +98,6 @@ fn lock(content: &Mutex<Content>) -> MutexGuard<'_, Content> {
     content.lock().expect("no panic")
 }
 
-fn hex(hash: Sha256) -> String {
-    format!("sha256:{}", hex::encode(hash.finalize()))
-}
-
 async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -81,7 +113,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
             let mut content = lock(content);
             content.begun += 1;
             let id = content.begun;
-            content.uploads.insert(id, (Sha256::new(), 0));
+            content.uploads.insert(id, Upload::begin(&query));
             return empty(status(StatusCode::ACCEPTED).header("location", at(id)));
         }
         let Ok(id) = last.parse::<u64>() else { return empty(status(StatusCode::NOT_FOUND)) };
@@ -91,7 +123,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         }
         let range = request.headers().get("content-range").and_then(|range| range.to_str().ok()).map(str::to_owned);
         let begin = range.and_then(|range| range.split('-').next()?.parse::<u64>().ok());
-        let there = lock(content).uploads.get(&id).map(|(_, length)| *length);
+        let there = lock(content).uploads.get(&id).map(|upload| upload.length);
         if begin.is_some() && begin != there {
             return empty(status(StatusCode::RANGE_NOT_SATISFIABLE));
         }
@@ -109,21 +141,21 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
             if content.turns.get(&id) != Some(&turn) {
                 return empty(status(StatusCode::CONFLICT));
             }
-            let Some((hash, length)) = content.uploads.get_mut(&id) else {
+            let Some(upload) = content.uploads.get_mut(&id) else {
                 return empty(status(StatusCode::NOT_FOUND));
             };
             if let Some(data) = frame.data_ref() {
-                hash.update(data);
-                *length += data.len() as u64;
+                upload.take(data);
             }
         }
         let mut content = lock(content);
-        let Some((hash, length)) = content.uploads.get(&id).cloned() else {
+        let Some(upload) = content.uploads.get(&id).cloned() else {
             return empty(status(StatusCode::NOT_FOUND));
         };
+        let length = upload.length;
         if method == Method::PUT {
             let wanted = query.split("digest=").nth(1).unwrap_or_default().replace("%3A", ":");
-            if hex(hash) != wanted {
+            if upload.digest() != wanted {
                 return empty(status(StatusCode::BAD_REQUEST));
             }
             content.uploads.remove(&id);
@@ -141,7 +173,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         let kind =
             request.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
         let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        let digest = hex(Sha256::new_with_prefix(&body));
+        let digest = images::digest(&body);
         let mut content = lock(content);
         content.manifests.insert(digest.clone(), (kind.clone(), body.clone()));
         content.manifests.insert(last, (kind, body));
@@ -149,7 +181,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
     }
     let content = lock(content);
     if let Some((kind, body)) = content.manifests.get(&last).filter(|_| path.contains("/manifests/")) {
-        let digest = hex(Sha256::new_with_prefix(body));
+        let digest = images::digest(body);
         let builder = status(StatusCode::OK).header("content-type", kind).header("docker-content-digest", digest);
         let builder = builder.header("content-length", body.len());
         return builder

@@ -59,7 +59,7 @@ pub struct Seen {
 impl Seen {
     /// Whether it is one that reads a blob.
     pub fn reads_blob(&self) -> bool {
-        self.method == Method::GET && self.path.contains("/blobs/sha256:")
+        self.method == Method::GET && self.path.contains("/blobs/sha")
     }
 
     /// Whether it is one that writes bytes of a blob.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     http_server::HttpServer,
-    images::{INDEX, MANIFEST, digest},
+    images::{INDEX, MANIFEST, digest, digest_by, matches},
 };
 
 /// What it does differently.
@@ -31,6 +31,19 @@ pub struct Habits {
     pub wants_entries: bool,
     /// A tag can't be put again.
     pub keeps_tags: bool,
+    /// It takes no digests but those by SHA-256.
+    pub only_sha256: bool,
+    /// It takes tags along with a manifest that comes by its digest, and knows them by that digest (distribution specification, "Pushing
+    /// Manifests").
+    pub tags_digests: bool,
+}
+
+/// A manifest, with the digest that is told of it.
+#[derive(Clone)]
+struct Manifest {
+    kind: String,
+    content: Bytes,
+    digest: String,
 }
 
 #[derive(Default)]
@@ -39,7 +52,7 @@ struct Content {
     uploads: BTreeMap<u64, Vec<u8>>,
     begun: u64,
     blobs: BTreeMap<String, Bytes>,
-    manifests: BTreeMap<String, (String, Bytes)>,
+    manifests: BTreeMap<String, Manifest>,
 }
 
 /// A registry.
@@ -51,7 +64,17 @@ pub struct Shelf {
 
 /// A descriptor of some content.
 pub fn describe(kind: &str, content: &[u8]) -> Value {
-    json!({ "mediaType": kind, "digest": digest(content), "size": content.len() })
+    describe_by("sha256", kind, content)
+}
+
+pub fn describe_by(algorithm: &str, kind: &str, content: &[u8]) -> Value {
+    json!({ "mediaType": kind, "digest": digest_by(algorithm, content), "size": content.len() })
+}
+
+impl Manifest {
+    fn descriptor(&self) -> Value {
+        json!({ "mediaType": self.kind, "digest": self.digest, "size": self.content.len() })
+    }
 }
 
 impl Shelf {
@@ -77,37 +100,51 @@ impl Shelf {
 
     /// Puts a blob there, and returns its descriptor.
     pub fn blob(&self, kind: &str, content: &[u8]) -> Value {
-        self.content().blobs.insert(digest(content), content.to_vec().into());
-        describe(kind, content)
+        self.blob_by("sha256", kind, content)
+    }
+
+    pub fn blob_by(&self, algorithm: &str, kind: &str, content: &[u8]) -> Value {
+        self.content().blobs.insert(digest_by(algorithm, content), content.to_vec().into());
+        describe_by(algorithm, kind, content)
     }
 
     /// Puts a manifest there, by its digest and by a tag, and returns its descriptor.
     pub fn manifest(&self, kind: &str, content: &Value, tag: Option<&str>) -> Value {
-        let content = content.to_string();
-        let (digest, descriptor) = (digest(content.as_bytes()), describe(kind, content.as_bytes()));
-        for reference in tag.into_iter().chain([digest.as_str()]) {
-            self.content().manifests.insert(reference.to_owned(), (kind.to_owned(), content.clone().into()));
+        self.manifest_by("sha256", kind, content, tag)
+    }
+
+    pub fn manifest_by(&self, algorithm: &str, kind: &str, content: &Value, tag: Option<&str>) -> Value {
+        let content = Bytes::from(content.to_string());
+        let manifest = Manifest { kind: kind.to_owned(), digest: digest_by(algorithm, &content), content };
+        for reference in tag.into_iter().chain([manifest.digest.as_str()]) {
+            self.content().manifests.insert(reference.to_owned(), manifest.clone());
         }
-        descriptor
+        manifest.descriptor()
     }
 
     /// Puts an image of one layer there, and returns its descriptor.
     pub fn image(&self, layer: &[u8], tag: Option<&str>) -> Value {
-        let config = self.blob("application/vnd.oci.image.config.v1+json", br#"{"os":"linux"}"#);
-        let layer = self.blob("application/vnd.oci.image.layer.v1.tar", layer);
-        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
-        self.manifest(MANIFEST, &manifest, tag)
+        self.image_by("sha256", layer, tag)
     }
 
-    /// Puts something there that refers to a manifest, and returns its descriptor.
+    /// The same, all of which is known by an algorithm.
+    pub fn image_by(&self, algorithm: &str, layer: &[u8], tag: Option<&str>) -> Value {
+        let config = self.blob_by(algorithm, "application/vnd.oci.image.config.v1+json", br#"{"os":"linux"}"#);
+        let layer = self.blob_by(algorithm, "application/vnd.oci.image.layer.v1.tar", layer);
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
+        self.manifest_by(algorithm, MANIFEST, &manifest, tag)
+    }
+
+    /// Puts something there that refers to a manifest, by the manifest's algorithm, and returns its descriptor.
     pub fn refer(&self, subject: &Value, text: &str) -> Value {
-        let config = self.blob("application/vnd.oci.empty.v1+json", b"{}");
-        let layer = self.blob("text/plain", text.as_bytes());
+        let algorithm = subject["digest"].as_str().and_then(|digest| digest.split(':').next()).expect("a digest");
+        let config = self.blob_by(algorithm, "application/vnd.oci.empty.v1+json", b"{}");
+        let layer = self.blob_by(algorithm, "text/plain", text.as_bytes());
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/vnd.example.note",
             "config": config, "layers": [layer], "subject": subject,
         });
-        self.manifest(MANIFEST, &manifest, None)
+        self.manifest_by(algorithm, MANIFEST, &manifest, None)
     }
 
     /// Puts the list of what refers to a manifest there, by the tag that stands in for the API.
@@ -126,15 +163,13 @@ impl Shelf {
 
     /// What a tag or a digest stands for.
     pub fn get(&self, reference: &str) -> Option<Value> {
-        let content = self.content();
-        let (kind, content) = content.manifests.get(reference)?;
-        Some(describe(kind, content))
+        self.content().manifests.get(reference).map(Manifest::descriptor)
     }
 
     /// The content of a manifest.
     pub fn read(&self, reference: &str) -> Option<String> {
         let content = self.content();
-        Some(String::from_utf8(content.manifests.get(reference)?.1.to_vec()).expect("text"))
+        Some(String::from_utf8(content.manifests.get(reference)?.content.to_vec()).expect("text"))
     }
 
     /// Whether a blob is there.
@@ -143,9 +178,10 @@ impl Shelf {
     }
 }
 
-/// The tag of what is attached to a manifest.
+/// The tag of what is attached to a manifest: no more than 64 digits of its digest (distribution specification, "Referrers Tag Schema").
 pub fn tag(subject: &Value, kind: &str) -> String {
-    format!("{}{kind}", subject["digest"].as_str().expect("a digest").replace(':', "-"))
+    let (algorithm, digits) = subject["digest"].as_str().and_then(|digest| digest.split_once(':')).expect("a digest");
+    format!("{algorithm}-{}{kind}", &digits[..64])
 }
 
 fn status(status: u16) -> Builder {
@@ -174,22 +210,22 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         Some("referrers") => referrers(&content, last),
         Some("manifests") if head.method == Method::PUT => {
             let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-            put(&mut content, last, kind, body)
+            put(&mut content, last, query, kind, body)
         }
         Some("manifests") => match content.manifests.get(last) {
-            Some((kind, body)) => found(&head.method, kind, body),
+            Some(Manifest { kind, content, digest }) => found(&head.method, kind, content, digest),
             None => refused(404, "MANIFEST_UNKNOWN"),
         },
         Some("blobs") => match content.blobs.get(last) {
-            Some(body) => found(&head.method, "application/octet-stream", body),
+            Some(body) => found(&head.method, "application/octet-stream", body, last),
             None => refused(404, "BLOB_UNKNOWN"),
         },
         _ => empty(status(200)),
     }
 }
 
-fn found(method: &Method, kind: &str, body: &Bytes) -> Response<Full<Bytes>> {
-    let builder = status(200).header("content-type", kind).header("docker-content-digest", digest(body));
+fn found(method: &Method, kind: &str, body: &Bytes, digest: &str) -> Response<Full<Bytes>> {
+    let builder = status(200).header("content-type", kind).header("docker-content-digest", digest);
     let builder = builder.header("content-length", body.len());
     builder.body(if method == Method::HEAD { Full::default() } else { body.clone().into() }).expect("a response")
 }
@@ -208,7 +244,7 @@ fn upload(content: &mut Content, method: &Method, id: &str, query: &str, body: &
     let wanted = query.split("digest=").nth(1).unwrap_or_default().replace("%3A", ":");
     match *method {
         Method::DELETE => empty(status(204)),
-        Method::PUT if digest(&bytes) == wanted => {
+        Method::PUT if takes(content, &wanted, &bytes) => {
             content.blobs.insert(wanted.clone(), bytes.into());
             empty(status(201).header("docker-content-digest", wanted))
         }
@@ -222,7 +258,12 @@ fn upload(content: &mut Content, method: &Method, id: &str, query: &str, body: &
     }
 }
 
-fn put(content: &mut Content, reference: &str, kind: &str, body: Bytes) -> Response<Full<Bytes>> {
+/// Whether content is taken by a digest.
+fn takes(content: &Content, digest: &str, bytes: &[u8]) -> bool {
+    matches(digest, bytes) && (digest.starts_with("sha256:") || !content.habits.only_sha256)
+}
+
+fn put(content: &mut Content, reference: &str, query: &str, kind: &str, body: Bytes) -> Response<Full<Bytes>> {
     let manifest: Value = serde_json::from_slice(&body).expect("a manifest");
     let known = |descriptor: &Value| content.manifests.contains_key(descriptor["digest"].as_str().unwrap_or_default());
     let Habits { wants_subjects, wants_entries, keeps_tags, .. } = content.habits;
@@ -235,20 +276,32 @@ fn put(content: &mut Content, reference: &str, kind: &str, body: Bytes) -> Respo
     if keeps_tags && !reference.contains(':') && content.manifests.contains_key(reference) {
         return refused(400, "TAG_INVALID");
     }
-    let digest = digest(&body);
-    content.manifests.insert(digest.clone(), (kind.to_owned(), body.clone()));
-    content.manifests.insert(reference.to_owned(), (kind.to_owned(), body));
-    empty(status(201).header("docker-content-digest", digest))
+    let by_digest = reference.contains(':');
+    if by_digest && !takes(content, reference, &body) {
+        return refused(400, "DIGEST_INVALID");
+    }
+    let digest = if by_digest { reference.to_owned() } else { digest(&body) };
+    let manifest = Manifest { kind: kind.to_owned(), content: body, digest: digest.clone() };
+    content.manifests.insert(digest.clone(), manifest.clone());
+    content.manifests.insert(reference.to_owned(), manifest.clone());
+    let mut answer = status(201).header("docker-content-digest", digest);
+    if content.habits.tags_digests {
+        for (_, tag) in url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "tag") {
+            content.manifests.insert(tag.clone().into_owned(), manifest.clone());
+            answer = answer.header("oci-tag", &*tag);
+        }
+    }
+    empty(answer)
 }
 
 fn referrers(content: &Content, subject: &str) -> Response<Full<Bytes>> {
     if !content.habits.lists_referrers {
         return refused(404, "NOT_FOUND");
     }
-    let entry = |(reference, (kind, body)): (&String, &(String, Bytes))| {
-        let manifest: Value = serde_json::from_slice(body).ok()?;
-        let refers = reference.starts_with("sha256:") && manifest["subject"]["digest"] == subject;
-        refers.then(|| describe(kind, body))
+    let entry = |(reference, manifest): (&String, &Manifest)| {
+        let content: Value = serde_json::from_slice(&manifest.content).ok()?;
+        let refers = reference.contains(':') && content["subject"]["digest"] == subject;
+        refers.then(|| manifest.descriptor())
     };
     let entries: Vec<Value> = content.manifests.iter().filter_map(entry).collect();
     let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();

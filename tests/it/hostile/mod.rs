@@ -11,14 +11,13 @@ use std::sync::{
 };
 
 use appferry::{
-    domain::{Descriptor, Digest, ImageName},
+    domain::{Algorithm, Descriptor, ImageName},
     region::{
         Chunk, Credentials, Error, Location, Memory, RegistryClient, RegistryStore, Result, Source as _, Stage,
         Store as _, guard::Guard,
     },
 };
 use http::{Method, StatusCode};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::harness::{
@@ -65,7 +64,7 @@ fn name() -> ImageName {
 }
 
 fn blob(content: &[u8]) -> Descriptor {
-    let digest = Digest::new(Sha256::digest(content).into());
+    let digest = Algorithm::Sha256.digest(content);
     Descriptor { media_type: "application/octet-stream".into(), digest, size: content.len() as u64 }
 }
 

@@ -113,7 +113,7 @@ async fn no_tag_of_a_layout_makes_an_error_long_or_unprintable() {
     fs::create_dir_all(layout.join("blobs/sha256")).expect("a layout");
     let entry = |image: u8, tag: &str| {
         let annotations = json!({ "org.opencontainers.image.ref.name": tag });
-        let digest = Digest::new([image; 32]).to_string();
+        let digest = Digest::Sha256([image; 32]).to_string();
         json!({ "mediaType": MANIFEST, "digest": digest, "size": 3, "annotations": annotations })
     };
     let many: Vec<_> =

@@ -12,7 +12,14 @@ use crate::harness::{
     site::HOME,
 };
 
-const LISTS: Habits = Habits { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
+const LISTS: Habits = Habits {
+    lists_referrers: true,
+    wants_subjects: false,
+    wants_entries: false,
+    keeps_tags: false,
+    only_sha256: false,
+    tags_digests: false,
+};
 /// What registries from before OCI 1.1 have.
 const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 

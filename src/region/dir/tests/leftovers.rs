@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use super::{Place, good, root, tree};
+use super::{FENCE, Place, good, root, tree};
 use crate::{
     domain::{Leftover, Timestamp, leftovers},
     region::Store as _,
@@ -29,6 +29,13 @@ async fn an_image_that_never_became_visible_is_removed_whole() {
     assert!(place.store.clear_leftover(only).await.expect("it is removed"));
     assert!(!place.file("").exists());
     assert_eq!(left(&place).await, []);
+
+    // A removal that was interrupted before its end is taken up again.
+    fs::create_dir(place.file("")).expect("a directory");
+    fs::write(place.file(FENCE), "7").expect("a fence");
+    let found = left(&place).await;
+    assert!(place.store.clear_leftover(&found[0]).await.expect("it is removed"));
+    assert!(!place.file("").exists());
 
     // The next claim starts from nothing.
     place.write(&good(8), &tree("a")).await;

@@ -1,0 +1,58 @@
+//! Whether a registry supports the algorithm of a digest. Every registry supports SHA-256; of others that shows when content comes by them,
+//! and no answer says so in a way of its own.
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
+
+use super::{
+    RegistryStore,
+    client::{Ask, Scope, what},
+    upload::commit_url,
+};
+use crate::{
+    domain::{Algorithm, Descriptor},
+    region::{Error, Result, answer::refusal},
+};
+
+impl RegistryStore {
+    /// Whether the registry takes blobs by an algorithm, which it is asked after it has refused one: that may have been damaged on its way.
+    /// It is sent a blob of no bytes, which nothing can damage. Where it does not say, it does.
+    pub(super) async fn supports(&self, repository: &str, algorithm: Algorithm) -> bool {
+        let empty =
+            Descriptor { media_type: "application/octet-stream".to_owned(), digest: algorithm.digest(&[]), size: 0 };
+        match self.put_empty(repository, &empty).await.map_err(|error| error.about_digest(empty.digest)) {
+            Err(Error::DigestUnsupported { source, .. }) => {
+                tracing::info!(%algorithm, error = %source, repository, "the registry does not support the algorithm of digests");
+                false
+            }
+            _ => true,
+        }
+    }
+
+    async fn put_empty(&self, repository: &str, empty: &Descriptor) -> Result<()> {
+        let (upload, begun) = self.begin(repository, empty.digest.algorithm()).await?;
+        let headers = HeaderMap::from_iter([
+            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+            (CONTENT_LENGTH, HeaderValue::from_static("0")),
+        ]);
+        let (url, scope) = (commit_url(&upload, empty), Scope::push(repository));
+        let ask = Ask { method: Method::PUT, url, scope, headers, body: Bytes::new() };
+        let response = self.client().ask_once(&ask).await?;
+        if !response.status().is_success() {
+            return Err(refusal(&what(&ask.method, &ask.url), response).await);
+        }
+        begun.ended();
+        Ok(())
+    }
+
+    /// Requires that a blob which was taken can be found: a registry may know it by its own algorithm alone, whatever it was sent by.
+    pub(super) async fn require_known(&self, repository: &str, blob: &Descriptor) -> Result<()> {
+        let is_known = blob.digest.algorithm() == Algorithm::CANONICAL
+            || self.find(repository, blob, Scope::push(repository)).await?.is_some();
+        let what = || format!("the repository {repository}");
+        if is_known { Ok(()) } else { Err(Error::WrittenWrong { what: what().into(), digest: blob.digest }) }
+    }
+}
