@@ -3,6 +3,9 @@
 //! `crane pull` write it. It is read where it lies.
 
 mod docker;
+mod layer;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
