@@ -12,10 +12,10 @@ use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use serde::Deserialize;
 
 use super::{
-    Attachment, Error, Result, Source, Tree,
+    Attachment, Entry, Error, Listing, ReferrersIndex, Result, Source, Tree,
     budget::Budget,
     references::Place,
-    referrers::{Entry, Listing, ReferrersIndex, attachment_tags},
+    referrers::attachment_tags,
     walk::{Missing, Walk},
 };
 use crate::domain::{Descriptor, Digest, ImageName};
@@ -62,7 +62,15 @@ struct Found {
 /// Something attached that is to be read.
 struct Candidate {
     descriptor: Descriptor,
-    tag: Option<String>,
+    found_by: FoundBy,
+}
+
+/// What says that something is attached.
+enum FoundBy {
+    /// An entry of a list.
+    Entry(Entry),
+    /// A tag of its own.
+    Tag(String),
 }
 
 impl Gathering<'_> {
@@ -128,35 +136,28 @@ impl Gathering<'_> {
         let unnamed = self.unnamed.remove(&subject).unwrap_or_default();
         entries.extend(unnamed.into_iter().filter(|entry| !listed.contains(&entry.digest())));
         let mut candidates = Vec::new();
-        for entry in &entries {
+        for entry in entries {
             match entry.descriptor() {
-                Ok(descriptor) => candidates.push(Candidate { descriptor, tag: None }),
+                Ok(descriptor) => candidates.push(Candidate { descriptor, found_by: FoundBy::Entry(entry) }),
                 Err(error) => self.tree.warnings.add(format_args!("a referrer of {subject} is not carried: {error}")),
             }
         }
         for (tag, found) in tagged {
             match found {
-                Ok(Some(descriptor)) => candidates.push(Candidate { descriptor, tag: Some(tag) }),
+                Ok(Some(descriptor)) => candidates.push(Candidate { descriptor, found_by: FoundBy::Tag(tag) }),
                 Ok(None) => {}
                 Err(error) => {
                     self.tree.warnings.add(format_args!("the tag {tag} is not carried, if there is one: {error}"));
                 }
             }
         }
-        let (carried, subjects) = self.read(candidates, subject).await;
-        entries.retain(|entry| entry.digest().is_some_and(|digest| carried.contains(&digest)));
-        if !entries.is_empty() {
-            self.tree.referrers.push(ReferrersIndex { subject, entries });
-        }
-        subjects
+        self.read(candidates, subject).await
     }
 
-    /// Reads what is attached to a manifest. Returns the digests of what is carried, and the manifests whose own attachments have to
-    /// be looked for.
-    async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> (HashSet<Digest>, Vec<Digest>) {
+    /// Reads what is attached to a manifest. Returns the manifests whose own attachments have to be looked for.
+    async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> Vec<Digest> {
         let (source, name) = (self.source, self.name);
-        let mut carried = HashSet::new();
-        let mut subjects = Vec::new();
+        let (mut subjects, mut entries) = (Vec::new(), Vec::new());
         let mut waiting = candidates.into_iter().peekable();
         while waiting.peek().is_some() {
             let before = self.budget.of_one();
@@ -165,14 +166,14 @@ impl Gathering<'_> {
                 let walked = walk.down(candidate.descriptor.clone(), Place::Attached).await;
                 (candidate, walked.map(|()| walk))
             });
-            for (Candidate { descriptor, tag }, walked) in join_all(walks.collect::<Vec<_>>()).await {
-                let digest = descriptor.digest;
-                match walked.and_then(|walk| self.keep(walk, before, tag)) {
-                    Ok(manifests) => {
-                        carried.insert(digest);
+            for (Candidate { descriptor, found_by }, walked) in join_all(walks.collect::<Vec<_>>()).await {
+                match walked.and_then(|walk| self.keep(walk, before, found_by)) {
+                    Ok((manifests, entry)) => {
+                        entries.extend(entry);
                         subjects.extend(manifests.into_iter().filter(|manifest| self.known.insert(*manifest)));
                     }
                     Err(error) => {
+                        let digest = descriptor.digest;
                         self.tree
                             .warnings
                             .add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
@@ -180,11 +181,14 @@ impl Gathering<'_> {
                 }
             }
         }
-        (carried, subjects)
+        if !entries.is_empty() {
+            self.tree.referrers.push(ReferrersIndex { subject, entries });
+        }
+        subjects
     }
 
-    /// Keeps what was read, if that is not too much together with the rest. Returns its manifests.
-    fn keep(&mut self, mut walk: Walk<'_>, before: Budget, tag: Option<String>) -> Result<Vec<Digest>> {
+    /// Keeps what was read, if that is not too much together with the rest. Returns its manifests, and the entry by which it is listed.
+    fn keep(&mut self, mut walk: Walk<'_>, before: Budget, found_by: FoundBy) -> Result<(Vec<Digest>, Option<Entry>)> {
         let too_much = || Error::malformed(self.name.to_string(), "there is more attached to it than is carried");
         self.budget = self.budget.less(before, walk.budget).ok_or_else(too_much)?;
         let manifests = walk.in_order();
@@ -199,8 +203,18 @@ impl Gathering<'_> {
         }
         self.tree.warnings.extend(&walk.warnings);
         let digests = manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        let (tag, entry) = match found_by {
+            FoundBy::Tag(tag) => (Some(tag), None),
+            FoundBy::Entry(entry) => {
+                let described = match manifests.last() {
+                    Some((_, content)) => entry.described_by(content),
+                    None => entry,
+                };
+                (None, Some(described))
+            }
+        };
         self.tree.attachments.push(Attachment { tag, manifests, blobs });
-        Ok(digests)
+        Ok((digests, entry))
     }
 }
 

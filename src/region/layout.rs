@@ -12,8 +12,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, ImageSpec, Result, Source, Tree,
-    referrers::{self, Entry, Listing, is_attached_by, referrers_tag},
+    Entry, Error, ImageSpec, Listing, Result, Source, Tree,
+    referrers::{self, is_attached_by, referrers_tag},
     tree::{self, INDEX_TYPES, Reference},
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};

@@ -11,6 +11,7 @@ mod dir;
 mod disk;
 pub mod ecs;
 mod egress;
+mod entry;
 mod error;
 mod exchange;
 mod file_part;
@@ -41,12 +42,13 @@ pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
 pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted};
+pub use entry::Entry;
 pub use error::{Error, Result, Verdict};
 pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
-pub use referrers::{Entry, Listing, ReferrersIndex};
+pub use referrers::{Listing, ReferrersIndex};
 pub use registry::{
     Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
     DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,

@@ -1,5 +1,5 @@
 //! What refers to a manifest: lists of referrers (OCI distribution specification 1.1, "Listing Referrers"), and the tags that tell
-//! of attachments where there is no such list. Entries are kept byte for byte, with all that others have written into them.
+//! of attachments where there is no such list. What others have written into a list stays byte for byte.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,10 @@ use serde_json::value::RawValue;
 
 use super::{
     Error, Result,
+    entry::Entry,
     tree::{INDEX_TYPES, digest},
 };
-use crate::domain::{Descriptor, Digest, DigestError};
+use crate::domain::{Descriptor, Digest};
 
 /// What a list of referrers may have in bytes, all its pages together.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
@@ -43,51 +44,6 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
     }
     let reason = format!("it has {} bytes, the most is {MAX_REFERRERS_BYTES}", list.size);
     Err(Error::malformed(format!("the list of referrers {}", list.digest), reason))
-}
-
-/// A manifest as an index lists it, with all that the index says of it.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    raw: Box<RawValue>,
-    told: Told,
-}
-
-/// What is read of an entry.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Told {
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    annotations: Option<Annotations>,
-}
-
-/// The annotations that are read.
-#[derive(Debug, Clone, Deserialize)]
-struct Annotations {
-    #[serde(rename = "org.opencontainers.image.ref.name")]
-    name: Option<String>,
-}
-
-impl Entry {
-    /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
-    #[must_use]
-    pub fn has_name(&self) -> bool {
-        self.told.annotations.as_ref().is_some_and(|annotations| annotations.name.is_some())
-    }
-
-    /// Its digest, if it is one that is understood.
-    #[must_use]
-    pub fn digest(&self) -> Option<Digest> {
-        self.told.digest.parse().ok()
-    }
-
-    /// What it lists.
-    pub fn descriptor(&self) -> std::result::Result<Descriptor, DigestError> {
-        let Told { media_type, digest, size, .. } = &self.told;
-        Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
-    }
 }
 
 /// What a store lists as referring to a manifest.
@@ -143,8 +99,7 @@ pub(super) fn is_list(content: &[u8]) -> bool {
 
 /// The manifests that an index lists.
 pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
-    let entry = |raw: Box<RawValue>| Ok(Entry { told: serde_json::from_str(raw.get())?, raw });
-    List::read(index)?.manifests.into_iter().map(entry).collect()
+    List::read(index)?.manifests.into_iter().map(Entry::read).collect()
 }
 
 /// What refers to one manifest.
@@ -169,7 +124,7 @@ impl ReferrersIndex {
         let mut list = List::read(there).map_err(malformed)?;
         let listed: Vec<Option<Digest>> = entries(there).map_err(malformed)?.iter().map(Entry::digest).collect();
         let lacking = self.entries.iter().filter(|entry| !listed.contains(&entry.digest()));
-        let lacking: Vec<_> = lacking.map(|entry| entry.raw.clone()).collect();
+        let lacking: Vec<_> = lacking.map(|entry| entry.raw().to_owned()).collect();
         let lacks = !lacking.is_empty();
         list.manifests.extend(lacking);
         let content = list.write().map_err(malformed)?;

@@ -10,9 +10,8 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, Attachment, Error, Exchange, Journal, Reservation, Result, Tree,
+    Activity, Attachment, Entry, Error, Exchange, Journal, Listing, ReferrersIndex, Reservation, Result, Tree,
     dir::Holders,
-    referrers::{Entry, Listing, ReferrersIndex},
 };
 use crate::domain::{
     Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,

@@ -36,9 +36,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree,
-    referrers::{Entry, Listing},
+    Activity, BlobChunks, Chunk, Entry, Error, ImageSpec, Listing, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage,
+    Store, StoreKind, Tree,
     store::shown,
 };
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};

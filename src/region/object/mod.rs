@@ -24,10 +24,9 @@ pub use refusal::Refused;
 
 use self::{conceal::Concealment, upload::Upload};
 use super::{
-    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
-    Store, StoreKind, Tree,
+    BlobChunks, Chunk, Entry, Error, ImageSpec, Listing, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result,
+    Source, Stage, Store, StoreKind, Tree,
     layout::{self, BLOBS, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
-    referrers::{Entry, Listing},
     store::shown,
     tree,
 };

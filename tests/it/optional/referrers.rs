@@ -8,6 +8,7 @@ use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, war
 use crate::harness::{
     images::{INDEX, MANIFEST},
     proxy::{Act, Proxy, Seen},
+    registry::skopeo,
     shelf::{Habits, Shelf, describe, tag},
     site::HOME,
 };
@@ -110,6 +111,46 @@ async fn a_referrer_that_is_gone_is_left_out() {
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
     let found = intact(&running, "a", REGISTRY).await;
     assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
+    running.stop().await;
+}
+
+/// Distribution specification 1.1, "Listing Referrers": lists that are kept by a tag are made by clients, and some leave out what a registry
+/// would say (oras-project/oras-go#225).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_says_what_the_manifests_say() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let typed = source.refer(&image, "with a type of its own");
+    let (config, layer) = (source.blob("application/vnd.example.config", b"{}"), source.blob("text/plain", b"plain"));
+    let untyped = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer], "subject": image,
+        "annotations": { "org.example.made": "today" },
+    });
+    let untyped = source.manifest(MANIFEST, &untyped, None);
+    let mut wrong = untyped.clone();
+    wrong["artifactType"] = json!("application/vnd.example.wrong");
+    source.list(&image, &[typed.clone(), wrong]);
+    register(&running, source.address, "a").await;
+    for region in [REGISTRY, DIRECTORY] {
+        let region = arrived(&running, "a", region).await;
+        assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+    }
+    let expected = |descriptor: &serde_json::Value, kind: &str| {
+        let mut entry = descriptor.clone();
+        entry["artifactType"] = json!(kind);
+        entry
+    };
+    let typed = expected(&typed, "application/vnd.example.note");
+    let mut untyped = expected(&untyped, "application/vnd.example.config");
+    untyped["annotations"] = json!({ "org.example.made": "today" });
+    let listed = target.read(&tag(&image, "")).expect("a list");
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed["manifests"], json!([typed, untyped]));
+    let layout = running.site.image(DIRECTORY, "a").join("signatures");
+    let raw = skopeo(&["inspect", "--raw", &format!("oci:{}:{}", layout.display(), tag(&image, ""))]);
+    let listed: serde_json::Value = serde_json::from_str(&raw).expect("JSON");
+    assert_eq!(listed["manifests"], json!([typed, untyped]));
     running.stop().await;
 }
 
