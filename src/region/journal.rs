@@ -66,8 +66,8 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
         self.hold().await
     }
 
-    /// Remembers that a name shows a root, and how it is known that all of it is there.
-    async fn note_published(&self, _name: &ImageName, _root: Digest, _verification: Verification) -> Result<()> {
+    /// Remembers that a name shows a root, and how it is known that all of it is there; nothing if something is known to be lacking.
+    async fn note_published(&self, _name: &ImageName, _root: Digest, _whole: Option<Verification>) -> Result<()> {
         Ok(())
     }
 }

@@ -19,6 +19,8 @@ pub struct Inspection {
     pub damages: Vec<String>,
     /// What is wrong with what is attached to the image. It does not decide over the image.
     pub warnings: Warnings,
+    /// How many entries of its indexes are not there, and need not be.
+    pub absent: usize,
 }
 
 /// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
@@ -46,6 +48,7 @@ pub async fn verify(
         }
     };
     found.warnings = tree.warnings.clone();
+    found.absent = tree.absent.len();
     let attached = tree.attachments.iter().flat_map(|attachment| &attachment.manifests);
     found.bytes = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size).sum();
     for (place, blob) in tree.all_blobs().enumerate() {

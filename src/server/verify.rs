@@ -113,7 +113,7 @@ impl Work {
                 Ok(answer(Intactness::Unreadable, Inspection { damages, ..Inspection::default() }))
             }
             Ok(found) if found.damages.is_empty() => {
-                self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
+                self.confirm(region, &found).await.map_err(|error| self.refuse(&error.into()))?;
                 Ok(answer(Intactness::Intact, found))
             }
             Ok(found) => {
@@ -137,12 +137,14 @@ impl Work {
         }
     }
 
-    /// Writes down that the image was read and is whole. What ECS keeps was not read.
-    async fn confirm(&self, region: &RegionId) -> Result<(), state::Error> {
+    /// Writes down that the image was read and is whole, unless entries of its indexes may come yet. What ECS keeps was not read.
+    async fn confirm(&self, region: &RegionId, found: &Inspection) -> Result<(), state::Error> {
         let (state, image) = (&self.verifier.state, &self.image);
         let (Some(root), Some(store)) = (image.root(), self.verifier.backend.store(region)) else { return Ok(()) };
         if *region != image.home {
-            state.publication_confirm(region, &store.name_of(image), root).await?;
+            if found.absent == 0 {
+                state.publication_confirm(region, &store.name_of(image), root).await?;
+            }
             // One that has moved on meanwhile was not what was read.
             let _ = state.replica_confirmed(&image.id, region).await?;
         }

@@ -110,7 +110,7 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         nonce_remember(&nonce());
         publication_begin(publication());
         publication_confirm(&one(), name(), blob);
-        publication_end(publication(), Verification::Trusted);
+        publication_end(publication(), Some(Verification::Trusted));
         published(&[RegionName { region: one(), name: name().clone(), location: None }]);
         queues();
         ready();

@@ -115,7 +115,7 @@ async fn a_referrer_that_is_gone_is_left_out() {
 }
 
 /// Distribution specification 1.1, "Listing Referrers": lists that are kept by a tag are made by clients, and some leave out what a registry
-/// would say (oras-project/oras-go#225).
+/// would say.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_says_what_the_manifests_say() {
     let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
