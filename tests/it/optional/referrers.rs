@@ -1,5 +1,10 @@
 //! Lists of referrers that are refused, name what is gone, or are longer than expected.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
 use appferry::contract::v1::{GetImageRequest, RemoveImageRequest};
 use http::StatusCode;
 use serde_json::json;
@@ -111,6 +116,36 @@ async fn a_referrer_that_is_gone_is_left_out() {
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
     let found = intact(&running, "a", REGISTRY).await;
     assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
+    running.stop().await;
+}
+
+/// oras-project/oras#1892: a list is there before what it names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_referrer_that_is_not_found_at_once_is_asked_for_again() {
+    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(LISTS).await);
+    let image = source.image(b"layer", Some("a"));
+    let late = source.refer(&image, "late");
+    let of_late = source.refer(&late, "of what is late");
+    let ghost = source.refer(&image, "ghost");
+    let asked = Arc::new(Mutex::new(BTreeMap::<String, u32>::new()));
+    let (counts, (slow, gone)) = (Arc::clone(&asked), (digest(&late).to_owned(), digest(&ghost).to_owned()));
+    let proxy = Proxy::start(source.address, move |seen: &Seen| {
+        let Some((_, manifest)) = seen.path.split_once("/manifests/") else { return Act::Pass };
+        let mut counts = counts.lock().expect("no panic");
+        let count = counts.entry(manifest.to_owned()).or_default();
+        *count += 1;
+        // Twice is neither the first time alone nor for ever.
+        let is_missed = manifest == gone || (manifest == slow && *count <= 2);
+        if is_missed { Act::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into()) } else { Act::Pass }
+    })
+    .await;
+    let running = between(proxy.store("apps"), &target).await;
+    register(&running, proxy.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert_eq!(region.warnings.len(), 1, "{:?}", region.warnings);
+    assert!(warns(&region.warnings, digest(&ghost), "is not there"), "{:?}", region.warnings);
+    assert!(target.get(digest(&late)).is_some() && target.get(digest(&of_late)).is_some());
+    assert_eq!(asked.lock().expect("no panic").get(digest(&ghost)), Some(&3), "so often, and no oftener");
     running.stop().await;
 }
 
