@@ -12,7 +12,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Entry, Error, ImageSpec, Listing, Result, Source, Tree,
+    Entry, Error, ImageSpec, Listing, Located, Result, Source, Tree,
+    pinned::split_digest,
     referrers::{self, is_attached_by, referrers_tag},
     tree::{self, INDEX_TYPES, Reference},
 };
@@ -41,17 +42,21 @@ const SHOWN_NAMES: usize = 16;
 /// The name of the image in a layout that is written here: the one that programs ask for by default.
 const LATEST: &str = "latest";
 
-/// The name of the layout that a caller describes, in a store that has one for each image.
-pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-    let name = match spec {
-        ImageSpec::Vm(name) => name,
-        ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
-            let url = ForeignText::value(url);
-            format!("{url:?} is not of the form oci:NAME, and the home region's store is one of OCI image layouts")
-        })?,
+/// The layout that a caller describes, in a store that has one for each image.
+pub fn locate(spec: &ImageSpec) -> std::result::Result<Located, String> {
+    let (name, digest) = match spec {
+        ImageSpec::Vm(name) => (name.as_str(), None),
+        ImageSpec::Container(url) => {
+            let (plain, digest) = split_digest(url).map_err(|error| error.to_string())?;
+            let name = plain.strip_prefix("oci:").ok_or_else(|| {
+                let url = ForeignText::value(url);
+                format!("{url:?} is not of the form oci:NAME or oci:NAME@DIGEST, and the home region's store is one of OCI image layouts")
+            })?;
+            (name, digest)
+        }
     };
     let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
-    Ok(ImageName(name.to_string()))
+    Ok(Located { name: ImageName(name.to_string()), digest })
 }
 
 /// The index of a layout.
@@ -192,6 +197,13 @@ impl Index {
         let size = annotation(entry, REFERRERS_SIZE).and_then(|size| size.parse().ok());
         let size = size.ok_or_else(|| Error::malformed(self.path.as_str(), format!("{REFERRERS_SIZE} is no size")))?;
         Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
+    }
+
+    /// The entry of a digest, if there is one.
+    pub fn listed(&self, digest: Digest) -> Result<Option<Descriptor>> {
+        let digest = digest.to_string();
+        let found = self.manifests.iter().find(|entry| entry.digest == digest);
+        found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
     /// What has a tag, if anything has.

@@ -20,6 +20,7 @@ mod journal;
 mod layout;
 mod location;
 mod object;
+mod pinned;
 mod references;
 mod referrers;
 mod registry;
@@ -48,6 +49,7 @@ pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
+pub use pinned::split_digest;
 pub use referrers::{Listing, ReferrersIndex};
 pub use registry::{
     Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
@@ -56,10 +58,10 @@ pub use registry::{
 pub use remembering_source::{Manifests, RememberingSource};
 pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
-pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
+pub use store::{BlobChunks, Chunk, ImageSpec, Located, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
 pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
 
-pub use verify::{Inspection, verify};
+pub use verify::{Inspection, MovedName, verify};
 
 use crate::domain::RegionId;
 

@@ -14,7 +14,7 @@ use crate::{
         v1::{self, Intactness},
     },
     domain::{Content, EcsStatus, Fault, FaultKind, ForeignText, Image, RegionId, RegionStatus},
-    region::{self, Backend, Inspection, Store},
+    region::{self, Backend, Inspection, MovedName, Store},
     state::{self, State},
 };
 
@@ -159,8 +159,13 @@ impl Work {
         match (&self.verifier.backend, &image.content) {
             (Backend::Stores(stores), Content::Blobs(root)) => {
                 let store = stores.get(region).ok_or("it has no store")?;
-                let name = if is_home { image.source.clone() } else { store.name_of(image) };
-                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent).await?)
+                // At home an image is read by its digest, whatever its name shows: people may push there.
+                let (name, moved) = if is_home {
+                    (image.source.clone(), MovedName::Warns)
+                } else {
+                    (store.name_of(image), MovedName::Damages)
+                };
+                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent, moved).await?)
             }
             (Backend::Ecs(ecs), Content::Ecs) => {
                 let made = self.verifier.state.ecs_copies(&[&image.id]).await?;

@@ -23,8 +23,8 @@ const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const WRITE_AGAIN: &str = "write the archive again, by docker save, podman save or skopeo copy";
 
 /// Makes a layout's index of docker's list, and the manifests that it needs.
-pub fn convert(members: &Members<'_>, list: &[u8], name: Option<String>) -> Result<Contents> {
-    Docker { members, blobs: HashMap::new(), layers: HashMap::new() }.convert(list, name)
+pub fn convert(members: &Members<'_>, list: &[u8]) -> Result<Contents> {
+    Docker { members, blobs: HashMap::new(), layers: HashMap::new() }.convert(list)
 }
 
 /// An image in docker's list.
@@ -61,7 +61,7 @@ struct Docker<'a> {
 }
 
 impl Docker<'_> {
-    fn convert(mut self, list: &[u8], name: Option<String>) -> Result<Contents> {
+    fn convert(mut self, list: &[u8]) -> Result<Contents> {
         let path = self.members.path.to_owned();
         let images: Vec<DockerImage> = serde_json::from_slice(list)
             .map_err(|error| Error::malformed(path.join(LIST).display().to_string(), error))?;
@@ -89,7 +89,7 @@ impl Docker<'_> {
             made.insert(digest, content);
         }
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": entries });
-        Ok(Contents { path, name, index: index.to_string().into(), blobs: self.blobs, made })
+        Ok(Contents { path, index: index.to_string().into(), blobs: self.blobs, made })
     }
 
     fn malformed(&self, reason: impl std::fmt::Display) -> Error {
