@@ -220,6 +220,14 @@ async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     process::stdout(&add("two", &["--supersede"]));
     let shown = process::stdout(&client(&["image", "show", "one"]));
     assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
+    // What helps the old one is no copy of it, which would be refused.
+    let verified = client(&["image", "verify", "one", "--region", "cn-shanghai"]);
+    let told = process::stderr(&verified);
+    assert_eq!(verified.status.code(), Some(1), "{told}");
+    let commands: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+    assert_eq!(commands, ["appferry sync two --to cn-shanghai"], "{told}");
+    let arguments: Vec<&str> = commands[0].split(' ').skip(1).chain(["--wait"]).collect();
+    process::stdout(&client(&arguments));
 
     // The tag is moved in the region.
     target.push(&layout(&running.site, "theirs", &[noise(50_000, 3)]), "apps/a:1");
