@@ -13,7 +13,7 @@ use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use serde::Deserialize;
 
 use super::{
-    Attachment, Entry, Error, Listing, ReferrersIndex, Result, Source, Tree,
+    Attachment, Entry, EntryError, Error, Listing, ReferrersIndex, Result, Source, Tree,
     budget::Budget,
     references::Place,
     referrers::attachment_tags,
@@ -154,6 +154,11 @@ impl Gathering<'_> {
                 return self.tree.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
             }
         };
+        for error in entries.iter().filter_map(|entry| entry.descriptor().err()) {
+            if matches!(error, EntryError::NoDescriptor { .. }) {
+                self.tree.warnings.add(format_args!("what lies beside the image is not all carried: {error}"));
+            }
+        }
         let entries =
             entries.into_iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
         for entry in entries.take(MAX_UNNAMED) {

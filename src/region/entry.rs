@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::domain::{Descriptor, Digest, DigestError};
+use crate::domain::{Descriptor, Digest, DigestError, ForeignText};
 
 /// The most annotations of a manifest that are copied into its entry, in bytes of their JSON: the list is read whole, and has entries of
 /// others too.
@@ -16,7 +16,24 @@ const MAX_ANNOTATIONS: usize = 4 << 10;
 #[derive(Debug, Clone)]
 pub struct Entry {
     raw: Box<RawValue>,
-    told: Told,
+    /// What it says, or why it says nothing: one such entry takes none of its neighbours away.
+    told: Result<Told, EntryError>,
+}
+
+/// Why an entry of an index can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// It is no descriptor (image specification 1.1, "Content Descriptors").
+    #[error("the entry {entry:?} is no descriptor: {problem}")]
+    NoDescriptor {
+        /// The entry.
+        entry: ForeignText,
+        /// What is wrong with it.
+        problem: ForeignText,
+    },
+    /// Its digest is not understood.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
 }
 
 /// What is read of an entry.
@@ -41,8 +58,12 @@ type Fields = BTreeMap<String, Box<RawValue>>;
 
 impl Entry {
     /// Reads an entry.
-    pub(super) fn read(raw: Box<RawValue>) -> serde_json::Result<Self> {
-        Ok(Self { told: serde_json::from_str(raw.get())?, raw })
+    pub(super) fn read(raw: Box<RawValue>) -> Self {
+        let told = serde_json::from_str(raw.get()).map_err(|error| EntryError::NoDescriptor {
+            entry: ForeignText::value(raw.get()),
+            problem: ForeignText::value(error),
+        });
+        Self { raw, told }
     }
 
     /// The entry as it is written.
@@ -53,18 +74,19 @@ impl Entry {
     /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
     #[must_use]
     pub fn has_name(&self) -> bool {
-        self.told.annotations.as_ref().is_some_and(|annotations| annotations.name.is_some())
+        let annotations = self.told.as_ref().ok().and_then(|told| told.annotations.as_ref());
+        annotations.is_some_and(|annotations| annotations.name.is_some())
     }
 
     /// Its digest, if it is one that is understood.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
-        self.told.digest.parse().ok()
+        self.told.as_ref().ok()?.digest.parse().ok()
     }
 
     /// What it lists.
-    pub fn descriptor(&self) -> Result<Descriptor, DigestError> {
-        let Told { media_type, digest, size, .. } = &self.told;
+    pub fn descriptor(&self) -> Result<Descriptor, EntryError> {
+        let Told { media_type, digest, size, .. } = self.told.as_ref().map_err(Clone::clone)?;
         Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
     }
 
@@ -72,7 +94,7 @@ impl Entry {
     /// "Listing Referrers"). What else it has stays.
     #[must_use]
     pub fn described_by(self, manifest: &[u8]) -> Self {
-        self.described(manifest).and_then(Self::read).unwrap_or(self)
+        self.described(manifest).map_or(self, Self::read)
     }
 
     fn described(&self, manifest: &[u8]) -> serde_json::Result<Box<RawValue>> {
@@ -152,7 +174,7 @@ mod tests {
     fn entry(more: &Value) -> Entry {
         let mut entry = json!({ "mediaType": "x/y", "digest": Digest::new([7; 32]).to_string(), "size": 2 });
         entry.as_object_mut().expect("an object").append(&mut more.as_object().expect("an object").clone());
-        Entry::read(to_raw_value(&entry).expect("JSON")).expect("an entry")
+        Entry::read(to_raw_value(&entry).expect("JSON"))
     }
 
     fn described(more: &Value, manifest: &Value) -> Value {
@@ -188,7 +210,7 @@ mod tests {
         let text = format!(
             r#"{{"size": 2,"mediaType":"x/y","x":1.50,"digest":"{digest}","artifactType":"x/z","annotations":{{"b":"1","a":"2"}}}}"#
         );
-        let read = || Entry::read(serde_json::from_str(&text).expect("JSON")).expect("an entry");
+        let read = || Entry::read(serde_json::from_str(&text).expect("JSON"));
         let large = "x".repeat(MAX_ANNOTATIONS);
         for manifest in [
             json!({ "artifactType": "x/z" }).to_string(),

@@ -9,7 +9,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::{
     Entry, Error, ImageSpec, Listing, Located, Result, Source, Tree,
@@ -66,6 +67,7 @@ pub struct Index {
     schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
+    #[serde(deserialize_with = "descriptors")]
     manifests: Vec<Reference>,
     /// What was read.
     #[serde(skip)]
@@ -73,6 +75,12 @@ pub struct Index {
     /// Where it was read.
     #[serde(skip)]
     path: String,
+}
+
+/// The entries that are descriptors. Another one takes none of them away; [`Index::unnamed`] has it too, for a warning.
+fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Reference>, D::Error> {
+    let entries = Vec::<Box<RawValue>>::deserialize(deserializer)?;
+    Ok(entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect())
 }
 
 /// What an image's layout has beside the image's own blobs and manifests.
@@ -182,7 +190,13 @@ impl Index {
             (Some(name), count) => {
                 format!("it has {count} images called {name:?}; name one by its digest, of: {names}")
             }
-            (None, 0) => "it has no image".to_owned(),
+            (None, 0) => {
+                match self.unnamed().ok().and_then(|entries| entries.iter().find_map(|entry| entry.descriptor().err()))
+                {
+                    Some(error) => format!("it has no image: {error}"),
+                    None => "it has no image".to_owned(),
+                }
+            }
             (None, count) => format!("it has {count} images; name one of them behind a colon, of: {names}"),
         }
     }
@@ -212,7 +226,7 @@ impl Index {
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// The manifests that are listed without a name: oras puts those that refer to the image there.
+    /// The manifests that are listed without a name, and what is listed that is none: oras puts those that refer to the image there.
     pub fn unnamed(&self) -> Result<Vec<Entry>> {
         let entries = referrers::entries(&self.content);
         let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
@@ -311,5 +325,16 @@ mod tests {
             assert!(refused.contains("2 images; name one"), "{refused}");
         }
         assert!(root(&[], None).expect_err("there is none").contains("it has no image"));
+    }
+
+    #[test]
+    fn an_entry_that_is_nonsense_takes_no_image_away() {
+        let mut nonsense = entry('c', &json!({}));
+        nonsense["size"] = json!(-1);
+        let entries = [nonsense.clone(), json!("x"), named('a', "v1")];
+        assert_eq!(root(&entries, None).as_deref(), Ok("a"));
+        assert_eq!(root(&entries, Some("v1")).as_deref(), Ok("a"));
+        let refused = root(&[nonsense], None).expect_err("there is none");
+        assert!(refused.contains("it has no image") && refused.contains("-1"), "{refused}");
     }
 }

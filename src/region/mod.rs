@@ -43,7 +43,7 @@ pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
 pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted};
-pub use entry::Entry;
+pub use entry::{Entry, EntryError};
 pub use error::{Error, Result, Verdict};
 pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};

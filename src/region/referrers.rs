@@ -99,7 +99,7 @@ pub(super) fn is_list(content: &[u8]) -> bool {
 
 /// The manifests that an index lists.
 pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
-    List::read(index)?.manifests.into_iter().map(Entry::read).collect()
+    Ok(List::read(index)?.manifests.into_iter().map(Entry::read).collect())
 }
 
 /// What refers to one manifest.
@@ -158,8 +158,33 @@ mod tests {
         assert!(lacks && content.contains(&format!("[{theirs},{ours}]")), "{content}");
         assert!(content.contains(r#""annotations":{"z":"1","a":"2"}"#), "{content}");
         assert!(!added(&there).2, "everything is listed");
-        for bad in ["", "[]", r#"{"manifests":[1]}"#, r#"{"manifests":{}}"#] {
+        for bad in ["", "[]", r#"{"manifests":{}}"#] {
             assert!(entries(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_nonsense_takes_no_other_away() {
+        let good = entry(1, "");
+        for bad in [
+            "1",
+            "null",
+            r#"{"size":2}"#,
+            &good.replace("  2", "-1"),
+            &good.replace("  2", "1e40"),
+            &good.replace("sha256:", "x"),
+        ] {
+            let list = format!(r#"{{"manifests":[{bad},{good}]}}"#);
+            let found = entries(list.as_bytes()).expect("a list");
+            let [nonsense, good] = found.as_slice() else { panic!("{found:?}") };
+            assert!(nonsense.descriptor().is_err() && nonsense.digest().is_none(), "{bad}");
+            assert_eq!(good.digest(), Some(Digest::new([1; 32])), "{bad}");
+            // In a list of others it stays as well.
+            let ours = entries(format!(r#"{{"manifests":[{}]}}"#, entry(2, "")).as_bytes()).expect("a list");
+            let ours = ReferrersIndex { subject: SUBJECT, entries: ours };
+            let (_, content, lacks) = ours.added_to(list.as_bytes()).expect("a list");
+            let content = String::from_utf8(content.to_vec()).expect("text");
+            assert!(lacks && content.contains(&format!("[{bad},")), "{content}");
         }
     }
 

@@ -11,11 +11,11 @@ use serde_json::json;
 
 use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, warns};
 use crate::harness::{
-    images::{INDEX, MANIFEST},
+    images::{self, INDEX, MANIFEST},
     proxy::{Act, Proxy, Seen},
     registry::skopeo,
     shelf::{Habits, Shelf, describe, tag},
-    site::HOME,
+    site::{HOME, Site, container},
 };
 
 const LISTS: Habits = Habits { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
@@ -116,6 +116,52 @@ async fn a_referrer_that_is_gone_is_left_out() {
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
     let found = intact(&running, "a", REGISTRY).await;
     assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
+    running.stop().await;
+}
+
+/// What is nonsense in a list is left out by itself, be it at the source, in a region or in a layout's index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_is_nonsense_takes_no_other_away() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let good = source.refer(&image, "good");
+    let odd = |seed: &str, key: &str, value: serde_json::Value| {
+        let mut entry = describe(MANIFEST, seed.as_bytes());
+        entry[key] = value;
+        entry
+    };
+    let negative = odd("negative", "size", json!(-1));
+    let nonsense = [
+        negative.clone(),
+        odd("absurd", "size", json!(u64::MAX)),
+        odd("large", "size", json!(1_u64 << 50)),
+        odd("text", "size", json!("7")),
+        odd("digest", "digest", json!("md5:00")),
+        json!(7),
+    ];
+    let listed: Vec<_> = nonsense.iter().chain([&good]).cloned().collect();
+    source.list(&image, &listed);
+    target.list(&image, &[negative.clone()]);
+    register(&running, source.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert_eq!(region.warnings.len(), nonsense.len(), "{:?}", region.warnings);
+    let there = target.read(&tag(&image, "")).expect("a list");
+    assert!(there.contains(&negative.to_string()) && there.contains(digest(&good)), "{there}");
+    assert!(!there.contains("md5:00") && target.get(digest(&good)).is_some(), "{there}");
+
+    running.stop().await;
+    let site = Site::new();
+    images::write(&site.image(HOME, "b"), &[b"layer".to_vec()]);
+    let path = site.image(HOME, "b").join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("an index")).expect("JSON");
+    index["manifests"].as_array_mut().expect("entries").insert(0, negative);
+    std::fs::write(&path, index.to_string()).expect("it is written");
+    let running = site.start().await;
+    running.images().await.add_image(container("b", "oci:b")).await.expect("it is registered");
+    let region = arrived(&running, "b", DIRECTORY).await;
+    assert_eq!(region.warnings.len(), 1, "{:?}", region.warnings);
+    assert!(warns(&region.warnings, "is no descriptor", "-1"), "{:?}", region.warnings);
     running.stop().await;
 }
 
