@@ -29,6 +29,13 @@ pub enum TrustError {
     Tls(#[from] Error),
 }
 
+/// How a client has to be set up to take what the system trusts.
+pub fn system() -> Result<ClientConfig, TrustError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Verifier::new(Arc::clone(&provider))?;
+    Ok(builder(provider)?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+}
+
 /// How a client has to be set up to take the certificates of a file, in PEM form, beside those that the system trusts: what authorities in
 /// it have signed, and what is in it itself. The latter is what `openssl req -x509` makes for a server: an authority that is used as
 /// a server, which the rules for chains (RFC 5280) do not know and every client takes that was told to.

@@ -42,7 +42,7 @@ pub use budget::MAX_MANIFEST_BYTES;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
-pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted};
+pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted, ProxyTrial};
 pub use entry::{Entry, EntryError};
 pub use error::{Error, Result, Verdict};
 pub use exchange::{Exchange, Exchanged};
