@@ -18,6 +18,7 @@ mod referrers_api;
 mod token;
 mod upload;
 mod upload_mode;
+mod upload_part;
 mod upload_session;
 
 use std::{

@@ -40,12 +40,38 @@ pub(super) struct Upload {
     pub(super) taken: u64,
     /// The smallest and the largest chunk that the registry wants, in bytes.
     #[serde(default)]
-    min_chunk: Option<u64>,
+    pub(super) min_chunk: Option<u64>,
     #[serde(default)]
-    max_chunk: Option<u64>,
+    pub(super) max_chunk: Option<u64>,
+    /// Where the registry has led the request that failed last.
+    #[serde(default)]
+    pub(super) redirect: Option<Redirect>,
+}
+
+/// Where a registry leads one request of an upload (RFC 9110, sections 15.4.8 and 15.4.9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Redirect {
+    /// Where in the blob the request's bytes begin.
+    pub(super) offset: u64,
+    /// Whether it is the last one of the upload.
+    pub(super) last: bool,
+    /// Where it leads.
+    pub(super) url: Url,
+    /// How often it has led on already.
+    pub(super) count: usize,
 }
 
 impl Upload {
+    /// Where the registry has led the request with the bytes from `offset` on, if it has.
+    pub(super) fn redirect_of(&self, offset: u64, last: bool) -> Option<&Redirect> {
+        self.redirect.as_ref().filter(|redirect| (redirect.offset, redirect.last) == (offset, last))
+    }
+
+    /// Whether it is to be begun once more, where the registry has led its first request.
+    fn begins_elsewhere(&self) -> bool {
+        self.taken == 0 && self.redirect.is_some()
+    }
+
     pub(super) fn session(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::malformed("an upload", error))
     }
@@ -85,6 +111,9 @@ impl RegistryStore {
     pub(super) async fn resumable(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Result<Option<u64>> {
         let Some(session) = stage.journal.upload(blob.digest).await? else { return Ok(None) };
         if let Some(upload) = self.session(&session).filter(|upload| upload.repository == repository) {
+            if upload.begins_elsewhere() {
+                return Ok(None);
+            }
             self.recall(stage).await;
             let mode = upload.fit(self.learned.mode(blob.size), blob.size);
             if matches!(mode, UploadMode::Chunked(_))
@@ -98,6 +127,18 @@ impl RegistryStore {
         }
         stage.journal.forget(blob.digest).await?;
         Ok(None)
+    }
+
+    /// The upload of a blob whose first request the registry has led somewhere else.
+    pub(super) async fn begun_elsewhere(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+    ) -> Result<Option<Upload>> {
+        let session = stage.journal.upload(blob.digest).await?;
+        let upload = session.and_then(|session| self.session(&session));
+        Ok(upload.filter(|upload| upload.repository == repository && upload.begins_elsewhere()))
     }
 
     /// What the registry says about an upload: where it goes on, and how many bytes are there. Nothing if it is of no use. Of a registry
@@ -126,7 +167,9 @@ impl RegistryStore {
     /// The upload that the journal has, if it is at a place that is allowed: that may have changed since.
     pub(super) fn session(&self, session: &str) -> Option<Upload> {
         let upload: Upload = serde_json::from_str(session).ok()?;
-        self.client().allow("an upload", &upload.url).ok().map(|()| upload)
+        let urls = upload.redirect.iter().map(|redirect| &redirect.url).chain([&upload.url]);
+        let all = urls.map(|url| self.client().allow("an upload", url)).collect::<Result<()>>();
+        all.ok().map(|()| upload)
     }
 
     /// Tells the registry that an upload will not be gone on with. One that it does not have any more is as good.
@@ -201,6 +244,7 @@ impl RegistryStore {
             taken: 0,
             min_chunk: length(MIN_CHUNK),
             max_chunk: length(MAX_CHUNK).filter(|max| *max > 0),
+            redirect: None,
         })
     }
 
@@ -255,7 +299,7 @@ mod tests {
     fn chunks_are_as_large_as_the_registry_wants_them() {
         let upload = |min_chunk, max_chunk| {
             let url = "https://r.example/v2/a/blobs/uploads/1".parse().expect("a URL");
-            Upload { repository: "a".into(), url, taken: 0, min_chunk, max_chunk }
+            Upload { repository: "a".into(), url, taken: 0, min_chunk, max_chunk, redirect: None }
         };
         for (min, max, mode, size, fits) in [
             (None, None, UploadMode::Chunked(64), 100, UploadMode::Chunked(64)),

@@ -242,7 +242,7 @@ impl Destination {
                     None => {}
                 },
                 Some((index, written)) = writes.next() => match written {
-                    Err(error @ Error::UploadMode(_)) => refused = Some(error),
+                    Err(error) if error.is_resent() => refused = Some(error),
                     written => {
                         missing.blobs.remove(&index);
                         if let Err(error) = written {
