@@ -19,6 +19,7 @@ mod m20261203_000010_names_and_verification;
 mod m20261204_000011_count_image_changes;
 mod m20261205_000012_registry_habits;
 mod m20261206_000013_warn;
+mod m20261207_000014_remember_stray_uploads;
 mod migrate;
 mod name;
 
@@ -42,6 +43,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261204_000011_count_image_changes::Migration),
             Box::new(m20261205_000012_registry_habits::Migration),
             Box::new(m20261206_000013_warn::Migration),
+            Box::new(m20261207_000014_remember_stray_uploads::Migration),
         ]
     }
 }

@@ -24,6 +24,11 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Forgets an upload: it is done, or gone.
     async fn forget(&self, blob: Digest) -> Result<()>;
 
+    /// Remembers an upload that the store did not abort when it was asked, and that nothing else knows of, so that it is asked again later.
+    async fn abandon(&self, _session: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether this copy has written the blob, in this attempt or an earlier one.
     async fn wrote(&self, _blob: Digest) -> Result<bool> {
         Ok(false)

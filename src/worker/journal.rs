@@ -131,6 +131,10 @@ impl Journal for ReplicaJournal {
         Ok(())
     }
 
+    async fn abandon(&self, session: &str) -> Result<()> {
+        self.state.stray_upload_note(&self.region, session).await.map_err(failed)
+    }
+
     async fn wrote(&self, blob: Digest) -> Result<bool> {
         let written = &mut *self.written.lock().await;
         let known = match &mut written.known {

@@ -54,7 +54,7 @@ use self::{
     name::Reference,
     referrers_api::ReferrersApi,
     upload_mode::Learned,
-    upload_session::Upload,
+    upload_session::Dropped,
 };
 use super::{
     Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Place, Presence,
@@ -82,8 +82,8 @@ pub struct RegistryStore {
     referrers_api: Arc<ReferrersApi>,
     /// Whether it is known to answer a range with the whole.
     without_ranges: Arc<AtomicBool>,
-    /// Uploads that were dropped unfinished, and are to be given up.
-    dropped: Arc<Mutex<Vec<Upload>>>,
+    /// Uploads that were dropped unfinished, and are to be aborted.
+    dropped: Arc<Mutex<Vec<Dropped>>>,
     /// Uploads that the registry is being asked to begin.
     beginning: TaskTracker,
     /// How it takes blobs, as far as that is known, and whether it was read what earlier processes learned.

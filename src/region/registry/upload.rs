@@ -1,7 +1,7 @@
 //! Writing a blob to a registry (OCI distribution specification 1.1, "Pushing blobs"), in the mode that the registry takes: what it
 //! refuses is not tried again with the next blob, nor after a restart.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{StatusCode, header::LOCATION};
@@ -117,7 +117,7 @@ impl RegistryStore {
             self.send_all(stage, upload, blob, mode, feed).await?;
             return Ok(stage.journal.forget(blob.digest).await?);
         }
-        let (upload, begun) = self.begin(repository).await?;
+        let (upload, begun) = self.begin(repository, Some(Arc::clone(&stage.journal))).await?;
         if let UploadMode::Chunked(_) = upload.fit(mode, blob.size) {
             stage.journal.note(blob.digest, &upload.session()?).await?;
             begun.ended();

@@ -3,15 +3,18 @@
 
 use std::{
     mem,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{
     HeaderMap, HeaderValue, Method,
     header::{CONTENT_LENGTH, LOCATION, RANGE},
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tracing::Instrument as _;
 use url::Url;
 
@@ -22,9 +25,13 @@ use super::{
 };
 use crate::{
     domain::Descriptor,
-    region::{Error, Result, Stage, answer::refusal},
+    region::{Error, Journal, Result, Stage, answer::refusal},
 };
 
+/// How long a registry may take to abort an upload. What hangs for longer is tried again later.
+const ABORT: Duration = Duration::from_secs(3);
+/// Uploads that are aborted at the same time.
+const ABORTS_AT_ONCE: usize = 8;
 /// The limits of a chunk, as an answer to `POST` tells them: the smallest is the specification's, the largest is an extension.
 const MIN_CHUNK: &str = "oci-chunk-min-length";
 const MAX_CHUNK: &str = "oci-chunk-max-length";
@@ -87,10 +94,18 @@ impl Upload {
     }
 }
 
-/// An upload that no journal knows of. Dropped unfinished, it is kept to be given up: whoever carried it out may be gone.
+/// An upload that no journal knows of. Dropped unfinished, it is kept to be aborted: whoever carried it out may be gone.
 pub(super) struct Begun {
     store: RegistryStore,
-    upload: Option<Upload>,
+    upload: Option<Dropped>,
+}
+
+/// An upload that is to be aborted.
+#[derive(Debug, Clone)]
+pub(super) struct Dropped {
+    upload: Upload,
+    /// What remembers it where the registry does not abort it; nothing for one that tries whether the registry can be written.
+    journal: Option<Arc<dyn Journal>>,
 }
 
 impl Begun {
@@ -185,10 +200,21 @@ impl RegistryStore {
         }
     }
 
-    /// Gives an upload up after something went wrong, which is what is told.
-    pub(super) async fn try_to_abort(&self, upload: &Upload) {
-        if let Err(error) = self.abort_upload(upload).await {
-            tracing::warn!(%error, "an upload could not be given up");
+    /// Aborts an upload that nothing will resume. One that the registry does not abort in time is left to the journal.
+    async fn abort_or_abandon(&self, upload: &Upload, journal: Option<&dyn Journal>) -> Result<()> {
+        let aborted = timeout(ABORT, self.abort_upload(upload)).await;
+        let Err(error) = aborted.unwrap_or(Err(Error::Stalled("aborting an upload"))) else { return Ok(()) };
+        tracing::warn!(%error, repository = upload.repository, "failed to abort an upload; maintenance will retry");
+        match journal {
+            Some(journal) => journal.abandon(&upload.session()?).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Aborts an upload that was begun in place of something else.
+    pub(super) async fn abort_needless(&self, stage: &Stage, upload: &Upload) {
+        if let Err(error) = self.abort_or_abandon(upload, Some(&*stage.journal)).await {
+            tracing::warn!(%error, "an upload stays in the registry until that clears it");
         }
     }
 
@@ -196,7 +222,7 @@ impl RegistryStore {
     pub(super) async fn discard(&self, stage: &Stage, blob: &Descriptor) -> Result<()> {
         if let Some(session) = stage.journal.upload(blob.digest).await? {
             if let Some(upload) = self.session(&session) {
-                self.try_to_abort(&upload).await;
+                self.abort_or_abandon(&upload, Some(&*stage.journal)).await?;
             }
             stage.journal.forget(blob.digest).await?;
         }
@@ -205,18 +231,19 @@ impl RegistryStore {
 
     /// Begins an upload, on a task of its own: once the registry has been asked, its answer must not be lost, even if nobody waits
     /// for it any more.
-    pub(super) async fn begin(&self, repository: &str) -> Result<(Upload, Begun)> {
+    pub(super) async fn begin(&self, repository: &str, journal: Option<Arc<dyn Journal>>) -> Result<(Upload, Begun)> {
         let (store, repository) = (self.clone(), repository.to_owned());
         let begin = async move {
             let upload = store.ask_for_upload(&repository).await?;
-            Ok((upload.clone(), Begun { store, upload: Some(upload) }))
+            let dropped = Dropped { upload: upload.clone(), journal };
+            Ok((upload, Begun { store, upload: Some(dropped) }))
         };
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
     }
 
     /// Begins an upload to a repository, and gives it up.
     pub(super) async fn try_to_write(&self, repository: &str) -> Result<()> {
-        drop(self.begin(repository).await?);
+        drop(self.begin(repository, None).await?);
         self.abort_dropped().await;
         Ok(())
     }
@@ -248,16 +275,25 @@ impl RegistryStore {
         })
     }
 
-    /// Gives up the uploads that were dropped unfinished, with whatever carried them out.
+    /// Aborts the uploads that were dropped unfinished, with whatever carried them out. Where that is broken off, those are kept that are left.
     pub(super) async fn abort_dropped(&self) {
         self.beginning.wait().await;
         let dropped = mem::take(&mut *self.dropped());
-        for upload in dropped {
-            self.try_to_abort(&upload).await;
+        let begun = dropped.into_iter().map(|upload| Begun { store: self.clone(), upload: Some(upload) });
+        // All are guarded before the first is aborted.
+        let begun: Vec<Begun> = begun.collect();
+        stream::iter(begun).for_each_concurrent(ABORTS_AT_ONCE, |begun| self.abort_begun(begun)).await;
+    }
+
+    async fn abort_begun(&self, begun: Begun) {
+        let Some(Dropped { upload, journal }) = begun.upload.clone() else { return };
+        match self.abort_or_abandon(&upload, journal.as_deref()).await {
+            Ok(()) => begun.ended(),
+            Err(error) => tracing::warn!(%error, "failed to remember an upload that was not aborted; will retry"),
         }
     }
 
-    fn dropped(&self) -> MutexGuard<'_, Vec<Upload>> {
+    fn dropped(&self) -> MutexGuard<'_, Vec<Dropped>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
