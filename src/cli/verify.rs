@@ -101,7 +101,7 @@ fn advice(image_id: &str, wrong: &[(String, Intactness)], known: &Known) -> Stri
     let unknown = found(&|_, intactness| !matches!(intactness, Intactness::Absent | Intactness::Damaged));
     let mut parts = Vec::new();
     if let Some((successor, there)) = &known.successor {
-        parts.extend(superseded(image_id, [absent, damaged].concat(), successor, there));
+        parts.extend(superseded(image_id, &[absent, damaged].concat(), successor, there));
     } else {
         if !absent.is_empty() {
             let (regions, sync) = (absent.join(", "), sync(image_id, &absent));
@@ -136,7 +136,7 @@ fn sync(image_id: &str, regions: &[&str]) -> String {
 }
 
 /// What to do about an image that is copied nowhere any more, since another one has its name.
-fn superseded(image_id: &str, regions: Vec<&str>, successor: &str, there: &[String]) -> Option<String> {
+fn superseded(image_id: &str, regions: &[&str], successor: &str, there: &[String]) -> Option<String> {
     if regions.is_empty() {
         return None;
     }

@@ -118,7 +118,7 @@ impl Entry {
 
     /// The entry's annotations with those of the manifest; nothing if it has them all already, or they are too many.
     fn annotations(&self, fields: &Fields, manifest: &Manifest) -> serde_json::Result<Option<Box<RawValue>>> {
-        let theirs = manifest.annotations.as_deref().map(RawValue::get).unwrap_or("null");
+        let theirs = manifest.annotations.as_deref().map_or("null", RawValue::get);
         let Some(theirs) = serde_json::from_str::<Option<Fields>>(theirs)?.filter(|_| theirs.len() <= MAX_ANNOTATIONS)
         else {
             return Ok(None);

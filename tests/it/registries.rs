@@ -283,9 +283,10 @@ async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
     let registry = Registry::start().await;
     let content = noise(3 << 20, 1);
     let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::region::Memory>::default());
-    let proxy = Proxy::start(registry.address, |seen: &Seen| match seen.writes_blob() {
-        true => Act::Answer(StatusCode::TEMPORARY_REDIRECT, vec![("location", seen.path.clone())], String::new()),
-        false => Act::Pass,
+    let leading_to = |status: StatusCode, to: String| Act::Answer(status, vec![("location", to)], String::new());
+    let proxy = Proxy::start(registry.address, move |seen: &Seen| {
+        let leads_on = seen.writes_blob();
+        if leads_on { leading_to(StatusCode::TEMPORARY_REDIRECT, seen.path.clone()) } else { Act::Pass }
     })
     .await;
     let (around, store) = (stage(), store(&proxy));
@@ -299,13 +300,9 @@ async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
     // One upload was begun, and it is what went around.
     let begun = proxy.requests().iter().filter(|seen| seen.method == Method::POST).count();
     assert_eq!(begun, 1);
-    proxy.rule(|seen: &Seen| match seen.writes_blob() {
-        true => Act::Answer(
-            StatusCode::PERMANENT_REDIRECT,
-            vec![("location", "http://127.0.0.1:1/x".into())],
-            String::new(),
-        ),
-        false => Act::Pass,
+    proxy.rule(move |seen: &Seen| {
+        let leads_on = seen.writes_blob();
+        if leads_on { leading_to(StatusCode::PERMANENT_REDIRECT, "http://127.0.0.1:1/x".into()) } else { Act::Pass }
     });
     let refused = write_once(&store, &stage(), &content).await;
     assert!(matches!(refused, Err(Error::Elsewhere { .. })), "{refused:?}");
