@@ -29,18 +29,30 @@ pub enum TrustError {
     Tls(#[from] Error),
 }
 
-/// How a client has to be set up to take the certificates of a file, in PEM form, beside those that the system trusts: what authorities in
-/// it have signed, and what is in it itself. The latter is what `openssl req -x509` makes for a server: an authority that is used as
-/// a server, which the rules for chains (RFC 5280) do not know and every client takes that was told to.
+/// How a client has to be set up to take what the system trusts.
+pub fn system() -> Result<ClientConfig, TrustError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Verifier::new(Arc::clone(&provider))?;
+    Ok(builder(provider)?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+}
+
+/// How a client has to be set up to take the certificates of a file beside those that the system trusts.
 pub fn trusting(pem: &[u8]) -> Result<ClientConfig, TrustError> {
+    let builder = builder(Arc::new(aws_lc_rs::default_provider()))?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier(pem)?).with_no_client_auth())
+}
+
+/// What takes the certificates of a file, in PEM form, beside those that the system trusts: what authorities in it have signed, and what is
+/// in it itself. The latter is what `openssl req -x509` makes for a server: an authority that is used as a server, which the rules for
+/// chains (RFC 5280) do not know and every client takes that was told to.
+pub fn verifier(pem: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
     let listed = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
     if listed.is_empty() {
         return Err(TrustError::Empty);
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let chains = Verifier::new_with_extra_roots(listed.iter().cloned(), Arc::clone(&provider))?;
-    let trust = Trust { chains, listed };
-    Ok(builder(provider)?.dangerous().with_custom_certificate_verifier(Arc::new(trust)).with_no_client_auth())
+    let chains = Verifier::new_with_extra_roots(listed.iter().cloned(), provider)?;
+    Ok(Arc::new(Trust { chains, listed }))
 }
 
 fn builder(provider: Arc<CryptoProvider>) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
@@ -68,6 +80,28 @@ impl Trust {
     }
 }
 
+/// Whether what is wrong with a certificate may be that it has no names, or no place for them.
+fn is_about_names(error: &Error) -> bool {
+    use CertificateError::{BadEncoding, NotValidForName, NotValidForNameContext, Other};
+    matches!(error, Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. } | BadEncoding | Other(_)))
+}
+
+/// Whether a certificate says for which names it is: one of version 1 has no place for that.
+fn has_names(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return true };
+    !matches!(certificate.subject_alternative_name(), Ok(None))
+}
+
+/// That a certificate says for no name that it is (RFC 9525, section 2: a common name is none), and how one is made that does.
+fn without_names(name: &ServerName<'_>) -> Error {
+    let kind = if matches!(name, ServerName::IpAddress(_)) { "IP" } else { "DNS" };
+    let name = name.to_str();
+    Error::General(format!(
+        "the server's certificate has no subjectAltName, and its common name does not count; make one by openssl req -x509 with \
+         -addext subjectAltName={kind}:{name}"
+    ))
+}
+
 impl ServerCertVerifier for Trust {
     fn verify_server_cert(
         &self,
@@ -78,10 +112,13 @@ impl ServerCertVerifier for Trust {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let chained = self.chains.verify_server_cert(end_entity, intermediates, name, ocsp, now);
-        if chained.is_err() && self.listed.iter().any(|listed| listed == end_entity) {
-            return Self::is_good(end_entity, name, now).map(|()| ServerCertVerified::assertion());
-        }
-        chained
+        let judged = if chained.is_err() && self.listed.iter().any(|listed| listed == end_entity) {
+            Self::is_good(end_entity, name, now).map(|()| ServerCertVerified::assertion())
+        } else {
+            chained
+        };
+        judged
+            .map_err(|error| if is_about_names(&error) && !has_names(end_entity) { without_names(name) } else { error })
     }
 
     fn verify_tls12_signature(

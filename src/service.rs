@@ -27,7 +27,7 @@ use crate::{
     },
     state::{self, State},
     telemetry,
-    worker::{Maintenance, MaintenanceSettings, Settings as WorkerSettings, Worker},
+    worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS, Settings as WorkerSettings, Worker},
 };
 
 /// When the parts of a shutdown are given up, in hundredths of the time that it may take: calls and copies in flight, those again
@@ -479,6 +479,7 @@ fn maintenance_settings(config: &Config, id: WorkerId) -> Result<MaintenanceSett
         locations: config.locations()?,
         lease: Duration::from_millis(config.worker.lease_ms),
         longest_wait: longest_wait(&config.worker),
+        stray_uploads: STRAY_UPLOADS,
     })
 }
 

@@ -20,6 +20,7 @@ mod m20261204_000011_count_image_changes;
 mod m20261205_000012_registry_habits;
 mod m20261206_000013_warn;
 mod m20261207_000014_longer_digests;
+mod m20261208_000015_remember_stray_uploads;
 mod migrate;
 mod name;
 
@@ -44,6 +45,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261205_000012_registry_habits::Migration),
             Box::new(m20261206_000013_warn::Migration),
             Box::new(m20261207_000014_longer_digests::Migration),
+            Box::new(m20261208_000015_remember_stray_uploads::Migration),
         ]
     }
 }

@@ -8,6 +8,7 @@ use super::{Error, Result, data_dir};
 use crate::{
     client::{Builder, Client},
     domain::ForeignText,
+    server_trust,
 };
 
 /// Where the service is, and who calls.
@@ -19,7 +20,7 @@ pub struct Connection {
     /// The file that holds the bearer token; without it, `$APPFERRY_TOKEN`, or that of ./appferry-data.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Certificates in PEM form that are trusted beside the system's.
+    /// Certificates in PEM form that are trusted beside the system's: authorities, and servers' own.
     #[arg(long, env = "APPFERRY_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// The caller's own certificate in PEM form, which takes the place of a token.
@@ -42,7 +43,9 @@ impl Connection {
         let pem = |file: &PathBuf| fs::read(file).map_err(Error::local(format!("reading {}", file.display())));
         let mut builder = Client::builder(&self.endpoint);
         if let Some(file) = &self.ca_file {
-            builder = builder.ca_certificate(pem(file)?);
+            let certificates = pem(file)?;
+            server_trust::verifier(&certificates).map_err(Error::local(format!("--ca-file {}", file.display())))?;
+            builder = builder.ca_certificate(certificates);
         }
         if let (Some(certificate), Some(key)) = (&self.certificate_file, &self.key_file) {
             if !self.endpoint.starts_with("https://") {

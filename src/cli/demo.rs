@@ -17,7 +17,7 @@ use super::{
 use crate::{
     contract::v1::SynchronizeAppRequest,
     domain::{Clock, ImageName},
-    region::{Backend, Store, verify},
+    region::{Backend, MovedName, Store, verify},
     service::{self, Role, Service},
 };
 
@@ -94,7 +94,8 @@ async fn show(
         let missing = || Error::Ended(format!("{region} does not show the image"));
         let failed = || Error::local(format!("verifying {region}"));
         let root = store.root(&image).await.map_err(failed())?.ok_or_else(missing)?;
-        let found = verify(Arc::<dyn Store>::clone(store), &image, &root, &[]).await.map_err(failed())?;
+        let found =
+            verify(Arc::<dyn Store>::clone(store), &image, &root, &[], MovedName::Damages).await.map_err(failed())?;
         if !found.damages.is_empty() {
             return Err(Error::Ended(format!("{region}: {}", found.damages.join("; "))));
         }

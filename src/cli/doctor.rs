@@ -1,6 +1,7 @@
 //! `appferry doctor`: tries everything that the service needs, and says what to mend.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,9 +11,9 @@ use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Result, data_dir, leftovers, print};
+use super::{Error, Result, data_dir, leftovers, print, proxy_advice};
 use crate::{
-    config::Config,
+    config::{Config, RegionProxy},
     domain::{Clock, RegionId, with_causes},
     region::{self, Backend, Store},
     service,
@@ -43,7 +44,7 @@ pub struct Arguments {
 pub(super) struct Finding {
     what: String,
     /// What is so, or what is wrong and what to do about it.
-    found: std::result::Result<String, (String, &'static str)>,
+    found: std::result::Result<String, (String, Cow<'static, str>)>,
 }
 
 impl Finding {
@@ -51,8 +52,8 @@ impl Finding {
         Self { what: what.into(), found: Ok(detail.into()) }
     }
 
-    fn bad(what: impl Into<String>, problem: impl Into<String>, mend: &'static str) -> Self {
-        Self { what: what.into(), found: Err((problem.into(), mend)) }
+    fn bad(what: impl Into<String>, problem: impl Into<String>, mend: impl Into<Cow<'static, str>>) -> Self {
+        Self { what: what.into(), found: Err((problem.into(), mend.into())) }
     }
 
     fn tell(&self, json: bool) -> Result<()> {
@@ -96,7 +97,9 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let clock = Clock::system();
     match service::backend(&config, &clock) {
         Ok(backend) => {
-            tell(reach(&backend).await)?;
+            // That the configuration is good has been seen.
+            let proxies = config.region_proxies().unwrap_or_default();
+            tell(reach(&backend, &proxies).await)?;
             if let Backend::Stores(stores) = &backend {
                 tell(leftovers::findings(&config, stores).await)?;
             }
@@ -195,17 +198,21 @@ async fn known_regions(config: &Config) -> Vec<Finding> {
 }
 
 /// Whether each region can be reached, read and written.
-async fn reach(backend: &Backend) -> Vec<Finding> {
+async fn reach(backend: &Backend, proxies: &[RegionProxy]) -> Vec<Finding> {
+    let proxy = |region: &RegionId| proxies.iter().find(|proxy| proxy.region == *region);
     match backend {
-        Backend::Stores(stores) => join_all(stores.iter().map(|(region, store)| probe(region, &**store))).await,
+        Backend::Stores(stores) => {
+            join_all(stores.iter().map(|(region, store)| probe(region, &**store, proxy(region)))).await
+        }
         Backend::Ecs(ecs) => {
             let look = |region: &RegionId| {
-                let (ecs, region) = (ecs.clone(), region.clone());
+                let (ecs, region, proxy) = (ecs.clone(), region.clone(), proxy(region));
                 async move {
                     match ecs.named(&region, NOBODY).await {
                         Ok(_) => Finding::good(region.as_str(), "ecs: lists images"),
                         Err(error) => {
                             let mend = "the credentials of [alibaba] and what they may do, or its endpoint";
+                            let mend = proxy_advice::of(proxy).await.map_or(mend.into(), Cow::Owned);
                             Finding::bad(region.as_str(), format!("ecs: {}", with_causes(&error)), mend)
                         }
                     }
@@ -216,14 +223,17 @@ async fn reach(backend: &Backend) -> Vec<Finding> {
     }
 }
 
-async fn probe(region: &RegionId, store: &dyn Store) -> Finding {
+async fn probe(region: &RegionId, store: &dyn Store, proxy: Option<&RegionProxy>) -> Finding {
     let kind = store.kind().as_str();
     match timeout(PATIENCE, store.probe()).await.unwrap_or(Err(region::Error::Stalled("the store"))) {
         Ok(free) => {
             let free = free.map(|free| format!(", {} free", print::bytes(i64::try_from(free).unwrap_or(i64::MAX))));
             Finding::good(region.as_str(), format!("{kind}: can be read and written{}", free.unwrap_or_default()))
         }
-        Err(error) => Finding::bad(region.as_str(), format!("{kind}: {}", with_causes(&error)), mend(&error)),
+        Err(error) => {
+            let mend = proxy_advice::of(proxy).await.map_or(mend(&error).into(), Cow::Owned);
+            Finding::bad(region.as_str(), format!("{kind}: {}", with_causes(&error)), mend)
+        }
     }
 }
 
@@ -246,7 +256,7 @@ fn mend(error: &region::Error) -> &'static str {
         }
         region::Error::Credentials(_) => "the file or the helper that the region's credentials come from",
         region::Error::Transport { .. } | region::Error::Stalled(_) => {
-            "whether the store, and the proxy where there is one, is running, and whether its address in the region's `store` or `endpoint` is right"
+            "whether the store is running, and whether its address in the region's `store` or `endpoint` is right"
         }
         region::Error::Forbidden { .. } => "the region's `store`; `allow_loopback` lets a name lead to this machine",
         region::Error::Elsewhere { advice, .. } => advice,

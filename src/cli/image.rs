@@ -17,7 +17,7 @@ use crate::{
         add_image_request,
     },
     domain::{Clock, ForeignText, ImageId, ImageKind, ImageName, with_causes},
-    region::{ImageSpec, Memory, Stage, Store},
+    region::{ImageSpec, Memory, Stage, Store, split_digest},
     service,
     worker::import,
 };
@@ -74,13 +74,14 @@ pub struct From {
     /// A disk file, of any kind, or a block device.
     #[arg(long, value_name = "DISK")]
     file: Option<PathBuf>,
-    /// An OCI image layout, or an archive of images as `docker save` writes it, and the name or the digest of the image in it.
-    #[arg(long, value_name = "LAYOUT[:NAME]")]
+    /// An OCI image layout, or an archive of images as `docker save` writes it, and the name or the digest of the image in it, or both.
+    #[arg(long, value_name = "LAYOUT[:NAME][@DIGEST]")]
     oci: Option<String>,
     /// A virtual machine's image that the home region has already, by its name there: in a region of ECS, `m-…`.
     #[arg(long, value_name = "ID")]
     vm_image: Option<String>,
-    /// A container image that the home region's registry has already, by what people pull it by: HOST/NAMESPACE/REPOSITORY:TAG.
+    /// A container image that the home region's registry has already, by what people pull it by: HOST/NAMESPACE/REPOSITORY:TAG. With
+    /// @DIGEST behind it, that decides, whatever the tag shows.
     #[arg(long, value_name = "URL")]
     registry_url: Option<String>,
 }
@@ -160,6 +161,7 @@ impl Add {
                 (Some(put.id.clone()), spec(put.kind, &put.id))
             }
         };
+        let is_pinned = matches!(&spec, ImageSpec::Container(url) if matches!(split_digest(url), Ok((_, Some(_)))));
         let (image_type, spec) = match spec {
             ImageSpec::Vm(image_id) => {
                 (ImageType::Vm, add_image_request::ImageSpec::VmImageSpec(VmImageSpec { image_id }))
@@ -179,7 +181,12 @@ impl Add {
             supersede: self.supersede,
         };
         match client.add_image(request).await {
-            Ok(id) => Ok(id),
+            Ok(id) => {
+                if is_pinned {
+                    note_moved_name(&client, &id).await;
+                }
+                Ok(id)
+            }
             Err(error) => {
                 if let Some(placed) = placed.filter(|_| is_rejected(&error)) {
                     placed.discard().await;
@@ -226,9 +233,26 @@ impl Add {
             .await
             .map_err(Error::local("the image could not be put into the home region's store"))?;
         bar.finish_and_clear();
-        warnings.iter().for_each(|warning| print::note(&format!("warning: {warning}")));
+        let moved = origin.warning.as_deref();
+        moved.into_iter().chain(warnings.iter()).for_each(|warning| print::note(&format!("warning: {warning}")));
         Ok(Placed { id, kind: origin.kind, store: Arc::clone(store), stage, is_new })
     }
+}
+
+/// Notes what the name of an image shows at home, if that is not the digest that it was registered by. One who may not look is told nothing.
+async fn note_moved_name(client: &Client, id: &str) {
+    let Ok(image) = client.get_image(id).await else { return };
+    for line in moved_names(&image) {
+        print::note(&format!("warning: {line}"));
+    }
+}
+
+/// The regions in which an image's name shows another one.
+fn moved_names(image: &Image) -> impl Iterator<Item = String> {
+    image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()).map(|info| {
+        let (region, shown) = (ForeignText::value(&info.region_id), ForeignText::value(&info.shown_digest));
+        format!("its name in {region} shows {shown} now; it is copied by its own digest")
+    })
 }
 
 /// An image that was put into the home region's store.
@@ -274,7 +298,8 @@ fn spec(kind: ImageKind, id: &ImageId) -> ImageSpec {
 
 /// What the home region's store calls an image that is registered by its id.
 fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
-    store.locate(&spec(kind, id)).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))
+    let located = store.locate(&spec(kind, id)).map_err(|problem| Error::Usage(format!("--id {id}: {problem}")))?;
+    Ok(located.name)
 }
 
 /// The id, if no image is registered by it yet.
@@ -341,9 +366,8 @@ async fn show(one: One) -> Result<()> {
     if !image.superseded_by.is_empty() {
         text = format!("{text}\nsuperseded by {}, which has its name now", ForeignText::value(&image.superseded_by));
     }
-    for info in image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()) {
-        let (region, shown) = (ForeignText::value(&info.region_id), ForeignText::value(&info.shown_digest));
-        text = format!("{text}\nits name in {region} shows {shown} now; it is copied by its own digest");
+    for line in moved_names(&image) {
+        text = format!("{text}\n{line}");
     }
     for info in &image.additional_regions_info {
         for warning in print::warnings(&info.region_id, &info.warnings) {

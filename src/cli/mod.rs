@@ -17,6 +17,7 @@ mod origin;
 mod policy;
 mod print;
 mod progress;
+mod proxy_advice;
 mod regions;
 mod serve;
 mod shell;

@@ -8,13 +8,13 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue},
     service::Interceptor,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{Client, Error};
-use crate::domain::Backoff;
+use crate::{domain::Backoff, server_trust};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take with everything that it is repeated for.
@@ -27,6 +27,8 @@ pub struct Builder {
     endpoint: String,
     token: Option<String>,
     tls: ClientTlsConfig,
+    /// Certificates in PEM form that are trusted beside the system's.
+    trusted: Option<Vec<u8>>,
     pub(super) deadline: Duration,
     pub(super) backoff: Backoff,
 }
@@ -35,8 +37,8 @@ impl Builder {
     /// For a service at an `http://` or `https://` URL.
     #[must_use]
     pub fn new(endpoint: impl Into<String>) -> Self {
-        let tls = ClientTlsConfig::new().with_enabled_roots();
-        Self { endpoint: endpoint.into(), token: None, tls, deadline: DEADLINE, backoff: BACKOFF }
+        let tls = ClientTlsConfig::new();
+        Self { endpoint: endpoint.into(), token: None, tls, trusted: None, deadline: DEADLINE, backoff: BACKOFF }
     }
 
     /// Calls with this bearer token: an opaque one, or a JSON Web Token.
@@ -46,10 +48,10 @@ impl Builder {
         self
     }
 
-    /// Trusts this certificate, in PEM form, beside those of the system.
+    /// Trusts these certificates, in PEM form, beside those of the system: authorities, and servers' own.
     #[must_use]
-    pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
-        self.tls = self.tls.ca_certificate(Certificate::from_pem(pem));
+    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.trusted = Some(pem.into());
         self
     }
 
@@ -80,7 +82,14 @@ impl Builder {
         let refused = |source| Error::Endpoint { endpoint: self.endpoint.clone(), source };
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(refused)?;
         if endpoint.uri().scheme_str() == Some("https") {
-            endpoint = endpoint.tls_config(self.tls.clone()).map_err(refused)?;
+            let tls = self.tls.clone();
+            endpoint = match &self.trusted {
+                None => endpoint.tls_config(tls.with_enabled_roots()).map_err(refused)?,
+                Some(pem) => {
+                    let verifier = server_trust::verifier(pem).map_err(|error| Error::Trusted(Box::new(error)))?;
+                    endpoint.tls_config_with_verifier(tls, verifier).map_err(refused)?
+                }
+            };
         }
         let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
         connected.map_err(|source| Error::Unreachable { endpoint: self.endpoint.clone(), source })

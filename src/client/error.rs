@@ -15,6 +15,9 @@ pub enum Error {
         /// What is wrong with it.
         source: tonic::transport::Error,
     },
+    /// The certificates that are to be trusted are none.
+    #[error("the certificates that are to be trusted can't be used")]
+    Trusted(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The token can't be sent.
     #[error("the token has characters that no header may have")]
     Token,

@@ -300,7 +300,7 @@ impl Region {
     }
 
     /// The proxy that the region is reached by: its own, that of all regions, or none.
-    fn forward_proxy(&self, place: usize, network: &Network) -> Result<Option<ForwardProxy>, Error> {
+    pub(super) fn forward_proxy(&self, place: usize, network: &Network) -> Result<Option<ForwardProxy>, Error> {
         match self.proxy.as_deref() {
             None => network.forward_proxy(),
             Some("direct") => Ok(None),

@@ -69,14 +69,15 @@ pub struct Published {
     pub root: Option<(Digest, Verification)>,
     /// The root of a publication that was begun and not confirmed: the store may show it or the one before.
     pub begun: Option<Digest>,
-    /// The root that was published where the region's store was before: this service's own, and not known to be whole here.
-    pub elsewhere: Option<Digest>,
+    /// The root that was published and is not known to be whole: where the region's store was before, or without entries of its indexes that
+    /// no store had then. It is this service's own all the same.
+    pub unproven: Option<Digest>,
 }
 
 impl Published {
     /// The roots that this service made the name show.
     pub fn roots(&self) -> impl Iterator<Item = Digest> {
-        self.root.map(|(root, _)| root).into_iter().chain(self.begun).chain(self.elsewhere)
+        self.root.map(|(root, _)| root).into_iter().chain(self.begun).chain(self.unproven)
     }
 
     /// Whether this service made the name show `root`.
@@ -88,7 +89,7 @@ impl Published {
     /// The same for a store that is somewhere else by now.
     #[must_use]
     pub fn elsewhere(self) -> Self {
-        Self { root: None, elsewhere: self.root.map(|(root, _)| root).or(self.elsewhere), begun: self.begun }
+        Self { root: None, unproven: self.root.map(|(root, _)| root).or(self.unproven), begun: self.begun }
     }
 
     /// How it is known that everything below `root` is there, from this record alone; nothing if it has to be looked at.
@@ -122,7 +123,7 @@ pub fn may_publish(wanted: Digest, shown: &Shown, published: &Published, overwri
             Shown::Nothing => true,
             Shown::Root(there) => *there == wanted || published.wrote(*there),
             // Of a name that this service published, it is what has become of its own.
-            Shown::Unreadable => published.root.is_some() || published.begun.is_some() || published.elsewhere.is_some(),
+            Shown::Unreadable => published.root.is_some() || published.begun.is_some() || published.unproven.is_some(),
         }
 }
 

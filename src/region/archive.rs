@@ -3,6 +3,9 @@
 //! `crane pull` write it. It is read where it lies.
 
 mod docker;
+mod layer;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -39,13 +42,15 @@ struct Part {
 
 /// An archive of images.
 #[derive(Debug, Clone)]
-pub struct Archive(Arc<Contents>);
+pub struct Archive {
+    contents: Arc<Contents>,
+    /// The image that is meant, where there are several.
+    name: Option<String>,
+}
 
 #[derive(Debug)]
 struct Contents {
     path: PathBuf,
-    /// The image that is meant, where there are several.
-    name: Option<String>,
     /// The index of its layout, its own or one that was made of docker's list.
     index: Bytes,
     blobs: HashMap<Digest, Part>,
@@ -57,17 +62,23 @@ impl Archive {
     /// Opens an archive, whose image is the one called `name`, or the only one.
     pub async fn open(path: &Path, name: Option<String>) -> Result<Self> {
         let path = path.to_owned();
-        let contents = tokio::task::spawn_blocking(move || Contents::read(path, name));
-        Ok(Self(Arc::new(contents.await.map_err(|_| Error::Interrupted)??)))
+        let contents = tokio::task::spawn_blocking(move || Contents::read(path));
+        Ok(Self { contents: Arc::new(contents.await.map_err(|_| Error::Interrupted)??), name })
+    }
+
+    /// The same archive, whose image is the one called `name`, or the only one.
+    #[must_use]
+    pub fn with_name(&self, name: Option<String>) -> Self {
+        Self { name, ..self.clone() }
     }
 
     fn index(&self) -> Result<Index> {
-        Index::parse(&self.0.path.join(INDEX).display().to_string(), &self.0.index)
+        Index::parse(&self.contents.path.join(INDEX).display().to_string(), &self.contents.index)
     }
 }
 
 impl Contents {
-    fn read(path: PathBuf, name: Option<String>) -> Result<Self> {
+    fn read(path: PathBuf) -> Result<Self> {
         let members = Members::list(&path)?;
         if let Some(index) = members.small(INDEX)? {
             let blobs = members.parts.iter().filter_map(|(member, part)| {
@@ -75,13 +86,13 @@ impl Contents {
                 Some((format!("{algorithm}:{digits}").parse().ok()?, *part))
             });
             let blobs = blobs.collect();
-            return Ok(Self { path, name, index, blobs, made: HashMap::new() });
+            return Ok(Self { path, index, blobs, made: HashMap::new() });
         }
         let Some(list) = members.small(docker::LIST)? else {
             let reason = format!("it is an archive without {INDEX} or {}, and so of no image", docker::LIST);
             return Err(Error::malformed(path.display().to_string(), reason));
         };
-        docker::convert(&members, &list, name)
+        docker::convert(&members, &list)
     }
 
     fn part(&self, digest: Digest, image: &ImageName) -> Result<Part> {
@@ -170,18 +181,18 @@ fn beside(path: &str, to: &str) -> String {
 #[async_trait]
 impl Source for Archive {
     async fn root(&self, _: &ImageName) -> Result<Option<Descriptor>> {
-        self.index()?.root(self.0.name.as_deref()).map(Some)
+        self.index()?.root(self.name.as_deref()).map(Some)
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
-        if let Some(made) = self.0.made.get(&manifest.digest) {
+        if let Some(made) = self.contents.made.get(&manifest.digest) {
             return Ok(made.clone());
         }
         if manifest.size > MAX_MANIFEST_BYTES {
             return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
         }
-        let part = self.0.part(manifest.digest, name)?;
-        let contents = Arc::clone(&self.0);
+        let part = self.contents.part(manifest.digest, name)?;
+        let contents = Arc::clone(&self.contents);
         let read = move || file_part::read_whole(&contents.path, part.from, part.size.min(MAX_MANIFEST_BYTES));
         let content = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Interrupted)??;
         let actual = manifest.digest.algorithm().digest(&content);
@@ -193,14 +204,14 @@ impl Source for Archive {
     }
 
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
-        let part = self.0.part(blob.digest, name)?;
+        let part = self.contents.part(blob.digest, name)?;
         if part.size != blob.size {
             let (image, digest, expected) = (name.to_string(), blob.digest, blob.size);
             return Err(Error::SizeMismatch { image, digest, expected, actual: part.size });
         }
         let from = from.min(part.size);
         let most = (part.size - from).min(most.unwrap_or(u64::MAX));
-        Ok(file_part::read(&self.0.path, part.from + from, most))
+        Ok(file_part::read(&self.contents.path, part.from + from, most))
     }
 
     async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {

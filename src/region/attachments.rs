@@ -4,18 +4,19 @@
 //! Nothing here fails: an attachment that can't be had is left out, and a warning says which and why.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use serde::Deserialize;
 
 use super::{
-    Attachment, Error, Result, Source, Tree,
+    Attachment, Entry, EntryError, Error, Listing, ReferrersIndex, Result, Source, Tree,
     budget::Budget,
     references::Place,
-    referrers::{Entry, Listing, ReferrersIndex, attachment_tags},
+    referrers::attachment_tags,
     walk::{Missing, Walk},
 };
 use crate::domain::{Descriptor, Digest, ImageName};
@@ -29,12 +30,16 @@ const READS_AT_ONCE: usize = 8;
 const MAX_REFUSALS: usize = 4;
 /// The most manifests without a name that are read.
 const MAX_UNNAMED: usize = 1_000;
+/// How long is waited each time before what a list names and its store did not find is looked for again. Several servers may answer for one
+/// registry, and not all of them know at once what was pushed to one (oras-project/oras#1892). It is waited for all of an image together.
+const LOOKED_FOR_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
 /// Adds to a tree whatever is attached to it, within what is left of its budget.
 pub(super) async fn gather(source: &dyn Source, name: &ImageName, tree: &mut Tree, budget: Budget) {
     let known = tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
     let places = tree.blobs.iter().enumerate().map(|(place, blob)| (blob.digest, place)).collect();
-    let mut gathering = Gathering { source, name, tree, budget, known, places, unnamed: HashMap::new() };
+    let (unnamed, missed) = (HashMap::new(), Vec::new());
+    let mut gathering = Gathering { source, name, tree, budget, known, places, unnamed, missed };
     gathering.read_unnamed().await;
     gathering.run().await;
 }
@@ -50,6 +55,15 @@ struct Gathering<'a> {
     places: HashMap<Digest, usize>,
     /// Manifests without a name, by what they refer to.
     unnamed: HashMap<Digest, Vec<Entry>>,
+    /// What a remote store names, and did not find.
+    missed: Vec<Missed>,
+}
+
+/// Something attached that a store names and did not find.
+struct Missed {
+    subject: Digest,
+    candidate: Candidate,
+    error: Error,
 }
 
 /// What was found of one manifest.
@@ -62,18 +76,47 @@ struct Found {
 /// Something attached that is to be read.
 struct Candidate {
     descriptor: Descriptor,
-    tag: Option<String>,
+    found_by: FoundBy,
+}
+
+/// What says that something is attached.
+enum FoundBy {
+    /// An entry of a list.
+    Entry(Entry),
+    /// A tag of its own.
+    Tag(String),
 }
 
 impl Gathering<'_> {
     async fn run(&mut self) {
-        let (source, name) = (self.source, self.name);
         let refusals = AtomicUsize::new(0);
-        let mut subjects: Vec<Digest> = self.tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        let subjects = self.tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        let mut passed_over = self.look_for_all(subjects, &refusals).await;
+        for wait in LOOKED_FOR_AGAIN {
+            if self.missed.is_empty() {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+            let subjects = self.read_missed().await;
+            passed_over += self.look_for_all(subjects, &refusals).await;
+        }
+        for Missed { subject, candidate, error } in std::mem::take(&mut self.missed) {
+            self.leave_out(subject, &candidate, &error);
+        }
+        if passed_over > 0 {
+            self.tree
+                .warnings
+                .add(format_args!("what is attached to {passed_over} other manifests was not looked for"));
+        }
+    }
+
+    /// Looks for what is attached to some manifests, and to what is attached to them. Returns of how many it was not looked for.
+    async fn look_for_all(&mut self, mut subjects: Vec<Digest>, refusals: &AtomicUsize) -> usize {
+        let (source, name) = (self.source, self.name);
         let mut passed_over = 0;
         while !subjects.is_empty() {
             let looks =
-                std::mem::take(&mut subjects).into_iter().map(|subject| look(source, name, subject, &refusals).boxed());
+                std::mem::take(&mut subjects).into_iter().map(|subject| look(source, name, subject, refusals).boxed());
             let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffered(LISTS_AT_ONCE);
             while let Some(found) = looks.next().await {
                 match found {
@@ -82,11 +125,25 @@ impl Gathering<'_> {
                 }
             }
         }
-        if passed_over > 0 {
-            self.tree
-                .warnings
-                .add(format_args!("what is attached to {passed_over} other manifests was not looked for"));
+        passed_over
+    }
+
+    /// Reads again what was not found. Returns the manifests whose own attachments have to be looked for.
+    async fn read_missed(&mut self) -> Vec<Digest> {
+        let mut by_subject: BTreeMap<Digest, Vec<Candidate>> = BTreeMap::new();
+        for Missed { subject, candidate, .. } in std::mem::take(&mut self.missed) {
+            by_subject.entry(subject).or_default().push(candidate);
         }
+        let mut subjects = Vec::new();
+        for (subject, candidates) in by_subject {
+            subjects.extend(self.read(candidates, subject).await);
+        }
+        subjects
+    }
+
+    fn leave_out(&mut self, subject: Digest, candidate: &Candidate, error: &Error) {
+        let digest = candidate.descriptor.digest;
+        self.tree.warnings.add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
     }
 
     /// Reads the manifests that have no name, to know what they refer to.
@@ -97,6 +154,11 @@ impl Gathering<'_> {
                 return self.tree.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
             }
         };
+        for error in entries.iter().filter_map(|entry| entry.descriptor().err()) {
+            if matches!(error, EntryError::NoDescriptor { .. }) {
+                self.tree.warnings.add(format_args!("what lies beside the image is not all carried: {error}"));
+            }
+        }
         let entries =
             entries.into_iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
         for entry in entries.take(MAX_UNNAMED) {
@@ -128,35 +190,28 @@ impl Gathering<'_> {
         let unnamed = self.unnamed.remove(&subject).unwrap_or_default();
         entries.extend(unnamed.into_iter().filter(|entry| !listed.contains(&entry.digest())));
         let mut candidates = Vec::new();
-        for entry in &entries {
+        for entry in entries {
             match entry.descriptor() {
-                Ok(descriptor) => candidates.push(Candidate { descriptor, tag: None }),
+                Ok(descriptor) => candidates.push(Candidate { descriptor, found_by: FoundBy::Entry(entry) }),
                 Err(error) => self.tree.warnings.add(format_args!("a referrer of {subject} is not carried: {error}")),
             }
         }
         for (tag, found) in tagged {
             match found {
-                Ok(Some(descriptor)) => candidates.push(Candidate { descriptor, tag: Some(tag) }),
+                Ok(Some(descriptor)) => candidates.push(Candidate { descriptor, found_by: FoundBy::Tag(tag) }),
                 Ok(None) => {}
                 Err(error) => {
                     self.tree.warnings.add(format_args!("the tag {tag} is not carried, if there is one: {error}"));
                 }
             }
         }
-        let (carried, subjects) = self.read(candidates, subject).await;
-        entries.retain(|entry| entry.digest().is_some_and(|digest| carried.contains(&digest)));
-        if !entries.is_empty() {
-            self.tree.referrers.push(ReferrersIndex { subject, entries });
-        }
-        subjects
+        self.read(candidates, subject).await
     }
 
-    /// Reads what is attached to a manifest. Returns the digests of what is carried, and the manifests whose own attachments have to
-    /// be looked for.
-    async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> (HashSet<Digest>, Vec<Digest>) {
+    /// Reads what is attached to a manifest. Returns the manifests whose own attachments have to be looked for.
+    async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> Vec<Digest> {
         let (source, name) = (self.source, self.name);
-        let mut carried = HashSet::new();
-        let mut subjects = Vec::new();
+        let (mut subjects, mut entries) = (Vec::new(), Vec::new());
         let mut waiting = candidates.into_iter().peekable();
         while waiting.peek().is_some() {
             let before = self.budget.of_one();
@@ -165,26 +220,34 @@ impl Gathering<'_> {
                 let walked = walk.down(candidate.descriptor.clone(), Place::Attached).await;
                 (candidate, walked.map(|()| walk))
             });
-            for (Candidate { descriptor, tag }, walked) in join_all(walks.collect::<Vec<_>>()).await {
-                let digest = descriptor.digest;
-                match walked.and_then(|walk| self.keep(walk, before, tag)) {
-                    Ok(manifests) => {
-                        carried.insert(digest);
+            for (candidate, walked) in join_all(walks.collect::<Vec<_>>()).await {
+                match walked.and_then(|walk| self.keep(walk, before, &candidate.found_by)) {
+                    Ok((manifests, entry)) => {
+                        entries.extend(entry);
                         subjects.extend(manifests.into_iter().filter(|manifest| self.known.insert(*manifest)));
                     }
-                    Err(error) => {
-                        self.tree
-                            .warnings
-                            .add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
+                    Err(error) if error.is_missing() && source.is_remote() => {
+                        self.missed.push(Missed { subject, candidate, error });
                     }
+                    Err(error) => self.leave_out(subject, &candidate, &error),
                 }
             }
         }
-        (carried, subjects)
+        self.list(subject, entries);
+        subjects
     }
 
-    /// Keeps what was read, if that is not too much together with the rest. Returns its manifests.
-    fn keep(&mut self, mut walk: Walk<'_>, before: Budget, tag: Option<String>) -> Result<Vec<Digest>> {
+    /// Lists what refers to a manifest, beside what is listed of it already.
+    fn list(&mut self, subject: Digest, entries: Vec<Entry>) {
+        match self.tree.referrers.iter_mut().find(|index| index.subject == subject) {
+            Some(index) => index.entries.extend(entries),
+            None if entries.is_empty() => {}
+            None => self.tree.referrers.push(ReferrersIndex { subject, entries }),
+        }
+    }
+
+    /// Keeps what was read, if that is not too much together with the rest. Returns its manifests, and the entry by which it is listed.
+    fn keep(&mut self, mut walk: Walk<'_>, before: Budget, found_by: &FoundBy) -> Result<(Vec<Digest>, Option<Entry>)> {
         let too_much = || Error::malformed(self.name.to_string(), "there is more attached to it than is carried");
         self.budget = self.budget.less(before, walk.budget).ok_or_else(too_much)?;
         let manifests = walk.in_order();
@@ -199,8 +262,15 @@ impl Gathering<'_> {
         }
         self.tree.warnings.extend(&walk.warnings);
         let digests = manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        let (tag, entry) = match found_by {
+            FoundBy::Tag(tag) => (Some(tag.clone()), None),
+            FoundBy::Entry(entry) => {
+                let content = manifests.last().map_or(&[][..], |(_, content)| &content[..]);
+                (None, Some(entry.clone().described_by(content)))
+            }
+        };
         self.tree.attachments.push(Attachment { tag, manifests, blobs });
-        Ok(digests)
+        Ok((digests, entry))
     }
 }
 

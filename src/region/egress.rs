@@ -1,6 +1,7 @@
 //! The way out to stores: directly, or by way of a proxy. Either way it is a guard that decides which addresses may be reached.
 
 mod forward_proxy;
+mod proxy_trial;
 
 use std::{
     collections::HashMap,
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 pub use forward_proxy::{Exception, ExceptionError, ForwardProxy};
+pub use proxy_trial::ProxyTrial;
 
 use super::guard::{Forbidden, Guard};
 

@@ -180,6 +180,14 @@ pub enum Error {
     /// An upload that was begun earlier is not there any more, or not as it should be.
     #[error("{0}: the upload that was begun is gone; it begins anew")]
     UploadGone(ForeignText),
+    /// A registry has sent a request somewhere else, whose bytes had gone by then: they are read again, and sent there.
+    #[error("{what}: it points to {to}; the bytes are sent there from where the request began")]
+    Redirected {
+        /// What was asked of it.
+        what: ForeignText,
+        /// Where it pointed.
+        to: ForeignText,
+    },
     /// A registry does not take a blob in the way in which it was sent, and is sent it in another one.
     #[error("{0}; the blob is sent in another way")]
     UploadMode(ForeignText),
@@ -289,6 +297,7 @@ impl Error {
             | Self::Transport { .. }
             | Self::UploadGone(_)
             | Self::UploadMode(_)
+            | Self::Redirected { .. }
             | Self::WrittenWrong { .. }
             | Self::Overtaken
             | Self::Contended(_)
@@ -333,6 +342,12 @@ impl Error {
         } else {
             self
         }
+    }
+
+    /// Whether a blob is only to be sent again, in another way or to another place: no more than a few times, and with no wait.
+    #[must_use]
+    pub fn is_resent(&self) -> bool {
+        matches!(self, Self::UploadMode(_) | Self::Redirected { .. })
     }
 
     /// Whether a registry refused a manifest because it does not find the blobs.

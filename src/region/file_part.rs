@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, FileType},
-    io::{Read as _, Seek as _, SeekFrom, Take},
+    io::{self, Read, Seek as _, SeekFrom, Take},
     os::unix::fs::FileTypeExt as _,
     path::Path,
 };
@@ -41,7 +41,8 @@ fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
+/// Opens a part, which begins at the byte `from` and has `most` bytes at most.
+pub fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
     let mut file = File::open(path).map_err(failed(path))?;
     if from > 0 {
         file.seek(SeekFrom::Start(from)).map_err(failed(path))?;
@@ -62,12 +63,16 @@ pub fn read_whole(path: &Path, from: u64, most: u64) -> Result<Vec<u8>> {
 
 /// The digest of a part, and how many bytes it has.
 pub fn hash(path: &Path, from: u64, most: u64) -> Result<(Digest, u64)> {
-    let mut file = open(path, from, most)?;
+    hash_all(open(path, from, most)?).map_err(failed(path))
+}
+
+/// The digest of everything that is read, and how many bytes that is.
+pub fn hash_all(mut reader: impl Read) -> io::Result<(Digest, u64)> {
     let mut hasher = Algorithm::CANONICAL.hasher();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut size = 0;
     loop {
-        let length = file.read(&mut buffer).map_err(failed(path))?;
+        let length = reader.read(&mut buffer)?;
         if length == 0 {
             return Ok((hasher.finish(), size));
         }

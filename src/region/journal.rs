@@ -24,6 +24,11 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Forgets an upload: it is done, or gone.
     async fn forget(&self, blob: Digest) -> Result<()>;
 
+    /// Remembers an upload that the store did not abort when it was asked, and that nothing else knows of, so that it is asked again later.
+    async fn abandon(&self, _session: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether this copy has written the blob, in this attempt or an earlier one.
     async fn wrote(&self, _blob: Digest) -> Result<bool> {
         Ok(false)
@@ -66,8 +71,8 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
         self.hold().await
     }
 
-    /// Remembers that a name shows a root, and how it is known that all of it is there.
-    async fn note_published(&self, _name: &ImageName, _root: Digest, _verification: Verification) -> Result<()> {
+    /// Remembers that a name shows a root, and how it is known that all of it is there; nothing if something is known to be lacking.
+    async fn note_published(&self, _name: &ImageName, _root: Digest, _whole: Option<Verification>) -> Result<()> {
         Ok(())
     }
 }

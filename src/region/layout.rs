@@ -9,11 +9,13 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::{
-    Error, ImageSpec, Result, Source, Tree,
-    referrers::{self, Entry, Listing, is_attached_by, referrers_tag},
+    Entry, Error, ImageSpec, Listing, Located, Result, Source, Tree,
+    pinned::split_digest,
+    referrers::{self, is_attached_by, referrers_tag},
     tree::{INDEX_TYPES, Reference},
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
@@ -46,17 +48,21 @@ pub fn blob_path(digest: Digest) -> String {
     format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
 }
 
-/// The name of the layout that a caller describes, in a store that has one for each image.
-pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-    let name = match spec {
-        ImageSpec::Vm(name) => name,
-        ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
-            let url = ForeignText::value(url);
-            format!("{url:?} is not of the form oci:NAME, and the home region's store is one of OCI image layouts")
-        })?,
+/// The layout that a caller describes, in a store that has one for each image.
+pub fn locate(spec: &ImageSpec) -> std::result::Result<Located, String> {
+    let (name, digest) = match spec {
+        ImageSpec::Vm(name) => (name.as_str(), None),
+        ImageSpec::Container(url) => {
+            let (plain, digest) = split_digest(url).map_err(|error| error.to_string())?;
+            let name = plain.strip_prefix("oci:").ok_or_else(|| {
+                let url = ForeignText::value(url);
+                format!("{url:?} is not of the form oci:NAME or oci:NAME@DIGEST, and the home region's store is one of OCI image layouts")
+            })?;
+            (name, digest)
+        }
     };
     let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
-    Ok(ImageName(name.to_string()))
+    Ok(Located { name: ImageName(name.to_string()), digest })
 }
 
 /// The index of a layout.
@@ -66,6 +72,7 @@ pub struct Index {
     schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
+    #[serde(deserialize_with = "descriptors")]
     manifests: Vec<Reference>,
     /// What was read.
     #[serde(skip)]
@@ -73,6 +80,12 @@ pub struct Index {
     /// Where it was read.
     #[serde(skip)]
     path: String,
+}
+
+/// The entries that are descriptors. Another one takes none of them away; [`Index::unnamed`] has it too, for a warning.
+fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Reference>, D::Error> {
+    let entries = Vec::<Box<RawValue>>::deserialize(deserializer)?;
+    Ok(entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect())
 }
 
 /// What an image's layout has beside the image's own blobs and manifests.
@@ -181,7 +194,13 @@ impl Index {
             (Some(name), count) => {
                 format!("it has {count} images called {name:?}; name one by its digest, of: {names}")
             }
-            (None, 0) => "it has no image".to_owned(),
+            (None, 0) => {
+                match self.unnamed().ok().and_then(|entries| entries.iter().find_map(|entry| entry.descriptor().err()))
+                {
+                    Some(error) => format!("it has no image: {error}"),
+                    None => "it has no image".to_owned(),
+                }
+            }
             (None, count) => format!("it has {count} images; name one of them behind a colon, of: {names}"),
         }
     }
@@ -198,13 +217,20 @@ impl Index {
         Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
     }
 
+    /// The entry of a digest, if there is one.
+    pub fn listed(&self, digest: Digest) -> Result<Option<Descriptor>> {
+        let digest = digest.to_string();
+        let found = self.manifests.iter().find(|entry| entry.digest == digest);
+        found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
+    }
+
     /// What has a tag, if anything has.
     fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
         let found = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(tag));
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// The manifests that are listed without a name: oras puts those that refer to the image there.
+    /// The manifests that are listed without a name, and what is listed that is none: oras puts those that refer to the image there.
     pub fn unnamed(&self) -> Result<Vec<Entry>> {
         let entries = referrers::entries(&self.content);
         let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
@@ -303,5 +329,16 @@ mod tests {
             assert!(refused.contains("2 images; name one"), "{refused}");
         }
         assert!(root(&[], None).expect_err("there is none").contains("it has no image"));
+    }
+
+    #[test]
+    fn an_entry_that_is_nonsense_takes_no_image_away() {
+        let mut nonsense = entry('c', &json!({}));
+        nonsense["size"] = json!(-1);
+        let entries = [nonsense.clone(), json!("x"), named('a', "v1")];
+        assert_eq!(root(&entries, None).as_deref(), Ok("a"));
+        assert_eq!(root(&entries, Some("v1")).as_deref(), Ok("a"));
+        let refused = root(&[nonsense], None).expect_err("there is none");
+        assert!(refused.contains("it has no image") && refused.contains("-1"), "{refused}");
     }
 }

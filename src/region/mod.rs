@@ -11,6 +11,7 @@ mod dir;
 mod disk;
 pub mod ecs;
 mod egress;
+mod entry;
 mod error;
 mod exchange;
 mod file_part;
@@ -19,6 +20,7 @@ mod journal;
 mod layout;
 mod location;
 mod object;
+mod pinned;
 mod references;
 mod referrers;
 mod registry;
@@ -40,13 +42,15 @@ pub use budget::MAX_MANIFEST_BYTES;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
-pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted};
+pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted, ProxyTrial};
+pub use entry::{Entry, EntryError};
 pub use error::{Error, Result, Verdict};
 pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
 pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
-pub use referrers::{Entry, Listing, ReferrersIndex};
+pub use pinned::split_digest;
+pub use referrers::{Listing, ReferrersIndex};
 pub use registry::{
     Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
     DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,
@@ -54,10 +58,10 @@ pub use registry::{
 pub use remembering_source::{Manifests, RememberingSource};
 pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
-pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
+pub use store::{BlobChunks, Chunk, ImageSpec, Located, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
 pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
 
-pub use verify::{Inspection, verify};
+pub use verify::{Inspection, MovedName, verify};
 
 use crate::domain::RegionId;
 

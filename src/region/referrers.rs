@@ -1,5 +1,5 @@
 //! What refers to a manifest: lists of referrers (OCI distribution specification 1.1, "Listing Referrers"), and the tags that tell
-//! of attachments where there is no such list. Entries are kept byte for byte, with all that others have written into them.
+//! of attachments where there is no such list. What others have written into a list stays byte for byte.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Error, Result, tree::INDEX_TYPES};
-use crate::domain::{Algorithm, Descriptor, Digest, DigestError};
+use super::{Error, Result, entry::Entry, tree::INDEX_TYPES};
+use crate::domain::{Algorithm, Descriptor, Digest};
 
 /// What a list of referrers may have in bytes, all its pages together.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
@@ -47,51 +47,6 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
     }
     let reason = format!("it has {} bytes, the most is {MAX_REFERRERS_BYTES}", list.size);
     Err(Error::malformed(format!("the list of referrers {}", list.digest), reason))
-}
-
-/// A manifest as an index lists it, with all that the index says of it.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    raw: Box<RawValue>,
-    told: Told,
-}
-
-/// What is read of an entry.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Told {
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    annotations: Option<Annotations>,
-}
-
-/// The annotations that are read.
-#[derive(Debug, Clone, Deserialize)]
-struct Annotations {
-    #[serde(rename = "org.opencontainers.image.ref.name")]
-    name: Option<String>,
-}
-
-impl Entry {
-    /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
-    #[must_use]
-    pub fn has_name(&self) -> bool {
-        self.told.annotations.as_ref().is_some_and(|annotations| annotations.name.is_some())
-    }
-
-    /// Its digest, if it is one that is understood.
-    #[must_use]
-    pub fn digest(&self) -> Option<Digest> {
-        self.told.digest.parse().ok()
-    }
-
-    /// What it lists.
-    pub fn descriptor(&self) -> std::result::Result<Descriptor, DigestError> {
-        let Told { media_type, digest, size, .. } = &self.told;
-        Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
-    }
 }
 
 /// What a store lists as referring to a manifest.
@@ -147,8 +102,7 @@ pub(super) fn is_list(content: &[u8]) -> bool {
 
 /// The manifests that an index lists.
 pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
-    let entry = |raw: Box<RawValue>| Ok(Entry { told: serde_json::from_str(raw.get())?, raw });
-    List::read(index)?.manifests.into_iter().map(entry).collect()
+    Ok(List::read(index)?.manifests.into_iter().map(Entry::read).collect())
 }
 
 /// What refers to one manifest.
@@ -173,7 +127,7 @@ impl ReferrersIndex {
         let mut list = List::read(there).map_err(malformed)?;
         let listed: Vec<Option<Digest>> = entries(there).map_err(malformed)?.iter().map(Entry::digest).collect();
         let lacking = self.entries.iter().filter(|entry| !listed.contains(&entry.digest()));
-        let lacking: Vec<_> = lacking.map(|entry| entry.raw.clone()).collect();
+        let lacking: Vec<_> = lacking.map(|entry| entry.raw().to_owned()).collect();
         let lacks = !lacking.is_empty();
         list.manifests.extend(lacking);
         let content = list.write().map_err(malformed)?;
@@ -207,8 +161,33 @@ mod tests {
         assert!(lacks && content.contains(&format!("[{theirs},{ours}]")), "{content}");
         assert!(content.contains(r#""annotations":{"z":"1","a":"2"}"#), "{content}");
         assert!(!added(&there).2, "everything is listed");
-        for bad in ["", "[]", r#"{"manifests":[1]}"#, r#"{"manifests":{}}"#] {
+        for bad in ["", "[]", r#"{"manifests":{}}"#] {
             assert!(entries(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_nonsense_takes_no_other_away() {
+        let good = entry(1, "");
+        for bad in [
+            "1",
+            "null",
+            r#"{"size":2}"#,
+            &good.replace("  2", "-1"),
+            &good.replace("  2", "1e40"),
+            &good.replace("sha256:", "x"),
+        ] {
+            let list = format!(r#"{{"manifests":[{bad},{good}]}}"#);
+            let found = entries(list.as_bytes()).expect("a list");
+            let [nonsense, good] = found.as_slice() else { panic!("{found:?}") };
+            assert!(nonsense.descriptor().is_err() && nonsense.digest().is_none(), "{bad}");
+            assert_eq!(good.digest(), Some(Digest::Sha256([1; 32])), "{bad}");
+            // In a list of others it stays as well.
+            let ours = entries(format!(r#"{{"manifests":[{}]}}"#, entry(2, "")).as_bytes()).expect("a list");
+            let ours = ReferrersIndex { subject: SUBJECT, entries: ours };
+            let (_, content, lacks) = ours.added_to(list.as_bytes()).expect("a list");
+            let content = String::from_utf8(content.to_vec()).expect("text");
+            assert!(lacks && content.contains(&format!("[{bad},")), "{content}");
         }
     }
 

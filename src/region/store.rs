@@ -10,9 +10,8 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, Attachment, Error, Exchange, Journal, Reservation, Result, Tree,
+    Activity, Attachment, Entry, Error, Exchange, Journal, Listing, ReferrersIndex, Reservation, Result, Tree,
     dir::Holders,
-    referrers::{Entry, Listing, ReferrersIndex},
 };
 use crate::domain::{
     Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
@@ -49,6 +48,15 @@ pub enum ImageSpec {
     Vm(String),
     /// A container image, by its URL.
     Container(String),
+}
+
+/// An image that a caller describes, as a store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Its name there.
+    pub name: ImageName,
+    /// The digest of its root, if the caller has said which is meant, whatever the name shows.
+    pub digest: Option<Digest>,
 }
 
 /// A piece of a blob on its way to a store.
@@ -196,6 +204,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         self.root(name).await
     }
 
+    /// The root of an image that is known by its digest, whatever its name shows; nothing if it is not there.
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        Ok(self.root(name).await?.filter(|root| root.digest == digest))
+    }
+
     /// A manifest or an index, verified. Those over [`super::MAX_MANIFEST_BYTES`] are refused.
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes>;
 
@@ -235,8 +248,8 @@ pub trait Store: Source {
     /// Which kind it is.
     fn kind(&self) -> StoreKind;
 
-    /// The store's name for what a caller describes; refused with the reason if such an image can't be in it.
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String>;
+    /// What a caller describes, as the store knows it; refused with the reason if such an image can't be in it.
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String>;
 
     /// The store's name for a registered image that is carried to it.
     fn name_of(&self, image: &Image) -> ImageName;

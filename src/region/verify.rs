@@ -19,6 +19,17 @@ pub struct Inspection {
     pub damages: Vec<String>,
     /// What is wrong with what is attached to the image. It does not decide over the image.
     pub warnings: Warnings,
+    /// How many entries of its indexes are not there, and need not be.
+    pub absent: usize,
+}
+
+/// What it means if an image's name shows another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MovedName {
+    /// The image is damaged: it is found by its name alone.
+    Damages,
+    /// Nothing but a warning: it is read by its digest.
+    Warns,
 }
 
 /// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
@@ -28,15 +39,24 @@ pub async fn verify(
     name: &ImageName,
     root: &Descriptor,
     absent: &[Digest],
+    moved: MovedName,
 ) -> Result<Inspection> {
     let source = &BoundedSource { store, deadline: STALL };
     let activity = Activity::default();
     let mut found = Inspection::default();
-    match source.root_as(name, root.digest).await {
-        Ok(Some(there)) if there.digest == root.digest => {}
-        Ok(Some(there)) => found.note(format!("{name} shows {} and not {}", there.digest, root.digest)),
-        Ok(None) => found.note(Error::ImageMissing(name.to_string().into())),
-        Err(error) => found.take(error)?,
+    let shown = match source.root_as(name, root.digest).await {
+        Ok(Some(there)) if there.digest == root.digest => None,
+        Ok(Some(there)) => Some(format!("{name} shows {} and not {}", there.digest, root.digest)),
+        Ok(None) => Some(Error::ImageMissing(name.to_string().into()).to_string()),
+        Err(error) => {
+            found.take(error)?;
+            None
+        }
+    };
+    match (shown, moved) {
+        (Some(shown), MovedName::Damages) => found.note(shown),
+        (Some(shown), MovedName::Warns) => found.warnings.add(shown),
+        (None, _) => {}
     }
     let tree = match Tree::read_with_attachments(source, name, root, absent).await {
         Ok(tree) => tree,
@@ -45,7 +65,8 @@ pub async fn verify(
             return Ok(found);
         }
     };
-    found.warnings = tree.warnings.clone();
+    found.warnings.extend(&tree.warnings);
+    found.absent = tree.absent.len();
     let attached = tree.attachments.iter().flat_map(|attachment| &attachment.manifests);
     found.bytes = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size).sum();
     for (place, blob) in tree.all_blobs().enumerate() {

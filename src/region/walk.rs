@@ -180,8 +180,10 @@ impl<'a> Walk<'a> {
             }
             _ => {}
         }
-        self.warnings
-            .add(format_args!("the entry {} of the index was not there when the image was registered", entry.digest));
+        self.warnings.add(format_args!(
+            "the entry {} of the index was not there when the image was registered; once it is, remove the image, add it and synchronize it again",
+            entry.digest
+        ));
         self.absent.push(entry.digest);
         self.budget.is_absent(entry);
         Ok(())

@@ -6,7 +6,7 @@ use crate::{
         v1::{CommonErrorCode, ErrorCode},
     },
     domain::{Content, Digest, EcsImageId, FaultKind, ImageKind, ImageName, RegionId},
-    region::{self, Backend, Ecs, ImageSpec, Manifests, Measure, RememberingSource, Store, Tree},
+    region::{self, Backend, Ecs, ImageSpec, Located, Manifests, Measure, RememberingSource, Store, Tree},
 };
 
 use super::wire;
@@ -50,10 +50,16 @@ impl Origin {
         spec: &ImageSpec,
         manifests: &Manifests,
     ) -> Result<Self, Failure> {
-        let source = store.locate(spec).map_err(|description| misplaced(spec, description))?;
+        let Located { name: source, digest } =
+            store.locate(spec).map_err(|description| misplaced(spec, description))?;
         let failed = |error| failed(home, &error);
-        let root = store.root(&source).await.map_err(failed)?.ok_or_else(|| {
-            let cause = format!("The home region {home} has no image {source}.");
+        let root = match digest {
+            None => store.root(&source).await,
+            Some(digest) => store.root_of(&source, digest).await,
+        };
+        let root = root.map_err(failed)?.ok_or_else(|| {
+            let digest = digest.map(|digest| format!("@{digest}")).unwrap_or_default();
+            let cause = format!("The home region {home} has no image {source}{digest}.");
             Failure::new(ErrorCode::ImageNotFound, cause).in_regions([home])
         })?;
         let remembering = RememberingSource { source: store, manifests };

@@ -14,7 +14,7 @@ use crate::{
         v1::{self, Intactness},
     },
     domain::{Content, EcsStatus, Fault, FaultKind, ForeignText, Image, RegionId, RegionStatus},
-    region::{self, Backend, Inspection, Store},
+    region::{self, Backend, Inspection, MovedName, Store},
     state::{self, State},
 };
 
@@ -113,7 +113,7 @@ impl Work {
                 Ok(answer(Intactness::Unreadable, Inspection { damages, ..Inspection::default() }))
             }
             Ok(found) if found.damages.is_empty() => {
-                self.confirm(region).await.map_err(|error| self.refuse(&error.into()))?;
+                self.confirm(region, &found).await.map_err(|error| self.refuse(&error.into()))?;
                 Ok(answer(Intactness::Intact, found))
             }
             Ok(found) => {
@@ -137,12 +137,14 @@ impl Work {
         }
     }
 
-    /// Writes down that the image was read and is whole. What ECS keeps was not read.
-    async fn confirm(&self, region: &RegionId) -> Result<(), state::Error> {
+    /// Writes down that the image was read and is whole, unless entries of its indexes may come yet. What ECS keeps was not read.
+    async fn confirm(&self, region: &RegionId, found: &Inspection) -> Result<(), state::Error> {
         let (state, image) = (&self.verifier.state, &self.image);
         let (Some(root), Some(store)) = (image.root(), self.verifier.backend.store(region)) else { return Ok(()) };
         if *region != image.home {
-            state.publication_confirm(region, &store.name_of(image), root).await?;
+            if found.absent == 0 {
+                state.publication_confirm(region, &store.name_of(image), root).await?;
+            }
             // One that has moved on meanwhile was not what was read.
             let _ = state.replica_confirmed(&image.id, region).await?;
         }
@@ -157,8 +159,13 @@ impl Work {
         match (&self.verifier.backend, &image.content) {
             (Backend::Stores(stores), Content::Blobs(root)) => {
                 let store = stores.get(region).ok_or("it has no store")?;
-                let name = if is_home { image.source.clone() } else { store.name_of(image) };
-                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent).await?)
+                // At home an image is read by its digest, whatever its name shows: people may push there.
+                let (name, moved) = if is_home {
+                    (image.source.clone(), MovedName::Warns)
+                } else {
+                    (store.name_of(image), MovedName::Damages)
+                };
+                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent, moved).await?)
             }
             (Backend::Ecs(ecs), Content::Ecs) => {
                 let made = self.verifier.state.ecs_copies(&[&image.id]).await?;

@@ -33,6 +33,7 @@ mod report;
 mod seal;
 mod signal;
 mod sql;
+mod stray_upload;
 mod synchronization;
 mod upload;
 
@@ -59,6 +60,7 @@ pub use image_reference::NameTaken;
 pub use published::{Publication, ReadBlob, RegionName};
 pub use region_store::RegionStore;
 pub use report::Report;
+pub use stray_upload::StrayUpload;
 pub use synchronization::{Filter, SynchronizationPage};
 pub use upload::Abandoned;
 

@@ -52,8 +52,16 @@ pub(super) struct Noted {
     name: ImageName,
     location: Option<String>,
     root: Digest,
-    /// How it is known that all of it is there, once it has ended.
-    ended: Option<Verification>,
+    phase: Phase,
+}
+
+/// How far a publication has come.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// The name is about to show the root.
+    Begun,
+    /// The name shows it; and how it is known that all of it is there, unless something is known to be lacking.
+    Ended(Option<Verification>),
 }
 
 /// Publications that wait to be committed.
@@ -111,23 +119,23 @@ impl State {
     /// Writes down that a name is about to show another root, if the claim with that fence has not been overtaken: from then on, both
     /// roots are this service's own.
     pub async fn publication_begin(&self, publication: Publication<'_>) -> Result<std::result::Result<(), Stale>> {
-        self.note_publication(publication, None).await
+        self.note_publication(publication, Phase::Begun).await
     }
 
-    /// Writes down that a name shows a root, and how it is known that all of it is there.
+    /// Writes down that a name shows a root, and how it is known that all of it is there; nothing if something is known to be lacking.
     pub async fn publication_end(
         &self,
         publication: Publication<'_>,
-        verification: Verification,
+        whole: Option<Verification>,
     ) -> Result<std::result::Result<(), Stale>> {
-        self.note_publication(publication, Some(verification)).await
+        self.note_publication(publication, Phase::Ended(whole)).await
     }
 
     /// Hands a publication to the task that commits them together: many small images become visible at the same time.
     async fn note_publication(
         &self,
         publication: Publication<'_>,
-        ended: Option<Verification>,
+        phase: Phase,
     ) -> Result<std::result::Result<(), Stale>> {
         let Publication { image, region, fence, name, location, root } = publication;
         let asked = Noted {
@@ -137,7 +145,7 @@ impl State {
             name: name.clone(),
             location: location.map(str::to_owned),
             root,
-            ended,
+            phase,
         };
         let (reply, answer) = oneshot::channel();
         self.0.publications.send(Queued { asked, reply }).await.map_err(|_| Error::Closed)?;
@@ -271,7 +279,7 @@ pub(super) async fn commit_together(
 /// Writes down a publication that begins, or has ended.
 async fn publish(txn: &Transaction, noted: &Noted, now: Timestamp) -> Result<()> {
     use entity::published::{ActiveModel, Column, Entity};
-    let Noted { image, region, name, location, root, ended, .. } = noted;
+    let Noted { image, region, name, location, root, phase, .. } = noted;
     if !is_kept(&name.0) {
         return Ok(());
     }
@@ -285,8 +293,8 @@ async fn publish(txn: &Transaction, noted: &Noted, now: Timestamp) -> Result<()>
             ..ActiveModel::default()
         },
     );
-    let (row, changed) = match ended {
-        None => (
+    let (row, changed) = match phase {
+        Phase::Begun => (
             ActiveModel {
                 root_digest: Set(None),
                 begun_digest: Set(root),
@@ -296,11 +304,11 @@ async fn publish(txn: &Transaction, noted: &Noted, now: Timestamp) -> Result<()>
             },
             vec![Column::BegunDigest, Column::ImageId, Column::ChangedAt],
         ),
-        Some(verification) => (
+        Phase::Ended(whole) => (
             ActiveModel {
                 root_digest: Set(root),
                 begun_digest: Set(None),
-                verification: Set(Some(verification.as_str().to_owned())),
+                verification: Set(whole.map(|verification| verification.as_str().to_owned())),
                 location: Set(location.clone()),
                 ..row
             },
@@ -316,7 +324,7 @@ async fn publish(txn: &Transaction, noted: &Noted, now: Timestamp) -> Result<()>
     };
     let known = OnConflict::columns([Column::RegionId, Column::Name]).update_columns(changed).to_owned();
     Entity::insert(row).on_conflict(known).exec_without_returning(txn).await?;
-    if ended.is_some() {
+    if matches!(phase, Phase::Ended(_)) {
         forget_written(txn, image, Some(region)).await?;
     }
     Ok(())

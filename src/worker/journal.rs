@@ -131,6 +131,10 @@ impl Journal for ReplicaJournal {
         Ok(())
     }
 
+    async fn abandon(&self, session: &str) -> Result<()> {
+        self.state.stray_upload_note(&self.region, session).await.map_err(failed)
+    }
+
     async fn wrote(&self, blob: Digest) -> Result<bool> {
         let written = &mut *self.written.lock().await;
         let known = match &mut written.known {
@@ -180,8 +184,8 @@ impl Journal for ReplicaJournal {
         begun.map_err(failed)?.map_err(|_| Error::Overtaken)
     }
 
-    async fn note_published(&self, name: &ImageName, root: Digest, verification: Verification) -> Result<()> {
-        match patiently(|| self.state.publication_end(self.publication(name, root), verification)).await {
+    async fn note_published(&self, name: &ImageName, root: Digest, whole: Option<Verification>) -> Result<()> {
+        match patiently(|| self.state.publication_end(self.publication(name, root), whole)).await {
             // The image is visible all the same: what becomes of it is decided by the report, which comes too late as well.
             Ok(_) => Ok(()),
             // The image is there, and its name is known to be this service's own. A later copy looks for every part again.

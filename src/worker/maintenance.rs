@@ -19,7 +19,7 @@ use super::{
     region_check::{RegionCheck, record_configured},
 };
 use crate::{
-    domain::{RegionId, WorkerId, with_causes},
+    domain::{Backoff, RegionId, WorkerId, with_causes},
     metrics,
     region::{Backend, Ecs, Store},
     state::{self, State},
@@ -31,6 +31,10 @@ const LEASE: u32 = 3;
 const PART: Duration = Duration::from_secs(90);
 /// How long a store may take to abort one upload.
 const ABORT: Duration = Duration::from_secs(10);
+/// How often, and after which waits, a store is asked to abort an upload that it did not abort when it was asked first: for about a day.
+/// Registries clear such uploads by themselves, most of them after a week.
+pub const STRAY_UPLOADS: Backoff =
+    Backoff { first: Duration::from_secs(60), longest: Duration::from_secs(6 * 3_600), attempts: 12 };
 
 /// How maintenance is done.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub struct Settings {
     pub lease: Duration,
     /// The longest wait before an attempt is repeated.
     pub longest_wait: Duration,
+    /// When uploads are tried again that a store did not abort.
+    pub stray_uploads: Backoff,
 }
 
 /// Does the maintenance while this process is the leader.
@@ -212,10 +218,25 @@ impl Maintenance {
     async fn abort_uploads(self, region: RegionId) -> state::Result<()> {
         let Some(store) = self.backend.store(&region).cloned() else { return Ok(()) };
         for upload in self.state.upload_abandoned(&region).await? {
-            if !abort(&*store, &region, &upload).await {
+            if !abort(&*store, &region, &upload.session).await {
                 return Ok(());
             }
             self.state.upload_forget(&upload.image, &region, upload.blob).await?;
+        }
+        for stray in self.state.stray_uploads_due(&region).await? {
+            if abort(&*store, &region, &stray.session).await {
+                tracing::info!(%region, "aborted an upload that its store did not abort before");
+                self.state.stray_upload_forget(&stray).await?;
+                continue;
+            }
+            match self.settings.stray_uploads.wait(stray.tries, rand::random()) {
+                Some(wait) => self.state.stray_upload_defer(&stray, wait).await?,
+                None => {
+                    tracing::warn!(%region, "gave up aborting an upload; it stays in its store until that clears it");
+                    self.state.stray_upload_forget(&stray).await?;
+                }
+            }
+            return Ok(());
         }
         Ok(())
     }
@@ -252,13 +273,13 @@ fn forget_measurements() {
 }
 
 /// Aborts an upload. Returns whether it is gone.
-async fn abort(store: &dyn Store, region: &RegionId, upload: &state::Abandoned) -> bool {
-    let error = match tokio::time::timeout(ABORT, store.abort(&upload.session)).await {
+async fn abort(store: &dyn Store, region: &RegionId, session: &str) -> bool {
+    let error = match tokio::time::timeout(ABORT, store.abort(session)).await {
         Ok(Ok(())) => return true,
         Ok(Err(error)) => with_causes(&error),
         Err(_) => "the store did not answer in time".to_owned(),
     };
-    tracing::warn!(error, image = %upload.image, %region, "failed to abort an abandoned upload; will retry");
+    tracing::warn!(error, %region, "failed to abort an abandoned upload; will retry");
     false
 }
 

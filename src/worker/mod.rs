@@ -22,7 +22,7 @@ mod transfer;
 
 pub use import::import;
 pub use leftovers::{LeftoverError, SAFE_AGE, find_leftovers};
-pub use maintenance::{Maintenance, Settings as MaintenanceSettings};
+pub use maintenance::{Maintenance, STRAY_UPLOADS, Settings as MaintenanceSettings};
 pub use runner::Worker;
 pub use settings::Settings;
 pub use transfer::CopyError;

@@ -50,6 +50,7 @@ mod reloading;
 mod shutdown;
 mod starting;
 mod status;
+mod stray_uploads;
 mod tls;
 mod traces;
 mod trouble;

@@ -4,15 +4,16 @@ use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
     domain::{
-        Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
-        Regions, RequestId, Targets, WorkerId,
+        Backoff, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId,
+        RegionStatus, Regions, RequestId, Targets, WorkerId,
     },
     region::{
         Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
     },
     state::{self, Ask, Claim, Lane, Order, State},
-    worker::{Maintenance, MaintenanceSettings},
+    worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS},
 };
+use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
@@ -128,6 +129,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         locations: Vec::new(),
         lease: Duration::from_secs(600),
         longest_wait: Duration::from_secs(600),
+        stray_uploads: STRAY_UPLOADS,
     };
     let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
     let running = tokio::spawn(maintenance.run(house.stop.clone()));
@@ -145,4 +147,40 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
     house.stop.cancel();
     tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops at once").expect("no panic");
     house.tasks.join().await;
+}
+
+/// An upload that a store never aborts is tried a few times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_never_aborted_is_given_up_in_the_end() {
+    let registry = KeepingRegistry::start().await;
+    let refusing =
+        Proxy::start(registry.address, |_| Act::Answer(StatusCode::UNAUTHORIZED, Vec::new(), String::new())).await;
+    let house = House::open().await;
+    let url = format!("http://{}/v2/apps/images/blobs/uploads/7", refusing.address);
+    let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
+    house.state.stray_upload_note(&region(HEALTHY), &session).await.expect("it answers");
+    let stores = Stores::new([(region(HEALTHY), store(&refusing))]);
+    let wait = Duration::from_millis(1);
+    let settings = MaintenanceSettings {
+        id: WorkerId("leader".into()),
+        interval: Duration::from_millis(50),
+        keep: Duration::from_secs(600),
+        locations: Vec::new(),
+        lease: Duration::from_secs(600),
+        longest_wait: Duration::from_secs(600),
+        stray_uploads: Backoff { first: wait, longest: wait, attempts: 3 },
+    };
+    let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(house.stop.clone()));
+    let tries = || refusing.requests().iter().filter(|seen| seen.method == Method::DELETE).count();
+    until("the last try", async || (tries() >= 3).then_some(())).await;
+    until("it to be forgotten", async || {
+        let due = house.state.stray_uploads_due(&region(HEALTHY)).await.expect("it answers");
+        due.is_empty().then_some(())
+    })
+    .await;
+    house.stop.cancel();
+    running.await.expect("no panic");
+    house.tasks.join().await;
+    assert_eq!(tries(), 3);
 }

@@ -16,8 +16,8 @@ use appferry::{
         Synchronization, SynchronizationState, Targets, Verification, WorkerId, relay::Topology,
     },
     region::{
-        Backend, BlobChunks, Chunk, DirStore, ImageSpec, Presence, Result, Source, Stage, Store, StoreKind, Stores,
-        Tree,
+        Backend, BlobChunks, Chunk, DirStore, ImageSpec, Located, Presence, Result, Source, Stage, Store, StoreKind,
+        Stores, Tree,
     },
     state::{Ask, Settings as StateSettings, State, Tasks, migrate},
     worker::{Settings, Worker},
@@ -113,7 +113,7 @@ impl Store for Observed {
         self.store.probe().await
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
         self.store.locate(spec)
     }
 

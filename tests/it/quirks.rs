@@ -8,7 +8,7 @@ use crate::harness::{
     images::{self, noise},
     proxy::{Act, Proxy},
     quirks::{
-        ARTIFACTORY, ECR, GAR, GHCR, GITLAB, HARBOR, LIMITED, PULP, Quirks, SPECIFIED, TABLE, TELLING,
+        ARTIFACTORY, ECR, GAR, GHCR, GITLAB, HARBOR, LIMITED, PULP, Quirks, SPECIFIED, TABLE, TELLING, Takes,
         server::{QuirkyRegistry, Seen},
     },
     site::{HOME, Running, Site, register},
@@ -167,6 +167,35 @@ async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off()
     carried(&running, &app, TARGET, ECR.registry).await;
     assert!(proxy.up() < (size + 3 * MIB) as u64, "{} bytes were sent", proxy.up());
     running.stop().await;
+}
+
+/// Where a request leads somewhere else once its bytes have gone, they are read again and sent there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_redirected_are_sent_again() {
+    let streams = Quirks { put: Takes::None(StatusCode::METHOD_NOT_ALLOWED), ..SPECIFIED };
+    for quirks in [SPECIFIED, streams, ECR] {
+        let quirks = Quirks { redirects_uploads: true, ..quirks };
+        let (registry, running) = to(quirks).await;
+        // In one request, in chunks and at hand.
+        let layers = [noise(3 * MIB, 1), noise(LARGE, 2), noise(300_000, 3)];
+        let total: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
+        let app = running.add("a", &layers).await;
+        let done = carried(&running, &app, TARGET, quirks.registry).await;
+        assert_eq!(done.attempt, 1, "a redirect is no failed attempt: {done:?}");
+        let root = images::verify(&running.site.image(HOME, "a"));
+        let requests = registry.requests();
+        let taken = sent(&requests).into_iter().filter(|seen| seen.status.is_success()).map(|seen| seen.bytes);
+        let taken: u64 = taken.sum();
+        assert!((total..total + 10_000).contains(&taken), "{taken} bytes were taken: {requests:?}");
+        assert_eq!(registry.unfinished(), 0, "{requests:?}");
+        running.stop().await;
+        let site = Site::new().with(HOME, registry.store("apps"), "");
+        let running = site.start().await;
+        let same = register(&mut running.images().await, &app).await;
+        carried(&running, &same, "cn-shanghai", quirks.registry).await;
+        assert_eq!(images::verify(&running.site.image("cn-shanghai", &same)), root);
+        running.stop().await;
+    }
 }
 
 /// A mount saves sending a blob, and is no more than that.

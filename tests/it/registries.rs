@@ -6,8 +6,8 @@ use appferry::{
     contract::v1::SynchronizationState,
     domain::{Descriptor, Digest, ImageName},
     region::{
-        Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
-        guard::Guard,
+        Chunk, Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
+        Verdict, guard::Guard,
     },
 };
 use http::{Method, StatusCode};
@@ -263,6 +263,52 @@ fn store(proxy: &Proxy) -> RegistryStore {
     let Ok(Location::Registry(location)) = proxy.store("apps").parse() else { panic!("a registry") };
     let client = RegistryClient::new(location, Credentials::Anonymous, Vec::new(), None, Guard::new(true));
     RegistryStore::new(client.expect("a client"))
+}
+
+/// Writes a blob that is not at hand as a whole, once.
+async fn write_once(store: &RegistryStore, stage: &Stage, content: &[u8]) -> Result<()> {
+    let digest = images::digest(content).parse().expect("a digest");
+    let blob = Descriptor { media_type: "x/y".into(), digest, size: content.len() as u64 };
+    let (sender, chunks) = tokio::sync::mpsc::channel(8);
+    let pieces = content.chunks(1 << 20).map(|piece| Chunk::Data(piece.to_vec().into())).chain([Chunk::End]);
+    for piece in pieces {
+        sender.send(piece).await.expect("there is room");
+    }
+    store.write_blob(stage, &blob, 0, chunks).await
+}
+
+/// An upload is followed to a few places, and to none that is not the registry's.
+#[tokio::test]
+async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
+    let registry = Registry::start().await;
+    let content = noise(3 << 20, 1);
+    let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::region::Memory>::default());
+    let proxy = Proxy::start(registry.address, |seen: &Seen| match seen.writes_blob() {
+        true => Act::Answer(StatusCode::TEMPORARY_REDIRECT, vec![("location", seen.path.clone())], String::new()),
+        false => Act::Pass,
+    })
+    .await;
+    let (around, store) = (stage(), store(&proxy));
+    for count in 1..=4 {
+        let led_on = write_once(&store, &around, &content).await;
+        assert!(matches!(led_on, Err(Error::Redirected { .. })), "{count}: {led_on:?}");
+    }
+    let refused = write_once(&store, &around, &content).await.expect_err("it leads around");
+    assert!(refused.to_string().contains("redirected too often"), "{refused}");
+    assert_eq!(refused.verdict(), Verdict::Fail);
+    // One upload was begun, and it is what went around.
+    let begun = proxy.requests().iter().filter(|seen| seen.method == Method::POST).count();
+    assert_eq!(begun, 1);
+    proxy.rule(|seen: &Seen| match seen.writes_blob() {
+        true => Act::Answer(
+            StatusCode::PERMANENT_REDIRECT,
+            vec![("location", "http://127.0.0.1:1/x".into())],
+            String::new(),
+        ),
+        false => Act::Pass,
+    });
+    let refused = write_once(&store, &stage(), &content).await;
+    assert!(matches!(refused, Err(Error::Elsewhere { .. })), "{refused:?}");
 }
 
 #[tokio::test]

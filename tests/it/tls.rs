@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -230,6 +231,54 @@ async fn a_connection_ends_at_once_when_its_issuer_is_taken_out() {
     let open = tokio::time::timeout(Duration::from_millis(500), nothing.message()).await;
     assert!(open.is_err(), "{open:?}");
     running.stop().await;
+}
+
+/// A certificate that signs itself, with some extensions, made by openssl. Returns the files of it and of its key.
+fn signs_itself(directory: &Path, name: &str, extensions: &[&str]) -> [String; 2] {
+    let [certificate, key] = ["pem", "key"].map(|end| directory.join(format!("{name}.{end}")).display().to_string());
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
+    openssl.args(["-subj", "/CN=localhost", "-keyout", &key, "-out", &certificate]);
+    for extension in extensions {
+        openssl.args(["-addext", extension]);
+    }
+    let made = openssl.output().expect("openssl is installed");
+    assert!(made.status.success(), "{made:?}");
+    [certificate, key]
+}
+
+/// What `curl --cacert` takes of a server that has signed itself is taken here, whatever it says of being an authority.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_takes_a_server_that_signs_itself() {
+    const NAMED: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+    for (name, extensions, refused) in [
+        ("authority", &[NAMED][..], None),
+        ("server", &[NAMED, "basicConstraints=critical,CA:FALSE"], None),
+        ("usage", &[NAMED, "keyUsage=critical,digitalSignature", "extendedKeyUsage=serverAuth"], None),
+        ("unnamed", &[], Some("-addext subjectAltName=DNS:localhost")),
+        ("other", &["subjectAltName=DNS:elsewhere.example"], Some("not valid for name")),
+    ] {
+        let mut site = Site::new();
+        let [certificate, key] = signs_itself(site.directory.path(), name, extensions);
+        site.more = format!("[tls]\ncertificate_file = \"{certificate}\"\nkey_file = \"{key}\"\n");
+        let running = site.start_as(Role::Server).await;
+        let endpoint = format!("https://localhost:{}", running.address.port());
+        let mut command = process::command(
+            running.site.directory.path(),
+            &["sync", "nobody-knows-it", "--endpoint", &endpoint, "--ca-file", &certificate],
+        );
+        command.env("APPFERRY_TOKEN", ADMIN);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it ends").expect("it runs");
+        let said = process::stderr(&output);
+        assert!(said.contains(refused.unwrap_or("ImageNotFound")), "{name}: {said}");
+        running.stop().await;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("empty.pem"), "no certificate").expect("a file");
+    let output =
+        process::run(directory.path(), &["list", "--endpoint", "https://localhost:1", "--ca-file", "empty.pem"]);
+    let said = process::stderr(&output);
+    assert!(said.contains("--ca-file empty.pem") && said.contains("no certificate in it"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

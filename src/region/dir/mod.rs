@@ -36,10 +36,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree,
-    referrers::{Entry, Listing},
-    store::shown,
+    Activity, BlobChunks, Chunk, Entry, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Presence, Result,
+    Source, Stage, Store, StoreKind, Tree, store::shown,
 };
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
@@ -148,6 +146,12 @@ impl Source for DirStore {
         self.reading(move |store, dir| layout::root(dir, &name, store.0.name.as_deref())).await
     }
 
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        let name = name.clone();
+        let index = self.reading(move |_, dir| layout::index(dir, &name)).await?;
+        Ok(index.map(|index| index.listed(digest)).transpose()?.flatten())
+    }
+
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
         let (name, manifest) = (name.clone(), manifest.clone());
         if manifest.size > MAX_MANIFEST_BYTES {
@@ -195,8 +199,8 @@ impl Store for DirStore {
         StoreKind::Dir
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-        super::layout::name(spec)
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
+        super::layout::locate(spec)
     }
 
     fn name_of(&self, image: &Image) -> ImageName {

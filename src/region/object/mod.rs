@@ -24,10 +24,9 @@ pub use refusal::Refused;
 
 use self::{conceal::Concealment, upload::Upload};
 use super::{
-    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
-    Store, StoreKind, Tree,
+    BlobChunks, Chunk, Entry, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence,
+    Result, Source, Stage, Store, StoreKind, Tree,
     layout::{self, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
-    referrers::{Entry, Listing},
     store::shown,
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
@@ -220,6 +219,10 @@ impl Source for ObjectStore {
         Ok(received)
     }
 
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        Ok(self.index(name).await?.map(|index| index.listed(digest)).transpose()?.flatten())
+    }
+
     async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
         match self.index(name).await? {
             Some(index) => layout::referrers(self, name, index, subject).await,
@@ -253,8 +256,8 @@ impl Store for ObjectStore {
         StoreKind::Object
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-        layout::name(spec)
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
+        layout::locate(spec)
     }
 
     fn name_of(&self, image: &Image) -> ImageName {

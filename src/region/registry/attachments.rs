@@ -21,9 +21,9 @@ use super::{
 use crate::{
     domain::{Digest, ForeignText},
     region::{
-        Attachment, Error, Listing, MAX_MANIFEST_BYTES, ReferrersIndex, Result, Stage, Tree,
+        Attachment, Entry, Error, Listing, MAX_MANIFEST_BYTES, ReferrersIndex, Result, Stage, Tree,
         answer::{bounded, refusal},
-        referrers::{self, Entry, MAX_REFERRERS_BYTES, referrers_tag},
+        referrers::{self, MAX_REFERRERS_BYTES, referrers_tag},
         tree::INDEX_TYPES,
     },
 };

@@ -41,7 +41,7 @@ const DOUBTS: u32 = 2;
 /// The longest `Retry-After` that is waited for here; with a longer one, the attempt is over.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// How many redirects of one request are followed.
-const REDIRECTS: usize = 4;
+pub const REDIRECTS: usize = 4;
 
 /// The longest `Location` that is followed or kept, in bytes: what RFC 9110, section 4.1, wants to be taken at the least.
 const MAX_LOCATION: usize = 8_000;
@@ -178,9 +178,14 @@ impl Client {
 
     /// Sends a request whose body is at hand, and follows where the registry leads, if that is allowed. Returns its answer, whatever it is.
     pub async fn ask_once(&self, ask: &Ask) -> Result<Response> {
+        self.ask_once_within(ask, ANSWER).await
+    }
+
+    /// The same, where the beginning of the answer may take that long.
+    pub async fn ask_once_within(&self, ask: &Ask, answer: Duration) -> Result<Response> {
         let mut url = ask.url.clone();
         for _ in 0..=REDIRECTS {
-            let response = self.authorized(ask, &url).await?;
+            let response = self.authorized(ask, &url, answer).await?;
             if !leads_on(&ask.method, response.status()) {
                 return Ok(response);
             }
@@ -191,7 +196,7 @@ impl Client {
 
     /// Sends a request; once more if the registry wants to know who asks. How it wants to be shown that is remembered once it has been
     /// satisfied by it: nothing that it says once can spoil the requests after.
-    async fn authorized(&self, ask: &Ask, url: &Url) -> Result<Response> {
+    async fn authorized(&self, ask: &Ask, url: &Url, answer: Duration) -> Result<Response> {
         let mut challenge = self.known_challenge(url);
         let (mut fresh, mut renewed) = (false, false);
         loop {
@@ -206,7 +211,7 @@ impl Client {
                 Ok(shown) => shown,
             };
             let body = if ask.body.is_empty() { None } else { Some(Body::from(ask.body.clone())) };
-            match self.send(ask.method.clone(), url, headers, body, ANSWER).await? {
+            match self.send(ask.method.clone(), url, headers, body, answer).await? {
                 Sent::Answer(response) => {
                     if let Some(challenge) = challenge.filter(|_| fresh) {
                         self.remember_challenge(challenge);
@@ -479,7 +484,7 @@ impl Client {
 
 /// Whether a request that was answered with that status is to be sent to where the answer points (RFC 9110, section 15.4). One that
 /// writes is if it is to be the same request there.
-fn leads_on(method: &Method, status: StatusCode) -> bool {
+pub fn leads_on(method: &Method, status: StatusCode) -> bool {
     match status.as_u16() {
         307 | 308 => true,
         301..=303 => method == Method::GET || method == Method::HEAD,

@@ -10,7 +10,7 @@ use http::{
 use super::{
     RegistryStore,
     client::{Ask, Scope, what},
-    upload::commit_url,
+    upload_part::commit_url,
 };
 use crate::{
     domain::{Algorithm, Descriptor},
@@ -33,7 +33,7 @@ impl RegistryStore {
     }
 
     async fn put_empty(&self, repository: &str, empty: &Descriptor) -> Result<()> {
-        let (upload, begun) = self.begin(repository, empty.digest.algorithm()).await?;
+        let (upload, begun) = self.begin(repository, empty.digest.algorithm(), None).await?;
         let headers = HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
             (CONTENT_LENGTH, HeaderValue::from_static("0")),

@@ -148,7 +148,7 @@ impl RegistryStore {
             // One that may not be read lends nothing.
             let lent = self.find(&lender.path, blob, scope).await.unwrap_or(None);
             let Some(witness) = lent else { continue };
-            if !self.mount(repository, blob.digest, &lender.path).await {
+            if !self.mount(stage, repository, blob.digest, &lender.path).await {
                 continue;
             }
             if self.verify_existing == VerifyExisting::Once

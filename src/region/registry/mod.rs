@@ -19,6 +19,7 @@ mod referrers_api;
 mod token;
 mod upload;
 mod upload_mode;
+mod upload_part;
 mod upload_session;
 
 use std::{
@@ -54,11 +55,11 @@ use self::{
     name::Reference,
     referrers_api::ReferrersApi,
     upload_mode::Learned,
-    upload_session::Upload,
+    upload_session::Dropped,
 };
 use super::{
-    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, MAX_MANIFEST_BYTES, Place, Presence, ReferrersIndex,
-    Result, Source, Stage, Store, StoreKind, Tree,
+    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Place, Presence,
+    ReferrersIndex, Result, Source, Stage, Store, StoreKind, Tree,
     answer::{refusal, transport},
     store::shown,
     tree::digest_of,
@@ -82,8 +83,8 @@ pub struct RegistryStore {
     referrers_api: Arc<ReferrersApi>,
     /// Whether it is known to answer a range with the whole.
     without_ranges: Arc<AtomicBool>,
-    /// Uploads that were dropped unfinished, and are to be given up.
-    dropped: Arc<Mutex<Vec<Upload>>>,
+    /// Uploads that were dropped unfinished, and are to be aborted.
+    dropped: Arc<Mutex<Vec<Dropped>>>,
     /// Uploads that the registry is being asked to begin.
     beginning: TaskTracker,
     /// How it takes blobs, as far as that is known, and whether it was read what earlier processes learned.
@@ -130,6 +131,19 @@ impl RegistryStore {
 
     fn at(&self, name: &ImageName) -> Reference {
         Reference::of(self.client.location(), name)
+    }
+
+    /// What a tag or a digest stands for; nothing if there is nothing.
+    async fn find_root(&self, repository: &str, reference: &str) -> Result<Option<Descriptor>> {
+        let scope = Scope::pull(repository);
+        match self.head_manifest(repository, reference, scope.clone()).await? {
+            Some(root) => Ok(Some(root)),
+            // Some know by `GET` what they don't know by `HEAD`.
+            None => {
+                let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
+                Ok(found.map(|(root, _)| root))
+            }
+        }
     }
 
     /// Reads a blob, by credentials for `scope`.
@@ -209,14 +223,17 @@ impl RegistryStore {
 impl Source for RegistryStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let at = self.at(name);
-        let scope = Scope::pull(&at.repository);
-        match self.head_manifest(&at.repository, &at.tag, scope.clone()).await? {
-            Some(root) => Ok(Some(root)),
-            // Some know by `GET` what they don't know by `HEAD`.
-            None => {
-                let found = self.get_manifest(&at.repository, &at.tag, scope, MAX_MANIFEST_BYTES).await?;
-                Ok(found.map(|(root, _)| root))
+        self.find_root(&at.repository, &at.tag).await
+    }
+
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        let found = self.find_root(&self.at(name).repository, &digest.to_string()).await?;
+        match found {
+            Some(found) if found.digest != digest => {
+                let image = name.to_string();
+                Err(Error::DigestMismatch { image, expected: digest, actual: found.digest })
             }
+            found => Ok(found),
         }
     }
 
@@ -320,7 +337,7 @@ impl Store for RegistryStore {
         StoreKind::Registry
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
         name::locate(self.client.location(), spec)
     }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::Digest,
-    region::{Error, Result, answer::refusal},
+    region::{Error, Result, Stage, answer::refusal},
 };
 
 /// How long a registry may take to mount a blob. It does not move any bytes for that.
@@ -45,8 +45,8 @@ impl MountPause {
 
 impl RegistryStore {
     /// Makes the registry take a blob from another of its repositories. Returns whether it says that it did.
-    pub(super) async fn mount(&self, repository: &str, blob: Digest, from: &str) -> bool {
-        match timeout(PATIENCE, self.try_to_mount(repository, blob, from)).await {
+    pub(super) async fn mount(&self, stage: &Stage, repository: &str, blob: Digest, from: &str) -> bool {
+        match timeout(PATIENCE, self.try_to_mount(stage, repository, blob, from)).await {
             Ok(Ok(mounted)) => return mounted,
             Ok(Err(error)) => {
                 tracing::info!(%error, %blob, from, "mounting a blob failed; sending it");
@@ -62,7 +62,7 @@ impl RegistryStore {
     }
 
     /// Asks for a mount once. A refusal is no error, but for one by which the registry says that it can't at the moment.
-    async fn try_to_mount(&self, repository: &str, blob: Digest, from: &str) -> Result<bool> {
+    async fn try_to_mount(&self, stage: &Stage, repository: &str, blob: Digest, from: &str) -> Result<bool> {
         let scope = Scope::mount(repository, from);
         let mut url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
         url.query_pairs_mut().append_pair("mount", &blob.to_string()).append_pair("from", from);
@@ -74,7 +74,7 @@ impl RegistryStore {
             StatusCode::ACCEPTED => {
                 // It has begun an upload in place of that.
                 if let Ok(upload) = self.begun_at(repository, &what, &asked, response.headers()) {
-                    self.try_to_abort(&upload).await;
+                    self.abort_needless(stage, &upload).await;
                 }
                 Ok(false)
             }

@@ -1,31 +1,30 @@
 //! Writing a blob to a registry (OCI distribution specification 1.1, "Pushing blobs"), in the mode that the registry takes: what it
 //! refuses is not tried again with the next blob, nor after a restart.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION},
-};
+use bytes::Bytes;
+use http::{StatusCode, header::LOCATION};
 use reqwest::Response;
 use tokio::sync::mpsc;
-use url::Url;
 
 use super::{
     RegistryStore,
-    client::{Ask, Scope, header, what},
+    client::{Ask, REDIRECTS, Scope, leads_on, what},
     feed::{Feed, pipe},
     upload_mode::{Habits, Lesson, UploadMode},
-    upload_session::{Upload, end_of_range},
+    upload_part::Part,
+    upload_session::{Redirect, Upload, end_of_range},
 };
 use crate::{
-    domain::{Descriptor, Digest, with_causes},
-    region::{CHUNK_BYTES, Chunk, Error, Result, Stage, answer::refusal},
+    domain::{Descriptor, Digest, ForeignText, with_causes},
+    region::{CHUNK_BYTES, Chunk, Error, Result, Stage, answer::refusal, location::authority},
 };
 
 /// How long a registry may take to answer once it has everything: it hashes, and may move, a whole blob.
 const COMMIT: Duration = Duration::from_secs(600);
-/// Blobs of at most so many bytes are at hand as a whole: a request with one can follow a redirect.
+/// Blobs of at most so many bytes are at hand as a whole: a request with one follows a redirect at once. Of a larger one the bytes have gone, and
+/// are read again.
 const AT_HAND: u64 = CHUNK_BYTES as u64;
 
 /// An upload that failed, and what that says about the mode: with how many bytes a request was refused.
@@ -41,19 +40,6 @@ impl From<Error> for Failed {
 }
 
 type Sent<T> = std::result::Result<T, Failed>;
-
-/// Bytes of a blob, as one request has them.
-struct Part {
-    method: Method,
-    url: Url,
-    /// Where in the blob they begin, and how many they are.
-    offset: u64,
-    bytes: u64,
-    /// Whether the request says so in `Content-Range`.
-    ranged: bool,
-    /// Whether they are the last of the blob.
-    last: bool,
-}
 
 impl RegistryStore {
     /// Reads what was learned about the registry before this process. While the database does not answer, it is found out again.
@@ -145,22 +131,43 @@ impl RegistryStore {
         mode: UploadMode,
         feed: &mut Feed,
     ) -> Sent<()> {
-        let (upload, begun) = self.begin(repository, blob.digest.algorithm()).await?;
-        match upload.fit(mode, blob.size) {
-            UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await?,
-            UploadMode::Monolithic => self.commit(&upload, blob, 0, feed).await?,
-            UploadMode::Streamed => {
-                let upload = self.append(upload, 0, blob.size, false, feed).await?;
-                self.commit(&upload, blob, blob.size, feed).await?;
-            }
-            UploadMode::Chunked(chunk) => {
-                stage.journal.note(blob.digest, &upload.session()?).await?;
-                begun.ended();
-                return self.send_chunks(stage, upload, blob, chunk, feed).await;
-            }
+        if let Some(upload) = self.begun_elsewhere(stage, repository, blob).await? {
+            self.send_all(stage, upload, blob, mode, feed).await?;
+            return Ok(stage.journal.forget(blob.digest).await?);
         }
-        begun.ended();
-        Ok(())
+        let (upload, begun) = self.begin(repository, blob.digest.algorithm(), Some(Arc::clone(&stage.journal))).await?;
+        if let UploadMode::Chunked(_) = upload.fit(mode, blob.size) {
+            stage.journal.note(blob.digest, &upload.session()?).await?;
+            begun.ended();
+            return self.send_all(stage, upload, blob, mode, feed).await;
+        }
+        let sent = self.send_all(stage, upload, blob, mode, feed).await;
+        // What has been led somewhere else, the journal knows.
+        if matches!(&sent, Ok(()) | Err(Failed { error: Error::Redirected { .. }, .. })) {
+            begun.ended();
+        }
+        sent
+    }
+
+    /// Sends a blob from its beginning, in a mode that the upload allows.
+    async fn send_all(
+        &self,
+        stage: &Stage,
+        upload: Upload,
+        blob: &Descriptor,
+        mode: UploadMode,
+        feed: &mut Feed,
+    ) -> Sent<()> {
+        match upload.fit(mode, blob.size) {
+            UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await,
+            UploadMode::Monolithic => self.commit(stage, &upload, blob, 0, feed).await,
+            UploadMode::Streamed => {
+                let part = Part::of_stream(&upload, blob.size);
+                let upload = self.append(stage, upload, blob, part, feed).await?;
+                self.commit(stage, &upload, blob, blob.size, feed).await
+            }
+            UploadMode::Chunked(chunk) => self.send_chunks(stage, upload, blob, chunk, feed).await,
+        }
     }
 
     /// Goes on with the upload in the journal, of which the registry has the first `from` bytes.
@@ -183,15 +190,15 @@ impl RegistryStore {
         feed: &mut Feed,
     ) -> Sent<()> {
         while blob.size - upload.taken > chunk {
-            let offset = upload.taken;
-            let appended = self.append(upload.clone(), offset, chunk, true, feed).await;
+            let part = Part::of_chunk(&upload, chunk);
+            let appended = self.append(stage, upload.clone(), blob, part, feed).await;
             upload = match appended {
                 Err(failed) => return Err(self.out_of_place(stage, &upload, blob, failed).await?),
                 Ok(upload) => upload,
             };
             stage.journal.note(blob.digest, &upload.session()?).await?;
         }
-        if let Err(failed) = self.commit(&upload, blob, upload.taken, feed).await {
+        if let Err(failed) = self.commit(stage, &upload, blob, upload.taken, feed).await {
             return Err(self.out_of_place(stage, &upload, blob, failed).await?);
         }
         stage.journal.forget(blob.digest).await?;
@@ -200,46 +207,88 @@ impl RegistryStore {
 
     /// Sends some bytes, and returns where the upload goes on. How much the registry says to have is no reason to give up: the digest at
     /// the end decides.
-    async fn append(&self, mut upload: Upload, offset: u64, bytes: u64, ranged: bool, feed: &mut Feed) -> Sent<Upload> {
-        let what = what(&Method::PATCH, &upload.url);
-        let part = Part { method: Method::PATCH, url: upload.url.clone(), offset, bytes, ranged, last: false };
-        let response = self.send(&upload.repository, &part, feed).await?;
+    async fn append(
+        &self,
+        stage: &Stage,
+        mut upload: Upload,
+        blob: &Descriptor,
+        part: Part,
+        feed: &mut Feed,
+    ) -> Sent<Upload> {
+        let what = what(&part.method, &part.url);
+        let response = self.send(stage, &upload, blob, &part, feed).await?;
         if !response.status().is_success() {
             return Err(refused(&what, &part, response).await);
         }
-        upload.taken = offset + bytes;
+        upload.taken = part.offset + part.bytes;
+        upload.redirect = None;
         if end_of_range(response.headers()).is_some_and(|there| there != upload.taken) {
             self.learned.misreports_offsets();
         }
         // Some say it once, when the upload begins.
         if response.headers().contains_key(LOCATION) {
-            upload.url = self.client().target(&what, &upload.url, response.headers())?;
+            upload.url = self.client().target(&what, &part.url, response.headers())?;
         }
         Ok(upload)
     }
 
     /// Sends what is left, and makes the registry verify the whole.
-    async fn commit(&self, upload: &Upload, blob: &Descriptor, offset: u64, feed: &mut Feed) -> Sent<()> {
-        let (url, bytes) = (commit_url(upload, blob), blob.size - offset);
-        let part = Part { method: Method::PUT, url, offset, bytes, ranged: offset > 0 && bytes > 0, last: true };
-        if bytes == 0 {
-            feed.end().await?;
+    async fn commit(
+        &self,
+        stage: &Stage,
+        upload: &Upload,
+        blob: &Descriptor,
+        offset: u64,
+        feed: &mut Feed,
+    ) -> Sent<()> {
+        let part = Part::of_rest(upload, blob, offset);
+        if part.bytes > 0 {
+            let response = self.send(stage, upload, blob, &part, feed).await?;
+            return committed(blob, &part, response).await;
         }
-        let response = self.send(&upload.repository, &part, feed).await?;
-        committed(blob, &part, response).await
+        feed.end().await?;
+        self.put_at_hand(upload, blob, &part, Bytes::new()).await
     }
 
     /// Sends the whole of a small blob by a request that can be sent again.
     async fn send_at_hand(&self, upload: &Upload, blob: &Descriptor, feed: &mut Feed) -> Sent<()> {
-        let url = commit_url(upload, blob);
         let body = feed.gather(blob.size).await?;
-        let part = Part { method: Method::PUT, url, offset: 0, bytes: blob.size, ranged: false, last: true };
-        let (url, scope) = (part.url.clone(), Scope::push(&upload.repository));
-        let ask = Ask { method: Method::PUT, url, scope, headers: part.headers()?, body };
-        committed(blob, &part, self.client().ask_once(&ask).await?).await
+        self.put_at_hand(upload, blob, &Part::of_rest(upload, blob, 0), body).await
     }
 
-    async fn send(&self, repository: &str, part: &Part, feed: &mut Feed) -> Result<Response> {
+    async fn put_at_hand(&self, upload: &Upload, blob: &Descriptor, part: &Part, body: Bytes) -> Sent<()> {
+        let (url, scope) = (part.url.clone(), Scope::push(&upload.repository));
+        let ask = Ask { method: part.method.clone(), url, scope, headers: part.headers()?, body };
+        committed(blob, part, self.client().ask_once_within(&ask, COMMIT).await?).await
+    }
+
+    /// Sends a part whose bytes come as they are read. Where the registry leads it is remembered: they have gone by then.
+    async fn send(
+        &self,
+        stage: &Stage,
+        upload: &Upload,
+        blob: &Descriptor,
+        part: &Part,
+        feed: &mut Feed,
+    ) -> Result<Response> {
+        let response = self.send_once(&upload.repository, part, feed).await?;
+        if !leads_on(&part.method, response.status()) {
+            return Ok(response);
+        }
+        let what = what(&part.method, &part.url);
+        let url = self.client().target(&what, &part.url, response.headers())?;
+        let count = upload.redirect_of(part.offset, part.last).map_or(0, |redirect| redirect.count) + 1;
+        if count > REDIRECTS {
+            return Err(Error::malformed(what, "it is redirected too often"));
+        }
+        let to = ForeignText::value(format_args!("{}://{}", url.scheme(), authority(&url)));
+        let redirect = Some(Redirect { offset: part.offset, last: part.last, url, count });
+        let upload = Upload { taken: part.offset, redirect, ..upload.clone() };
+        stage.journal.note(blob.digest, &upload.session()?).await?;
+        Err(Error::Redirected { what: what.into(), to })
+    }
+
+    async fn send_once(&self, repository: &str, part: &Part, feed: &mut Feed) -> Result<Response> {
         let (pipe, body) = pipe();
         let scope = Scope::push(repository);
         let request = self.client().stream(part.method.clone(), &part.url, &scope, part.headers()?, body, COMMIT);
@@ -279,25 +328,6 @@ impl RegistryStore {
         let lesson = Some((Lesson::Broken, blob.size - upload.taken));
         Ok(Failed { error: Error::UploadGone(what.clone()), lesson })
     }
-}
-
-impl Part {
-    fn headers(&self) -> Result<HeaderMap> {
-        let mut headers = HeaderMap::from_iter([
-            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
-            (CONTENT_LENGTH, HeaderValue::from(self.bytes)),
-        ]);
-        if self.ranged {
-            headers.extend([header(CONTENT_RANGE, format!("{}-{}", self.offset, self.offset + self.bytes - 1))?]);
-        }
-        Ok(headers)
-    }
-}
-
-pub(super) fn commit_url(upload: &Upload, blob: &Descriptor) -> Url {
-    let mut url = upload.url.clone();
-    url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
-    url
 }
 
 /// Whether the registry has verified the whole. The specification's answer is 201; some say 200, 202 or 204.

@@ -3,15 +3,18 @@
 
 use std::{
     mem,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{
     HeaderMap, HeaderValue, Method,
     header::{CONTENT_LENGTH, LOCATION, RANGE},
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tracing::Instrument as _;
 use url::Url;
 
@@ -22,9 +25,13 @@ use super::{
 };
 use crate::{
     domain::{Algorithm, Descriptor},
-    region::{Error, Result, Stage, answer::refusal},
+    region::{Error, Journal, Result, Stage, answer::refusal},
 };
 
+/// How long a registry may take to abort an upload. What hangs for longer is tried again later.
+const ABORT: Duration = Duration::from_secs(3);
+/// Uploads that are aborted at the same time.
+const ABORTS_AT_ONCE: usize = 8;
 /// The limits of a chunk, as an answer to `POST` tells them: the smallest is the specification's, the largest is an extension.
 const MIN_CHUNK: &str = "oci-chunk-min-length";
 const MAX_CHUNK: &str = "oci-chunk-max-length";
@@ -40,12 +47,38 @@ pub(super) struct Upload {
     pub(super) taken: u64,
     /// The smallest and the largest chunk that the registry wants, in bytes.
     #[serde(default)]
-    min_chunk: Option<u64>,
+    pub(super) min_chunk: Option<u64>,
     #[serde(default)]
-    max_chunk: Option<u64>,
+    pub(super) max_chunk: Option<u64>,
+    /// Where the registry has led the request that failed last.
+    #[serde(default)]
+    pub(super) redirect: Option<Redirect>,
+}
+
+/// Where a registry leads one request of an upload (RFC 9110, sections 15.4.8 and 15.4.9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Redirect {
+    /// Where in the blob the request's bytes begin.
+    pub(super) offset: u64,
+    /// Whether it is the last one of the upload.
+    pub(super) last: bool,
+    /// Where it leads.
+    pub(super) url: Url,
+    /// How often it has led on already.
+    pub(super) count: usize,
 }
 
 impl Upload {
+    /// Where the registry has led the request with the bytes from `offset` on, if it has.
+    pub(super) fn redirect_of(&self, offset: u64, last: bool) -> Option<&Redirect> {
+        self.redirect.as_ref().filter(|redirect| (redirect.offset, redirect.last) == (offset, last))
+    }
+
+    /// Whether it is to be begun once more, where the registry has led its first request.
+    fn begins_elsewhere(&self) -> bool {
+        self.taken == 0 && self.redirect.is_some()
+    }
+
     pub(super) fn session(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::malformed("an upload", error))
     }
@@ -61,10 +94,18 @@ impl Upload {
     }
 }
 
-/// An upload that no journal knows of. Dropped unfinished, it is kept to be given up: whoever carried it out may be gone.
+/// An upload that no journal knows of. Dropped unfinished, it is kept to be aborted: whoever carried it out may be gone.
 pub(super) struct Begun {
     store: RegistryStore,
-    upload: Option<Upload>,
+    upload: Option<Dropped>,
+}
+
+/// An upload that is to be aborted.
+#[derive(Debug, Clone)]
+pub(super) struct Dropped {
+    upload: Upload,
+    /// What remembers it where the registry does not abort it; nothing for one that tries whether the registry can be written.
+    journal: Option<Arc<dyn Journal>>,
 }
 
 impl Begun {
@@ -85,6 +126,9 @@ impl RegistryStore {
     pub(super) async fn resumable(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Result<Option<u64>> {
         let Some(session) = stage.journal.upload(blob.digest).await? else { return Ok(None) };
         if let Some(upload) = self.session(&session).filter(|upload| upload.repository == repository) {
+            if upload.begins_elsewhere() {
+                return Ok(None);
+            }
             self.recall(stage).await;
             let mode = upload.fit(self.learned.mode(blob.size), blob.size);
             if matches!(mode, UploadMode::Chunked(_))
@@ -98,6 +142,18 @@ impl RegistryStore {
         }
         stage.journal.forget(blob.digest).await?;
         Ok(None)
+    }
+
+    /// The upload of a blob whose first request the registry has led somewhere else.
+    pub(super) async fn begun_elsewhere(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+    ) -> Result<Option<Upload>> {
+        let session = stage.journal.upload(blob.digest).await?;
+        let upload = session.and_then(|session| self.session(&session));
+        Ok(upload.filter(|upload| upload.repository == repository && upload.begins_elsewhere()))
     }
 
     /// What the registry says about an upload: where it goes on, and how many bytes are there. Nothing if it is of no use. Of a registry
@@ -126,7 +182,9 @@ impl RegistryStore {
     /// The upload that the journal has, if it is at a place that is allowed: that may have changed since.
     pub(super) fn session(&self, session: &str) -> Option<Upload> {
         let upload: Upload = serde_json::from_str(session).ok()?;
-        self.client().allow("an upload", &upload.url).ok().map(|()| upload)
+        let urls = upload.redirect.iter().map(|redirect| &redirect.url).chain([&upload.url]);
+        let all = urls.map(|url| self.client().allow("an upload", url)).collect::<Result<()>>();
+        all.ok().map(|()| upload)
     }
 
     /// Tells the registry that an upload will not be gone on with. One that it does not have any more is as good.
@@ -142,10 +200,21 @@ impl RegistryStore {
         }
     }
 
-    /// Gives an upload up after something went wrong, which is what is told.
-    pub(super) async fn try_to_abort(&self, upload: &Upload) {
-        if let Err(error) = self.abort_upload(upload).await {
-            tracing::warn!(%error, "an upload could not be given up");
+    /// Aborts an upload that nothing will resume. One that the registry does not abort in time is left to the journal.
+    async fn abort_or_abandon(&self, upload: &Upload, journal: Option<&dyn Journal>) -> Result<()> {
+        let aborted = timeout(ABORT, self.abort_upload(upload)).await;
+        let Err(error) = aborted.unwrap_or(Err(Error::Stalled("aborting an upload"))) else { return Ok(()) };
+        tracing::warn!(%error, repository = upload.repository, "failed to abort an upload; maintenance will retry");
+        match journal {
+            Some(journal) => journal.abandon(&upload.session()?).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Aborts an upload that was begun in place of something else.
+    pub(super) async fn abort_needless(&self, stage: &Stage, upload: &Upload) {
+        if let Err(error) = self.abort_or_abandon(upload, Some(&*stage.journal)).await {
+            tracing::warn!(%error, "an upload stays in the registry until that clears it");
         }
     }
 
@@ -153,7 +222,7 @@ impl RegistryStore {
     pub(super) async fn discard(&self, stage: &Stage, blob: &Descriptor) -> Result<()> {
         if let Some(session) = stage.journal.upload(blob.digest).await? {
             if let Some(upload) = self.session(&session) {
-                self.try_to_abort(&upload).await;
+                self.abort_or_abandon(&upload, Some(&*stage.journal)).await?;
             }
             stage.journal.forget(blob.digest).await?;
         }
@@ -162,18 +231,24 @@ impl RegistryStore {
 
     /// Begins an upload, on a task of its own: once the registry has been asked, its answer must not be lost, even if nobody waits
     /// for it any more.
-    pub(super) async fn begin(&self, repository: &str, algorithm: Algorithm) -> Result<(Upload, Begun)> {
+    pub(super) async fn begin(
+        &self,
+        repository: &str,
+        algorithm: Algorithm,
+        journal: Option<Arc<dyn Journal>>,
+    ) -> Result<(Upload, Begun)> {
         let (store, repository) = (self.clone(), repository.to_owned());
         let begin = async move {
             let upload = store.ask_for_upload(&repository, algorithm).await?;
-            Ok((upload.clone(), Begun { store, upload: Some(upload) }))
+            let dropped = Dropped { upload: upload.clone(), journal };
+            Ok((upload, Begun { store, upload: Some(dropped) }))
         };
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
     }
 
     /// Begins an upload to a repository, and gives it up.
     pub(super) async fn try_to_write(&self, repository: &str) -> Result<()> {
-        drop(self.begin(repository, Algorithm::CANONICAL).await?);
+        drop(self.begin(repository, Algorithm::CANONICAL, None).await?);
         self.abort_dropped().await;
         Ok(())
     }
@@ -205,19 +280,29 @@ impl RegistryStore {
             taken: 0,
             min_chunk: length(MIN_CHUNK),
             max_chunk: length(MAX_CHUNK).filter(|max| *max > 0),
+            redirect: None,
         })
     }
 
-    /// Gives up the uploads that were dropped unfinished, with whatever carried them out.
+    /// Aborts the uploads that were dropped unfinished, with whatever carried them out. Where that is broken off, those are kept that are left.
     pub(super) async fn abort_dropped(&self) {
         self.beginning.wait().await;
         let dropped = mem::take(&mut *self.dropped());
-        for upload in dropped {
-            self.try_to_abort(&upload).await;
+        let begun = dropped.into_iter().map(|upload| Begun { store: self.clone(), upload: Some(upload) });
+        // All are guarded before the first is aborted.
+        let begun: Vec<Begun> = begun.collect();
+        stream::iter(begun).for_each_concurrent(ABORTS_AT_ONCE, |begun| self.abort_begun(begun)).await;
+    }
+
+    async fn abort_begun(&self, begun: Begun) {
+        let Some(Dropped { upload, journal }) = begun.upload.clone() else { return };
+        match self.abort_or_abandon(&upload, journal.as_deref()).await {
+            Ok(()) => begun.ended(),
+            Err(error) => tracing::warn!(%error, "failed to remember an upload that was not aborted; will retry"),
         }
     }
 
-    fn dropped(&self) -> MutexGuard<'_, Vec<Upload>> {
+    fn dropped(&self) -> MutexGuard<'_, Vec<Dropped>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -259,7 +344,7 @@ mod tests {
     fn chunks_are_as_large_as_the_registry_wants_them() {
         let upload = |min_chunk, max_chunk| {
             let url = "https://r.example/v2/a/blobs/uploads/1".parse().expect("a URL");
-            Upload { repository: "a".into(), url, taken: 0, min_chunk, max_chunk }
+            Upload { repository: "a".into(), url, taken: 0, min_chunk, max_chunk, redirect: None }
         };
         for (min, max, mode, size, fits) in [
             (None, None, UploadMode::Chunked(64), 100, UploadMode::Chunked(64)),

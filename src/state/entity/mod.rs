@@ -9,6 +9,7 @@ pub mod read_blob;
 pub mod region_store;
 pub mod registry_habits;
 pub mod replica;
+pub mod stray_upload;
 pub mod synchronization;
 pub mod synchronization_target;
 pub mod upload;

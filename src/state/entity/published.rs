@@ -20,7 +20,7 @@ pub struct Model {
     pub begun_digest: Option<String>,
     /// The image that was published or begun last.
     pub image_id: String,
-    /// How it is known that all of the published root is there.
+    /// How it is known that all of the published root is there; nothing if entries of its indexes were not there when it was published.
     pub verification: Option<String>,
     /// Where the region's store had it then; nothing if that was not recorded.
     pub location: Option<String>,
@@ -46,13 +46,12 @@ impl TryFrom<Model> for Published {
     type Error = DbErr;
 
     fn try_from(row: Model) -> Result<Self, DbErr> {
-        let root = match (row.root_digest, row.verification) {
-            (Some(root), Some(verification)) => {
-                Some((parse("published.root_digest", &root)?, parse("published.verification", &verification)?))
-            }
-            _ => None,
-        };
+        let published = row.root_digest.map(|root| parse("published.root_digest", &root)).transpose()?;
+        let verification =
+            row.verification.map(|verification| parse("published.verification", &verification)).transpose()?;
+        let root = published.zip(verification);
+        let unproven = published.filter(|_| root.is_none());
         let begun = row.begun_digest.map(|begun| parse("published.begun_digest", &begun)).transpose()?;
-        Ok(Self { root, begun, elsewhere: None })
+        Ok(Self { root, begun, unproven })
     }
 }

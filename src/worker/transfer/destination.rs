@@ -242,7 +242,7 @@ impl Destination {
                     None => {}
                 },
                 Some((index, written)) = writes.next() => match written {
-                    Err(error @ Error::UploadMode(_)) => refused = Some(error),
+                    Err(error) if error.is_resent() => refused = Some(error),
                     written => {
                         missing.blobs.remove(&index);
                         if let Err(error) = written {
@@ -264,13 +264,15 @@ impl Destination {
         Ok(copied)
     }
 
-    /// Makes the image visible, and remembers that, and how it is known that all of it is there.
+    /// Makes the image visible, and remembers that, and how it is known that all of it is there. Of one without entries of its indexes, a later
+    /// copy looks for every part: the entries may have come meanwhile.
     async fn publish(&self, tree: &Tree, verification: Verification) -> Result<()> {
         let Stage { name, journal, .. } = &self.stage;
         let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         journal.begin_publishing(name, root.digest).await?;
         self.ask("publishing the image", self.store.publish(&self.stage, tree)).await?;
-        journal.note_published(name, root.digest, verification).await
+        let whole = tree.absent.is_empty().then_some(verification);
+        journal.note_published(name, root.digest, whole).await
     }
 
     /// The manifests that are written by themselves. The root comes with the publication where a store can do that; but where something is

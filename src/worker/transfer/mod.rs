@@ -139,8 +139,8 @@ impl Transfer {
             match self.feed(boarding.take(), &tree, &destination, missing).await {
                 Ok(copied) => return Ok(copied),
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
-                // A registry's ways are few: this ends by itself.
-                Err(Stopped::Failed(error @ Error::UploadMode(_))) => {
+                // A registry's ways are few, and so are the places that one request is followed to: this ends by itself.
+                Err(Stopped::Failed(error)) if error.is_resent() => {
                     tracing::info!(region = %destination.region, %error, "sending the blob in another way");
                 }
                 Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::Path,
     process::{Command, Output},
 };
@@ -10,6 +11,7 @@ use appferry::config::Config;
 
 use super::{carried, told};
 use crate::harness::{
+    address::free_address,
     forward::Forward,
     images::{self, noise},
     process,
@@ -123,6 +125,49 @@ async fn a_certificate_of_the_file_is_taken_for_its_name_and_its_time() {
         assert!(message.contains(why), "{message}");
     }
     running.stop().await;
+}
+
+/// Whose trouble it is: the proxy's, which is away, wants a login or does not go there; the store's; or nobody's who is a proxy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_names_the_key_of_the_proxy_that_is_in_the_way() {
+    let (lost, shut) = (Forward::start(&[]).await, Forward::start_answering(&[], "403 Forbidden").await);
+    let asking = Forward::start_answering(&[], "407 Proxy Authentication Required").await;
+    let (away, registry) = (free_address(), Registry::start().await);
+    let open = Forward::start(&[("odd.apps.test:443", registry.address)]).await;
+    let store = |host: &str| format!("registry+https://{host}.apps.test/apps");
+    let proxy = |at: SocketAddr| format!("proxy = \"http://{at}\"");
+    let mut site = Site::new()
+        .with("cn-beijing", store("gone"), "")
+        .with("cn-shanghai", store("away"), proxy(away))
+        .with("cn-shenzhen", store("shut"), proxy(shut.address));
+    let more = [("asking", asking.address), ("odd", open.address)]
+        .map(|(id, at)| format!("[[region]]\nid = \"{id}\"\nstore = \"{}\"\n{}\n", store(id), proxy(at)));
+    site.more = format!("[network]\n{}\nproxy_resolves = true\n{}", lost.key(), more.concat());
+    let config = site.write_config().display().to_string();
+    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", &config]));
+    let directory = site.directory.path().to_owned();
+    let doctor = move || process::run(&directory, &["doctor", "--json", "--config", &config]);
+    let said = tokio::task::spawn_blocking(doctor).await.expect("it runs");
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    let said = String::from_utf8(said.stdout).expect("text");
+    let of = |region: &str| -> String {
+        let lines = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let line = lines.into_iter().find(|line| line["check"] == region).expect("a line");
+        assert_eq!(line["ok"], false, "{line}");
+        line["mend"].as_str().expect("what to do").to_owned()
+    };
+    for (region, told) in [
+        ("cn-beijing", ["network.proxy: ", "does not reach gone.apps.test (502)"]),
+        ("cn-shanghai", ["region[2].proxy: ", "can't be reached (Connection refused"]),
+        ("cn-shenzhen", ["region[3].proxy: ", "passes nothing on to shut.apps.test (403)"]),
+        ("asking", ["region[4].proxy: ", "wants a name and a password (407)"]),
+    ] {
+        let mend = of(region);
+        assert!(mend.contains(region) && told.iter().all(|told| mend.contains(told)), "{region}: {mend}");
+    }
+    // The registry there has no TLS: the proxy has nothing to do with that.
+    let mend = of("odd");
+    assert!(!mend.contains("proxy") && mend.contains("whether the store is running"), "{mend}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,6 +16,7 @@ on_every_database! {
     what_was_left_behind_is_rescued_and_what_is_old_forgotten
     what_ended_just_now_is_kept
     uploads_are_remembered
+    uploads_that_were_not_aborted_are_tried_again_when_they_are_due
     a_nonce_is_taken_once
     copies_of_ecs_are_remembered
     what_images_are_used_for_is_known
@@ -110,6 +111,29 @@ async fn uploads_are_remembered(kind: Kind) {
     state.upload_forget(&a, &one, blob).await.expect("it answers");
     assert!(state.upload_abandoned(&one).await.expect("it answers").is_empty());
     state.image_remove(&a).await.expect("it is removed");
+    bench.end().await;
+}
+
+/// What a store did not abort is due at once, then after each wait, and no other region's; and it is not in clear.
+async fn uploads_that_were_not_aborted_are_tried_again_when_they_are_due(kind: Kind) {
+    let mut bench = Bench::new(kind).await;
+    let (state, other) = (bench.process().await, bench.process().await);
+    let [one, two] = ["one", "two"].map(region);
+    let due = async |region| state.stray_uploads_due(region).await.expect("it answers");
+    for session in ["first", "second"] {
+        state.stray_upload_note(&one, session).await.expect("it answers");
+    }
+    assert!(due(&two).await.is_empty());
+    let mut strays = other.stray_uploads_due(&one).await.expect("it answers");
+    strays.sort_by(|a, b| a.session.cmp(&b.session));
+    let sessions: Vec<(&str, u32)> = strays.iter().map(|stray| (stray.session.as_str(), stray.tries)).collect();
+    assert_eq!(sessions, [("first", 0), ("second", 0)]);
+    state.stray_upload_defer(&strays[0], Duration::from_secs(3_600)).await.expect("it answers");
+    state.stray_upload_defer(&strays[1], Duration::ZERO).await.expect("it answers");
+    let left = due(&one).await;
+    assert_eq!((left.len(), left[0].session.as_str(), left[0].tries), (1, "second", 1));
+    state.stray_upload_forget(&left[0]).await.expect("it answers");
+    assert!(due(&one).await.is_empty());
     bench.end().await;
 }
 

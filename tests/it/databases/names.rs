@@ -50,7 +50,7 @@ async fn what_was_published_is_known_by_its_name(kind: Kind) {
 
     state.publication_begin(publication).await.expect("it answers").expect("the claim is good");
     assert_eq!(known().await, Some(Published { begun: Some(ONE), ..Published::default() }));
-    let ended = state.publication_end(publication, Verification::Trusted).await.expect("it answers");
+    let ended = state.publication_end(publication, Some(Verification::Trusted)).await.expect("it answers");
     ended.expect("the claim is good");
     let published = Published { root: Some((ONE, Verification::Trusted)), ..Published::default() };
     assert_eq!(known().await, Some(published.clone()));
@@ -60,7 +60,7 @@ async fn what_was_published_is_known_by_its_name(kind: Kind) {
     assert_eq!(known().await, Some(Published { begun: Some(TWO), ..published.clone() }));
     let late = Publication { fence: fence - 1, ..publication };
     assert_eq!(state.publication_begin(late).await.expect("it answers"), Err(Stale));
-    assert_eq!(state.publication_end(late, Verification::Verified).await.expect("it answers"), Err(Stale));
+    assert_eq!(state.publication_end(late, Some(Verification::Verified)).await.expect("it answers"), Err(Stale));
 
     verify(&state, &image, &one, fence).await.expect("it is in time");
     let replicas = state.image_get(&image).await.expect("it is there").1;
@@ -86,7 +86,7 @@ async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
     assert_eq!(state.blobs_written(&image, &one).await.expect("it answers"), [ONE, TWO].into());
     let location = None;
     let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
-    let ended = state.publication_end(publication, Verification::Verified).await.expect("it answers");
+    let ended = state.publication_end(publication, Some(Verification::Verified)).await.expect("it answers");
     ended.expect("the claim is good");
     assert!(state.blobs_written(&image, &one).await.expect("it answers").is_empty(), "they are part of what is there");
 

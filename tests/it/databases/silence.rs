@@ -12,7 +12,10 @@ use appferry::{
         Digest, EcsCopy, Event, Fault, FaultKind, ImageId, ImageName, RegionId, RequestId, Timestamp, Verification,
     },
     identity::acs3::Nonce,
-    state::{Filter, ImageFilter, Lane, NameTaken, Order, Publication, ReadBlob, RegionName, Report, Settings, State},
+    state::{
+        Filter, ImageFilter, Lane, NameTaken, Order, Publication, ReadBlob, RegionName, Report, Settings, State,
+        StrayUpload,
+    },
 };
 use futures_util::future::BoxFuture;
 
@@ -59,6 +62,7 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     let nonce = || Nonce { access_key_id: "k".into(), value: "v".into(), until: Timestamp::from_millis(1) };
     let fault = || Fault { kind: FaultKind::Store, message: "m".into() };
     let report = || Report { region: region("one"), event: Event::Release { fence: 1 } };
+    let stray = || StrayUpload { id: "i".into(), session: "s".into(), tries: 0 };
     let id = RequestId::generate();
     let (held_image, held_region): (&ImageId, &RegionId) = (Box::leak(Box::new(a())), Box::leak(Box::new(one())));
     let held_name: &ImageName = Box::leak(Box::new(ImageName("images:a".into())));
@@ -110,7 +114,7 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         nonce_remember(&nonce());
         publication_begin(publication());
         publication_confirm(&one(), name(), blob);
-        publication_end(publication(), Verification::Trusted);
+        publication_end(publication(), Some(Verification::Trusted));
         published(&[RegionName { region: one(), name: name().clone(), location: None }]);
         queues();
         ready();
@@ -136,6 +140,10 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         synchronization_list(&Filter::default(), None, 3);
         synchronization_prune(LEASE);
         synchronization_watch(id);
+        stray_upload_defer(&stray(), LEASE);
+        stray_upload_forget(&stray());
+        stray_upload_note(&one(), "s");
+        stray_uploads_due(&one());
         time();
         upload_abandoned(&one());
         upload_forget(&a(), &one(), blob);

@@ -40,6 +40,11 @@ impl Drop for Forward {
 impl Forward {
     /// Starts a proxy that knows hosts, with their ports, by other names than their addresses.
     pub async fn start(known: &[(&str, SocketAddr)]) -> Self {
+        Self::start_answering(known, "502 Bad Gateway").await
+    }
+
+    /// The same, which answers with this status when it is asked for any other host.
+    pub async fn start_answering(known: &[(&str, SocketAddr)], otherwise: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let known: HashMap<String, SocketAddr> = known.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
@@ -47,7 +52,7 @@ impl Forward {
         let seen = Arc::clone(&asked);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(pass(stream, Arc::clone(&known), Arc::clone(&seen)));
+                tokio::spawn(pass(stream, Arc::clone(&known), Arc::clone(&seen), otherwise));
             }
         });
         Self { address, asked, task }
@@ -68,6 +73,7 @@ async fn pass(
     mut client: TcpStream,
     known: Arc<HashMap<String, SocketAddr>>,
     seen: Arc<Mutex<Vec<Asked>>>,
+    otherwise: &'static str,
 ) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -91,7 +97,8 @@ async fn pass(
     let authorization = text.lines().find_map(header);
     seen.lock().expect("no panic").push(Asked { method: method.to_owned(), target: target.clone(), authorization });
     let Some(address) = known.get(&target) else {
-        return client.write_all(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n").await.ok();
+        let refusal = format!("HTTP/1.1 {otherwise}\r\ncontent-length: 0\r\n\r\n");
+        return client.write_all(refusal.as_bytes()).await.ok();
     };
     let mut upstream = TcpStream::connect(address).await.ok()?;
     if method == "CONNECT" {

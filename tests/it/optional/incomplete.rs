@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use appferry::contract::v1::{Intactness, RegionState};
+use appferry::contract::v1::{Intactness, RegionState, RemoveImageRequest};
 use serde_json::json;
 use tonic::Code;
 
@@ -83,6 +83,47 @@ async fn an_index_is_carried_without_what_was_not_there() {
     index(&source, &[gone], "b");
     let refused = running.images().await.add_image(container("b", &format!("{}/apps/a:b", source.address))).await;
     assert_eq!(refused.expect_err("it is none").code(), Code::NotFound);
+    running.stop().await;
+}
+
+/// What comes after the image was registered is carried to the regions that are fed after that, and to the others when the image is added
+/// again: that an index was published is no word about what was not there then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_comes_later_is_carried() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let (here, late) = (source.image(b"here", None), source.image(b"late", None));
+    let content: serde_json::Value =
+        serde_json::from_str(&source.read(digest(&late)).expect("a manifest")).expect("JSON");
+    source.forget(&late);
+    index(&source, &[here.clone(), late.clone()], "a");
+    register(&running, source.address, "a").await;
+    for region in [REGISTRY, DIRECTORY] {
+        let region = arrived(&running, "a", region).await;
+        assert!(warns(&region.warnings, digest(&late), "add it and synchronize it again"), "{:?}", region.warnings);
+    }
+    assert_eq!(source.manifest(MANIFEST, &content, None), late);
+    let region = arrived(&running, "a", "cn-shenzhen").await;
+    assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+    let layout = running.site.image("cn-shenzhen", "a");
+    assert!(images::blob_path(&layout, digest(&late)).exists());
+
+    // That the others were read and found to be as they were carried changes nothing.
+    for region in [REGISTRY, DIRECTORY] {
+        let found = intact(&running, "a", region).await;
+        assert!(warns(&found.warnings, digest(&late), "was not there"), "{found:?}");
+    }
+    let request = RemoveImageRequest { image_id: "a".into(), ..Default::default() };
+    running.images().await.remove_image(request).await.expect("it is removed");
+    register(&running, source.address, "a").await;
+    for region in [REGISTRY, DIRECTORY] {
+        let region = arrived(&running, "a", region).await;
+        assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+        let found = intact(&running, "a", &region.region_id).await;
+        assert!(found.warnings.is_empty(), "{found:?}");
+    }
+    assert_eq!(target.get(digest(&late)).as_ref(), Some(&late));
+    assert!(target.has_blob(&content["layers"][0]));
     running.stop().await;
 }
 

@@ -1,15 +1,21 @@
 //! Lists of referrers that are refused, name what is gone, or are longer than expected.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
 use appferry::contract::v1::{GetImageRequest, RemoveImageRequest};
 use http::StatusCode;
 use serde_json::json;
 
 use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, warns};
 use crate::harness::{
-    images::{INDEX, MANIFEST},
+    images::{self, INDEX, MANIFEST},
     proxy::{Act, Proxy, Seen},
+    registry::skopeo,
     shelf::{Habits, Shelf, describe, tag},
-    site::HOME,
+    site::{HOME, Site, container},
 };
 
 const LISTS: Habits = Habits {
@@ -117,6 +123,122 @@ async fn a_referrer_that_is_gone_is_left_out() {
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
     let found = intact(&running, "a", REGISTRY).await;
     assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
+    running.stop().await;
+}
+
+/// What is nonsense in a list is left out by itself, be it at the source, in a region or in a layout's index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_is_nonsense_takes_no_other_away() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let good = source.refer(&image, "good");
+    let odd = |seed: &str, key: &str, value: serde_json::Value| {
+        let mut entry = describe(MANIFEST, seed.as_bytes());
+        entry[key] = value;
+        entry
+    };
+    let negative = odd("negative", "size", json!(-1));
+    let nonsense = [
+        negative.clone(),
+        odd("absurd", "size", json!(u64::MAX)),
+        odd("large", "size", json!(1_u64 << 50)),
+        odd("text", "size", json!("7")),
+        odd("digest", "digest", json!("md5:00")),
+        json!(7),
+    ];
+    let listed: Vec<_> = nonsense.iter().chain([&good]).cloned().collect();
+    source.list(&image, &listed);
+    target.list(&image, &[negative.clone()]);
+    register(&running, source.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert_eq!(region.warnings.len(), nonsense.len(), "{:?}", region.warnings);
+    let there = target.read(&tag(&image, "")).expect("a list");
+    assert!(there.contains(&negative.to_string()) && there.contains(digest(&good)), "{there}");
+    assert!(!there.contains("md5:00") && target.get(digest(&good)).is_some(), "{there}");
+
+    running.stop().await;
+    let site = Site::new();
+    images::write(&site.image(HOME, "b"), &[b"layer".to_vec()]);
+    let path = site.image(HOME, "b").join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("an index")).expect("JSON");
+    index["manifests"].as_array_mut().expect("entries").insert(0, negative);
+    std::fs::write(&path, index.to_string()).expect("it is written");
+    let running = site.start().await;
+    running.images().await.add_image(container("b", "oci:b")).await.expect("it is registered");
+    let region = arrived(&running, "b", DIRECTORY).await;
+    assert_eq!(region.warnings.len(), 1, "{:?}", region.warnings);
+    assert!(warns(&region.warnings, "is no descriptor", "-1"), "{:?}", region.warnings);
+    running.stop().await;
+}
+
+/// oras-project/oras#1892: a list is there before what it names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_referrer_that_is_not_found_at_once_is_asked_for_again() {
+    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(LISTS).await);
+    let image = source.image(b"layer", Some("a"));
+    let late = source.refer(&image, "late");
+    let of_late = source.refer(&late, "of what is late");
+    let ghost = source.refer(&image, "ghost");
+    let asked = Arc::new(Mutex::new(BTreeMap::<String, u32>::new()));
+    let (counts, (slow, gone)) = (Arc::clone(&asked), (digest(&late).to_owned(), digest(&ghost).to_owned()));
+    let proxy = Proxy::start(source.address, move |seen: &Seen| {
+        let Some((_, manifest)) = seen.path.split_once("/manifests/") else { return Act::Pass };
+        let mut counts = counts.lock().expect("no panic");
+        let count = counts.entry(manifest.to_owned()).or_default();
+        *count += 1;
+        // Twice is neither the first time alone nor for ever.
+        let is_missed = manifest == gone || (manifest == slow && *count <= 2);
+        if is_missed { Act::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into()) } else { Act::Pass }
+    })
+    .await;
+    let running = between(proxy.store("apps"), &target).await;
+    register(&running, proxy.address, "a").await;
+    let region = arrived(&running, "a", REGISTRY).await;
+    assert_eq!(region.warnings.len(), 1, "{:?}", region.warnings);
+    assert!(warns(&region.warnings, digest(&ghost), "is not there"), "{:?}", region.warnings);
+    assert!(target.get(digest(&late)).is_some() && target.get(digest(&of_late)).is_some());
+    assert_eq!(asked.lock().expect("no panic").get(digest(&ghost)), Some(&3), "so often, and no oftener");
+    running.stop().await;
+}
+
+/// Distribution specification 1.1, "Listing Referrers": lists that are kept by a tag are made by clients, and some leave out what a registry
+/// would say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_says_what_the_manifests_say() {
+    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let running = between(source.store(), &target).await;
+    let image = source.image(b"layer", Some("a"));
+    let typed = source.refer(&image, "with a type of its own");
+    let (config, layer) = (source.blob("application/vnd.example.config", b"{}"), source.blob("text/plain", b"plain"));
+    let untyped = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer], "subject": image,
+        "annotations": { "org.example.made": "today" },
+    });
+    let untyped = source.manifest(MANIFEST, &untyped, None);
+    let mut wrong = untyped.clone();
+    wrong["artifactType"] = json!("application/vnd.example.wrong");
+    source.list(&image, &[typed.clone(), wrong]);
+    register(&running, source.address, "a").await;
+    for region in [REGISTRY, DIRECTORY] {
+        let region = arrived(&running, "a", region).await;
+        assert!(region.warnings.is_empty(), "{:?}", region.warnings);
+    }
+    let expected = |descriptor: &serde_json::Value, kind: &str| {
+        let mut entry = descriptor.clone();
+        entry["artifactType"] = json!(kind);
+        entry
+    };
+    let typed = expected(&typed, "application/vnd.example.note");
+    let mut untyped = expected(&untyped, "application/vnd.example.config");
+    untyped["annotations"] = json!({ "org.example.made": "today" });
+    let listed = target.read(&tag(&image, "")).expect("a list");
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed["manifests"], json!([typed, untyped]));
+    let layout = running.site.image(DIRECTORY, "a").join("signatures");
+    let raw = skopeo(&["inspect", "--raw", &format!("oci:{}:{}", layout.display(), tag(&image, ""))]);
+    let listed: serde_json::Value = serde_json::from_str(&raw).expect("JSON");
+    assert_eq!(listed["manifests"], json!([typed, untyped]));
     running.stop().await;
 }
 

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use appferry::contract::v1::{AddImageRequest, RegionState, RegionSynchronization, SynchronizeAppRequest};
+use appferry::contract::v1::{
+    AddImageRequest, Intactness, RegionState, RegionSynchronization, SynchronizeAppRequest, VerifyImageRequest,
+};
 use object_store::ObjectStoreExt as _;
 use tonic::Code;
 
@@ -69,6 +71,76 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
     assert_eq!(tag(&target, "apps/a:1"), before, "nothing has moved yet");
     assert_eq!(says(&carried(&running, "two", REGION).await), VERIFIED);
     assert_eq!(tag(&target, "apps/a:1"), after, "what this service put there, it may replace");
+    running.stop().await;
+}
+
+/// What is named by its digest as well is that, whatever the tag shows by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_is_named_by_its_digest_too_is_that_one() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    let (older, newer) = (layout(&site, "older", &[noise(50_000, 1)]), layout(&site, "newer", &[noise(50_000, 2)]));
+    source.push(&older, "apps/a:1");
+    let before = tag(&source, "apps/a:1");
+    source.push(&newer, "apps/a:1");
+    let after = tag(&source, "apps/a:1");
+    let url = format!("{}/apps/a:1", source.address);
+    let running = site.start().await;
+    let unknown = format!("{url}@{}", images::digest(b"of no image"));
+    let refused = running.images().await.add_image(container("x", &unknown)).await.expect_err("it is not there");
+    assert_eq!(refused.code(), Code::NotFound);
+    for bad in ["@sha256:00", "@latest", "@"] {
+        let refused = running.images().await.add_image(container("x", &format!("{url}{bad}"))).await;
+        let refused = refused.expect_err("it is no digest");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("registry_url"), "{refused:?}");
+    }
+    register(&running, "one", &format!("{url}@{before}")).await;
+    assert_eq!(says(&carried(&running, "one", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), before, "it is called by its tag");
+    let shown = image(&running, "one").await;
+    let home = shown.additional_regions_info.iter().find(|info| info.region_id == HOME).expect("the region");
+    assert_eq!((shown.digest.as_str(), home.shown_digest.as_str()), (before.as_str(), after.as_str()));
+    let request = VerifyImageRequest { image_id: "one".into(), region_ids: vec![HOME.into()] };
+    let mut found = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
+    let found = found.message().await.expect("an answer").expect("a region");
+    assert_eq!(found.intactness(), Intactness::Intact, "{found:?}");
+    assert!(found.warnings[0].contains(&after), "{found:?}");
+    running.stop().await;
+}
+
+/// The same by the command line, and of a layout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_warns_of_a_name_that_has_moved() {
+    let source = Registry::start().await;
+    let site = Site::new().with(HOME, source.store("apps"), "");
+    source.push(&layout(&site, "older", &[noise(50_000, 1)]), "apps/a:1");
+    let before = tag(&source, "apps/a:1");
+    let many = site.directory.path().join("many");
+    let root = images::write_multi_arch(&many, "v1");
+    let running = site.start().await;
+    let directory = running.site.directory.path();
+    let endpoint = format!("http://{}", running.address);
+    let add = |id: &str, more: &[&str]| {
+        let arguments = [&["image", "add", "--name", "n", "--id", id, "--config", "appferry.toml"], more].concat();
+        let mut command = process::command(directory, &arguments);
+        let added = command.env("APPFERRY_ENDPOINT", &endpoint).env("APPFERRY_TOKEN", ADMIN).output();
+        let added = added.expect("the program runs");
+        assert_eq!(process::stdout(&added), format!("{id}\n"));
+        process::stderr(&added)
+    };
+    let pinned = format!("{}/apps/a:1@{before}", source.address);
+    let said = add("still", &["--registry-url", &pinned]);
+    assert!(!said.contains("warning"), "{said}");
+    let newer = layout(&running.site, "newer", &[noise(50_000, 2)]);
+    source.push(&newer, "apps/a:1");
+    let said = add("moved", &["--registry-url", &pinned]);
+    assert!(said.contains("warning") && said.contains(&tag(&source, "apps/a:1")), "{said}");
+    for (id, name, moved) in [("same", "v1", false), ("other", "other", true), ("none", "nothing", false)] {
+        let said = add(id, &["--oci", &format!("{}:{name}@{root}", many.display())]);
+        assert_eq!(said.contains("warning"), moved, "{name}: {said}");
+        assert_eq!(tag(&source, &format!("apps/images:{id}")), root, "{name}");
+    }
     running.stop().await;
 }
 
@@ -148,6 +220,14 @@ async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     process::stdout(&add("two", &["--supersede"]));
     let shown = process::stdout(&client(&["image", "show", "one"]));
     assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
+    // What helps the old one is no copy of it, which would be refused.
+    let verified = client(&["image", "verify", "one", "--region", "cn-shanghai"]);
+    let told = process::stderr(&verified);
+    assert_eq!(verified.status.code(), Some(1), "{told}");
+    let commands: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+    assert_eq!(commands, ["appferry sync two --to cn-shanghai"], "{told}");
+    let arguments: Vec<&str> = commands[0].split(' ').skip(1).chain(["--wait"]).collect();
+    process::stdout(&client(&arguments));
 
     // The tag is moved in the region.
     target.push(&layout(&running.site, "theirs", &[noise(50_000, 3)]), "apps/a:1");

@@ -72,6 +72,8 @@ pub struct Quirks {
     pub compresses: bool,
     /// Whether blobs, and requests that write, are redirected to another path.
     pub redirects: bool,
+    /// Whether the bytes of uploads are, too.
+    pub redirects_uploads: bool,
     /// How many readings of each blob find nothing, right after it was written.
     pub lags: u32,
 }
@@ -92,6 +94,7 @@ pub const SPECIFIED: Quirks = Quirks {
     digest_header: true,
     compresses: false,
     redirects: false,
+    redirects_uploads: false,
     lags: 0,
 };
 

@@ -136,7 +136,9 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
             };
             let moved = path.contains("/elsewhere/");
             let writes = parts.method == Method::POST || parts.method == Method::PUT && kind == "manifests";
-            if quirks.redirects && !moved && (kind == "blobs" || writes) {
+            let uploads = kind == "uploads" && (parts.method == Method::PATCH || parts.method == Method::PUT);
+            let leads_on = quirks.redirects && (kind == "blobs" || writes) || quirks.redirects_uploads && uploads;
+            if leads_on && !moved {
                 let to = parts.uri.to_string().replacen("/v2/", "/v2/elsewhere/", 1);
                 empty(status(StatusCode::TEMPORARY_REDIRECT).header("location", to))
             } else {

@@ -1,0 +1,225 @@
+//! A manifest as an index lists it, kept byte for byte with all that others have written into it, but for what the manifest itself says
+//! otherwise.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::domain::{Descriptor, Digest, DigestError, ForeignText};
+
+/// The most annotations of a manifest that are copied into its entry, in bytes of their JSON: the list is read whole, and has entries of
+/// others too.
+const MAX_ANNOTATIONS: usize = 4 << 10;
+
+/// A manifest as an index lists it, with all that the index says of it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    raw: Box<RawValue>,
+    /// What it says, or why it says nothing: one such entry takes none of its neighbours away.
+    told: Result<Told, EntryError>,
+}
+
+/// Why an entry of an index can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// It is no descriptor (image specification 1.1, "Content Descriptors").
+    #[error("the entry {entry:?} is no descriptor: {problem}")]
+    NoDescriptor {
+        /// The entry.
+        entry: ForeignText,
+        /// What is wrong with it.
+        problem: ForeignText,
+    },
+    /// Its digest is not understood.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+}
+
+/// What is read of an entry.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: Option<Annotations>,
+}
+
+/// The annotations that are read.
+#[derive(Debug, Clone, Deserialize)]
+struct Annotations {
+    #[serde(rename = "org.opencontainers.image.ref.name")]
+    name: Option<String>,
+}
+
+type Fields = BTreeMap<String, Box<RawValue>>;
+
+impl Entry {
+    /// Reads an entry.
+    pub(super) fn read(raw: Box<RawValue>) -> Self {
+        let told = serde_json::from_str(raw.get()).map_err(|error| EntryError::NoDescriptor {
+            entry: ForeignText::value(raw.get()),
+            problem: ForeignText::value(error),
+        });
+        Self { raw, told }
+    }
+
+    /// The entry as it is written.
+    pub(super) fn raw(&self) -> &RawValue {
+        &self.raw
+    }
+
+    /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
+    #[must_use]
+    pub fn has_name(&self) -> bool {
+        let annotations = self.told.as_ref().ok().and_then(|told| told.annotations.as_ref());
+        annotations.is_some_and(|annotations| annotations.name.is_some())
+    }
+
+    /// Its digest, if it is one that is understood.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        self.told.as_ref().ok()?.digest.parse().ok()
+    }
+
+    /// What it lists.
+    pub fn descriptor(&self) -> Result<Descriptor, EntryError> {
+        let Told { media_type, digest, size, .. } = self.told.as_ref().map_err(Clone::clone)?;
+        Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
+    }
+
+    /// The entry with the artifact type and the annotations that follow from the manifest which it lists (distribution specification 1.1,
+    /// "Listing Referrers"). What else it has stays.
+    #[must_use]
+    pub fn described_by(self, manifest: &[u8]) -> Self {
+        self.described(manifest).map_or(self, Self::read)
+    }
+
+    fn described(&self, manifest: &[u8]) -> serde_json::Result<Box<RawValue>> {
+        let manifest: Manifest = serde_json::from_slice(manifest)?;
+        let mut fields: Fields = serde_json::from_str(self.raw.get())?;
+        let stated: Option<String> = fields.get("artifactType").and_then(|kind| serde_json::from_str(kind.get()).ok());
+        let is_right = stated.as_deref() == manifest.artifact_type();
+        if !is_right {
+            match manifest.artifact_type() {
+                Some(kind) => fields.insert("artifactType".to_owned(), to_raw_value(kind)?),
+                None => fields.remove("artifactType"),
+            };
+        }
+        match self.annotations(&fields, &manifest)? {
+            Some(annotations) => fields.insert("annotations".to_owned(), annotations),
+            None if is_right => return Ok(self.raw.clone()),
+            None => None,
+        };
+        to_raw_value(&fields)
+    }
+
+    /// The entry's annotations with those of the manifest; nothing if it has them all already, or they are too many.
+    fn annotations(&self, fields: &Fields, manifest: &Manifest) -> serde_json::Result<Option<Box<RawValue>>> {
+        let theirs = manifest.annotations.as_deref().map(RawValue::get).unwrap_or("null");
+        let Some(theirs) = serde_json::from_str::<Option<Fields>>(theirs)?.filter(|_| theirs.len() <= MAX_ANNOTATIONS)
+        else {
+            return Ok(None);
+        };
+        let ours = fields.get("annotations").map_or("null", |annotations| annotations.get());
+        let mut all = serde_json::from_str::<Option<Fields>>(ours)?.unwrap_or_default();
+        let has = |(key, value): (&String, &Box<RawValue>)| all.get(key).is_some_and(|own| own.get() == value.get());
+        if theirs.iter().all(has) {
+            return Ok(None);
+        }
+        all.extend(theirs);
+        to_raw_value(&all).map(Some)
+    }
+}
+
+/// What of a manifest its entry in a list says too.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
+    annotations: Option<Box<RawValue>>,
+    #[serde(default)]
+    config: Option<Config>,
+    #[serde(default)]
+    manifests: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    media_type: String,
+}
+
+impl Manifest {
+    /// Its own artifact type, or else the type of its configuration. An index has no configuration, and none other than its own.
+    fn artifact_type(&self) -> Option<&str> {
+        let own = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
+        let of_config =
+            self.config.as_ref().filter(|_| self.manifests.is_none()).map(|config| config.media_type.as_str());
+        own.or(of_config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json, value::to_raw_value};
+
+    use super::{Entry, MAX_ANNOTATIONS};
+    use crate::domain::Digest;
+
+    fn entry(more: &Value) -> Entry {
+        let mut entry = json!({ "mediaType": "x/y", "digest": Digest::Sha256([7; 32]).to_string(), "size": 2 });
+        entry.as_object_mut().expect("an object").append(&mut more.as_object().expect("an object").clone());
+        Entry::read(to_raw_value(&entry).expect("JSON"))
+    }
+
+    fn described(more: &Value, manifest: &Value) -> Value {
+        let described = entry(more).described_by(manifest.to_string().as_bytes());
+        serde_json::from_str(described.raw().get()).expect("JSON")
+    }
+
+    /// Distribution specification 1.1, "Listing Referrers".
+    #[test]
+    fn an_entry_says_what_its_manifest_says() {
+        let config = json!({ "mediaType": "x/config" });
+        for (stated, manifest, expected) in [
+            (json!({}), json!({ "artifactType": "x/own", "config": config }), json!("x/own")),
+            (json!({}), json!({ "config": config }), json!("x/config")),
+            (json!({}), json!({ "artifactType": "", "config": config }), json!("x/config")),
+            (json!({ "artifactType": "x/wrong" }), json!({ "config": config }), json!("x/config")),
+            (json!({ "artifactType": 7 }), json!({ "artifactType": "x/own" }), json!("x/own")),
+            (json!({ "artifactType": "x/wrong" }), json!({ "manifests": [] }), Value::Null),
+            (json!({ "artifactType": "x/wrong" }), json!({ "artifactType": "x/own", "manifests": [] }), json!("x/own")),
+        ] {
+            assert_eq!(described(&stated, &manifest)["artifactType"], expected, "{stated} {manifest}");
+        }
+        let stated = json!({ "annotations": { "a": "of the list", "b": "old" }, "x-more": [1.50] });
+        let manifest = json!({ "artifactType": "x/own", "annotations": { "b": "new", "c": "more" } });
+        let all = described(&stated, &manifest);
+        assert_eq!(all["annotations"], json!({ "a": "of the list", "b": "new", "c": "more" }));
+        assert_eq!((&all["x-more"], &all["mediaType"], &all["size"]), (&json!([1.5]), &json!("x/y"), &json!(2)));
+    }
+
+    #[test]
+    fn an_entry_that_is_right_stays_as_it_is_written() {
+        let digest = Digest::Sha256([7; 32]);
+        let text = format!(
+            r#"{{"size": 2,"mediaType":"x/y","x":1.50,"digest":"{digest}","artifactType":"x/z","annotations":{{"b":"1","a":"2"}}}}"#
+        );
+        let read = || Entry::read(serde_json::from_str(&text).expect("JSON"));
+        let large = "x".repeat(MAX_ANNOTATIONS);
+        for manifest in [
+            json!({ "artifactType": "x/z" }).to_string(),
+            json!({ "artifactType": "x/z", "annotations": null }).to_string(),
+            json!({ "config": { "mediaType": "x/z" }, "annotations": { "a": "2" } }).to_string(),
+            json!({ "artifactType": "x/z", "annotations": { "c": large } }).to_string(),
+            "no manifest".to_owned(),
+        ] {
+            assert_eq!(read().described_by(manifest.as_bytes()).raw().get(), text, "{manifest:.80}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! References that have a digest behind the image's name, `NAME@DIGEST`, as docker, podman and skopeo take them: the digest decides which image
+//! is meant, and the name is what it is called.
+
+use crate::domain::{Digest, DigestError};
+
+/// Parts a reference from the digest behind it, if it has one. Of a URL, what stands behind an @ may also be a host, which is left where it is.
+pub fn split_digest(reference: &str) -> Result<(&str, Option<Digest>), DigestError> {
+    match reference.rsplit_once('@') {
+        Some((name, digest)) if !digest.contains('/') => Ok((name, Some(digest.parse()?))),
+        _ => Ok((reference, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_digest;
+    use crate::domain::Digest;
+
+    #[test]
+    fn a_digest_is_told_from_a_host() {
+        let digest = Digest::Sha256([7; 32]);
+        for (name, pinned) in [("host/a:1", true), ("a", true), ("host/a:1", false), ("bob@host:5000/a:1", false)] {
+            let text = if pinned { format!("{name}@{digest}") } else { name.to_owned() };
+            assert_eq!(split_digest(&text), Ok((name, pinned.then_some(digest))), "{text}");
+        }
+        for bad in ["a:1@", "a:1@sha256:00", "a:1@latest"] {
+            assert!(split_digest(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Requests that have bytes of a blob (OCI distribution specification 1.1, "Pushing blobs").
+
+use http::{
+    HeaderMap, HeaderValue, Method,
+    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE},
+};
+use url::Url;
+
+use super::{client::header, upload_session::Upload};
+use crate::{domain::Descriptor, region::Result};
+
+/// Bytes of a blob, as one request has them.
+pub(super) struct Part {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// Where in the blob they begin, and how many they are.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    /// Whether the request says so in `Content-Range`.
+    pub(super) ranged: bool,
+    /// Whether they are the last of the blob.
+    pub(super) last: bool,
+}
+
+impl Part {
+    /// The next bytes of an upload in chunks.
+    pub(super) fn of_chunk(upload: &Upload, bytes: u64) -> Self {
+        Self::appended(upload, upload.taken, bytes, true)
+    }
+
+    /// All bytes of a blob in one stream.
+    pub(super) fn of_stream(upload: &Upload, bytes: u64) -> Self {
+        Self::appended(upload, 0, bytes, false)
+    }
+
+    fn appended(upload: &Upload, offset: u64, bytes: u64, ranged: bool) -> Self {
+        let url = upload.redirect_of(offset, false).map_or(&upload.url, |redirect| &redirect.url);
+        Self { method: Method::PATCH, url: url.clone(), offset, bytes, ranged, last: false }
+    }
+
+    /// What is left of a blob, after which the registry verifies the whole.
+    pub(super) fn of_rest(upload: &Upload, blob: &Descriptor, offset: u64) -> Self {
+        let bytes = blob.size - offset;
+        let url = match upload.redirect_of(offset, true) {
+            Some(redirect) => redirect.url.clone(),
+            None => commit_url(upload, blob),
+        };
+        Self { method: Method::PUT, url, offset, bytes, ranged: offset > 0 && bytes > 0, last: true }
+    }
+
+    pub(super) fn headers(&self) -> Result<HeaderMap> {
+        let mut headers = HeaderMap::from_iter([
+            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+            (CONTENT_LENGTH, HeaderValue::from(self.bytes)),
+        ]);
+        if self.ranged {
+            headers.extend([header(CONTENT_RANGE, format!("{}-{}", self.offset, self.offset + self.bytes - 1))?]);
+        }
+        Ok(headers)
+    }
+}
+
+pub(super) fn commit_url(upload: &Upload, blob: &Descriptor) -> Url {
+    let mut url = upload.url.clone();
+    url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
+    url
+}

@@ -1,0 +1,76 @@
+//! Uploads that a registry did not abort because it hung, and that nothing resumes: they are aborted when it answers again.
+
+use appferry::contract::v1::{CancelSynchronizationRequest, SynchronizationState};
+use http::{Method, StatusCode};
+
+use crate::harness::{
+    images::noise,
+    proxy::{Act, Proxy, Seen},
+    quirks::{SPECIFIED, server::QuirkyRegistry},
+    site::{Running, Site},
+    until,
+};
+
+const TARGET: &str = "cn-beijing";
+const MIB: usize = 1 << 20;
+
+fn aborts(seen: &Seen) -> bool {
+    seen.method == Method::DELETE && seen.path.contains("/blobs/uploads/")
+}
+
+/// A service whose leader looks often.
+async fn to(proxy: &Proxy) -> Running {
+    let mut site = Site::new().with(TARGET, proxy.store("apps"), "");
+    site.more = "[housekeeping]\ninterval_ms = 100\n".to_owned();
+    site.start().await
+}
+
+/// One that no journal knows of: the copy was canceled while its blob was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_of_a_canceled_copy_is_aborted_when_the_registry_answers_again() {
+    let registry = QuirkyRegistry::start(SPECIFIED).await;
+    let proxy = Proxy::start(
+        registry.address,
+        |seen: &Seen| {
+            if seen.writes_blob() || aborts(seen) { Act::Hang } else { Act::Pass }
+        },
+    )
+    .await;
+    let running = to(&proxy).await;
+    let app = running.add("a", &[noise(3 * MIB, 1)]).await;
+    let request = running.synchronize(&app, &[TARGET]).await.expect("it is accepted");
+    let seen = async |is: fn(&Seen) -> bool| proxy.requests().iter().any(is).then_some(());
+    until("the bytes", async || seen(Seen::writes_blob).await).await;
+    let cancel = CancelSynchronizationRequest { request_id: request.clone() };
+    running.app_sync().await.cancel_synchronization(cancel).await.expect("it is canceled");
+    assert_eq!(running.finished(&request).await.state(), SynchronizationState::Canceled);
+    until("the first try", async || seen(aborts).await).await;
+    assert!(registry.unfinished() > 0);
+    // What hangs already goes on hanging.
+    proxy.rule(|_: &Seen| Act::Pass);
+    until("nothing to be left", async || (registry.unfinished() == 0).then_some(())).await;
+    running.stop().await;
+}
+
+/// One that the journal knew of, and that was followed by another: the registry had said that it was gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_another_one_followed_is_aborted_when_the_registry_answers_again() {
+    let registry = QuirkyRegistry::start(SPECIFIED).await;
+    let (mut refused, mut hung) = (false, false);
+    let proxy = Proxy::start(registry.address, move |seen: &Seen| {
+        if aborts(seen) && !std::mem::replace(&mut hung, true) {
+            return Act::Hang;
+        }
+        let refuses = seen.method == Method::PATCH && !std::mem::replace(&mut refused, true);
+        if refuses { Act::Answer(StatusCode::GONE, Vec::new(), String::new()) } else { Act::Pass }
+    })
+    .await;
+    let running = to(&proxy).await;
+    let app = running.add("a", &[noise(66 * MIB, 1)]).await;
+    let request = running.synchronize(&app, &[TARGET]).await.expect("it is accepted");
+    let done = running.finished(&request).await;
+    assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
+    until("nothing to be left", async || (registry.unfinished() == 0).then_some(())).await;
+    assert!(proxy.requests().iter().filter(|seen| aborts(seen)).count() >= 2);
+    running.stop().await;
+}
