@@ -46,6 +46,7 @@ mod regions;
 mod registries;
 mod relays;
 mod reloading;
+mod requests;
 mod shutdown;
 mod starting;
 mod status;

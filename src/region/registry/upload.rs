@@ -90,6 +90,7 @@ impl RegistryStore {
                 if let Some(habits) = self.learned.succeeded(blob.size, mode) {
                     self.remember(stage, &habits).await;
                 }
+                self.try_self_mount(repository, blob).await;
                 Ok(())
             }
             Err(failed) => Err(self.take_lesson(stage, blob, mode, failed).await?),
@@ -127,7 +128,10 @@ impl RegistryStore {
         mode: UploadMode,
         feed: &mut Feed,
     ) -> Sent<()> {
-        let (upload, begun) = self.begin(repository).await?;
+        let (upload, begun) = match stage.waiting.take(blob.digest) {
+            Some(waiting) => waiting,
+            None => self.begin(repository).await?,
+        };
         match upload.fit(mode, blob.size) {
             UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await?,
             UploadMode::Monolithic => self.commit(&upload, blob, 0, feed).await?,

@@ -62,6 +62,7 @@ impl Upload {
 }
 
 /// An upload that no journal knows of. Dropped unfinished, it is kept to be given up: whoever carried it out may be gone.
+#[derive(Debug)]
 pub(super) struct Begun {
     store: RegistryStore,
     upload: Option<Upload>,
@@ -166,9 +167,22 @@ impl RegistryStore {
         let (store, repository) = (self.clone(), repository.to_owned());
         let begin = async move {
             let upload = store.ask_for_upload(&repository).await?;
-            Ok((upload.clone(), Begun { store, upload: Some(upload) }))
+            Ok((upload.clone(), store.begun(upload)))
         };
+        self.on_own_task(begin).await
+    }
+
+    /// Does something that begins an upload on a task of its own.
+    pub(super) async fn on_own_task<T: Send + 'static>(
+        &self,
+        begin: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
+    }
+
+    /// An upload that the registry has just begun.
+    pub(super) fn begun(&self, upload: Upload) -> Begun {
+        Begun { store: self.clone(), upload: Some(upload) }
     }
 
     /// Begins an upload to a repository, and gives it up.

@@ -12,7 +12,8 @@ use crate::harness::{
     site::HOME,
 };
 
-const LISTS: Habits = Habits { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
+const LISTS: Habits =
+    Habits { lists_referrers: true, lists_tags: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
 /// What registries from before OCI 1.1 have.
 const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
