@@ -16,9 +16,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
-    BlobChunks, Entry, Error, Listing, MAX_MANIFEST_BYTES, Result, Source, file_part,
+    BlobChunks, Error, MAX_MANIFEST_BYTES, Neighbors, Result, Source, file_part,
     layout::{self, BLOBS, INDEX, Index},
 };
 use crate::domain::{Descriptor, Digest, ImageName};
@@ -214,15 +215,7 @@ impl Source for Archive {
         Ok(file_part::read(&self.contents.path, part.from + from, most))
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
-        layout::referrers(self, name, self.index()?, subject).await
-    }
-
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        layout::tagged(self, name, self.index()?, tag).await
-    }
-
-    async fn unnamed(&self, _: &ImageName) -> Result<Vec<Entry>> {
-        self.index()?.unnamed()
+    async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {
+        layout::neighbors(self, name, self.index()?).await
     }
 }

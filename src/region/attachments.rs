@@ -13,10 +13,10 @@ use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use serde::Deserialize;
 
 use super::{
-    Attachment, Entry, EntryError, Error, Listing, ReferrersIndex, Result, Source, Tree,
+    Attachment, Entry, EntryError, Error, Listing, Neighbors, ReferrersIndex, Result, Source, Tree,
     budget::Budget,
     references::Place,
-    referrers::attachment_tags,
+    referrers::{attachment_tags, entries, fits_list, referrers_tag},
     walk::{Missing, Walk},
 };
 use crate::domain::{Descriptor, Digest, ImageName};
@@ -35,13 +35,25 @@ const MAX_UNNAMED: usize = 1_000;
 const LOOKED_FOR_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
 /// Adds to a tree whatever is attached to it, within what is left of its budget.
-pub(super) async fn gather(source: &dyn Source, name: &ImageName, tree: &mut Tree, budget: Budget) {
+pub(super) async fn gather(
+    source: &dyn Source,
+    name: &ImageName,
+    tree: &mut Tree,
+    budget: Budget,
+    neighbors: Result<Neighbors>,
+) {
+    let neighbors = match neighbors {
+        Ok(neighbors) => neighbors,
+        Err(error) => {
+            return tree.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
+        }
+    };
     let known = tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
     let places = tree.blobs.iter().enumerate().map(|(place, blob)| (blob.digest, place)).collect();
     let (unnamed, missed) = (HashMap::new(), Vec::new());
     let mut gathering = Gathering { source, name, tree, budget, known, places, unnamed, missed };
-    gathering.read_unnamed().await;
-    gathering.run().await;
+    gathering.read_unnamed(&neighbors.unnamed).await;
+    gathering.run(&neighbors).await;
 }
 
 struct Gathering<'a> {
@@ -88,17 +100,17 @@ enum FoundBy {
 }
 
 impl Gathering<'_> {
-    async fn run(&mut self) {
+    async fn run(&mut self, neighbors: &Neighbors) {
         let refusals = AtomicUsize::new(0);
         let subjects = self.tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
-        let mut passed_over = self.look_for_all(subjects, &refusals).await;
+        let mut passed_over = self.look_for_all(subjects, &refusals, neighbors).await;
         for wait in LOOKED_FOR_AGAIN {
             if self.missed.is_empty() {
                 break;
             }
             tokio::time::sleep(wait).await;
             let subjects = self.read_missed().await;
-            passed_over += self.look_for_all(subjects, &refusals).await;
+            passed_over += self.look_for_all(subjects, &refusals, neighbors).await;
         }
         for Missed { subject, candidate, error } in std::mem::take(&mut self.missed) {
             self.leave_out(subject, &candidate, &error);
@@ -111,12 +123,17 @@ impl Gathering<'_> {
     }
 
     /// Looks for what is attached to some manifests, and to what is attached to them. Returns of how many it was not looked for.
-    async fn look_for_all(&mut self, mut subjects: Vec<Digest>, refusals: &AtomicUsize) -> usize {
-        let (source, name) = (self.source, self.name);
+    async fn look_for_all(
+        &mut self,
+        mut subjects: Vec<Digest>,
+        refusals: &AtomicUsize,
+        neighbors: &Neighbors,
+    ) -> usize {
+        let besides = Besides { source: self.source, name: self.name, neighbors };
         let mut passed_over = 0;
         while !subjects.is_empty() {
             let looks =
-                std::mem::take(&mut subjects).into_iter().map(|subject| look(source, name, subject, refusals).boxed());
+                std::mem::take(&mut subjects).into_iter().map(|subject| besides.look(subject, refusals).boxed());
             let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffered(LISTS_AT_ONCE);
             while let Some(found) = looks.next().await {
                 match found {
@@ -147,26 +164,19 @@ impl Gathering<'_> {
     }
 
     /// Reads the manifests that have no name, to know what they refer to.
-    async fn read_unnamed(&mut self) {
-        let entries = match self.source.unnamed(self.name).await {
-            Ok(entries) => entries,
-            Err(error) => {
-                return self.tree.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
-            }
-        };
+    async fn read_unnamed(&mut self, entries: &[Entry]) {
         for error in entries.iter().filter_map(|entry| entry.descriptor().err()) {
             if matches!(error, EntryError::NoDescriptor { .. }) {
                 self.tree.warnings.add(format_args!("what lies beside the image is not all carried: {error}"));
             }
         }
-        let entries =
-            entries.into_iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
+        let entries = entries.iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
         for entry in entries.take(MAX_UNNAMED) {
             let Ok(descriptor) = entry.descriptor() else { continue };
             // One that can't be read is of no use, and is not known to be of this image.
             let Ok(content) = self.source.read_manifest(self.name, &descriptor).await else { continue };
             if let Some(subject) = subject(&content) {
-                self.unnamed.entry(subject).or_default().push(entry);
+                self.unnamed.entry(subject).or_default().push(entry.clone());
             }
         }
     }
@@ -274,20 +284,56 @@ impl Gathering<'_> {
     }
 }
 
-/// Looks for what is attached to a manifest; not at all if that was refused for too many others.
-async fn look(source: &dyn Source, name: &ImageName, subject: Digest, refusals: &AtomicUsize) -> Option<Found> {
-    if refusals.load(Ordering::Relaxed) >= MAX_REFUSALS {
-        return None;
+/// What is beside an image, and who is asked for more of it.
+struct Besides<'a> {
+    source: &'a dyn Source,
+    name: &'a ImageName,
+    neighbors: &'a Neighbors,
+}
+
+impl Besides<'_> {
+    /// Looks for what is attached to a manifest; not at all if that was refused for too many others.
+    async fn look(&self, subject: Digest, refusals: &AtomicUsize) -> Option<Found> {
+        if refusals.load(Ordering::Relaxed) >= MAX_REFUSALS {
+            return None;
+        }
+        let tags = attachment_tags(subject).into_iter().map(|tag| async move {
+            let found = self.tagged(&tag).await;
+            (tag, found)
+        });
+        let (listing, tagged) = futures_util::join!(self.referrers(subject), join_all(tags));
+        if listing.is_err() || tagged.iter().any(|(_, found)| found.is_err()) {
+            refusals.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(Found { subject, listing, tagged })
     }
-    let tags = attachment_tags(subject).into_iter().map(|tag| async move {
-        let found = source.tagged(name, &tag).await;
-        (tag, found)
-    });
-    let (listing, tagged) = futures_util::join!(source.referrers(name, subject), join_all(tags));
-    if listing.is_err() || tagged.iter().any(|(_, found)| found.is_err()) {
-        refusals.fetch_add(1, Ordering::Relaxed);
+
+    async fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
+        self.neighbors.tagged(self.source, self.name, tag).await
     }
-    Some(Found { subject, listing, tagged })
+
+    /// What refers to a manifest: as the store lists it, or where it has no such list, or refuses, as the tag says that stands in for it.
+    async fn referrers(&self, subject: Digest) -> Result<Listing> {
+        let broken = match self.source.referrers(self.name, subject).await {
+            Ok(Some(listing)) => return Ok(listing),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        match (self.referrers_by_tag(subject).await, broken) {
+            // A registry that lists nothing may refuse as if it did.
+            (Ok(None) | Err(_), Some(error)) | (Err(error), None) => Err(error),
+            (Ok(None), None) => Ok(Listing::default()),
+            (Ok(Some(entries)), broken) => Ok(Listing { entries, broken }),
+        }
+    }
+
+    async fn referrers_by_tag(&self, subject: Digest) -> Result<Option<Vec<Entry>>> {
+        let Some(list) = self.tagged(&referrers_tag(subject)).await? else { return Ok(None) };
+        fits_list(&list)?;
+        let content = self.source.read_manifest(self.name, &list).await?;
+        let entries = entries(&content);
+        entries.map(Some).map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
+    }
 }
 
 /// What a manifest refers to.

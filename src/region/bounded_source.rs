@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{BlobChunks, Entry, Error, Listing, Result, Source};
+use super::{BlobChunks, Error, Listing, Neighbors, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
 /// Longest wait for what is attached to an image, which does not wait for that any longer.
@@ -49,16 +49,16 @@ impl Source for BoundedSource {
         self.ask("reading a blob", self.store.read_blob(name, blob, from, most)).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
-        self.ask_of_attached("listing referrers", self.store.referrers(name, subject)).await
+    async fn neighbors(&self, name: &ImageName, since: Instant) -> Result<Neighbors> {
+        self.ask_of_attached("listing what is beside the image", self.store.neighbors(name, since)).await
     }
 
     async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
         self.ask_of_attached("looking for a tag", self.store.tagged(name, tag)).await
     }
 
-    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        self.ask_of_attached("listing manifests", self.store.unnamed(name)).await
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Option<Listing>> {
+        self.ask_of_attached("listing referrers", self.store.referrers(name, subject)).await
     }
 
     fn is_remote(&self) -> bool {

@@ -13,7 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Entry, Error, ImageSpec, Listing, Located, Result, Source, Tree,
+    Entry, Error, ImageSpec, Located, Result, Source, Tree,
+    neighbors::{Neighbors, Tags},
     pinned::split_digest,
     referrers::{self, is_attached_by, referrers_tag},
     tree::{INDEX_TYPES, Reference},
@@ -66,7 +67,7 @@ pub fn locate(spec: &ImageSpec) -> std::result::Result<Located, String> {
 }
 
 /// The index of a layout.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
     schema_version: u32,
@@ -225,13 +226,13 @@ impl Index {
     }
 
     /// What has a tag, if anything has.
-    fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
+    pub fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
         let found = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(tag));
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
     /// The manifests that are listed without a name, and what is listed that is none: oras puts those that refer to the image there.
-    pub fn unnamed(&self) -> Result<Vec<Entry>> {
+    fn unnamed(&self) -> Result<Vec<Entry>> {
         let entries = referrers::entries(&self.content);
         let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
         Ok(entries.into_iter().filter(|entry| !entry.has_name()).collect())
@@ -242,26 +243,14 @@ fn digests<'a>(entries: &[&'a Reference]) -> BTreeSet<&'a str> {
     entries.iter().map(|entry| entry.digest.as_str()).collect()
 }
 
-/// The index that lists what is attached to an image: one of its own, or the layout's.
-async fn of_attachments(source: &dyn Source, name: &ImageName, index: Index) -> Result<Index> {
-    match index.with_attachments()? {
-        Some(own) => Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?),
-        None => Ok(index),
-    }
-}
-
-/// What refers to a manifest of an image, as the index of its layout says ("Referrers Tag Schema").
-pub async fn referrers(source: &dyn Source, name: &ImageName, index: Index, subject: Digest) -> Result<Listing> {
-    let Some(list) = tagged(source, name, index, &referrers_tag(subject)).await? else { return Ok(Listing::default()) };
-    referrers::fits_list(&list)?;
-    let content = source.read_manifest(name, &list).await?;
-    let listed = referrers::entries(&content).map(Listing::from);
-    listed.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
-}
-
-/// What has a tag beside the image, as the index of its layout says.
-pub async fn tagged(source: &dyn Source, name: &ImageName, index: Index, tag: &str) -> Result<Option<Descriptor>> {
-    of_attachments(source, name, index).await?.tagged(tag)
+/// What lies beside an image, as the index of its layout says: what is attached to the image is listed there, or in an index of its own.
+pub async fn neighbors(source: &dyn Source, name: &ImageName, index: Index) -> Result<Neighbors> {
+    let unnamed = index.unnamed()?;
+    let index = match index.with_attachments()? {
+        Some(own) => Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?)?,
+        None => index,
+    };
+    Ok(Neighbors { tags: Tags::Indexed(index), unnamed })
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, Attachment, Entry, Error, Exchange, Journal, Listing, ReferrersIndex, Reservation, Result, Tree,
-    dir::Holders,
+    Activity, Attachment, Error, Exchange, Journal, Listing, Neighbors, ReferrersIndex, Reservation, Result, Tree,
+    dir::Holders, lenders::Lenders, registry::WaitingUploads,
 };
 use crate::domain::{
     Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
@@ -102,7 +102,7 @@ pub struct Stage {
     /// Whether something of the image was found damaged here: then what is there is not believed but read again.
     pub suspect: bool,
     /// Where blobs may be taken from without carrying them, if they are of the same service.
-    pub lenders: Arc<[Place]>,
+    pub lenders: Lenders,
     /// What this service remembers to have published by the image's name.
     pub published: Published,
     /// Whether what others have put in the image's place may be replaced.
@@ -119,6 +119,8 @@ pub struct Stage {
     pub seen_free: SeenAt,
     /// Which other images of a directory have its blobs.
     pub holders: Holders,
+    /// Uploads that a registry has begun as it was asked for their blobs.
+    pub waiting: WaitingUploads,
 }
 
 /// When something was last seen. Clones share it.
@@ -150,7 +152,7 @@ impl Stage {
             name,
             fence,
             suspect: false,
-            lenders: Arc::default(),
+            lenders: Lenders::default(),
             published: Published::default(),
             overwrite: false,
             journal,
@@ -159,6 +161,7 @@ impl Stage {
             exchange: Exchange::default(),
             seen_free: SeenAt::default(),
             holders: Holders::default(),
+            waiting: WaitingUploads::default(),
         }
     }
 
@@ -181,6 +184,9 @@ impl Stage {
 /// Blobs of at most this size, in bytes, are always read where a store has them: that costs little more than looking for them, and
 /// images that differ mostly share their configuration.
 pub(super) const SMALL: u64 = 16 << 10;
+
+/// Blobs above this size, in bytes, are looked for at all of the image's lenders: one that is smaller is sent as soon as it is found.
+pub(super) const WORTH_LENDING: u64 = 128 << 10;
 
 /// What a store shows by a name, of what its root is there or can't be read.
 pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<Shown> {
@@ -215,20 +221,20 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// A blob from the byte `from` on; `most` bytes of it at most, if that is given. What arrives is not verified.
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks>;
 
-    /// Manifests whose subject is this one: signatures, bills of materials (OCI distribution specification 1.1, "Listing
-    /// Referrers").
-    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Listing> {
-        Ok(Listing::default())
+    /// What is listed beside the image, as it was no earlier than `since`: signatures and lists of referrers may be among it.
+    async fn neighbors(&self, _name: &ImageName, _since: Instant) -> Result<Neighbors> {
+        Ok(Neighbors::default())
     }
 
-    /// What another tag stands for that is beside the image's; nothing if there is none.
+    /// What a tag beside the image's stands for; nothing if there is none. Asked where [`Source::neighbors`] leaves that open.
     async fn tagged(&self, _name: &ImageName, _tag: &str) -> Result<Option<Descriptor>> {
         Ok(None)
     }
 
-    /// Manifests that lie beside the image, are listed with it, and have no name: what refers to the image may be among them.
-    async fn unnamed(&self, _name: &ImageName) -> Result<Vec<Entry>> {
-        Ok(Vec::new())
+    /// Manifests whose subject is this one: signatures, bills of materials (OCI distribution specification 1.1, "Listing
+    /// Referrers"). Nothing where the store has no such lists: then a tag stands in for them ("Referrers Tag Schema").
+    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Option<Listing>> {
+        Ok(None)
     }
 
     /// Whether it is read over a network, which may damage what it carries, from servers that may not know yet what was written to others.

@@ -7,10 +7,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::try_join};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{
-    Activity, BlobChunks, Result, Source, attachments,
+    Activity, BlobChunks, Error, Result, Source, attachments,
     budget::Budget,
     references::Place,
     referrers::ReferrersIndex,
@@ -97,10 +99,12 @@ impl Tree {
         absent: &[Digest],
     ) -> Result<Self> {
         let mut walk = Walk::new(source, name, Budget::default(), Missing::Known(absent));
-        walk.down(root.clone(), Place::Root).await?;
+        // Side by side: neither needs the other.
+        let neighbors = source.neighbors(name, Instant::now()).map(Ok::<_, Error>);
+        let ((), neighbors) = try_join(walk.down(root.clone(), Place::Root), neighbors).await?;
         let budget = walk.budget;
         let mut tree = Self::from_walk(walk);
-        attachments::gather(source, name, &mut tree, budget).await;
+        attachments::gather(source, name, &mut tree, budget, neighbors).await;
         Ok(tree)
     }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     domain::{Descriptor, Digest, Event, Image, ImageId, ImageName, Published, RegionId, with_causes},
     metrics,
-    region::{Error, Place, Stage, Store, Stores},
+    region::{Error, Lenders, Place, Stage, Store, Stores},
     state::{ClaimedRegion, RegionName, Report},
 };
 
@@ -193,7 +193,7 @@ impl CopyJob {
             let Some(store) = self.stores.get(&region).cloned() else { continue };
             // A claim of this region that is still here was overtaken by this one.
             self.lose(vec![region.clone()]);
-            let destination = self.destination(&active, store, published.remove(&region).unwrap_or_default()).await;
+            let destination = self.destination(&active, store, published.remove(&region).unwrap_or_default());
             let lost = CancellationToken::new();
             self.served.insert(region.clone());
             self.copies.insert(region, Copy { active, destination, lost, fed: None });
@@ -215,14 +215,14 @@ impl CopyJob {
         })
     }
 
-    async fn destination(&self, active: &ActiveCopy, store: Arc<dyn Store>, published: Published) -> Destination {
+    fn destination(&self, active: &ActiveCopy, store: Arc<dyn Store>, published: Published) -> Destination {
         let ClaimedRegion { region, fence, suspect, overwrite, .. } = &active.claimed;
         let (state, name) = (self.worker.state.clone(), store.name_of(&self.image));
         let location = location(&*store, &name);
         let journal = ReplicaJournal::new(state, self.image.id.clone(), region.clone(), *fence, location);
         let stage = Stage {
             suspect: *suspect,
-            lenders: self.mount_sources(region, &*store).await,
+            lenders: self.lenders(region, &store),
             published,
             overwrite: *overwrite,
             ..Stage::new(name, *fence, Arc::new(journal))
@@ -239,22 +239,25 @@ impl CopyJob {
     }
 
     /// Where blobs of the image may be taken from without sending them.
-    async fn mount_sources(&self, region: &RegionId, store: &dyn Store) -> Arc<[Place]> {
-        let Some(own) = store.place(&store.name_of(&self.image)) else { return Arc::default() };
+    fn lenders(&self, region: &RegionId, store: &Arc<dyn Store>) -> Lenders {
+        let Some(own) = store.place(&store.name_of(&self.image)) else { return Lenders::default() };
         let home = self.stores.get(&self.image.home).and_then(|home| home.place(&self.image.source));
-        let others = self.worker.state.images_in(region, &self.image.id, MOUNT_SOURCES).await;
-        let others = others.unwrap_or_else(|error| {
-            tracing::warn!(error = with_causes(&error), "failed to look for mount sources; copying every blob");
-            Vec::new()
-        });
-        let others = others.iter().filter_map(|other| store.place(&store.name_of(other)));
-        let mut places: Vec<Place> = Vec::new();
-        for place in home.into_iter().chain(others) {
-            if place.service == own.service && place != own && !places.contains(&place) {
-                places.push(place);
+        let (state, image, region) = (self.worker.state.clone(), self.image.id.clone(), region.clone());
+        let store = Arc::clone(store);
+        Lenders::new(async move {
+            let others = state.images_in(&region, &image, MOUNT_SOURCES).await.unwrap_or_else(|error| {
+                tracing::warn!(error = with_causes(&error), "failed to look for mount sources; copying every blob");
+                Vec::new()
+            });
+            let others = others.iter().filter_map(|other| store.place(&store.name_of(other)));
+            let mut places: Vec<Place> = Vec::new();
+            for place in home.into_iter().chain(others) {
+                if place.service == own.service && place != own && !places.contains(&place) {
+                    places.push(place);
+                }
             }
-        }
-        places.into()
+            places
+        })
     }
 
     /// Starts to feed those that wait from the regions that can feed them.

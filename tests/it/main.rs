@@ -47,6 +47,7 @@ mod regions;
 mod registries;
 mod relays;
 mod reloading;
+mod requests;
 mod shutdown;
 mod starting;
 mod status;

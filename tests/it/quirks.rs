@@ -217,8 +217,39 @@ async fn a_mount_that_fails_is_followed_by_an_upload() {
         let done = carried(&running, &same, TARGET, quirks.registry).await;
         assert_eq!(done.attempt, 1, "{done:?}");
         let requests = registry.requests();
-        assert!(requests.iter().any(|seen| seen.path.contains("mount=")), "{requests:?}");
+        assert!(requests.iter().any(|seen| seen.path.contains("from=apps%2F")), "{requests:?}");
         assert!(bytes(&requests) >= 300_000, "{requests:?}");
         running.stop().await;
     }
+}
+
+/// A registry that says to have a blob when it is asked to begin its upload, and has none, is sent it; and it is not asked like that again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_says_to_have_what_it_has_not_is_sent_it() {
+    let (registry, running) = to(Quirks { mount: Some(StatusCode::CREATED), ..SPECIFIED }).await;
+    for (seed, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let app = running.add(name, &[noise(20_000, seed as u64)]).await;
+        assert_eq!(carried(&running, &app, TARGET, "one that lies").await.attempt, 1);
+        let requests = registry.requests();
+        let mounts = requests.iter().filter(|seen| seen.path.contains("mount=")).count();
+        // By the first, it is found out that it seems to tell; by the second, that it does not.
+        assert!(if name == "c" { mounts == 0 } else { mounts >= 1 }, "{name}: {requests:?}");
+        assert!(bytes(&requests) >= 20_000, "{name}: {requests:?}");
+    }
+    running.stop().await;
+}
+
+/// One that begins an upload whatever it has is asked once, and what it began is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_mounts_nothing_is_asked_what_it_has() {
+    let (registry, running) = to(Quirks { mount: Some(StatusCode::ACCEPTED), ..SPECIFIED }).await;
+    let mut mounts = 0;
+    for (seed, name) in ["a", "b"].into_iter().enumerate() {
+        let app = running.add(name, &[noise(20_000, seed as u64)]).await;
+        carried(&running, &app, TARGET, "one that mounts nothing").await;
+        mounts += registry.requests().iter().filter(|seen| seen.path.contains("mount=")).count();
+    }
+    assert_eq!(mounts, 1);
+    running.stop().await;
+    assert_eq!(registry.unfinished(), 0);
 }

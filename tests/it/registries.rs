@@ -83,7 +83,7 @@ async fn a_blob_that_another_repository_of_the_registry_has_is_mounted() {
     let before = proxy.up();
     carried(&running, "two", &["cn-beijing"]).await;
     assert!(proxy.up() - before < 100_000, "{} bytes were sent", proxy.up() - before);
-    let mounts = proxy.requests().into_iter().filter(|seen| seen.path.contains("mount=")).count();
+    let mounts = proxy.requests().into_iter().filter(|seen| seen.path.contains("from=apps%2Fone")).count();
     assert!(mounts >= 1);
     let layout = running.site.directory.path().join("out");
     target.pull("apps/two:1", &layout);

@@ -33,11 +33,11 @@ use cap_std::{
 pub use holders::Holders;
 use operations::{Operations, Progress, STALL};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, BlobChunks, Chunk, Entry, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Presence, Result,
-    Source, Stage, Store, StoreKind, Tree, store::shown,
+    Activity, BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, Presence, Result, Source,
+    Stage, Store, StoreKind, Tree, store::shown,
 };
 use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
 
@@ -170,26 +170,12 @@ impl Source for DirStore {
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
+    async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {
         let own = name.clone();
         match self.reading(move |_, dir| layout::index(dir, &own)).await? {
-            Some(index) => super::layout::referrers(self, name, index, subject).await,
-            None => Ok(Listing::default()),
+            Some(index) => super::layout::neighbors(self, name, index).await,
+            None => Ok(Neighbors::default()),
         }
-    }
-
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        let own = name.clone();
-        match self.reading(move |_, dir| layout::index(dir, &own)).await? {
-            Some(index) => super::layout::tagged(self, name, index, tag).await,
-            None => Ok(None),
-        }
-    }
-
-    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        let name = name.clone();
-        let index = self.reading(move |_, dir| layout::index(dir, &name)).await?;
-        Ok(index.map(|index| index.unnamed()).transpose()?.unwrap_or_default())
     }
 }
 

@@ -5,7 +5,12 @@ use object_store::{ObjectStoreExt as _, path::Path};
 use super::{MOST_COPIED, ObjectStore, failed};
 use crate::{
     domain::{Descriptor, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, layout::blob_path, store::SMALL, tree::digest_of},
+    region::{
+        Error, Result, Stage, Witness,
+        layout::blob_path,
+        store::{SMALL, WORTH_LENDING},
+        tree::digest_of,
+    },
 };
 
 impl ObjectStore {
@@ -68,7 +73,13 @@ impl ObjectStore {
     /// it.
     pub(super) async fn borrow(&self, stage: &Stage, blob: &Descriptor) -> Result<Option<Verification>> {
         let (service, own) = (self.service(), self.blob(&stage.name, blob.digest));
-        for lender in stage.lenders.iter().filter(|place| place.service == service && blob.size <= MOST_COPIED) {
+        if blob.size > MOST_COPIED {
+            return Ok(None);
+        }
+        let lenders = stage.lenders.places().await;
+        // A small blob is sent as soon as it is found: only the first is asked, which is the image's home if that is in the bucket.
+        let asked = if blob.size <= WORTH_LENDING { 1 } else { lenders.len() };
+        for lender in lenders.iter().filter(|place| place.service == service).take(asked) {
             let theirs = Path::from(format!("{}/{}", lender.path, blob_path(blob.digest)));
             if theirs == own || self.find(&theirs, blob).await?.is_none() {
                 continue;

@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use object_store::{
     GetOptions, GetRange, ObjectStore as Objects, ObjectStoreExt as _, multipart::MultipartStore, path::Path,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 pub use credentials::{AccessKeys, ProfileError, S3Profile};
 pub use open::{Access, open};
@@ -24,7 +24,7 @@ pub use refusal::Refused;
 
 use self::{conceal::Concealment, upload::Upload};
 use super::{
-    BlobChunks, Chunk, Entry, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence,
+    BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, ObjectLocation, Place, Presence,
     Result, Source, Stage, Store, StoreKind, Tree,
     layout::{self, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
     store::shown,
@@ -223,22 +223,11 @@ impl Source for ObjectStore {
         Ok(self.index(name).await?.map(|index| index.listed(digest)).transpose()?.flatten())
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
+    async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {
         match self.index(name).await? {
-            Some(index) => layout::referrers(self, name, index, subject).await,
-            None => Ok(Listing::default()),
+            Some(index) => layout::neighbors(self, name, index).await,
+            None => Ok(Neighbors::default()),
         }
-    }
-
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        match self.index(name).await? {
-            Some(index) => layout::tagged(self, name, index, tag).await,
-            None => Ok(None),
-        }
-    }
-
-    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        Ok(self.index(name).await?.map(|index| index.unnamed()).transpose()?.unwrap_or_default())
     }
 
     fn is_remote(&self) -> bool {

@@ -42,32 +42,25 @@ struct Page {
 }
 
 impl RegistryStore {
-    /// What refers to a manifest: by the API, or where the registry has none, or refuses, by the tag that stands in for it.
-    pub(super) async fn read_referrers(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Listing> {
-        let mut broken = None;
-        if self.referrers_api.may_be_asked(repository, Instant::now()) {
-            match self.referrers_by_api(repository, subject, scope).await {
-                Ok(Some(listing)) => {
-                    self.referrers_api.answered();
-                    return Ok(listing);
-                }
-                Ok(None) if self.referrers_api.seems_absent(repository, Instant::now()) => {}
-                Ok(None) => {
-                    let reason = "the registry has listed referrers before, and now answers as if it could not";
-                    broken = Some(Error::malformed(format!("the referrers of {subject}"), reason));
-                }
-                Err(error) => broken = Some(error),
-            }
+    /// What refers to a manifest, by the API; nothing where the registry has none.
+    pub(super) async fn read_referrers(
+        &self,
+        repository: &str,
+        subject: Digest,
+        scope: &Scope,
+    ) -> Result<Option<Listing>> {
+        if !self.referrers_api.may_be_asked(repository, Instant::now()) {
+            return Ok(None);
         }
-        let tag = referrers_tag(subject);
-        let found = self.get_manifest(repository, &tag, scope.clone(), MAX_REFERRERS_BYTES).await;
-        match (found, broken) {
-            // A registry without the API may refuse as if there were one.
-            (Ok(None) | Err(_), Some(error)) | (Err(error), None) => Err(error),
-            (Ok(None), None) => Ok(Listing::default()),
-            (Ok(Some((_, content))), broken) => {
-                let entries = referrers::entries(&content).map_err(|error| Error::malformed(tag, error))?;
-                Ok(Listing { entries, broken })
+        match self.referrers_by_api(repository, subject, scope).await? {
+            Some(listing) => {
+                self.referrers_api.answered();
+                Ok(Some(listing))
+            }
+            None if self.referrers_api.seems_absent(repository, Instant::now()) => Ok(None),
+            None => {
+                let reason = "the registry has listed referrers before, and now answers as if it could not";
+                Err(Error::malformed(format!("the referrers of {subject}"), reason))
             }
         }
     }
@@ -197,7 +190,7 @@ fn layers(manifest: &[u8]) -> Option<HashSet<String>> {
 }
 
 /// The next page, by the header `Link` (RFC 8288).
-fn next_page(headers: &HeaderMap) -> Option<String> {
+pub(super) fn next_page(headers: &HeaderMap) -> Option<String> {
     let link = headers.get(LINK)?.to_str().ok()?;
     let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
     let is_next = parameters.split(';').any(|p| p.trim().trim_start_matches("rel=").trim_matches('"') == "next");

@@ -20,7 +20,12 @@ use super::{
 };
 use crate::{
     domain::{Descriptor, Digest, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, answer::refusal, store::SMALL, tree::digest_of_chunks},
+    region::{
+        Error, Result, Stage, Witness,
+        answer::refusal,
+        store::{SMALL, WORTH_LENDING},
+        tree::digest_of_chunks,
+    },
 };
 
 /// Blobs and manifests that were found damaged, each in its repository.
@@ -140,10 +145,11 @@ impl RegistryStore {
     ) -> Result<Option<Verification>> {
         let service = self.service();
         // One that was said to be mounted, and was not, is sent.
-        if !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
+        if blob.size <= WORTH_LENDING || !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
             return Ok(None);
         }
-        for lender in stage.lenders.iter().filter(|place| place.service == service && place.path != repository) {
+        let lenders = stage.lenders.places().await;
+        for lender in lenders.iter().filter(|place| place.service == service && place.path != repository) {
             let scope = Scope::mount(repository, &lender.path);
             // One that may not be read lends nothing.
             let lent = self.find(&lender.path, blob, scope).await.unwrap_or(None);

@@ -16,6 +16,8 @@ mod manifest;
 mod mount;
 mod name;
 mod referrers_api;
+mod self_mount;
+mod tag_list;
 mod token;
 mod upload;
 mod upload_mode;
@@ -36,7 +38,7 @@ use http::{HeaderMap, Method, StatusCode, header::RANGE};
 use reqwest::Response;
 use tokio::{
     sync::{OnceCell, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +47,7 @@ pub use client::Client;
 pub use credential_helper::{Helper, HelperError, Program};
 pub use credentials::{CredentialProvider, CredentialSource, Credentials, Error as CredentialsError};
 pub use docker_config::{DockerConfigError, Entry as DockerEntry, RegistryKey, read_now as read_docker_config};
+pub use self_mount::WaitingUploads;
 
 use self::{
     client::{Ask, Scope, header, what},
@@ -54,13 +57,16 @@ use self::{
     mount::MountPause,
     name::Reference,
     referrers_api::ReferrersApi,
+    self_mount::{Answer, SelfMount},
+    tag_list::TagLists,
     upload_mode::Learned,
     upload_session::Dropped,
 };
 use super::{
-    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Place, Presence,
+    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Neighbors, Place, Presence,
     ReferrersIndex, Result, Source, Stage, Store, StoreKind, Tree,
     answer::{refusal, transport},
+    neighbors::Tags,
     store::shown,
     tree::digest_of,
 };
@@ -70,8 +76,6 @@ use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Ve
 const READ_AHEAD: usize = 8;
 /// For how long it need not be looked again what a tag shows before it is moved. Small images are copied in less.
 const SHOWN_LATELY: Duration = Duration::from_secs(2);
-/// Blobs above this size, in bytes, are looked for in other repositories: one that is smaller is sent as soon as it is found.
-const WORTH_MOUNTING: u64 = 128 << 10;
 /// How long nothing of a blob may come.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -81,6 +85,8 @@ pub struct RegistryStore {
     client: Arc<Client>,
     /// What is known of its API that lists referrers.
     referrers_api: Arc<ReferrersApi>,
+    /// The tags of its repositories.
+    tag_lists: Arc<TagLists>,
     /// Whether it is known to answer a range with the whole.
     without_ranges: Arc<AtomicBool>,
     /// Uploads that were dropped unfinished, and are to be aborted.
@@ -92,6 +98,8 @@ pub struct RegistryStore {
     recalled: Arc<OnceCell<()>>,
     /// Whether it is asked to mount blobs.
     mount_pause: Arc<MountPause>,
+    /// Whether it tells by the beginning of an upload that it has the blob.
+    self_mount: Arc<SelfMount>,
     /// What is done about blobs that it has already.
     verify_existing: VerifyExisting,
     /// Blobs that were found damaged: what is written in their place is read again.
@@ -109,11 +117,13 @@ impl RegistryStore {
             beginning,
             client: Arc::new(client),
             referrers_api: Arc::default(),
+            tag_lists: Arc::default(),
             without_ranges: Arc::default(),
             dropped: Arc::default(),
             learned: Arc::default(),
             recalled: Arc::default(),
             mount_pause: Arc::default(),
+            self_mount: Arc::default(),
             verify_existing: VerifyExisting::default(),
             damaged: Damaged::default(),
         }
@@ -266,18 +276,25 @@ impl Source for RegistryStore {
         self.read_as(scope, name, blob, from, most).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
+    async fn neighbors(&self, name: &ImageName, since: Instant) -> Result<Neighbors> {
+        let at = self.at(name);
+        // A list without the image's own tag is out of date, or one of some tags alone.
+        let listed = self.tags(&at.repository, since).await.filter(|tags| tags.contains(&at.tag));
+        Ok(Neighbors { tags: listed.map_or(Tags::Unlisted, Tags::Listed), unnamed: Vec::new() })
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        let at = self.at(name);
+        self.head_manifest(&at.repository, tag, Scope::pull(&at.repository)).await
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Option<Listing>> {
         let at = self.at(name);
         self.read_referrers(&at.repository, subject, &Scope::pull(&at.repository)).await
     }
 
     fn is_remote(&self) -> bool {
         true
-    }
-
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        let at = self.at(name);
-        self.head_manifest(&at.repository, tag, Scope::pull(&at.repository)).await
     }
 
     fn reads_ranges(&self) -> bool {
@@ -382,15 +399,19 @@ impl Store for RegistryStore {
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let at = self.at(&stage.name);
+        let told = self.look_by_upload(stage, &at.repository, blob).await;
+        if told == Answer::Begun {
+            return Ok(Presence::Absent);
+        }
         if let Some(witness) = self.find(&at.repository, blob, Scope::push(&at.repository)).await? {
             let known = self.verify_found(stage, &at.repository, blob, &witness).await?;
             return Ok(known.map_or(Presence::Absent, Presence::Whole));
         }
+        if told == Answer::Whole {
+            self.said_wrong();
+        }
         if let Some(offset) = self.resumable(stage, &at.repository, blob).await? {
             return Ok(Presence::Part(offset));
-        }
-        if blob.size <= WORTH_MOUNTING {
-            return Ok(Presence::Absent);
         }
         let borrowed = self.borrow(stage, &at.repository, blob).await?;
         Ok(borrowed.map_or(Presence::Absent, Presence::Whole))

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -61,19 +61,24 @@ impl RegistryStore {
         false
     }
 
-    /// Asks for a mount once. A refusal is no error, but for one by which the registry says that it can't at the moment.
-    async fn try_to_mount(&self, stage: &Stage, repository: &str, blob: Digest, from: &str) -> Result<bool> {
-        let scope = Scope::mount(repository, from);
+    /// The request for a mount. A registry that does not mount the blob begins an upload.
+    pub(super) fn mount_ask(&self, repository: &str, blob: Digest, from: &str, scope: Scope) -> Result<Ask> {
         let mut url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
         url.query_pairs_mut().append_pair("mount", &blob.to_string()).append_pair("from", from);
-        let (what, asked) = (what(&Method::POST, &url), url.clone());
-        let ask = Ask { method: Method::POST, url, scope, headers: HeaderMap::new(), body: Bytes::new() };
+        let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
+        Ok(Ask { method: Method::POST, url, scope, headers, body: Bytes::new() })
+    }
+
+    /// Asks for a mount once. A refusal is no error, but for one by which the registry says that it can't at the moment.
+    async fn try_to_mount(&self, stage: &Stage, repository: &str, blob: Digest, from: &str) -> Result<bool> {
+        let ask = self.mount_ask(repository, blob, from, Scope::mount(repository, from))?;
+        let what = what(&ask.method, &ask.url);
         let response = self.client().ask_once(&ask).await?;
         match response.status() {
             StatusCode::CREATED => Ok(true),
             StatusCode::ACCEPTED => {
                 // It has begun an upload in place of that.
-                if let Ok(upload) = self.begun_at(repository, &what, &asked, response.headers()) {
+                if let Ok(upload) = self.begun_at(repository, &what, &ask.url, response.headers()) {
                     self.abort_needless(stage, &upload).await;
                 }
                 Ok(false)

@@ -76,6 +76,7 @@ impl RegistryStore {
                 if let Some(habits) = self.learned.succeeded(blob.size, mode) {
                     self.remember(stage, &habits).await;
                 }
+                self.try_self_mount(repository, blob).await;
                 Ok(())
             }
             Err(failed) => Err(self.take_lesson(stage, repository, blob, mode, failed).await?),
@@ -135,7 +136,10 @@ impl RegistryStore {
             self.send_all(stage, upload, blob, mode, feed).await?;
             return Ok(stage.journal.forget(blob.digest).await?);
         }
-        let (upload, begun) = self.begin(repository, blob.digest.algorithm(), Some(Arc::clone(&stage.journal))).await?;
+        let (upload, begun) = match stage.waiting.take(blob.digest) {
+            Some(waiting) => waiting,
+            None => self.begin(repository, blob.digest.algorithm(), Some(Arc::clone(&stage.journal))).await?,
+        };
         if let UploadMode::Chunked(_) = upload.fit(mode, blob.size) {
             stage.journal.note(blob.digest, &upload.session()?).await?;
             begun.ended();

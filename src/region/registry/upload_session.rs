@@ -95,6 +95,7 @@ impl Upload {
 }
 
 /// An upload that no journal knows of. Dropped unfinished, it is kept to be aborted: whoever carried it out may be gone.
+#[derive(Debug)]
 pub(super) struct Begun {
     store: RegistryStore,
     upload: Option<Dropped>,
@@ -240,10 +241,22 @@ impl RegistryStore {
         let (store, repository) = (self.clone(), repository.to_owned());
         let begin = async move {
             let upload = store.ask_for_upload(&repository, algorithm).await?;
-            let dropped = Dropped { upload: upload.clone(), journal };
-            Ok((upload, Begun { store, upload: Some(dropped) }))
+            Ok((upload.clone(), store.begun(upload, journal)))
         };
+        self.on_own_task(begin).await
+    }
+
+    /// Does something that begins an upload on a task of its own.
+    pub(super) async fn on_own_task<T: Send + 'static>(
+        &self,
+        begin: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
+    }
+
+    /// An upload that the registry has just begun.
+    pub(super) fn begun(&self, upload: Upload, journal: Option<Arc<dyn Journal>>) -> Begun {
+        Begun { store: self.clone(), upload: Some(Dropped { upload, journal }) }
     }
 
     /// Begins an upload to a repository, and gives it up.

@@ -178,13 +178,7 @@ impl Transfer {
 }
 
 async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
-    let ImageSource { region, store, name, root, absent, .. } = &*source;
-    let shown = store.root_as(name, root.digest).await?.map(|shown| shown.digest);
-    if shown != Some(root.digest) {
-        // By its digest, it may be there all the same.
-        let shown = shown.map(tracing::field::display);
-        tracing::warn!(%region, %name, registered = %root.digest, shown, "the name does not show what was registered; copying by digest");
-    }
+    let ImageSource { store, name, root, absent, .. } = &*source;
     Ok(Arc::new(Tree::read_with_attachments(&**store, name, root, absent).await?))
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 use appferry::{
     contract::v1::{Intactness, VerifyImageRequest, VerifyImageResponse},
     domain::ImageName,
-    region::{Archive, Source as _, verify},
+    region::{Archive, MovedName, Source as _, verify},
 };
 use object_store::ObjectStoreExt as _;
 
@@ -221,7 +221,7 @@ async fn an_archive_is_read_and_its_damage_found() {
             let name = ImageName(name.to_owned());
             let found = archive.root(&name).await.expect("it is read").expect("an image");
             assert_eq!(found.digest.to_string(), root);
-            let found = verify(Arc::new(archive), &name, &found, &[]).await.expect("it is read");
+            let found = verify(Arc::new(archive), &name, &found, &[], MovedName::Damages).await.expect("it is read");
             let damaged: BTreeSet<bool> = found.damages.iter().map(|damage| damage.contains(&layer)).collect();
             assert_eq!(damaged, if damages { [true].into() } else { BTreeSet::new() }, "{:?}", found.damages);
         }

@@ -25,6 +25,8 @@ use super::{
 pub struct Habits {
     /// It lists what refers to a manifest.
     pub lists_referrers: bool,
+    /// It lists its tags.
+    pub lists_tags: bool,
     /// It takes no manifest that refers to one which is not there.
     pub wants_subjects: bool,
     /// It takes no index that lists what is not there.
@@ -208,6 +210,11 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
     match parent.rsplit('/').next() {
         Some("uploads") => upload(&mut content, &head.method, last, query, &body),
         Some("referrers") => referrers(&content, last),
+        Some("tags") if content.habits.lists_tags => {
+            let tags: Vec<&String> = content.manifests.keys().filter(|name| !name.contains(':')).collect();
+            let list = json!({ "name": "apps/a", "tags": tags }).to_string();
+            status(200).header("content-type", "application/json").body(list.into()).expect("a response")
+        }
         Some("manifests") if head.method == Method::PUT => {
             let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
             put(&mut content, last, query, kind, body)

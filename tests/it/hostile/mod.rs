@@ -126,7 +126,7 @@ async fn a_page_elsewhere_is_not_read() {
     })
     .await;
     let listed = store(&proxy).referrers(&name(), blob(b"x").digest).await;
-    elsewhere(listed.and_then(|listing| listing.broken.map_or(Ok(()), Err)), &trap);
+    elsewhere(listed.and_then(|listing| listing.and_then(|listing| listing.broken).map_or(Ok(()), Err)), &trap);
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use crate::harness::{
 
 const LISTS: Habits = Habits {
     lists_referrers: true,
+    lists_tags: true,
     wants_subjects: false,
     wants_entries: false,
     keeps_tags: false,

@@ -79,11 +79,18 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
 /// Once by default, and once where what is there is read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_blob_of_the_right_size_is_never_verified() {
+    // One that is looked for by itself, and one that is looked for as its upload begins.
+    for size in [300_000, 20_000] {
+        a_damaged_blob_is_never_verified(size).await;
+    }
+}
+
+async fn a_damaged_blob_is_never_verified(size: usize) {
     let (source, target) = (Registry::start().await, Registry::start().await);
     let mut site = between(&source, target.store("apps"), "");
     site.more =
         format!("[[region]]\nid = \"reading\"\nstore = \"{}\"\nverify_existing = \"once\"\n", target.store("apps"));
-    let shared = noise(300_000, 7);
+    let shared = noise(size, 7);
     let first = layout(&site, "first", &[noise(20_000, 1), shared.clone()]);
     let second = layout(&site, "second", &[shared.clone(), noise(4_000, 2)]);
     source.push(&first, "apps/a:1");

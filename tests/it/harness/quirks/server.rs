@@ -227,12 +227,15 @@ impl Call {
         let at = |id: u64| format!("/v2/{}/blobs/uploads/{id}", self.repository);
         if self.method == Method::POST {
             if let (Some(blob), Some(from)) = (self.query.get("mount"), self.query.get("from")) {
-                if let Some(refused) = quirks.mount {
-                    return empty(status(refused));
-                }
-                if let Some((bytes, _)) = content.blobs.get(&(from.clone(), blob.clone())).cloned() {
-                    content.blobs.insert((self.repository.clone(), blob.clone()), (bytes, 0));
-                    return empty(status(StatusCode::CREATED));
+                let lent = content.blobs.get(&(from.clone(), blob.clone())).cloned();
+                match (quirks.mount, lent) {
+                    (None, Some((bytes, _))) => {
+                        content.blobs.insert((self.repository.clone(), blob.clone()), (bytes, 0));
+                        return empty(status(StatusCode::CREATED));
+                    }
+                    // An upload is begun instead.
+                    (None | Some(StatusCode::ACCEPTED), _) => {}
+                    (Some(answer), _) => return empty(status(answer)),
                 }
             }
             content.begun += 1;
