@@ -5,13 +5,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     config::Config,
-    domain::descriptors::{Demand, FEWEST, connections},
+    domain::descriptors::{Demand, MIN_DESCRIPTORS, connections},
 };
 
 /// There are too few file descriptors to work with.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the process may open {limit} files and connections and needs {FEWEST} at least; raise the hard limit (ulimit -Hn, LimitNOFILE)"
+    "the process may open {limit} files and connections and needs {MIN_DESCRIPTORS} at least; raise the hard limit (ulimit -Hn, LimitNOFILE)"
 )]
 pub struct TooFew {
     limit: u64,

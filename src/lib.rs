@@ -2,7 +2,7 @@
 //! `SynchronizeApp(app_id, target_region_ids)`: authorized, durable, verified, traced, and visible while it happens.
 //!
 //! The map, from the outside in. Arrows point down this list only: [`domain`] and [`ram`] know nothing of the rest; [`server`]
-//! and [`worker`] never talk to each other but through [`state`]; only [`state`] knows sea-orm; only [`region`] knows how bytes
+//! and [`worker`] never talk to each other but through [`db`]; only [`db`] knows sea-orm; only [`region`] knows how bytes
 //! are stored; only [`server`], [`contract`], [`client`] and the command line know protobuf types.
 //!
 //! - [`cli`]: one file a command.
@@ -15,7 +15,7 @@
 //! - [`server`]: the way in: the tower stack and the handlers.
 //! - [`worker`]: the workers: claim, plan, copy, report.
 //! - [`contract`]: the generated types and the tables of the descriptors.
-//! - [`state`]: the database.
+//! - [`db`]: the database.
 //! - [`region`]: the stores.
 //! - [`identity`]: who calls: tokens, signatures, certificates.
 //! - [`ram`]: who may do what.
@@ -26,6 +26,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod contract;
+pub mod db;
 mod descriptors;
 pub mod domain;
 pub mod identity;
@@ -33,9 +34,13 @@ pub mod metrics;
 pub mod ram;
 pub mod region;
 pub mod reload;
+mod request_id;
 pub mod server;
 mod server_trust;
 pub mod service;
-pub mod state;
+mod system_clock;
 pub mod telemetry;
 pub mod worker;
+
+pub use request_id::new_request_id;
+pub use system_clock::system_clock;

@@ -13,6 +13,7 @@ use crate::{
     audit::Audit,
     config::{self, Config, OpenStore},
     contract::{self, Contract},
+    db::{self, Db},
     descriptors,
     domain::{Clock, RegionId, WorkerId},
     identity::{CurrentDirectory, Fetched},
@@ -25,7 +26,6 @@ use crate::{
         self, Deadlines, Health, Listener, ListenerSettings, Parts, Proxies, Tls, TlsError,
         health::{Readiness, Told},
     },
-    state::{self, State},
     telemetry,
     worker::{Maintenance, MaintenanceSettings, Settings as WorkerSettings, Worker},
 };
@@ -46,7 +46,7 @@ pub enum Error {
     Contract(#[from] contract::Error),
     /// The state can't be opened.
     #[error(transparent)]
-    State(#[from] state::Error),
+    Db(#[from] db::Error),
     /// A region's store can't be used.
     #[error("the store of {region}: {source}")]
     Store {
@@ -116,13 +116,13 @@ pub struct Service {
     address: Option<SocketAddr>,
     openapi_address: Option<SocketAddr>,
     http_address: Option<SocketAddr>,
-    _ownership: state::Ownership,
+    _ownership: db::Ownership,
     probes: Option<JoinHandle<()>>,
     /// Writes the audit log until everything is gone that takes decisions, the status page among it.
     audit: Option<JoinHandle<()>>,
     health: Option<Health>,
-    state: State,
-    state_tasks: state::Tasks,
+    state: Db,
+    state_tasks: db::Tasks,
     state_stop: CancellationToken,
     stop: CancellationToken,
     abandon: CancellationToken,
@@ -193,7 +193,7 @@ impl Service {
         let worker_regions = config.worker.served(&regions)?;
         // Before anything that measures.
         telemetry::metrics::start(config.http.is_some())?;
-        let clock = Clock::system();
+        let clock = crate::system_clock();
         let backend = backend(config, &clock)?;
         let (stop, abandon, state_stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -208,8 +208,8 @@ impl Service {
             None => None,
         };
         let database = config.database.settings();
-        let ownership = state::Ownership::take(&database)?;
-        let (state, state_tasks) = State::open(&database, regions, state_stop.clone()).await?;
+        let ownership = db::Ownership::take(&database)?;
+        let (state, state_tasks) = Db::open(&database, regions, state_stop.clone()).await?;
 
         state.observe_connections();
         let mut tasks = Vec::new();

@@ -11,7 +11,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Error, Result};
-use crate::{config::Config, state};
+use crate::{config::Config, db};
 
 /// The directory, under the one that the service is started in.
 pub const DIRECTORY: &str = "appferry-data";
@@ -72,7 +72,7 @@ impl DataDirectory {
 
     /// Creates the database or brings its schema up to date, and remembers that there is one. Returns how many steps were applied.
     pub async fn migrate(&self, config: &Config) -> Result<usize> {
-        let steps = state::migrate(&config.database.settings()).await.map_err(Error::local("the database"))?;
+        let steps = db::migrate(&config.database.settings()).await.map_err(Error::local("the database"))?;
         write_whole(&self.path.join(MARKER), "", 0o600).map_err(Error::local("remembering the database"))?;
         Ok(steps)
     }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     contract::v1::SynchronizeAppRequest,
-    domain::{Clock, ImageName},
+    domain::ImageName,
     region::{Backend, Store, verify},
     service::{self, Role, Service},
 };
@@ -85,7 +85,7 @@ async fn show(
     status::judge(&last)?;
 
     let Backend::Stores(stores) =
-        service::backend(config, &Clock::system()).map_err(Error::local("the configuration"))?
+        service::backend(config, &crate::system_clock()).map_err(Error::local("the configuration"))?
     else {
         return Err(Error::Ended("the embedded regions are directories".to_owned()));
     };

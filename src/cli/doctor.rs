@@ -13,11 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Result, data_dir, leftovers, print};
 use crate::{
     config::Config,
-    domain::{Clock, RegionId, with_causes},
+    db::{Db, RegionStore},
+    domain::{RegionId, with_causes},
     region::{self, Backend, Store},
-    service,
-    state::{RegionStore, State},
-    telemetry,
+    service, telemetry,
 };
 
 /// How long anything may take that is tried.
@@ -93,7 +92,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     tell(vec![Finding::good("configuration", detail)])?;
     tell(database(&config).await)?;
     tell(known_regions(&config).await)?;
-    let clock = Clock::system();
+    let clock = crate::system_clock();
     match service::backend(&config, &clock) {
         Ok(backend) => {
             tell(reach(&backend).await)?;
@@ -125,11 +124,11 @@ async fn database(config: &Config) -> Vec<Finding> {
     let look = async {
         let stop = CancellationToken::new();
         let regions = config.regions().map_err(|error| with_causes(&error))?;
-        let opened = State::open(&config.database.settings(), regions, stop.clone()).await;
+        let opened = Db::open(&config.database.settings(), regions, stop.clone()).await;
         let (state, tasks) = opened.map_err(|error| with_causes(&error))?;
-        let before = Clock::system().now();
+        let before = crate::system_clock().now();
         let answers = (state.ready().await, state.time().await);
-        let after = Clock::system().now();
+        let after = crate::system_clock().now();
         stop.cancel();
         tasks.join().await;
         // It is closed with the process at the latest.
@@ -159,8 +158,7 @@ async fn database(config: &Config) -> Vec<Finding> {
 async fn known_regions(config: &Config) -> Vec<Finding> {
     let look = async {
         let stop = CancellationToken::new();
-        let (state, tasks) =
-            State::open(&config.database.settings(), config.regions().ok()?, stop.clone()).await.ok()?;
+        let (state, tasks) = Db::open(&config.database.settings(), config.regions().ok()?, stop.clone()).await.ok()?;
         let found = async {
             let known = state.region_stores().await.ok()?;
             let regions: Vec<RegionId> = known.iter().map(|store| store.region.clone()).collect();

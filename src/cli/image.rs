@@ -16,7 +16,7 @@ use crate::{
         AddImageRequest, ContainerImageSpec, ErrorCode, Image, ImageType, ListImagesRequest, RegionState, VmImageSpec,
         add_image_request,
     },
-    domain::{Clock, ForeignText, ImageId, ImageKind, ImageName, with_causes},
+    domain::{ForeignText, ImageId, ImageKind, ImageName, with_causes},
     region::{ImageSpec, Memory, Stage, Store},
     service,
     worker::import,
@@ -197,7 +197,7 @@ impl Add {
         };
         let config = config.map_err(Error::local("the configuration"))?;
         let home = config.regions().map_err(Error::local("the configuration"))?.home().clone();
-        let clock = Clock::system();
+        let clock = crate::system_clock();
         let backend = service::backend(&config, &clock).map_err(Error::local("the configuration"))?;
         let store = backend.store(&home).ok_or_else(|| {
             Error::Usage(format!("{home} is a region of ECS, which takes no files; name an image of it by --vm-image"))

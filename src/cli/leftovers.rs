@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     config::Config,
+    db::Db,
     domain::{Leftover, RegionId, Timestamp, with_causes},
     region::Stores,
-    state::State,
     worker::{self, SAFE_AGE},
 };
 
@@ -26,7 +26,7 @@ pub async fn findings(config: &Config, stores: &Stores) -> Vec<Finding> {
         let Ok(regions) = config.regions() else { return Vec::new() };
         let stop = CancellationToken::new();
         // What is wrong with the database was said already.
-        let Ok((state, tasks)) = State::open(&config.database.settings(), regions, stop.clone()).await else {
+        let Ok((state, tasks)) = Db::open(&config.database.settings(), regions, stop.clone()).await else {
             return Vec::new();
         };
         let findings = survey(&state, stores).await;
@@ -39,7 +39,7 @@ pub async fn findings(config: &Config, stores: &Stores) -> Vec<Finding> {
     timeout(PATIENCE, look).await.unwrap_or_default()
 }
 
-async fn survey(state: &State, stores: &Stores) -> Vec<Finding> {
+async fn survey(state: &Db, stores: &Stores) -> Vec<Finding> {
     let Ok(now) = state.time().await else { return Vec::new() };
     let mut findings = Vec::new();
     for (region, store) in stores.iter() {

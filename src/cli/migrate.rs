@@ -6,14 +6,14 @@ use super::{
     Error, Result,
     data_dir::{self, DataDirectory},
 };
-use crate::{config::Config, state};
+use crate::{config::Config, db};
 
 /// Creates the database or brings its schema up to date.
 pub async fn run(file: Option<PathBuf>) -> Result<()> {
     let steps = match file {
         Some(file) => {
             let config = Config::load(&file).map_err(Error::local("the configuration"))?;
-            state::migrate(&config.database.settings()).await.map_err(Error::local("the database"))?
+            db::migrate(&config.database.settings()).await.map_err(Error::local("the database"))?
         }
         None => {
             let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;

@@ -31,7 +31,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     client,
-    domain::{Clock, with_causes},
+    domain::with_causes,
     service::Role,
     telemetry::{DEFAULT_LOG, Telemetry},
 };
@@ -178,7 +178,7 @@ impl Cli {
             Command::Cancel(arguments) => runtime.block_on(cancel::run(arguments)),
             Command::Regions(arguments) => runtime.block_on(regions::run(arguments)),
             Command::Health(arguments) => runtime.block_on(health::run(arguments)),
-            Command::Policy(command) => policy::run(command, &Clock::system()),
+            Command::Policy(command) => policy::run(command, &crate::system_clock()),
             Command::Doctor(arguments) => runtime.block_on(doctor::run(arguments)),
             Command::Completions(arguments) => shell::completions(&arguments),
             Command::Man(arguments) => shell::man(&arguments),

@@ -41,7 +41,7 @@ mod tests {
     use crate::{
         client::Refusal,
         contract::{Contract, Failure, v1::ErrorCode},
-        domain::{Backoff, RequestId},
+        domain::Backoff,
     };
 
     const BACKOFF: Backoff =
@@ -49,7 +49,7 @@ mod tests {
 
     fn refused(failure: &Failure) -> Refusal {
         let contract = Contract::load().expect("the contract");
-        failure.status(&contract.errors, RequestId::generate()).into()
+        failure.status(&contract.errors, crate::new_request_id()).into()
     }
 
     #[test]

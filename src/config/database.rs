@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::Deserialize;
 
 use super::{Error, positive, value};
-use crate::state;
+use crate::db;
 
 /// `[database]`: where the state is kept.
 #[derive(Clone, Deserialize)]
@@ -57,9 +57,14 @@ impl Database {
 
     /// What the state needs to know.
     #[must_use]
-    pub fn settings(&self) -> state::Settings {
+    pub fn settings(&self) -> db::Settings {
         let timeout = Duration::from_millis(self.timeout_ms);
-        let settings = state::Settings::new(self.url.clone());
-        state::Settings { readers: self.connections, timeout, patience: settings.patience.min(timeout), ..settings }
+        let settings = db::Settings::new(self.url.clone());
+        db::Settings {
+            readers: self.connections,
+            timeout,
+            acquire_timeout: settings.acquire_timeout.min(timeout),
+            ..settings
+        }
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tracing::{Span, field::Empty};
 
 use super::{heartbeat::HeldClaim, lanes::Lane, span_links::link, transfer::Meter};
-use crate::{domain::Image, metrics::Running, state::ClaimedRegion};
+use crate::{db::ClaimedRegion, domain::Image, metrics::Running};
 
 /// One region of a claim, how far its copy has come, and its span.
 #[derive(Debug)]

@@ -25,10 +25,10 @@ use super::{
     transfer::{Copied, CopyError, Destination, ImageSource, Transfer, Waits},
 };
 use crate::{
+    db::{ClaimedRegion, RegionName, Report},
     domain::{Descriptor, Digest, Event, Image, ImageId, ImageName, Published, RegionId, with_causes},
     metrics,
     region::{Error, Place, Stage, Store, Stores},
-    state::{ClaimedRegion, RegionName, Report},
 };
 
 /// Images of a region from which a blob may be mounted.
@@ -331,7 +331,7 @@ impl CopyJob {
             self.copies.get(region).map(|copy| (region.clone(), copy.active.claimed.fence, from.clone()))
         };
         let feeds: Vec<_> = fed.iter().filter_map(|(region, _)| feed(region)).collect();
-        let granted = self.worker.state.replica_feed(&self.image.id, &feeds, limits).await.unwrap_or_else(|error| {
+        let granted = self.worker.state.reserve_egress(&self.image.id, &feeds, limits).await.unwrap_or_else(|error| {
             tracing::warn!(error = with_causes(&error), image = %self.image.id, "failed to reserve egress; will retry");
             Vec::new()
         });

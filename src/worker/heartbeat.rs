@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::transfer::Meter;
 use crate::{
+    db::Db,
     domain::{ImageId, RegionId},
-    state::State,
 };
 
 /// A claim that is being worked on.
@@ -41,7 +41,7 @@ impl Heartbeat {
     /// Waits for the next beat and renews the claims. May be given up at any moment and called again: the beat does not move
     /// by that, however often other things happen. Returns those that are lost: they moved on, or could not be renewed for
     /// so long that they may have run out.
-    pub async fn beat(&mut self, state: &State, held: &[HeldClaim]) -> Vec<RegionId> {
+    pub async fn beat(&mut self, state: &Db, held: &[HeldClaim]) -> Vec<RegionId> {
         tokio::time::sleep_until(self.next).await;
         let claims: Vec<_> = held.iter().map(|h| (h.region.clone(), h.fence, h.meter.read())).collect();
         let started = Instant::now();
@@ -69,21 +69,21 @@ mod tests {
     use std::time::Duration;
 
     use super::Heartbeat;
-    use crate::state::embedded::Embedded;
+    use crate::db::testing::TestDb;
 
     /// Regions that end one after the other interrupt the wait for the beat; it must come all the same.
     #[tokio::test]
     async fn a_beat_that_is_interrupted_comes_in_its_time() {
-        let embedded = Embedded::open([], |settings| settings).await;
+        let fixture = TestDb::open([], |settings| settings).await;
         let interval = Duration::from_millis(100);
         let mut heartbeat = Heartbeat::new("a".parse().expect("an id"), interval * 10, interval);
         let mut beats = 0;
         for _ in 0..20 {
-            if tokio::time::timeout(interval / 3, heartbeat.beat(&embedded.state, &[])).await.is_ok() {
+            if tokio::time::timeout(interval / 3, heartbeat.beat(&fixture.db, &[])).await.is_ok() {
                 beats += 1;
             }
         }
         assert!(beats >= 3, "{beats} beats in the time of six");
-        embedded.end().await;
+        fixture.end().await;
     }
 }

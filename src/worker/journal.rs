@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
+    db::{self, Db, Publication, ReadBlob},
     domain::{Digest, ImageId, ImageName, RegionId, Verification, with_causes},
     region::{Error, Journal, Result, Witness},
-    state::{self, Publication, ReadBlob, State},
 };
 
 /// How long blobs that were written wait to be remembered together.
@@ -24,7 +24,7 @@ const DATABASE_WAIT: Duration = Duration::from_millis(250);
 /// The journal of one claim.
 #[derive(Debug)]
 pub struct ReplicaJournal {
-    state: State,
+    state: Db,
     image: ImageId,
     region: RegionId,
     fence: u64,
@@ -47,7 +47,7 @@ struct Written {
 
 impl ReplicaJournal {
     /// The journal of the claim with that fence, on an image that the region's store has at `location`.
-    pub fn new(state: State, image: ImageId, region: RegionId, fence: u64, location: Option<String>) -> Self {
+    pub fn new(state: Db, image: ImageId, region: RegionId, fence: u64, location: Option<String>) -> Self {
         let written = Written { known: None, unsaved: BTreeSet::new(), saved_at: Instant::now() };
         Self { state, image, region, fence, location, written: Mutex::new(written), uploads: Mutex::default() }
     }
@@ -64,7 +64,7 @@ impl ReplicaJournal {
     async fn save_written(&self, written: &mut Written) -> Result<()> {
         let unsaved: Vec<Digest> = written.unsaved.iter().copied().collect();
         written.saved_at = Instant::now();
-        match self.state.blobs_note_written(&self.image, &self.region, self.fence, &unsaved).await {
+        match self.state.blobs_record_written(&self.image, &self.region, self.fence, &unsaved).await {
             Ok(Ok(())) => written.unsaved.clear(),
             Ok(Err(_)) => return Err(Error::Overtaken),
             // What is not remembered is looked at again by a later attempt: no reason to fail this one.
@@ -78,7 +78,7 @@ impl ReplicaJournal {
 }
 
 /// Asks the database again while it does not answer, for a while: a copy that has come so far is not to be tried again for that.
-async fn patiently<T, F: Future<Output = state::Result<T>>>(ask: impl Fn() -> F) -> state::Result<T> {
+async fn patiently<T, F: Future<Output = db::Result<T>>>(ask: impl Fn() -> F) -> db::Result<T> {
     let deadline = Instant::now() + DATABASE_PATIENCE;
     loop {
         match ask().await {
@@ -92,7 +92,7 @@ async fn patiently<T, F: Future<Output = state::Result<T>>>(ask: impl Fn() -> F)
 }
 
 #[allow(clippy::needless_pass_by_value)]
-fn failed(error: state::Error) -> Error {
+fn failed(error: db::Error) -> Error {
     Error::Journal(error.to_string())
 }
 
@@ -114,7 +114,7 @@ impl Journal for ReplicaJournal {
 
     async fn note(&self, blob: Digest, session: &str) -> Result<()> {
         let mut uploads = self.uploads.lock().await;
-        let noted = self.state.upload_note(&self.image, &self.region, self.fence, blob, session).await;
+        let noted = self.state.upload_save(&self.image, &self.region, self.fence, blob, session).await;
         noted.map_err(failed)?.map_err(|_| Error::Overtaken)?;
         if let Some(uploads) = &mut *uploads {
             uploads.insert(blob, session.to_owned());
@@ -163,7 +163,7 @@ impl Journal for ReplicaJournal {
     }
 
     async fn note_reading(&self, location: &str, blob: Digest, witness: &Witness) -> Result<()> {
-        let noted = self.state.blob_note_reading(self.at(location, blob), witness.0.as_deref()).await;
+        let noted = self.state.blob_record_reading(self.at(location, blob), witness.0.as_deref()).await;
         noted.map_err(failed)
     }
 
@@ -172,16 +172,16 @@ impl Journal for ReplicaJournal {
     }
 
     async fn note_registry_habits(&self, service: &str, habits: &str) -> Result<()> {
-        self.state.registry_habits_note(service, habits).await.map_err(failed)
+        self.state.registry_habits_save(service, habits).await.map_err(failed)
     }
 
     async fn begin_publishing(&self, name: &ImageName, root: Digest) -> Result<()> {
-        let begun = patiently(|| self.state.publication_begin(self.publication(name, root))).await;
+        let begun = patiently(|| self.state.publication_announce(self.publication(name, root))).await;
         begun.map_err(failed)?.map_err(|_| Error::Overtaken)
     }
 
     async fn note_published(&self, name: &ImageName, root: Digest, verification: Verification) -> Result<()> {
-        match patiently(|| self.state.publication_end(self.publication(name, root), verification)).await {
+        match patiently(|| self.state.publication_complete(self.publication(name, root), verification)).await {
             // The image is visible all the same: what becomes of it is decided by the report, which comes too late as well.
             Ok(_) => Ok(()),
             // The image is there, and its name is known to be this service's own. A later copy looks for every part again.

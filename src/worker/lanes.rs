@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{domain::RegionId, state::Lane as FreeLanes};
+use crate::{db::LaneCapacity, domain::RegionId};
 
 /// The lanes of the regions that a worker serves.
 #[derive(Debug, Clone)]
@@ -45,10 +45,12 @@ impl Lanes {
     /// How many images more each region takes. An image is claimed for a region with a free lane. Regions that are due for the same
     /// image come along even when their lanes are just taken, up to twice the limit: those that keep up with each other then stay
     /// together, and the source is read once for all of them.
-    pub fn free(&self) -> BTreeMap<RegionId, FreeLanes> {
+    pub fn free(&self) -> BTreeMap<RegionId, LaneCapacity> {
         let limit = self.0.limit;
-        let free =
-            |taken: usize| FreeLanes { lead: limit.saturating_sub(taken), along: (limit * 2).saturating_sub(taken) };
+        let free = |taken: usize| LaneCapacity {
+            primary: limit.saturating_sub(taken),
+            total: (limit * 2).saturating_sub(taken),
+        };
         self.taken().iter().map(|(region, taken)| (region.clone(), free(*taken))).collect()
     }
 
@@ -84,10 +86,10 @@ mod tests {
         let lanes = Lanes::new([&slow, &fast], 2);
         let held: Vec<_> = (0..3).map(|_| lanes.enter(&slow)).collect();
         let free = lanes.free();
-        assert_eq!((free[&slow].lead, free[&slow].along), (0, 1));
-        assert_eq!((free[&fast].lead, free[&fast].along), (2, 4));
+        assert_eq!((free[&slow].primary, free[&slow].total), (0, 1));
+        assert_eq!((free[&fast].primary, free[&fast].total), (2, 4));
         drop(held);
         lanes.freed().await;
-        assert_eq!(lanes.free()[&slow].lead, 2);
+        assert_eq!(lanes.free()[&slow].primary, 2);
     }
 }

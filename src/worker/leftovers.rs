@@ -9,9 +9,9 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    db::{self, Db},
     domain::{Leftover, RegionId, Timestamp, leftovers, with_causes},
     region::{self, Store, Stores},
-    state::{self, State},
 };
 
 /// How old something must be that is removed: older than any file that a copy still writes to.
@@ -29,7 +29,7 @@ pub enum LeftoverError {
     Store(#[from] region::Error),
     /// The database does not say what is in use.
     #[error(transparent)]
-    State(#[from] state::Error),
+    Db(#[from] db::Error),
 }
 
 /// Removes what is left over, at intervals. Clones share the time of the last look.
@@ -52,7 +52,7 @@ impl LeftoverSweep {
     }
 
     /// Removes what is left over in each region, if it is time to look.
-    pub async fn run(&self, state: &State, stores: &Stores) {
+    pub async fn run(&self, state: &Db, stores: &Stores) {
         if self.is_due() {
             clear_all(state, stores).await;
         }
@@ -60,7 +60,7 @@ impl LeftoverSweep {
 }
 
 /// Removes what is left over in each region. No region waits for another.
-async fn clear_all(state: &State, stores: &Stores) {
+async fn clear_all(state: &Db, stores: &Stores) {
     // By the database's clock; that of a file system may differ by far less than the age that is asked for.
     let until = match state.time().await {
         Ok(now) => now.before(SAFE_AGE),
@@ -86,7 +86,7 @@ async fn clear_all(state: &State, stores: &Stores) {
 
 /// What is left over in a region, and was changed last at `until` or before.
 pub async fn find_leftovers(
-    state: &State,
+    state: &Db,
     region: &RegionId,
     store: &dyn Store,
     until: Timestamp,
@@ -97,7 +97,7 @@ pub async fn find_leftovers(
     Ok(leftovers(found, &state.image_uses(region, &names).await?, until))
 }
 
-async fn clear(state: &State, region: &RegionId, store: &dyn Store, until: Timestamp) -> Result<(), LeftoverError> {
+async fn clear(state: &Db, region: &RegionId, store: &dyn Store, until: Timestamp) -> Result<(), LeftoverError> {
     let (mut count, mut bytes) = (0_u64, 0);
     for leftover in find_leftovers(state, region, store, until).await? {
         let path = leftover.path();

@@ -19,10 +19,10 @@ use super::{
     region_check::{RegionCheck, record_configured},
 };
 use crate::{
+    db::{self, Db},
     domain::{RegionId, WorkerId, with_causes},
     metrics,
     region::{Backend, Ecs, Store},
-    state::{self, State},
 };
 
 /// How long the leader's lease lasts without being renewed, as a multiple of the interval.
@@ -52,7 +52,7 @@ pub struct Settings {
 /// Does the maintenance while this process is the leader.
 #[derive(Debug, Clone)]
 pub struct Maintenance {
-    state: State,
+    state: Db,
     backend: Backend,
     settings: Settings,
     leftovers: LeftoverSweep,
@@ -82,7 +82,7 @@ struct Round {
 impl Maintenance {
     /// The maintenance of a database and of what keeps the images.
     #[must_use]
-    pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
+    pub fn new(state: Db, backend: Backend, settings: Settings) -> Self {
         let Settings { locations, interval, .. } = &settings;
         let regions = RegionCheck::new(state.clone(), backend.clone(), locations.clone(), *interval);
         let regions = Arc::new(Mutex::new(regions));
@@ -96,7 +96,7 @@ impl Maintenance {
         let mut round = Round::default();
         while !stop.is_cancelled() {
             record_configured(&self.state, *interval).await;
-            match self.state.housekeeping_take(id, *interval * LEASE).await {
+            match self.state.leader_acquire(id, *interval * LEASE).await {
                 Ok(elected) => {
                     if elected && !leads {
                         tracing::info!(%id, "elected leader");
@@ -121,7 +121,7 @@ impl Maintenance {
         }
         round.tasks.shutdown().await;
         forget_measurements();
-        if leads && let Err(error) = self.state.housekeeping_leave(id).await {
+        if leads && let Err(error) = self.state.leader_resign(id).await {
             tracing::debug!(error = with_causes(&error), "failed to resign as leader; the lease will expire");
         }
     }
@@ -158,7 +158,7 @@ impl Maintenance {
         }
     }
 
-    fn part(self, part: Part) -> BoxFuture<'static, state::Result<()>> {
+    fn part(self, part: Part) -> BoxFuture<'static, db::Result<()>> {
         match part {
             Part::MeasureQueues => self.measure_queues().boxed(),
             Part::Requeue => self.requeue().boxed(),
@@ -171,25 +171,25 @@ impl Maintenance {
         }
     }
 
-    async fn measure_queues(self) -> state::Result<()> {
+    async fn measure_queues(self) -> db::Result<()> {
         metrics::queues(self.state.queues().await?);
         Ok(())
     }
 
-    async fn requeue(self) -> state::Result<()> {
-        let count = self.state.replica_rescue().await?;
+    async fn requeue(self) -> db::Result<()> {
+        let count = self.state.requeue_expired().await?;
         if count > 0 {
             tracing::info!(count, "requeued copies with expired leases");
         }
         let Settings { lease, longest_wait, .. } = self.settings;
-        let count = self.state.replica_pull_back(lease, longest_wait).await?;
+        let count = self.state.clamp_waits(lease, longest_wait).await?;
         if count > 0 {
             tracing::warn!(count, "the database's clock was set back; requeued copies that would have waited for it");
         }
         Ok(())
     }
 
-    async fn prune(self) -> state::Result<()> {
+    async fn prune(self) -> db::Result<()> {
         loop {
             let (count, more) = self.state.synchronization_prune(self.settings.keep).await?;
             if count > 0 {
@@ -201,7 +201,7 @@ impl Maintenance {
         }
     }
 
-    async fn prune_nonces(self) -> state::Result<()> {
+    async fn prune_nonces(self) -> db::Result<()> {
         let count = self.state.nonce_prune().await?;
         tracing::debug!(count, "pruned nonces of expired requests");
         Ok(())
@@ -209,7 +209,7 @@ impl Maintenance {
 
     /// Aborts the uploads to a region that no copy will resume: of copies that failed for good, were canceled, or whose image is gone. A
     /// store that does not answer is left alone until the next round.
-    async fn abort_uploads(self, region: RegionId) -> state::Result<()> {
+    async fn abort_uploads(self, region: RegionId) -> db::Result<()> {
         let Some(store) = self.backend.store(&region).cloned() else { return Ok(()) };
         for upload in self.state.upload_abandoned(&region).await? {
             if !abort(&*store, &region, &upload).await {
@@ -220,13 +220,13 @@ impl Maintenance {
         Ok(())
     }
 
-    async fn check_regions(self) -> state::Result<()> {
+    async fn check_regions(self) -> db::Result<()> {
         self.regions.lock().await.maintain().await;
         Ok(())
     }
 
     /// Removes what copies that died, failed or were canceled left in the stores.
-    async fn clear_leftovers(self) -> state::Result<()> {
+    async fn clear_leftovers(self) -> db::Result<()> {
         if let Backend::Stores(stores) = &self.backend {
             self.leftovers.run(&self.state, stores).await;
         }
@@ -234,7 +234,7 @@ impl Maintenance {
     }
 
     /// Aborts the copies of ECS that are abandoned.
-    async fn abandon_ecs_copies(self) -> state::Result<()> {
+    async fn abandon_ecs_copies(self) -> db::Result<()> {
         let Backend::Ecs(ecs) = &self.backend else { return Ok(()) };
         for (image, region) in self.state.ecs_copy_abandoned().await? {
             if Ecs::has(ecs, &region) {
@@ -252,7 +252,7 @@ fn forget_measurements() {
 }
 
 /// Aborts an upload. Returns whether it is gone.
-async fn abort(store: &dyn Store, region: &RegionId, upload: &state::Abandoned) -> bool {
+async fn abort(store: &dyn Store, region: &RegionId, upload: &db::AbandonedUpload) -> bool {
     let error = match tokio::time::timeout(ABORT, store.abort(&upload.session)).await {
         Ok(Ok(())) => return true,
         Ok(Err(error)) => with_causes(&error),

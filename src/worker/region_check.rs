@@ -10,10 +10,10 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use tokio::time::timeout;
 
 use crate::{
+    db::{self, Db, RegionStore},
     domain::{Content, Fault, FaultKind, Image, ImageId, RegionId, with_causes},
     metrics,
     region::{self, Backend, Store},
-    state::{self, RegionStore, State},
 };
 
 /// For how many intervals of maintenance no process must have had a region configured until its copies are suspended.
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// See the module.
 #[derive(Debug)]
 pub struct RegionCheck {
-    state: State,
+    state: Db,
     backend: Backend,
     /// The store of each configured region, as it may be shown.
     locations: BTreeMap<RegionId, String>,
@@ -43,7 +43,7 @@ impl RegionCheck {
     /// A check that is made every `interval`.
     #[must_use]
     pub fn new(
-        state: State,
+        state: Db,
         backend: Backend,
         locations: impl IntoIterator<Item = (RegionId, String)>,
         interval: Duration,
@@ -77,7 +77,7 @@ impl RegionCheck {
     }
 
     /// Suspends what waits in regions that no process has configured.
-    async fn suspend(&mut self, known: &[RegionStore]) -> state::Result<()> {
+    async fn suspend(&mut self, known: &[RegionStore]) -> db::Result<()> {
         let is_gone =
             |store: &&RegionStore| !self.locations.contains_key(&store.region) && store.unseen > self.interval * GONE;
         let gone: Vec<RegionId> = known.iter().filter(is_gone).map(|store| store.region.clone()).collect();
@@ -103,7 +103,7 @@ impl RegionCheck {
     }
 
     /// Finds the regions whose stores are not those that were recorded, and records those of new regions.
-    async fn compare(&mut self, known: &[RegionStore]) -> state::Result<()> {
+    async fn compare(&mut self, known: &[RegionStore]) -> db::Result<()> {
         for store in known {
             let Some(location) = self.locations.get(&store.region) else { continue };
             match &store.location {
@@ -169,7 +169,7 @@ impl RegionCheck {
 }
 
 /// Records that this process has its regions configured, and resumes copies to them that were suspended.
-pub async fn record_configured(state: &State, interval: Duration) {
+pub async fn record_configured(state: &Db, interval: Duration) {
     if let Err(error) = state.regions_seen(interval).await {
         tracing::warn!(error = with_causes(&error), "failed to record the configured regions; will retry");
     }

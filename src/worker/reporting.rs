@@ -8,10 +8,10 @@ use super::{
     transfer::{Copied, CopyError, Meter},
 };
 use crate::{
+    db::{ClaimedRegion, Report},
     domain::{Event, Fault, FaultKind, ImageId},
     metrics,
     region::{Error, Verdict},
-    state::{ClaimedRegion, Report},
 };
 
 /// How long to wait before a report is tried again that the database did not take.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::{
+    db::Db,
     domain::{ImageId, RegionId, RegionStatus, with_causes},
     region::{Stage, Store},
-    state::State,
 };
 
 /// Takes the image back from a region whose report came too late, if the copy was canceled.
-pub async fn retract_canceled(state: State, image: ImageId, region: RegionId, store: Arc<dyn Store>, stage: Stage) {
+pub async fn retract_canceled(state: Db, image: ImageId, region: RegionId, store: Arc<dyn Store>, stage: Stage) {
     // A report may be late because it was written already and only its answer was lost.
     let canceled = match state.image_get(&image).await {
         Ok((_, replicas)) => {

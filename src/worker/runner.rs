@@ -22,9 +22,9 @@ use super::{
     slots::Limits,
 };
 use crate::{
+    db::{self, Claim, ClaimRequest, Db, LaneCapacity},
     domain::{Content, Descriptor, EcsImageId, Fault, FaultKind, Image, RegionId, relay::Topology, with_causes},
     region::{Backend, Ecs, Stores},
-    state::{self, Claim, Lane, Order, State},
 };
 
 /// How long to wait before asking a database again that did not answer.
@@ -44,7 +44,7 @@ enum Way {
 /// Copies images to the regions that it serves.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    pub(super) state: State,
+    pub(super) state: Db,
     pub(super) backend: Backend,
     pub(super) settings: Arc<Settings>,
     pub(super) limits: Limits,
@@ -62,7 +62,7 @@ struct Jobs {
 impl Worker {
     /// A worker on a database and what keeps the images.
     #[must_use]
-    pub fn new(state: State, backend: Backend, topology: Topology, settings: Settings) -> Self {
+    pub fn new(state: Db, backend: Backend, topology: Topology, settings: Settings) -> Self {
         let lanes = Lanes::new(&settings.regions, settings.concurrency);
         Self { state, backend, settings: Arc::new(settings), limits: Limits::new(topology), lanes }
     }
@@ -77,7 +77,7 @@ impl Worker {
             // Not all at once, where many look by themselves.
             let mut wait = self.settings.poll.mul_f64(1.0 - rand::random::<f64>() / 4.0);
             let free = self.lanes.free();
-            let is_free = free.values().any(|lane| lane.lead > 0);
+            let is_free = free.values().any(|lane| lane.primary > 0);
             if is_free {
                 match self.claim(&free).await {
                     Ok(claims) if !claims.is_empty() => {
@@ -108,11 +108,11 @@ impl Worker {
         }
     }
 
-    async fn claim(&self, lanes: &BTreeMap<RegionId, Lane>) -> state::Result<Vec<Claim>> {
+    async fn claim(&self, lanes: &BTreeMap<RegionId, LaneCapacity>) -> db::Result<Vec<Claim>> {
         let Settings { id, lease, .. } = &*self.settings;
         let limits = self.limits.copies_into();
         let draw = rand::random_range(0..usize::MAX);
-        self.state.replica_claim(Order { owner: id, lanes, lease: *lease, limits, draw }).await
+        self.state.replica_claim(ClaimRequest { owner: id, lanes, lease: *lease, limits, draw }).await
     }
 
     /// Begins with what was claimed of an image, or joins the job that copies it already.

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::pacing::{Pace, Paces};
 use crate::{
+    db::{CopiesInFlight, Db},
     domain::{RegionId, WorkerId, relay::Topology, with_causes},
-    state::{State, Underway},
 };
 
 /// How often a process looks which part of the bytes is its own.
@@ -103,20 +103,21 @@ impl Limits {
     }
 
     /// Keeps to this process's part of the bytes, until `stop` is canceled.
-    pub async fn follow(self, state: State, owner: WorkerId, stop: CancellationToken) {
+    pub async fn follow(self, state: Db, owner: WorkerId, stop: CancellationToken) {
         if self.0.topology.rates().all(|(_, egress, ingress)| egress.is_none() && ingress.is_none()) {
             return;
         }
         loop {
-            match state.copies_underway(&owner).await {
+            match state.copies_in_flight(&owner).await {
                 Ok(underway) => {
                     for (region, paces) in &self.0.paces {
-                        let count =
-                            |is: &dyn Fn(&Underway) -> bool| underway.iter().filter(|u| is(u)).map(|u| u.copies).sum();
-                        let into = |u: &Underway| u.to == *region;
-                        let out_of = |u: &Underway| u.from.as_ref() == Some(region);
-                        paces.ingress.share(count(&|u| into(u) && u.ours), count(&into));
-                        paces.egress.share(count(&|u| out_of(u) && u.ours), count(&out_of));
+                        let count = |is: &dyn Fn(&CopiesInFlight) -> bool| {
+                            underway.iter().filter(|u| is(u)).map(|u| u.copies).sum()
+                        };
+                        let into = |u: &CopiesInFlight| u.to == *region;
+                        let out_of = |u: &CopiesInFlight| u.from.as_ref() == Some(region);
+                        paces.ingress.share(count(&|u| into(u) && u.is_own), count(&into));
+                        paces.egress.share(count(&|u| out_of(u) && u.is_own), count(&out_of));
                     }
                 }
                 Err(error) => {

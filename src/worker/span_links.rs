@@ -9,7 +9,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::state::TraceContext;
+use crate::db::TraceContext;
 
 /// Links the span of a copy to the calls that wait for it: the first attempt belongs to the trace of the first of them; a later
 /// one is the root of a trace of its own. All of them are linked.

@@ -60,7 +60,8 @@ async fn regions_that_are_none_are_named() {
     let running = accepting().await;
     let app = running.add("a", &[noise(10, 1)]).await;
     let refused = running.synchronize(&app, &["cn-shanghai", "cn-nowhere"]).await.expect_err("unknown");
-    refusal::read(&refused).is_invalid("target_region_ids", &["cn-nowhere", "configured are cn-beijing, cn-hangzhou"]);
+    refusal::read(&refused)
+        .is_invalid("target_region_ids", &["cn-nowhere", "configured regions: cn-beijing, cn-hangzhou"]);
     let refused = running.synchronize(&app, &["all", "../cn-shanghai"]).await.expect_err("malformed");
     refusal::read(&refused).is_invalid("target_region_ids", &["../cn-shanghai"]);
     for count in [101, 3_000] {

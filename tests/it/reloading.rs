@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf};
 use appferry::{
     config::Config,
     contract::v1::{GetImageRequest, ListRegionsRequest},
+    db,
     service::Role,
-    state,
 };
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ use crate::harness::{
 async fn serve(site: &Site) -> (Served, PathBuf) {
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     (Served::configured(&file).await, file)
 }
 

@@ -20,10 +20,10 @@ use super::{
     transfer::{Copied, CopyError},
 };
 use crate::{
+    db::Report,
     domain::{EcsImageId, Event, Image, RegionId, Verification},
     metrics,
     region::{Ecs, Error, Result},
-    state::Report,
 };
 
 /// How long it is waited at a shutdown for what is being asked of ECS.

@@ -6,12 +6,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{super::transfer::Meter, give_up};
 use crate::{
+    db::{self, Db},
     domain::{EcsCopy, EcsImageId, EcsStep, Image, Progress, RegionId, Stale, Timestamp, with_causes},
     region::{
         Ecs, Error, Result, Verdict,
         ecs::{self, Order},
     },
-    state::{self, State},
 };
 
 /// After how many troubles in a row that may pass an attempt is given up.
@@ -21,7 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Whoever asks for the copy into one region, and watches it.
 pub struct Watch {
-    pub state: State,
+    pub state: Db,
     pub ecs: Ecs,
     pub image: Arc<Image>,
     pub source: EcsImageId,
@@ -126,7 +126,7 @@ impl Watch {
             }
             EcsStep::Adopt(id) => {
                 tracing::info!(image = %self.image.id, %region, %id, "an image that was made for the app before is taken for its copy");
-                self.note(copy, copy.made(id, now)).await?;
+                self.note(copy, copy.with_image(id, now)).await?;
             }
             EcsStep::Cancel(id) => self.ecs.cancel(region, &id).await?,
             EcsStep::Delete(id) => {
@@ -161,8 +161,8 @@ impl Watch {
             answer => answer?,
         };
         tracing::info!(image = %self.image.id, region = %self.region, %made, "ECS copies");
-        let next = copy.made(made, self.ecs.now());
-        let noted = self.state.ecs_copy_made(&self.image.id, &self.region, &next).await;
+        let next = copy.with_image(made, self.ecs.now());
+        let noted = self.state.ecs_copy_record_image(&self.image.id, &self.region, &next).await;
         noted.map_err(|error| Error::Journal(error.to_string()))?;
         *copy = next;
         Ok(())
@@ -170,14 +170,14 @@ impl Watch {
 
     /// Remembers how the copy goes on.
     async fn note(&self, copy: &mut EcsCopy, next: EcsCopy) -> Result<()> {
-        owned(self.state.ecs_copy_note(&self.image.id, &self.region, self.fence, &next).await)?;
+        owned(self.state.ecs_copy_save(&self.image.id, &self.region, self.fence, &next).await)?;
         *copy = next;
         Ok(())
     }
 }
 
 /// What the database answered to somebody whose claim may not be good any more.
-fn owned<T>(answer: state::Result<std::result::Result<T, Stale>>) -> Result<T> {
+fn owned<T>(answer: db::Result<std::result::Result<T, Stale>>) -> Result<T> {
     answer.map_err(|error| Error::Journal(error.to_string()))?.map_err(|_| Error::Overtaken)
 }
 

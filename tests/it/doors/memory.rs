@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use appferry::{config::Config, state};
+use appferry::{config::Config, db};
 
 use super::http2::{Connection, message};
 use crate::harness::{
@@ -20,7 +20,7 @@ const ADDED: u64 = 48;
 async fn serve(site: &Site) -> Served {
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     Served::configured(&file).await
 }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use appferry::{
     config::Config,
+    db,
     service::{Role, Service},
-    state,
 };
 use tokio::runtime::Runtime;
 
@@ -34,6 +34,6 @@ pub async fn service(directory: &Path, more: &str) -> Service {
         home.display(),
     ))
     .expect("a configuration");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     Service::start(&config, Role::Server).await.expect("it starts")
 }
