@@ -1,4 +1,5 @@
-//! A service of one's own: the program that was built beside this one, in a directory of its own, on a core of its own if there are several.
+//! Runs a service from the program that was built beside this one, in a temporary directory, on a core of its own if
+//! there are several.
 
 use std::{
     env, fs,
@@ -18,19 +19,19 @@ use super::Result;
 
 pub const TOKEN: &str = "load";
 
-/// The database of a service that is told of no other.
+/// The default database.
 pub const SQLITE: &str = "sqlite://state.db";
 
-/// A region into which a copy takes no time.
+/// A region into which copies end at once.
 pub const FAST: &str = "fast";
 
-/// Regions into which a copy takes for ever.
+/// Regions into which copies never end.
 pub fn slow() -> impl Iterator<Item = String> {
     (0..30).map(|n| format!("slow-{n}"))
 }
 
-/// How often it is looked whether the service is there.
-const LOOK: Duration = Duration::from_millis(20);
+/// The interval of checking whether the service is ready.
+const POLL: Duration = Duration::from_millis(20);
 
 pub struct Service {
     child: Child,
@@ -38,7 +39,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it, apart from whoever calls, or wherever there is room.
+    /// Starts the service. `apart` gives it a core of its own.
     pub fn start(apart: bool, database: &str, environment: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let ids = ["home".to_owned(), FAST.to_owned()].into_iter().chain(slow());
@@ -65,37 +66,38 @@ impl Service {
             command
         };
         if !run(&["migrate", "--config", "appferry.toml"]).status()?.success() {
-            return Err("the schema could not be created".into());
+            return Err("failed to create the schema".into());
         }
         let log = fs::File::create(directory.path().join("log"))?;
         let mut serve = run(&["serve", "--config", "appferry.toml"]);
         serve.envs(environment.iter().copied());
         let cores = cores()?;
-        // A child runs where its parent does. What calls must not take away from what is called.
+        // A child inherits the affinity of its parent. The load generator must not take processor time from the
+        // service.
         if apart
             && let [first, rest @ ..] = &cores[..]
             && !rest.is_empty()
         {
-            set(&[*first])?;
+            set_affinity(&[*first])?;
             let child = serve.stderr(log).spawn()?;
-            set(rest)?;
+            set_affinity(rest)?;
             return Ok(Self { child, directory });
         }
         Ok(Self { child: serve.stderr(log).spawn()?, directory })
     }
 
-    /// Where it listens, as soon as it does.
+    /// Waits until the service listens. Returns its URL.
     pub async fn endpoint(&self) -> Result<String> {
         loop {
             let log = fs::read_to_string(self.log())?;
-            let told = log.lines().find(|line| line.contains("serving"));
-            if let Some((_, rest)) = told.and_then(|line| line.split_once("address=")) {
+            let line = log.lines().find(|line| line.contains("serving"));
+            if let Some((_, rest)) = line.and_then(|line| line.split_once("address=")) {
                 return Ok(format!("http://{}", rest.split_whitespace().next().unwrap_or_default()));
             }
-            if log.contains("appferry: ") {
+            if log.contains("error: ") {
                 return Err(log.into());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 
@@ -103,7 +105,7 @@ impl Service {
         self.directory.path().join("log")
     }
 
-    /// Registers an image of so many bytes, and returns its id.
+    /// Registers an image of `bytes` bytes. Returns its id.
     pub fn image(&self, endpoint: &str, bytes: usize) -> Result<String> {
         let file = self.directory.path().join("disk");
         fs::write(&file, vec![7; bytes])?;
@@ -120,14 +122,14 @@ impl Service {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// Its memory, in bytes.
+    /// The resident memory of the service, in bytes.
     pub fn resident(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-        Ok(kib.map(|kib: u64| kib * 1024).ok_or("the system does not tell")?)
+        Ok(kib.map(|kib: u64| kib * 1024).ok_or("/proc has no VmRSS")?)
     }
 
-    /// Has it end in order.
+    /// Shuts the service down.
     pub fn stop(mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status = self.child.wait()?;
@@ -137,13 +139,13 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It has ended already, if it was to.
+        // Fails if the service has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The cores that there are, of which the caller may already have left the first one to a service.
+/// The cores of the process at its start, before its affinity was restricted.
 fn cores() -> Result<Vec<usize>> {
     static ALL: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
     if ALL.get().is_none() {
@@ -153,7 +155,8 @@ fn cores() -> Result<Vec<usize>> {
     Ok(ALL.get().cloned().unwrap_or_default())
 }
 
-fn set(cores: &[usize]) -> Result<()> {
+/// Restricts this process to `cores`.
+fn set_affinity(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
     for core in cores {
         set.set(*core);
@@ -161,9 +164,17 @@ fn set(cores: &[usize]) -> Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// The program, beside the directory of the examples.
+/// The service's program, in the parent of the directory of the examples.
 fn program() -> Result<PathBuf> {
-    let own = env::current_exe()?;
-    let program = own.parent().and_then(|examples| examples.parent()).ok_or("it is nowhere")?.join("appferry");
-    if program.exists() { Ok(program) } else { Err(format!("{} is missing: cargo build", program.display()).into()) }
+    let example = env::current_exe()?;
+    let program = example
+        .parent()
+        .and_then(|examples| examples.parent())
+        .ok_or("this program has no parent directory")?
+        .join("appferry");
+    if program.exists() {
+        Ok(program)
+    } else {
+        Err(format!("{} is missing; run cargo build", program.display()).into())
+    }
 }

@@ -1,4 +1,4 @@
-//! A database that is far away: what is said to it and what it answers takes its time, as through a long line.
+//! A TCP proxy that delays all bytes, to simulate a remote database.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,32 +16,34 @@ use url::Url;
 use super::Result;
 
 const PIECE: usize = 64 << 10;
-/// Pieces that are on their way at the same time.
-const ON_THE_WAY: usize = 1_024;
+/// The number of pieces in flight.
+const IN_FLIGHT: usize = 1_024;
 
-/// The same database, half as far away as `round_trip` says, each way.
-pub async fn away(database: &str, round_trip: Duration) -> Result<String> {
+/// Starts a proxy to `database` that delays each direction by half of `round_trip`. Returns the URL of the database
+/// through the proxy.
+pub async fn start(database: &str, round_trip: Duration) -> Result<String> {
     let mut url: Url = database.parse()?;
-    let there = format!("{}:{}", url.host_str().ok_or("it has no host")?, url.port().ok_or("it has no port")?);
+    let host = url.host_str().ok_or("the database URL has no host")?;
+    let target = format!("{host}:{}", url.port().ok_or("the database URL has no port")?);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let here: SocketAddr = listener.local_addr()?;
+    let address: SocketAddr = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
-            let Ok(far) = TcpStream::connect(&there).await else { continue };
-            // Two that can't be told to send at once are only slower.
+            let Ok(far) = TcpStream::connect(&target).await else { continue };
+            // Without TCP_NODELAY the proxy is only slower.
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
             let ((near_reads, near_writes), (far_reads, far_writes)) = (near.into_split(), far.into_split());
-            tokio::spawn(carry(near_reads, far_writes, round_trip / 2));
-            tokio::spawn(carry(far_reads, near_writes, round_trip / 2));
+            tokio::spawn(forward(near_reads, far_writes, round_trip / 2));
+            tokio::spawn(forward(far_reads, near_writes, round_trip / 2));
         }
     });
-    url.set_ip_host(here.ip()).map_err(|()| "it takes no host")?;
-    url.set_port(Some(here.port())).map_err(|()| "it takes no port")?;
+    url.set_ip_host(address.ip()).map_err(|()| "the database URL can't have an IP address")?;
+    url.set_port(Some(address.port())).map_err(|()| "the database URL can't have a port")?;
     Ok(url.into())
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
-    let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+    let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
     let read = async move {
         let mut piece = vec![0; PIECE];
         while let Ok(length @ 1..) = from.read(&mut piece).await {
