@@ -27,9 +27,9 @@ use std::{
 };
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
-    service::{Role, Service},
     state,
     telemetry::Telemetry,
 };

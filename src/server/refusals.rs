@@ -108,7 +108,7 @@ impl Refusals {
     fn write(&self, summary: &Summary) {
         // It waits for no room: where there is none, calls are refused, and what is lost is told by the metric.
         if self.audit.summarize(summary).is_some() {
-            metrics::audit_lost(summary.refused);
+            metrics::record_lost_decisions(summary.refused);
         }
     }
 }

@@ -238,7 +238,7 @@ impl Connections {
             [("write", &self.write, &self.unused), ("read", self.reader.inner(), &Arc::default())]
         {
             let (pool, unused) = (pool.clone(), Arc::clone(unused));
-            metrics::pool(name, move || {
+            metrics::observe_pool(name, move || {
                 let (all, idle) = match pool.get_database_backend() {
                     DbBackend::Sqlite => {
                         let pool = pool.get_sqlite_connection_pool();

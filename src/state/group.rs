@@ -93,7 +93,7 @@ impl<T, A> Queue<T, A> {
             let (asked, replies): (Vec<_>, Vec<_>) = batch.drain(..).map(|q| (q.asked, q.reply)).unzip();
             let began = Instant::now();
             let answers = answer(&asked, &commit).await;
-            metrics::committed(self.name, asked.len(), began.elapsed());
+            metrics::record_commit(self.name, asked.len(), began.elapsed());
             for (reply, answer) in replies.into_iter().zip(answers) {
                 // Whoever has gone finds out in another way: a caller by its token or in the list, a worker has no use for it.
                 let _ = reply.send(answer);

@@ -1,8 +1,8 @@
-//! What one process at a time does for all, elected by a lease: copies whose worker has died are requeued, synchronizations that ended long
-//! ago are pruned, and uploads and copies of ECS that are abandoned are aborted.
+//! The maintenance that the leader, elected by a lease, does for all processes: requeues copies with expired leases,
+//! prunes old synchronizations, and aborts abandoned uploads and ECS copies.
 //!
-//! The parts run side by side, each with a deadline, and one region's with no other's: a store that does not answer delays nothing but
-//! what is to be done there.
+//! The parts run concurrently, each with a deadline and separately for each region, so that a store that hangs delays
+//! only its own part.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ecs::give_up,
+    ecs::abandon,
     leftovers::LeftoverSweep,
     region_check::{RegionCheck, record_configured},
 };
@@ -25,31 +25,31 @@ use crate::{
     state::{self, State},
 };
 
-/// How long the leader's lease lasts without being renewed, as a multiple of the interval.
+/// The duration of the leader's lease, as a multiple of the interval.
 const LEASE: u32 = 3;
-/// How long one part of a round may take.
+/// The time limit of one part of a round.
 const PART: Duration = Duration::from_secs(90);
-/// How long a store may take to abort one upload.
+/// The time limit for aborting one upload.
 const ABORT: Duration = Duration::from_secs(10);
 
-/// How maintenance is done.
+/// The settings of the maintenance.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The process's name.
+    /// The owner of the leader's lease.
     pub id: WorkerId,
-    /// How often.
+    /// The interval between two rounds.
     pub interval: Duration,
-    /// How long synchronizations are kept after they have ended.
+    /// How long finished synchronizations are kept.
     pub keep: Duration,
-    /// The store of each configured region, as it may be shown.
+    /// The location of each configured region's store, without secrets.
     pub locations: Vec<(RegionId, String)>,
-    /// How long leases last.
+    /// The duration of a claim's lease.
     pub lease: Duration,
-    /// The longest wait before an attempt is repeated.
+    /// The longest wait before a retry.
     pub longest_wait: Duration,
 }
 
-/// Does the maintenance while this process is the leader.
+/// Runs the maintenance while this process is the leader.
 #[derive(Debug, Clone)]
 pub struct Maintenance {
     state: State,
@@ -72,7 +72,7 @@ enum Part {
     AbandonEcsCopies,
 }
 
-/// The parts that are running.
+/// The running parts.
 #[derive(Default)]
 struct Round {
     tasks: JoinSet<()>,
@@ -80,7 +80,7 @@ struct Round {
 }
 
 impl Maintenance {
-    /// The maintenance of a database and of what keeps the images.
+    /// The maintenance of a database and its regions.
     #[must_use]
     pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
         let Settings { locations, interval, .. } = &settings;
@@ -89,28 +89,28 @@ impl Maintenance {
         Self { state, backend, settings, leftovers: LeftoverSweep::default(), regions }
     }
 
-    /// Does the maintenance whenever this process is the leader, until `stop` is canceled.
+    /// Runs the maintenance whenever this process is the leader, until `stop` is canceled.
     pub async fn run(self, stop: CancellationToken) {
         let Settings { id, interval, .. } = &self.settings;
-        let mut leads = false;
+        let mut is_leader = false;
         let mut round = Round::default();
         while !stop.is_cancelled() {
             record_configured(&self.state, *interval).await;
             match self.state.housekeeping_take(id, *interval * LEASE).await {
-                Ok(elected) => {
-                    if elected && !leads {
+                Ok(is_elected) => {
+                    if is_elected && !is_leader {
                         tracing::info!(%id, "elected leader");
                     }
-                    if leads && !elected {
-                        tracing::info!(%id, "another process is the leader now");
+                    if is_leader && !is_elected {
+                        tracing::info!(%id, "lost the leader's lease; stopping maintenance");
                         forget_measurements();
                         round.tasks.shutdown().await;
                     }
-                    leads = elected;
+                    is_leader = is_elected;
                 }
                 Err(error) => tracing::warn!(error = with_causes(&error), "leader election failed; will retry"),
             }
-            if leads {
+            if is_leader {
                 self.start_parts(&mut round);
             }
             let wait = interval.mul_f64(1.0 - rand::random::<f64>() / 4.0);
@@ -121,14 +121,14 @@ impl Maintenance {
         }
         round.tasks.shutdown().await;
         forget_measurements();
-        if leads && let Err(error) = self.state.housekeeping_leave(id).await {
+        if is_leader && let Err(error) = self.state.housekeeping_leave(id).await {
             tracing::debug!(error = with_causes(&error), "failed to resign as leader; the lease will expire");
         }
     }
 
-    /// Starts every part that is not still running since an earlier round.
+    /// Starts every part that no longer runs from an earlier round.
     fn start_parts(&self, round: &mut Round) {
-        round.collect();
+        round.forget_finished();
         let mut parts = vec![Part::Requeue, Part::Prune, Part::PruneNonces, Part::CheckRegions];
         if metrics::are_exported() {
             parts.push(Part::MeasureQueues);
@@ -142,15 +142,15 @@ impl Maintenance {
         }
         for part in parts {
             if !round.running.contains_key(&part) {
-                let work = self.clone().part(part.clone());
-                let named = part.clone();
+                let work = self.clone().run_part(part.clone());
+                let name = part.clone();
                 let task = round.tasks.spawn(async move {
                     match tokio::time::timeout(PART, work).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
-                            tracing::warn!(part = ?named, error = with_causes(&error), "maintenance failed; will retry");
+                            tracing::warn!(part = ?name, error = with_causes(&error), "maintenance failed; will retry");
                         }
-                        Err(_) => tracing::warn!(part = ?named, "maintenance took too long; will retry"),
+                        Err(_) => tracing::warn!(part = ?name, "maintenance took too long; will retry"),
                     }
                 });
                 round.running.insert(part, task.id());
@@ -158,7 +158,7 @@ impl Maintenance {
         }
     }
 
-    fn part(self, part: Part) -> BoxFuture<'static, state::Result<()>> {
+    fn run_part(self, part: Part) -> BoxFuture<'static, state::Result<()>> {
         match part {
             Part::MeasureQueues => self.measure_queues().boxed(),
             Part::Requeue => self.requeue().boxed(),
@@ -172,7 +172,7 @@ impl Maintenance {
     }
 
     async fn measure_queues(self) -> state::Result<()> {
-        metrics::queues(self.state.queues().await?);
+        metrics::set_queues(self.state.queues().await?);
         Ok(())
     }
 
@@ -184,7 +184,10 @@ impl Maintenance {
         let Settings { lease, longest_wait, .. } = self.settings;
         let count = self.state.replica_pull_back(lease, longest_wait).await?;
         if count > 0 {
-            tracing::warn!(count, "the database's clock was set back; requeued copies that would have waited for it");
+            tracing::warn!(
+                count,
+                "the database's clock was set back; requeued copies whose retry was too far in the future"
+            );
         }
         Ok(())
     }
@@ -193,7 +196,7 @@ impl Maintenance {
         loop {
             let (count, more) = self.state.synchronization_prune(self.settings.keep).await?;
             if count > 0 {
-                tracing::info!(count, "pruned synchronizations that ended long ago");
+                tracing::info!(count, "pruned finished synchronizations");
             }
             if !more {
                 return Ok(());
@@ -207,8 +210,8 @@ impl Maintenance {
         Ok(())
     }
 
-    /// Aborts the uploads to a region that no copy will resume: of copies that failed for good, were canceled, or whose image is gone. A
-    /// store that does not answer is left alone until the next round.
+    /// Aborts the uploads to a region that no copy will resume: of copies that failed, were canceled, or whose image
+    /// was removed. Stops at the first failure, until the next round.
     async fn abort_uploads(self, region: RegionId) -> state::Result<()> {
         let Some(store) = self.backend.store(&region).cloned() else { return Ok(()) };
         for upload in self.state.upload_abandoned(&region).await? {
@@ -225,7 +228,7 @@ impl Maintenance {
         Ok(())
     }
 
-    /// Removes what copies that died, failed or were canceled left in the stores.
+    /// Removes the leftovers of copies that died, failed or were canceled.
     async fn clear_leftovers(self) -> state::Result<()> {
         if let Backend::Stores(stores) = &self.backend {
             self.leftovers.run(&self.state, stores).await;
@@ -233,38 +236,38 @@ impl Maintenance {
         Ok(())
     }
 
-    /// Aborts the copies of ECS that are abandoned.
+    /// Aborts abandoned ECS copies.
     async fn abandon_ecs_copies(self) -> state::Result<()> {
         let Backend::Ecs(ecs) = &self.backend else { return Ok(()) };
         for (image, region) in self.state.ecs_copy_abandoned().await? {
             if Ecs::has(ecs, &region) {
-                give_up(&self.state, ecs, &image, &region).await;
+                abandon(&self.state, ecs, &image, &region).await;
             }
         }
         Ok(())
     }
 }
 
-/// Only the leader knows the queues and the suspended copies.
+/// Clears the gauges that only the leader reports.
 fn forget_measurements() {
-    metrics::queues(Vec::new());
-    metrics::suspended(BTreeMap::new());
+    metrics::set_queues(Vec::new());
+    metrics::set_suspended(BTreeMap::new());
 }
 
-/// Aborts an upload. Returns whether it is gone.
+/// Aborts an upload. Returns whether that succeeded.
 async fn abort(store: &dyn Store, region: &RegionId, upload: &state::Abandoned) -> bool {
     let error = match tokio::time::timeout(ABORT, store.abort(&upload.session)).await {
         Ok(Ok(())) => return true,
         Ok(Err(error)) => with_causes(&error),
-        Err(_) => "the store did not answer in time".to_owned(),
+        Err(_) => "the store did not respond in time".to_owned(),
     };
     tracing::warn!(error, image = %upload.image, %region, "failed to abort an abandoned upload; will retry");
     false
 }
 
 impl Round {
-    /// Forgets the parts that have ended.
-    fn collect(&mut self) {
+    /// Removes the parts that have ended.
+    fn forget_finished(&mut self) {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             let id = match ended {
                 Ok((id, ())) => id,

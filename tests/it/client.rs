@@ -8,6 +8,7 @@ use std::{
 };
 
 use appferry::{
+    app::Role,
     client::{Client, Error},
     contract::{
         Code, Contract, Failure,
@@ -18,7 +19,6 @@ use appferry::{
         },
     },
     domain::{Backoff, RequestId},
-    service::Role,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;

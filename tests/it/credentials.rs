@@ -6,10 +6,10 @@ use std::sync::{
 };
 
 use appferry::{
+    app::Role,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
     domain::{Clock, Secret, Timestamp},
     identity::acs3::{self, Signed},
-    service::Role,
 };
 use http::HeaderMap;
 use prost::Message as _;

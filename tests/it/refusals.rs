@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use appferry::{
+    app::Role,
     contract::v1::{
         AddImageRequest, CancelSynchronizationRequest, ContainerImageSpec, GetImageRequest, GetSynchronizationRequest,
         ImageType, ListImagesRequest, ListSynchronizationsRequest, RemoveImageRequest, SynchronizeAppRequest,
         VmImageSpec, WatchSynchronizationRequest, add_image_request::ImageSpec,
     },
-    service::Role,
 };
 use sea_orm::ConnectionTrait as _;
 use tonic::Code;

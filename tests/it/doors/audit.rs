@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use appferry::{config::Config, service::Role, state};
+use appferry::{app::Role, config::Config, state};
 
 use super::http2::{ACK, Connection, PING, frame};
 use crate::harness::{

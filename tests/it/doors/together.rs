@@ -7,9 +7,9 @@ use std::{
 };
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{AddImageRequest, ImageType, VmImageSpec, add_image_request},
-    service::{Role, Service},
     state,
 };
 use tokio::{

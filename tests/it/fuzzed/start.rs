@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
-    service::{Role, Service},
     state,
 };
 use tokio::runtime::Runtime;

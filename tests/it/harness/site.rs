@@ -3,13 +3,13 @@
 use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{
         AddImageRequest, ContainerImageSpec, GetSynchronizationRequest, ImageType, Synchronization,
         SynchronizationState, SynchronizeAppRequest, VmImageSpec, WatchSynchronizationRequest, add_image_request,
         app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
     },
-    service::{Role, Service},
     state,
 };
 use sha2::{Digest as _, Sha256};
