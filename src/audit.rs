@@ -255,14 +255,14 @@ impl Unwritten {
     pub async fn written(self) -> Result<(), Blocked> {
         let Self { audit, line } = self;
         let Some(line) = line else {
-            metrics::unaudited();
+            metrics::record_unaudited_call();
             return Err(Blocked);
         };
         let limit = if audit.is_blocked() { Duration::ZERO } else { PATIENCE };
         if let Ok(Ok(())) = tokio::time::timeout(limit, audit.entries.send(line)).await {
             return Ok(());
         }
-        metrics::unaudited();
+        metrics::record_unaudited_call();
         if !audit.condition.blocked.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 "the audit log is not written and its queue is full; calls are refused until it is written again"

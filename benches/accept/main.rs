@@ -27,10 +27,10 @@ use std::{
 };
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
-    service::{Role, Service},
-    state,
+    db,
     telemetry::Telemetry,
 };
 use sea_orm::{ConnectionTrait as _, DbBackend};
@@ -216,7 +216,7 @@ async fn start(url: &str, images: usize) -> Result<(Service, SocketAddr)> {
         regions.concat(),
         hex::encode(Sha256::digest(TOKEN)),
     ))?;
-    state::migrate(&config.database.settings()).await?;
+    db::migrate(&config.database.settings()).await?;
     register(url, "ci-vm-", images).await?;
     let service = Service::start(&config, Role::Server).await?;
     let address = service.address().ok_or("it does not listen")?;

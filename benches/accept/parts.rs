@@ -12,8 +12,8 @@ use std::{
 
 use appferry::{
     config::Config,
-    domain::{Regions, RequestId, Targets},
-    state::{Ask, State},
+    db::{Db, NewSynchronization},
+    domain::{Regions, Targets},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -71,13 +71,13 @@ pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
         "[database]\nurl = \"{url}\"\n[home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir:///nowhere\"\n"
     ))?;
     let settings = config.database.settings();
-    appferry::state::migrate(&settings).await?;
+    appferry::db::migrate(&settings).await?;
     register(url, "part-", CALLS).await?;
     let targets =
         ["one", "two", "three"].map(|id| id.parse()).into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
     let regions = Regions::new("home".parse()?, targets.clone());
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&settings, regions, stop.clone()).await?;
+    let (state, tasks) = Db::open(&settings, regions, stop.clone()).await?;
     if let Ok(mut steps) = steps.0.lock() {
         steps.clear();
     }
@@ -93,8 +93,8 @@ pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
                 if call >= CALLS {
                     return Ok(());
                 }
-                let ask = Ask {
-                    request_id: RequestId::generate(),
+                let ask = NewSynchronization {
+                    request_id: appferry::new_request_id(),
                     image: format!("part-{call}").parse()?,
                     targets: Targets::Named(targets.iter().cloned().collect()),
                     principal: "acs:ram::1:user/bench".to_owned(),

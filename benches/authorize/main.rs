@@ -39,12 +39,12 @@ use appferry::{
             app_sync_service_server::AppSyncServiceServer,
         },
     },
-    domain::{Clock, Timestamp},
+    db::{self, Db},
+    domain::Timestamp,
     identity::{CurrentDirectory, Fetched},
     ram::{Attached, Attachment, Context, Document, Keys, Policies, Policy, Request},
     region::{Backend, Stores},
     server::{self, Deadlines, Gate, Parts, Refusals},
-    state::{self, State},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -236,9 +236,9 @@ async fn call(client: &AppSyncServiceClient<Channel>, calls: usize) -> Result<()
 async fn overhead() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let config = config(&format!("sqlite://{}/state.db", directory.path().display()))?;
-    state::migrate(&config.database.settings()).await?;
+    db::migrate(&config.database.settings()).await?;
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
+    let (state, tasks) = Db::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
     let second = Duration::from_secs(1);
     let contract = Contract::load()?;
     let principals = Arc::new(CurrentDirectory::new(config.directory(&mut Fetched::default())?));
@@ -256,11 +256,11 @@ async fn overhead() -> Result<()> {
             plaintext: false,
             contract,
             directory: Arc::clone(&principals),
-            refusals: Arc::new(Refusals::new(1, audit.clone(), Clock::system())),
+            refusals: Arc::new(Refusals::new(1, audit.clone(), appferry::system_clock())),
             audit,
             state: state.clone(),
             backend: Backend::Stores(Stores::new(Vec::new())),
-            clock: Clock::system(),
+            clock: appferry::system_clock(),
             max_in_flight: IN_FLIGHT,
             deadlines: Deadlines { default: second, longest: second, stream: second },
             stop: stop.clone(),

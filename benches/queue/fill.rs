@@ -1,6 +1,6 @@
 //! Tables filled as the service would have filled them.
 
-use appferry::state::{Settings, migrate};
+use appferry::db::{Settings, migrate};
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use uuid::Uuid;
 
@@ -62,7 +62,7 @@ impl Fill {
         ))
         .await?;
         db.execute_unprepared(&format!(
-            "INSERT INTO synchronization (request_id, image_id, principal, asked, targets, open, state, created_at) \
+            "INSERT INTO synchronization (request_id, image_id, principal, parameters, targets, open, state, created_at) \
              SELECT {ID}, 'p' || n, 'acs:ram::1:user/bench', 'all', '{}', {}, 'RUNNING', 1750000000000 + n \
              FROM generate_series(1, {images}) AS n",
             self.targets(),
@@ -95,7 +95,7 @@ impl Fill {
         let images = replicas.div_ceil(self.regions);
         let db = self.connect().await?;
         db.execute_unprepared(&format!(
-            "INSERT INTO synchronization (request_id, image_id, principal, asked, targets, open, state, created_at, finished_at) \
+            "INSERT INTO synchronization (request_id, image_id, principal, parameters, targets, open, state, created_at, finished_at) \
              SELECT {ID}, 'i' || n, 'acs:ram::1:user/bench', 'all', '{}', CASE WHEN n % 500 = 0 THEN {} ELSE 0 END, \
              CASE WHEN n % 500 = 0 THEN 'RUNNING' WHEN n % 100 = 0 THEN 'FAILED' ELSE 'SUCCEEDED' END, 1750000000000 + n, \
              CASE WHEN n % 500 = 0 THEN NULL ELSE 1750000001000 + n END FROM generate_series(1, {images}) AS n",

@@ -15,8 +15,8 @@ mod work;
 use std::{error::Error, time::Instant};
 
 use appferry::{
+    db::{Db, Settings, SynchronizationFilter},
     domain::{Regions, RequestId, SynchronizationState},
-    state::{Filter, Settings, State},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -112,17 +112,17 @@ async fn lists(server: &Postgres) -> Result<()> {
     let mut tasks = Vec::new();
     let mut states = Vec::new();
     for (fill, ids) in [(&few, of_few), (&many, of_many)] {
-        let (state, running) = State::open(&Settings::new(fill.url.clone()), configured(THREE)?, stop.clone()).await?;
+        let (state, running) = Db::open(&Settings::new(fill.url.clone()), configured(THREE)?, stop.clone()).await?;
         tasks.push(running);
         states.push((state, ids));
     }
     let [(few, of_few), (many, of_many)] = states.as_slice() else { return Err("two states".into()) };
     for (name, filter) in [
         ("get", None),
-        ("list", Some(Filter::default())),
-        ("list_of_image", Some(Filter { image: Some("i7".parse()?), state: None })),
-        ("list_failed", Some(Filter { image: None, state: Some(SynchronizationState::Failed) })),
-        ("list_running", Some(Filter { image: None, state: Some(SynchronizationState::Running) })),
+        ("list", Some(SynchronizationFilter::default())),
+        ("list_of_image", Some(SynchronizationFilter { image: Some("i7".parse()?), state: None })),
+        ("list_failed", Some(SynchronizationFilter { image: None, state: Some(SynchronizationState::Failed) })),
+        ("list_running", Some(SynchronizationFilter { image: None, state: Some(SynchronizationState::Running) })),
     ] {
         // In turns, so that both see the same of the machine.
         let mut times = [Vec::new(), Vec::new()];

@@ -66,7 +66,7 @@ pub(super) fn run(
     }
     if !waiting.lines.is_empty() {
         let lost = waiting.lines.split_inclusive(|byte| *byte == b'\n').count();
-        metrics::audit_lost(lost as u64);
+        metrics::record_lost_decisions(lost as u64);
         tracing::error!(lost, ?to, "lines of the audit log could not be written before the end");
     }
 }

@@ -1,11 +1,11 @@
-//! What to do where a region that is reached by way of a proxy can't be reached.
+//! The remedy when a region can't be reached through its proxy.
 
 use crate::{
     config::RegionProxy,
     region::{ForwardProxy, ProxyTrial},
 };
 
-/// Asks the proxy of a region for it, and says what to do about it; nothing if there is none, or it passes on what it is asked.
+/// Tries to reach a region through its proxy. Returns the remedy; `None` without a proxy, or if the proxy connects.
 pub async fn of(proxy: Option<&RegionProxy>) -> Option<String> {
     let proxy = proxy?;
     advice(proxy, &proxy.proxy.try_to_reach(&proxy.target).await)
@@ -26,16 +26,16 @@ fn advice(RegionProxy { region, key, proxy, target }: &RegionProxy, trial: &Prox
             format!("{}: the proxy of {region}, {at}, {}", login_keys(key), wants_login(key, proxy))
         }
         ProxyTrial::Refuses(status) => format!(
-            "{key}: the proxy of {region}, {at}, passes nothing on to {host} ({status}); its rules have to allow that, {around}"
+            "{key}: the proxy of {region}, {at}, passes nothing on to {host} ({status}); allow the host in its rules, {around}"
         ),
         ProxyTrial::TargetUnreachable(status) => format!(
-            "{key}: the proxy of {region}, {at}, is there and does not reach {host} ({status}); see whether the store is running and its address is \
-             right, and where the proxy may go"
+            "{key}: the proxy of {region}, {at}, responds but does not reach {host} ({status}); check that the store is running, its address, and \
+             the rules of the proxy"
         ),
     })
 }
 
-/// The keys that have to do with what a proxy is shown: those of one region have no such keys.
+/// The keys of the proxy's credentials. The proxy of a single region has none.
 fn login_keys(key: &str) -> String {
     match key {
         "network.proxy" => "network.proxy_username and its password".to_owned(),
@@ -45,10 +45,10 @@ fn login_keys(key: &str) -> String {
 
 fn wants_login(key: &str, proxy: &ForwardProxy) -> &'static str {
     match (proxy.login(), key) {
-        (Some(_), _) => "refuses that name and password (407)",
+        (Some(_), _) => "rejects the user name and password (407)",
         (None, "network.proxy") => {
-            "wants a name and a password (407): give network.proxy_username and network.proxy_password_file"
+            "wants a name and a password (407); set network.proxy_username and network.proxy_password_file"
         }
-        (None, _) => "wants a name and a password (407), and only the proxy of [network] can be shown them",
+        (None, _) => "wants a name and a password (407), which only the proxy of [network] can have",
     }
 }

@@ -1,4 +1,4 @@
-//! Which regions are reached by way of a proxy, and which key says so: for the advice where one can't be reached.
+//! The forward proxies of the regions and the keys that set them, for the advice when a region can't be reached.
 
 use url::Url;
 
@@ -8,36 +8,36 @@ use crate::{
     region::{ForwardProxy, Location, Provider},
 };
 
-/// How a region is reached that has a proxy.
+/// The forward proxy of a region.
 #[derive(Debug, Clone)]
 pub struct RegionProxy {
     /// The region.
     pub region: RegionId,
-    /// The key that names the proxy.
+    /// The configuration key that sets the proxy.
     pub key: String,
     /// The proxy.
     pub proxy: ForwardProxy,
-    /// Where the region's service is.
+    /// The URL of the region's service.
     pub target: Url,
 }
 
 impl Config {
-    /// The regions that are reached by way of a proxy.
+    /// The regions that are reached through a proxy.
     pub fn region_proxies(&self) -> Result<Vec<RegionProxy>, Error> {
         let mut proxies = Vec::new();
-        for (place, region) in self.region.iter().enumerate() {
-            let Some(proxy) = region.forward_proxy(place, &self.network)? else { continue };
-            let Some(target) = self.target(place).filter(|target| proxy.covers(target)) else { continue };
+        for (index, region) in self.region.iter().enumerate() {
+            let Some(proxy) = region.forward_proxy(index, &self.network)? else { continue };
+            let Some(target) = self.target(index).filter(|target| proxy.covers(target)) else { continue };
             let key =
-                if region.proxy.is_some() { format!("region[{place}].proxy") } else { "network.proxy".to_owned() };
-            proxies.push(RegionProxy { region: region.id(place)?, key, proxy, target });
+                if region.proxy.is_some() { format!("region[{index}].proxy") } else { "network.proxy".to_owned() };
+            proxies.push(RegionProxy { region: region.id(index)?, key, proxy, target });
         }
         Ok(proxies)
     }
 
-    /// Where a region's service is; nothing for a directory, or where only the provider's library knows.
-    fn target(&self, place: usize) -> Option<Url> {
-        let region = self.region.get(place)?;
+    /// The URL of a region's service; `None` for a directory, or if only the provider's library knows it.
+    fn target(&self, index: usize) -> Option<Url> {
+        let region = self.region.get(index)?;
         let parse = |text: String| text.parse().ok();
         match region.store.parse().ok()? {
             Location::Dir(_) => None,

@@ -1,4 +1,4 @@
-//! Digests of content, as OCI writes them, and the algorithms that compute them.
+//! Content digests and their algorithms (OCI image specification 1.1, "Digests").
 
 use std::{fmt, str::FromStr};
 
@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use super::ForeignText;
 
-/// An algorithm of digests (OCI image specification 1.1, "Registered algorithms").
+/// A digest algorithm (OCI image specification 1.1, "Registered algorithms").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
     /// SHA-256, which every registry supports.
@@ -19,10 +19,10 @@ impl Algorithm {
     /// All algorithms.
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// The algorithm that applies where none is named, and that of the content which this service makes itself.
+    /// The default algorithm, also of content that this service generates.
     pub const CANONICAL: Self = Self::Sha256;
 
-    /// The name that digests begin with, and that a layout's directory of such blobs has.
+    /// Returns the prefix of such digests, which also names the directory of such blobs in a layout.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -31,7 +31,7 @@ impl Algorithm {
         }
     }
 
-    /// Starts hashing content that comes in pieces.
+    /// Returns a hasher for content that arrives in pieces.
     #[must_use]
     pub fn hasher(self) -> ContentHasher {
         ContentHasher(match self {
@@ -40,7 +40,7 @@ impl Algorithm {
         })
     }
 
-    /// The digest of content that is at hand as a whole.
+    /// Returns the digest of `content`.
     #[must_use]
     pub fn digest(self, content: &[u8]) -> Digest {
         let mut hasher = self.hasher();
@@ -55,7 +55,7 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Computes the digest of content that comes in pieces.
+/// Computes the digest of content that arrives in pieces.
 #[derive(Debug, Clone)]
 pub struct ContentHasher(State);
 
@@ -66,7 +66,7 @@ enum State {
 }
 
 impl ContentHasher {
-    /// Takes the next bytes of the content.
+    /// Adds the next bytes of the content.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             State::Sha256(state) => state.update(bytes),
@@ -74,7 +74,7 @@ impl ContentHasher {
         }
     }
 
-    /// The digest of everything that was taken.
+    /// Returns the digest of all bytes that were added.
     #[must_use]
     pub fn finish(self) -> Digest {
         match self.0 {
@@ -84,8 +84,7 @@ impl ContentHasher {
     }
 }
 
-/// A digest, written as its algorithm's name, a colon, and two lower-case hexadecimal digits for each byte (OCI image specification
-/// 1.1, "Digests").
+/// A digest, written as the name of its algorithm, a colon, and lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Digest {
     /// `sha256:` and 64 digits.
@@ -94,13 +93,13 @@ pub enum Digest {
     Sha512([u8; 64]),
 }
 
-/// A text is not a digest that images may have.
+/// A text is not a supported digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a digest of the form sha256: and 64, or sha512: and 128, lower-case hexadecimal digits")]
 pub struct DigestError(ForeignText);
 
 impl Digest {
-    /// The algorithm that computed it.
+    /// Returns its algorithm.
     #[must_use]
     pub const fn algorithm(&self) -> Algorithm {
         match self {
@@ -109,7 +108,7 @@ impl Digest {
         }
     }
 
-    /// The hexadecimal digits alone, as they name a blob's file.
+    /// Returns the hexadecimal digits without the algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
         match self {
@@ -118,7 +117,7 @@ impl Digest {
         }
     }
 
-    /// The digest that has these hexadecimal digits. How many they are says by which algorithm.
+    /// Parses hexadecimal digits without the algorithm, which follows from their number.
     #[must_use]
     pub fn from_hex(digits: &str) -> Option<Self> {
         fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
@@ -132,7 +131,7 @@ impl Digest {
         bytes(digits).map(Self::Sha256).or_else(|| bytes(digits).map(Self::Sha512))
     }
 
-    /// Whether it is the digest of some content.
+    /// Whether it is the digest of `content`.
     #[must_use]
     pub fn matches(&self, content: &[u8]) -> bool {
         self.algorithm().digest(content) == *self

@@ -14,7 +14,7 @@ use super::{
     dir::Holders, lenders::Lenders, registry::WaitingUploads,
 };
 use crate::domain::{
-    Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
+    Descriptor, Digest, ForeignText, Image, ImageName, Leftover, NameContent, Published, StoreEntry, Verification,
     may_publish,
 };
 
@@ -166,15 +166,15 @@ impl Stage {
     }
 
     /// Refuses to make the image visible in the place of what others have put there. `url` is what people pull it by.
-    pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
+    pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &NameContent) -> Result<()> {
         if may_publish(wanted, shown, &self.published, self.overwrite) {
-            if *shown != Shown::Root(wanted) {
+            if *shown != NameContent::Root(wanted) {
                 self.seen_free.note();
             }
             return Ok(());
         }
         let there = match shown {
-            Shown::Root(there) => ForeignText::value(there),
+            NameContent::Root(there) => ForeignText::value(there),
             _ => "what can't be read as one image".into(),
         };
         Err(Error::Foreign { name: url.into(), there })
@@ -189,11 +189,11 @@ pub(super) const SMALL: u64 = 16 << 10;
 pub(super) const WORTH_LENDING: u64 = 128 << 10;
 
 /// What a store shows by a name, of what its root is there or can't be read.
-pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<Shown> {
+pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<NameContent> {
     match root {
-        Ok(Some(root)) => Ok(Shown::Root(root.digest)),
-        Ok(None) => Ok(Shown::Nothing),
-        Err(Error::Malformed { .. }) => Ok(Shown::Unreadable),
+        Ok(Some(root)) => Ok(NameContent::Root(root.digest)),
+        Ok(None) => Ok(NameContent::Nothing),
+        Err(Error::Malformed { .. }) => Ok(NameContent::Unreadable),
         Err(error) => Err(error),
     }
 }
@@ -339,7 +339,7 @@ pub trait Store: Source {
 
     /// The images of which something may be left over: what copies that died, failed or were canceled left behind. None in a
     /// store that shows only what is whole.
-    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+    async fn find_leftovers(&self) -> Result<Vec<StoreEntry>> {
         Ok(Vec::new())
     }
 

@@ -14,8 +14,8 @@ use crate::{
         Contract, Failure,
         v1::{self, app_sync_service_server::AppSyncService},
     },
+    db::{Db, NewSynchronization, Snapshots, SynchronizationFilter, TraceContext},
     domain::Synchronization,
-    state::{Ask, Filter, Snapshots, State, TraceContext},
 };
 
 /// The length of the header `traceparent` of the version that there is.
@@ -26,7 +26,7 @@ const MAX_TRACE: usize = 512;
 /// See the module.
 #[derive(Debug)]
 pub struct AppSync {
-    pub(super) state: State,
+    pub(super) state: Db,
     pub(super) contract: &'static Contract,
     pub(super) stop: CancellationToken,
 }
@@ -45,7 +45,11 @@ impl AppSync {
     }
 
     /// Reads a call: everything that can be wrong with it by itself.
-    fn read(&self, request: Request<v1::SynchronizeAppRequest>, permit: &Permit) -> Result<Ask, Failure> {
+    fn read(
+        &self,
+        request: Request<v1::SynchronizeAppRequest>,
+        permit: &Permit,
+    ) -> Result<NewSynchronization, Failure> {
         let trace = trace(&request);
         let body = request.into_inner();
         let targets = wire::targets("target_region_ids", &body.target_region_ids, self.state.regions())?;
@@ -53,7 +57,7 @@ impl AppSync {
             "" => None,
             token => Some(wire::id("client_token", token)?),
         };
-        let ask = Ask {
+        let ask = NewSynchronization {
             request_id: permit.request_id(),
             image: wire::id("app_id", &body.app_id)?,
             targets,
@@ -174,7 +178,7 @@ impl AppSyncService for AppSync {
                 "" => None,
                 id => Some(wire::id("app_id", id)?),
             };
-            let filter = Filter { image, state: wire::state_filter(body.state)? };
+            let filter = SynchronizationFilter { image, state: wire::state_filter(body.state)? };
             let before = page::after(&body.page_token)?;
             Ok::<_, Failure>(self.state.synchronization_list(&filter, before, page::size(body.page_size)?).await?)
         };

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::SERVICES;
-use crate::{audit::Audit, domain::with_causes, state::State};
+use crate::{audit::Audit, db::Db, domain::with_causes};
 
 /// How often the database is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Told {
 
 /// Publishes whether the database answers and takes writes and the audit log, if this process has one, is written, until `stop` is
 /// canceled: then the service is not ready any more.
-pub async fn run(told: Told, state: State, audit: Option<Audit>, stop: CancellationToken) {
+pub async fn run(told: Told, state: Db, audit: Option<Audit>, stop: CancellationToken) {
     let mut before = Readiness::Ready;
     loop {
         let asked = tokio::select! {

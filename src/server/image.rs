@@ -19,9 +19,9 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, add_image_request, image_service_server::ImageService},
     },
+    db::{self, Db, ImageFilter, NameConflictPolicy},
     domain::{Clock, Content, Digest, EcsImageId, Image, ImageId, ImageKind, RegionId, Replica, Targets},
     region::{Backend, ImageSpec, Manifests},
-    state::{self, ImageFilter, NameTaken, State},
 };
 
 const MAX_NAME: usize = 128;
@@ -37,7 +37,7 @@ const SHOWN: Duration = Duration::from_secs(2);
 /// See the module.
 #[derive(Debug)]
 pub struct Images {
-    state: State,
+    state: Db,
     backend: Backend,
     contract: &'static Contract,
     clock: Clock,
@@ -66,7 +66,7 @@ impl Images {
     }
 
     /// What ECS knows some images by in its regions.
-    async fn made(&self, images: &[&ImageId]) -> state::Result<BTreeMap<(ImageId, RegionId), EcsImageId>> {
+    async fn made(&self, images: &[&ImageId]) -> db::Result<BTreeMap<(ImageId, RegionId), EcsImageId>> {
         match self.backend {
             Backend::Stores(_) => Ok(BTreeMap::new()),
             Backend::Ecs(_) => self.state.ecs_copies(images).await,
@@ -132,7 +132,7 @@ impl Images {
             latest_only: body.latest_only,
         };
         let after: Option<ImageId> = page::after(&body.page_token)?;
-        let span = state::Span { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
+        let span = db::PageRange { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
         let found = self.state.image_list(&filter, after.as_ref(), span, body.count_all).await?;
         let made = self.made(&found.images.iter().map(|(image, _)| &image.id).collect::<Vec<_>>()).await?;
         let image = |(image, replicas): &(Image, Vec<_>)| self.image(image, replicas, &made, &Targets::All, None);
@@ -146,7 +146,7 @@ impl Images {
     async fn versions(&self, body: v1::GetAppVersionsRequest) -> Result<v1::GetAppVersionsResponse, Failure> {
         let names = vec![wire::text("app_name", body.app_name, MAX_NAME, true)?];
         let filter = ImageFilter { names, kind: wire::kind_filter(body.image_type)?, ..ImageFilter::default() };
-        let span = state::Span { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
+        let span = db::PageRange { skip: page::skip(body.skip)?, limit: page::size(body.page_size)? };
         let (images, total) = self.state.image_versions(&filter, span).await?;
         let version =
             |image: Image| v1::AppVersion { image_id: image.id.to_string(), name: image.name, version: image.version };
@@ -198,7 +198,7 @@ impl Images {
             absent,
         };
         let regions = self.regions_by_name(&image);
-        let taken = if body.supersede { NameTaken::Supersede(&regions) } else { NameTaken::Refuse };
+        let taken = if body.supersede { NameConflictPolicy::Supersede(&regions) } else { NameConflictPolicy::Reject };
         self.state.image_add_as(&image, taken).await?;
         Ok(id)
     }
@@ -207,7 +207,7 @@ impl Images {
 /// An image of another kind than the one that was asked for is none.
 fn of_kind(image: &Image, kind: Option<ImageKind>) -> Result<(), Failure> {
     match kind {
-        Some(kind) if kind != image.kind => Err(state::Error::ImageNotFound(image.id.clone()).into()),
+        Some(kind) if kind != image.kind => Err(db::Error::ImageNotFound(image.id.clone()).into()),
         _ => Ok(()),
     }
 }

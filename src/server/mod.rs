@@ -46,10 +46,10 @@ pub use tls::{Tls, TlsError, TlsSettings};
 use crate::{
     audit::Audit,
     contract::{Contract, DESCRIPTORS, longrunning::operations_server, v1},
+    db::Db,
     domain::Clock,
     identity::CurrentDirectory,
     region::Backend,
-    state::State,
 };
 use layer::{
     AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, OpenLayer,
@@ -90,7 +90,7 @@ pub struct Parts {
     /// Takes decisions down.
     pub audit: Audit,
     /// The state.
-    pub state: State,
+    pub state: Db,
     /// The stores, in which images to be registered are looked up.
     pub backend: Backend,
     /// Tells when an image was registered, and whether a credential has expired.

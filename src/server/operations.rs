@@ -17,8 +17,8 @@ use crate::{
         },
         v1::CommonErrorCode,
     },
+    db::SynchronizationFilter,
     domain::{ForeignText, RequestId, Synchronization, SynchronizationState},
-    state::Filter,
 };
 
 /// What the names of operations begin with.
@@ -86,8 +86,8 @@ fn id(name: &str) -> Result<RequestId, Failure> {
 }
 
 /// Reads a filter: comparisons by `=`, joined by AND (AIP-160).
-fn filter(text: &str) -> Result<Filter, Failure> {
-    let mut filter = Filter::default();
+fn filter(text: &str) -> Result<SynchronizationFilter, Failure> {
+    let mut filter = SynchronizationFilter::default();
     if text.trim().is_empty() {
         return Ok(filter);
     }
@@ -186,7 +186,7 @@ impl Operations for AppSync {
 #[cfg(test)]
 mod tests {
     use super::{filter, id};
-    use crate::{domain::SynchronizationState, state::Filter};
+    use crate::{db::SynchronizationFilter, domain::SynchronizationState};
 
     #[test]
     fn a_filter_is_what_it_says_or_is_refused() {
@@ -196,7 +196,7 @@ mod tests {
             (Some(SynchronizationState::Running), Some("ci-vm-1".into()))
         );
         assert_eq!(filter("metadata.state = FAILED").expect("a filter").state, Some(SynchronizationState::Failed));
-        let Filter { state, image } = filter(" ").expect("all");
+        let SynchronizationFilter { state, image } = filter(" ").expect("all");
         assert!(state.is_none() && image.is_none());
         for bad in [
             "done = true",

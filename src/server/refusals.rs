@@ -108,7 +108,7 @@ impl Refusals {
     fn write(&self, summary: &Summary) {
         // It waits for no room: where there is none, calls are refused, and what is lost is told by the metric.
         if self.audit.summarize(summary).is_some() {
-            metrics::audit_lost(summary.refused);
+            metrics::record_lost_decisions(summary.refused);
         }
     }
 }
@@ -121,10 +121,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::{LINES_PER_SECOND, NAMED, Refusals, Refused};
-    use crate::{
-        audit::{Audit, Destination},
-        domain::Clock,
-    };
+    use crate::audit::{Audit, Destination};
 
     fn address(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
@@ -135,7 +132,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("audit.log");
         let (audit, writing) = Audit::start(Destination::File(file.clone()), 1.0).expect("a log");
-        let refusals = Refusals::new(per_minute, audit, Clock::system());
+        let refusals = Refusals::new(per_minute, audit, crate::system_clock());
         act(&refusals);
         let stop = CancellationToken::new();
         stop.cancel();

@@ -13,9 +13,9 @@ use crate::{
         Contract, Failure, Violation,
         v1::{self, Intactness},
     },
+    db::{self, Db},
     domain::{Content, EcsStatus, Fault, FaultKind, ForeignText, Image, RegionId, RegionStatus},
     region::{self, Backend, Inspection, MovedName, Store},
-    state::{self, State},
 };
 
 /// Images that are read again at the same time.
@@ -24,7 +24,7 @@ const AT_ONCE: usize = 8;
 /// Reads images again.
 #[derive(Debug, Clone)]
 pub struct Verifier {
-    state: State,
+    state: Db,
     backend: Backend,
     contract: &'static Contract,
     stop: CancellationToken,
@@ -35,7 +35,7 @@ pub struct Verifier {
 pub type Found = Pin<Box<dyn Stream<Item = Result<v1::VerifyImageResponse, Status>> + Send>>;
 
 impl Verifier {
-    pub fn new(state: State, backend: Backend, contract: &'static Contract, stop: CancellationToken) -> Self {
+    pub fn new(state: Db, backend: Backend, contract: &'static Contract, stop: CancellationToken) -> Self {
         Self { state, backend, contract, stop, slots: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
@@ -137,8 +137,9 @@ impl Work {
         }
     }
 
-    /// Writes down that the image was read and is whole, unless entries of its indexes may come yet. What ECS keeps was not read.
-    async fn confirm(&self, region: &RegionId, found: &Inspection) -> Result<(), state::Error> {
+    /// Records that the image was read and is intact, unless entries of its indexes may still appear. Images in ECS are
+    /// not read.
+    async fn confirm(&self, region: &RegionId, found: &Inspection) -> Result<(), db::Error> {
         let (state, image) = (&self.verifier.state, &self.image);
         let (Some(root), Some(store)) = (image.root(), self.verifier.backend.store(region)) else { return Ok(()) };
         if *region != image.home {
@@ -176,8 +177,8 @@ impl Work {
                 };
                 match ecs.image(region, &id).await?.map(|shown| shown.status) {
                     Some(EcsStatus::Available) => Ok(Inspection::default()),
-                    Some(EcsStatus::Coming) => damaged(format!("{id} is being made anew")),
-                    Some(EcsStatus::Lost(status)) => damaged(format!("{id} is {status}")),
+                    Some(EcsStatus::Creating) => damaged(format!("{id} is being made anew")),
+                    Some(EcsStatus::Unusable(status)) => damaged(format!("{id} is {status}")),
                     None => damaged(format!("ECS lists no image {id}")),
                 }
             }

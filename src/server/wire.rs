@@ -10,12 +10,12 @@ use crate::{
         ErrorRows, Failure, Violation,
         v1::{self, CommonErrorCode, ErrorCode},
     },
+    db::Error,
     domain::{
         Content, Digest, Fault, FaultKind, Image, ImageKind, RegionId, RegionStatus, RegionView, Regions, Replica,
         RequestId, Synchronization, SynchronizationState, TargetError, Targets, Timestamp, Verification,
         is_unprintable, with_causes,
     },
-    state::Error,
 };
 
 /// Reads a field that is an id.
@@ -52,7 +52,7 @@ fn bounded(field: &'static str, value: String, most: usize, required: bool) -> R
     let description = if required && value.trim().is_empty() {
         "it is empty".to_owned()
     } else if length > most {
-        format!("it has {length} characters, the most is {most}")
+        format!("it has {length} characters, the maximum is {most}")
     } else {
         return Ok(value);
     };
@@ -75,7 +75,7 @@ impl From<Error> for Failure {
                 field: "app_id",
                 description: format!("{error}; synchronize {by}, or register the image again by another name"),
             }),
-            Error::ImageAlreadyThere { regions, .. } => {
+            Error::ImageAlreadyAvailable { regions, .. } => {
                 Self::new(ErrorCode::ImageAlreadyExists, format!("{}.", sentence(&error))).in_regions(regions)
             }
             Error::ImageInUse { regions, .. } => Self::new(

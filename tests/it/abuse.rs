@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use appferry::{contract::v1::WatchSynchronizationRequest, service::Role};
+use appferry::{app::Role, contract::v1::WatchSynchronizationRequest};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -1,11 +1,11 @@
 //! What SynchronizeApp means: which regions are started, joined, left out or refused, and what a repeated call does.
 
 use appferry::{
+    app::Role,
     contract::v1::{
         CancelSynchronizationRequest, ListSynchronizationsRequest, RegionState, Synchronization, SynchronizationState,
         SynchronizeAppRequest,
     },
-    service::Role,
 };
 use tonic::Code;
 

@@ -1,11 +1,11 @@
 //! Nobody does what no statement allows; who asks is told nothing about what exists.
 
 use appferry::{
+    app::Role,
     contract::{
         Contract,
         v1::{GetImageRequest, ListRegionsRequest, RemoveImageRequest},
     },
-    service::Role,
 };
 use tonic::Code;
 

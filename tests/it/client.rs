@@ -8,6 +8,7 @@ use std::{
 };
 
 use appferry::{
+    app::Role,
     client::{Client, Error},
     contract::{
         Code, Contract, Failure,
@@ -18,7 +19,6 @@ use appferry::{
         },
     },
     domain::{Backoff, RequestId},
-    service::Role,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -87,7 +87,7 @@ impl AppSyncService for Busy {
     ) -> Result<Response<SynchronizeAppResponse>, Status> {
         let mut asked = self.asked.lock().expect("no panic");
         asked.push((Instant::now(), request.into_inner().client_token));
-        let id = RequestId::generate();
+        let id = appferry::new_request_id();
         if asked.len() <= self.refusals {
             let busy = Failure::unavailable("busy", self.retry_after);
             return Err(busy.status(&self.contract.errors, id));

@@ -3,16 +3,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use appferry::{
-    contract::{
-        Code, Contract, Failure,
-        v1::{
-            CommonErrorCode, ErrorCode, SynchronizeAppRequest, SynchronizeAppResponse,
-            app_sync_service_client::AppSyncServiceClient,
-            app_sync_service_server::{AppSyncService, AppSyncServiceServer},
-        },
+use appferry::contract::{
+    Code, Contract, Failure,
+    v1::{
+        CommonErrorCode, ErrorCode, SynchronizeAppRequest, SynchronizeAppResponse,
+        app_sync_service_client::AppSyncServiceClient,
+        app_sync_service_server::{AppSyncService, AppSyncServiceServer},
     },
-    domain::RequestId,
 };
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
@@ -69,7 +66,7 @@ impl AppSyncService for Refusing {
         request: Request<SynchronizeAppRequest>,
     ) -> Result<Response<SynchronizeAppResponse>, Status> {
         let code = self.1[&request.into_inner().app_id];
-        let id = RequestId::generate();
+        let id = appferry::new_request_id();
         let mut status = Failure::new(code, "the cause").status(&self.0.errors, id);
         status.metadata_mut().insert("x-request-id", id.to_string().parse().expect("text"));
         Err(status)

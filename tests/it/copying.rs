@@ -4,11 +4,11 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use appferry::{
+    app::Role,
     contract::v1::{
         CancelSynchronizationRequest, ErrorCode, GetImageRequest, RegionState, RegionSynchronization, Synchronization,
         SynchronizationState,
     },
-    service::Role,
 };
 
 use crate::harness::{

@@ -6,10 +6,10 @@ use std::sync::{
 };
 
 use appferry::{
+    app::Role,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
-    domain::{Clock, Secret, Timestamp},
+    domain::{Secret, Timestamp},
     identity::acs3::{self, Signed},
-    service::Role,
 };
 use http::HeaderMap;
 use prost::Message as _;
@@ -106,7 +106,7 @@ fn believing(foreign: &Foreign, source: &str) -> Site {
 }
 
 fn now() -> i64 {
-    Clock::system().now().as_millis() / 1_000
+    appferry::system_clock().now().as_millis() / 1_000
 }
 
 fn claims(change: impl FnOnce(&mut Value)) -> Value {

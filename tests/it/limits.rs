@@ -6,8 +6,8 @@ use std::{
 };
 
 use appferry::{
+    app::Role,
     contract::v1::{SynchronizeAppRequest, WatchSynchronizationRequest},
-    service::Role,
 };
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};

@@ -63,7 +63,7 @@ async fn a_line_of_json_names_its_request_and_its_trace() {
     let id = carry(&site, &served).await;
 
     let lines = lines(&served.log);
-    let carried = find(&lines, "the image is available").expect("a line of the copy");
+    let carried = find(&lines, "image available").expect("a line of the copy");
     assert_eq!((&carried["request_id"], &carried["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
     assert_eq!((&carried["level"], &carried["region"]), (&Value::from("INFO"), &Value::from("cn-beijing")));
     assert!(carried["timestamp"].is_string() && carried["target"].is_string(), "{carried}");
@@ -84,7 +84,7 @@ async fn a_line_for_people_names_its_request_where_nothing_is_exported_too() {
     let served = served(&site, None).await;
     let id = carry(&site, &served).await;
     let text = fs::read_to_string(&served.log).expect("a log");
-    let line = text.lines().find(|line| line.contains("the image is available")).expect("a line of the copy");
+    let line = text.lines().find(|line| line.contains("image available")).expect("a line of the copy");
     assert!(line.ends_with(&format!(" request_id={id}")), "{line}");
     assert!(!text.contains("a call was answered"), "that is for whoever asks for it: {text}");
 }

@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
+    db::{self, Claim, ClaimRequest, Db, LaneCapacity, NewSynchronization},
     domain::{
-        Backoff, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId,
-        RegionStatus, Regions, RequestId, Targets, WorkerId,
+        Backoff, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
+        Regions, RequestId, Targets, WorkerId,
     },
     region::{
         Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
     },
-    state::{self, Ask, Claim, Lane, Order, State},
     worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS},
 };
 use http::{Method, StatusCode};
@@ -50,34 +50,34 @@ fn image(id: &str) -> Image {
         superseded_by: None,
         absent: Vec::new(),
         size: 10,
-        created_at: Clock::system().now(),
+        created_at: appferry::system_clock().now(),
     }
 }
 
 /// A database whose leader is wanted.
 struct House {
     _directory: tempfile::TempDir,
-    state: State,
-    tasks: state::Tasks,
+    state: Db,
+    tasks: db::Tasks,
     stop: CancellationToken,
 }
 
 impl House {
     async fn open() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let settings = state::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
-        state::migrate(&settings).await.expect("the schema");
+        let settings = db::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        db::migrate(&settings).await.expect("the schema");
         let stop = CancellationToken::new();
         let regions = Regions::new(region("home"), [SILENT, HEALTHY].map(region));
-        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        let (state, tasks) = Db::open(&settings, regions, stop.clone()).await.expect("it opens");
         Self { _directory: directory, state, tasks, stop }
     }
 
     /// Has an image claimed for both regions, with a lease of that length.
     async fn claimed(&self, id: &str, lease: Duration) -> (RequestId, Claim) {
         self.state.image_add(&image(id)).await.expect("it is added");
-        let ask = Ask {
-            request_id: RequestId::generate(),
+        let ask = NewSynchronization {
+            request_id: appferry::new_request_id(),
             image: id.parse().expect("an id"),
             targets: Targets::All,
             principal: "p".into(),
@@ -86,9 +86,9 @@ impl House {
             trace: None,
         };
         let request = self.state.accept(ask).await.expect("it is accepted");
-        let lanes = [SILENT, HEALTHY].map(|name| (region(name), Lane { lead: 9, along: 9 })).into();
+        let lanes = [SILENT, HEALTHY].map(|name| (region(name), LaneCapacity { primary: 9, total: 9 })).into();
         let owner = WorkerId("w".into());
-        let order = Order { owner: &owner, lanes: &lanes, lease, limits: &BTreeMap::new(), draw: 0 };
+        let order = ClaimRequest { owner: &owner, lanes: &lanes, lease, limits: &BTreeMap::new(), draw: 0 };
         (request, self.state.replica_claim(order).await.expect("it can be claimed").remove(0))
     }
 
@@ -112,7 +112,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
             let url = format!("http://{}/v2/apps/images/blobs/uploads/{n}", proxy.address);
             let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
             let noted =
-                house.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::Sha256([n; 32]), &session);
+                house.state.upload_save(&claim.id, &claimed.region, claimed.fence, Digest::Sha256([n; 32]), &session);
             noted.await.expect("it answers").expect("it is in time");
         }
         house.state.synchronization_cancel(request).await.expect("it is canceled");
@@ -141,7 +141,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
     .await;
     assert_eq!(house.abandoned(SILENT).await, 3, "they are retried when it answers");
     let id: ImageId = "orphan".parse().expect("an id");
-    let late = state::Report { region: region(HEALTHY), event: Event::Release { fence } };
+    let late = db::Report { region: region(HEALTHY), event: Event::Release { fence } };
     house.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
 
     house.stop.cancel();

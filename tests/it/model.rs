@@ -128,7 +128,7 @@ const DONE: Progress = Progress { total: 1, copied: 1, skipped: 0 };
 
 impl World {
     fn standing(&self) -> Standing {
-        Standing::of(self.replica.as_ref().map(Replica::status))
+        Standing::from_status(self.replica.as_ref().map(Replica::status))
     }
 
     /// Something happens to the replica, if it can.
@@ -290,7 +290,7 @@ impl Model for Walk {
             Step::Call => match world.standing() {
                 // It is refused.
                 Standing::Available => return None,
-                Standing::Underway => world.calls.push(Call::Waits),
+                Standing::InFlight => world.calls.push(Call::Waits),
                 Standing::Missing => {
                     world.calls.push(Call::Waits);
                     world.replica = Some(match &world.replica {
@@ -389,7 +389,7 @@ impl Model for Walk {
         vec![
             Property::always("nothing is broken", |_, world: &World| world.broken.is_none()),
             Property::always("none lost", |_, world: &World| {
-                !world.calls.contains(&Call::Waits) || world.standing() == Standing::Underway
+                !world.calls.contains(&Call::Waits) || world.standing() == Standing::InFlight
             }),
             Property::always("awake", |_, world: &World| {
                 let due = world.rung && world.replica.as_ref().is_some_and(|replica| replica.claimable(world.now));

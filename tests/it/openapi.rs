@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, net::SocketAddr};
 
-use appferry::{contract::v1::SynchronizationState, service::Role};
+use appferry::{app::Role, contract::v1::SynchronizationState};
 use sea_orm::ConnectionTrait as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use appferry::{
+    app::Role,
     contract::{
         longrunning::{
             CancelOperationRequest, GetOperationRequest, ListOperationsRequest, Operation, WaitOperationRequest,
@@ -10,7 +11,6 @@ use appferry::{
         },
         v1::{ErrorDetail, Synchronization, SynchronizationState},
     },
-    service::Role,
 };
 use prost::Message as _;
 use tonic::{Code, codegen::InterceptedService, transport::Channel};

@@ -11,15 +11,15 @@ use std::{
 };
 
 use appferry::{
+    db::{Db, NewSynchronization, Settings as StateSettings, Tasks, migrate},
     domain::{
-        Backoff, Clock, Content, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId,
+        Backoff, Content, Descriptor, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId,
         Synchronization, SynchronizationState, Targets, Verification, WorkerId, relay::Topology,
     },
     region::{
         Backend, BlobChunks, Chunk, DirStore, ImageSpec, Located, Presence, Result, Source, Stage, Store, StoreKind,
         Stores, Tree,
     },
-    state::{Ask, Settings as StateSettings, State, Tasks, migrate},
     worker::{Settings, Worker},
 };
 use bytes::Bytes;
@@ -170,7 +170,7 @@ impl Store for Observed {
 /// A state, a worker, and four stores.
 struct House {
     directory: tempfile::TempDir,
-    state: State,
+    state: Db,
     state_tasks: Tasks,
     worker: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
@@ -223,7 +223,7 @@ impl House {
         migrate(&settings).await.expect("the schema");
         let stop = CancellationToken::new();
         let regions = Regions::new(id("home"), OTHERS.map(id));
-        let (state, state_tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        let (state, state_tasks) = Db::open(&settings, regions, stop.clone()).await.expect("it opens");
         let name = ImageName("a".into());
         let home = stores.get(&id("home")).expect("the home region");
         let root = home.root(&name).await.expect("it is there").expect("it is there");
@@ -238,7 +238,7 @@ impl House {
             home: id("home"),
             content: Content::Blobs(root),
             size,
-            created_at: Clock::system().now(),
+            created_at: appferry::system_clock().now(),
             superseded_by: None,
             absent: Vec::new(),
         };
@@ -262,8 +262,8 @@ impl House {
     }
 
     async fn synchronize(&self) -> RequestId {
-        let ask = Ask {
-            request_id: RequestId::generate(),
+        let ask = NewSynchronization {
+            request_id: appferry::new_request_id(),
             image: "a".parse().expect("an id"),
             targets: Targets::All,
             principal: "p".into(),
@@ -429,8 +429,8 @@ async fn a_region_that_comes_later_joins_the_copy_of_its_image() {
     let layers: Vec<_> = (0..48).map(|seed| noise(50_000, seed)).collect();
     let blobs: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
     let house = House::build(&layers, Duration::from_secs(30), true).await;
-    let ask = |targets: &[&str]| Ask {
-        request_id: RequestId::generate(),
+    let ask = |targets: &[&str]| NewSynchronization {
+        request_id: appferry::new_request_id(),
         image: "a".parse().expect("an id"),
         targets: Targets::Named(targets.iter().map(|name| id(name)).collect()),
         principal: "p".into(),

@@ -186,7 +186,11 @@ async fn bytes_that_are_redirected_are_sent_again() {
         let requests = registry.requests();
         let taken = sent(&requests).into_iter().filter(|seen| seen.status.is_success()).map(|seen| seen.bytes);
         let taken: u64 = taken.sum();
-        assert!((total..total + 10_000).contains(&taken), "{taken} bytes were taken: {requests:?}");
+        // What was sent in a mode that it does not take is sent once more.
+        assert!(
+            quirks.put != Takes::All || (total..total + 10_000).contains(&taken),
+            "{taken} bytes were taken: {requests:?}"
+        );
         assert_eq!(registry.unfinished(), 0, "{requests:?}");
         running.stop().await;
         let site = Site::new().with(HOME, registry.store("apps"), "");

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use appferry::{
+    app::Role,
     contract::v1::{
         AddImageRequest, CancelSynchronizationRequest, ContainerImageSpec, GetImageRequest, GetSynchronizationRequest,
         ImageType, ListImagesRequest, ListSynchronizationsRequest, RemoveImageRequest, SynchronizeAppRequest,
         VmImageSpec, WatchSynchronizationRequest, add_image_request::ImageSpec,
     },
-    service::Role,
 };
 use sea_orm::ConnectionTrait as _;
 use tonic::Code;
@@ -60,7 +60,8 @@ async fn regions_that_are_none_are_named() {
     let running = accepting().await;
     let app = running.add("a", &[noise(10, 1)]).await;
     let refused = running.synchronize(&app, &["cn-shanghai", "cn-nowhere"]).await.expect_err("unknown");
-    refusal::read(&refused).is_invalid("target_region_ids", &["cn-nowhere", "configured are cn-beijing, cn-hangzhou"]);
+    refusal::read(&refused)
+        .is_invalid("target_region_ids", &["cn-nowhere", "configured regions: cn-beijing, cn-hangzhou"]);
     let refused = running.synchronize(&app, &["all", "../cn-shanghai"]).await.expect_err("malformed");
     refusal::read(&refused).is_invalid("target_region_ids", &["../cn-shanghai"]);
     for count in [101, 3_000] {

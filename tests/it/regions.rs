@@ -106,7 +106,8 @@ async fn images_that_a_regions_new_store_does_not_have_are_failed_and_can_be_syn
     let doctor = process::run(site.directory.path(), &["doctor", "--json", "--config", config.to_str().expect("text")]);
     let said = String::from_utf8(doctor.stdout).expect("text");
     let found = said.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let moved = |line: &Value| line["detail"].as_str().is_some_and(|detail| detail.contains("its store was"));
+    let moved =
+        |line: &Value| line["detail"].as_str().is_some_and(|detail| detail.contains("its store has changed from"));
     assert!(found.into_iter().any(|line| line["check"] == REGION && line["ok"] == false && moved(&line)), "{said}");
 
     let running = site.start().await;

@@ -3,10 +3,10 @@
 use std::{fs, path::PathBuf};
 
 use appferry::{
+    app::Role,
     config::Config,
     contract::v1::{GetImageRequest, ListRegionsRequest},
-    service::Role,
-    state,
+    db,
 };
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ use crate::harness::{
 async fn serve(site: &Site) -> (Served, PathBuf) {
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     (Served::configured(&file).await, file)
 }
 
@@ -49,7 +49,7 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
     // One that can't be used is said to be so, with the place, and the one before counts.
     let broken = changed.replace("\"ehpc:SynchronizeApp\"", "\"SynchronizeApp\"");
     fs::write(&config, &broken).expect("it is written");
-    until("it to be said", async || log().contains("can't be used").then_some(())).await;
+    until("it to be said", async || log().contains("configuration reload failed").then_some(())).await;
     assert!(log().contains("Statement[0].Action"), "{}", log());
     for token in [READER, SYNC_ONLY] {
         assert_eq!(reason(served.address, token).await, "ImageNotFound");
@@ -242,15 +242,15 @@ fn policy_check_decides_as_the_service_would_and_tells_why() {
             1,
             &["its Resource does not cover acs:ehpc:*:*:app/lammps"],
         ),
-        ("ehpc:GetImage", &[], 2, &["give --resource, of the form acs:ehpc:*:*:app/{image_id}"]),
-        ("ehpc:Fly", &[], 2, &["no method of this service asks for it"]),
+        ("ehpc:GetImage", &[], 2, &["set --resource, of the form acs:ehpc:*:*:app/{image_id}"]),
+        ("ehpc:Fly", &[], 2, &["no method of this service requires it"]),
         (
             "ehpc:SynchronizeApp",
             &["--context", "acs:MFAPresent=::1"],
             2,
-            &["no call has that key; known are acs:SourceIp"],
+            &["unknown key; expected one of acs:SourceIp"],
         ),
-        ("ehpc:SynchronizeApp", &["--context", "acs:SourceIp=here"], 2, &["\"here\" is no address"]),
+        ("ehpc:SynchronizeApp", &["--context", "acs:SourceIp=here"], 2, &["\"here\" is not an IP address"]),
         ("ehpc:SynchronizeApp", &["--principal", "acs:ram::1234:user/nobody"], 2, &["--principal"]),
     ] {
         let (status, told) = check(action, more);

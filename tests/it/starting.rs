@@ -51,7 +51,7 @@ async fn idle_connections_do_not_take_the_descriptors_of_stores() {
     let config = prepare(&site);
     let served = Served::start(limited(&site, 400, &config), site.directory.path().join("log")).await;
     let log = std::fs::read_to_string(&served.log).expect("a log");
-    assert!(log.contains("server.max_connections is more than the limit") && log.contains("limit=400"), "{log}");
+    assert!(log.contains("server.max_connections exceeds the limit") && log.contains("limit=400"), "{log}");
 
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     // One that has proved who calls does not give way to those that have not.
@@ -79,5 +79,8 @@ fn too_few_descriptors_are_refused_with_the_limit() {
     let config = prepare(&site);
     let refused = limited(&site, 100, &config).output().expect("it runs");
     let why = process::stderr(&refused);
-    assert!(!refused.status.success() && why.contains("may open 100 files") && why.contains("LimitNOFILE"), "{why}");
+    assert!(
+        !refused.status.success() && why.contains("limit of file descriptors is 100") && why.contains("LimitNOFILE"),
+        "{why}"
+    );
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use appferry::{contract::v1::app_sync_service_client::AppSyncServiceClient, service::Role};
+use appferry::{app::Role, contract::v1::app_sync_service_client::AppSyncServiceClient};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tonic::{
@@ -305,7 +305,7 @@ async fn the_command_line_speaks_tls() {
     assert!(process::stderr(&output).contains("ImageNotFound"), "{output:?}");
     let output = run(with(&["--certificate-file", &certificate, "--key-file", &key])).await;
     let told = process::stderr(&output);
-    assert!(!output.status.success() && told.contains("no service answers") && told.contains("certificate"), "{told}");
+    assert!(!output.status.success() && told.contains("failed to connect") && told.contains("certificate"), "{told}");
     let output = run(with(&["--certificate-file", &certificate])).await;
     assert!(process::stderr(&output).contains("--key-file"), "{output:?}");
     running.stop().await;

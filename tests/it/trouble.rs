@@ -7,8 +7,8 @@ use std::{
 };
 
 use appferry::{
+    app::Role,
     contract::v1::{RegionState, SynchronizationState},
-    service::Role,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::ConnectionTrait as _;
@@ -337,7 +337,7 @@ async fn a_worker_that_was_stopped_changes_nothing(kind: Kind) {
     first.signal(Signal::CONT);
     until("the first worker to notice", async || {
         let log = first.logged();
-        (log.contains("was canceled or taken over") || log.contains("came too late")).then_some(())
+        (log.contains("was canceled or taken over") || log.contains("report rejected")).then_some(())
     })
     .await;
     // It has looked for other work since, and found none.

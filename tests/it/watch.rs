@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use appferry::{
+    app::Role,
     contract::v1::{CancelSynchronizationRequest, RegionState, SynchronizationState, WatchSynchronizationRequest},
-    service::Role,
 };
 use tracing_subscriber::{
     Layer,

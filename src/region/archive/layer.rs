@@ -48,7 +48,7 @@ impl Compression {
 pub struct Layer {
     /// The file as it is.
     pub descriptor: Descriptor,
-    /// The digest of the uncompressed tar (image specification 1.1, "Layer DiffID"), or why it can't be uncompressed.
+    /// The digest of the uncompressed tar (image specification 1.1, "Layer `DiffID`"), or why it can't be uncompressed.
     pub diff_id: std::result::Result<Digest, String>,
 }
 

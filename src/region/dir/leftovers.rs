@@ -12,7 +12,7 @@ use super::{
     partial, signatures,
 };
 use crate::{
-    domain::{Digest, FoundFile, FoundImage, ImageName, Leftover, Timestamp},
+    domain::{Digest, ImageName, Leftover, PartialFile, StoreEntry, Timestamp},
     region::{
         Error, Result,
         layout::{BLOBS, INDEX, MARKER},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Every place of an image in which this service has written, or left an unfinished file.
-pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<FoundImage>> {
+pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<StoreEntry>> {
     let mut images = Vec::new();
     for entry in dir.entries().map_err(Error::io("listing", "."))? {
         let entry = entry.map_err(Error::io("listing", "."))?;
@@ -45,8 +45,8 @@ fn gone(error: &io::Error) -> bool {
 }
 
 /// What there is of an image, if anything of it may be left over.
-fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
-    let mut image = FoundImage {
+fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
+    let mut image = StoreEntry {
         visible: layout::is_visible(dir, &name),
         fence: fence::read(dir, &name),
         bytes: 0,
@@ -78,7 +78,7 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
             image.bytes += metadata.len();
             if unfinished {
                 let path = format!("{directory}/{file}");
-                image.partials.push(FoundFile { path, bytes: metadata.len(), changed: changed(&metadata) });
+                image.partials.push(PartialFile { path, bytes: metadata.len(), changed: changed(&metadata) });
             }
         }
     }

@@ -39,7 +39,7 @@ use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, Presence, Result, Source,
     Stage, Store, StoreKind, Tree, store::shown,
 };
-use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
+use crate::domain::{Descriptor, Digest, Image, ImageName, Leftover, StoreEntry, Verification};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 4;
@@ -276,7 +276,7 @@ impl Store for DirStore {
         publish::retract(self, stage).await
     }
 
-    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+    async fn find_leftovers(&self) -> Result<Vec<StoreEntry>> {
         let store = self.clone();
         let find = move |progress: &Progress| leftovers::find(&store.dir()?, progress);
         self.0.operations.run(&Activity::default(), find).await

@@ -65,9 +65,9 @@ impl Listing {
 impl Entry {
     fn read(self) -> Result<EcsImage, String> {
         let status = match self.status.as_str() {
-            "Creating" | "Waiting" => EcsStatus::Coming,
+            "Creating" | "Waiting" => EcsStatus::Creating,
             "Available" => EcsStatus::Available,
-            other => EcsStatus::Lost(ForeignText::value(other)),
+            other => EcsStatus::Unusable(ForeignText::value(other)),
         };
         Ok(EcsImage {
             id: self.image_id.parse()?,
@@ -96,8 +96,8 @@ mod tests {
         let listing: Listing = serde_json::from_str(text).expect("it is one");
         let (total, images) = listing.read().expect("ids");
         assert_eq!((total, images.len()), (2, 2));
-        assert_eq!((&images[0].status, images[0].percent, images[0].gibibytes), (&EcsStatus::Coming, 45, 40));
+        assert_eq!((&images[0].status, images[0].percent, images[0].gibibytes), (&EcsStatus::Creating, 45, 40));
         assert_eq!(images[0].tags, [("a".into(), "1".into()), ("b".into(), String::new())]);
-        assert_eq!((&images[1].status, images[1].percent), (&EcsStatus::Lost("CreateFailed".into()), 0));
+        assert_eq!((&images[1].status, images[1].percent), (&EcsStatus::Unusable("CreateFailed".into()), 0));
     }
 }

@@ -154,8 +154,8 @@ impl Ecs {
         let not = |status: &str| Error::NotAvailable { image: id.clone(), status: status.into() };
         match &image.status {
             EcsStatus::Available => Ok(image),
-            EcsStatus::Coming => Err(not("Creating")),
-            EcsStatus::Lost(status) => Err(not(status)),
+            EcsStatus::Creating => Err(not("Creating")),
+            EcsStatus::Unusable(status) => Err(not(status)),
         }
     }
 

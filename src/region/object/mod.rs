@@ -29,7 +29,7 @@ use super::{
     layout::{self, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
     store::shown,
 };
-use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -282,11 +282,11 @@ impl Store for ObjectStore {
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
         let there = shown(content.as_ref().map(read).transpose())?;
         stage.may_show(path.as_ref(), root.digest, &there)?;
-        if stage.suspect || there != Shown::Root(root.digest) {
+        if stage.suspect || there != NameContent::Root(root.digest) {
             return Ok(None);
         }
         let same = content.is_some_and(|there| Layout::of(root, tree).is_ok_and(|layout| there == layout.index));
-        Ok(stage.published.vouches(root.digest, self.verify_existing).filter(|_| same))
+        Ok(stage.published.verification_of(root.digest, self.verify_existing).filter(|_| same))
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {

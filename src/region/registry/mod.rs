@@ -70,7 +70,7 @@ use super::{
     store::shown,
     tree::digest_of,
 };
-use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 
 /// How many pieces of a blob may have been read and not yet passed on.
 const READ_AHEAD: usize = 8;
@@ -222,7 +222,7 @@ impl RegistryStore {
     }
 
     /// What an image's tag shows: by the digest that is wanted there, or was published there, if it is one of these.
-    async fn shown(&self, stage: &Stage, wanted: Digest) -> Result<Shown> {
+    async fn shown(&self, stage: &Stage, wanted: Digest) -> Result<NameContent> {
         let at = self.at(&stage.name);
         let known: Vec<Digest> = stage.published.roots().chain([wanted]).collect();
         shown(self.head_manifest_as(&known, &at.repository, &at.tag, Scope::push(&at.repository)).await)
@@ -388,10 +388,10 @@ impl Store for RegistryStore {
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
         let shown = self.shown(stage, root.digest).await?;
         stage.may_show(&self.url(&stage.name), root.digest, &shown)?;
-        if stage.suspect || shown != Shown::Root(root.digest) {
+        if stage.suspect || shown != NameContent::Root(root.digest) {
             return Ok(None);
         }
-        let Some(vouched) = stage.published.vouches(root.digest, self.verify_existing) else { return Ok(None) };
+        let Some(vouched) = stage.published.verification_of(root.digest, self.verify_existing) else { return Ok(None) };
         // Where that can't be told, what becomes of them shows when they are written.
         let is_all = self.has_attachments(&at.repository, tree).await.unwrap_or(false);
         Ok(Some(vouched).filter(|_| is_all))
@@ -489,7 +489,7 @@ impl Store for RegistryStore {
             return Err(Error::ImageMissing(stage.name.to_string().into()));
         };
         let scope = Scope::push(&at.repository);
-        let mut there = Shown::Nothing;
+        let mut there = NameContent::Nothing;
         if !stage.seen_free.within(SHOWN_LATELY) {
             there = self.shown(stage, root.digest).await?;
             stage.may_show(&self.url(&stage.name), root.digest, &there)?;
@@ -502,7 +502,7 @@ impl Store for RegistryStore {
             )
         };
         // It may be one that can't be put again, not even with what it stands for.
-        if there == Shown::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
+        if there == NameContent::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }
         self.put_doubting(stage, &at.repository, &at.tag, root, content.clone()).await?;

@@ -80,10 +80,18 @@ impl SelfMount {
 
 /// Uploads that were begun as their blobs were looked for, until these come. One that is not used is given up. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct WaitingUploads(Arc<Mutex<HashMap<Digest, (Instant, Upload, Begun)>>>);
+pub struct WaitingUploads(Arc<Mutex<HashMap<Digest, Waiting>>>);
+
+/// An upload that waits for its blob.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    upload: Upload,
+    begun: Begun,
+}
 
 impl WaitingUploads {
-    fn uploads(&self) -> MutexGuard<'_, HashMap<Digest, (Instant, Upload, Begun)>> {
+    fn uploads(&self) -> MutexGuard<'_, HashMap<Digest, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -92,16 +100,16 @@ impl WaitingUploads {
     }
 
     fn has(&self, blob: Digest) -> bool {
-        self.uploads().get(&blob).is_some_and(|(begun, ..)| begun.elapsed() < LONGEST_WAIT)
+        self.uploads().get(&blob).is_some_and(|waiting| waiting.since.elapsed() < LONGEST_WAIT)
     }
 
     fn keep(&self, blob: Digest, upload: Upload, begun: Begun) {
-        self.uploads().insert(blob, (Instant::now(), upload, begun));
+        self.uploads().insert(blob, Waiting { since: Instant::now(), upload, begun });
     }
 
     /// The upload of a blob, unless it has waited for too long.
     pub(super) fn take(&self, blob: Digest) -> Option<(Upload, Begun)> {
-        let (since, upload, begun) = self.uploads().remove(&blob)?;
+        let Waiting { since, upload, begun } = self.uploads().remove(&blob)?;
         (since.elapsed() < LONGEST_WAIT).then_some((upload, begun))
     }
 }

@@ -167,7 +167,7 @@ impl RegistryStore {
             UploadMode::Monolithic => self.commit(stage, &upload, blob, 0, feed).await,
             UploadMode::Streamed => {
                 let part = Part::of_stream(&upload, blob.size);
-                let upload = self.append(stage, upload, blob, part, feed).await?;
+                let upload = self.append(stage, upload, blob, &part, feed).await?;
                 self.commit(stage, &upload, blob, blob.size, feed).await
             }
             UploadMode::Chunked(chunk) => self.send_chunks(stage, upload, blob, chunk, feed).await,
@@ -195,7 +195,7 @@ impl RegistryStore {
     ) -> Sent<()> {
         while blob.size - upload.taken > chunk {
             let part = Part::of_chunk(&upload, chunk);
-            let appended = self.append(stage, upload.clone(), blob, part, feed).await;
+            let appended = self.append(stage, upload.clone(), blob, &part, feed).await;
             upload = match appended {
                 Err(failed) => return Err(self.out_of_place(stage, &upload, blob, failed).await?),
                 Ok(upload) => upload,
@@ -216,13 +216,13 @@ impl RegistryStore {
         stage: &Stage,
         mut upload: Upload,
         blob: &Descriptor,
-        part: Part,
+        part: &Part,
         feed: &mut Feed,
     ) -> Sent<Upload> {
         let what = what(&part.method, &part.url);
-        let response = self.send(stage, &upload, blob, &part, feed).await?;
+        let response = self.send(stage, &upload, blob, part, feed).await?;
         if !response.status().is_success() {
-            return Err(refused(&what, &part, response).await);
+            return Err(refused(&what, part, response).await);
         }
         upload.taken = part.offset + part.bytes;
         upload.redirect = None;

@@ -23,6 +23,7 @@ use crate::{
             SignatureDoesNotMatch, SignatureNonceUsed,
         },
     },
+    db::Db,
     domain::{Clock, Timestamp, with_causes},
     identity::{Caller, CurrentDirectory, Method, Unproven, acs3},
     server::{
@@ -32,7 +33,6 @@ use crate::{
         refusals::Refusals,
         source_pool::SourcePool,
     },
-    state::State,
 };
 
 /// What the layer needs.
@@ -45,7 +45,7 @@ pub struct Authentication {
     /// Places for messages that are read before it is proved who sends them.
     pub unproven: SourcePool,
     /// Remembers nonces.
-    pub state: State,
+    pub state: Db,
     /// Tells whether a credential has expired.
     pub clock: Clock,
     /// Takes down who is refused.
@@ -230,7 +230,7 @@ impl Authentication {
         };
         let directory = Arc::clone(&self.directory.load());
         let verified = directory.access_keys().verify(&signed, &content, self.clock.now()).map_err(rejected)?;
-        match self.state.nonce_remember(&verified.nonce).await {
+        match self.state.nonce_claim(&verified.nonce).await {
             Ok(true) => Ok(verified.caller),
             Ok(false) => Err(rejected(Unproven::Replayed)),
             Err(error) => {

@@ -165,7 +165,7 @@ impl Authorization {
     /// Writes down that nothing could be decided.
     fn unread(&self, request: &Request<Body>, row: &'static Row) -> Option<Unwritten> {
         let caller = request.extensions().get::<Caller>();
-        metrics::decided(Some(&row.action), "deny");
+        metrics::record_decision(Some(&row.action), "deny");
         self.audit.record(&audit::Record {
             time: self.clock.now(),
             request_id: request_id(request),
@@ -215,7 +215,7 @@ impl Authorization {
             reason: audit::Shortened(&decision),
             source_ip: context.source_ip,
         };
-        metrics::decided(Some(action), word);
+        metrics::record_decision(Some(action), word);
         let unwritten = self.audit.record(&record);
         let (source_ip, secure) = (context.source_ip, context.secure_transport);
         let mut standing = None;

@@ -57,7 +57,7 @@ fn lasts(path: &str, row: &Row) -> bool {
 
 /// The id of a call. One that came another way than through [`RequestIdLayer`] gets its id here.
 fn request_id<B>(request: &Request<B>) -> RequestId {
-    request.extensions().get().copied().unwrap_or_else(RequestId::generate)
+    request.extensions().get().copied().unwrap_or_else(crate::new_request_id)
 }
 
 /// A failure as the whole answer.

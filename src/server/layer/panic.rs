@@ -54,11 +54,11 @@ mod tests {
     use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 
     use super::CatchPanic;
-    use crate::{contract::Contract, domain::RequestId, server::layer::AmendLayer};
+    use crate::{contract::Contract, server::layer::AmendLayer};
 
     async fn call(inner: impl Service<Request<Body>, Response = Response<Body>, Error = Infallible>) -> Response<Body> {
         let mut request = Request::new(Body::empty());
-        request.extensions_mut().insert(RequestId::generate());
+        request.extensions_mut().insert(crate::new_request_id());
         let contract = Contract::load().expect("the contract");
         let Ok(response) = AmendLayer::<CatchPanic>::new(contract).layer(inner).oneshot(request).await;
         response

@@ -67,7 +67,7 @@ impl Pending {
     fn write_down(&self, why: &str) -> (Refused, Option<Unwritten>) {
         let Authentication { refusals, contract, clock, audit, .. } = &*self.authentication;
         let action = self.path.and_then(|path| contract.authorizations.get(path)).map(|row| row.action.as_str());
-        metrics::decided(action, "deny");
+        metrics::record_decision(action, "deny");
         let refused = self.peer.as_ref().map_or(Refused::Line, |peer| refusals.refused(peer.source(), Instant::now()));
         if refused != Refused::Line {
             return (refused, None);
@@ -95,7 +95,7 @@ impl Drop for Pending {
         if !self.settled
             && self.write_down("the caller gave up before it proved anything, or took too long").1.is_some()
         {
-            metrics::audit_lost(1);
+            metrics::record_lost_decisions(1);
         }
     }
 }

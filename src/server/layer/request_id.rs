@@ -46,7 +46,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let id = RequestId::generate();
+        let id = crate::new_request_id();
         request.extensions_mut().insert(id);
         ResponseFuture { inner: self.inner.call(request), id }
     }

@@ -136,10 +136,10 @@ impl Standing {
             reason: audit::Shortened(&why),
             source_ip: self.source_ip,
         };
-        metrics::decided(Some(self.action), "deny");
+        metrics::record_decision(Some(self.action), "deny");
         // It is carried out in any case: what is lost is told by the metric.
         if self.audit.record(&record).is_some() {
-            metrics::audit_lost(1);
+            metrics::record_lost_decisions(1);
         }
     }
 }

@@ -156,7 +156,7 @@ impl Drop for Outcome {
             Code::Cancelled
         });
         let took = self.began.elapsed();
-        metrics::called(self.method, name(code), is_error(code), took);
+        metrics::record_call(self.method, name(code), is_error(code), took);
         tracing::debug!(method = self.method, code = name(code), ?took, "a call was answered");
     }
 }

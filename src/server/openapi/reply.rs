@@ -90,12 +90,9 @@ mod tests {
     use tonic::body::Body;
 
     use super::{parameter, reply};
-    use crate::{
-        contract::{
-            Code, Contract, Failure,
-            v1::{CommonErrorCode, ErrorCode},
-        },
-        domain::RequestId,
+    use crate::contract::{
+        Code, Contract, Failure,
+        v1::{CommonErrorCode, ErrorCode},
     };
 
     #[tokio::test]
@@ -105,7 +102,7 @@ mod tests {
         let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(Code::from);
         let mut told = 0;
         for code in own.chain(common) {
-            let id = RequestId::generate();
+            let id = crate::new_request_id();
             let row = contract.errors.row(code);
             let mut inner: Response<Body> = Failure::new(code, "because").status(&contract.errors, id).into_http();
             inner.headers_mut().insert("x-request-id", id.to_string().parse().expect("a value"));

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use appferry::{contract::v1::SynchronizationState, domain::Clock};
+use appferry::contract::v1::SynchronizationState;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
 
@@ -23,7 +23,7 @@ use crate::harness::{
 const LIFE: i64 = 5_000;
 
 fn now() -> i64 {
-    Clock::system().now().as_millis()
+    appferry::system_clock().now().as_millis()
 }
 
 /// Whether a text is a time of at most [`LIFE`] ago: so are the passwords and tokens of these tests.

@@ -167,7 +167,7 @@ async fn the_doctor_names_the_key_of_the_proxy_that_is_in_the_way() {
     }
     // The registry there has no TLS: the proxy has nothing to do with that.
     let mend = of("odd");
-    assert!(!mend.contains("proxy") && mend.contains("whether the store is running"), "{mend}");
+    assert!(!mend.contains("proxy") && mend.contains("check that the store is running"), "{mend}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -317,7 +317,7 @@ async fn admin(cast: &Cast) -> Option<DatabaseConnection> {
 /// Whoever keeps house.
 async fn holder(cast: &Cast) -> Option<String> {
     let db = database::look(&cast.url()).await;
-    let ask = "SELECT holder FROM duty WHERE held_until > 0".to_owned();
+    let ask = "SELECT holder FROM leader_lease WHERE expires_at > 0".to_owned();
     let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, ask)).await.ok()??;
     row.try_get("", "holder").ok()
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use appferry::{
+    db::{Db, Settings},
     domain::{Clock, RegionStatus, Timestamp},
-    state::{Settings, State},
 };
 use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
@@ -34,18 +34,18 @@ async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
+    let (state, tasks) = Db::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
     let (a, b) = (add(&state, "a").await, add(&state, "b").await);
     let first = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let lease = Duration::from_secs(10);
     let held = claim_within(&state, "gone", 1, lease, &std::collections::BTreeMap::new(), 0).await.remove(0);
     let second = state.accept(ask(&b, &["one"])).await.expect("it is accepted");
-    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 0, "what is meant is left alone");
+    assert_eq!(state.clamp_waits(lease, HOUR).await.expect("it answers"), 0, "what is meant is left alone");
 
     let db = database::look(&url).await;
     db.execute_unprepared("UPDATE replica SET due_at = due_at + 3600000").await.expect("it is an hour ahead");
     assert!(claim(&state, "w", 2).await.is_empty());
-    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 2);
+    assert_eq!(state.clamp_waits(lease, HOUR).await.expect("it answers"), 2);
     let due = claim(&state, "w", 2).await;
     assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "what waits is due at once");
     assert!(state.replica_holds(&a, &region("one"), held.regions[0].fence).await.expect("it answers"));
@@ -67,7 +67,7 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     }
     let mut bench = Bench::new(kind).await;
     let offset = Arc::new(AtomicI64::new(0));
-    let (shift, system) = (Arc::clone(&offset), Clock::system());
+    let (shift, system) = (Arc::clone(&offset), appferry::system_clock());
     let clock = Clock::new(move || Timestamp::from_millis(system.now().as_millis() + shift.load(Ordering::Relaxed)));
     let state = bench.process_with(|settings| Settings { clock, ..settings }).await;
     let a = add(&state, "a").await;
@@ -102,25 +102,27 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     bench.end().await;
 }
 
-/// The leader is gone, and the clock is set back by an hour: its duty is free after a lease, and a region that no process has configured any more
+/// The leader is gone, and the clock is set back by an hour: its lease is free soon, and a region that no process has configured any more
 /// is noticed as soon as ever.
 async fn a_clock_that_is_set_back_strands_neither_the_leader_s_duty_nor_the_regions(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
-    assert!(state.housekeeping_take(&worker("gone"), SHORT).await.expect("it answers"));
+    let (state, tasks) = Db::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
+    assert!(state.leader_acquire(&worker("gone"), SHORT).await.expect("it answers"));
     state.regions_seen(SHORT).await.expect("they are recorded");
 
     let db = database::look(&url).await;
-    db.execute_unprepared("UPDATE duty SET held_until = held_until + 3600000").await.expect("it is an hour ahead");
+    db.execute_unprepared("UPDATE leader_lease SET expires_at = expires_at + 3600000")
+        .await
+        .expect("it is an hour ahead");
     db.execute_unprepared("UPDATE region_store SET seen_at = seen_at + 3600000").await.expect("they are an hour ahead");
-    assert!(!state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers"), "it may be alive");
-    until("the duty", async || {
-        state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers").then_some(())
+    assert!(!state.leader_acquire(&worker("next"), SHORT).await.expect("it answers"), "it may be alive");
+    until("the leader lease", async || {
+        state.leader_acquire(&worker("next"), SHORT).await.expect("it answers").then_some(())
     })
     .await;
-    state.replica_pull_back(SHORT, SHORT).await.expect("it answers");
+    state.clamp_waits(SHORT, SHORT).await.expect("it answers");
     until("the time that passes", async || {
         let known = state.region_stores().await.expect("it answers");
         known.iter().all(|store| !store.unseen.is_zero()).then_some(())

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
-    domain::{Clock, Digest, EcsCopy, EcsImageId, ImageName, ImageUse, RegionStatus, Stale, Timestamp},
+    db::{Db, Error},
+    domain::{Digest, EcsCopy, EcsImageId, ImageName, ImageUse, RegionStatus, Stale, Timestamp},
     identity::acs3::Nonce,
-    state::{Error, State},
 };
 
 use super::{Bench, LEASE, SHORT, add, ask, claim, claim_within, get, region, status, verify, worker};
@@ -26,25 +26,21 @@ async fn house_is_kept_by_one(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let (one, two) = (bench.process().await, bench.process().await);
     let (first, second) = (worker("first"), worker("second"));
-    assert!(one.housekeeping_take(&first, LEASE).await.expect("it answers"));
-    assert!(!two.housekeeping_take(&second, LEASE).await.expect("it answers"));
-    assert!(one.housekeeping_take(&first, Duration::from_millis(200)).await.expect("it answers"), "it is renewed");
-    until("the next one's turn", async || {
-        two.housekeeping_take(&second, LEASE).await.expect("it answers").then_some(())
-    })
-    .await;
-    assert!(!one.housekeeping_take(&first, LEASE).await.expect("it answers"));
-    two.housekeeping_leave(&second).await.expect("it answers");
-    assert!(one.housekeeping_take(&first, LEASE).await.expect("it answers"), "who leaves need not be waited for");
+    assert!(one.leader_acquire(&first, LEASE).await.expect("it answers"));
+    assert!(!two.leader_acquire(&second, LEASE).await.expect("it answers"));
+    assert!(one.leader_acquire(&first, Duration::from_millis(200)).await.expect("it answers"), "it is renewed");
+    until("the next one's turn", async || two.leader_acquire(&second, LEASE).await.expect("it answers").then_some(()))
+        .await;
+    assert!(!one.leader_acquire(&first, LEASE).await.expect("it answers"));
+    two.leader_resign(&second).await.expect("it answers");
+    assert!(one.leader_acquire(&first, LEASE).await.expect("it answers"), "who leaves need not be waited for");
 
     // Eight at once: one.
-    two.housekeeping_leave(&first).await.expect("it answers");
+    two.leader_resign(&first).await.expect("it answers");
     let mut takers = tokio::task::JoinSet::new();
     for n in 0..8 {
         let state = if n % 2 == 0 { one.clone() } else { two.clone() };
-        takers.spawn(
-            async move { state.housekeeping_take(&worker(&format!("t-{n}")), LEASE).await.expect("it answers") },
-        );
+        takers.spawn(async move { state.leader_acquire(&worker(&format!("t-{n}")), LEASE).await.expect("it answers") });
     }
     assert_eq!(takers.join_all().await.into_iter().filter(|ours| *ours).count(), 1);
     bench.end().await;
@@ -56,12 +52,12 @@ async fn what_was_left_behind_is_rescued_and_what_is_old_forgotten(kind: Kind) {
     let a = add(&state, "a").await;
     let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let left = claim_within(&state, "gone", 1, SHORT, &BTreeMap::new(), 0).await.remove(0);
-    until("the rescue", async || (state.replica_rescue().await.expect("it answers") > 0).then_some(())).await;
+    until("the rescue", async || (state.requeue_expired().await.expect("it answers") > 0).then_some(())).await;
     assert_eq!(status(&get(&state, id).await, "one"), RegionStatus::Pending);
     assert_eq!(verify(&state, &a, &region("one"), left.regions[0].fence).await, Err(Stale));
 
     let next = claim(&state, "next", 1).await.remove(0).regions.remove(0);
-    assert_eq!(state.replica_rescue().await.expect("it answers"), 0, "who is alive is left alone");
+    assert_eq!(state.requeue_expired().await.expect("it answers"), 0, "who is alive is left alone");
     assert_eq!(state.synchronization_prune(Duration::ZERO).await.expect("it answers"), (0, false), "it runs");
     verify(&state, &a, &next.region, next.fence).await.expect("it is in time");
     assert_eq!(state.synchronization_prune(LEASE).await.expect("it answers"), (0, false), "it ended just now");
@@ -84,7 +80,8 @@ async fn what_ended_just_now_is_kept(kind: Kind) {
     let accepted = get(&state, id).await.created_at;
     let claimed = claim(&state, "w", 1).await.remove(0).regions.remove(0);
     let keep = Duration::from_secs(2);
-    until("a call of long ago", async || (accepted.until(Clock::system().now()) > keep * 3 / 2).then_some(())).await;
+    until("a call of long ago", async || (accepted.until(appferry::system_clock().now()) > keep * 3 / 2).then_some(()))
+        .await;
     verify(&state, &a, &claimed.region, claimed.fence).await.expect("it is in time");
     assert_eq!(state.synchronization_prune(keep).await.expect("it answers"), (0, false), "it ended just now");
     let forgotten = async || (state.synchronization_prune(keep).await.expect("it answers") == (1, false)).then_some(());
@@ -100,7 +97,7 @@ async fn uploads_are_remembered(kind: Kind) {
     let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
     for session in ["first", "second"] {
-        state.upload_note(&a, &one, fence, blob, session).await.expect("it answers").expect("it is in time");
+        state.upload_save(&a, &one, fence, blob, session).await.expect("it answers").expect("it is in time");
         let known = state.uploads(&a, &one).await.expect("it answers");
         assert_eq!(known.get(&blob).map(String::as_str), Some(session));
     }
@@ -126,12 +123,12 @@ async fn uploads_that_were_not_aborted_are_tried_again_when_they_are_due(kind: K
     assert!(due(&two).await.is_empty());
     let mut strays = other.stray_uploads_due(&one).await.expect("it answers");
     strays.sort_by(|a, b| a.session.cmp(&b.session));
-    let sessions: Vec<(&str, u32)> = strays.iter().map(|stray| (stray.session.as_str(), stray.tries)).collect();
+    let sessions: Vec<(&str, u32)> = strays.iter().map(|stray| (stray.session.as_str(), stray.attempts)).collect();
     assert_eq!(sessions, [("first", 0), ("second", 0)]);
     state.stray_upload_defer(&strays[0], Duration::from_secs(3_600)).await.expect("it answers");
     state.stray_upload_defer(&strays[1], Duration::ZERO).await.expect("it answers");
     let left = due(&one).await;
-    assert_eq!((left.len(), left[0].session.as_str(), left[0].tries), (1, "second", 1));
+    assert_eq!((left.len(), left[0].session.as_str(), left[0].attempts), (1, "second", 1));
     state.stray_upload_forget(&left[0]).await.expect("it answers");
     assert!(due(&one).await.is_empty());
     bench.end().await;
@@ -141,7 +138,7 @@ async fn uploads_that_were_not_aborted_are_tried_again_when_they_are_due(kind: K
 async fn a_nonce_is_taken_once(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let states = [bench.process().await, bench.process().await];
-    let now = Clock::system().now().as_millis();
+    let now = appferry::system_clock().now().as_millis();
     let nonce = |value: &str, until: i64| Nonce {
         access_key_id: "LTAI".into(),
         value: value.into(),
@@ -150,16 +147,16 @@ async fn a_nonce_is_taken_once(kind: Kind) {
     let (hour, long) = (3_600_000, "n".repeat(128));
     for (value, until) in [("old", now - hour), ("new", now + hour), (long.as_str(), now + hour)] {
         let nonce = nonce(value, until);
-        let [one, other] = states.each_ref().map(|state| state.nonce_remember(&nonce));
+        let [one, other] = states.each_ref().map(|state| state.nonce_claim(&nonce));
         let (one, other) = tokio::join!(one, other);
         assert!(one.expect("an answer") != other.expect("an answer"), "it is new to one of both: {value}");
     }
     assert_eq!(states[0].nonce_prune().await.expect("it is done"), 1);
-    assert!(states[1].nonce_remember(&nonce("old", now - hour)).await.expect("it is new again"));
-    assert!(!states[1].nonce_remember(&nonce("new", now + hour)).await.expect("it is known"));
+    assert!(states[1].nonce_claim(&nonce("old", now - hour)).await.expect("it is new again"));
+    assert!(!states[1].nonce_claim(&nonce("new", now + hour)).await.expect("it is known"));
     // Another key may use the same.
     let of_another = Nonce { access_key_id: "LTAJ".into(), ..nonce("new", now + hour) };
-    assert!(states[1].nonce_remember(&of_another).await.expect("it is new"));
+    assert!(states[1].nonce_claim(&of_another).await.expect("it is new"));
     bench.end().await;
 }
 
@@ -173,32 +170,32 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let made: EcsImageId = "m-1".parse().expect("an id");
     let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
-    let begin = async |state: &State, fence| state.ecs_copy_begin(&a, &one, fence).await.expect("it answers");
+    let begin = async |state: &Db, fence| state.ecs_copy_begin(&a, &one, fence).await.expect("it answers");
 
     assert!(begin(&state, fence - 1).await.is_err(), "an old claim begins nothing");
     let copy = begin(&state, fence).await.expect("it is in time");
     assert_eq!((copy.image.clone(), copy.finished), (None, false));
     assert_eq!(begin(&other, fence).await.expect("it is in time"), copy, "it is the same one");
-    let known = copy.made(made.clone(), Timestamp::from_millis(7));
+    let known = copy.with_image(made.clone(), Timestamp::from_millis(7));
     let next = EcsCopy { generation: copy.generation + 1, ..known.clone() };
-    state.ecs_copy_made(&a, &one, &next).await.expect("it answers");
+    state.ecs_copy_record_image(&a, &one, &next).await.expect("it answers");
     assert_eq!(begin(&state, fence).await.expect("it is in time"), copy, "another generation's image is not its own");
-    state.ecs_copy_made(&a, &one, &known).await.expect("it answers");
+    state.ecs_copy_record_image(&a, &one, &known).await.expect("it answers");
     assert_eq!(begin(&other, fence).await.expect("it is in time"), known);
     assert!(state.ecs_copies(&[&a]).await.expect("it answers").is_empty(), "it is not there yet");
     assert!(state.ecs_copy_abandoned().await.expect("it answers").is_empty());
     assert_eq!(state.ecs_copy_abandon(&a, &one).await.expect("it answers"), None);
-    let stale = state.ecs_copy_note(&a, &one, fence - 1, &copy).await.expect("it answers");
+    let stale = state.ecs_copy_save(&a, &one, fence - 1, &copy).await.expect("it answers");
     assert!(stale.is_err(), "an old claim changes nothing");
 
     // Canceled: whoever keeps house gives it up, once.
     state.synchronization_cancel(id).await.expect("it is canceled");
-    assert!(state.ecs_copy_note(&a, &one, fence, &copy).await.expect("it answers").is_err());
+    assert!(state.ecs_copy_save(&a, &one, fence, &copy).await.expect("it answers").is_err());
     assert_eq!(state.ecs_copy_abandoned().await.expect("it answers"), [(a.clone(), one.clone())]);
     let given_up = other.ecs_copy_abandon(&a, &one).await.expect("it answers").expect("there is something to give up");
     assert!(given_up.generation > copy.generation && given_up.image.is_none());
     assert_eq!(given_up.discarded, Some(made.clone()));
-    state.ecs_copy_discarded(&a, &one, &made).await.expect("it answers");
+    state.ecs_copy_clear_discarded(&a, &one, &made).await.expect("it answers");
     let nothing = state.ecs_copy_abandon(&a, &one).await.expect("it answers").expect("its generation is still there");
     assert_eq!(nothing.discarded, None);
 
@@ -209,7 +206,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let again = begin(&state, fence).await.expect("it is in time");
     assert_eq!(again.generation, given_up.generation, "what is wanted is not forgotten");
     let there = EcsCopy { image: Some(made.clone()), finished: true, ..again };
-    state.ecs_copy_note(&a, &one, fence, &there).await.expect("it answers").expect("it is in time");
+    state.ecs_copy_save(&a, &one, fence, &there).await.expect("it answers").expect("it is in time");
     let copies = other.ecs_copies(&[&a]).await.expect("it answers");
     assert_eq!(copies.get(&(a.clone(), one.clone())), Some(&made));
     assert!(state.ecs_copy_abandoned().await.expect("it answers").is_empty());

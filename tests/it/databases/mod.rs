@@ -37,11 +37,11 @@ mod warnings;
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
+    db::{Claim, ClaimRequest, Db, LaneCapacity, NewSynchronization, PageRange, Report, Settings, Tasks},
     domain::{
-        ClientToken, Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress,
-        RegionId, RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, Warnings, WorkerId,
+        ClientToken, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, Progress, RegionId,
+        RegionStatus, Regions, RequestId, Stale, Synchronization, Targets, Verification, Warnings, WorkerId,
     },
-    state::{Ask, Claim, Lane, Order, Report, Settings, Span, State, Tasks},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -56,7 +56,7 @@ const LEASE: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(200);
 
 /// Three entries, and none left out.
-const THREE: Span = Span { skip: 0, limit: 3 };
+const THREE: PageRange = PageRange { skip: 0, limit: 3 };
 
 /// A database, with as many processes on it as a test needs.
 struct Bench {
@@ -74,20 +74,20 @@ impl Bench {
         Self { directory, url, stop: CancellationToken::new(), tasks: Vec::new() }
     }
 
-    async fn process(&mut self) -> State {
+    async fn process(&mut self) -> Db {
         self.process_with(|settings| settings).await
     }
 
-    async fn process_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> State {
+    async fn process_with(&mut self, change: impl FnOnce(Settings) -> Settings) -> Db {
         let settings = change(Settings::new(self.url.clone()));
-        let (state, tasks) = State::open(&settings, regions(), self.stop.clone()).await.expect("it opens");
+        let (state, tasks) = Db::open(&settings, regions(), self.stop.clone()).await.expect("it opens");
         self.tasks.push(tasks);
         state
     }
 
-    async fn process_with_regions(&mut self, regions: Regions) -> State {
+    async fn process_with_regions(&mut self, regions: Regions) -> Db {
         let (state, tasks) =
-            State::open(&Settings::new(self.url.clone()), regions, self.stop.clone()).await.expect("it opens");
+            Db::open(&Settings::new(self.url.clone()), regions, self.stop.clone()).await.expect("it opens");
         self.tasks.push(tasks);
         state
     }
@@ -140,22 +140,22 @@ fn image(id: &str) -> Image {
         home: region("home"),
         content: Content::Blobs(Descriptor { media_type: "m".into(), digest: Digest::Sha256([7; 32]), size: 5 }),
         size: 1_000,
-        created_at: Clock::system().now(),
+        created_at: appferry::system_clock().now(),
         superseded_by: None,
         absent: Vec::new(),
     }
 }
 
-async fn add(state: &State, id: &str) -> ImageId {
+async fn add(state: &Db, id: &str) -> ImageId {
     let image = image(id);
     state.image_add(&image).await.expect("it is added");
     image.id
 }
 
-fn ask(image: &ImageId, targets: &[&str]) -> Ask {
+fn ask(image: &ImageId, targets: &[&str]) -> NewSynchronization {
     let named = || Targets::Named(targets.iter().map(|name| region(name)).collect());
-    Ask {
-        request_id: RequestId::generate(),
+    NewSynchronization {
+        request_id: appferry::new_request_id(),
         image: image.clone(),
         targets: if targets.is_empty() { Targets::All } else { named() },
         principal: "acs:ram::1:user/a".into(),
@@ -165,8 +165,8 @@ fn ask(image: &ImageId, targets: &[&str]) -> Ask {
     }
 }
 
-fn with_token(ask: Ask, token: &str) -> Ask {
-    Ask { token: Some(token.parse::<ClientToken>().expect("a token")), ..ask }
+fn with_token(ask: NewSynchronization, token: &str) -> NewSynchronization {
+    NewSynchronization { token: Some(token.parse::<ClientToken>().expect("a token")), ..ask }
 }
 
 fn worker(name: &str) -> WorkerId {
@@ -174,24 +174,25 @@ fn worker(name: &str) -> WorkerId {
 }
 
 /// Claims for all regions, with no limits.
-async fn claim(state: &State, owner: &str, images: usize) -> Vec<Claim> {
+async fn claim(state: &Db, owner: &str, images: usize) -> Vec<Claim> {
     claim_within(state, owner, images, LEASE, &BTreeMap::new(), 0).await
 }
 
 async fn claim_within(
-    state: &State,
+    state: &Db,
     owner: &str,
     images: usize,
     lease: Duration,
     limits: &BTreeMap<RegionId, usize>,
     draw: usize,
 ) -> Vec<Claim> {
-    let lanes = ["one", "two", "three"].map(|name| (region(name), Lane { lead: images, along: usize::MAX })).into();
-    let order = Order { owner: &worker(owner), lanes: &lanes, lease, limits, draw };
+    let lanes =
+        ["one", "two", "three"].map(|name| (region(name), LaneCapacity { primary: images, total: usize::MAX })).into();
+    let order = ClaimRequest { owner: &worker(owner), lanes: &lanes, lease, limits, draw };
     state.replica_claim(order).await.expect("it can be claimed")
 }
 
-async fn verify(state: &State, image: &ImageId, to: &RegionId, fence: u64) -> Result<(), Stale> {
+async fn verify(state: &Db, image: &ImageId, to: &RegionId, fence: u64) -> Result<(), Stale> {
     let report = Report {
         region: to.clone(),
         event: Event::Verified {
@@ -204,7 +205,7 @@ async fn verify(state: &State, image: &ImageId, to: &RegionId, fence: u64) -> Re
     state.replica_report(image, report).await.expect("it can be reported")
 }
 
-async fn get(state: &State, id: RequestId) -> Synchronization {
+async fn get(state: &Db, id: RequestId) -> Synchronization {
     state.synchronization_get(id).await.expect("it is known")
 }
 

@@ -6,11 +6,11 @@ use std::{
 };
 
 use appferry::{
+    db::{Claim, ClaimRequest, Db, LaneCapacity, Report, Settings},
     domain::{
         Digest, Event, Fault, FaultKind, Progress, RegionStatus, Regions, Stale, Synchronization, SynchronizationState,
         Verification, Warnings,
     },
-    state::{Claim, Lane, Order, Report, Settings, State},
 };
 
 use super::{Bench, DONE, LEASE, SHORT, add, ask, claim, claim_within, get, image_id, region, verify, worker};
@@ -58,7 +58,7 @@ async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
         assert_eq!(state.replica_report(&a, report).await.expect("it answers"), Err(Stale));
     }
     let noted =
-        state.upload_note(&a, &first.region, first.fence, Digest::Sha512([1; 64]), "s").await.expect("it answers");
+        state.upload_save(&a, &first.region, first.fence, Digest::Sha512([1; 64]), "s").await.expect("it answers");
     assert_eq!(noted, Err(Stale));
     assert!(!state.replica_holds(&a, &first.region, first.fence).await.expect("it answers"));
     assert_eq!(get(&state, id).await, before);
@@ -145,18 +145,17 @@ async fn limits_hold_across_processes(kind: Kind) {
 async fn regions_differ_in_case(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let both = Regions::new(region("home"), ["one", "ONE"].map(region));
-    let (state, tasks) =
-        State::open(&Settings::new(bench.url.clone()), both, bench.stop.clone()).await.expect("it opens");
+    let (state, tasks) = Db::open(&Settings::new(bench.url.clone()), both, bench.stop.clone()).await.expect("it opens");
     bench.tasks.push(tasks);
     let limits: BTreeMap<_, _> = [(region("one"), 1), (region("ONE"), 1)].into();
     for n in 0..3 {
         let image = add(&state, &format!("i-{n}")).await;
         state.accept(ask(&image, &["one", "ONE"])).await.expect("it is accepted");
     }
-    let lanes = ["one", "ONE"].map(|name| (region(name), Lane { lead: 5, along: 5 })).into();
+    let lanes = ["one", "ONE"].map(|name| (region(name), LaneCapacity { primary: 5, total: 5 })).into();
     let mut claimed = Vec::new();
     for draw in 0..6 {
-        let order = Order { owner: &worker("w"), lanes: &lanes, lease: LEASE, limits: &limits, draw };
+        let order = ClaimRequest { owner: &worker("w"), lanes: &lanes, lease: LEASE, limits: &limits, draw };
         let claims = state.replica_claim(order).await.expect("it can be claimed");
         claimed.extend(claims.into_iter().flat_map(|claim| claim.regions).map(|claimed| claimed.region));
     }
@@ -182,23 +181,23 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
     let (first, second) = (wanted(&claims[0]), wanted(&claims[1]));
     // Both at once: three together, and no more.
     let (one, two) = tokio::join!(
-        here.replica_feed(&claims[0].id, &first, &limits),
-        there.replica_feed(&claims[1].id, &second, &limits)
+        here.reserve_egress(&claims[0].id, &first, &limits),
+        there.reserve_egress(&claims[1].id, &second, &limits)
     );
     let (one, two) = (one.expect("it answers"), two.expect("it answers"));
     assert_eq!(one.len() + two.len(), 3, "{one:?} {two:?}");
-    let underway = here.copies_underway(&worker("a")).await.expect("it answers");
-    let from_home: u32 = underway.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
-    let ours: u32 = underway.iter().filter(|u| u.ours).map(|u| u.copies).sum();
-    assert_eq!((from_home, ours), (3, 3), "{underway:?}");
+    let in_flight = here.copies_in_flight(&worker("a")).await.expect("it answers");
+    let from_home: u32 = in_flight.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
+    let ours: u32 = in_flight.iter().filter(|u| u.is_own).map(|u| u.copies).sum();
+    assert_eq!((from_home, ours), (3, 3), "{in_flight:?}");
     // When one has ended, one more may be.
     let (fed, fed_by) = if one.is_empty() { (&two, 1) } else { (&one, 0) };
     let ended = claims[fed_by].regions.iter().find(|c| c.region == fed[0]).expect("it was claimed");
     verify(&here, &claims[fed_by].id, &ended.region, ended.fence).await.expect("it is in time");
     let waiting: Vec<_> = first.iter().filter(|(to, ..)| !one.contains(to)).cloned().collect();
-    let more = here.replica_feed(&claims[0].id, &waiting, &limits).await.expect("it answers");
+    let more = here.reserve_egress(&claims[0].id, &waiting, &limits).await.expect("it answers");
     let waiting_too: Vec<_> = second.iter().filter(|(to, ..)| !two.contains(to)).cloned().collect();
-    let more_too = there.replica_feed(&claims[1].id, &waiting_too, &limits).await.expect("it answers");
+    let more_too = there.reserve_egress(&claims[1].id, &waiting_too, &limits).await.expect("it answers");
     assert_eq!(more.len() + more_too.len(), 1, "{more:?} {more_too:?}");
     bench.end().await;
 }

@@ -1,6 +1,6 @@
 //! Whether the state can be written, as it is asked for readiness.
 
-use appferry::state::Error;
+use appferry::db::Error;
 use sea_orm::{ConnectionTrait as _, SqliteTransactionMode, TransactionOptions, TransactionTrait as _};
 
 use super::{Bench, add, ask};
@@ -37,7 +37,7 @@ async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
 async fn who_can_not_write_is_not_ready(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let patience = std::time::Duration::from_millis(500);
-    let change = |settings| appferry::state::Settings { patience, timeout: patience * 2, ..settings };
+    let change = |settings| appferry::db::Settings { acquire_timeout: patience, timeout: patience * 2, ..settings };
     let state = bench.process_with(change).await;
     let a = add(&state, "a").await;
     let db = database::look(&bench.url).await;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use appferry::{
+    db::{Db, Error},
     domain::{Fault, FaultKind, RegionStatus, Regions, SynchronizationState},
-    state::{Error, State},
 };
 
 use super::{Bench, Kind, SHORT, add, ask, claim, claim_within, get, image_id, region, status};
@@ -24,7 +24,7 @@ fn reason() -> Fault {
 }
 
 /// A process that has one region beside the home region.
-async fn with_one_region(bench: &mut Bench) -> State {
+async fn with_one_region(bench: &mut Bench) -> Db {
     bench.process_with_regions(Regions::new(region("home"), [region("one")])).await
 }
 
@@ -92,7 +92,7 @@ async fn suspended_replicas_hinder_neither_cancellation_nor_removal(kind: Kind) 
 async fn regions_are_known_with_their_stores(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let (all, few) = (bench.process().await, with_one_region(&mut bench).await);
-    let known = async |state: &State| {
+    let known = async |state: &Db| {
         let known = state.region_stores().await.expect("they can be read");
         known.into_iter().map(|store| (store.region.to_string(), store.location)).collect::<Vec<_>>()
     };

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use appferry::{
+    db::{Db, Error},
     domain::{ImageId, RegionStatus},
-    state::{Error, State},
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement, TransactionTrait as _};
 
@@ -23,7 +23,7 @@ on_every_database! {
 }
 
 /// Asks for an image and removes it at the same time, from two processes.
-async fn race(one: &State, other: &State, image: &ImageId) -> [bool; 2] {
+async fn race(one: &Db, other: &Db, image: &ImageId) -> [bool; 2] {
     let (accepted, removed) = tokio::join!(one.accept(ask(image, &["one"])), other.image_remove(image));
     outcome(&accepted, &removed)
 }
@@ -36,13 +36,14 @@ fn outcome<T: std::fmt::Debug>(accepted: &Result<T, Error>, removed: &Result<(),
 }
 
 /// Whichever was first: if the call was, the image is there with its replica, and otherwise neither is.
-async fn check(state: &State, image: &ImageId, outcome: [bool; 2]) {
+async fn check(state: &Db, image: &ImageId, outcome: [bool; 2]) {
     let [accepted, removed] = outcome;
     assert!(accepted != removed, "accepted: {accepted}, removed: {removed}");
     if accepted {
         let (_, replicas) = state.image_get(image).await.expect("it is still there");
         assert_eq!(replicas.iter().map(|(_, replica)| replica.status()).collect::<Vec<_>>(), [RegionStatus::Pending]);
-        let page = state.synchronization_list(&appferry::state::Filter::default(), None, 1).await.expect("a page");
+        let page =
+            state.synchronization_list(&appferry::db::SynchronizationFilter::default(), None, 1).await.expect("a page");
         state.synchronization_cancel(page.synchronizations[0].request_id).await.expect("it is canceled");
         state.image_remove(image).await.expect("it is removed");
     }
@@ -119,7 +120,7 @@ async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) 
 /// A call has been decided, and is held up before it is written; its image is removed meanwhile.
 async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
     if kind != Kind::Postgres {
-        return; // SQLite: see `state::accept`. On MySQL, a call locks its image before it is decided.
+        return; // SQLite: see `db::accept`. On MySQL, a call locks its image before it is decided.
     }
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;

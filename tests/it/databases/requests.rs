@@ -6,10 +6,10 @@ use std::{
 };
 
 use appferry::{
+    db::{Error, NewSynchronization, Report, Settings, SynchronizationFilter},
     domain::{
         Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState, Verification, Warnings,
     },
-    state::{Ask, Error, Filter, Report, Settings},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +79,7 @@ async fn a_call_goes_to_its_end(kind: Kind) {
     assert_eq!(get(&state, id).await, ended, "what became of a call stays");
     assert!(matches!(
         state.accept(ask(&a, &["one"])).await,
-        Err(Error::ImageAlreadyThere { regions, .. }) if regions == [region("one")]
+        Err(Error::ImageAlreadyAvailable { regions, .. }) if regions == [region("one")]
     ));
     let nothing_left = state.accept(ask(&a, &[])).await.expect("it is accepted");
     assert_eq!(get(&state, nothing_left).await.state, SynchronizationState::Succeeded);
@@ -97,7 +97,8 @@ async fn a_token_names_one_call(kind: Kind) {
     assert!(matches!(differs, Err(Error::TokenReused(id)) if id == first), "{differs:?}");
     let in_capitals = other.accept(with_token(ask(&a, &["one"]), "T")).await.expect("it is accepted");
     assert_ne!(in_capitals, first, "tokens differ in case");
-    let somebody_else = Ask { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
+    let somebody_else =
+        NewSynchronization { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
     assert_ne!(state.accept(somebody_else).await.expect("it is accepted"), first);
 
     // Both at once, from two processes, many times: one call each.
@@ -127,7 +128,7 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..64 {
         let principal = if n == 31 { "p".repeat(300) } else { "p".to_owned() };
-        let (state, ask) = (state.clone(), Ask { principal, ..ask(&a, &["one"]) });
+        let (state, ask) = (state.clone(), NewSynchronization { principal, ..ask(&a, &["one"]) });
         calls.spawn(async move { (n, state.accept(ask).await) });
     }
     for (n, answer) in calls.join_all().await {
@@ -136,7 +137,7 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
             Err(error) => assert_eq!((n, error.is_temporary()), (31, false), "{error:?}"),
         }
     }
-    let page = state.synchronization_list(&Filter::default(), None, 1_000).await.expect("a page");
+    let page = state.synchronization_list(&SynchronizationFilter::default(), None, 1_000).await.expect("a page");
     assert_eq!(page.synchronizations.len(), 63);
     bench.end().await;
 }
@@ -282,7 +283,7 @@ async fn many_processes_at_once_lose_nothing(kind: Kind) {
                 let targets: &[&str] = [&["one", "two", "three"][..], &["two"], &[]][(caller + call) % 3];
                 match state.accept(ask(image, targets)).await {
                     Ok(id) => accepted.push(id),
-                    Err(Error::ImageAlreadyThere { .. }) => {}
+                    Err(Error::ImageAlreadyAvailable { .. }) => {}
                     Err(error) => panic!("{}", appferry::domain::with_causes(&error)),
                 }
                 if call % 4 == 3

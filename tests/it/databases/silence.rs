@@ -8,14 +8,12 @@ use std::{
 };
 
 use appferry::{
-    domain::{
-        Digest, EcsCopy, Event, Fault, FaultKind, ImageId, ImageName, RegionId, RequestId, Timestamp, Verification,
+    db::{
+        ClaimRequest, Db, ImageFilter, LaneCapacity, NameConflictPolicy, Publication, ReadBlob, RegionName, Report,
+        Settings, StrayUpload, SynchronizationFilter,
     },
+    domain::{Digest, EcsCopy, Event, Fault, FaultKind, ImageId, ImageName, RegionId, Timestamp, Verification},
     identity::acs3::Nonce,
-    state::{
-        Filter, ImageFilter, Lane, NameTaken, Order, Publication, ReadBlob, RegionName, Report, Settings, State,
-        StrayUpload,
-    },
 };
 use futures_util::future::BoxFuture;
 
@@ -42,7 +40,7 @@ async fn behind_a_switch(kind: Kind, bench: &mut Bench) -> (Switch, Settings) {
     assert!(kind != Kind::Sqlite);
     // A single reader: if it leaked, no later read could succeed.
     let settings = Settings::new(through.to_string());
-    (switch, Settings { timeout: TIMEOUT, patience: TIMEOUT / 2, readers: 1, ..settings })
+    (switch, Settings { timeout: TIMEOUT, acquire_timeout: TIMEOUT / 2, readers: 1, ..settings })
 }
 
 /// Calls of methods, by their names. Whether each succeeded.
@@ -56,14 +54,14 @@ macro_rules! calls {
 }
 
 /// Every question that can be asked of the state.
-fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
+fn questions(state: &Db) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     let (a, one, blob) = (|| image_id("a"), || region("one"), Digest::Sha256([9; 32]));
     let copy = || EcsCopy::first(Timestamp::from_millis(1));
     let nonce = || Nonce { access_key_id: "k".into(), value: "v".into(), until: Timestamp::from_millis(1) };
     let fault = || Fault { kind: FaultKind::Store, message: "m".into() };
     let report = || Report { region: region("one"), event: Event::Release { fence: 1 } };
-    let stray = || StrayUpload { id: "i".into(), session: "s".into(), tries: 0 };
-    let id = RequestId::generate();
+    let stray = || StrayUpload { id: "i".into(), session: "s".into(), attempts: 0 };
+    let id = appferry::new_request_id();
     let (held_image, held_region): (&ImageId, &RegionId) = (Box::leak(Box::new(a())), Box::leak(Box::new(one())));
     let held_name: &ImageName = Box::leak(Box::new(ImageName("images:a".into())));
     let name = move || held_name;
@@ -77,32 +75,32 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     };
     let read = move || ReadBlob { region: held_region, location: "images", blob };
     let limits = || BTreeMap::from([(region("one"), 1)]);
-    let order = Order {
+    let order = ClaimRequest {
         owner: Box::leak(Box::new(worker("w"))),
-        lanes: Box::leak(Box::new(BTreeMap::from([(region("one"), Lane { lead: 1, along: 1 })]))),
+        lanes: Box::leak(Box::new(BTreeMap::from([(region("one"), LaneCapacity { primary: 1, total: 1 })]))),
         lease: LEASE,
         limits: Box::leak(Box::new(limits())),
         draw: 0,
     };
     calls! { state:
         accept(ask(&a(), &["one"]));
-        blob_note_reading(read(), None);
+        blob_record_reading(read(), None);
         blob_reading(read());
-        blobs_note_written(&a(), &one(), 1, &[blob]);
+        blobs_record_written(&a(), &one(), 1, &[blob]);
         blobs_written(&a(), &one());
-        copies_underway(&worker("w"));
+        copies_in_flight(&worker("w"));
         ecs_copies(&[&a()]);
         ecs_copy_abandon(&a(), &one());
         ecs_copy_abandoned();
         ecs_copy_begin(&a(), &one(), 1);
-        ecs_copy_discarded(&a(), &one(), &"m-1".parse().expect("an id"));
+        ecs_copy_clear_discarded(&a(), &one(), &"m-1".parse().expect("an id"));
         ecs_copy_forget(&a(), &one());
-        ecs_copy_made(&a(), &one(), &copy());
-        ecs_copy_note(&a(), &one(), 1, &copy());
-        housekeeping_leave(&worker("w"));
-        housekeeping_take(&worker("w"), LEASE);
+        ecs_copy_record_image(&a(), &one(), &copy());
+        ecs_copy_save(&a(), &one(), 1, &copy());
+        leader_resign(&worker("w"));
+        leader_acquire(&worker("w"), LEASE);
         image_add(&image("b"));
-        image_add_as(&image("c"), NameTaken::Supersede(&[one()]));
+        image_add_as(&image("c"), NameConflictPolicy::Supersede(&[one()]));
         image_get(&a());
         image_list(&ImageFilter::default(), None, THREE, true);
         image_remove(&a());
@@ -111,10 +109,10 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         images_available(&one(), None, 3);
         images_in(&one(), &a(), 3);
         nonce_prune();
-        nonce_remember(&nonce());
-        publication_begin(publication());
+        nonce_claim(&nonce());
+        publication_announce(publication());
         publication_confirm(&one(), name(), blob);
-        publication_end(publication(), Some(Verification::Trusted));
+        publication_complete(publication(), Some(Verification::Trusted));
         published(&[RegionName { region: one(), name: name().clone(), location: None }]);
         queues();
         ready();
@@ -122,22 +120,22 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         region_stores();
         regions_seen(Duration::ZERO);
         registry_habits("registry");
-        registry_habits_note("registry", "habits");
+        registry_habits_save("registry", "habits");
         replica_claim(order);
         replica_confirmed(&a(), &one());
         replica_damaged(&a(), &one(), fault());
-        replica_feed(&a(), &[(one(), 1, region("two"))], &limits());
+        reserve_egress(&a(), &[(one(), 1, region("two"))], &limits());
         replica_holds(&a(), &one(), 1);
-        replica_pull_back(LEASE, LEASE);
+        clamp_waits(LEASE, LEASE);
         replica_renew(&a(), LEASE, &[(one(), 1, DONE)]);
         replica_report(&a(), report());
-        replica_rescue();
+        requeue_expired();
         replicas_resume();
         replicas_suspend(&one(), &fault());
         replicas_suspended(&[one()]);
         synchronization_cancel(id);
         synchronization_get(id);
-        synchronization_list(&Filter::default(), None, 3);
+        synchronization_list(&SynchronizationFilter::default(), None, 3);
         synchronization_prune(LEASE);
         synchronization_watch(id);
         stray_upload_defer(&stray(), LEASE);
@@ -148,14 +146,14 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         upload_abandoned(&one());
         upload_forget(&a(), &one(), blob);
         uploads(&a(), &one());
-        upload_note(&a(), &one(), 1, blob, "s");
+        upload_save(&a(), &one(), 1, blob, "s");
     }
 }
 
 /// The methods of the state that ask the database, as they stand in its source.
 fn methods() -> BTreeSet<String> {
     let mut methods = BTreeSet::new();
-    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/state"))];
+    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/db"))];
     let mut files = Vec::new();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).expect("the source") {
@@ -168,7 +166,7 @@ fn methods() -> BTreeSet<String> {
         for item in parsed.items {
             let syn::Item::Impl(block) = item else { continue };
             let syn::Type::Path(of) = &*block.self_ty else { continue };
-            if !of.path.is_ident("State") || block.trait_.is_some() {
+            if !of.path.is_ident("Db") || block.trait_.is_some() {
                 continue;
             }
             for item in block.items {
@@ -190,7 +188,7 @@ async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
     }
     let mut bench = Bench::new(kind).await;
     let (switch, settings) = behind_a_switch(kind, &mut bench).await;
-    let (state, tasks) = State::open(&settings, regions(), bench.stop.clone()).await.expect("it opens");
+    let (state, tasks) = Db::open(&settings, regions(), bench.stop.clone()).await.expect("it opens");
     bench.tasks.push(tasks);
     let a = add(&state, "a").await;
     state.accept(ask(&a, &["one"])).await.expect("it is accepted");
@@ -214,14 +212,14 @@ async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
         left.remove(name);
     }
     assert!(left.is_empty(), "without an end: {left:?}");
-    let opened = tokio::time::timeout(IN_TIME, State::open(&settings, regions(), bench.stop.clone())).await;
+    let opened = tokio::time::timeout(IN_TIME, Db::open(&settings, regions(), bench.stop.clone())).await;
     opened.expect("it ends").expect_err("the server is silent");
 
     // No connection that was left behind takes the place of a good one.
     switch.speak();
     until("an answer", async || state.image_get(&a).await.ok()).await;
     for (name, question) in questions(&state) {
-        if ["image_get", "image_list", "ready", "time", "queues", "replica_claim", "nonce_remember"].contains(&name) {
+        if ["image_get", "image_list", "ready", "time", "queues", "replica_claim", "nonce_claim"].contains(&name) {
             assert!(question.await, "{name}");
         }
     }
@@ -238,7 +236,7 @@ async fn the_first_question_after_a_pause_does_not_pay_for_a_cut(kind: Kind) {
     }
     let mut bench = Bench::new(kind).await;
     let (switch, settings) = behind_a_switch(kind, &mut bench).await;
-    let (state, tasks) = State::open(&settings, regions(), bench.stop.clone()).await.expect("it opens");
+    let (state, tasks) = Db::open(&settings, regions(), bench.stop.clone()).await.expect("it opens");
     bench.tasks.push(tasks);
     for n in 0..4 {
         let name = format!("i-{n}");

@@ -1,8 +1,8 @@
 //! What an image arrived without is known of its region, and of every call that waited for it.
 
 use appferry::{
+    db::Report,
     domain::{Digest, Event, Fault, FaultKind, Image, Verification, Warnings},
-    state::Report,
 };
 
 use super::{Bench, DONE, ask, claim, get, image, image_id, region};

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use appferry::{config::Config, service::Role, state};
+use appferry::{app::Role, config::Config, db};
 
 use super::http2::{ACK, Connection, PING, frame};
 use crate::harness::{
@@ -69,7 +69,7 @@ async fn frames_that_nobody_asked_for_write_no_log() {
     let site = Site::new();
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     let served = Served::configured(&file).await;
     let logged = || fs::read_to_string(&served.log).expect("a log");
     let mut connection = Connection::open(served.address, 65_535).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use appferry::{config::Config, state};
+use appferry::{config::Config, db};
 
 use super::http2::{Connection, message};
 use crate::harness::{
@@ -20,7 +20,7 @@ const ADDED: u64 = 48;
 async fn serve(site: &Site) -> Served {
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     Served::configured(&file).await
 }
 
@@ -73,7 +73,7 @@ async fn what_nobody_has_proved_anything_for_takes_little_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_question_of_reflection_that_is_too_long_is_refused() {
-    let running = Site::new().start_as(appferry::service::Role::Server).await;
+    let running = Site::new().start_as(appferry::app::Role::Server).await;
     let mut connection = Connection::open(running.address, 1 << 20).await;
     let stream = connection.call(REFLECT, &[]).await;
     // It says that it is longer than a message may be.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use appferry::service::Role;
+use appferry::app::Role;
 use tokio::net::TcpStream;
 
 use super::{administrator_is_served, http2::Connection};

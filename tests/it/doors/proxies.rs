@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use appferry::service::Role;
+use appferry::app::Role;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::http2::Connection;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use appferry::service::Role;
+use appferry::app::Role;
 use sha2::Digest as _;
 
 use super::{

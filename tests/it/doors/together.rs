@@ -7,10 +7,10 @@ use std::{
 };
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{AddImageRequest, ImageType, VmImageSpec, add_image_request},
-    service::{Role, Service},
-    state,
+    db,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -139,7 +139,7 @@ async fn all_attacks_at_once_keep_nobody_out_and_take_little_memory() {
 /// Registers images with long descriptions, so that lists are long.
 async fn fill(site: &Site, file: &std::path::Path) {
     let config = Config::load(file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     let service = Service::start(&config, Role::Server).await.expect("it starts");
     let mut client = images_client(service.address().expect("it listens"), Some(ADMIN)).await;
     images::write(&site.image(HOME, "one"), &[noise(10, 1)]);

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use appferry::service::Service;
+use appferry::app::Service;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, client::conn::http2::SendRequest};

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
-    service::{Role, Service},
-    state,
+    db,
 };
 use tokio::runtime::Runtime;
 
@@ -34,6 +34,6 @@ pub async fn service(directory: &Path, more: &str) -> Service {
         home.display(),
     ))
     .expect("a configuration");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     Service::start(&config, Role::Server).await.expect("it starts")
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use appferry::state::{Settings, migrate};
+use appferry::db::{Settings, migrate};
 use sea_orm::{ConnectionTrait as _, DatabaseConnection};
 use uuid::Uuid;
 

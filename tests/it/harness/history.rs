@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::domain::{
-    Event, Fault, ImageId, Lease, Progress, RegionId, RegionStatus, Replica, State, Timestamp, WorkerId,
+    Event, Fault, ImageId, Lease, Progress, RegionId, RegionStatus, Replica, ReplicaState, Timestamp, WorkerId,
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, FromQueryResult, QueryResult, Statement};
 
@@ -109,20 +109,20 @@ impl FromQueryResult for Version {
         let status: RegionStatus = text("state")?.parse().map_err(|error| bad(&error))?;
         let state = match status {
             RegionStatus::Pending if due()?.as_millis() >= 253_402_300_799_000 => {
-                State::Suspended { reason: fault.ok_or_else(|| bad(&"it has no reason"))? }
+                ReplicaState::Suspended { reason: fault.ok_or_else(|| bad(&"it has no reason"))? }
             }
-            RegionStatus::Pending => State::Pending { not_before: due()?, last: fault },
+            RegionStatus::Pending => ReplicaState::Pending { not_before: due()?, last_fault: fault },
             RegionStatus::Copying => {
                 let lease = Lease { owner: WorkerId(text("lease_owner")?.into()), until: due()? };
-                State::Copying { lease, last: fault }
+                ReplicaState::Copying { lease, last_fault: fault }
             }
             RegionStatus::Available => {
                 let known = row.try_get::<Option<String>>("", "verification")?;
-                State::Available(known.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
+                ReplicaState::Available(known.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
             }
-            RegionStatus::Failed => State::Failed(fault.ok_or_else(|| bad(&"it has no fault"))?),
-            RegionStatus::Canceled => State::Canceled,
-            RegionStatus::Superseded => State::Superseded,
+            RegionStatus::Failed => ReplicaState::Failed(fault.ok_or_else(|| bad(&"it has no fault"))?),
+            RegionStatus::Canceled => ReplicaState::Canceled,
+            RegionStatus::Superseded => ReplicaState::Superseded,
         };
         Ok(Self {
             change: text("change")?,
@@ -217,7 +217,7 @@ async fn page(db: &DatabaseConnection, after: i64) -> Vec<(i64, Version)> {
 /// The event that leads from one version to the next, by the domain's transition; nothing if there is none.
 pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Option<&'static str> {
     let Some(before) = before else {
-        let State::Pending { not_before, .. } = &after.state else { return None };
+        let ReplicaState::Pending { not_before, .. } = &after.state else { return None };
         return (Replica::requested(*not_before) == *after).then_some("Request");
     };
     candidates(before, after, lease)
@@ -227,7 +227,7 @@ pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Op
             // Progress that was told just before is committed together with what followed.
             let told = Event::Renew { fence: before.fence, lease, progress: after.progress };
             let until = match &before.state {
-                State::Copying { lease, .. } => lease.until,
+                ReplicaState::Copying { lease, .. } => lease.until,
                 _ => return None,
             };
             let renewed = before.apply(told, until).ok()?;
@@ -242,13 +242,13 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
     let (fence, progress) = (before.fence, after.progress);
     let mut events = Vec::new();
     match &after.state {
-        State::Pending { not_before, last } => {
+        ReplicaState::Pending { not_before, last_fault } => {
             events.push(("Request", Event::Request, *not_before));
             events.push(("Release", Event::Release { fence }, *not_before));
             events.push(("Resume", Event::Resume, *not_before));
             events.push(("Expire", Event::Expire, *not_before));
             events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, *not_before));
-            if let Some(fault) = last.clone() {
+            if let Some(fault) = last_fault.clone() {
                 let back = Event::ClockSetBack { lease, longest_wait: Duration::ZERO };
                 let lasted = i64::try_from(lease.as_millis()).expect("a lease");
                 events.push(("ClockSetBack", back, Timestamp::from_millis(not_before.as_millis() - lasted)));
@@ -256,21 +256,21 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *not_before));
             }
         }
-        State::Suspended { reason } => {
+        ReplicaState::Suspended { reason } => {
             let now = match &before.state {
-                State::Copying { lease, .. } => lease.until,
+                ReplicaState::Copying { lease, .. } => lease.until,
                 _ => Timestamp::from_millis(0),
             };
             events.push(("Suspend", Event::Suspend { reason: reason.clone() }, now));
         }
-        State::Copying { lease: held, .. } => {
+        ReplicaState::Copying { lease: held, .. } => {
             let lasted = i64::try_from(lease.as_millis()).expect("a lease");
             let now = Timestamp::from_millis(held.until.as_millis() - lasted);
             events.push(("Claim", Event::Claim { owner: held.owner.clone(), lease }, now));
             events.push(("Renew", Event::Renew { fence, lease, progress }, now));
             events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, now));
         }
-        State::Available(verification) => {
+        ReplicaState::Available(verification) => {
             if let (Some(now), Some(verification)) = (after.finished_at, *verification) {
                 events.push((
                     "Verified",
@@ -280,19 +280,19 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
                 events.push(("Confirmed", Event::Confirmed, now));
             }
         }
-        State::Superseded => {
+        ReplicaState::Superseded => {
             if let Some(now) = after.finished_at {
                 events.push(("Supersede", Event::Supersede, now));
             }
         }
-        State::Failed(fault) => {
+        ReplicaState::Failed(fault) => {
             if let Some(now) = after.finished_at {
                 let fault = fault.clone();
                 events.push(("Damaged", Event::Damaged { fault: fault.clone() }, now));
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after: None, progress }, now));
             }
         }
-        State::Canceled => {
+        ReplicaState::Canceled => {
             if let Some(now) = after.finished_at {
                 events.push(("Cancel", Event::Cancel, now));
             }

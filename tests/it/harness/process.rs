@@ -76,7 +76,7 @@ impl Served {
         let file = File::create(&log).expect("a log");
         let mut command = command(directory, &["worker", "--config", path]);
         let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
-        let works = async || std::fs::read_to_string(&log).ok()?.contains("working").then_some(());
+        let works = async || std::fs::read_to_string(&log).ok()?.contains("worker started").then_some(());
         until_up("the worker", &mut child, &log, works).await;
         Worker { child, log }
     }

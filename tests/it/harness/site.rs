@@ -3,14 +3,14 @@
 use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{
         AddImageRequest, ContainerImageSpec, GetSynchronizationRequest, ImageType, Synchronization,
         SynchronizationState, SynchronizeAppRequest, VmImageSpec, WatchSynchronizationRequest, add_image_request,
         app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
     },
-    service::{Role, Service},
-    state,
+    db,
 };
 use sha2::{Digest as _, Sha256};
 use tonic::{
@@ -194,7 +194,7 @@ impl Site {
     pub async fn start_as(self, role: Role) -> Running {
         // From its file, which is read again when it changes.
         let config = Config::load(&self.write_config()).expect("the configuration");
-        state::migrate(&config.database.settings()).await.expect("the schema");
+        db::migrate(&config.database.settings()).await.expect("the schema");
         let service = Service::start(&config, role).await.expect("the service starts");
         let address = service.address().expect("it listens");
         Running { site: self, service, address }

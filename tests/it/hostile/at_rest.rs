@@ -70,7 +70,7 @@ fn a_data_directory_of_others_is_refused() {
     let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode");
     for open in [0o777, 0o770, 0o702] {
         mode(&data, open);
-        refused(directory.path(), "can be written to by others");
+        refused(directory.path(), "other users can write to it");
     }
     mode(&data, 0o700);
     mode(&data.join("admin-token"), 0o666);
@@ -80,14 +80,14 @@ fn a_data_directory_of_others_is_refused() {
     // A link to what is ours, that somebody else has put there, and a directory of somebody else: only who may give things away can try.
     if rustix::process::geteuid().is_root() {
         chown(&data, Some(1_234), Some(1_234)).expect("it is given away");
-        refused(directory.path(), "belongs to the user 1234");
+        refused(directory.path(), "belongs to user 1234");
         chown(&data, Some(0), Some(0)).expect("it is taken back");
         let elsewhere = directory.path().join("elsewhere");
         fs::rename(&data, &elsewhere).expect("it is moved");
         std::os::unix::fs::symlink(&elsewhere, &data).expect("a link");
         process::stdout(&process::run(directory.path(), &["migrate"]));
         std::os::unix::fs::lchown(&data, Some(1_234), Some(1_234)).expect("it is given away");
-        refused(directory.path(), "belongs to the user 1234");
+        refused(directory.path(), "belongs to user 1234");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use appferry::{
-    domain::{Clock, Secret, Timestamp},
+    domain::{Secret, Timestamp},
     identity::acs3::{Authorization, Signed, signature},
 };
 use http::{HeaderMap, request::Parts};
@@ -64,7 +64,7 @@ impl World {
             _ => {}
         }
         let date = header(&parts.headers, "x-acs-date");
-        let now = Clock::system().now();
+        let now = appferry::system_clock().now();
         let quarter = Duration::from_secs(15 * 60);
         let near = |date: Timestamp| date.until(now) < quarter && now.until(date) < quarter;
         if date.contains('.') || !Timestamp::parse(&date).is_some_and(near) {

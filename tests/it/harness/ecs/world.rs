@@ -325,7 +325,7 @@ impl World {
             token: Some((token.clone(), self.started.elapsed() + self.role)),
         };
         self.keys.push(key.clone());
-        let until = appferry::domain::Clock::system().now().after(self.role);
+        let until = appferry::system_clock().now().after(self.role);
         Ok(json!({"Credentials": {
             "AccessKeyId": key.id, "AccessKeySecret": key.secret, "SecurityToken": token,
             "Expiration": appferry::domain::Timestamp::from_millis(until.as_millis() / 1_000 * 1_000).to_string(),

@@ -48,6 +48,7 @@ pub enum Heads {
 
 /// How a registry behaves.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a quirk of its own")]
 pub struct Quirks {
     /// What the registry is called.
     pub registry: &'static str,
