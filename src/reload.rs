@@ -11,7 +11,7 @@ use crate::{
     audit::Audit,
     config::{self, Config},
     domain::with_causes,
-    identity::{CurrentDirectory, Fetched},
+    identity::{CurrentAuthenticator, JwksFetcher},
     server::{Tls, TlsError},
 };
 
@@ -44,9 +44,9 @@ pub struct Reload {
 #[derive(Debug)]
 pub struct Access {
     /// Who may call, by the configuration that is in force.
-    pub directory: Arc<CurrentDirectory>,
+    pub directory: Arc<CurrentAuthenticator>,
     /// The public keys that are fetched.
-    pub fetched: Fetched,
+    pub fetched: JwksFetcher,
     /// The certificates.
     pub tls: Option<Arc<Tls>>,
     /// The audit log, whose file is opened anew when the service is told to.
@@ -58,7 +58,7 @@ impl Reload {
     pub async fn run(mut self, stop: CancellationToken) {
         let fetching = TaskTracker::new();
         if let Some(access) = &mut self.access {
-            let mut following = Fetched::default();
+            let mut following = JwksFetcher::default();
             following.follow(mem::take(&mut access.fetched), &fetching);
             access.fetched = following;
         }
@@ -140,7 +140,7 @@ impl Reload {
         let old = self.config.clone();
         match tokio::task::spawn_blocking(move || old.listed_again()).await {
             Ok(Some(listed)) => {
-                let narrowed = access.directory.load().narrowed(&listed);
+                let narrowed = access.directory.load().retain_listed(&listed);
                 access.directory.replace(narrowed);
                 "what was configured before, without the principals, credentials and policies that are not listed any more"
             }

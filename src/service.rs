@@ -15,15 +15,15 @@ use crate::{
     contract::{self, Contract},
     descriptors,
     domain::{Clock, RegionId, WorkerId},
-    identity::{CurrentDirectory, Fetched},
+    identity::{CurrentAuthenticator, JwksFetcher},
     metrics,
     region::{
         self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket,
     },
     reload::{Access, Reload},
     server::{
-        self, Deadlines, Health, Listener, ListenerSettings, Parts, Proxies, Tls, TlsError,
-        health::{Readiness, Told},
+        self, Deadlines, Dependencies, Health, Listener, ListenerSettings, Proxies, Tls, TlsError,
+        health::{PublishedHealth, Readiness},
     },
     state::{self, State},
     telemetry,
@@ -215,7 +215,7 @@ impl Service {
         let mut tasks = Vec::new();
         let (mut address, mut openapi_address) = (None, None);
         let mut health = None;
-        let (here, readiness) = watch::channel(Readiness::Ready);
+        let (admin, readiness) = watch::channel(Readiness::Ready);
         let http_address = probes.as_ref().map(|(_, bound)| *bound);
         let (mut access, mut page, mut audit_task) = (None, None, None);
         if let Some(Door { listener, bound, openapi, tls, fetched, directory, audit, writing }) = door {
@@ -223,10 +223,10 @@ impl Service {
             access = Some(Access { directory: Arc::clone(&directory), fetched, tls, audit: audit.clone() });
             let (refusals, counting) = refusals(config, &audit, &clock, &stop);
             tasks.push(counting);
-            let parts = Parts {
+            let dependencies = Dependencies {
                 contract,
-                directory,
-                refusals,
+                authenticator: directory,
+                auth_throttle: refusals,
                 audit,
                 state: state.clone(),
                 backend: backend.clone(),
@@ -236,27 +236,27 @@ impl Service {
                 plaintext: config.server.allow_plaintext,
                 stop: stop.clone(),
             };
-            let doors = server::service(parts).await?;
-            tasks.push(tokio::spawn(listener.serve(doors.grpc, stop.clone(), abandon.clone())));
+            let endpoints = server::endpoints(dependencies).await?;
+            tasks.push(tokio::spawn(listener.serve(endpoints.grpc, stop.clone(), abandon.clone())));
             if let Some((listener, bound)) = openapi {
-                tasks.push(tokio::spawn(listener.serve(doors.openapi, stop.clone(), abandon.clone())));
+                tasks.push(tokio::spawn(listener.serve(endpoints.openapi, stop.clone(), abandon.clone())));
                 openapi_address = Some(bound);
             }
             address = Some(bound);
-            health = Some(doors.health);
-            page = Some(doors.page);
+            health = Some(endpoints.health);
+            page = Some(endpoints.page);
         }
         // It is answered until the very end: that the service is shutting down is told there.
         let probes = probes.map(|(listener, _)| {
-            tokio::spawn(listener.serve(server::http(readiness, page), state_stop.clone(), state_stop.clone()))
+            tokio::spawn(listener.serve(server::admin(readiness, page), state_stop.clone(), state_stop.clone()))
         });
         let reload = Arc::new(Notify::new());
         let access_audit = access.as_ref().map(|access| access.audit.clone());
         let reloading = Reload { config: config.clone(), access, asked: Arc::clone(&reload) };
         tasks.push(tokio::spawn(reloading.run(stop.clone())));
-        let told = Told { grpc: health.clone(), here };
+        let published = PublishedHealth { grpc: health.clone(), admin };
         let draining = CancellationToken::new();
-        tasks.push(tokio::spawn(server::health::run(told, state.clone(), access_audit, draining.clone())));
+        tasks.push(tokio::spawn(server::health::run(published, state.clone(), access_audit, draining.clone())));
         if role != Role::Server {
             metrics::regions(worker_regions.iter());
             let settings = worker_settings(&config.worker, worker_regions);
@@ -379,8 +379,8 @@ struct Door {
     bound: SocketAddr,
     openapi: Option<(Listener, SocketAddr)>,
     tls: Option<Arc<Tls>>,
-    fetched: Fetched,
-    directory: Arc<CurrentDirectory>,
+    fetched: JwksFetcher,
+    directory: Arc<CurrentAuthenticator>,
     audit: Audit,
     writing: JoinHandle<()>,
 }
@@ -388,8 +388,8 @@ struct Door {
 impl Door {
     async fn open(config: &Config, connections: usize) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
-        let mut fetched = Fetched::default();
-        let directory = Arc::new(CurrentDirectory::new(config.directory(&mut fetched)?));
+        let mut fetched = JwksFetcher::default();
+        let directory = Arc::new(CurrentAuthenticator::new(config.directory(&mut fetched)?));
         let tls_of = tls.as_deref();
         let settings = listening(config, connections, false);
         let (listener, bound) = bind("server.listen", config.server.listen, settings, proxies(config), tls_of).await?;
@@ -440,9 +440,9 @@ fn refusals(
     audit: &Audit,
     clock: &Clock,
     stop: &CancellationToken,
-) -> (Arc<server::Refusals>, JoinHandle<()>) {
+) -> (Arc<server::AuthThrottle>, JoinHandle<()>) {
     let per_minute = config.limits.failed_credentials_per_minute;
-    let refusals = Arc::new(server::Refusals::new(per_minute, audit.clone(), clock.clone()));
+    let refusals = Arc::new(server::AuthThrottle::new(per_minute, audit.clone(), clock.clone()));
     let (counted, stop) = (Arc::clone(&refusals), stop.clone());
     (refusals, tokio::spawn(async move { counted.run(stop).await }))
 }

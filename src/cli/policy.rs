@@ -137,7 +137,7 @@ fn line(reason: &Reason) -> String {
         Effect::Allow => "Allow",
         Effect::Deny => "Deny",
     };
-    match &reason.unless {
+    match &reason.mismatch {
         None => format!("{} ({effect}) applies", reason.statement),
         Some(why) => format!("{} ({effect}) does not apply: {why}", reason.statement),
     }
@@ -149,8 +149,8 @@ fn print_json(allowed: bool, why: &str, reasons: &[Reason]) -> Result<()> {
             "policy": &*reason.statement.policy,
             "statement": reason.statement.statement,
             "effect": format!("{:?}", reason.effect),
-            "applies": reason.unless.is_none(),
-            "why_not": reason.unless,
+            "applies": reason.mismatch.is_none(),
+            "why_not": reason.mismatch,
         })
     });
     let statements: Vec<_> = statements.collect();

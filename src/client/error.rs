@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use crate::contract::Refusal;
+use crate::contract::ApiErrorResponse;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum Error {
     },
     /// The service refused, or the connection broke.
     #[error(transparent)]
-    Refused(Box<Refusal>),
+    Refused(Box<ApiErrorResponse>),
     /// The service answered with less than the contract promises.
     #[error("the answer has no {0}")]
     Incomplete(&'static str),
@@ -43,7 +43,7 @@ impl From<Status> for Error {
 impl Error {
     /// The refusal, if it is one.
     #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&ApiErrorResponse> {
         match self {
             Self::Refused(refusal) => Some(refusal),
             _ => None,

@@ -2,7 +2,7 @@
 
 use tonic::{Code, Streaming};
 
-use super::{Client, Error, Refusal, retry};
+use super::{ApiErrorResponse, Client, Error, retry};
 use crate::contract::v1::{
     Synchronization, SynchronizationState, WatchSynchronizationRequest, WatchSynchronizationResponse,
 };
@@ -61,7 +61,7 @@ impl Watch {
     }
 
     /// Waits before it is opened again, if that may help.
-    async fn pause(&mut self, refusal: Box<Refusal>) -> Result<(), Error> {
+    async fn pause(&mut self, refusal: Box<ApiErrorResponse>) -> Result<(), Error> {
         // One that was open, and ended because streams don't live for ever, is opened again at once.
         let outlived = self.stream.take().is_some() && refusal.status.code() == Code::DeadlineExceeded;
         let wait = retry::wait(&refusal, &self.client.backoff, self.failures, rand::random());

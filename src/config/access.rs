@@ -8,10 +8,10 @@ use super::{Error, jwt::JwtEntry, positive, secret, value};
 use crate::{
     domain::Timestamp,
     identity::{
-        Builder, Directory, Fetched, Identity, Listed, Mapping, Name, Quota, Token,
+        Authenticator, CertificateName, Credentials, Identity, JwksFetcher, ListedCredentials, Mapping, Quota, Token,
         acs3::{AccessKey, Hosts},
     },
-    ram::{Attached, Attachment, Document, Keys, Policies, Policy, Principal},
+    ram::{AttachedPolicy, Attachment, Document, Keys, Policies, Policy, Principal},
 };
 
 /// `[[principal]]`: somebody who may call, everything that proves who it is, and what it may do.
@@ -140,9 +140,9 @@ pub(super) struct Access<'c> {
 impl Access<'_> {
     /// Everybody who may call, with every proof of who they are; requests may be signed for `hosts`. Keys that are fetched come from
     /// `fetched`.
-    pub fn directory(&self, hosts: Hosts, fetched: &mut Fetched) -> Result<Directory, Error> {
+    pub fn directory(&self, hosts: Hosts, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         let identities = self.identities()?;
-        let mut parts = Builder { hosts, ..Builder::default() };
+        let mut parts = Credentials { hosts, ..Credentials::default() };
         for (place, entry) in self.issuers.iter().enumerate() {
             if self.issuers[..place].iter().any(|earlier| earlier.issuer == entry.issuer) {
                 return Err(value(format!("jwt[{place}].issuer"), format!("{:?} is configured twice", entry.issuer)));
@@ -176,7 +176,7 @@ impl Access<'_> {
             }
             for (n, text) in entry.certificates.iter().enumerate() {
                 let key = at(&format!("certificates[{n}]"));
-                let name: Name = text.parse().map_err(|error| value(&key, error))?;
+                let name: CertificateName = text.parse().map_err(|error| value(&key, error))?;
                 if parts.certificates.insert(name, holder()).is_some() {
                     return Err(value(key, format!("{text} is configured twice")));
                 }
@@ -207,8 +207,8 @@ impl Access<'_> {
     }
 
     /// What it lists, whatever else is wrong with it.
-    pub fn listed(&self) -> Listed {
-        let mut listed = Listed::default();
+    pub fn listed(&self) -> ListedCredentials {
+        let mut listed = ListedCredentials::default();
         listed.issuers.extend(self.issuers.iter().map(|entry| entry.issuer.clone()));
         for entry in self.principals {
             let Ok(principal) = entry.arn.parse::<Principal>() else { continue };
@@ -304,11 +304,16 @@ impl Access<'_> {
     }
 }
 
-fn attach(policies: &[Arc<Policy>], names: &[String], to: &Attachment, key: &str) -> Result<Vec<Attached>, Error> {
+fn attach(
+    policies: &[Arc<Policy>],
+    names: &[String],
+    to: &Attachment,
+    key: &str,
+) -> Result<Vec<AttachedPolicy>, Error> {
     let named = |name: &String| {
         let policy = policies.iter().find(|policy| *policy.name == **name);
         let policy = policy.ok_or_else(|| value(key, format!("{name:?} is not one of [[policy]]")))?;
-        Ok(Attached { policy: Arc::clone(policy), to: to.clone() })
+        Ok(AttachedPolicy { policy: Arc::clone(policy), to: to.clone() })
     };
     names.iter().map(named).collect()
 }

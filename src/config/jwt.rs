@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Error, value};
-use crate::identity::{Fetch, Fetched, Issuer, KeySet, Keys};
+use crate::identity::{Issuer, JwksFetcher, JwksSource, KeySet, SharedKeySet};
 
 /// How signatures are made that are accepted.
 const ALGORITHMS: [(&str, Algorithm); 3] =
@@ -62,7 +62,7 @@ impl JwtEntry {
     }
 
     /// The issuer, for nobody yet.
-    pub(super) fn issuer(&self, place: usize, fetched: &mut Fetched) -> Result<Issuer, Error> {
+    pub(super) fn issuer(&self, place: usize, fetched: &mut JwksFetcher) -> Result<Issuer, Error> {
         let at = |key: &str| format!("jwt[{place}].{key}");
         if self.issuer.is_empty() {
             return Err(value(at("issuer"), "it is empty"));
@@ -99,7 +99,7 @@ impl JwtEntry {
         })
     }
 
-    fn keys(&self, place: usize, fetched: &mut Fetched) -> Result<Keys, Error> {
+    fn keys(&self, place: usize, fetched: &mut JwksFetcher) -> Result<SharedKeySet, Error> {
         let at = |key: &str| format!("jwt[{place}].{key}");
         let read = |key: &str, file: &PathBuf| {
             std::fs::read(file).map_err(|error| value(at(key), format!("{}: {error}", file.display())))
@@ -108,7 +108,7 @@ impl JwtEntry {
             (Some(file), None) => {
                 let set = KeySet::parse(&read("jwks_file", file)?);
                 let wrong = |error| value(at("jwks_file"), format!("{}: {error}", file.display()));
-                set.map(Keys::fixed).map_err(wrong)
+                set.map(SharedKeySet::fixed).map_err(wrong)
             }
             (None, Some(url)) => {
                 let loopback = match url.host() {
@@ -123,11 +123,11 @@ impl JwtEntry {
                     let why = format!("{} is not from 10 to 86400", self.refresh_seconds);
                     return Err(value(at("refresh_seconds"), why));
                 }
-                Ok(fetched.keys(Fetch {
+                Ok(fetched.keys(JwksSource {
                     url: url.clone(),
                     certificates: self.jwks_ca_file.as_ref().map(|file| read("jwks_ca_file", file)).transpose()?,
                     token_file: self.jwks_token_file.clone(),
-                    every: Duration::from_secs(self.refresh_seconds),
+                    interval: Duration::from_secs(self.refresh_seconds),
                 }))
             }
             _ => Err(value(at("jwks_file"), "exactly one of jwks_file and jwks_url is needed")),

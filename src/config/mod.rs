@@ -50,7 +50,7 @@ pub use worker::Worker;
 
 use crate::{
     domain::{RegionId, Regions, Secret, relay::Topology},
-    identity::{Directory, Fetched, Identity, Listed, acs3::Hosts},
+    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials, acs3::Hosts},
     ram,
     region::SecretSource,
 };
@@ -179,7 +179,7 @@ impl Config {
     /// Whom the file lists now, whatever else is wrong with it. Nothing where that can't be said: where it is no file of this form, or
     /// has no principals at all, as one has that is being written.
     #[must_use]
-    pub fn listed_again(&self) -> Option<Listed> {
+    pub fn listed_again(&self) -> Option<ListedCredentials> {
         let text = std::fs::read_to_string(self.file.as_deref()?).ok()?;
         let figment = figment(&text);
         let principals: Vec<PrincipalEntry> = figment.extract_inner("principal").ok()?;
@@ -219,7 +219,7 @@ impl Config {
         self.backend()?;
         self.topology()?;
         self.worker.served(&regions)?;
-        self.directory(&mut Fetched::default()).map(drop)
+        self.directory(&mut JwksFetcher::default()).map(drop)
     }
 
     /// The configured regions.
@@ -266,7 +266,7 @@ impl Config {
     }
 
     /// Everybody who may call. Keys that are fetched come from `fetched`.
-    pub fn directory(&self, fetched: &mut Fetched) -> Result<Directory, Error> {
+    pub fn directory(&self, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         self.access().directory(self.hosts(), fetched)
     }
 

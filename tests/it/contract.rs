@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use appferry::{
     contract::{
-        Code, Contract, Failure,
+        ApiError, ApiErrorCode, Contract,
         v1::{
             CommonErrorCode, ErrorCode, SynchronizeAppRequest, SynchronizeAppResponse,
             app_sync_service_client::AppSyncServiceClient,
@@ -60,7 +60,7 @@ const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
 ];
 
 /// A service that refuses every call with the failure that its `app_id` names.
-struct Refusing(&'static Contract, HashMap<String, Code>);
+struct Refusing(&'static Contract, HashMap<String, ApiErrorCode>);
 
 #[tonic::async_trait]
 impl AppSyncService for Refusing {
@@ -70,7 +70,7 @@ impl AppSyncService for Refusing {
     ) -> Result<Response<SynchronizeAppResponse>, Status> {
         let code = self.1[&request.into_inner().app_id];
         let id = RequestId::generate();
-        let mut status = Failure::new(code, "the cause").status(&self.0.errors, id);
+        let mut status = ApiError::new(code, "the cause").status(&self.0.errors, id);
         status.metadata_mut().insert("x-request-id", id.to_string().parse().expect("text"));
         Err(status)
     }
@@ -110,8 +110,8 @@ impl AppSyncService for Refusing {
 
 #[tokio::test]
 async fn every_row_of_the_error_tables_reaches_a_client_as_it_is_documented() {
-    let codes = OWN.iter().map(|row| (row.2.to_owned(), Code::Own(row.0)));
-    let codes = codes.chain(COMMON.iter().map(|row| (row.2.to_owned(), Code::Common(row.0)))).collect();
+    let codes = OWN.iter().map(|row| (row.2.to_owned(), ApiErrorCode::SynchronizeApp(row.0)));
+    let codes = codes.chain(COMMON.iter().map(|row| (row.2.to_owned(), ApiErrorCode::Common(row.0)))).collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let service = AppSyncServiceServer::new(Refusing(Contract::load().expect("the contract"), codes));

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use appferry::contract::{
-    Code, Contract, DESCRIPTORS, Resource,
+    ApiErrorCode, Contract, DESCRIPTORS, Resource,
     v1::{CommonErrorCode, ErrorCode},
 };
 use prost::Message as _;
@@ -156,8 +156,8 @@ fn api() -> String {
     text.push_str("## Errors\n\nEach is a gRPC status with the code here, and the details `google.rpc.ErrorInfo` (the reason), `google.rpc.RequestInfo`,\n\
                    [ErrorDetail](#errordetail), and, where they apply, `google.rpc.BadRequest` and `google.rpc.RetryInfo`.\n\n\
                    | reason | gRPC | HTTP | message |\n|---|---|---|---|\n");
-    let own = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(Code::from);
-    let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(Code::from);
+    let own = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(ApiErrorCode::from);
+    let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(ApiErrorCode::from);
     for row in own.chain(common).map(|code| contract.errors.row(code)) {
         let grpc = format!("{:?}", row.grpc_status);
         writeln!(text, "| `{}` | {grpc} | {} | {} |", row.code, row.http_status, prose(&row.message("…")))
