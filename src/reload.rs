@@ -13,7 +13,7 @@ use crate::{
     audit::Audit,
     config::{self, Config},
     domain::with_causes,
-    identity::{CurrentDirectory, Fetched},
+    identity::{CurrentAuthenticator, JwksFetcher},
     server::{Tls, TlsError},
 };
 
@@ -46,9 +46,9 @@ pub struct Reload {
 #[derive(Debug)]
 pub struct Access {
     /// The principals and credentials of the active configuration.
-    pub directory: Arc<CurrentDirectory>,
+    pub directory: Arc<CurrentAuthenticator>,
     /// The fetched key sets.
-    pub fetched: Fetched,
+    pub fetched: JwksFetcher,
     /// The certificates.
     pub tls: Option<Arc<Tls>>,
     /// The audit log. A triggered reload reopens its file.
@@ -60,7 +60,7 @@ impl Reload {
     pub async fn run(mut self, stop: CancellationToken) {
         let fetches = TaskTracker::new();
         if let Some(access) = &mut self.access {
-            let mut fetched = Fetched::default();
+            let mut fetched = JwksFetcher::default();
             fetched.follow(mem::take(&mut access.fetched), &fetches);
             access.fetched = fetched;
         }
@@ -141,7 +141,7 @@ impl Reload {
         let old = self.config.clone();
         match tokio::task::spawn_blocking(move || old.reload_listed()).await {
             Ok(Some(listed)) => {
-                let narrowed = access.directory.load().narrowed(&listed);
+                let narrowed = access.directory.load().retain_listed(&listed);
                 access.directory.replace(narrowed);
                 "the previous configuration, except principals, credentials and policies that are no longer listed"
             }

@@ -41,10 +41,10 @@ use appferry::{
     },
     db::{self, Db},
     domain::Timestamp,
-    identity::{CurrentDirectory, Fetched},
-    ram::{Attached, Attachment, Context, Document, Keys, Policies, Policy, Request},
+    identity::{CurrentAuthenticator, JwksFetcher},
+    ram::{AttachedPolicy, Attachment, Context, Document, Keys, Policies, Policy, Request},
     region::{Backend, Stores},
-    server::{self, Deadlines, Gate, Parts, Refusals},
+    server::{self, AccessLayers, AuthThrottle, Deadlines, Dependencies},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -102,7 +102,7 @@ fn many() -> Result<Policies> {
     let attached = documents.map(|text| {
         let document = Document::parse(&text, &Keys::default())?;
         let policy = Arc::new(Policy { name: "many".into(), document });
-        Ok::<_, appferry::ram::DocumentError>(Attached { policy, to: Attachment::Principal })
+        Ok::<_, appferry::ram::DocumentError>(AttachedPolicy { policy, to: Attachment::Principal })
     });
     Ok(Policies(attached.collect::<std::result::Result<_, _>>()?))
 }
@@ -164,7 +164,7 @@ fn config(database: &str) -> Result<Config> {
 }
 
 /// A server that does nothing, behind what lets calls in.
-fn serve_behind(gate: Gate) -> Result<SocketAddr> {
+fn serve_behind(gate: AccessLayers) -> Result<SocketAddr> {
     let (incoming, address) = bare::listen()?;
     let mut server = Server::builder().layer(gate);
     tokio::spawn(server.add_service(AppSyncServiceServer::new(bare::Bare)).serve_with_incoming(incoming));
@@ -241,7 +241,7 @@ async fn overhead() -> Result<()> {
     let (state, tasks) = Db::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
     let second = Duration::from_secs(1);
     let contract = Contract::load()?;
-    let principals = Arc::new(CurrentDirectory::new(config.directory(&mut Fetched::default())?));
+    let principals = Arc::new(CurrentAuthenticator::new(config.directory(&mut JwksFetcher::default())?));
     let mut writing = Vec::new();
     // Nothing of what is allowed is written down, or all of it.
     let mut servers = vec![bare::serve()?];
@@ -252,11 +252,11 @@ async fn overhead() -> Result<()> {
         let log = Destination::File(directory.path().join(name));
         let (audit, task) = Audit::start(log, sampled)?;
         writing.push(task);
-        let parts = Parts {
+        let dependencies = Dependencies {
             plaintext: false,
             contract,
-            directory: Arc::clone(&principals),
-            refusals: Arc::new(Refusals::new(1, audit.clone(), appferry::system_clock())),
+            authenticator: Arc::clone(&principals),
+            auth_throttle: Arc::new(AuthThrottle::new(1, audit.clone(), appferry::system_clock())),
             audit,
             state: state.clone(),
             backend: Backend::Stores(Stores::new(Vec::new())),
@@ -265,8 +265,8 @@ async fn overhead() -> Result<()> {
             deadlines: Deadlines { default: second, longest: second, stream: second },
             stop: stop.clone(),
         };
-        servers.push(serve_behind(server::gate(&parts))?);
-        by_itself.push(alone(server::gate(&parts).layer(inner())).await?);
+        servers.push(serve_behind(server::access_layers(&dependencies))?);
+        by_itself.push(alone(server::access_layers(&dependencies).layer(inner())).await?);
     }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); servers.len()];
     for round in 0..ROUNDS {

@@ -8,7 +8,7 @@ use std::{
 
 use appferry::{
     client::{AppSync, Client},
-    contract::{Code, Refusal, v1::ErrorCode, v1::SynchronizeAppRequest},
+    contract::{ApiErrorCode, ApiErrorResponse, v1::ErrorCode, v1::SynchronizeAppRequest},
 };
 use tokio::{
     task::JoinSet,
@@ -132,8 +132,10 @@ async fn call(client: &mut AppSync, request: SynchronizeAppRequest, due: Instant
         Err(status) if status.code() == tonic::Code::Unavailable && outcomes.shed.len() > DECODED => {
             outcomes.shed.push(latency);
         }
-        Err(status) => match Refusal::from(status) {
-            refusal if refusal.error == Some(Code::Own(ErrorCode::ServiceUnavailable)) => outcomes.shed.push(latency),
+        Err(status) => match ApiErrorResponse::from(status) {
+            refusal if refusal.error == Some(ApiErrorCode::SynchronizeApp(ErrorCode::ServiceUnavailable)) => {
+                outcomes.shed.push(latency);
+            }
             refusal => outcomes.other.push(refusal.to_string()),
         },
     }

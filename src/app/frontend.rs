@@ -11,10 +11,10 @@ use crate::{
     contract::Contract,
     db::Db,
     domain::Clock,
-    identity::{CurrentDirectory, Fetched},
+    identity::{CurrentAuthenticator, JwksFetcher},
     region::Backend,
     reload::Access,
-    server::{self, Health, Listener, ListenerSettings, Parts, Proxies, StatusPage, Tls},
+    server::{self, Dependencies, Health, Listener, ListenerSettings, Proxies, StatusPage, Tls},
 };
 
 /// A bound listener and its address.
@@ -25,8 +25,8 @@ pub struct Sockets {
     grpc: Bound,
     openapi: Option<Bound>,
     tls: Option<Arc<Tls>>,
-    fetched: Fetched,
-    directory: Arc<CurrentDirectory>,
+    fetched: JwksFetcher,
+    directory: Arc<CurrentAuthenticator>,
     audit: Audit,
     audit_task: JoinHandle<()>,
 }
@@ -54,8 +54,8 @@ impl Sockets {
     /// Loads the certificates and principals, binds the listeners, and opens the audit log.
     pub async fn bind(config: &Config, connections: usize) -> Result<Self, Error> {
         let tls = config.tls.as_ref().map(|tls| Tls::load(tls.settings()).map(Arc::new)).transpose()?;
-        let mut fetched = Fetched::default();
-        let directory = Arc::new(CurrentDirectory::new(config.directory(&mut fetched)?));
+        let mut fetched = JwksFetcher::default();
+        let directory = Arc::new(CurrentAuthenticator::new(config.directory(&mut fetched)?));
         let certificates = tls.as_deref();
         let settings = settings::listener(config, connections, false);
         let proxies = settings::proxies(config);
@@ -87,16 +87,16 @@ impl Sockets {
         let Self { grpc: (grpc, address), openapi, tls, fetched, directory, audit, audit_task } = self;
         let StopTokens { stop, abandon, .. } = tokens;
         let per_minute = config.limits.failed_credentials_per_minute;
-        let refusals = Arc::new(server::Refusals::new(per_minute, audit.clone(), clock.clone()));
+        let auth_throttle = Arc::new(server::AuthThrottle::new(per_minute, audit.clone(), clock.clone()));
         let summarize = {
-            let (refusals, stop) = (Arc::clone(&refusals), stop.clone());
-            async move { refusals.run(stop).await }
+            let (auth_throttle, stop) = (Arc::clone(&auth_throttle), stop.clone());
+            async move { auth_throttle.run(stop).await }
         };
         let mut tasks = vec![tokio::spawn(summarize)];
-        let parts = Parts {
+        let dependencies = Dependencies {
             contract,
-            directory: Arc::clone(&directory),
-            refusals,
+            authenticator: Arc::clone(&directory),
+            auth_throttle,
             audit: audit.clone(),
             state: state.clone(),
             backend: backend.clone(),
@@ -106,7 +106,7 @@ impl Sockets {
             plaintext: config.server.allow_plaintext,
             stop: stop.clone(),
         };
-        let endpoints = server::service(parts).await?;
+        let endpoints = server::endpoints(dependencies).await?;
         tasks.push(tokio::spawn(grpc.serve(endpoints.grpc, stop.clone(), abandon.clone())));
         let openapi_address = openapi.map(|(listener, address)| {
             tasks.push(tokio::spawn(listener.serve(endpoints.openapi, stop.clone(), abandon.clone())));

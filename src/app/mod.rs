@@ -28,7 +28,7 @@ use crate::{
     reload::{Access, Reload},
     server::{
         self, Health, TlsError,
-        health::{Readiness, Told},
+        health::{PublishedHealth, Readiness},
     },
     telemetry,
     worker::{Maintenance, Worker},
@@ -166,12 +166,12 @@ impl Service {
         let (readiness_sender, readiness) = watch::channel(Readiness::Ready);
         // It answers until the end of the shutdown, because it reports that the service is shutting down.
         let admin = admin.map(|(listener, _)| {
-            tokio::spawn(listener.serve(server::http(readiness, page), tokens.state.clone(), tokens.state.clone()))
+            tokio::spawn(listener.serve(server::admin(readiness, page), tokens.state.clone(), tokens.state.clone()))
         });
         let audit_handle = access.as_ref().map(|access| access.audit.clone());
-        let health_outlets = Told { grpc: health.clone(), here: readiness_sender };
+        let published = PublishedHealth { grpc: health.clone(), admin: readiness_sender };
         let drain = tokens.drain.clone();
-        tasks.push(tokio::spawn(server::health::run(health_outlets, state.clone(), audit_handle, drain)));
+        tasks.push(tokio::spawn(server::health::run(published, state.clone(), audit_handle, drain)));
         let reload = start_reload(config, access, &tokens, &mut tasks);
         if role != Role::Server {
             tasks.extend(start_worker(config, topology, worker_regions, &state, backend, &tokens.stop)?);

@@ -140,7 +140,7 @@ fn line(reason: &Reason) -> String {
         Effect::Allow => "Allow",
         Effect::Deny => "Deny",
     };
-    match &reason.unless {
+    match &reason.mismatch {
         None => format!("{} ({effect}) applies", reason.statement),
         Some(mismatch) => format!("{} ({effect}) does not apply: {mismatch}", reason.statement),
     }
@@ -152,8 +152,8 @@ fn print_json(is_allowed: bool, why: &str, explanations: &[Reason]) -> Result<()
             "policy": &*reason.statement.policy,
             "statement": reason.statement.statement,
             "effect": format!("{:?}", reason.effect),
-            "applies": reason.unless.is_none(),
-            "why_not": reason.unless,
+            "applies": reason.mismatch.is_none(),
+            "why_not": reason.mismatch,
         })
     });
     let statements: Vec<_> = statements.collect();

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use crate::contract::Refusal;
+use crate::contract::ApiErrorResponse;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub enum Error {
     },
     /// The service rejected the call, or the connection broke.
     #[error(transparent)]
-    Refused(Box<Refusal>),
+    Refused(Box<ApiErrorResponse>),
     /// The response lacks a field that the contract requires.
     #[error("invalid response: it has no {0}")]
     Incomplete(&'static str),
@@ -46,7 +46,7 @@ impl From<Status> for Error {
 impl Error {
     /// The rejection, if the service rejected the call.
     #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&ApiErrorResponse> {
         match self {
             Self::Refused(refusal) => Some(refusal),
             _ => None,

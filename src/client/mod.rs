@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
 use uuid::Uuid;
 
-pub use crate::contract::Refusal;
+pub use crate::contract::ApiErrorResponse;
 pub use connect::{AuthInterceptor, Builder};
 pub use error::Error;
 pub use watch::Watch;
@@ -200,7 +200,7 @@ impl Client {
         loop {
             let mut timed = Request::new(request.clone());
             timed.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let refusal: Refusal = match call(timed).await {
+            let refusal: ApiErrorResponse = match call(timed).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status.into(),
             };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use super::Refusal;
+use super::ApiErrorResponse;
 use crate::domain::Backoff;
 
 /// The largest fraction of the service's `RetryInfo` that is added to it as jitter, so that clients which were rejected
@@ -13,7 +13,7 @@ const MAX_JITTER: f64 = 0.2;
 
 /// Whether the connection broke, or a proxy answered in place of the service, whose own errors have a row of the error
 /// table.
-fn is_broken(refusal: &Refusal) -> bool {
+fn is_broken(refusal: &ApiErrorResponse) -> bool {
     let codes = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
     refusal.error.is_none() && codes.contains(&refusal.status.code())
 }
@@ -21,7 +21,7 @@ fn is_broken(refusal: &Refusal) -> bool {
 /// The wait before an idempotent call is retried after `failures` earlier failures; `None` if it is not retried.
 /// `jitter` is from 0 to 1.
 #[must_use]
-pub fn delay(refusal: &Refusal, backoff: &Backoff, failures: u32, jitter: f64) -> Option<Duration> {
+pub fn delay(refusal: &ApiErrorResponse, backoff: &Backoff, failures: u32, jitter: f64) -> Option<Duration> {
     let wait = backoff.wait(failures, jitter)?;
     match (refusal.retry_after, refusal.status.code()) {
         (Some(retry_after), Code::Unavailable | Code::ResourceExhausted) => {
@@ -40,28 +40,28 @@ mod tests {
 
     use super::delay;
     use crate::{
-        client::Refusal,
-        contract::{Contract, Failure, v1::ErrorCode},
+        client::ApiErrorResponse,
+        contract::{ApiError, Contract, v1::ErrorCode},
         domain::Backoff,
     };
 
     const BACKOFF: Backoff =
         Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(1), attempts: 3 };
 
-    fn refused(failure: &Failure) -> Refusal {
+    fn refused(failure: &ApiError) -> ApiErrorResponse {
         let contract = Contract::load().expect("the contract");
         failure.status(&contract.errors, crate::new_request_id()).into()
     }
 
     #[test]
     fn the_wait_is_at_least_what_the_service_asks_for() {
-        let refusal = refused(&Failure::unavailable("", Duration::from_secs(4)));
+        let refusal = refused(&ApiError::unavailable("", Duration::from_secs(4)));
         assert_eq!(refusal.retry_after, Some(Duration::from_secs(4)));
         for jitter in [0.0, 0.5, 1.0] {
             let wait = delay(&refusal, &BACKOFF, 0, jitter).expect("a retry").as_secs_f64();
             assert!((4.0..=4.8).contains(&wait), "{wait}");
         }
-        let throttled = refused(&Failure::throttled(Duration::from_secs(1)));
+        let throttled = refused(&ApiError::throttled(Duration::from_secs(1)));
         assert!(delay(&throttled, &BACKOFF, 1, 0.0) >= Some(Duration::from_secs(1)));
         assert_eq!(delay(&throttled, &BACKOFF, 2, 0.0), None, "the attempts are used up");
     }
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(delay(&broken, &BACKOFF, 0, 0.0), Some(Duration::from_millis(100)));
         let final_ones = [ErrorCode::ImageNotFound, ErrorCode::DbError, ErrorCode::InvalidParams];
         for code in final_ones {
-            assert_eq!(delay(&refused(&Failure::new(code, "")), &BACKOFF, 0, 0.0), None, "{code:?}");
+            assert_eq!(delay(&refused(&ApiError::new(code, "")), &BACKOFF, 0, 0.0), None, "{code:?}");
         }
         assert_eq!(delay(&Status::new(Code::DeadlineExceeded, "").into(), &BACKOFF, 0, 0.0), None);
     }

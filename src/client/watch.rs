@@ -2,7 +2,7 @@
 
 use tonic::{Code, Streaming};
 
-use super::{Client, Error, Refusal, retry};
+use super::{ApiErrorResponse, Client, Error, retry};
 use crate::contract::v1::{
     Synchronization, SynchronizationState, WatchSynchronizationRequest, WatchSynchronizationResponse,
 };
@@ -61,7 +61,7 @@ impl Watch {
     }
 
     /// Waits before the stream is reopened. Fails if a retry does not help.
-    async fn pause(&mut self, refusal: Box<Refusal>) -> Result<(), Error> {
+    async fn pause(&mut self, refusal: Box<ApiErrorResponse>) -> Result<(), Error> {
         // A stream that reached its maximum lifetime is reopened at once.
         let is_expired = self.stream.take().is_some() && refusal.status.code() == Code::DeadlineExceeded;
         let wait = retry::delay(&refusal, &self.client.backoff, self.failures, rand::random());

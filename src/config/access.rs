@@ -8,10 +8,10 @@ use super::{Error, Limits, invalid, jwt::JwtEntry, positive, secret};
 use crate::{
     domain::Timestamp,
     identity::{
-        Builder, Directory, Fetched, Identity, Listed, Mapping, Name, Quota, Token,
+        Authenticator, CertificateName, Credentials, Identity, JwksFetcher, ListedCredentials, Mapping, Quota, Token,
         acs3::{AccessKey, Hosts},
     },
-    ram::{Attached, Attachment, Document, Keys, Policies, Policy, Principal},
+    ram::{AttachedPolicy, Attachment, Document, Keys, Policies, Policy, Principal},
 };
 
 /// `[[principal]]`: a caller with its credentials and policies.
@@ -108,9 +108,9 @@ pub(super) struct Access<'c> {
 impl Access<'_> {
     /// The callers with all their credentials. Requests may be signed for `hosts`. `fetched` keeps the key sets that
     /// are fetched.
-    pub fn directory(&self, hosts: Hosts, fetched: &mut Fetched) -> Result<Directory, Error> {
+    pub fn directory(&self, hosts: Hosts, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         let identities = self.identities()?;
-        let mut parts = Builder { hosts, ..Builder::default() };
+        let mut parts = Credentials { hosts, ..Credentials::default() };
         for (index, entry) in self.issuers.iter().enumerate() {
             if self.issuers[..index].iter().any(|earlier| earlier.issuer == entry.issuer) {
                 return Err(invalid(
@@ -150,7 +150,7 @@ impl Access<'_> {
             }
             for (n, text) in entry.certificates.iter().enumerate() {
                 let key = at(&format!("certificates[{n}]"));
-                let name: Name = text.parse().map_err(|error| invalid(&key, error))?;
+                let name: CertificateName = text.parse().map_err(|error| invalid(&key, error))?;
                 if parts.certificates.insert(name, holder()).is_some() {
                     return Err(invalid(key, format!("{text} is configured twice; names must be unique")));
                 }
@@ -187,8 +187,8 @@ impl Access<'_> {
     }
 
     /// The listed principals, credentials and policies, even if other values are invalid.
-    pub fn listed(&self) -> Listed {
-        let mut listed = Listed::default();
+    pub fn listed(&self) -> ListedCredentials {
+        let mut listed = ListedCredentials::default();
         listed.issuers.extend(self.issuers.iter().map(|entry| entry.issuer.clone()));
         for entry in self.principals {
             let Ok(principal) = entry.arn.parse::<Principal>() else { continue };
@@ -284,11 +284,16 @@ impl Access<'_> {
     }
 }
 
-fn attach(policies: &[Arc<Policy>], names: &[String], to: &Attachment, key: &str) -> Result<Vec<Attached>, Error> {
+fn attach(
+    policies: &[Arc<Policy>],
+    names: &[String],
+    to: &Attachment,
+    key: &str,
+) -> Result<Vec<AttachedPolicy>, Error> {
     let named = |name: &String| {
         let policy = policies.iter().find(|policy| *policy.name == **name);
         let policy = policy.ok_or_else(|| invalid(key, format!("{name:?} is not one of [[policy]]")))?;
-        Ok(Attached { policy: Arc::clone(policy), to: to.clone() })
+        Ok(AttachedPolicy { policy: Arc::clone(policy), to: to.clone() })
     };
     names.iter().map(named).collect()
 }

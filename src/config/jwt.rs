@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Error, invalid};
-use crate::identity::{Fetch, Fetched, Issuer, KeySet, Keys};
+use crate::identity::{Issuer, JwksFetcher, JwksSource, KeySet, SharedKeySet};
 
 /// The accepted signature algorithms.
 const ALGORITHMS: [(&str, Algorithm); 3] =
@@ -62,7 +62,7 @@ impl JwtEntry {
     }
 
     /// The issuer, without any principal.
-    pub(super) fn issuer(&self, index: usize, fetched: &mut Fetched) -> Result<Issuer, Error> {
+    pub(super) fn issuer(&self, index: usize, fetched: &mut JwksFetcher) -> Result<Issuer, Error> {
         let at = |key: &str| format!("jwt[{index}].{key}");
         if self.issuer.is_empty() {
             return Err(invalid(at("issuer"), "empty; expected the value of the iss claim"));
@@ -102,7 +102,7 @@ impl JwtEntry {
         })
     }
 
-    fn keys(&self, index: usize, fetched: &mut Fetched) -> Result<Keys, Error> {
+    fn keys(&self, index: usize, fetched: &mut JwksFetcher) -> Result<SharedKeySet, Error> {
         let at = |key: &str| format!("jwt[{index}].{key}");
         let read = |key: &str, file: &PathBuf| {
             std::fs::read(file).map_err(|error| invalid(at(key), format!("failed to read {}: {error}", file.display())))
@@ -111,7 +111,7 @@ impl JwtEntry {
             (Some(file), None) => {
                 let set = KeySet::parse(&read("jwks_file", file)?);
                 let failed = |error| invalid(at("jwks_file"), format!("{}: {error}", file.display()));
-                set.map(Keys::fixed).map_err(failed)
+                set.map(SharedKeySet::fixed).map_err(failed)
             }
             (None, Some(url)) => {
                 let loopback = match url.host() {
@@ -126,11 +126,11 @@ impl JwtEntry {
                     let why = format!("{} is not from 10 to 86400", self.refresh_seconds);
                     return Err(invalid(at("refresh_seconds"), why));
                 }
-                Ok(fetched.keys(Fetch {
+                Ok(fetched.keys(JwksSource {
                     url: url.clone(),
                     certificates: self.jwks_ca_file.as_ref().map(|file| read("jwks_ca_file", file)).transpose()?,
                     token_file: self.jwks_token_file.clone(),
-                    every: Duration::from_secs(self.refresh_seconds),
+                    interval: Duration::from_secs(self.refresh_seconds),
                 }))
             }
             _ => Err(invalid(at("jwks_file"), "set either jwks_file or jwks_url")),

@@ -64,7 +64,7 @@ use self::{
 };
 use crate::{
     domain::{RegionId, Regions, relay::Topology},
-    identity::{Directory, Fetched, Identity, Listed, acs3::Hosts},
+    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials, acs3::Hosts},
     ram,
 };
 
@@ -156,7 +156,7 @@ impl Config {
     /// Returns `None` if the file is not of the form of a configuration or has no principals, like one that is being
     /// written.
     #[must_use]
-    pub fn reload_listed(&self) -> Option<Listed> {
+    pub fn reload_listed(&self) -> Option<ListedCredentials> {
         let text = std::fs::read_to_string(self.file.as_deref()?).ok()?;
         let figment = figment(&text);
         let principals: Vec<PrincipalEntry> = figment.extract_inner("principal").ok()?;
@@ -196,7 +196,7 @@ impl Config {
         self.backend()?;
         self.topology()?;
         self.worker.served(&regions)?;
-        self.directory(&mut Fetched::default()).map(drop)
+        self.directory(&mut JwksFetcher::default()).map(drop)
     }
 
     /// The configured regions.
@@ -248,7 +248,7 @@ impl Config {
     }
 
     /// The callers with their credentials. `fetched` keeps the key sets that are fetched.
-    pub fn directory(&self, fetched: &mut Fetched) -> Result<Directory, Error> {
+    pub fn directory(&self, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         self.access().directory(self.hosts(), fetched)
     }
 

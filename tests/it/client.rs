@@ -11,7 +11,7 @@ use appferry::{
     app::Role,
     client::{Client, Error},
     contract::{
-        Code, Contract, Failure,
+        ApiError, ApiErrorCode, Contract,
         v1::{
             self, AddImageRequest, ErrorCode, ListSynchronizationsRequest, RegionState, SynchronizationState,
             SynchronizeAppRequest, SynchronizeAppResponse,
@@ -49,7 +49,10 @@ async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
     let client = client(&running).await;
     let error = client.synchronize_app(ask("nothing", &[])).await.expect_err("there is none");
     let refusal = error.refusal().expect("a refusal");
-    assert_eq!((refusal.error, refusal.reason.as_str()), (Some(Code::Own(ErrorCode::ImageNotFound)), "ImageNotFound"));
+    assert_eq!(
+        (refusal.error, refusal.reason.as_str()),
+        (Some(ApiErrorCode::SynchronizeApp(ErrorCode::ImageNotFound)), "ImageNotFound")
+    );
     let id = refusal.request_id.as_deref().expect("an id");
     assert!(id.parse::<RequestId>().is_ok() && error.to_string().ends_with(&format!("(request {id})")), "{error}");
     let error = client.get_synchronization("nonsense").await.expect_err("no id");
@@ -89,7 +92,7 @@ impl AppSyncService for Busy {
         asked.push((Instant::now(), request.into_inner().client_token));
         let id = appferry::new_request_id();
         if asked.len() <= self.refusals {
-            let busy = Failure::unavailable("busy", self.retry_after);
+            let busy = ApiError::unavailable("busy", self.retry_after);
             return Err(busy.status(&self.contract.errors, id));
         }
         Ok(Response::new(SynchronizeAppResponse { request_id: id.to_string() }))
@@ -160,7 +163,10 @@ async fn a_call_is_given_up_before_its_deadline_and_after_its_last_attempt() {
     let client = Client::builder(&endpoint).deadline(deadline).connect().await.expect("it answers");
     let began = Instant::now();
     let error = client.synchronize_app(ask("a", &[])).await.expect_err("it is never taken");
-    assert_eq!(error.refusal().and_then(|r| r.error), Some(Code::Own(ErrorCode::ServiceUnavailable)));
+    assert_eq!(
+        error.refusal().and_then(|r| r.error),
+        Some(ApiErrorCode::SynchronizeApp(ErrorCode::ServiceUnavailable))
+    );
     assert!(began.elapsed() < deadline / 2, "{:?}", began.elapsed());
     assert_eq!(patient.asked.lock().expect("no panic").len(), 1);
     let (hasty, endpoint) = busy(usize::MAX, Duration::from_millis(1)).await;

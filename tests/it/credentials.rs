@@ -9,7 +9,7 @@ use appferry::{
     app::Role,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
     domain::{Secret, Timestamp},
-    identity::acs3::{self, Signed},
+    identity::acs3::{self, SignedRequest},
 };
 use http::HeaderMap;
 use prost::Message as _;
@@ -168,23 +168,35 @@ async fn a_token_that_is_not_what_it_should_be_is_refused() {
         format!("{}.{}.{}", parts[0], other.split('.').nth(1).expect("a payload"), parts[2])
     };
     for (what, token, told) in [
-        ("expired", rs256(&claims(|c| c["exp"] = json!(now() - 60))), "has expired at"),
+        ("expired", rs256(&claims(|c| c["exp"] = json!(now() - 60))), "expired at"),
         ("not valid yet", rs256(&claims(|c| c["nbf"] = json!(now() + 60))), "is not valid before"),
         ("without an end", rs256(&without("exp")), "has no exp"),
         ("for somebody else", rs256(&claims(|c| c["aud"] = json!(["vault"]))), "another audience"),
         ("for nobody", rs256(&without("aud")), "has no aud"),
         ("of a key that is not the issuer's", foreign.token("other", "RS256", &good, &plain), "signature"),
         ("of a key by another's name", foreign.token("other", "RS256", &good, &json!({ "kid": "rsa" })), "signature"),
-        ("of a key that nobody knows", foreign.token("rsa", "RS256", &good, &json!({ "kid": "new" })), "does not have"),
-        ("of a key of another kind", foreign.token("rsa", "RS256", &good, &json!({ "kid": "ed" })), "does not have"),
-        ("in a way that is not accepted", foreign.token("ec", "ES256", &good, &plain), "ES256, which is not accepted"),
-        ("not signed", foreign.token("rsa", "none", &good, &plain), "can't be read"),
-        ("signed with the public key", foreign.token("rsa", "HS256", &good, &plain), "HS256, which is not accepted"),
+        (
+            "of a key that nobody knows",
+            foreign.token("rsa", "RS256", &good, &json!({ "kid": "new" })),
+            "an unknown key",
+        ),
+        ("of a key of another kind", foreign.token("rsa", "RS256", &good, &json!({ "kid": "ed" })), "an unknown key"),
+        (
+            "in a way that is not accepted",
+            foreign.token("ec", "ES256", &good, &plain),
+            "ES256, which its issuer is not configured to use",
+        ),
+        ("not signed", foreign.token("rsa", "none", &good, &plain), "is malformed"),
+        (
+            "signed with the public key",
+            foreign.token("rsa", "HS256", &good, &plain),
+            "HS256, which its issuer is not configured to use",
+        ),
         ("changed", tampered, "signature"),
         (
             "of nobody who may call",
             rs256(&claims(|c| c["kubernetes.io"]["namespace"] = json!("web"))),
-            "nobody who may call",
+            "No principal is configured",
         ),
     ] {
         let refused = refusal::read(&call(&running, &token).await);
@@ -292,7 +304,7 @@ async fn signed(
         headers.insert(name, value.parse().expect("a value"));
     }
     let path = "/appferry.v1.AppSyncService/SynchronizeApp";
-    let request = Signed { method: "POST", path, query: "", headers: &headers, authority: Some(&authority) };
+    let request = SignedRequest { method: "POST", path, query: "", headers: &headers, authority: Some(&authority) };
     let authorization = acs3::authorize(&request, "LTAI-test", &Secret(secret.to_owned())).expect("it can be signed");
     headers.insert("authorization", authorization.parse().expect("a value"));
     let mut request = Request::new(message);

@@ -90,3 +90,41 @@ fn the_configurations_are_such() {
     let (_, text) = manifest.split_once("appferry.toml: |\n").expect("the configuration");
     Config::parse(text).expect("the configuration of the manifests");
 }
+
+/// The first text between two others.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before} is missing"));
+    rest.split_once(after).unwrap_or_else(|| panic!("{after} is missing")).0
+}
+
+#[test]
+fn the_toolchain_is_the_same_everywhere() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("the file");
+    let channel = read("rust-toolchain.toml");
+    let channel = between(&channel, "channel = \"", "\"");
+    for file in ["Dockerfile", "scripts/image"] {
+        let text = read(file);
+        let version = between(&text, "docker.io/library/rust:", "-slim");
+        assert!(channel.strip_prefix(version).is_some_and(|patch| patch.starts_with('.')), "{file}: {version}");
+    }
+    let oldest = env!("CARGO_PKG_RUST_VERSION").split('.').map(|number| number.parse::<u32>().expect("a number"));
+    let pinned = channel.split('.').map(|number| number.parse::<u32>().expect("a number"));
+    assert!(pinned.ge(oldest), "{channel}");
+}
+
+#[test]
+fn the_version_is_the_same_everywhere() {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).expect("the changelog");
+    let newest = changelog.lines().filter_map(|line| line.strip_prefix("## ")).find(|title| *title != "Unreleased");
+    assert_eq!(newest.and_then(|title| title.split(" - ").next()), Some(VERSION), "CHANGELOG.md");
+    let mut images = 0;
+    for entry in fs::read_dir(root().join("deploy/kubernetes")).expect("the directory") {
+        let text = fs::read_to_string(entry.expect("an entry").path()).expect("a manifest");
+        for image in text.lines().filter_map(|line| line.trim().strip_prefix("image: ")) {
+            images += 1;
+            assert_eq!(image, format!("appferry:{VERSION}"));
+        }
+    }
+    assert_eq!(images, 3);
+}

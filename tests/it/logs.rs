@@ -68,7 +68,7 @@ async fn a_line_of_json_names_its_request_and_its_trace() {
     assert_eq!((&carried["level"], &carried["region"]), (&Value::from("INFO"), &Value::from("cn-beijing")));
     assert!(carried["timestamp"].is_string() && carried["target"].is_string(), "{carried}");
     let answered = |line: &&Value| {
-        line["message"] == "a call was answered" && line["method"] == "appferry.v1.AppSyncService/SynchronizeApp"
+        line["message"] == "call finished" && line["method"] == "appferry.v1.AppSyncService/SynchronizeApp"
     };
     let answered = lines.iter().find(answered).expect("a line of the call");
     assert_eq!((&answered["request_id"], &answered["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
@@ -86,7 +86,7 @@ async fn a_line_for_people_names_its_request_where_nothing_is_exported_too() {
     let text = fs::read_to_string(&served.log).expect("a log");
     let line = text.lines().find(|line| line.contains("image available")).expect("a line of the copy");
     assert!(line.ends_with(&format!(" request_id={id}")), "{line}");
-    assert!(!text.contains("a call was answered"), "that is for whoever asks for it: {text}");
+    assert!(!text.contains("call finished"), "that is for whoever asks for it: {text}");
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     }
     let id = carry(&site, &served).await;
     let text = fs::read_to_string(&served.log).expect("a log");
-    assert!(text.contains("\"a call was answered\""), "debug is logged now: {text}");
+    assert!(text.contains("\"call finished\""), "debug is logged now: {text}");
 
     // And back, and what can't be used changes nothing.
     logging(&site, "filter = \"warn,appferry=off\"");

@@ -40,6 +40,7 @@ mod optional;
 mod passes;
 mod policies;
 mod program;
+mod prose;
 mod quirks;
 mod reference;
 mod refusals;

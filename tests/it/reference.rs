@@ -1,10 +1,10 @@
-//! The reference documents, made of what they are about: the contract's of the comments in `proto`, the configuration's of the types that it
-//! is read into and of the example. `APPFERRY_WRITE=1 cargo test --test it reference` writes them anew.
+//! The generated reference documents are up to date: the contract's comes from the comments in `proto`, the configuration's from its
+//! types and the example. `APPFERRY_WRITE=1 cargo test --test it reference` writes them.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use appferry::contract::{
-    Code, Contract, DESCRIPTORS, Resource,
+    ApiErrorCode, Contract, DESCRIPTORS, Resource,
     v1::{CommonErrorCode, ErrorCode},
 };
 use prost::Message as _;
@@ -115,15 +115,15 @@ fn api() -> String {
     let contract = Contract::load().expect("the contract");
     let files = described();
     let mut text = String::from(
-        "# The contract\n\nMade of the comments in [`proto`](../proto): every service, message and enum, the RAM action that each method asks for, and\n\
-         the table of errors. `x-request-id` is in the metadata of every answer.\n\n",
+        "# The contract\n\nGenerated from the comments in [`proto`](../proto): every service, message and enum, the RAM action that each method\n\
+         requires, and the table of errors. `x-request-id` is in the metadata of every response.\n\n",
     );
     for described in &files {
         for (place, service) in described.file.service.iter().enumerate() {
             let path = [6, index(place)];
             let full = format!("{}.{}", described.file.package(), service.name());
             writeln!(text, "## {full}\n\n{}\n", described.of(&path)).expect("it is written");
-            text.push_str("| method | request | answer | action, on | |\n|---|---|---|---|---|\n");
+            text.push_str("| method | request | response | action, resource | |\n|---|---|---|---|---|\n");
             for (place, method) in service.method.iter().enumerate() {
                 let about = described.of(&[&path[..], &[2, index(place)]].concat());
                 let row = contract.authorizations.get(&format!("/{full}/{}", method.name())).expect("a row");
@@ -153,11 +153,11 @@ fn api() -> String {
             text.push('\n');
         }
     }
-    text.push_str("## Errors\n\nEach is a gRPC status with the code here, and the details `google.rpc.ErrorInfo` (the reason), `google.rpc.RequestInfo`,\n\
-                   [ErrorDetail](#errordetail), and, where they apply, `google.rpc.BadRequest` and `google.rpc.RetryInfo`.\n\n\
+    text.push_str("## Errors\n\nEach error is a gRPC status with the code below, and the details `google.rpc.ErrorInfo` (the reason), `google.rpc.RequestInfo`,\n\
+                   [ErrorDetail](#errordetail), and, if applicable, `google.rpc.BadRequest` and `google.rpc.RetryInfo`.\n\n\
                    | reason | gRPC | HTTP | message |\n|---|---|---|---|\n");
-    let own = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(Code::from);
-    let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(Code::from);
+    let own = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(ApiErrorCode::from);
+    let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(ApiErrorCode::from);
     for row in own.chain(common).map(|code| contract.errors.row(code)) {
         let grpc = format!("{:?}", row.grpc_status);
         writeln!(text, "| `{}` | {grpc} | {} | {} |", row.code, row.http_status, prose(&row.message("…")))
@@ -271,10 +271,10 @@ fn shown() -> BTreeMap<(String, String), String> {
 fn configuration() -> String {
     let (types, shown) = (types(), shown());
     let mut text = String::from(
-        "# The configuration\n\nMade of the types that it is read into. The values are those of [`appferry.example.toml`](../appferry.example.toml): of the sections\n\
-         `server`, `limits`, `audit`, `log`, `worker` and `housekeeping`, they are the defaults. Every key but those of lists can be given as a variable,\n\
-         `APPFERRY_SECTION__KEY`, which wins; an unknown key is an error. What can be read anew while a process runs is told in\n\
-         [security](security.md) and [operations](operations.md#logs).\n\n",
+        "# The configuration\n\nGenerated from the types of the configuration. The values are those of [`appferry.example.toml`](../appferry.example.toml);\n\
+         in the sections `server`, `limits`, `audit`, `log`, `worker` and `housekeeping`, they are the defaults. An environment variable\n\
+         `APPFERRY_SECTION__KEY` overrides a key, except keys of lists. An unknown key is an error. [Security](security.md) and\n\
+         [operations](operations.md#logs) list the keys that can be reloaded while a process runs.\n\n",
     );
     let mut sections: Vec<(String, String, String)> = Vec::new();
     for field in &types["Config"].fields {

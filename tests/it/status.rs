@@ -107,7 +107,7 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     let text = seen["text"].as_str().expect("text");
     let failed = text.lines().find(|line| line.starts_with("cn-shenzhen\t✗ FAILED")).expect("the region that failed");
     assert!(failed.contains("does not exist"), "{failed}");
-    browser.step(&json!({ "do": "follow", "link": "All images", "see": ["What is where", "✗ FAILED"] }));
+    browser.step(&json!({ "do": "follow", "link": "All images", "see": ["Images and regions", "✗ FAILED"] }));
 
     let colors = browser.step(&json!({ "do": "colors" }));
     assert_eq!((&colors["light"], &colors["dark"]), (&json!("rgb(255, 255, 255)"), &json!("rgb(21, 24, 29)")));

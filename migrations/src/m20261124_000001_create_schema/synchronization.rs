@@ -61,7 +61,7 @@ pub async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     idempotent::create_clustered_table(manager, synchronization(backend)).await?;
     let indexes = if backend == DbBackend::MySql { &FULL_INDEXES[..] } else { &PARTIAL_INDEXES[..] };
     for (name, sql) in indexes {
-        idempotent::create_index(manager, "synchronization", name, sql).await?;
+        idempotent::create_index(manager, "synchronization", name, *sql).await?;
     }
     if backend == DbBackend::Postgres {
         let (name, sql) = RUNNING_LISTED;

@@ -15,7 +15,7 @@ use url::Url;
 use super::{credentials::Keys, error::Error};
 use crate::{
     domain::{Clock, ForeignText, Timestamp},
-    identity::acs3::{self, CONTENT, DATE, NONCE, Signed, encode},
+    identity::acs3::{self, CONTENT_SHA256, DATE, NONCE, SignedRequest, encode},
     region::{
         self,
         answer::{bounded, retry_after, transport},
@@ -156,7 +156,7 @@ impl Client {
             ("x-acs-version", call.product.version().to_owned()),
             (DATE, seconds.to_string()),
             (NONCE, uuid::Uuid::now_v7().simple().to_string()),
-            (CONTENT, hex::encode(Sha256::digest(b""))),
+            (CONTENT_SHA256, hex::encode(Sha256::digest(b""))),
         ];
         all.extend(keys.security_token.as_ref().map(|token| ("x-acs-security-token", token.0.clone())));
         let mut headers = HeaderMap::new();
@@ -170,7 +170,7 @@ impl Client {
         let query = call.parameters.iter().map(pair).collect::<Vec<_>>().join("&");
         let authority = authority(call.base);
         let request =
-            Signed { method: "POST", path: "/", query: &query, headers: &headers, authority: Some(&authority) };
+            SignedRequest { method: "POST", path: "/", query: &query, headers: &headers, authority: Some(&authority) };
         let authorization =
             acs3::authorize(&request, &keys.id, &keys.secret).map_err(|error| malformed(&format!("{error:?}")))?;
         let mut authorization = HeaderValue::try_from(authorization).map_err(|error| malformed(&error))?;

@@ -81,7 +81,8 @@ async fn whoever_gives_up_half_way_is_written_down() {
     until("both to be written down", async || {
         let text = std::fs::read_to_string(running.site.audit()).unwrap_or_default();
         let denied = text.lines().filter(|line| line.contains("\"deny\"")).count();
-        (denied == 2 && text.contains("gave up") && text.contains("did not come whole")).then_some(())
+        (denied == 2 && text.contains("ended before its caller") && text.contains("did not arrive completely"))
+            .then_some(())
     })
     .await;
     running.stop().await;

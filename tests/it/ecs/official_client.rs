@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use appferry::{
     domain::Secret,
-    identity::acs3::{Authorization, Signed, signature},
+    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
@@ -115,9 +115,9 @@ fn compare(vector: &Value) {
         let name: HeaderName = name.parse().expect("a name");
         headers.insert(name, HeaderValue::from_str(&text(value)).expect("a value"));
     }
-    let theirs = Authorization::of(&headers).expect("a signature");
+    let theirs = AuthorizationHeader::parse(&headers).expect("a signature");
     let (method, path, query) = (text(&vector["method"]), text(&vector["path"]), text(&vector["query"]));
-    let request = Signed { method: &method, path: &path, query: &query, headers: &headers, authority: None };
+    let request = SignedRequest { method: &method, path: &path, query: &query, headers: &headers, authority: None };
     let secret = Secret(KEY[1].to_owned());
     let ours = signature(&request, &theirs.signed_headers, &secret).expect("it can be signed");
     assert_eq!(ours, theirs.signature, "{vector}");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use appferry::{
     domain::{Secret, Timestamp},
     identity::{
-        Builder, Directory, Identity, Quota, Unproven,
-        acs3::{self, AccessKey, Hosts, Signed},
+        AuthError, Authenticator, Credentials, Identity, Quota,
+        acs3::{self, AccessKey, Hosts, SignedRequest},
     },
     ram::Policies,
 };
@@ -16,11 +16,11 @@ use sha2::{Digest as _, Sha256};
 const ID: &str = "LTAI";
 const SECRET: &str = "nobody who makes up requests knows it";
 
-fn directory() -> Directory {
+fn directory() -> Authenticator {
     let principal = "acs:ram::1:user/a".parse().expect("a principal");
     let holder = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
     let key = AccessKey { id: ID.into(), secret: Secret(SECRET.into()), holder };
-    Builder { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Builder::default() }.into()
+    Credentials { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Credentials::default() }.into()
 }
 
 /// A line with method, path and query; lines of headers; an empty line; the content.
@@ -46,7 +46,7 @@ pub fn run(data: &[u8]) {
     let (method, path) = (method.unwrap_or("GET"), path.unwrap_or("/"));
     let query = query.unwrap_or_default();
     let verify = |headers: &HeaderMap, query: &str, content: &[u8]| {
-        let request = Signed { method, path, query, headers, authority: Some("localhost") };
+        let request = SignedRequest { method, path, query, headers, authority: Some("localhost") };
         directory.access_keys().verify(&request, content, now)
     };
     assert!(verify(&headers, query, content).is_err(), "nobody signed it");
@@ -56,16 +56,16 @@ pub fn run(data: &[u8]) {
     if !content.is_empty() {
         headers.entry("content-type").or_insert(HeaderValue::from_static("text/plain"));
     }
-    let request = Signed { method, path, query, headers: &headers, authority: Some("localhost") };
+    let request = SignedRequest { method, path, query, headers: &headers, authority: Some("localhost") };
     let Ok(authorization) = acs3::authorize(&request, ID, &Secret(SECRET.into())) else { return };
     let Ok(authorization) = authorization.parse::<HeaderValue>() else { return };
     headers.insert("authorization", authorization);
     match verify(&headers, query, content) {
         Ok(_) => {}
         // Its date or its nonce may be none.
-        Err(Unproven::Signature(why)) => assert!(why.contains("x-acs-date") || why.contains("nonce"), "{why}"),
+        Err(AuthError::Signature(why)) => assert!(why.contains("x-acs-date") || why.contains("nonce"), "{why}"),
         Err(other) => panic!("{other}"),
     }
-    assert!(matches!(verify(&headers, query, &[content, b"!"].concat()), Err(Unproven::Signature(_))));
-    assert!(matches!(verify(&headers, &format!("{query}&zz=1"), content), Err(Unproven::Signature(_))));
+    assert!(matches!(verify(&headers, query, &[content, b"!"].concat()), Err(AuthError::Signature(_))));
+    assert!(matches!(verify(&headers, &format!("{query}&zz=1"), content), Err(AuthError::Signature(_))));
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use appferry::{
     domain::Timestamp,
-    identity::{Builder, Directory, Identity, Issuer, KeySet, Keys, Mapping, Quota},
+    identity::{Authenticator, Credentials, Identity, Issuer, KeySet, Mapping, Quota, SharedKeySet},
     ram::Policies,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -15,7 +15,7 @@ const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIBOS7uNz
 const PUBLIC: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"ed","use":"sig","x":"Uy2NhcyoazJd8nvnGkKwuvRhTj3tODD1tDZmvq8M480"}]}"#;
 const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-fn directory() -> Directory {
+fn directory() -> Authenticator {
     let principal = "acs:ram::1:user/a".parse().expect("a principal");
     let identity = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
     let claims = vec![("kubernetes.io/namespace".to_owned(), "hpc".to_owned())];
@@ -24,11 +24,11 @@ fn directory() -> Directory {
         audiences: vec!["a".into()],
         algorithms: vec![Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA],
         leeway: Duration::from_secs(30),
-        keys: Keys::fixed(KeySet::parse(PUBLIC.as_bytes()).expect("a key set")),
+        keys: SharedKeySet::fixed(KeySet::parse(PUBLIC.as_bytes()).expect("a key set")),
         mappings: vec![Mapping { claims, identity }],
         claims: vec![("corp:level".into(), "level".into())],
     };
-    Builder { issuers: vec![issuer], ..Builder::default() }.into()
+    Credentials { issuers: vec![issuer], ..Credentials::default() }.into()
 }
 
 pub fn run(data: &[u8]) {

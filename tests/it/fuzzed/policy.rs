@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use appferry::{
     domain::Timestamp,
-    ram::{Attached, Attachment, Claim, Context, Document, Effect, Keys, Policies, Policy, Request},
+    ram::{AttachedPolicy, Attachment, Claim, Context, Document, Effect, Keys, Policies, Policy, Request},
 };
 
 pub fn run(data: &[u8]) {
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
         }
     };
     let policy = Arc::new(Policy { name: "p".into(), document });
-    let policies = Policies(vec![Attached { policy, to: Attachment::Principal }]);
+    let policies = Policies(vec![AttachedPolicy { policy, to: Attachment::Principal }]);
     let claims = [("corp:team", "hpc"), ("corp:level", "5")];
     let claims = claims.map(|(name, value)| Claim { name: name.into(), value: value.into() });
     let known = Context {
@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
         for resource in ["*", "acs:ehpc:*:*:app/ci-vm-1"] {
             let request = Request { action: "ehpc:SynchronizeApp", resource, context: &context };
             let (decision, reasons) = (policies.decide(&request), policies.explain(&request));
-            let applies = |effect| reasons.iter().any(|reason| reason.effect == effect && reason.unless.is_none());
+            let applies = |effect| reasons.iter().any(|reason| reason.effect == effect && reason.mismatch.is_none());
             assert_eq!(decision.is_allowed(), applies(Effect::Allow) && !applies(Effect::Deny));
         }
     }

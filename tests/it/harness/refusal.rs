@@ -1,7 +1,7 @@
 //! A failed call as its caller reads it.
 
 use appferry::contract::{
-    Code,
+    ApiErrorCode,
     v1::{CommonErrorCode, ErrorCode, ErrorDetail, error_detail::Reason},
 };
 use prost::Message as _;
@@ -71,7 +71,7 @@ impl Refusal {
 }
 
 /// The code in a detail.
-pub fn code(detail: &ErrorDetail) -> Code {
+pub fn code(detail: &ErrorDetail) -> ApiErrorCode {
     match detail.reason.expect("a reason") {
         Reason::Code(code) => ErrorCode::try_from(code).expect("a code").into(),
         Reason::CommonCode(code) => CommonErrorCode::try_from(code).expect("a code").into(),

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use appferry::{
     domain::Timestamp,
-    ram::{Attached, Attachment, Claim, Context, Decision, Document, Effect, Keys, Policies, Policy, Request},
+    ram::{AttachedPolicy, Attachment, Claim, Context, Decision, Document, Effect, Keys, Policies, Policy, Request},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ pub fn compile(documents: &[Value]) -> Policies {
     let attached = documents.iter().enumerate().map(|(place, document)| {
         let read = Document::parse(&document.to_string(), &keys()).unwrap_or_else(|e| panic!("{e}: {document}"));
         let policy = Arc::new(Policy { name: format!("p{place}").into(), document: read });
-        Attached { policy, to: Attachment::Principal }
+        AttachedPolicy { policy, to: Attachment::Principal }
     });
     Policies(attached.collect())
 }
@@ -65,7 +65,7 @@ impl<'c> Typed<'c> {
         let decision = policies.decide(&request);
         let explained = policies.explain(&request);
         // What is explained is what was decided.
-        let applies = |effect| explained.iter().any(|reason| reason.unless.is_none() && reason.effect == effect);
+        let applies = |effect| explained.iter().any(|reason| reason.mismatch.is_none() && reason.effect == effect);
         match decision {
             Decision::Allowed(_) => {
                 assert!(applies(Effect::Allow) && !applies(Effect::Deny));
@@ -76,7 +76,7 @@ impl<'c> Typed<'c> {
                 Outcome::Denied
             }
             Decision::NotAllowed => {
-                assert!(explained.iter().all(|reason| reason.unless.is_some()));
+                assert!(explained.iter().all(|reason| reason.mismatch.is_some()));
                 Outcome::NotAllowed
             }
         }

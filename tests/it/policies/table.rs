@@ -264,7 +264,7 @@ fn a_faulty_document_is_refused_with_the_path_to_the_fault() {
         (r#"{"Version":"1","Statement":[]}"#.to_owned(), "Statement", "empty"),
         (r#"{"Version":"1","Statement":"x"}"#.to_owned(), "Statement", "a string, not an object"),
         (r#"{"Version":"1","Statement":[],"Id":"x"}"#.to_owned(), "Id", "no such element"),
-        (r#"{"Version":"1","Version":"1","Statement":[]}"#.to_owned(), "", "\"Version\" stands twice"),
+        (r#"{"Version":"1","Version":"1","Statement":[]}"#.to_owned(), "", "\"Version\" occurs twice"),
         (statement(r#""Action":"*","Resource":"*""#), "Statement[1]", "no Effect"),
         (statement(r#""Effect":"allow","Action":"*","Resource":"*""#), "Statement[1].Effect", "\"allow\""),
         (statement(r#""Effect":"Allow","Resource":"*""#), "Statement[1]", "neither Action nor NotAction"),
@@ -337,7 +337,7 @@ fn a_faulty_document_is_refused_with_the_path_to_the_fault() {
             "Statement[1].Condition.NumericEquals.corp:level",
             "\"inf\"",
         ),
-        (condition(r#"{"Bool":{"corp:level":true},"Bool":{"corp:level":false}}"#), "", "\"Bool\" stands twice"),
+        (condition(r#"{"Bool":{"corp:level":true},"Bool":{"corp:level":false}}"#), "", "\"Bool\" occurs twice"),
     ] {
         let error = Document::parse(&document, &keys()).expect_err(&document);
         assert_eq!(error.path, path, "{document}: {error}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use appferry::{
     domain::{Secret, Timestamp},
-    identity::acs3::{Authorization, Signed, signature},
+    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, request::Parts};
 use serde_json::{Value, json};
@@ -37,11 +37,11 @@ impl World {
     /// Whether the request is signed by somebody who is known, now, and once.
     pub fn verify(&mut self, parts: &Parts, content: &[u8]) -> Result<(), Refused> {
         let refuse = |status, code: &str| Err(Refused::new(status, code, "The request is not signed as it should be."));
-        let Some(shown) = Authorization::of(&parts.headers) else { return refuse(400, "MissingSignature") };
+        let Some(shown) = AuthorizationHeader::parse(&parts.headers) else { return refuse(400, "MissingSignature") };
         let Some(key) = self.keys.iter().find(|key| key.id == shown.credential) else {
             return refuse(404, "InvalidAccessKeyId.NotFound");
         };
-        let request = Signed {
+        let request = SignedRequest {
             method: parts.method.as_str(),
             path: parts.uri.path(),
             query: parts.uri.query().unwrap_or_default(),
