@@ -1,7 +1,7 @@
-//! A collector for a look at traces without anything else: takes what is sent by OTLP over gRPC and prints each trace as a tree, as its
-//! spans arrive.
+//! A minimal trace viewer: receives OTLP over gRPC and prints each trace as a tree when its spans arrive.
 //!
-//! `cargo run --release --example collector -- 127.0.0.1:4317`, and `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317` for the service.
+//! `cargo run --release --example collector -- 127.0.0.1:4317`, and `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317`
+//! for the service.
 
 use std::{collections::BTreeMap, env, error::Error, time::Duration};
 
@@ -53,7 +53,7 @@ impl TraceService for Printer {
     }
 }
 
-/// A span and what is part of it, as far as that has arrived.
+/// Prints a span and its descendants, as far as they have arrived.
 fn print(span: &Span, all: &[Span], depth: usize) {
     let took = Duration::from_nanos(span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano));
     let failed = span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
@@ -63,7 +63,7 @@ fn print(span: &Span, all: &[Span], depth: usize) {
     }
 }
 
-/// Metrics are for Prometheus to scrape.
+/// Accepts and ignores metrics: Prometheus scrapes them.
 #[tonic::async_trait]
 impl MetricsService for Printer {
     async fn export(

@@ -1,7 +1,8 @@
-//! How long it takes until an image is everywhere when its home region's egress is narrow: by the star, in which the home region
-//! feeds everybody, and by the plan that workers follow, in which whoever has the image feeds others; beside the bounds that no
-//! plan of whole copies can beat. Each region is carried to by a worker of its own, so that every copy takes its share of its
-//! source's egress. Time is counted in copies: what one region takes to get the image over the whole of one region's egress.
+//! Simulates how long an image takes to reach every region when the egress of its home region is limited: with a star,
+//! in which only the home region sends, and with the relay plan of the workers, in which every region that has the
+//! image sends; relative to the lower bounds for plans of whole copies. Each region is served by its own worker, so
+//! that every copy takes its share of its source's egress. The unit of time is one copy: what one region takes to
+//! receive the image over the whole of one region's egress.
 //!
 //! `cargo run --release --example relay`
 
@@ -18,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let regions = (0..=count).map(|n| format!("region-{n}").parse()).collect::<Result<Vec<RegionId>, _>>()?;
         let star = finish(&regions, at_once, false);
         let plan = finish(&regions, at_once, true);
-        // A region that has the image is one more that can feed: with whole copies, what there is can double in the time of one.
+        // Every region that has the image can send it: with whole copies, the number of copies at most doubles in the
+        // time of one.
         let bound = (f64::from(count) + 1.0).log2().ceil();
         println!("{count:7}  {at_once:7}  {star:4.0}  {plan:4.0}  {bound:5.0}  {:10.2}", plan / bound);
         println!("ratio relay_{count}_{at_once}_at_once_of_star {:.3}", plan / star);
@@ -26,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A copy that is under way: by when it is done, of which region, by which one. The earliest is the greatest.
+/// A copy in progress: its end, its region and its source. The maximum is the copy that ends first.
 #[derive(PartialEq)]
 struct Copy {
     until: f64,
@@ -48,7 +50,8 @@ impl PartialOrd for Copy {
     }
 }
 
-/// When the last region has the image, if each feeds at most `at_once` others at the same time, sharing its egress.
+/// Returns the time at which the last region has the image, if each source sends to at most `at_once` regions
+/// concurrently, sharing its egress.
 fn finish(regions: &[RegionId], at_once: u32, relays: bool) -> f64 {
     let limits = RegionLimits { egress_copies: usize::try_from(at_once).ok(), ..RegionLimits::default() };
     let topology = Topology::new(regions.iter().map(|region| (region.clone(), limits)), []);

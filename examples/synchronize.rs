@@ -1,7 +1,7 @@
-//! Carries an image to regions and prints what happens on the way, by the client library.
+//! Copies an image to regions by the client library, and prints the progress.
 //!
-//! `cargo run --example synchronize -- APP_ID [REGION]…`, with `APPFERRY_ENDPOINT` (`http://127.0.0.1:50051` without it) and
-//! `APPFERRY_TOKEN`.
+//! `cargo run --example synchronize -- APP_ID [REGION]…`, with `APPFERRY_ENDPOINT` (default `http://127.0.0.1:50051`)
+//! and `APPFERRY_TOKEN`.
 
 use std::{env, error::Error, process::ExitCode};
 
@@ -17,7 +17,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let endpoint = env::var("APPFERRY_ENDPOINT").unwrap_or_else(|_| "http://127.0.0.1:50051".to_owned());
     let client = Client::builder(endpoint).token(env::var("APPFERRY_TOKEN")?).connect().await?;
 
-    // It is accepted once, however often the library has to repeat the call.
+    // The call is accepted once, however often the library retries it.
     let request = SynchronizeAppRequest { app_id, target_region_ids: arguments.collect(), ..Default::default() };
     let request_id = match client.synchronize_app(request).await {
         Ok(id) => id,
@@ -30,7 +30,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     };
     println!("accepted as {request_id}");
 
-    // Each snapshot is whole, so that nothing is lost when the connection breaks and the library opens it again.
+    // Each message is a full snapshot, so nothing is lost when the library reconnects.
     let mut watch = client.watch(request_id);
     let mut ended = SynchronizationState::Unspecified;
     while let Some(synchronization) = watch.next().await? {

@@ -1,8 +1,9 @@
-//! What one sick region costs the healthy ones: the time until two healthy registries have every image, beside the same work without the
-//! sick region, in rounds that take turns.
+//! What one failing region costs the healthy ones: the time until two healthy registries have every image, relative to
+//! the same work without the failing region, in alternating rounds.
 //!
-//! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or `three` processes; `1`,
-//! `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk that hangs in every write, takes root.
+//! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or
+//! `three` processes; `1`, `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk
+//! that blocks every write, requires root.
 
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
@@ -82,7 +83,7 @@ async fn compare(sick: Sick, work: Work<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The middle one of some measurements.
+/// Returns the median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,4 +1,4 @@
-//! The ways in which a region is sick.
+//! The failures that a region can have.
 
 use std::net::SocketAddr;
 
@@ -11,24 +11,23 @@ use super::{
     },
 };
 
-/// What is wrong with a region.
+/// A failure of a region's store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sick {
-    /// It refuses connections.
+    /// Refuses connections.
     Refuses,
-    /// It takes connections and never answers.
+    /// Accepts connections and never responds.
     Silent,
-    /// It takes half a mebibyte a second.
+    /// Accepts half a mebibyte per second.
     Slow,
-    /// Its disk hangs in every write.
+    /// A disk that blocks every write.
     Frozen,
-    /// It never answers the request that would make an image visible.
+    /// Never responds to the request that would publish an image.
     Last,
 }
 
-/// A sick region's store, for as long as it is needed.
+/// The store of a failing region. Releases its resources when dropped.
 pub struct SickStore {
-    /// Its URL.
     pub url: String,
     _proxy: Option<Proxy>,
     _disk: Option<FreezableDisk>,
@@ -47,7 +46,7 @@ impl Sick {
         }
     }
 
-    /// A store that is sick like this; `registry` is what is behind those that answer at all.
+    /// Starts a store with this failure; `registry` is the upstream of those that respond at all.
     pub async fn store(self, registry: SocketAddr, namespace: &str) -> Result<SickStore> {
         let rule: fn(&Seen) -> Act = match self {
             Self::Refuses => {

@@ -1,5 +1,5 @@
-//! What is carried, from where and to where: one registry that has an image, new ones to carry it to, and the program in a process
-//! of its own.
+//! The setup of the copy benchmarks: a source registry with an image, target registries, and the service in its own
+//! process.
 
 use std::{
     fmt::Write as _,
@@ -21,11 +21,11 @@ use appferry::contract::v1::{RemoveImageRequest, SynchronizationState};
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const APP: &str = "gromacs";
-/// How long a carrying may take.
+/// The deadline of one copy.
 const PATIENCE: Duration = Duration::from_secs(600);
 const NAME: &str = "gromacs:2026.1";
 
-/// How long something took, what it cost, and how much memory it had.
+/// Wall time, processor time and peak memory of one run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Measured {
     pub wall: Duration,
@@ -33,12 +33,12 @@ pub struct Measured {
     pub resident_kib: u64,
 }
 
-/// One registry that has an image.
+/// A source registry with one image.
 pub struct Field {
     pub source: Registry,
     pub layout: PathBuf,
     _directory: tempfile::TempDir,
-    /// The size of all its layers.
+    /// Total size of the layers in bytes.
     pub bytes: u64,
 }
 
@@ -50,7 +50,7 @@ pub fn exact(number: u64) -> f64 {
 }
 
 impl Field {
-    /// An image of layers of these sizes.
+    /// Pushes an image with layers of the given sizes.
     pub async fn new(layers: &[usize]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let layout = directory.path().join("layout");
@@ -71,7 +71,7 @@ impl Field {
         registries
     }
 
-    /// A proxy before the source.
+    /// Starts a proxy in front of the source.
     pub async fn proxy(&self, rule: impl FnMut(&Seen) -> Act + Send + 'static) -> Proxy {
         Proxy::start(self.source.address, rule).await
     }
@@ -98,13 +98,15 @@ impl Field {
         self.carry(self.source.address, stores, worker).await
     }
 
-    /// Starts a service, and carries the image by way of `source` to some stores, from the call to the end that is watched.
+    /// Starts a service and copies the image from `source` to the stores. Measures from the call to the end of the
+    /// watch.
     async fn carry(&self, source: SocketAddr, stores: &[String], worker: Option<&str>) -> Result<Measured> {
         let (_site, served) = self.serve(source, stores, worker).await?;
         Self::synchronize(&served, stores.len()).await
     }
 
-    /// Carries the image to some registries, and again when it was removed from the list and added once more: how long each takes.
+    /// Copies the image to some registries, then removes it from the catalog, adds it again and copies it a second
+    /// time. Returns both measurements.
     pub async fn appferry_twice(&self, registries: &[Registry]) -> Result<[Measured; 2]> {
         let stores: Vec<String> = registries.iter().map(|registry| registry.store("apps")).collect();
         let (_site, served) = self.serve(self.source.address, &stores, None).await?;
@@ -115,7 +117,7 @@ impl Field {
         Ok([first, Self::synchronize(&served, stores.len()).await?])
     }
 
-    /// Carries the image to as many regions, from the call to the end that is watched.
+    /// Copies the image to `stores` regions, and measures from the call to the end of the watch.
     async fn synchronize(served: &Served, stores: usize) -> Result<Measured> {
         let mut client = app_sync(served.address, Some(ADMIN)).await;
         let before = cpu(served.id());
@@ -154,8 +156,8 @@ impl Field {
         Ok((site, served))
     }
 
-    /// Kills a worker half-way through the image, starts another one, and returns how many blobs were finished by then, and how
-    /// many of those were sent again.
+    /// Kills a worker halfway through the image and starts another. Returns the number of blobs that were complete at
+    /// that moment, and how many of those were sent again.
     pub async fn killed_half_way(&self, proxy: &Proxy) -> Result<(usize, usize)> {
         let (site, mut served) =
             self.serve(self.source.address, &[proxy.store("apps")], Some("\nlease_ms = 2000")).await?;
@@ -168,7 +170,7 @@ impl Field {
         };
         until("half of the image", async || (proxy.up() > self.bytes / 2).then_some(())).await;
         served.kill();
-        // What the registry has is what a HEAD finds.
+        // A blob is complete if `HEAD` finds it.
         let client = reqwest::Client::new();
         let mut finished_blobs = Vec::new();
         for digest in puts().collect::<std::collections::BTreeSet<_>>() {
@@ -197,25 +199,25 @@ pub fn region(place: usize) -> String {
     format!("region-{place}")
 }
 
-/// The processor time of a process so far (proc(5), `utime` and `stime`, in hundredths of a second).
+/// Returns the processor time of a process so far (proc(5), `utime` and `stime`, in hundredths of a second).
 pub fn cpu(id: u32) -> Duration {
     times(&format!("/proc/{id}/stat"), [13, 14]).unwrap_or_default()
 }
 
-/// The processor time of this process's children that have ended.
+/// Returns the processor time of the terminated children of this process.
 pub fn cpu_of_children() -> Duration {
     times("/proc/self/stat", [15, 16]).unwrap_or_default()
 }
 
 fn times(path: &str, fields: [usize; 2]) -> Option<Duration> {
     let stat = std::fs::read_to_string(path).ok()?;
-    // The second field is in parentheses and may have spaces in it.
+    // The second field is in parentheses and may contain spaces.
     let rest: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.iter().filter_map(|field| rest.get(field - 2)?.parse::<u64>().ok()).sum();
     Some(Duration::from_millis(ticks * 10))
 }
 
-/// The peak of a process's resident memory in KiB (proc(5), `VmHWM`).
+/// Returns the peak resident memory of a process in KiB (proc(5), `VmHWM`).
 pub fn resident_peak(id: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()

@@ -1,7 +1,8 @@
-//! Images carried between registries, beside skopeo, which people script today, and beside curl, which does nothing but upload the
-//! same bytes. Every figure is a ratio within one run, from rounds that take turns.
+//! Copies between registries, relative to skopeo, which people script today, and to curl, which only uploads the same
+//! bytes. Every figure is a ratio within one run, from alternating rounds.
 //!
-//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `many`, `bytes`, `link`, `cut`, `killed`, `memory`.
+//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `many`, `bytes`, `link`, `cut`,
+//! `killed`, `memory`.
 
 mod field;
 #[path = "../../tests/it/harness/mod.rs"]
@@ -13,7 +14,7 @@ mod peers;
 use field::{Field, Measured, Result};
 use harness::proxy::{Act, Seen};
 
-/// Rounds of what is compared.
+/// Rounds for each of the compared programs.
 const ROUNDS: usize = 3;
 const MIB: usize = 1 << 20;
 
@@ -54,7 +55,7 @@ fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");
 }
 
-/// The middle one of some measurements.
+/// Returns the median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -98,7 +99,7 @@ async fn large() -> Result<()> {
     Ok(())
 }
 
-/// Two hundred layers of 64 KiB to three regions; and when everything is there already.
+/// Two hundred layers of 64 KiB to three regions; then again, when the regions have everything.
 async fn small() -> Result<()> {
     let field = Field::new(&[64 << 10; 200]).await?;
     let (mut ours, mut skopeo, mut ours_again, mut skopeo_again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -108,7 +109,7 @@ async fn small() -> Result<()> {
         let [first, again] = field.appferry_twice(&registries).await?;
         ours.push(first);
         ours_again.push(again);
-        // To a service that did not write it.
+        // Uses a new service, which did not write the image itself.
         others.push(field.appferry_to(&registries).await?);
         let registries = field.registries(3).await;
         skopeo.push(field.skopeo_to(&registries)?);
@@ -156,7 +157,7 @@ async fn many() -> Result<()> {
     Ok(())
 }
 
-/// How much is read of the source, counted at a proxy.
+/// The bytes read from the source, counted by a proxy.
 async fn bytes() -> Result<()> {
     let field = Field::new(&[32 * MIB, 100 * MIB, MIB]).await?;
     for regions in [1, 3, 5] {
@@ -167,7 +168,7 @@ async fn bytes() -> Result<()> {
     Ok(())
 }
 
-/// The source's link held to 100 MiB/s.
+/// A copy whose source is limited to 100 MiB/s.
 async fn link() -> Result<()> {
     let field = Field::new(&[64 * MIB; 8]).await?;
     let mut times = Vec::new();
@@ -185,8 +186,8 @@ async fn link() -> Result<()> {
     Ok(())
 }
 
-/// A blob of 1 GiB whose upload is cut off at 90 %, to a registry that keeps what it has; and to the distribution project's, which
-/// does not.
+/// A blob of 1 GiB whose upload is cut at 90 %, to a registry that keeps the received bytes and to the distribution
+/// project's, which does not.
 async fn cut() -> Result<()> {
     let field = Field::new(&[1_024 * MIB]).await?;
     let keeping = harness::keeping::KeepingRegistry::start().await;
@@ -200,7 +201,7 @@ async fn cut_to(field: &Field, registry: std::net::SocketAddr, name: &str) -> Re
     let mut passed = 0;
     let mut cut = false;
     let proxy = harness::proxy::Proxy::start(registry, move |seen: &Seen| {
-        // Chunks of 64 MiB: the one that reaches the place is cut there.
+        // Chunks are 64 MiB: the chunk that reaches the 90 % mark is cut there.
         if seen.writes_blob() && !cut {
             if passed + (64 << 20) > cut_at {
                 cut = true;
@@ -221,7 +222,7 @@ async fn cut_to(field: &Field, registry: std::net::SocketAddr, name: &str) -> Re
     Ok(())
 }
 
-/// A worker that is killed half-way through twenty blobs.
+/// A worker that is killed halfway through twenty blobs.
 async fn killed() -> Result<()> {
     let field = Field::new(&[16 * MIB; 20]).await?;
     let registry = field.registries(1).await;
@@ -233,7 +234,7 @@ async fn killed() -> Result<()> {
     Ok(())
 }
 
-/// A blob of 4 GiB to five regions.
+/// Peak memory while a blob of 4 GiB is copied to five regions.
 async fn memory() -> Result<()> {
     let field = Field::new(&[4_096 * MIB]).await?;
     let measured = field.appferry(5).await?;

@@ -1,6 +1,7 @@
-//! Many small images from one registry to three, beside `regsync once` and `skopeo sync`, which people run by cron for that. The registries
-//! do most of the work: what is asked of them for each image is printed by kind. (The requests of registering the images are among those at the
-//! source, its time is not.) regsync is not among the tools of the tests:
+//! Many small images from one registry to three, relative to `regsync once` and `skopeo sync`, which people run from
+//! cron for this. The registries do most of the work, so the requests per image are printed by kind. (The requests of
+//! registering the images are included in the source's count, but not in the time.) The test tools do not include
+//! regsync; build it with
 //!
 //! `source scripts/tools && build_by_go regsync github.com/regclient/regclient/cmd/regsync "$REGCLIENT"`
 
@@ -29,26 +30,26 @@ use super::{
 };
 use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
 
-/// The images: so many repositories of so many tags, each of three layers.
+/// The number of repositories; each has [`TAGS`] tags, and each image [`LAYERS`] layers.
 const REPOSITORIES: usize = 10;
 const TAGS: usize = 100;
 const IMAGES: usize = REPOSITORIES * TAGS;
 const LAYERS: usize = 3;
 const LAYER_BYTES: usize = 20_000;
 const TARGETS: usize = 3;
-/// How many images regsync copies at once.
+/// Images that regsync copies concurrently.
 const PARALLEL: usize = 8;
-/// Calls, and images that are made, at the same time.
+/// Concurrent calls, and concurrent pushes during setup.
 const CALLS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A registry that counts its requests.
+/// A registry that exports the number of its requests.
 pub struct Counting {
     pub registry: Registry,
     debug: std::net::SocketAddr,
 }
 
-/// Requests, by their kind.
+/// Requests per image, by method, handler and status.
 pub type Counts = BTreeMap<String, f64>;
 
 impl Counting {
@@ -58,7 +59,7 @@ impl Counting {
         Self { registry: Registry::start_with(&more).await, debug }
     }
 
-    /// The requests since it was started.
+    /// Returns the number of requests since the start.
     async fn counts(&self) -> Result<Counts> {
         let text = reqwest::get(format!("http://{}/metrics", self.debug)).await?.text().await?;
         let mut counts = Counts::new();
@@ -72,7 +73,7 @@ impl Counting {
     }
 }
 
-/// The registry that has the images.
+/// The source registry with all images.
 pub struct Many {
     source: Counting,
 }
@@ -86,7 +87,7 @@ fn name(image: usize) -> String {
 }
 
 impl Many {
-    /// Makes the images.
+    /// Pushes the images.
     pub async fn new() -> Result<Self> {
         let source = Counting::start().await;
         let base = format!("http://{}/v2", source.registry.address);
@@ -104,7 +105,8 @@ impl Many {
         targets
     }
 
-    /// What `run` costs that copies to new registries: the time, and the requests for each image at the source and at all targets.
+    /// Runs `run` against new target registries. Returns its cost and the requests per image at the source and at all
+    /// targets.
     async fn measure(&self, run: impl AsyncFnOnce(&[Counting]) -> Result<Measured>) -> Result<(Measured, Counts)> {
         let targets = self.targets().await;
         let before = self.source.counts().await?;
@@ -180,7 +182,7 @@ impl Many {
         .await
     }
 
-    /// A process a target, all at once.
+    /// Runs one process per target, all concurrently.
     pub async fn skopeo(&self) -> Result<(Measured, Counts)> {
         self.measure(async |targets| {
             let directory = tempfile::tempdir()?;
@@ -208,7 +210,7 @@ fn skopeo_command(file: &Path, target: &Counting) -> Command {
     command
 }
 
-/// Puts an image into a registry.
+/// Pushes one image to a registry.
 async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> {
     let repository = repository(image);
     let mut descriptors = Vec::new();
@@ -236,7 +238,7 @@ async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> 
     Ok(())
 }
 
-/// Asks for all images to go everywhere, and waits until they are there.
+/// Requests all images in all regions and waits until they have arrived.
 async fn synchronize(served: &Served) -> Result<Measured> {
     let client = app_sync(served.address, Some(ADMIN)).await;
     let (before, started) = (cpu(served.id()), Instant::now());
@@ -265,12 +267,12 @@ async fn synchronize(served: &Served) -> Result<Measured> {
     Ok(measured)
 }
 
-/// Whether a target has every image.
+/// Checks that a target has every image.
 async fn complete(target: &Counting) -> Result<()> {
     let client = reqwest::Client::new();
     let there = stream::iter(0..IMAGES).map(|image| {
         let name = name(image).replace(':', "/manifests/");
-        // skopeo sync puts the last part of a repository's name below the target.
+        // skopeo sync appends the last component of a repository's name to the target.
         let url = format!("http://{}/v2/{name}", target.registry.address);
         client.head(url).header("accept", MANIFEST).send()
     });

@@ -1,4 +1,5 @@
-//! Whom it is compared with: skopeo, a copy a region, all at once; and curl, an upload a region, all at once.
+//! The programs that the service is compared with: skopeo, one copy per region, and curl, one upload per region, all
+//! concurrently.
 
 use std::{
     fs,
@@ -40,7 +41,7 @@ impl Field {
         run_all(registries.iter().map(copy).collect())
     }
 
-    /// Uploads the blobs of the image; what opens the uploads is not counted.
+    /// Uploads the blobs of the image. Opening the uploads is not measured.
     pub async fn curl(&self, regions: usize) -> Result<Measured> {
         let registries = self.registries(regions).await;
         let client = reqwest::Client::new();

@@ -1,5 +1,6 @@
-//! The floor: the statements that no queue of this kind can do without, through sqlx. A claim is a `SELECT … FOR UPDATE SKIP LOCKED` and
-//! an `UPDATE` in one transaction, a completion one more `UPDATE`; nothing is decided, nobody is told, no synchronization is settled.
+//! The baseline: the minimal statements of such a queue, through sqlx. A claim is a `SELECT … FOR UPDATE SKIP LOCKED`
+//! and an `UPDATE` in one transaction, a completion one more `UPDATE`; no decisions, no notifications, no settlement of
+//! synchronizations.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! Calls, and what becomes of them.
+//! The load generator: makes calls in a closed or an open loop and records their outcomes.
 
 use std::{
     fmt,
@@ -17,33 +17,32 @@ use tokio::{
 
 use super::Result;
 
-/// How many refusals are read whole.
+/// Number of rejections that are decoded and checked.
 const READ: usize = 1_000;
-/// How often calls are made in an open loop: those that are due by then.
+/// Interval of the open loop: at each tick, it makes the calls that are due.
 const TICK: Duration = Duration::from_millis(1);
 
-/// When calls are made.
+/// The pacing of the calls.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
-    /// So many at a time.
+    /// A fixed number of calls in flight.
     Closed {
-        /// Calls at a time.
         in_flight: usize,
     },
-    /// So many a second.
+    /// A fixed rate, independent of the responses.
     Open {
-        /// Calls a second.
+        /// Calls per second.
         rate: u32,
     },
 }
 
-/// Who calls, and what for.
+/// The clients and the request to repeat.
 pub struct Load {
     clients: Vec<AppSync>,
     request: SynchronizeAppRequest,
 }
 
-/// What became of calls, and how long each took.
+/// Outcomes and latencies of the calls.
 #[derive(Debug, Default)]
 pub struct Report {
     took: Duration,
@@ -71,7 +70,7 @@ impl Load {
         Ok(Self { clients, request })
     }
 
-    /// Calls for a while.
+    /// Generates load for the given duration.
     pub async fn run(&self, pace: Pace, time: Duration) -> Result<Report> {
         let outcomes = Outcomes::default();
         let mut callers = JoinSet::new();
@@ -95,7 +94,8 @@ impl Load {
                 while began.elapsed() < time {
                     ticks.tick().await;
                     while f64::from(made) < began.elapsed().as_secs_f64() * f64::from(rate) {
-                        // From when it was due: that whoever calls was late is no excuse.
+                        // Measured from the scheduled time, so that a late load generator does not hide queueing
+                        // (coordinated omission).
                         let due = began + Duration::from_secs_f64(f64::from(made) / f64::from(rate));
                         let (mut client, outcomes) = (self.client(made as usize), Arc::clone(&outcomes));
                         let request = self.request.clone();
@@ -127,7 +127,8 @@ async fn call(client: &mut AppSync, request: SynchronizeAppRequest, due: Instant
     let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
     match answer {
         Ok(_) => outcomes.accepted.push(took),
-        // The first few are read, to see that they are what they seem to be; to read all of them would slow down whoever calls.
+        // Only the first few rejections are decoded and checked; decoding all of them would slow down the load
+        // generator.
         Err(status) if status.code() == tonic::Code::Unavailable && outcomes.shed.len() > READ => {
             outcomes.shed.push(took);
         }
@@ -153,12 +154,12 @@ impl Report {
         part(self.accepted.len(), 1) / self.took.as_secs_f64()
     }
 
-    /// How long a hundredth of the accepted calls took at least.
+    /// Returns the 99th percentile of the latency of accepted calls.
     pub fn slowest_hundredth(&self) -> Duration {
         slowest(&self.accepted, 100)
     }
 
-    /// Takes what became of others in.
+    /// Adds the outcomes of another report.
     pub fn add(&mut self, others: Self) {
         self.took += others.took;
         self.accepted.extend(others.accepted);
@@ -168,12 +169,12 @@ impl Report {
         self.shed.sort_unstable();
     }
 
-    /// The part of the calls that were shed which were told so in time.
+    /// Returns the fraction of rejected calls that were rejected within `time`.
     pub fn shed_within(&self, time: Duration) -> f64 {
         part(self.shed.partition_point(|took| *took <= time), self.shed.len())
     }
 
-    /// The part of the calls that came to something else.
+    /// Returns the fraction of calls that were neither accepted nor shed.
     pub fn otherwise(&self) -> f64 {
         part(self.other.len(), self.accepted.len() + self.shed.len() + self.other.len())
     }

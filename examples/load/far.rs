@@ -1,4 +1,4 @@
-//! A database that is far away: what is said to it and what it answers takes its time, as through a long line.
+//! A TCP proxy that adds latency, to emulate a remote database.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,10 +16,10 @@ use url::Url;
 use super::Result;
 
 const PIECE: usize = 64 << 10;
-/// Pieces that are on their way at the same time.
+/// Chunks that may be in transit at once.
 const ON_THE_WAY: usize = 1_024;
 
-/// The same database, half as far away as `round_trip` says, each way.
+/// Returns a URL for `database` through a proxy that adds half of `round_trip` in each direction.
 pub async fn away(database: &str, round_trip: Duration) -> Result<String> {
     let mut url: Url = database.parse()?;
     let there = format!("{}:{}", url.host_str().ok_or("it has no host")?, url.port().ok_or("it has no port")?);
@@ -28,7 +28,7 @@ pub async fn away(database: &str, round_trip: Duration) -> Result<String> {
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
             let Ok(far) = TcpStream::connect(&there).await else { continue };
-            // Two that can't be told to send at once are only slower.
+            // Best effort: without `TCP_NODELAY`, the connection is only slower.
             let _ = (near.set_nodelay(true), far.set_nodelay(true));
             let ((near_reads, near_writes), (far_reads, far_writes)) = (near.into_split(), far.into_split());
             tokio::spawn(carry(near_reads, far_writes, round_trip / 2));

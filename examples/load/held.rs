@@ -1,4 +1,4 @@
-//! Connections and watchers that wait for something to happen.
+//! Idle connections and watchers.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use super::{
     own::{self, SQLITE, Service, TOKEN},
 };
 
-/// What a client of HTTP/2 says first (RFC 9113, section 3.4): the preface and empty settings.
+/// The first bytes of an HTTP/2 client (RFC 9113, section 3.4): the preface and an empty SETTINGS frame.
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// What a server answers that with: a frame's head at least.
+/// Length of a frame header (RFC 9113, section 4.1): a server responds with at least one frame.
 const HEAD: usize = 9;
-/// How many watchers share a connection.
+/// Watchers per connection.
 const SHARED: usize = 100;
 
 pub async fn hold(connections: usize, watchers: usize) -> Result<()> {
@@ -38,7 +38,7 @@ pub async fn hold(connections: usize, watchers: usize) -> Result<()> {
     for _ in 0..connections {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(HELLO).await?;
-        // Whoever has answered holds it.
+        // A connection counts as open once the server has responded.
         let mut answer = [0; HEAD];
         stream.read_exact(&mut answer).await?;
         idle.push(stream);
@@ -46,7 +46,7 @@ pub async fn hold(connections: usize, watchers: usize) -> Result<()> {
     let held = service.resident()?;
     println!("{connections} connections: {} KiB each", kib(held, empty, connections));
 
-    // It does not end while they watch it.
+    // The synchronization must not end while it is watched.
     let mut streams = Vec::with_capacity(watchers);
     let mut clients: Vec<AppSync> = Vec::new();
     for watcher in 0..watchers {

@@ -1,14 +1,15 @@
-//! Loads a service with calls, and tells how it takes that.
+//! Load generator: calls a service and reports throughput and latency.
 //!
 //! ```text
-//! cargo run --release --example load -- closed --in-flight 256 APP_ID [REGION]…    so many calls at a time, each after another
-//! cargo run --release --example load -- open --rate 5000 APP_ID [REGION]…          so many calls a second, whatever becomes of them
-//! cargo build --release && cargo run --release --example load -- overload         twice as many as a service can take
-//! cargo build --release && cargo run --release --example load -- held             connections and watchers that wait
+//! cargo run --release --example load -- closed --in-flight 256 APP_ID [REGION]…    a fixed number of calls in flight
+//! cargo run --release --example load -- open --rate 5000 APP_ID [REGION]…          a fixed rate of calls
+//! cargo build --release && cargo run --release --example load -- overload         twice the capacity of a service
+//! cargo build --release && cargo run --release --example load -- held             idle connections and watchers
 //! ```
 //!
-//! The first two call the service at `APPFERRY_ENDPOINT` (`http://127.0.0.1:50051` without it) with `APPFERRY_TOKEN`. The others start
-//! one of their own, on a core of its own, from the program that was built beside this one; they print `ratio NAME VALUE`.
+//! `closed` and `open` call the service at `APPFERRY_ENDPOINT` (default `http://127.0.0.1:50051`) with
+//! `APPFERRY_TOKEN`. The other commands start their own service, on its own core, from the program that was built
+//! beside this example; they print `ratio NAME VALUE`.
 
 mod calls;
 mod far;
@@ -20,7 +21,7 @@ use std::{env, error::Error, time::Duration};
 use calls::{Load, Pace, Report};
 use clap::{Args, Parser, Subcommand};
 
-/// The one that the service runs with.
+/// The allocator that the service uses in production.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,41 +35,42 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// So many calls at a time, each after another.
+    /// Keep a fixed number of calls in flight.
     Closed {
-        /// Calls at a time.
+        /// Calls in flight.
         #[arg(long, default_value_t = 256)]
         in_flight: usize,
         #[command(flatten)]
         what: What,
     },
-    /// So many calls a second, whatever becomes of them.
+    /// Make calls at a fixed rate, independent of the responses.
     Open {
-        /// Calls a second.
+        /// Calls per second.
         #[arg(long)]
         rate: u32,
         #[command(flatten)]
         what: What,
     },
-    /// Finds out how many calls a service can take, and offers it more.
+    /// Measure the capacity of a service, then offer a multiple of it.
     Overload {
-        /// How many times as many.
+        /// Offered load as a multiple of the capacity.
         #[arg(long, default_value_t = 2.0)]
         times: f64,
-        /// The database of the service, which is to be empty.
+        /// URL of the service's database, which must be empty.
         #[arg(long, default_value = own::SQLITE)]
         database: String,
-        /// How far away it is: what a question and its answer take on their way, in milliseconds.
+        /// Round-trip time to add to the database connection, in milliseconds.
         #[arg(long, default_value_t = 0)]
         round_trip_ms: u64,
     },
-    /// Calls a service whose collector of traces and metrics takes connections and never answers, in turns with one that has no collector.
+    /// Compare the latency of a service whose OTLP collector accepts connections and never responds with one without a
+    /// collector.
     Collector {
-        /// Calls a second.
+        /// Calls per second.
         #[arg(long, default_value_t = 3_000)]
         rate: u32,
     },
-    /// Has connections and watchers wait, and tells what each of them costs the service.
+    /// Open idle connections and watchers, and print the memory that each costs the service.
     Held {
         /// Connections without a call.
         #[arg(long, default_value_t = 10_000)]
@@ -81,15 +83,15 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct What {
-    /// For how long, in seconds.
+    /// Duration in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Over how many connections.
+    /// Number of connections.
     #[arg(long, default_value_t = 8)]
     connections: usize,
-    /// The image to ask for.
+    /// Image to synchronize.
     app_id: String,
-    /// Where to carry it to; without any, everywhere.
+    /// Target regions; all regions if none is given.
     regions: Vec<String>,
 }
 
@@ -118,19 +120,19 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// How long each measurement takes.
+/// Duration of each measurement.
 const MEASURED: Duration = Duration::from_secs(8);
-/// Calls at a time, among which the service is at its best with one.
+/// Concurrency levels, one of which saturates the service.
 const AT_A_TIME: [usize; 3] = [64, 256, 1024];
-/// How long a call that can't be taken may wait until it is told so.
+/// Deadline for rejecting a call that exceeds the capacity.
 const TOLD_WITHIN: Duration = Duration::from_millis(100);
 
 async fn overload(times: f64, database: &str) -> Result<()> {
     let service = own::Service::start(true, database, &[])?;
     let endpoint = service.endpoint().await?;
     let app = service.image(&endpoint, 1 << 20)?;
-    // The copies don't end, so that there is something to ask for each time. There are so many of them that whoever calls can call more than
-    // the service can take, although there is one core for each.
+    // Copies into slow regions do not end, so every call has work to add. Sixteen connections let the load generator
+    // exceed the capacity of the service, although each has one core.
     let load = Load::connect(&endpoint, own::TOKEN, 16, &app, own::slow().collect()).await?;
     load.run(Pace::Closed { in_flight: 64 }, Duration::from_secs(2)).await?;
     let mut peak = 0.0_f64;
@@ -149,11 +151,11 @@ async fn overload(times: f64, database: &str) -> Result<()> {
     service.stop()
 }
 
-/// How often each of the two is called, in turns.
+/// Rounds for each of the two services.
 const ROUNDS: usize = 4;
 
 async fn collector(rate: u32) -> Result<()> {
-    // Whoever connects is left waiting in the queue of what was not accepted, and what it sends is not read.
+    // Connections stay in the accept backlog, and their data is never read.
     let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
     let endpoint = format!("http://{}", silent.local_addr()?);
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];

@@ -1,4 +1,5 @@
-//! A service of one's own: the program that was built beside this one, in a directory of its own, on a core of its own if there are several.
+//! A service under test: runs the program that was built beside this example in its own directory and, if there are
+//! several cores, on its own core.
 
 use std::{
     env, fs,
@@ -18,18 +19,18 @@ use super::Result;
 
 pub const TOKEN: &str = "load";
 
-/// The database of a service that is told of no other.
+/// The default database URL.
 pub const SQLITE: &str = "sqlite://state.db";
 
-/// A region into which a copy takes no time.
+/// A region whose copies take no time.
 pub const FAST: &str = "fast";
 
-/// Regions into which a copy takes for ever.
+/// Regions whose copies take forever.
 pub fn slow() -> impl Iterator<Item = String> {
     (0..30).map(|n| format!("slow-{n}"))
 }
 
-/// How often it is looked whether the service is there.
+/// Polling interval of the startup check.
 const LOOK: Duration = Duration::from_millis(20);
 
 pub struct Service {
@@ -38,7 +39,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it, apart from whoever calls, or wherever there is room.
+    /// Starts the service; with `apart`, on a core that the load generator does not use, if there is one.
     pub fn start(apart: bool, database: &str, environment: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let ids = ["home".to_owned(), FAST.to_owned()].into_iter().chain(slow());
@@ -71,7 +72,8 @@ impl Service {
         let mut serve = run(&["serve", "--config", "appferry.toml"]);
         serve.envs(environment.iter().copied());
         let cores = cores()?;
-        // A child runs where its parent does. What calls must not take away from what is called.
+        // A child inherits the CPU affinity of its parent: the load generator must not take processor time from the
+        // service.
         if apart
             && let [first, rest @ ..] = &cores[..]
             && !rest.is_empty()
@@ -84,7 +86,7 @@ impl Service {
         Ok(Self { child: serve.stderr(log).spawn()?, directory })
     }
 
-    /// Where it listens, as soon as it does.
+    /// Waits until the service listens and returns its endpoint.
     pub async fn endpoint(&self) -> Result<String> {
         loop {
             let log = fs::read_to_string(self.log())?;
@@ -103,7 +105,7 @@ impl Service {
         self.directory.path().join("log")
     }
 
-    /// Registers an image of so many bytes, and returns its id.
+    /// Registers an image of `bytes` bytes and returns its id.
     pub fn image(&self, endpoint: &str, bytes: usize) -> Result<String> {
         let file = self.directory.path().join("disk");
         fs::write(&file, vec![7; bytes])?;
@@ -120,14 +122,14 @@ impl Service {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// Its memory, in bytes.
+    /// Returns the resident memory in bytes.
     pub fn resident(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
         Ok(kib.map(|kib: u64| kib * 1024).ok_or("the system does not tell")?)
     }
 
-    /// Has it end in order.
+    /// Terminates the service gracefully.
     pub fn stop(mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status = self.child.wait()?;
@@ -137,13 +139,13 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It has ended already, if it was to.
+        // Best effort: the process may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The cores that there are, of which the caller may already have left the first one to a service.
+/// Returns the available cores, including the first one, which this process may already have left to a service.
 fn cores() -> Result<Vec<usize>> {
     static ALL: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
     if ALL.get().is_none() {
@@ -161,7 +163,7 @@ fn set(cores: &[usize]) -> Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// The program, beside the directory of the examples.
+/// Returns the path of the program, which is in the parent of the examples' directory.
 fn program() -> Result<PathBuf> {
     let own = env::current_exe()?;
     let program = own.parent().and_then(|examples| examples.parent()).ok_or("it is nowhere")?.join("appferry");

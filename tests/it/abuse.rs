@@ -1,4 +1,4 @@
-//! Callers that guess, ask too much, or keep connections that nobody uses.
+//! Abusive clients: credential guessing, excessive calls, and unused connections.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ async fn who_guesses_has_to_wait() {
     let refused = reason(&running, "guess-5").await;
     refused.is(Code::ResourceExhausted, "Throttling", 429);
     assert!(refused.retry_after.is_some_and(|seconds| (0.1..=12.0).contains(&seconds)), "{refused:?}");
-    // Whoever comes from there too and is known is nobody who guesses.
+    // A valid credential from the same address is not throttled.
     assert_eq!(reason(&running, ADMIN).await.reason, "ImageNotFound");
     running.stop().await;
 }
@@ -82,10 +82,10 @@ async fn streams_count_for_as_long_as_they_are_open() {
     running.stop().await;
 }
 
-/// The preface of HTTP/2, and settings that are empty (RFC 9113, section 3.4).
+/// The HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Says this on a connection of its own, and returns what is answered until it ends.
+/// Sends bytes over a new connection and returns the response until the connection ends.
 async fn answered(running: &Running, said: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(running.address).await.expect("it listens");
     stream.write_all(said).await.expect("it is heard");
@@ -94,7 +94,7 @@ async fn answered(running: &Running, said: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// How long a connection lasts on which nothing is said but that it speaks HTTP/2.
+/// Returns how long the service keeps a connection open that only sends the preface.
 async fn lasts(running: &Running) -> Duration {
     let began = Instant::now();
     assert!(!answered(running, PREFACE).await.is_empty(), "it has been told why");
@@ -107,7 +107,7 @@ async fn a_connection_that_nobody_uses_or_that_is_old_ends() {
     site.server = "max_connection_idle_seconds = 1".to_owned();
     let running = site.start_as(Role::Server).await;
     assert!(lasts(&running).await >= Duration::from_millis(900));
-    // One with a stream on it is in use.
+    // A connection with an open stream is in use.
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
     let mut client = app_sync(running.address, Some(READER)).await;
@@ -122,7 +122,7 @@ async fn a_connection_that_nobody_uses_or_that_is_old_ends() {
     site.server = "max_connection_age_seconds = 1".to_owned();
     let running = site.start_as(Role::Server).await;
     assert!(lasts(&running).await >= Duration::from_millis(800));
-    // A client that is told to come again does. What it had not sent by then it may give back to its caller.
+    // A client reconnects after GOAWAY. A call that it had not sent yet may fail.
     let mut client = app_sync(running.address, Some(ADMIN)).await;
     let (mut given_back, mut answered) = (0, 0);
     let until_old = Instant::now() + Duration::from_secs(3);
@@ -167,20 +167,20 @@ async fn more_connections_than_there_are_places_for_wait() {
     running.stop().await;
 }
 
-/// CVE-2023-44487: streams that are opened and reset at once, for as long as it takes.
+/// CVE-2023-44487 (rapid reset): opens streams and resets them at once, until the connection is closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_opens_streams_and_resets_them_is_cut_off() {
     let running = Site::new().start_as(Role::Server).await;
     let mut said = PREFACE.to_vec();
     for stream in (1..=2_001_u32).step_by(2) {
-        // HEADERS that end both the headers and the stream, `POST http /` from the static table; RST_STREAM with CANCEL.
+        // HEADERS with END_HEADERS and END_STREAM, `POST http /` from the static table; then RST_STREAM with CANCEL.
         said.extend([&[0, 0, 3, 1, 5][..], &stream.to_be_bytes(), &[0x83, 0x86, 0x84]].concat());
         said.extend([&[0, 0, 4, 3, 0][..], &stream.to_be_bytes(), &[0, 0, 0, 8]].concat());
     }
     let answer = answered(&running, &said).await;
     let mut rest = &answer[..];
     let mut told = None;
-    // A frame: three bytes of length, its type, flags, four bytes of a stream (RFC 9113, section 4.1).
+    // A frame header: three bytes of length, the type, the flags, four bytes of stream id (RFC 9113, section 4.1).
     while let [a, b, c, kind, _, _, _, _, _, more @ ..] = rest {
         let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
         if *kind == 7 {

@@ -1,4 +1,5 @@
-//! What SynchronizeApp means: which regions are started, joined, left out or refused, and what a repeated call does.
+//! Semantics of SynchronizeApp: which regions are started, joined, skipped or rejected, and the effect of a repeated
+//! call.
 
 use appferry::{
     contract::v1::{
@@ -19,7 +20,7 @@ fn states(synchronization: &Synchronization) -> Vec<(&str, RegionState)> {
     synchronization.regions.iter().map(|r| (r.region_id.as_str(), r.state())).collect()
 }
 
-/// A service that accepts and does not copy: what is accepted stays PENDING.
+/// Starts a service without workers: accepted replicas stay PENDING.
 async fn accepting() -> Running {
     Site::new().start_as(Role::Server).await
 }
@@ -204,7 +205,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
     ids.reverse();
     let mut client = running.app_sync().await;
     let cancel = CancelSynchronizationRequest { request_id: ids[3].clone() };
-    // A joined copy goes on: all of them wait for the same.
+    // The joined copy continues: every caller waits for the same replica.
     client.cancel_synchronization(cancel).await.expect("it is canceled");
 
     let mut all = Vec::new();

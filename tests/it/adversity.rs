@@ -1,4 +1,4 @@
-//! A short run of the chaos: everything that can happen, once.
+//! A short run of the chaos test: every scenario once.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a registry answers once, or in another form than most: what passes is tried again, what does not is given up soon, and what the
+//! Unusual responses of registries: transient failures are retried, permanent ones fail soon, and every form that the
 //! RFCs allow is understood.
 
 use std::{
@@ -21,11 +21,11 @@ use crate::harness::{
 
 const TARGET: &str = "cn-beijing";
 
-/// A registry that has an image, another one to carry it to, and a proxy before each.
+/// A source registry with an image and a target registry, each behind a proxy.
 struct Line {
     running: Running,
     app: String,
-    /// The tag by which the source has it.
+    /// The image's tag at the source.
     tag: String,
     source: Proxy,
     target: Proxy,
@@ -37,7 +37,7 @@ impl Line {
         Self::lay_with("").await
     }
 
-    /// Lays one to a region with these further lines.
+    /// Starts the registries and a service, with additional keys in the configuration of the target.
     async fn lay_with(keys: &str) -> Self {
         let (from, to) = (QuirkyRegistry::start(SPECIFIED).await, QuirkyRegistry::start(SPECIFIED).await);
         let running = Site::new().with(TARGET, from.store("apps"), "").start().await;
@@ -70,10 +70,10 @@ fn answer(status: u16, headers: Vec<(&'static str, String)>, body: &str) -> Act 
     Act::Answer(StatusCode::from_u16(status).expect("a status"), headers, body.to_owned())
 }
 
-/// Whether a request is of a kind.
+/// A predicate on requests.
 type Is = fn(&Seen) -> bool;
 
-/// Does something to the first request of a kind, and lets the rest pass.
+/// Applies `act` to the first request that matches, and passes the others.
 fn once(is: Is, act: Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
     let mut act = Some(act);
     move |seen| if is(seen) { act.take().unwrap_or(Act::Pass) } else { Act::Pass }
@@ -121,7 +121,7 @@ async fn what_stays_wrong_is_given_up_after_a_few_tries() {
     }
 }
 
-/// An image is read by its digest, whatever its name shows by now.
+/// The image is read by digest, whatever its tag refers to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_whose_tag_is_gone_is_copied_by_its_digest() {
     let line = Line::lay().await;
@@ -130,7 +130,7 @@ async fn an_image_whose_tag_is_gone_is_copied_by_its_digest() {
     line.arrives("a tag that was deleted").await;
 }
 
-/// What is not known by `HEAD` may be by `GET`.
+/// `GET` may find an image that `HEAD` does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_head_does_not_find_is_registered() {
     let line = Line::lay().await;
@@ -151,7 +151,7 @@ async fn a_wait_that_is_told_by_a_date_is_kept() {
             return Act::Pass;
         }
         counted.fetch_add(1, Ordering::Relaxed);
-        // By a clock that is years behind.
+        // A server clock that is years behind.
         let date = |second: u32| format!("Fri, 27 Nov 2020 03:00:0{second} GMT");
         answer(429, vec![("date", date(0)), ("retry-after", date(3))], "")
     });
@@ -182,7 +182,7 @@ async fn another_range_than_was_asked_for_is_not_taken_for_it() {
     line.running.stop().await;
 }
 
-/// Lets nobody pass without the token that is got at `realm`. What is asked there is left to `token`.
+/// Requires a token that is issued at `realm`. `token` handles the requests to the token server.
 fn guarded(
     realm: String,
     mut token: impl FnMut(&Seen) -> Option<Act> + Send + 'static,
@@ -194,7 +194,7 @@ fn guarded(
         if seen.authorization.as_deref() == Some("Bearer the-token") {
             return Act::Pass;
         }
-        // Two ways in one header, as proxies join them.
+        // Two challenges in one header field, as proxies join them.
         let ways = format!(r#"Basic realm="a, b", Bearer realm="{realm}",service="registry""#);
         answer(401, vec![("www-authenticate", ways)], "")
     }
@@ -210,7 +210,7 @@ async fn a_realm_that_redirects_is_followed_and_shown_no_secret_elsewhere() {
     let also = elsewhere.address;
     let keys =
         format!("username = \"bob\"\npassword_file = \"{}\"\nalso_hosts = [\"{also}\"]", password.path().display());
-    // On the same server: the credentials go along.
+    // Same server: the credentials are sent.
     let line = Line::lay_with(&keys).await;
     let realm = format!("http://{}/token", line.target.address);
     line.target.rule(guarded(realm, |seen| match seen.path.split('?').next()? {
@@ -225,7 +225,7 @@ async fn a_realm_that_redirects_is_followed_and_shown_no_secret_elsewhere() {
     line.arrives("a realm that redirects").await;
     assert_eq!(elsewhere.requests().len(), 0);
 
-    // On another one, they stay behind.
+    // Another server: the credentials are not sent.
     let line = Line::lay_with(&keys).await;
     let realm = format!("http://{}/token", line.target.address);
     line.target.rule(guarded(realm, move |seen| {
@@ -236,7 +236,7 @@ async fn a_realm_that_redirects_is_followed_and_shown_no_secret_elsewhere() {
     let asked = elsewhere.requests();
     assert!(!asked.is_empty() && asked.iter().all(|seen| seen.authorization.is_none()), "{asked:?}");
 
-    // Where nobody has allowed it, it is not followed.
+    // Without permission in the configuration, the redirect is not followed.
     let line = Line::lay_with("").await;
     let realm = format!("http://{}/token", line.target.address);
     let before = elsewhere.requests().len();

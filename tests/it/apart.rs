@@ -1,5 +1,5 @@
-//! A region that is slow, refuses or does not answer keeps nothing from the others: neither from those of the same image nor from other
-//! images.
+//! Isolation of regions: a region that is slow, rejects or does not respond delays neither other regions of the same
+//! image nor other images.
 
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use crate::harness::{
 
 const SICK: &str = TARGETS[0];
 const HEALTHY: [&str; 2] = [TARGETS[1], TARGETS[2]];
-/// More than a worker copies into one region at once.
+/// More images than a worker copies into one region at once.
 const IMAGES: usize = 7;
 
-/// A site whose first region has another store. Few copies at once, and long waits: what one region held up would stay held up.
+/// Returns a site whose first region has another store. Few concurrent copies and long timeouts make a shared
+/// bottleneck visible.
 fn site(store: String) -> Site {
     let mut site = Site::new().with(SICK, store, "");
     site.worker.push_str("\nconcurrency = 1\nstall_ms = 600000\npatience_ms = 600000");
@@ -31,7 +32,7 @@ fn state(synchronization: &Synchronization, region: &str) -> RegionState {
     found.state()
 }
 
-/// Synchronizes several images everywhere, and waits until the healthy regions have all of them.
+/// Synchronizes several images to all regions, and waits until the healthy regions have all of them.
 async fn healthy_regions_get_everything(running: &Running) -> Vec<String> {
     let mut requests = Vec::new();
     for n in 0..IMAGES {
@@ -96,7 +97,7 @@ async fn a_slow_region_delays_no_other() {
     running.stop().await;
 }
 
-/// What hangs is given up, whatever it hangs in, and is tried again: a store that has been silent gets its images when it answers again.
+/// A store that hangs in any operation is abandoned and retried: it gets its images once it responds again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_hangs_is_given_up_and_retried() {
     type Rule = fn(&Seen) -> bool;
@@ -129,7 +130,7 @@ async fn a_store_that_hangs_is_given_up_and_retried() {
     }
 }
 
-/// While bytes arrive from the source, however slowly, the destination is not silent.
+/// While the source delivers bytes, however slowly, the destination does not count as stalled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_source_is_no_stall_of_its_destinations() {
     let home = Registry::start().await;

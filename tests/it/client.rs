@@ -1,4 +1,4 @@
-//! The client library, and the examples that show it: what goes wrong on the way is not its user's affair, what the service refuses is.
+//! The client library and its examples: transport failures are retried, and rejections are returned to the caller.
 
 use std::{
     path::Path,
@@ -68,7 +68,7 @@ async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
     assert!(matches!(&token, Error::Token) && !token.to_string().contains("a\nb"), "{token}");
 }
 
-/// A service that refuses calls so and so often before it takes one.
+/// A service that rejects a number of calls before it accepts one.
 #[derive(Clone)]
 struct Busy {
     contract: &'static Contract,
@@ -147,14 +147,14 @@ async fn a_call_is_repeated_when_the_service_says_so_under_one_token() {
     let [(first, token), (second, again), (third, at_last)] = &asked[..] else { panic!("{asked:?}") };
     assert!(!token.is_empty() && token == again && token == at_last, "{asked:?}");
     assert!(*second - *first >= retry_after && *third - *second >= retry_after);
-    // An answer that lacks what the contract promises is an error, not a default.
+    // A response that lacks a promised field is an error, not a default.
     let error = client.get_synchronization("x").await.expect_err("there is none in it");
     assert!(matches!(error, Error::Incomplete(_)), "{error}");
 }
 
 #[tokio::test]
 async fn a_call_is_given_up_before_its_deadline_and_after_its_last_attempt() {
-    // It is to be called again when time is up: that is told now, not then.
+    // The retry delay exceeds the deadline: the call fails now, not at the deadline.
     let deadline = Duration::from_secs(60);
     let (patient, endpoint) = busy(usize::MAX, deadline).await;
     let client = Client::builder(&endpoint).deadline(deadline).connect().await.expect("it answers");
@@ -182,10 +182,10 @@ async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced(
     let first = watch.next().await.expect("a snapshot").expect("a snapshot");
     assert!(first.regions.iter().all(|region| region.state() == RegionState::Pending));
     switch.cut();
-    // It is opened again, and as nothing has changed, nothing is told.
+    // The library reconnects; since nothing has changed, it yields nothing.
     let told = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
     assert!(told.is_err(), "{told:?}");
-    // Until another service takes over, which works.
+    // Until another service that works takes over.
     let running = running.stop().await.start().await;
     switch.turn(running.address.port());
     switch.cut();
@@ -204,13 +204,13 @@ async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced(
 async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_each() {
     let running = Site::new().start_as(Role::Server).await;
     let switch = Switch::to(running.address.port()).await;
-    // A call may be hit by every cut: how often it is repeated is not what is tested.
+    // Every cut may hit a call, so the number of retries is unlimited here.
     let backoff = Backoff { first: Duration::from_millis(10), longest: Duration::from_millis(200), attempts: 1_000 };
     let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN).backoff(backoff);
     let client = builder.connect().await.expect("it answers");
     let app = running.add("a", &[noise(10, 1)]).await;
     let uncut = self::client(&running).await;
-    // However slow the machine is, each connection lives until some more calls have been accepted.
+    // Each connection lives until more calls have been accepted, independent of the machine's speed.
     let cutting = tokio::spawn(async move {
         let mut cuts = 0;
         for accepted in (3..40).step_by(3) {
@@ -246,7 +246,7 @@ fn example(mut command: Command, running: &Running, app: &str) -> Output {
     command.output().expect("it runs")
 }
 
-/// What an example says of an image that is carried, and of one that is not there.
+/// Checks the output of an example for a successful copy and for an unknown image.
 async fn shows(running: Running, command: impl Fn() -> Command + Send + Sync + 'static) {
     let app = running.add("a", &[noise(10, 1)]).await;
     let (running, output, refused) = tokio::task::spawn_blocking(move || {
@@ -268,7 +268,7 @@ async fn shows(running: Running, command: impl Fn() -> Command + Send + Sync + '
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_rust_carries_an_image() {
-    // Built with all tests; not, if this one alone is asked for.
+    // Built together with all tests, but not if only this test is selected.
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--locked", "--quiet", "--example", "synchronize"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     process::stdout(&build.output().expect("cargo runs"));

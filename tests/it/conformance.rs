@@ -1,4 +1,5 @@
-//! Every kind of store, in every direction: the same images, carried by the same calls, and read again by other programs.
+//! Every kind of store as source and as target: the same images, copied by the same calls, and read back by other
+//! programs.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +17,8 @@ use crate::harness::{
 
 const KINDS: [&str; 3] = TARGETS;
 
-/// A service whose home region is of one kind and that carries to all: `cn-beijing` is a directory, `cn-shanghai` a bucket,
-/// `cn-shenzhen` a registry.
+/// A service whose home region has one kind of store and that copies to all: `cn-beijing` is a directory, `cn-shanghai`
+/// a bucket, `cn-shenzhen` a registry.
 struct House {
     running: Running,
     home: &'static str,
@@ -44,7 +45,7 @@ impl House {
         Self { running: site.start().await, home, home_registry, registry, bucket }
     }
 
-    /// Puts a layout into the home region, and returns what it is registered by.
+    /// Writes a layout to the home region, and returns its source name for registration.
     async fn put(&self, layout: &Path, id: &str) {
         let request = match self.home {
             "registry" => {
@@ -64,7 +65,7 @@ impl House {
         self.running.images().await.add_image(request).await.expect("it is registered");
     }
 
-    /// What a region has of an image, as a layout.
+    /// Returns a region's copy of an image as a layout.
     async fn layout(&self, region: &str, id: &str, tag: &str) -> PathBuf {
         let layout = self.running.site.directory.path().join(format!("out-{region}-{id}"));
         match region {
@@ -83,7 +84,7 @@ impl House {
     }
 }
 
-/// Puts a layout into a bucket.
+/// Uploads a layout to a bucket.
 async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
     let objects = bucket.objects();
     for file in files(layout) {
@@ -93,7 +94,7 @@ async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
     }
 }
 
-/// An image of several sizes of blobs: in one request, in parts, and in chunks.
+/// Copies an image with blobs of several sizes: for one request, for a multipart upload, and for chunks.
 async fn every_direction(home: &'static str) {
     let house = House::build(home).await;
     let directory = tempfile::tempdir().expect("a directory");
@@ -147,7 +148,7 @@ async fn a_disk_keeps_its_id_as_its_tag() {
     running.stop().await;
 }
 
-/// Between two regions in one bucket, the service copies by itself: nothing passes through the worker.
+/// Between two regions in one bucket, S3 copies the blob: no byte passes through the worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_that_the_same_bucket_has_is_copied_by_the_service() {
     let bucket = Bucket::start().await;

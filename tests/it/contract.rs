@@ -1,5 +1,5 @@
-//! Every row of the error tables reaches a real client as the original's documentation has it, and the service tells about
-//! itself: reflection and health, which need no credential.
+//! The contract: every row of the error tables reaches a client as the original API documents it, and the service
+//! describes itself by reflection and health, which require no credential.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::harness::{
     site::{self, Site},
 };
 
-/// The table of SynchronizeApp's errors, as the original's documentation prints it, and the gRPC status of each.
+/// The error table of SynchronizeApp in the original API's documentation, with the gRPC status of each row.
 const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
     (ErrorCode::ImageAlreadyExists, 400, "ImageAlreadyExists", "The image id already exists.", Grpc::AlreadyExists),
     (ErrorCode::InvalidParams, 403, "InvalidParams", "Invalid parameters: the cause.", Grpc::InvalidArgument),
@@ -48,7 +48,7 @@ const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
     ),
 ];
 
-/// The errors common to every operation of the product.
+/// The errors that all operations of the product share.
 const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
     (CommonErrorCode::NoPermission, 403, "NoPermission", Grpc::PermissionDenied),
     (CommonErrorCode::InvalidAccessKeyIdNotFound, 404, "InvalidAccessKeyId.NotFound", Grpc::Unauthenticated),
@@ -59,7 +59,7 @@ const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
     (CommonErrorCode::Throttling, 429, "Throttling", Grpc::ResourceExhausted),
 ];
 
-/// A service that refuses every call with the failure that its `app_id` names.
+/// A service that rejects every call with the error that its `app_id` names.
 struct Refusing(&'static Contract, HashMap<String, Code>);
 
 #[tonic::async_trait]
@@ -147,7 +147,7 @@ async fn health_is_told_to_everybody_and_watched() {
     let stopped = tokio::spawn(running.stop());
     let last = watch.message().await.expect("it goes on").expect("a status");
     assert_eq!(last.status(), ServingStatus::NotServing);
-    // A watch holds up no shutdown: it is ended, and not waited for until calls are cut off, which is 12 s by default.
+    // A watch does not delay the shutdown: it is ended, instead of being cut off after the default 12 s.
     while let Some(told) = watch.message().await.expect("it ends in order") {
         assert_eq!(told.status(), ServingStatus::NotServing);
     }
@@ -187,7 +187,7 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     else {
         panic!("{answer:?}");
     };
-    // The options are in what reflection serves, so that a client can read who may do what.
+    // Reflection serves the custom options, so that clients can read the authorization rules.
     let action = b"ehpc:SynchronizeApp";
     let told = files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
     assert!(told, "the authorization option is lost");
@@ -203,7 +203,7 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     running.stop().await;
 }
 
-/// A released contract that a client was built with goes on to count: what has gone since is found.
+/// Clients built with a released contract keep working: removed fields are detected.
 #[test]
 fn what_breaks_clients_is_found() {
     let repository = tempfile::tempdir().expect("a directory");
@@ -235,7 +235,7 @@ fn what_breaks_clients_is_found() {
     let broken = within("scripts/breaking", &[]);
     let said = String::from_utf8_lossy(&broken.stdout);
     assert!(!broken.status.success() && said.contains("SynchronizeAppRequest"), "{broken:?}");
-    // What is added breaks nobody.
+    // An addition breaks no client.
     std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 3;\n  string note = 15;"))
         .expect("it is written");
     process::stdout(&within("scripts/breaking", &[]));

@@ -1,5 +1,5 @@
-//! What is carried: every kind of image, only what is lacking, verified, visible only when whole; and a region that fails, fails
-//! alone, with its reason.
+//! Copies: every kind of image, only the missing blobs, verified, and visible only when complete; a region that fails
+//! does not affect the others and reports the reason.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
@@ -23,7 +23,7 @@ fn region<'a>(synchronization: &'a Synchronization, id: &str) -> &'a RegionSynch
     synchronization.regions.iter().find(|region| region.region_id == id).expect("the region")
 }
 
-/// Asserts that one region failed with a reason that says `says`, and the others have the image.
+/// Asserts that one region failed with a reason that contains `says`, and that the others have the image.
 fn failed_alone(done: &Synchronization, id: &str, code: ErrorCode, says: &[&str]) {
     assert_eq!(done.state(), SynchronizationState::Failed, "{done:?}");
     for target in TARGETS {
@@ -105,7 +105,7 @@ async fn an_image_of_many_architectures_arrives_with_all_of_them() {
     for target in TARGETS {
         let layout = running.site.image(target, "gromacs");
         images::verify(&layout);
-        // What a foreign reader sees of it.
+        // Reads the image with skopeo.
         let name = format!("oci:{}", layout.display());
         let raw = Command::new("skopeo").args(["inspect", "--raw", &name]).output().expect("skopeo is installed");
         let raw = crate::harness::process::stdout(&raw);
@@ -232,7 +232,7 @@ async fn a_fault_that_passes_is_tried_again_and_seen_meanwhile() {
 #[tokio::test]
 async fn a_region_that_can_t_be_written_fails_alone_at_once() {
     let mut site = Site::new();
-    // A file system that takes no files, whoever asks.
+    // A file system that accepts no files, not even from root.
     site.stores.push(("cn-shanghai", "dir:///sys/kernel".to_owned()));
     let running = site.start().await;
     let app = running.add("a", &[noise(1_000, 1)]).await;
@@ -265,7 +265,7 @@ async fn a_region_without_room_is_not_begun() {
     assert_eq!(begun, 0);
 }
 
-/// A disk that fills up on the way: other writers take the room that was there when it was asked for.
+/// A disk that becomes full during the copy: other writers take the space that was free when it was reserved.
 #[tokio::test]
 async fn a_disk_that_fills_up_fails_alone_and_leaves_nothing_half_done() {
     let site = Site::new();
@@ -276,8 +276,8 @@ async fn a_disk_that_fills_up_fails_alone_and_leaves_nothing_half_done() {
         &["migrate", "--config", &path],
     ));
     let full = site.region("cn-shanghai");
-    // In a mount namespace of its own: nothing is left of the mount when the service has ended. Half of the image's bytes fit
-    // in; the file system says that more is free than there is, since its limit is on the files' number too.
+    // Runs in its own mount namespace, so that the mount disappears with the service. The file system holds half of the
+    // image; it reports more free space, because the limit is on the number of files too.
     let script = format!(
         "mount -t tmpfs -o size=64m,nr_inodes=8 tmpfs {} && exec {APPFERRY} serve --config {path}",
         full.display()
@@ -332,7 +332,7 @@ async fn a_copy_that_is_canceled_stops_and_never_becomes_visible() {
     let canceled = running.get(&id).await;
     assert_eq!(canceled.state(), SynchronizationState::Canceled);
     assert!(canceled.regions.iter().all(|r| r.state() == RegionState::Canceled));
-    // A later image goes the same way; when it has arrived, the worker has long noticed.
+    // A later image takes the same path; once it has arrived, the worker has noticed the change.
     let other = running.add("b", &[noise(1_000, 1)]).await;
     let later = running.synchronize(&other, &[]).await.expect("it is accepted");
     assert_eq!(running.finished(&later).await.state(), SynchronizationState::Succeeded);

@@ -1,4 +1,4 @@
-//! Who a credential proves that the caller is: tokens, JSON Web Tokens, and signatures with access keys.
+//! Authentication: tokens, JSON Web Tokens, and signatures with access keys.
 
 use std::sync::{
     Arc, Mutex,
@@ -34,7 +34,7 @@ name = "sync"
 document = '{"Version":"1","Statement":{"Effect":"Allow","Action":"ehpc:SynchronizeApp","Resource":"*"}}'
 "#;
 
-/// Who is authenticated and allowed is told that there is no such image.
+/// Returns whether the caller was authenticated and authorized: the call then fails because the image does not exist.
 fn came_through(status: &Status) -> bool {
     refusal::read(status).reason == "ImageNotFound"
 }
@@ -72,7 +72,8 @@ async fn a_token_can_have_a_successor_and_an_end() {
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// A service that believes an issuer, in the form of the worked example: a projected token of a Kubernetes service account.
+/// Returns a site that trusts an issuer, configured as in the documentation's example: a projected token of a
+/// Kubernetes service account.
 fn believing(foreign: &Foreign, source: &str) -> Site {
     let mut site = Site::new();
     site.more = format!(
@@ -137,7 +138,7 @@ async fn a_service_account_is_who_its_token_says() {
     let late = foreign.token("rsa", "RS256", &claims(|c| c["exp"] = json!(now() - 20)), &json!({}));
     assert!(came_through(&call(&running, &late).await), "clocks may differ by half a minute");
 
-    // What a token says can be a circumstance of a policy.
+    // Claims can be condition keys of a policy.
     for (level, allowed) in [(json!(6), true), (json!("7"), true), (json!(5), false), (Value::Null, false)] {
         let levelled = json!({
             "iss": ISSUER, "aud": "appferry", "exp": now() + 600, "groups": ["x", "hpc-users"], "level": level
@@ -204,7 +205,7 @@ async fn a_token_that_is_not_what_it_should_be_is_refused() {
     running.stop().await;
 }
 
-/// Serves what is in a place, to whoever shows a token, and counts how often it was asked for.
+/// Serves `content` to requests that present a token, and counts the requests.
 async fn serve_keys(content: Arc<Mutex<Vec<u8>>>) -> (String, Arc<AtomicUsize>) {
     let asked = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&asked);
@@ -241,17 +242,17 @@ async fn an_issuer_changes_its_keys() {
     std::fs::write(old.file("shown"), "mine\n").expect("a token");
     let source = format!("jwks_url = \"{url}\"\njwks_token_file = \"{}\"", old.file("shown").display());
     let mut site = believing(&old, &source);
-    // Every call until the keys are there is one that proves nothing.
+    // Until the keys can be fetched, every call fails authentication.
     site.more += "[limits]\nfailed_credentials_per_minute = 1000000\n";
     let running = site.start_as(Role::Server).await;
     let first = old.token("rsa", "RS256", &claims(|_| {}), &json!({ "kid": "one" }));
     until("the keys", async || came_through(&call(&running, &first).await).then_some(())).await;
     *content.lock().expect("it is whole") = keys(&new, "two");
-    // Nobody waits for the next time: a token with a key that is not known yet is reason enough to look.
+    // A token with an unknown key triggers a fetch before the next scheduled one.
     let second = new.token("rsa", "RS256", &claims(|_| {}), &json!({ "kid": "two" }));
     until("the new keys", async || came_through(&call(&running, &second).await).then_some(())).await;
     refusal::read(&call(&running, &first).await).is(Code::Unauthenticated, "MissingCredentials", 401);
-    // An issuer that has nothing to say any more leaves what there is.
+    // An empty key set does not replace the current keys.
     *content.lock().expect("it is whole") = b"{}".to_vec();
     let unknown = new.token("rsa", "RS256", &claims(|_| {}), &json!({ "kid": "three" }));
     assert!(!came_through(&call(&running, &unknown).await));
@@ -269,7 +270,7 @@ fn with_access_key(secret_file: &std::path::Path) -> String {
     )
 }
 
-/// A signed call. `change` may spoil it after it was signed.
+/// Makes a signed call. `change` may tamper with it after signing.
 async fn signed(
     running: &Running,
     nonce: &str,
@@ -335,7 +336,7 @@ async fn a_signed_call_is_taken_once_by_all_processes_together() {
         "SignatureDoesNotMatch",
         400,
     );
-    // The content is signed too: the digest of another is refused before anything is done.
+    // The signature covers the content: the digest of another content is rejected before the call is executed.
     let other_content = |m: &mut MetadataMap| {
         drop(m.insert("x-acs-content-sha256", hex::encode(Sha256::digest(b"other")).parse().expect("a value")));
     };

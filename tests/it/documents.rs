@@ -1,5 +1,5 @@
-//! The documents say what is true: the README's sessions are typed and print what stands there, and the example configuration is
-//! one, with the defaults that it claims.
+//! Tests of the documentation: the commands in its sessions are executed and must print what is shown, and the example
+//! configuration is valid and states the actual defaults.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,14 +27,14 @@ const DEPLOYING: &str = include_str!("../../docs/deploying.md");
 const SECURITY: &str = include_str!("../../docs/security.md");
 const EXAMPLE: &str = include_str!("../../appferry.example.toml");
 
-/// A command of a session and what it prints.
+/// A command of a session and its expected output.
 #[derive(Debug)]
 struct Step {
     command: String,
     prints: String,
 }
 
-/// The commands of all blocks marked `console`, in their order.
+/// Returns the commands of all blocks marked `console`, in order.
 fn steps(document: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = false;
@@ -53,19 +53,19 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// The files that a document shows: blocks of TOML and of YAML that have a name.
+/// Returns the named files that a document shows: TOML and YAML blocks with a file name.
 fn files(document: &str) -> Vec<(&str, &str)> {
     let blocks = ["```toml ", "```yaml "].into_iter().flat_map(|opening| document.split(opening).skip(1));
     blocks.filter_map(|text| text.split_once("\n```").and_then(|(block, _)| block.split_once('\n'))).collect()
 }
 
-/// The ports of this machine that a document names, each with one that is free here.
+/// Returns the local ports that a document mentions, each with a free port that replaces it.
 fn ports(document: &str) -> Vec<(String, String)> {
     const HERE: &str = "127.0.0.1:";
     const DEFAULT: &str = "50051";
     let named =
         document.split(HERE).skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-    // The command line calls the first of them where nothing is said.
+    // The command line uses the default port if none is given.
     let named: BTreeSet<String> = named.filter(|port| !port.is_empty()).chain([DEFAULT.to_owned()]).collect();
     named.iter().map(|port| (format!("{HERE}{port}"), free_address().to_string())).collect()
 }
@@ -74,7 +74,7 @@ fn moved(text: &str, ports: &[(String, String)]) -> String {
     ports.iter().fold(text.to_owned(), |text, (named, free)| text.replace(named, free))
 }
 
-/// A shell that a session is typed into.
+/// A shell that runs the commands of a session.
 struct Shell {
     child: Child,
     input: ChildStdin,
@@ -97,9 +97,9 @@ impl Shell {
         shell
     }
 
-    /// Types a command in, and returns what it prints.
+    /// Runs a command and returns its output.
     fn type_in(&mut self, command: &str) -> String {
-        // A service that is started in the background is typed to when it answers.
+        // Waits until a service that was started in the background responds.
         let wait = if command.starts_with("appferry serve") && command.ends_with('&') {
             "\nuntil appferry health >/dev/null 2>&1; do sleep 0.05; done"
         } else {
@@ -112,7 +112,7 @@ impl Shell {
             let length = self.output.read_line(&mut line).expect("it prints");
             assert!(length > 0, "the shell ended in {command:?}: {printed}");
             if line == "<end>\n" {
-                // The line break before the mark is not the command's.
+                // The line break before the marker does not belong to the output.
                 printed.pop();
                 return printed;
             }
@@ -128,7 +128,7 @@ impl Drop for Shell {
     }
 }
 
-/// What differs from run to run, replaced by what it is.
+/// Replaces everything that differs between runs by placeholders.
 fn normalized(text: &str) -> String {
     let uuid = |word: &str| uuid::Uuid::try_parse(word).is_ok() && word.len() == 36;
     let time = |word: &str| word.len() > 19 && word.as_bytes()[10] == b'T' && word.ends_with('Z');
@@ -159,8 +159,7 @@ fn uuids(text: &str) -> Vec<String> {
     words.filter(|word| word.len() == 36 && uuid::Uuid::try_parse(word).is_ok()).map(str::to_owned).collect()
 }
 
-/// Whether something was printed as it stands in the document: JSON by what it says; an error of grpcurl by its message; anything
-/// else to the letter.
+/// Compares actual with expected output: JSON by value; an error of grpcurl by its message; everything else exactly.
 fn same(printed: &str, expected: &str) -> bool {
     let json = |text: &str| -> Option<Vec<Value>> {
         serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().ok()
@@ -175,7 +174,7 @@ fn same(printed: &str, expected: &str) -> bool {
     }
 }
 
-/// A directory with the program in it, and something that can be called as grpcurl but is buf.
+/// Creates a directory with the program and a `grpcurl` that is implemented with buf.
 fn tools(directory: &Path) -> PathBuf {
     let tools = directory.join("tools");
     fs::create_dir(&tools).expect("a directory");
@@ -216,7 +215,7 @@ fn what_the_documents_show_is_printed() {
     }
 }
 
-/// Against a server that behaves as the provider's documentation says.
+/// Runs against an emulation of the provider's documented API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     let ecs =
@@ -239,7 +238,7 @@ async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     tokio::task::spawn_blocking(type_in).await.expect("it is as it stands there");
 }
 
-/// The page by which a newcomer gets to three processes on PostgreSQL, traced and watched.
+/// The deployment guide: three processes on PostgreSQL, with traces and metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_page_about_deploying_shows_is_printed() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -256,7 +255,7 @@ async fn what_the_page_about_deploying_shows_is_printed() {
     tokio::task::spawn_blocking(type_in).await.expect("it is as it stands there");
 }
 
-/// Types the sessions of a document in, of which there are at least so many steps.
+/// Runs the sessions of a document, which must have at least `least` steps.
 fn type_in(document: &str, least: usize, directory: &Path, tools: &Path, variables: &[(&str, &str)]) {
     let steps = steps(document);
     assert!(steps.len() >= least, "the sessions have gone: {steps:?}");
@@ -272,7 +271,7 @@ fn type_in(document: &str, least: usize, directory: &Path, tools: &Path, variabl
             .expect("a link");
     }
     let mut shell = Shell::start(work.path(), tools, address, variables);
-    // The ids of the document, and those of this run that stand for them.
+    // Maps the ids in the document to the ids of this run.
     let mut ids: HashMap<String, String> = HashMap::new();
     for Step { command, prints } in steps {
         let mut typed = moved(&command, &ports);
@@ -301,7 +300,7 @@ fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
     assert_eq!(config.region[0].keep_free_bytes, 0);
 }
 
-/// The documents, wherever they are.
+/// Returns all documents.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found: Vec<PathBuf> = Vec::new();
@@ -312,7 +311,7 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// The name by which a heading can be linked to, as GitHub makes it.
+/// Returns the anchor that GitHub generates for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()

@@ -1,4 +1,5 @@
-//! A process ends in time, and answers calls until then, whatever hangs: the reader of its output, a thread in the kernel, the database.
+//! Shutdown deadline: a process ends in time and answers calls until then, even if the reader of its output, a blocked
+//! thread or the database hangs.
 
 use std::{
     fs::{self, OpenOptions},
@@ -25,12 +26,12 @@ use crate::harness::{
     until,
 };
 
-/// The exit status of a process that something has kept from ending in order.
+/// The exit status of a process that could not shut down gracefully.
 const CUT_SHORT: i32 = 3;
-/// How long the processes of these tests may take to end.
+/// The shutdown deadline of these tests.
 const SHUTDOWN: &str = "shutdown_seconds = 3";
 
-/// A service whose output goes to pipes. Killed when it is dropped.
+/// A service whose output goes to pipes. Killed when dropped.
 struct Piped {
     child: Child,
     address: SocketAddr,
@@ -38,7 +39,7 @@ struct Piped {
 }
 
 impl Piped {
-    /// Starts it on a site, with the audit log on standard output, and waits until it is ready.
+    /// Starts it with the audit log on standard output, and waits until it is ready.
     async fn start(site: &mut Site, change: impl FnOnce(&mut Command)) -> Self {
         let (address, http) = (free_address(), free_address());
         site.more = format!("[http]\nlisten = \"{http}\"\n");
@@ -55,7 +56,7 @@ impl Piped {
         piped
     }
 
-    /// What it says of its readiness.
+    /// Returns the status and body of the readiness probe.
     async fn ready(&self) -> Option<(u16, String)> {
         let answer = reqwest::get(format!("http://{}/readyz", self.http)).await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
@@ -65,7 +66,7 @@ impl Piped {
         app_sync(self.address, Some(site::ADMIN)).await
     }
 
-    /// Sends SIGTERM, and returns the exit status and how long it took to end.
+    /// Sends SIGTERM, and returns the exit status and the time until the exit.
     async fn terminated(&mut self) -> (Option<i32>, Duration) {
         let (begun, pid) = (Instant::now(), i32::try_from(self.child.id()).ok().and_then(Pid::from_raw));
         kill_process(pid.expect("an id"), Signal::TERM).expect("it can be told");
@@ -81,7 +82,7 @@ impl Drop for Piped {
     }
 }
 
-/// Makes so many calls, and returns their codes.
+/// Makes `calls` calls, and returns their codes.
 async fn call(client: &AppSync, calls: usize) -> Vec<Code> {
     let one = |_| {
         let mut client = client.clone();
@@ -98,7 +99,7 @@ async fn output_that_is_not_read_neither_stops_calls_nor_the_end() {
         command.stderr(Stdio::piped()).env("RUST_LOG", "trace");
     })
     .await;
-    // Far more than fits into both pipes.
+    // Far more output than both pipes can buffer.
     let codes = call(&served.client().await, 1_000).await;
     assert!(codes.iter().all(|code| *code == Code::NotFound), "{codes:?}");
     let (status, took) = served.terminated().await;
@@ -131,12 +132,13 @@ async fn a_call_whose_decision_cannot_be_written_down_is_refused_and_nothing_is_
     assert_eq!(reader.join().expect("lines"), answered + 100);
 }
 
-/// Replaces a file by a pipe that is never written to: a read of it hangs in the kernel. Returns what holds it open, once it is read.
+/// Replaces a file by a FIFO without a writer, so that a read of it blocks in the kernel. Once it is being read,
+/// returns the write end that keeps it open.
 async fn hang(file: &Path) -> fs::File {
     fs::remove_file(file).expect("it is there");
     mknodat(CWD, file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag");
-    // It can be opened like this only while there is a reader.
+    // Opening without blocking succeeds only while there is a reader.
     until("it to be read", async || OpenOptions::new().write(true).custom_flags(nonblocking).open(file).ok()).await
 }
 
@@ -166,7 +168,7 @@ async fn a_start_that_hangs_can_be_ended() {
     mknodat(CWD, &config, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
     let path = config.to_str().expect("text");
     let mut child = process::command(site.directory.path(), &["serve", "--config", path]).spawn().expect("it starts");
-    // It reads its configuration, and so listens to signals already.
+    // The service blocks while reading its configuration, after it has installed its signal handlers.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag");
     let open = || OpenOptions::new().write(true).custom_flags(nonblocking).open(&config).ok();
     let held = until("it to be read", async || open()).await;

@@ -1,5 +1,5 @@
-//! Whatever the network and the registries do wrong: the right bytes arrive, or the region says why not. It is never AVAILABLE
-//! wrongly, and no upload is left behind.
+//! Failures of the network and of registries: either the right bytes arrive, or the region reports the reason. A region
+//! is never AVAILABLE by mistake, and no upload is left behind.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::harness::{
 const MIB: usize = 1 << 20;
 const APP: &str = "a";
 
-/// A registry that has an image, another one to carry it to, and a proxy before each.
+/// A source registry with an image and a target registry, each behind a proxy.
 struct Line {
     running: Running,
     _source: Registry,
@@ -65,10 +65,10 @@ impl Line {
     }
 }
 
-/// Whether a request is of a kind.
+/// A predicate on requests.
 type Is = fn(&Seen) -> bool;
 
-/// Does something to the first requests of a kind, and lets the rest pass.
+/// Applies `act` to the first `count` requests that match, and passes the others.
 fn first(count: usize, is: Is, act: &Act) -> impl FnMut(&Seen) -> Act + Send + 'static {
     let (act, mut done) = (act.clone(), 0);
     move |seen| {
@@ -109,7 +109,7 @@ async fn a_source_that_stumbles_is_read_on_from_where_it_broke_off() {
     }
 }
 
-/// Above 64 MiB a blob is read in ranges, several at once.
+/// A blob above 64 MiB is read in several concurrent ranges.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_range_that_breaks_off_is_read_on() {
     let line = Line::lay(&[noise(70 * MIB, 1)]).await;
@@ -140,7 +140,8 @@ async fn a_destination_that_stumbles_gets_the_image_all_the_same() {
     }
 }
 
-/// A registry that does not find a blob which it has, as one does while somebody else writes the same, finds it later.
+/// A registry may fail to find a blob that it has, for example while another client writes the same blob, and find it
+/// later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_whose_blobs_are_not_found_is_sent_again() {
     let line = Line::lay(&[noise(50_000, 1)]).await;
@@ -150,7 +151,7 @@ async fn a_manifest_whose_blobs_are_not_found_is_sent_again() {
     line.arrives("a blob that was not found").await;
 }
 
-/// A registry that was killed as it took a manifest may fail to tell whether it has it, until it gets it again.
+/// A registry that was killed while it stored a manifest may fail to read it until it receives the manifest again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_that_a_registry_cannot_tell_of_is_sent_again() {
     let line = Line::lay(&[noise(50_000, 1)]).await;
@@ -201,7 +202,7 @@ async fn a_registry_that_restarts_gets_the_image() {
     line.running.stop().await;
 }
 
-/// The proxy hands out tokens and lets nobody in without the last one; every tenth request, it wants another.
+/// The proxy issues tokens and requires the latest one; every tenth request invalidates it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_run_out_on_the_way_are_renewed() {
     let line = Line::lay(&(0..20).map(|seed| noise(200_000, seed)).collect::<Vec<_>>()).await;
@@ -226,7 +227,7 @@ async fn tokens_that_run_out_on_the_way_are_renewed() {
     line.arrives("tokens that run out").await;
 }
 
-/// An upload that will not be gone on with is given up, where the registry can be told so.
+/// An upload that will not be resumed is aborted, if the registry supports that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_upload_is_left_behind_by_a_copy_that_failed_or_was_canceled() {
     let line = Line::lay(&[noise(70 * MIB, 1), noise(50_000, 2)]).await;
@@ -282,7 +283,7 @@ async fn a_bucket_that_refuses_parts_keeps_none() {
     running.stop().await;
 }
 
-/// The parts that are there are not sent again, though the service has been restarted since.
+/// The parts that exist are not sent again, even after a restart of the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_in_parts_outlives_its_worker() {
     let bucket = Bucket::start().await;
@@ -301,7 +302,7 @@ async fn an_upload_in_parts_outlives_its_worker() {
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     assert!(done.regions[0].bytes_skipped >= 16 << 20, "{done:?}");
-    // Three parts of 8 MiB may have been on their way.
+    // Up to three parts of 8 MiB may have been in flight.
     assert!(proxy.up() <= (70 + 26) << 20, "{} bytes were sent", proxy.up());
     let layout = running.site.directory.path().join("out");
     bucket.pull("x/a", &layout).await;
@@ -309,7 +310,7 @@ async fn an_upload_in_parts_outlives_its_worker() {
     running.stop().await;
 }
 
-/// The same in a directory: what has been written of a large blob is not carried again, and not left behind.
+/// The same with a directory: the written part of a large blob is not sent again, and is not left behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_blob_in_a_directory_outlives_its_worker() {
     let source = Registry::start().await;
@@ -342,7 +343,7 @@ async fn a_large_blob_in_a_directory_outlives_its_worker() {
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
     assert_eq!(images::verify(&running.site.image("cn-beijing", "a")), root);
 
-    // And with nothing in between.
+    // The copy continues directly.
     proxy.rule(slow);
     let request = running.synchronize(APP, &["cn-shanghai"]).await.expect("it is accepted");
     let blobs = running.site.image("cn-shanghai", "a").join("blobs/sha256");
@@ -361,7 +362,7 @@ async fn a_large_blob_in_a_directory_outlives_its_worker() {
     running.stop().await;
 }
 
-/// The same in a registry that keeps what it has.
+/// The same with a registry that keeps the received bytes of an upload.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_in_chunks_outlives_its_worker() {
     let keeping = KeepingRegistry::start().await;

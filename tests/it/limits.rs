@@ -1,4 +1,5 @@
-//! Deadlines and limits: a call ends by its deadline, and one that finds no room is told so at once; health is always told.
+//! Deadlines and limits: a call ends by its deadline, excess calls are rejected at once, and health checks are exempt
+//! from the limits.
 
 use std::{
     net::SocketAddr,
@@ -24,7 +25,7 @@ use crate::harness::{
     until,
 };
 
-/// Holds the write lock of a site's database until it is dropped.
+/// Takes the write lock of a site's database until dropped.
 async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
     let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", running.site.file().display()));
     options.max_connections(1);
@@ -33,8 +34,7 @@ async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
     other
 }
 
-/// A call over a bare HTTP/2 connection: tonic's own client gives up by itself when the time that it names is over, and here the
-/// service is to answer.
+/// Makes a call over a bare HTTP/2 connection: tonic's client would time out by itself, before the service responds.
 async fn bare_call(address: SocketAddr, timeout: &str, message: &SynchronizeAppRequest) -> Status {
     let stream = TokioIo::new(TcpStream::connect(address).await.expect("it listens"));
     let (mut sender, connection) =
@@ -62,7 +62,7 @@ async fn a_call_ends_by_the_deadline_that_its_caller_names() {
     let held = hold(&running).await;
     let started = Instant::now();
     let refused = bare_call(running.address, "150m", &ask(&app, &[])).await;
-    // Not after those 5 s that a transaction has.
+    // Before the 5 s transaction timeout.
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let refused = refusal::read(&refused);
     refused.is(Code::DeadlineExceeded, "RequestTimeout", 408);

@@ -1,5 +1,4 @@
-//! Logs as somebody reads them who looks for one request: each line says which requests and which trace it is about, and what is logged
-//! can be changed while the process runs.
+//! Logs: each line identifies its requests and its trace, and the log filter can be changed at runtime.
 
 use std::{fs, path::Path};
 
@@ -16,7 +15,7 @@ use crate::harness::{
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
-/// The lines of JSON in a log, which must have no other ones but before it says that it serves.
+/// Parses the JSON lines of a log. Only lines before the service listens may have another format.
 fn lines(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).expect("a log");
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
@@ -26,7 +25,7 @@ fn find<'a>(lines: &'a [Value], message: &str) -> Option<&'a Value> {
     lines.iter().find(|line| line["message"] == message)
 }
 
-/// A site whose logs are like this.
+/// Sets a site's `[log]` section.
 fn logging(site: &Site, log: &str) {
     let config = site.write_config();
     let text = fs::read_to_string(&config).expect("the configuration");
@@ -41,7 +40,7 @@ async fn served(site: &Site, endpoint: Option<&str>) -> Served {
     Served::start(command, directory.join("log")).await
 }
 
-/// Makes a call and waits until its copy is there; returns the call's id.
+/// Makes a call, waits until its copy is complete, and returns the request id.
 async fn carry(site: &Site, served: &Served) -> String {
     images::write(&site.image(HOME, "a"), &[images::noise(1_000, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
@@ -72,7 +71,7 @@ async fn a_line_of_json_names_its_request_and_its_trace() {
     };
     let answered = lines.iter().find(answered).expect("a line of the call");
     assert_eq!((&answered["request_id"], &answered["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
-    // What is about no request names none.
+    // A line without a request names none.
     let serving = find(&lines, "serving").expect("it serves");
     assert!(serving.get("request_id").is_none() && serving.get("trace_id").is_none(), "{serving}");
 }
@@ -94,7 +93,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     let site = Site::new();
     logging(&site, "");
     let served = served(&site, None).await;
-    // A worker of the same configuration, with a database of its own.
+    // A worker with the same configuration and its own database.
     let other = Site::new();
     logging(&other, "");
     let config = other.directory.path().join("appferry.toml");
@@ -115,7 +114,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     let text = fs::read_to_string(&served.log).expect("a log");
     assert!(text.contains("\"a call was answered\""), "debug is logged now: {text}");
 
-    // And back, and what can't be used changes nothing.
+    // Then changes it back; an invalid filter changes nothing.
     logging(&site, "filter = \"warn,appferry=off\"");
     until("less", async || {
         let before = fs::metadata(&served.log).expect("a log").len();

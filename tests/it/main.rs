@@ -1,10 +1,10 @@
-//! The service as its users meet it: one binary, one module a promise.
+//! Integration tests: the service as its users see it, one module per feature.
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod abuse;
 mod acceptance;
 mod access;
-// It takes longest, and tests begin in the order of their names.
+// The longest test first: tests start in alphabetical order.
 mod adversity;
 mod answers;
 mod apart;

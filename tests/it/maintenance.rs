@@ -1,4 +1,4 @@
-//! What the leader does for all: a store that does not answer delays nothing but what is to be done there.
+//! The leader's maintenance: an unresponsive store delays only its own part.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::harness::{
     until,
 };
 
-/// The regions, in the order in which they would be served one after the other.
+/// The regions, in the order in which a sequential implementation would visit them.
 const SILENT: &str = "a-silent";
 const HEALTHY: &str = "b-healthy";
 
@@ -53,7 +53,7 @@ fn image(id: &str) -> Image {
     }
 }
 
-/// A database whose leader is wanted.
+/// A database without a leader.
 struct House {
     _directory: tempfile::TempDir,
     state: State,
@@ -72,7 +72,7 @@ impl House {
         Self { _directory: directory, state, tasks, stop }
     }
 
-    /// Has an image claimed for both regions, with a lease of that length.
+    /// Claims an image for both regions, with a lease of that duration.
     async fn claimed(&self, id: &str, lease: Duration) -> (RequestId, Claim) {
         self.state.image_add(&image(id)).await.expect("it is added");
         let ask = Ask {
@@ -103,7 +103,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
     let healthy = Proxy::start(registry.address, |_| Act::Pass).await;
     let house = House::open().await;
 
-    // Uploads of copies that were canceled, to both regions.
+    // Uploads of canceled copies to both regions.
     for n in 0..3 {
         let (request, claim) = house.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
         for claimed in &claim.regions {
@@ -116,7 +116,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         }
         house.state.synchronization_cancel(request).await.expect("it is canceled");
     }
-    // And a copy whose worker has died.
+    // A copy whose worker has died.
     let (orphan, claim) = house.claimed("orphan", Duration::from_millis(50)).await;
     let fence = claim.regions.iter().find(|claimed| claimed.region == region(HEALTHY)).expect("the region").fence;
 

@@ -1,15 +1,17 @@
-//! The state machine, walked through exhaustively: three workers that claim, copy, report late or never, leases that run out, calls
-//! that join, cancel and ask again. Every step of the replica is `Replica::apply`, the very function that the service runs.
+//! Exhaustive model check of the replica state machine: three workers that claim, copy, and report late or never;
+//! expiring leases; calls that join, cancel and restart. Every step of the replica is `Replica::apply`, the function
+//! that the service runs.
 //!
-//! What must hold in every state that can be reached:
+//! The invariants of every reachable state:
 //!
-//! - *verified*: a replica is AVAILABLE only if the worker that held its last claim has verified it;
-//! - *none lost*: as long as a call waits for a replica, that replica waits for a worker or is being copied;
-//! - *ended once*: what a call was told about a replica is what became of it, told once;
+//! - *verified*: a replica is AVAILABLE only if the worker with its last claim has verified it;
+//! - *none lost*: while a call waits for a replica, the replica is pending or being copied;
+//! - *ended once*: a call's result for a replica is the replica's outcome, reported once;
 //! - *overtaken*: a write with an old fence changes nothing;
 //! - *superseded for good*: a replica whose name was taken over stays so;
-//! - *awake*: when something is due, not every worker sleeps without having been told;
-//! - *suspended*: what waits in a region that is not configured is claimed by no worker, and waits again when the region is.
+//! - *awake*: when something is due, not every worker sleeps without a notification;
+//! - *suspended*: a pending replica in an unconfigured region is claimed by no worker, and is pending again when the
+//! region is configured.
 
 use std::time::Duration;
 
@@ -21,22 +23,22 @@ use appferry::domain::{
 use stateright::{Checker as _, Model, Property, Representative};
 
 const WORKERS: usize = 3;
-/// How far time goes, in milliseconds. A lease lasts for two of them, and a retry comes one later.
+/// The end of time in the model. A lease lasts for two steps, and a retry follows after one.
 const LAST: i64 = 4;
 const LEASE: Duration = Duration::from_millis(2);
 const RETRY: Duration = Duration::from_millis(1);
 const CALLS: usize = 3;
 const CLAIMS: u8 = 4;
 
-/// The machine that is walked through: the service's, or one with a planted fault.
+/// The machine under test: the service's, or one with an injected fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Machine {
     Ours,
-    /// Whoever writes is believed to hold the last claim.
+    /// Every writer is treated as the holder of the last claim.
     NoFence,
-    /// A call that is accepted while a worker looks does not wake it.
+    /// An accepted call does not wake a worker that is polling at that moment.
     LostWakeUp,
-    /// A report that came too late is told to the callers all the same.
+    /// A late report is forwarded to the callers.
     DoubleFinish,
     /// A claim does not raise the fence.
     NoNewFence,
@@ -44,13 +46,13 @@ enum Machine {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Worker {
-    /// It is about to look.
+    /// It is about to poll.
     Awake,
-    /// It has found nothing. Whether it was told since that there is something.
+    /// It has polled and found nothing. The flag is set by a notification since then.
     Looked(bool),
-    /// It sleeps until it is woken, or the next time it looks by itself.
+    /// It sleeps until a notification or its next poll.
     Asleep,
-    /// It holds a claim with that fence, which was the last or one before, and has verified what it copied, or not yet.
+    /// It holds a claim with that fence, the last or an earlier one, and has verified its copy or not.
     Holds { fence: u64, claim: u8, verified: bool },
 }
 
@@ -66,16 +68,16 @@ struct World {
     replica: Option<Replica>,
     calls: Vec<Call>,
     workers: Vec<Worker>,
-    /// Whether workers were told of what is due. What time makes due they find when they look by themselves.
+    /// Whether workers were notified of due replicas. Replicas that become due by time are found by polling.
     rung: bool,
     claims: u8,
     canceled: u8,
     damaged: u8,
-    /// Whether another image has taken the name over.
+    /// Whether another image has taken over the name.
     superseded: bool,
-    /// How often the region was taken out of the configuration.
+    /// Number of removals of the region from the configuration.
     suspended: u8,
-    /// What went wrong, if something has.
+    /// The violated invariant, if any.
     broken: Option<&'static str>,
 }
 
@@ -100,7 +102,7 @@ enum Step {
 }
 
 impl Representative for World {
-    /// Workers differ in nothing but their number.
+    /// Reduces the state by symmetry: workers are interchangeable.
     fn representative(&self) -> Self {
         let mut same = self.clone();
         same.workers.sort_unstable();
@@ -110,7 +112,8 @@ impl Representative for World {
 
 struct Walk {
     machine: Machine,
-    /// Whether the region is taken out of the configuration once. With fewer workers and calls then: the walk would take too long.
+    /// Whether the region is removed from the configuration once. Uses fewer workers and calls, because the state space
+    /// would be too large.
     suspends: bool,
 }
 
@@ -131,13 +134,13 @@ impl World {
         Standing::of(self.replica.as_ref().map(Replica::status))
     }
 
-    /// Something happens to the replica, if it can.
+    /// Applies an event to the replica; `None` if it is not valid.
     fn happens(&mut self, event: Event) -> Option<()> {
         self.replica = Some(self.replica.as_ref()?.apply(event, self.now).ok()?);
         Some(())
     }
 
-    /// Workers look by themselves from time to time.
+    /// Lets all workers poll.
     fn look_by_themselves(&mut self) {
         for worker in &mut self.workers {
             if *worker == Worker::Asleep {
@@ -155,14 +158,14 @@ impl World {
         for worker in &mut self.workers {
             match worker {
                 Worker::Asleep => *worker = Worker::Awake,
-                // A worker that has just looked compares the number of wake-ups before it falls asleep.
+                // A worker that has just polled checks for new notifications before it sleeps.
                 Worker::Looked(told) => *told = machine != Machine::LostWakeUp,
                 _ => {}
             }
         }
     }
 
-    /// Applies what a worker reports, and tells the callers.
+    /// Applies a worker's report, and forwards the result to the callers.
     fn report(&mut self, machine: Machine, worker: usize, event: impl Fn(u64) -> Event) {
         let Worker::Holds { fence, claim, verified } = self.workers[worker] else { return };
         let Some(before) = self.replica.clone() else { return };
@@ -202,7 +205,7 @@ impl World {
         }
     }
 
-    /// Tells those who wait how the replica has ended.
+    /// Reports the replica's outcome to the waiting calls.
     fn settle(&mut self, status: RegionStatus) {
         if matches!(status, RegionStatus::Pending | RegionStatus::Copying) {
             return;
@@ -267,7 +270,7 @@ impl Model for Walk {
         if world.damaged < 1 && world.standing() == Standing::Available {
             steps.push(Step::Damage);
         }
-        // It is refused while a copy is in flight.
+        // Rejected while a copy is in progress.
         if !world.superseded && world.standing() == Standing::Available {
             steps.push(Step::Supersede);
         }
@@ -288,7 +291,7 @@ impl Model for Walk {
         let now = world.now;
         match step {
             Step::Call => match world.standing() {
-                // It is refused.
+                // Rejected.
                 Standing::Available => return None,
                 Standing::Underway => world.calls.push(Call::Waits),
                 Standing::Missing => {
@@ -403,7 +406,7 @@ impl Model for Walk {
                 let status = world.replica.as_ref().map(Replica::status);
                 !world.superseded || status == Some(RegionStatus::Superseded)
             }),
-            // That the walk leads everywhere.
+            // Checks that the relevant states are reachable.
             Property::sometimes("a copy is there", |_, world: &World| world.standing() == Standing::Available),
             Property::sometimes("a copy is suspended", |walk: &Self, world: &World| {
                 !walk.suspends || world.is_suspended()
@@ -443,7 +446,7 @@ fn the_machine_holds_where_its_region_comes_and_goes() {
     assert!(checker.unique_state_count() > 5_000, "{}", checker.unique_state_count());
 }
 
-/// What a planted fault breaks, and how few steps lead there.
+/// Returns the invariants that an injected fault violates, with the length of the shortest counterexample.
 fn found(machine: Machine) -> Vec<&'static str> {
     let checker = Walk { machine, suspends: false }
         .checker()
@@ -471,7 +474,7 @@ fn planted_faults_are_found() {
     }
 }
 
-/// What a broken service would leave behind is not explained.
+/// The replay rejects histories that a faulty service would produce.
 #[test]
 fn what_is_no_transition_is_found_out() {
     let lease = Duration::from_millis(10);

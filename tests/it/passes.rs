@@ -1,5 +1,5 @@
-//! One pass reads the source once for all regions, and a region that lags leaves it: shown with stores that count, and that wait
-//! until they are let go.
+//! Fan-out: the source is read once for all regions, and a region that lags is detached. Uses stores that count bytes
+//! and that block until a gate opens.
 
 use std::{
     path::PathBuf,
@@ -34,21 +34,21 @@ use crate::harness::{
 const LEASE: Duration = Duration::from_secs(2);
 const OTHERS: [&str; 3] = ["one", "three", "two"];
 
-/// A directory's store that counts what is read of its blobs, and whose writers wait until they are let go.
+/// A directory store that counts the blob bytes read from it, and whose writers wait for a gate.
 #[derive(Debug, Clone)]
 struct Observed {
     store: DirStore,
     read: Arc<AtomicU64>,
     open: watch::Receiver<bool>,
     writing: Arc<Writing>,
-    /// Whether it panics when it is prepared.
+    /// Whether `prepare` panics.
     panics: Arc<AtomicBool>,
-    /// When so many bytes of blobs have been read, further blobs wait until they are let go.
+    /// The number of blob bytes after which further reads wait for the gate.
     held_after: Arc<AtomicU64>,
     source_open: watch::Receiver<bool>,
 }
 
-/// How many blobs are written at the same time, how many were at most, and how often it was begun to write one.
+/// The current, maximum and total number of blob writes.
 #[derive(Debug, Default)]
 struct Writing {
     begun: AtomicU64,
@@ -56,7 +56,7 @@ struct Writing {
     most: AtomicU64,
 }
 
-/// Counts while it lives: a write may be given up.
+/// Counts a write until dropped: a write may be canceled.
 struct Writer<'a>(&'a Writing);
 
 impl<'a> Writer<'a> {
@@ -174,15 +174,15 @@ struct House {
     state_tasks: Tasks,
     worker: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
-    /// Bytes that were read of blobs in the home region.
+    /// Blob bytes that were read from the home region.
     read: Arc<AtomicU64>,
-    /// What region `one` writes.
+    /// The writes of region `one`.
     writing: Arc<Writing>,
-    /// Lets the writers of region `one` go.
+    /// Opens the gate of region `one`'s writers.
     gate: watch::Sender<bool>,
-    /// Has region `one` panic.
+    /// Makes region `one` panic.
     panics: Arc<AtomicBool>,
-    /// After how many bytes the home region holds what is read of it, and what lets it go.
+    /// The number of bytes after which reads of the home region block, and the gate that releases them.
     held_after: Arc<AtomicU64>,
     source_gate: watch::Sender<bool>,
 }
@@ -274,7 +274,7 @@ impl House {
         self.state.accept(ask).await.expect("it is accepted")
     }
 
-    /// Waits until these regions have the image, and returns how all stand then.
+    /// Waits until these regions have the image, and returns the state of all.
     async fn available(&self, request: RequestId, regions: &[&str]) -> Synchronization {
         until("the image", async || {
             let found = self.state.synchronization_get(request).await.expect("it is known");
@@ -330,14 +330,14 @@ async fn a_region_that_lags_holds_nobody_and_goes_on_alone() {
     house.gate.send(true).expect("somebody waits");
     let done = house.available(request, &OTHERS).await;
     assert!(done.regions.iter().all(|region| region.attempt == 1), "lagging is no fault: {done:?}");
-    // Two layers and the configuration, each of them once: what it has got already is not sent again, and no upload is cut off.
+    // Two layers and the configuration, each once: received bytes are not sent again, and no upload is interrupted.
     assert_eq!(house.writing.begun.load(Ordering::Relaxed), 3);
     let root = images::verify(&house.layout("home"));
     assert_eq!(images::verify(&house.layout("one")), root);
     house.stop().await;
 }
 
-/// Blobs that fit into a queue whole must not pile up at a region that does not take them.
+/// Blobs that are smaller than a queue must not accumulate at a region that lags.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_blobs_do_not_pile_up_at_a_region_that_lags() {
     let layers: Vec<_> = (0..60).map(|seed| noise(50_000, seed)).collect();
@@ -356,7 +356,7 @@ async fn a_copy_that_outlasts_its_lease_is_kept_alive() {
     let house = House::build(&[noise(50_000, 1)], Duration::from_secs(30), false).await;
     let request = house.synchronize().await;
     house.available(request, &["three", "two"]).await;
-    // Twice the time after which somebody else would take it over.
+    // Twice the time after which another worker would claim the replica.
     tokio::time::sleep(LEASE * 2).await;
     house.gate.send(true).expect("somebody waits");
     let done = house.available(request, &OTHERS).await;
@@ -402,7 +402,7 @@ async fn a_region_whose_store_hangs_is_given_up_and_holds_nobody() {
     house.stop().await;
 }
 
-/// A part that panics is an error of its region at once, and not a claim that is kept alive for ever.
+/// A panic is an error of its region at once; the lease is not renewed forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_panics_fails_and_holds_no_other() {
     let house = House::build(&[noise(50_000, 1)], Duration::from_secs(30), true).await;
@@ -422,10 +422,11 @@ async fn a_copy_that_panics_fails_and_holds_no_other() {
     house.stop().await;
 }
 
-/// A region that is asked for while its image is already being copied is fed by the same reading, from where that is.
+/// A region that is requested while its image is being copied joins the running fan-out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_comes_later_joins_the_copy_of_its_image() {
-    // Few enough that what is left after the others have come fits into the queues: a busy machine must not make a region lag.
+    // The remaining data after the other regions have joined fits into the queues: on a busy machine, no region may
+    // lag.
     let layers: Vec<_> = (0..48).map(|seed| noise(50_000, seed)).collect();
     let blobs: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
     let house = House::build(&layers, Duration::from_secs(30), true).await;
@@ -451,7 +452,7 @@ async fn a_region_that_comes_later_joins_the_copy_of_its_image() {
     house.available(first, &["one"]).await;
     house.available(second, &["two", "three"]).await;
     let read = house.read.load(Ordering::Relaxed);
-    // Read by itself for those that came later, it would have been twice as much.
+    // A separate read for the later regions would double the number of bytes.
     assert!(read < blobs * 19 / 10, "{read} of {blobs} bytes were read: the later regions did not join");
     for region in OTHERS {
         images::verify(&house.layout(region));

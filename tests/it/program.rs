@@ -1,4 +1,4 @@
-//! The program as a person at a terminal meets it: the first start, the commands, what they print, and how they end.
+//! The command line at a terminal: the first start, the commands, their output, and their exit status.
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -16,7 +16,7 @@ use crate::harness::{
     until,
 };
 
-/// A service on the embedded default in a new directory, on a port of its own.
+/// Starts a service with the default database in a new directory, on a free port.
 async fn first_start() -> (tempfile::TempDir, Served, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let mut command = process::command(directory.path(), &["serve"]);
@@ -26,12 +26,12 @@ async fn first_start() -> (tempfile::TempDir, Served, String) {
     (directory, served, endpoint)
 }
 
-/// Runs a client's command on it.
+/// Runs a client command against it.
 fn client(directory: &Path, endpoint: &str, arguments: &[&str]) -> std::process::Output {
     process::command(directory, arguments).env("APPFERRY_ENDPOINT", endpoint).output().expect("the program runs")
 }
 
-/// What a command could not say does not change how it ends.
+/// A failed write to standard error does not change the exit status.
 #[tokio::test]
 async fn a_command_whose_errors_nobody_reads_ends_as_ever() {
     let (directory, _served, endpoint) = first_start().await;
@@ -50,7 +50,7 @@ async fn a_command_whose_errors_nobody_reads_ends_as_ever() {
     );
 }
 
-/// Refuses to have ended otherwise than with `code`, and with an error that says all of that.
+/// Asserts the exit status, and that the error message contains all texts.
 fn failed(output: &std::process::Output, code: i32, says: &[&str]) {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     assert_eq!(output.stdout, b"", "an error goes to standard error");
@@ -83,7 +83,7 @@ async fn the_first_start_needs_nothing_and_says_what_to_type_next() {
             vec!["cn-shenzhen", "dir"],
         ]
     );
-    // The same data again: the same token, and one user at a time.
+    // A second process on the same data directory: the same token, and only one process at a time.
     failed(&run(directory.path(), &["serve"]), 1, &["is in use by another appferry"]);
     let before = fs::read_to_string(&token).expect("a token");
     drop(served);
@@ -156,7 +156,7 @@ async fn an_image_is_added_synchronized_followed_listed_and_removed() {
 
     stdout(&command(&["image", "remove", &app]));
     failed(&command(&["image", "show", &app]), 1, &["ImageNotFound"]);
-    // The bytes are where they were: another image does not take the name over.
+    // The bytes have not changed: another image does not take over the name.
     let taken = command(&["image", "add", "--name", "other", "--file", "other.img", "--id", &app]);
     failed(&taken, 1, &["there is another image called", &app]);
     let same = command(&["image", "add", "--name", "solver", "--file", "disk.img", "--id", &app]);
@@ -297,7 +297,7 @@ fn shells_and_readers_of_manuals_are_told_of_every_command() {
             ["synchronization", "client-token", "vm-image"].iter().all(|word| text.contains(word)) || shell == "bash"
         );
     }
-    // Bash itself takes them, and completes by them.
+    // Bash parses the script and completes by it.
     let script = "source <(\"$0\" completions bash); COMP_WORDS=(appferry image a); COMP_CWORD=2; _appferry appferry a image; \
                   echo \"${COMPREPLY[@]}\"";
     let completed =
@@ -314,7 +314,7 @@ fn shells_and_readers_of_manuals_are_told_of_every_command() {
     failed(&run(directory.path(), &["man", "nowhere"]), 1, &["nowhere"]);
 }
 
-/// What `doctor` found wrong: each check with what it says and what it says is to be mended.
+/// Returns the checks of `doctor` that failed, each with its message and its hint.
 fn found_wrong(output: &std::process::Output) -> Vec<(String, String)> {
     let text = stdout_of(output);
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -327,7 +327,7 @@ fn found_wrong(output: &std::process::Output) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_doctor_finds_what_is_wrong_and_says_what_to_mend() {
-    // Beside a service that runs, nothing is wrong.
+    // While a service runs, every check succeeds.
     let (directory, served, _) = first_start().await;
     let told = stdout(&run(directory.path(), &["doctor"]));
     assert!(told.lines().count() >= 7 && told.lines().all(|line| line.starts_with("ok ")), "{told}");
@@ -356,7 +356,7 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_mend() {
     let output = doctor(&[]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(found_wrong(&output), []);
-    // Nothing is left behind.
+    // No probe leaves anything behind.
     assert_eq!(registry.unfinished(), Vec::<String>::new());
     assert_eq!(bucket.objects().list(None).count().await, 0);
     for region in [HOME, "cn-beijing"] {

@@ -1,5 +1,5 @@
-//! Registries that do not behave as the specification has it: an image arrives all the same, what was learned is remembered, and no more
-//! is sent twice than a change of the way demands.
+//! Registries that deviate from the specification: an image arrives nevertheless, the deviation is remembered, and only
+//! the bytes of rejected requests are sent twice.
 
 use appferry::contract::v1::{RegionSynchronization, SynchronizationState};
 use http::{Method, StatusCode};
@@ -16,11 +16,11 @@ use crate::harness::{
 
 const MIB: usize = 1 << 20;
 const CHUNK: u64 = 64 << 20;
-/// Larger than what is sent in one request at first.
+/// Larger than the initial chunk size.
 const LARGE: usize = 66 * MIB;
 const TARGET: &str = "cn-beijing";
 
-/// Carries an image to a region, which it must reach.
+/// Copies an image to a region, which must succeed.
 async fn carried(running: &Running, app: &str, region: &str, registry: &str) -> RegionSynchronization {
     let request = running.synchronize(app, &[region]).await.expect("it is accepted");
     let done = running.finished(&request).await;
@@ -28,14 +28,14 @@ async fn carried(running: &Running, app: &str, region: &str, registry: &str) -> 
     done.regions[0].clone()
 }
 
-/// A service whose home is a directory, and a registry to carry to.
+/// Starts an emulated registry, and a service with a directory as home region that copies to it.
 async fn to(quirks: Quirks) -> (QuirkyRegistry, Running) {
     let registry = QuirkyRegistry::start(quirks).await;
     let running = Site::new().with(TARGET, registry.store("apps"), "").start().await;
     (registry, running)
 }
 
-/// Requests that have bytes of a blob.
+/// Returns the requests that contain bytes of a blob.
 fn sent(requests: &[Seen]) -> Vec<&Seen> {
     let has_bytes = |seen: &&Seen| seen.bytes > 0 && seen.path.contains("/blobs/uploads/");
     requests.iter().filter(has_bytes).collect()
@@ -80,7 +80,7 @@ async fn what_is_refused_is_tried_in_another_way_and_not_again() {
         assert_eq!(refused, 1, "{requests:?}");
         assert!(bytes(&requests) <= LARGE as u64 + CHUNK + 400_000, "{} bytes were sent", bytes(&requests));
 
-        // The next blob, and one after a restart, is sent in the way that it takes.
+        // The next blob, and one after a restart, is sent in the mode that works.
         let app = running.add("b", &[noise(LARGE, 3)]).await;
         carried(&running, &app, TARGET, quirks.registry).await;
         let running = running.stop().await.start().await;
@@ -97,14 +97,14 @@ async fn what_is_refused_is_tried_in_another_way_and_not_again() {
 async fn a_put_that_is_refused_or_not_looked_at_is_followed_by_a_patch() {
     for (quirks, in_vain) in [(ARTIFACTORY, 1), (PULP, 2)] {
         let (registry, running) = to(quirks).await;
-        // One blob after the other: what one has taught, the next one knows.
+        // One blob at a time, so that the second uses what the first has learned.
         for (seed, name) in ["a", "b"].into_iter().enumerate() {
             let app = running.add(name, &[noise(300_000, seed as u64)]).await;
             carried(&running, &app, TARGET, quirks.registry).await;
         }
         let requests = registry.requests();
         let refused = sent(&requests).into_iter().filter(|seen| !seen.status.is_success()).count();
-        // The configuration may have been on its way with the layer.
+        // The configuration may have been sent concurrently with the layer.
         assert!((in_vain..=2 * in_vain).contains(&refused), "{refused}: {requests:?}");
         running.stop().await;
     }
@@ -123,21 +123,21 @@ async fn chunks_are_as_large_as_the_registry_takes_them() {
     };
     let mib = |method: Method, bytes: u64| (method, bytes << 20);
     let (patch, put) = (Method::PATCH, Method::PUT);
-    // The largest that it tells.
+    // The announced maximum.
     let told = chunks(TELLING).await;
     assert_eq!(
         told,
         [20, 20, 20].map(|n| mib(patch.clone(), n)).into_iter().chain([mib(put.clone(), 6)]).collect::<Vec<_>>()
     );
-    // The smallest that it tells.
+    // The announced minimum.
     let large = chunks(Quirks { min_chunk: Some(65 << 20), ..SPECIFIED }).await;
     assert_eq!(large, [mib(patch.clone(), 65), mib(put.clone(), 1)]);
-    // What it does not tell is found out.
+    // An unannounced limit is discovered.
     let found = chunks(LIMITED).await;
     assert_eq!(found, [4; 16].map(|n| mib(patch.clone(), n)).into_iter().chain([mib(put, 2)]).collect::<Vec<_>>());
 }
 
-/// What it says to have is not what it has: the digest at the end decides.
+/// The reported offset is wrong: only the final digest decides.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_misreports_offsets_is_sent_everything_once() {
     let size = 140 * MIB;
@@ -149,12 +149,12 @@ async fn a_registry_that_misreports_offsets_is_sent_everything_once() {
     running.stop().await;
 }
 
-/// Nor is it asked for what it has been sent when it breaks off.
+/// After an interruption, the reported offset is ignored as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off() {
     let size = 140 * MIB;
     let registry = QuirkyRegistry::start(ECR).await;
-    // The configuration's, which is too small to be cut off, and the layer's last.
+    // The configuration, which is too small to be interrupted, and the layer's last request.
     let mut puts = 0;
     let proxy = Proxy::start(registry.address, move |seen| {
         let is_put = seen.method == Method::PUT && seen.path.contains("/blobs/uploads/");
@@ -169,7 +169,7 @@ async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off()
     running.stop().await;
 }
 
-/// A mount saves sending a blob, and is no more than that.
+/// A mount is only an optimization.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mount_that_fails_is_followed_by_an_upload() {
     let refusals = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE, StatusCode::CREATED];

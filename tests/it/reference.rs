@@ -1,5 +1,6 @@
-//! The reference documents, made of what they are about: the contract's of the comments in `proto`, the configuration's of the types that it
-//! is read into and of the example. `APPFERRY_WRITE=1 cargo test --test it reference` writes them anew.
+//! The generated reference documents: of the contract, from the comments in `proto`; of the configuration, from the
+//! types that it is parsed into and from the example. `APPFERRY_WRITE=1 cargo test --test it reference` regenerates
+//! them.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
@@ -17,7 +18,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A document must be as it is made now.
+/// Asserts that a document has the generated content.
 fn is_current(document: &str, made: &str) {
     let path = root().join(document);
     if std::env::var_os("APPFERRY_WRITE").is_some() {
@@ -32,7 +33,7 @@ fn is_current(document: &str, made: &str) {
     );
 }
 
-/// The files of the contract, with the comments of what is in them.
+/// The descriptors of the contract, with comments.
 struct Described {
     file: FileDescriptorProto,
     comments: BTreeMap<Vec<i32>, String>,
@@ -53,7 +54,7 @@ fn described() -> Vec<Described> {
     files.collect()
 }
 
-/// A comment as one paragraph, fit for a cell of a table.
+/// Formats a comment as one paragraph for a table cell.
 fn prose(comment: &str) -> String {
     comment.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|").replace('<', "&lt;")
 }
@@ -183,7 +184,7 @@ fn the_reference_of_the_contract_is_that_of_the_contract() {
     is_current("docs/api.md", &api());
 }
 
-/// The types of the configuration, by their names.
+/// Returns the configuration types by name.
 fn types() -> BTreeMap<String, syn::ItemStruct> {
     let mut types = BTreeMap::new();
     for entry in fs::read_dir(root().join("src/config")).expect("the directory") {
@@ -208,7 +209,7 @@ fn comment(attributes: &[syn::Attribute]) -> String {
     prose(&lines.collect::<Vec<_>>().join(" "))
 }
 
-/// A type, without what stands around it: whether it may be absent, and whether there are many.
+/// Unwraps `Option` and `Vec`: returns the inner type, and whether it is optional and repeated.
 fn inner(of: &syn::Type) -> (String, bool, bool) {
     let syn::Type::Path(path) = of else { panic!("a type that is none of the configuration's") };
     let last = path.path.segments.last().expect("a name");
@@ -247,7 +248,7 @@ fn kind(name: &str, many: bool) -> String {
     if many { format!("list of {one}s").replace("textss", "texts") } else { one.to_owned() }
 }
 
-/// The values that the example shows, by section and key.
+/// Returns the values in the example, by section and key.
 fn shown() -> BTreeMap<(String, String), String> {
     let text = fs::read_to_string(root().join("appferry.example.toml")).expect("the example");
     let mut section = String::new();

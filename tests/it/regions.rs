@@ -1,4 +1,4 @@
-//! Regions that are taken out of the configuration, put into it again, or given another store.
+//! Regions that are removed from the configuration, restored, or moved to another store.
 
 use std::fs;
 
@@ -13,9 +13,9 @@ use crate::harness::{
     until,
 };
 
-/// How often house is kept in these tests.
+/// The maintenance interval of these tests.
 const MAINTENANCE: &str = "[housekeeping]\ninterval_ms = 50\n";
-/// The region that comes and goes.
+/// The region that is removed and restored.
 const REGION: &str = "cn-shanghai";
 
 /// Writes a site's configuration without the region.
@@ -32,7 +32,7 @@ async fn copies_to_a_region_that_is_not_configured_are_suspended_until_it_is() {
     let mut site = Site::new();
     site.more = format!("{MAINTENANCE}[http]\nlisten = \"{http}\"\n");
     let all = site.worker.clone();
-    // Nobody carries to the region.
+    // No worker copies to the region.
     site.worker += "\nregions = [\"cn-beijing\"]";
     let config = site.write_config();
     process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));

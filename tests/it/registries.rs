@@ -1,4 +1,4 @@
-//! What registries do beside taking blobs: they ask who is there, lend blobs to each other, and know what refers to what.
+//! Registry features beyond uploads: authentication, cross-repository mounts, and referrers.
 
 use std::{path::Path, sync::Arc};
 
@@ -110,7 +110,8 @@ async fn an_image_in_dockers_own_form_is_carried_byte_for_byte() {
     running.stop().await;
 }
 
-/// Signs an image by hand: a manifest whose subject it is, and the tag that lists it. Returns the signature's digest.
+/// Adds a signature without the service: a manifest whose subject is the image, and the tag that lists it. Returns the
+/// signature's digest.
 async fn sign(registry: &Registry, repository: &str, subject: &str, size: usize) -> (String, String) {
     let client = reqwest::Client::new();
     let base = format!("http://{}/v2/{repository}", registry.address);
@@ -173,10 +174,10 @@ async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     assert!(found.contains(&signature) && found.contains("application/vnd.example.signature"), "{found}");
     let signed = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a@{signature}"))]);
     assert!(signed.contains(&root), "{signed}");
-    // One that knows referrers by itself needs no tag.
+    // A registry with the referrers API needs no tag.
     assert!(keeping.has(&signature) && keeping.has("1") && !keeping.has(&tag));
 
-    // In layouts: the image is the only entry, and names the index that lists them.
+    // In layouts, the image is the only entry, and it names the index that lists the referrers.
     let out = running.site.directory.path().join("out");
     bucket.pull("x/a", &out).await;
     for layout in [&running.site.image("cn-shenzhen", "a"), &out] {
@@ -198,7 +199,7 @@ async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     running.stop().await;
 }
 
-/// A source that knows referrers by the API.
+/// A source with the referrers API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn referrers_are_found_by_the_api_where_there_is_one() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -229,7 +230,7 @@ async fn referrers_are_found_by_the_api_where_there_is_one() {
     running.stop().await;
 }
 
-/// A journal of a claim that has been overtaken.
+/// A journal whose claim has expired.
 #[derive(Debug)]
 struct Overtaken;
 
@@ -274,7 +275,7 @@ async fn who_was_overtaken_moves_no_tag() {
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
     assert!(!keeping.has("1"));
 
-    // And whose tag somebody else moved right after, notices.
+    // Detects that another client moves the tag right after.
     proxy.rule(|seen: &Seen| {
         let looks = seen.method != Method::PUT && seen.path.ends_with("/manifests/1");
         if looks { Act::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Act::Pass }
@@ -282,7 +283,7 @@ async fn who_was_overtaken_moves_no_tag() {
     let contended = store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await;
     assert!(matches!(contended, Err(Error::Contended(_))), "{contended:?}");
 
-    // What is answered to `HEAD` may be older than what is there.
+    // The response to `HEAD` may be stale.
     proxy.rule(|seen: &Seen| {
         let looks = seen.method == Method::HEAD && seen.path.ends_with("/manifests/1");
         if looks { Act::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Act::Pass }

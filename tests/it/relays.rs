@@ -1,4 +1,4 @@
-//! Who feeds whom, and who must not hold the others up.
+//! Relaying: which region is the source of another, and that slow regions do not delay others.
 
 use appferry::contract::v1::{ErrorCode, RegionState, SynchronizationState, error_detail::Reason};
 use http::StatusCode;
@@ -11,7 +11,7 @@ use crate::harness::{
     until,
 };
 
-/// Four registries, a proxy before each, and limits on the home region.
+/// Four registries, each behind a proxy, and limits on the home region.
 struct Ring {
     running: Running,
     registries: Vec<Registry>,
@@ -58,7 +58,7 @@ impl Ring {
 async fn a_home_region_that_may_feed_one_at_a_time_is_helped_by_those_that_have_the_image() {
     let ring = Ring::build("egress_copies = 1", "").await;
     ring.carried().await;
-    // One after the other, or by a region that has it: two regions can be fed at the same time from the second round on.
+    // Sequentially, or through a region that has the image: two regions can be served at once from the second round on.
     let from_others: u64 = ring.proxies[1..].iter().map(Proxy::down).sum();
     assert!(from_others >= SIZE, "{from_others} bytes came from regions that had it");
     assert!(ring.proxies[0].down() < 3 * SIZE, "{} bytes came from the home region", ring.proxies[0].down());
@@ -99,7 +99,7 @@ async fn a_region_at_one_mebibyte_a_second_holds_nobody() {
     )
     .await;
     let mut site = Site::new().with("cn-shenzhen", proxy.store("apps"), "");
-    // A lease that no machine stands still for: it is looked at whether being slow costs the region an attempt.
+    // A lease that does not expire on a busy machine: this tests whether a slow region loses an attempt.
     site.worker = site.worker.replace("lease_ms = 10000", "lease_ms = 30000\npatience_ms = 500");
     let running = site.start().await;
     let app = running.add("a", &[noise(40 << 20, 1), noise(1 << 20, 2)]).await;
@@ -122,7 +122,7 @@ async fn a_region_at_one_mebibyte_a_second_holds_nobody() {
     running.stop().await;
 }
 
-/// The home region may be away, or have lost a blob, for as long as another region has the image whole.
+/// While another region has the complete image, the home region may be unavailable or have lost a blob.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_its_home_has_lost_comes_from_another_region_that_has_it() {
     let lose: [fn(&std::path::Path); 2] = [
@@ -150,7 +150,7 @@ async fn an_image_that_its_home_has_lost_comes_from_another_region_that_has_it()
     }
 }
 
-/// Without another region that has it, the reason is the home region's.
+/// If no region has the image, the error is the home region's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_no_region_has_any_more_fails_with_the_reason() {
     let running = Site::new().start().await;

@@ -1,4 +1,4 @@
-//! Who may call changes while the service runs, and every decision is written down.
+//! Reloading of credentials and policies at runtime, and the audit log.
 
 use std::{fs, path::PathBuf};
 
@@ -18,7 +18,7 @@ use crate::harness::{
     until,
 };
 
-/// A process on a site, and its configuration's file.
+/// Starts a process on a site, and returns it with the path of its configuration file.
 async fn serve(site: &Site) -> (Served, PathBuf) {
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
@@ -39,14 +39,14 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
     assert_eq!(reason(served.address, SYNC_ONLY).await, "ImageNotFound");
     assert_eq!(reason(served.address, READER).await, "NoPermission");
 
-    // Nothing is done to the process: the file alone has changed.
+    // No signal is sent: the changed file is detected.
     let text = fs::read_to_string(&config).expect("the configuration");
     let changed = text.replace("\"ehpc:Get*\",", "\"ehpc:Get*\",\"ehpc:SynchronizeApp\",");
     assert_ne!(changed, text);
     fs::write(&config, &changed).expect("it is written");
     until("the change", async || (reason(served.address, READER).await == "ImageNotFound").then_some(())).await;
 
-    // One that can't be used is said to be so, with the place, and the one before counts.
+    // An invalid file is reported with the position of the error, and the previous one stays in effect.
     let broken = changed.replace("\"ehpc:SynchronizeApp\"", "\"SynchronizeApp\"");
     fs::write(&config, &broken).expect("it is written");
     until("it to be said", async || log().contains("can't be used").then_some(())).await;
@@ -55,7 +55,7 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
         assert_eq!(reason(served.address, token).await, "ImageNotFound");
     }
 
-    // And a token that is taken away is nobody's.
+    // A removed token is no longer valid.
     let (head, tail) = changed.split_once("[[principal]]\narn = \"acs:ram::1234:role/pipeline\"").expect("it is there");
     let rest = tail.split_once("[[policy]]").map(|(_, rest)| format!("{head}[[policy]]{rest}")).expect("it goes on");
     fs::write(&config, rest).expect("it is written");
@@ -66,7 +66,7 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
     drop(served);
 }
 
-/// What log rotation does: the file is moved away, and the service told.
+/// As log rotation does: the file is renamed, and the service receives SIGHUP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_a_hangup_the_audit_log_is_opened_anew() {
     let site = Site::new();
@@ -83,7 +83,7 @@ async fn at_a_hangup_the_audit_log_is_opened_anew() {
     drop(served);
 }
 
-/// A log whose disk is full holds nobody, and what was decided meanwhile is written once there is room.
+/// While the disk of the audit log is full, calls are not blocked; the pending entries are written once there is space.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decisions_are_kept_while_the_audit_log_cannot_be_written() {
     let site = Site::new();
@@ -181,7 +181,7 @@ async fn what_is_allowed_can_be_left_out_and_what_is_denied_never_is() {
     assert_eq!(lines(&site).iter().map(|line| &line["decision"]).collect::<Vec<_>>(), ["deny", "deny"]);
 }
 
-/// Decisions without a service, with the reasons, and an exit status to go by.
+/// `policy check`: decisions without a service, with reasons, and an exit status.
 #[test]
 fn policy_check_decides_as_the_service_would_and_tells_why() {
     let mut site = Site::new();

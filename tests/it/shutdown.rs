@@ -1,5 +1,5 @@
-//! SIGTERM: nothing more is accepted, what is in flight is answered, leases are handed back, and the process ends with 0 by its
-//! own deadline, whatever its clients do.
+//! SIGTERM: no new call is accepted, calls in flight are answered, leases are released, and the process exits with
+//! status 0 within its deadline, whatever its clients do.
 
 use std::{io::Write as _, net::TcpStream, time::Instant};
 
@@ -24,7 +24,7 @@ async fn serve(site: &Site) -> Served {
 #[tokio::test]
 async fn a_shutdown_answers_its_watchers_and_hands_back_its_copies() {
     let mut site = Site::new();
-    // A copy that is not handed back would have to wait for its lease for longer than the test does.
+    // A lease that is not released would expire after the end of the test.
     site.worker = "lease_ms = 3600000\nheartbeat_ms = 100".to_owned();
     let mut served = serve(&site).await;
     images::write(&site.image(HOME, "a"), &[vec![1; 200 << 20], vec![2; 200 << 20]]);
@@ -65,10 +65,10 @@ async fn a_client_that_does_not_answer_does_not_hold_the_service() {
     let mut site = Site::new();
     site.server = "shutdown_seconds = 2".to_owned();
     let mut served = serve(&site).await;
-    // The preface of HTTP/2 and empty settings; then not a word more, not even when it is told to go away.
+    // Sends the preface and empty SETTINGS, then nothing, not even after GOAWAY.
     let mut silent = TcpStream::connect(served.address).expect("it listens");
     silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("it is sent");
-    // And one that does not even say that much.
+    // A connection that does not even send a preface.
     let mute = TcpStream::connect(served.address).expect("it listens");
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("it answers, so both were accepted");
@@ -94,7 +94,7 @@ async fn calls_are_taken_until_everybody_has_heard_that_it_is_not_ready() {
     served.terminate();
     until("its end to be told", async || (told("/readyz").await == 503).then_some(())).await;
     assert_eq!(told("/livez").await, 200);
-    // On a connection that is made now.
+    // On a new connection.
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let refused = client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is none");
     assert_eq!(refused.code(), Code::NotFound);

@@ -1,4 +1,4 @@
-//! What a process makes sure of when it starts: that it alone serves its file, and that callers can't take all descriptors.
+//! Checks at startup: exclusive use of the SQLite file, and enough file descriptors.
 
 use std::{net::TcpStream, process::Command};
 
@@ -11,7 +11,7 @@ use crate::harness::{
     until,
 };
 
-/// Writes a site's configuration and makes its schema.
+/// Writes a site's configuration and migrates its database.
 fn prepare(site: &Site) -> String {
     let config = site.write_config().to_str().expect("text").to_owned();
     process::stdout(&process::run(site.directory.path(), &["migrate", "--config", &config]));
@@ -29,14 +29,14 @@ async fn a_second_process_on_one_file_is_refused() {
         let why = process::stderr(&refused);
         assert!(why.contains("state.db is in use by another appferry"), "{why}");
     }
-    // What does not serve is not refused.
+    // Commands other than `serve` are not affected.
     process::stdout(&process::run(site.directory.path(), &["migrate", "--config", &config]));
     process::stdout(&process::run(site.directory.path(), &["doctor", "--config", &config]));
     served.kill();
     drop(Served::configured(config.as_ref()).await);
 }
 
-/// A service whose hard limit of descriptors is this.
+/// Returns a service command with this hard limit of file descriptors.
 fn limited(site: &Site, descriptors: u32, config: &str) -> Command {
     let mut command = Command::new("sh");
     let script = format!("ulimit -n {descriptors} && exec \"$@\"");
@@ -54,13 +54,13 @@ async fn idle_connections_do_not_take_the_descriptors_of_stores() {
     assert!(log.contains("server.max_connections is more than the limit") && log.contains("limit=400"), "{log}");
 
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
-    // One that has proved who calls does not give way to those that have not.
+    // An authenticated connection is not closed in favor of unauthenticated ones.
     client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is none");
     images::write(&site.image(HOME, "a"), &[vec![1; 100_000], vec![2; 1_000]]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let idle: Vec<_> = (0..150).map(|_| TcpStream::connect(served.address).expect("the system takes it")).collect();
     let descriptors = format!("/proc/{}/fd", served.id());
-    // As many as it takes, and those of the client; what more there is, waits.
+    // As many as fit, and those of the client; further connections wait in the backlog.
     until("connections", async || {
         let open = std::fs::read_dir(&descriptors).expect("it runs").count();
         (open > 90).then_some(())

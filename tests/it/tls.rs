@@ -1,4 +1,4 @@
-//! TLS: who we are, who they are, and certificates that change while the service runs.
+//! TLS: server and client certificates, and their replacement at runtime.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ use crate::harness::{
 const WORKLOAD: &str = "spiffe://cluster.local/ns/hpc/sa/publisher";
 const NOW: (i64, i64) = (-60, 3_600);
 
-/// A service with a certificate of its own that takes certificates of `clients`.
+/// A service with its own certificate that accepts client certificates of `clients`.
 fn site(foreign: &Foreign, more: &str) -> Site {
     foreign.authority("servers");
     foreign.authority("clients");
@@ -67,7 +67,7 @@ async fn connect(
     connect_counted(running, foreign, certificate, &Arc::default()).await
 }
 
-/// A channel that counts how often it has connected.
+/// A channel that counts its connections.
 async fn connect_counted(
     running: &Running,
     foreign: &Foreign,
@@ -96,7 +96,7 @@ async fn call(channel: Channel, token: Option<&str>) -> Status {
     AppSyncServiceClient::new(channel).synchronize_app(request).await.expect_err("there is no image")
 }
 
-/// What became of a call: who is authenticated and allowed is told that there is no such image.
+/// Returns the reason of the error; an authorized caller receives that the image does not exist.
 async fn reason(channel: Channel, token: Option<&str>) -> String {
     refusal::read(&call(channel, token).await).reason
 }
@@ -106,7 +106,7 @@ async fn a_certificate_says_who_calls() {
     let foreign = Foreign::new();
     let running = site(&foreign, "").start_as(Role::Server).await;
     foreign.authority("strangers");
-    // The name that would count is past what is looked at.
+    // The matching name is beyond the number of names that are read.
     let many: Vec<_> = (0..64).map(|n| format!("n{n}.example.com")).chain(["ci.example.com".to_owned()]).collect();
     let many = many.join(",");
     for (authority, name, names, valid) in [
@@ -129,7 +129,7 @@ async fn a_certificate_says_who_calls() {
         (Some("workload"), "ImageNotFound"),
         (Some("dns"), "ImageNotFound"),
         (Some("nobody"), "InvalidAccessKeyId.NotFound"),
-        // A SPIFFE ID is the whole name: what else stands beside it does not count.
+        // A SPIFFE ID is the whole identity: other names in the certificate are ignored.
         (Some("both"), "InvalidAccessKeyId.NotFound"),
         (None, "MissingCredentials"),
     ] {
@@ -137,13 +137,13 @@ async fn a_certificate_says_who_calls() {
         assert_eq!(reason(channel, None).await, expected, "{certificate:?}");
     }
     for certificate in ["expired", "early", "stranger", "twice", "unparsable", "capitals", "beside", "many"] {
-        // With TLS 1.3 a client hears of it when it uses the connection.
+        // With TLS 1.3, a client notices the rejection on first use of the connection.
         if let Ok(channel) = connect(&running, &foreign, Some(certificate)).await {
             let status = call(channel, None).await;
             assert!(status.details().is_empty() && status.code() != Code::Unauthenticated, "{certificate}: {status:?}");
         }
     }
-    // A token that is shown goes before the certificate.
+    // A token takes precedence over the certificate.
     let channel = connect(&running, &foreign, Some("workload")).await.expect("it is taken");
     assert_eq!(reason(channel.clone(), Some(ADMIN)).await, "ImageNotFound");
     assert_eq!(reason(channel, Some("a-guess")).await, "InvalidAccessKeyId.NotFound");
@@ -173,7 +173,7 @@ async fn certificates_change_and_principals_go_without_a_restart() {
     let channel = connect_counted(&running, &foreign, Some("workload"), &connections).await.expect("it is taken");
     assert_eq!(reason(channel.clone(), None).await, "ImageNotFound");
 
-    // Its name is taken away: the connection that is open stays open, and is no use any more.
+    // The name is removed: the open connection stays open, but has no permissions any more.
     let config = running.site.directory.path().join("appferry.toml");
     let text = fs::read_to_string(&config).expect("the configuration");
     fs::write(&config, text.replace(WORKLOAD, "spiffe://cluster.local/ns/hpc/sa/another")).expect("it is written");
@@ -186,8 +186,7 @@ async fn certificates_change_and_principals_go_without_a_restart() {
         .await;
     assert_eq!(connections.load(Ordering::SeqCst), 1, "no certificate has changed");
 
-    // Another authority in the place of the clients': whoever comes with the old one's certificate is not heard, on whatever
-    // connection.
+    // The client authority is replaced: a certificate of the old one is rejected, on new and on existing connections.
     foreign.authority("successors");
     fs::copy(foreign.file("successors.pem"), foreign.file("clients.pem")).expect("it is replaced");
     until("the old one's to be refused", async || call(channel.clone(), None).await.details().is_empty().then_some(()))
@@ -196,7 +195,7 @@ async fn certificates_change_and_principals_go_without_a_restart() {
     let successor = connect(&running, &foreign, Some("workload")).await.expect("it is taken");
     assert_eq!(reason(successor.clone(), None).await, "ImageNotFound");
 
-    // Half of a pair, as it is while it is being replaced, changes nothing.
+    // During a replacement, certificate and key may not match; that changes nothing.
     let whole = fs::read(foreign.file("server.key")).expect("a key");
     fs::write(foreign.file("server.key"), "-----BEGIN").expect("it is written");
     tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
@@ -206,8 +205,7 @@ async fn certificates_change_and_principals_go_without_a_restart() {
     running.stop().await;
 }
 
-/// The command line by TLS, and what it says where that can't be.
-/// A stream that stays open by itself is what a connection is kept by that does not leave when it is told to.
+/// A connection with an open stream ignores GOAWAY.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_ends_at_once_when_its_issuer_is_taken_out() {
     let foreign = Foreign::new();
@@ -223,10 +221,10 @@ async fn a_connection_ends_at_once_when_its_issuer_is_taken_out() {
     let (mut shown, mut nothing) = (watch(Some("workload")).await, watch(None).await);
     foreign.authority("successors");
     fs::copy(foreign.file("successors.pem"), foreign.file("clients.pem")).expect("it is replaced");
-    // The files are looked at every second.
+    // The files are checked every second.
     let ended = tokio::time::timeout(Duration::from_secs(5), shown.message()).await.expect("it ends");
     ended.expect_err("it is cut");
-    // One that has shown no certificate is told to leave, and its calls go on.
+    // A connection without a client certificate receives GOAWAY, and its calls continue.
     let open = tokio::time::timeout(Duration::from_millis(500), nothing.message()).await;
     assert!(open.is_err(), "{open:?}");
     running.stop().await;

@@ -1,5 +1,5 @@
-//! One trace, from the caller through the stack and the commit to each region's copy, through a crash too; told to a real
-//! collector.
+//! Traces: from the caller through the stack and the commit to each region's copy, also across a crash; received by an
+//! OTLP collector.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -29,12 +29,12 @@ fn command(site: &Site, endpoint: &str) -> Command {
     let config = site.write_config();
     let mut command = process::command(site.directory.path(), &["serve", "--config", "appferry.toml"]);
     process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    // Nothing is sent before the end: what arrives was flushed by the shutdown.
+    // A long export interval: the received spans were flushed by the shutdown.
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "600000");
     command
 }
 
-/// Asks for an image in every region, as part of a caller's trace.
+/// Requests an image in all regions, as part of a caller's trace.
 async fn ask_traced(served: &Served, app: &str) -> String {
     let mut request = Request::new(ask(app, &["cn-beijing", "cn-shanghai", "cn-shenzhen"]));
     let parent = format!("00-{TRACE}-{SPAN}-01").parse().expect("a header");
@@ -61,7 +61,7 @@ async fn a_call_and_its_copies_are_one_trace() {
     assert_eq!(done.state(), SynchronizationState::Succeeded);
     let refused = client.synchronize_app(ask("a", &["nowhere"])).await.expect_err("unknown");
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-    // What has ended by then is sent before the process ends.
+    // Ended spans are exported before the process exits.
     served.terminate();
     assert!(served.ended().await.success());
 
@@ -82,7 +82,7 @@ async fn a_call_and_its_copies_are_one_trace() {
     ] {
         assert_eq!(attribute(call, key).as_deref(), Some(value), "{key}");
     }
-    // A refusal is an answer, and not an error of the server.
+    // A rejection is a response, not an error of the server.
     assert_eq!(attribute(refused, "rpc.response.status_code").as_deref(), Some("INVALID_ARGUMENT"));
     assert_ne!(refused.status.clone().unwrap_or_default().code(), StatusCode::Error);
 
@@ -103,7 +103,7 @@ async fn a_call_and_its_copies_are_one_trace() {
         let told = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
         assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(told.to_string()));
     }
-    // A span a blob and region, with what moved, from where, and at which try.
+    // One span per blob and region, with the size, the source, and the attempt.
     let layer = &images::layers(&site.image(HOME, "a"))[0];
     let blobs = collector.spans(&format!("blob {layer}"));
     assert_eq!(blobs.len(), TARGETS.len(), "{blobs:?}");
@@ -125,7 +125,7 @@ async fn a_call_and_its_copies_are_one_trace() {
     assert!(!fs::read_to_string(&served.log).expect("a log").contains(site::ADMIN), "no secret is logged");
 }
 
-/// What the document shows is drawn from this run: three regions, of which one is away at first.
+/// The diagram in the documentation is drawn from this run: three regions, one of which is unavailable at first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
     let (one, two, mut three) = (Registry::start().await, Registry::start().await, Registry::start().await);
@@ -163,7 +163,7 @@ async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
     assert_eq!((&failed.trace_id, &failed.parent_span_id), (&call.trace_id, &call.span_id));
     assert!(last.parent_span_id.is_empty() && last.links[0].trace_id == call.trace_id, "{last:?}");
 
-    // A request to a registry is a part of what it is made for, and says where it went and how it came out.
+    // A request to a registry is a child of its operation, with the URL and the result.
     let puts: Vec<_> = of(&call.trace_id).into_iter().filter(|span| span.name == "PUT").collect();
     let copy = collector.spans("copy cn-beijing");
     let manifest = puts
@@ -222,7 +222,7 @@ async fn requests_to_a_bucket_are_in_the_trace_without_what_they_are_signed_with
     }
 }
 
-/// The standard variables say what is sampled, and a caller that is not sampled is heeded.
+/// The standard variables configure sampling, and the caller's sampling decision is respected.
 #[tokio::test]
 async fn what_is_not_sampled_is_not_sent() {
     for (sampler, flags, sent) in
@@ -244,7 +244,7 @@ async fn what_is_not_sampled_is_not_sent() {
     }
 }
 
-/// Whoever looks for who asks too much finds it in the spans of the calls that were refused for it.
+/// Throttled calls have spans that identify the caller.
 #[tokio::test]
 async fn who_asked_too_often_is_in_the_span_of_what_was_refused() {
     let mut site = Site::new();
@@ -272,7 +272,7 @@ async fn who_asked_too_often_is_in_the_span_of_what_was_refused() {
 #[tokio::test]
 async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     let mut site = Site::new();
-    // So slow that it is killed in the midst of them, on whatever machine.
+    // Slow enough that the process is killed during the copies, on any machine.
     site.keys = TARGETS.map(|target| (target, "ingress_bytes_per_second = 65536".to_owned())).to_vec();
     let (collector, endpoint) = Collector::start().await;
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
@@ -295,7 +295,7 @@ async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     served.terminate();
     assert!(served.ended().await.success());
     for region in &done.regions {
-        // A machine that stands still for longer than a lease has it taken up once more; the last one is what was told.
+        // On a machine that stalls for longer than a lease, the copy is claimed once more; the last attempt reported.
         assert!(region.attempt >= 2, "{region:?}");
         let mut copies = collector.spans(&format!("copy {}", region.region_id));
         copies.retain(|copy| attribute(copy, "appferry.attempt") == Some(region.attempt.to_string()));
@@ -318,7 +318,7 @@ async fn a_collector_that_is_not_there_costs_calls_nothing_but_their_spans() {
     assert!(served.ended().await.success());
 }
 
-/// What ECS is asked for belongs to the copy that it is asked for; that it is looked at again and again is not told.
+/// Requests to ECS belong to their copy's span; repeated polls have no spans.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_ecs_makes_is_in_the_trace_of_its_call() {
     let ecs = Ecs::start(&[HOME, "cn-beijing"], Duration::from_millis(100)).await;

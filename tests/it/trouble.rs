@@ -1,5 +1,5 @@
-//! The database in trouble: whatever befalls it, calls are answered in time as the contract has it, readiness follows, workers wait
-//! and go on, and nothing that was acknowledged is lost.
+//! Database outages: calls are answered in time with the contract's errors, readiness follows, workers wait and
+//! continue, and no acknowledged call is lost.
 
 use std::{
     process::{Child, Command},
@@ -29,10 +29,10 @@ use crate::harness::{
     until,
 };
 
-/// Longer than any answer may take that the database does not give.
+/// Upper bound for any response while the database does not respond.
 const SOON: Duration = Duration::from_secs(8);
 
-/// A service on a server of its own, with an image to ask for.
+/// Starts a service on its own server, with an image.
 async fn on(url: &str, connections: u32) -> Running {
     let mut site = Site::new().on(url);
     site.more = String::from("[housekeeping]\ninterval_ms = 200\n");
@@ -52,7 +52,7 @@ async fn becomes_ready(running: &Running, wanted: bool) {
     until("readiness", async || (ready(running).await == wanted).then_some(())).await;
 }
 
-/// A call that can't be carried out is told so in time, with when to come again.
+/// Asserts that a call fails in time with UNAVAILABLE and a retry delay.
 async fn is_unavailable(running: &Running) {
     let started = Instant::now();
     let status = running.synchronize("a", &[]).await.expect_err("the database is away");
@@ -62,7 +62,7 @@ async fn is_unavailable(running: &Running) {
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 }
 
-/// Everything works, and what was acknowledged before has come to its end.
+/// Asserts that calls succeed, and that all acknowledged ones have ended.
 async fn works_again(running: &Running, acknowledged: &[String]) {
     becomes_ready(running, true).await;
     let id = until("a call", async || running.synchronize("a", &[]).await.ok()).await;
@@ -96,7 +96,7 @@ async fn a_server_that_hangs_holds_nobody() {
     let running = on(&url, 4).await;
     let id = running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
     running.finished(&id).await;
-    // Every process of the server: connections stay open, and nobody answers.
+    // All processes of the server: connections stay open, and nothing responds.
     let processes = |signal| {
         let children = Command::new("pgrep").args(["-P", &server.pid().to_string()]).output().expect("pgrep runs");
         let children = String::from_utf8_lossy(&children.stdout).lines().filter_map(|line| line.parse().ok()).collect();
@@ -118,7 +118,7 @@ async fn a_server_whose_connections_are_used_up_is_waited_for() {
     let running = on(&server.url("postgres"), 2).await;
     let admin = database::look(&server.url("postgres")).await;
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'appferry'";
-    // The service loses its connections, and others take every place, until it has got none of them back.
+    // The service loses its connections, and other clients take every slot, until it has got none back.
     let mut others = Vec::new();
     until("others to have every connection", async || {
         admin.execute_unprepared(kill).await.expect("they are cut off");
@@ -141,7 +141,7 @@ async fn a_server_whose_connections_are_used_up_is_waited_for() {
     running.stop().await;
 }
 
-/// Sessions are ended by the administrator, again and again, while calls are made.
+/// An administrator repeatedly terminates sessions while calls are made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_are_cut_off_lose_nothing() {
     let server = Postgres::start(&[]);
@@ -173,8 +173,8 @@ async fn sessions_that_are_cut_off_lose_nothing() {
     println!("{:?}", history::replay(&url, &[LEASE]).await);
 }
 
-/// The server that takes writes becomes one that does not, and another one takes its place: connections that were made before lead to
-/// the wrong one.
+/// Failover: the primary becomes a read-only standby and another server is promoted; existing connections lead to the
+/// wrong one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_is_followed() {
     let primary = Postgres::start(&[("wal_level", "replica"), ("max_wal_senders", "4")]);
@@ -191,7 +191,7 @@ async fn a_failover_is_followed() {
     })
     .await;
 
-    // The service is led to the follower, which takes no writes: it is not ready, and says so.
+    // The service is connected to the standby, which is read-only: it is not ready, and reports that.
     switch.turn(follower.port());
     switch.cut();
     is_unavailable(&running).await;
@@ -199,7 +199,7 @@ async fn a_failover_is_followed() {
     follower.promote();
     works_again(&running, &[id]).await;
 
-    // Back again, without a connection being cut: those that lead to the wrong one are given up by the service itself.
+    // Back again, without cutting connections: the service itself closes those that lead to the wrong server.
     let back = Postgres::following(&follower);
     looks.execute_unprepared("ALTER SYSTEM SET default_transaction_read_only = on").await.expect("it is set");
     back.promote();
@@ -212,7 +212,7 @@ async fn a_failover_is_followed() {
     running.stop().await;
 }
 
-/// A server on a disk that is full.
+/// A server on a full disk.
 struct Small {
     server: Child,
     port: u16,
@@ -220,8 +220,8 @@ struct Small {
 }
 
 impl Small {
-    /// Starts a server whose disk has room for a little more than its own files, where only it can see it. Its log is elsewhere: for
-    /// want of room for that a server crashes, and has some again.
+    /// Starts a server whose disk has little free space, in its own mount namespace. Its log is elsewhere: without
+    /// space for the log, the server would crash and free some.
     async fn start(room: &str) -> Self {
         let new = || tempfile::Builder::new().prefix("appferry-small-").tempdir().expect("a directory");
         let (directory, log) = (new(), new());
@@ -249,20 +249,20 @@ impl Small {
 }
 
 impl Small {
-    /// A file on its disk, as the server sees that.
+    /// Returns the path of another file on its disk, as the server's namespace sees it.
     fn other(&self) -> std::path::PathBuf {
         let directory = self.directories[0].path().display();
         format!("/proc/{}/root{directory}/other", self.server.id()).into()
     }
 
-    /// Leaves no room.
+    /// Fills the disk.
     fn fill(&self) {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(self.other()).expect("a file");
         let more = [7; 4_096];
         while std::io::Write::write_all(&mut file, &more).is_ok() {}
     }
 
-    /// Makes room again.
+    /// Frees the disk.
     fn empty(&self) {
         std::fs::remove_file(self.other()).expect("it is there");
     }
@@ -282,10 +282,10 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
     let running = on(&url, 4).await;
     let first = running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
     running.finished(&first).await;
-    // Somebody else fills it up.
+    // Another program fills the disk.
     small.fill();
     until("a call that finds no room", async || {
-        // Again each time: whatever has become free is taken.
+        // Repeated, because space may have been freed.
         small.fill();
         let status = running.synchronize("a", &[]).await.err()?;
         let refused = refusal::read(&status);
@@ -302,7 +302,7 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
     running.stop().await;
 }
 
-/// A worker is stopped in the middle of a copy for longer than its lease, and goes on when another one has finished.
+/// A worker is paused during a copy for longer than its lease, and continues when another worker has finished.
 async fn a_worker_that_was_stopped_changes_nothing(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = fresh(kind, directory.path()).await;
@@ -340,7 +340,7 @@ async fn a_worker_that_was_stopped_changes_nothing(kind: Kind) {
         (log.contains("was canceled or taken over") || log.contains("came too late")).then_some(())
     })
     .await;
-    // It has looked for other work since, and found none.
+    // It has polled since then, and found nothing.
     let again = running.add("b", &[noise(1_000, 3)]).await;
     let next = running.synchronize(&again, &["cn-shanghai"]).await.expect("it is accepted");
     running.finished(&next).await;

@@ -1,4 +1,4 @@
-//! Images that are read again, and replicas that are made good.
+//! Verification: images are read again, and damaged replicas are repaired.
 
 use std::fs;
 
@@ -49,7 +49,7 @@ async fn a_replica_that_is_found_damaged_is_made_good_by_the_next_call() {
     assert_eq!(found.len(), 4);
     assert!(found.iter().all(|f| f.intactness() == Intactness::Intact && f.bytes_read > 500_000), "{found:?}");
 
-    // A byte that has changed; an object that is another one; a blob that has gone.
+    // A changed byte, a replaced object, and a missing blob.
     let layer = images::layers(&running.site.image(HOME, "a"))[0].clone();
     let file = images::blob_path(&running.site.image("cn-beijing", "a"), &layer);
     let mut bytes = fs::read(&file).expect("it is there");
@@ -77,7 +77,7 @@ async fn a_replica_that_is_found_damaged_is_made_good_by_the_next_call() {
     running.stop().await;
 }
 
-/// The distribution project's registry keeps the blob that it has by a digest, whatever it is sent: that is told.
+/// The distribution project's registry ignores uploads of a blob that it has: the error says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_keeps_a_damaged_blob_is_not_believed() {
     let registry = Registry::start().await;

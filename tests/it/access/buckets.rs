@@ -1,4 +1,5 @@
-//! Buckets as their owners configure them: with Object Lock and versions, for keys that may do little, and with what their services say.
+//! Buckets with restricted access: Object Lock and versioning, keys with few permissions, and the errors that S3
+//! returns.
 
 use std::{
     fs,
@@ -16,14 +17,14 @@ use crate::harness::{
     site::{Running, Site},
 };
 
-/// An error as S3 tells it.
+/// Returns an error response in S3's format.
 fn refusal(status: u16, code: &str, message: &str) -> Act {
     let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
     let headers = vec![("content-type", "application/xml".to_owned())];
     Act::Answer(StatusCode::from_u16(status).expect("a status"), headers, body)
 }
 
-/// Layers of which one goes in parts.
+/// Returns layers, one of which is large enough for a multipart upload.
 fn layers(seed: u64) -> Vec<Vec<u8>> {
     vec![noise(300_000, seed), noise(17 << 20, seed + 1)]
 }
@@ -32,7 +33,7 @@ fn layers(seed: u64) -> Vec<Vec<u8>> {
 async fn a_bucket_with_object_lock_takes_images() {
     let bucket = Bucket::start().await;
     bucket.make_locked("locked");
-    // As S3 itself does it (Amazon S3, "Object Lock considerations"): the server here is less strict.
+    // As S3 does (Amazon S3, "Object Lock considerations"); MinIO is less strict.
     let strict = |seen: &Seen| {
         let is_signed = seen.authorization.as_ref().is_some_and(|signed| signed.contains("x-amz-checksum-"));
         if seen.method == Method::PUT && !is_signed {
@@ -61,7 +62,7 @@ async fn a_bucket_with_object_lock_takes_images() {
     running.stop().await;
 }
 
-/// A site with a bucket for a temporary key that may do some things and no others.
+/// Starts a service whose bucket is accessed with a temporary key that is restricted to `actions`.
 async fn restricted(bucket: &Bucket, actions: &[&str]) -> Running {
     let site = Site::new();
     let file = site.directory.path().join("credentials");
@@ -85,7 +86,7 @@ async fn a_key_that_may_not_list_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_known_to_be_missing_is_not_written_over() {
     let bucket = Bucket::start().await;
-    // It may not read: whether another image bears the name can't be known.
+    // Without read permission, the service cannot tell whether another image has the name.
     let running = restricted(&bucket, &["s3:PutObject"]).await;
     let app = running.add("a", &layers(1)).await;
     let theirs = bytes::Bytes::from_static(b"{\"schemaVersion\":2,\"manifests\":[]}");
@@ -108,7 +109,7 @@ async fn a_permission_that_is_missing_is_named_and_enough_once_it_is_granted() {
     let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let message = told(&running.finished(&request).await, "cn-beijing");
     assert!(message.contains("AccessDenied") && message.contains("need s3:PutObject"), "{message}");
-    // The key's successor comes by its file, without a restart.
+    // The key file is replaced, and the service reads the new key without a restart.
     let granted = bucket.temporary_key(&["s3:GetObject", "s3:ListBucket", "s3:PutObject"]);
     fs::write(running.site.directory.path().join("credentials"), granted).expect("a file");
     carried(&running, &app, &["cn-beijing"]).await;

@@ -1,4 +1,4 @@
-//! Stores that are reached by way of a proxy, and none that must not be reached at all.
+//! Stores behind an HTTP proxy, and addresses that must not be contacted at all.
 
 use std::{fs, sync::Arc};
 
@@ -113,7 +113,7 @@ async fn the_proxy_is_not_asked_for_what_is_never_contacted() {
     let refused = root(None, "registry+http://registry.test/apps", false).await.expect_err("it leads nowhere");
     assert!(refused.to_string().contains("network.proxy_resolves = true"), "{refused}");
     assert_eq!(forward.asked(), Vec::new());
-    // What the message says is done.
+    // The step that the message suggests.
     let there = root(None, "registry+http://registry.test/apps", true).await.expect("it answers");
     assert!(there.is_none() && forward.asked().len() == 1);
     root(Some("192.0.2.1:0"), "registry+http://registry.test/apps", false).await.expect("it answers");

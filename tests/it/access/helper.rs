@@ -1,4 +1,4 @@
-//! A credential helper as people use it: the one that keeps passwords by `pass` and `gpg`.
+//! A real credential helper: docker-credential-pass, which stores passwords with `pass` and `gpg`.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::harness::{
     site::{ADMIN, HOME, Site, app_sync, ask, finished, images_client, register},
 };
 
-/// Somebody's key ring and password store. The agent of `gpg` ends with it.
+/// A GnuPG key ring and a password store. Stops `gpg-agent` when dropped.
 struct Keeper {
     directory: tempfile::TempDir,
 }
@@ -103,7 +103,7 @@ async fn a_helper_that_docker_knows_hands_out_what_it_keeps() {
         let request = client.synchronize_app(ask("a", &["cn-beijing", "cn-shanghai"])).await.expect("it is accepted");
         finished(&mut client, &request.into_inner().request_id).await
     };
-    // What is told is to be done, and is done.
+    // Takes the step that the message suggests.
     let done = synchronized().await;
     for (region, registry) in [("cn-beijing", &named), ("cn-shanghai", &configured)] {
         let message = told(&done, region);

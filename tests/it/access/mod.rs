@@ -1,4 +1,4 @@
-//! How stores are reached: with credentials that end, with few permissions, by way of a proxy; and what is told where it can't be done.
+//! Access to stores: expiring credentials, few permissions, proxies, and the errors when access fails.
 
 mod buckets;
 mod egress;
@@ -10,7 +10,7 @@ use appferry::contract::v1::{RegionState, Synchronization, SynchronizationState}
 
 use crate::harness::site::Running;
 
-/// Synchronizes an image to regions, which must come out well at the first attempt.
+/// Synchronizes an image to regions, which must succeed at the first attempt.
 async fn carried(running: &Running, app: &str, regions: &[&str]) {
     let request = running.synchronize(app, regions).await.expect("it is accepted");
     let done = running.finished(&request).await;
@@ -18,7 +18,7 @@ async fn carried(running: &Running, app: &str, regions: &[&str]) {
     assert!(done.regions.iter().all(|region| region.attempt == 1), "{done:?}");
 }
 
-/// What is told of a region in which a synchronization has failed.
+/// Returns the message of a region whose synchronization failed.
 fn told(done: &Synchronization, region: &str) -> String {
     let region = done.regions.iter().find(|found| found.region_id == region).expect("the region");
     assert_eq!(region.state(), RegionState::Failed, "{done:?}");

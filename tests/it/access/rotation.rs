@@ -1,4 +1,4 @@
-//! Credentials that end while a copy goes on: a registry whose tokens and passwords are good for five seconds.
+//! Credentials that expire during a copy: a registry whose tokens and passwords are valid for five seconds.
 
 use std::{
     fs,
@@ -19,19 +19,19 @@ use crate::harness::{
     site::{HOME, Site, finished_within},
 };
 
-/// How long everything is good for that these registries are shown.
+/// Lifetime in milliseconds of every credential that these registries accept.
 const LIFE: i64 = 5_000;
 
 fn now() -> i64 {
     Clock::system().now().as_millis()
 }
 
-/// Whether a text is a time of at most [`LIFE`] ago: so are the passwords and tokens of these tests.
+/// Returns whether a text is a timestamp at most [`LIFE`] old. The passwords and tokens of these tests are timestamps.
 fn is_fresh(text: &str) -> bool {
     text.parse::<i64>().is_ok_and(|since| (0..LIFE).contains(&(now() - since)))
 }
 
-/// The password that a request shows as `bob`'s.
+/// Returns the password that a request presents for `bob`.
 fn password(seen: &Seen) -> Option<String> {
     let basic = seen.authorization.as_ref()?.strip_prefix("Basic ")?;
     String::from_utf8(STANDARD.decode(basic).ok()?).ok()?.strip_prefix("bob:").map(str::to_owned)
@@ -41,7 +41,7 @@ fn refuse(challenge: &str) -> Act {
     Act::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
 }
 
-/// A registry that takes passwords which are times, and are not over.
+/// Starts a registry that accepts timestamps that have not expired as passwords.
 async fn basic(upstream: &Registry) -> Proxy {
     Proxy::start(upstream.address, |seen| {
         if password(seen).is_some_and(|password| is_fresh(&password)) { Act::Pass } else { refuse("Basic realm=\"r\"") }
@@ -49,8 +49,8 @@ async fn basic(upstream: &Registry) -> Proxy {
     .await
 }
 
-/// A registry that takes tokens which are times and are not over, and hands them out to whoever has such a password. Whether it tells
-/// how long they are good for, it says so.
+/// Starts a registry that accepts timestamps that have not expired as tokens, and issues them for such a password.
+/// `tells` sets whether the token response states the lifetime.
 async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
     Proxy::start(upstream.address, move |seen| {
         if seen.path.starts_with("/token") {
@@ -65,7 +65,7 @@ async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
     .await
 }
 
-/// A credential helper whose passwords are the time; it writes down that it ran.
+/// Writes a credential helper whose passwords are the current time, and which records that it ran.
 fn helper(directory: &Path) -> PathBuf {
     let path = directory.join("docker-credential-clock");
     let script = format!(
@@ -77,7 +77,7 @@ fn helper(directory: &Path) -> PathBuf {
     path
 }
 
-/// A file whose content becomes the time again and again, each time in one step.
+/// Repeatedly replaces a file's content by the current time, each time atomically.
 fn rewritten(path: PathBuf) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         loop {
@@ -108,7 +108,7 @@ async fn credentials_of_five_seconds_last_through_a_copy_of_sixty() {
         )
         .start()
         .await;
-    // One blob goes in chunks, each of which takes longer than anything is good for; the others one by one.
+    // One blob is sent in chunks, each of which takes longer than a credential lives; the others are sent whole.
     let mut layers: Vec<_> = (1..20).map(|seed| noise(1 << 20, seed)).collect();
     layers.push(noise(101 << 20, 20));
     let app = running.add("a", &layers).await;
@@ -143,7 +143,7 @@ async fn a_password_that_was_replaced_is_shown_without_a_restart() {
     let [file, docker] = ["password", "config.json"].map(|name| site.directory.path().join(name));
     let write = |password: &str| {
         fs::write(&file, password).expect("a file");
-        // As `docker login` may have written it: with capitals and a scheme.
+        // In a form that `docker login` may write: with capitals and a scheme.
         let auth = STANDARD.encode(format!("bob:{password}"));
         let key = format!("HTTP://{}/v2/", proxy.address);
         let config = serde_json::json!({ "auths": { key: { "auth": auth } } });
@@ -159,7 +159,7 @@ async fn a_password_that_was_replaced_is_shown_without_a_restart() {
     let first = running.add("first", &[noise(100_000, 1)]).await;
     carried(&running, &first, &regions).await;
 
-    // The registry has another password by now, and the files not yet: that is told at once.
+    // The registry's password changed before the files did; this fails at once.
     *wanted.lock().expect("no panic") = "two";
     let second = running.add("second", &[noise(100_000, 2)]).await;
     let request = running.synchronize(&second, &regions).await.expect("it is accepted");

@@ -1,4 +1,4 @@
-//! What is told where something can't be done is what helps: each of these tests does it.
+//! Error messages suggest a remedy, and the remedy works: each test applies it.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::harness::{
     site::{ADMIN, HOME, Running, Site},
 };
 
-/// A certificate for a name and its key, made by openssl as it was at some time, for two days.
+/// Generates a certificate and its key with openssl, valid for two days from `time`.
 pub fn certificate(directory: &Path, name: &str, time: &str) -> [String; 2] {
     let [certificate, key] =
         ["pem", "key"].map(|end| directory.join(format!("{name}-{time}.{end}")).display().to_string());
@@ -46,7 +46,7 @@ pub fn certificate(directory: &Path, name: &str, time: &str) -> [String; 2] {
     [certificate, key]
 }
 
-/// A registry with TLS, which says that it is somewhere.
+/// Starts a registry with TLS that states `says` as its own address.
 async fn registry([certificate, key]: &[String; 2], says: &str) -> Registry {
     Registry::start_with(&format!("  host: {says}\n  tls:\n    certificate: {certificate}\n    key: {key}")).await
 }
@@ -56,7 +56,7 @@ async fn a_registry_that_does_not_know_of_its_tls_is_asked_with_it() {
     let mut site = Site::new();
     let files = certificate(site.directory.path(), "one.apps.test", "now");
     let other = certificate(site.directory.path(), "two.apps.test", "now");
-    // Whatever ends TLS before it has not told it.
+    // A proxy that terminates TLS may leave the registry unaware of it.
     let (one, two) =
         (registry(&files, "http://one.apps.test").await, registry(&other, "http://elsewhere.apps.test").await);
     let forward = Forward::start(&[("one.apps.test:443", one.address), ("two.apps.test:443", two.address)]).await;
@@ -77,7 +77,7 @@ async fn a_registry_that_does_not_know_of_its_tls_is_asked_with_it() {
         message.contains("http://elsewhere.apps.test, without TLS") && message.contains("a path alone"),
         "{message}"
     );
-    // It names a path alone.
+    // The registry returns a relative location.
     let mended = Registry::start_with(&format!(
         "  relativeurls: true\n  tls:\n    certificate: {}\n    key: {}",
         other[0], other[1]

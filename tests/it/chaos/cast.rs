@@ -1,4 +1,4 @@
-//! Who takes part: servers, workers, a database behind a switch, and registries.
+//! The processes of a run: servers, workers, a database behind a TCP switch, and registries.
 
 use std::{
     fs::File,
@@ -21,20 +21,20 @@ use crate::harness::{
     until,
 };
 
-/// A region whose copies are few at a time.
+/// A region with a low limit of concurrent copies.
 pub const NARROW: &str = "cn-shenzhen";
 
-/// The region on a disk that can be frozen.
+/// The region whose disk can be frozen.
 pub const DISK: &str = "cn-beijing";
 
-/// A region that is taken out of the configuration and put back. Calls that name no regions ask for it.
+/// A region that is removed from the configuration and restored. Calls without regions include it.
 pub const PASSING: &str = "cn-chengdu";
 
 /// One process of the service.
 #[derive(Debug)]
 pub struct Member {
     role: &'static str,
-    /// Where it listens, if it does.
+    /// The address of a server; `None` for a worker.
     pub address: Option<SocketAddr>,
     child: Option<Child>,
     log: PathBuf,
@@ -42,7 +42,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Starts it, if it does not run. It may end by itself: the database may be away.
+    /// Starts the process unless it runs. It may exit by itself while the database is unavailable.
     pub fn start(&mut self) {
         let running = self.child.as_mut().is_some_and(|child| child.try_wait().expect("a child").is_none());
         if running {
@@ -57,7 +57,7 @@ impl Member {
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program starts"));
     }
 
-    /// Kills it. Returns whether it ran.
+    /// Kills the process. Returns whether it ran.
     pub fn kill(&mut self) -> bool {
         let Some(mut child) = self.child.take() else { return false };
         let ran = child.try_wait().expect("a child").is_none();
@@ -73,7 +73,7 @@ impl Member {
         }
     }
 
-    /// Whether it has said so.
+    /// Returns whether its log contains a text.
     pub fn has_logged(&self, text: &str) -> bool {
         std::fs::read_to_string(&self.log).unwrap_or_default().contains(text)
     }
@@ -86,23 +86,23 @@ impl Drop for Member {
     }
 }
 
-/// Everybody.
+/// Everything that runs.
 #[derive(Debug)]
 pub struct Cast {
     pub site: Site,
     pub database: Postgres,
     pub switch: Switch,
     pub registries: Vec<Registry>,
-    /// The disk of one region, where one can be made.
+    /// The freezable disk of one region, if this process may mount one.
     pub disk: Option<FreezableDisk>,
-    /// Servers first.
+    /// The processes, servers first.
     pub members: Vec<Member>,
 }
 
 pub const SERVERS: usize = 3;
 const WORKERS: usize = 3;
 
-/// How often the leader looks after everything; what no process has configured for twelve times as long is suspended.
+/// Interval of the leader's maintenance; a region that no process has configured for twelve intervals is suspended.
 const HOUSEKEEPING: &str = "[housekeeping]\ninterval_ms = 500\n";
 
 fn passing_region(site: &Site) -> String {
@@ -123,7 +123,7 @@ impl Cast {
         );
         site.server = String::from("max_in_flight = 256\nshutdown_seconds = 5");
         site.database = String::from("timeout_ms = 2000");
-        // What fails because a store is away is tried until it is back.
+        // Enough attempts to retry until an unavailable store is back.
         site.worker = format!(
             "lease_ms = {}\nstall_ms = {}\nheartbeat_ms = 300\npoll_ms = 500\nconcurrency = 8\nattempts = 100000\nretry_first_ms = 300\n\
              retry_longest_ms = 3000",
@@ -156,7 +156,7 @@ impl Cast {
         self.site.directory.path()
     }
 
-    /// The database itself, past the switch.
+    /// Returns the URL of the database, bypassing the switch.
     pub fn url(&self) -> String {
         self.database.url("postgres")
     }
@@ -169,7 +169,7 @@ impl Cast {
         self.site.region(HOME)
     }
 
-    /// Where a region has the layout of an image.
+    /// Returns the path of an image's layout in a region.
     pub fn layout(&self, region: &str, image: &str) -> PathBuf {
         match &self.disk {
             Some(disk) if region == DISK => disk.path().join(image),
@@ -177,7 +177,8 @@ impl Cast {
         }
     }
 
-    /// Takes the passing region out of the configuration of every process, or puts it back. Returns how many were killed for that.
+    /// Adds the region to, or removes it from, the configuration of every process. Returns how many processes were
+    /// killed for that.
     pub fn configure_passing_region(&mut self, is_in: bool) -> usize {
         let region = if is_in { passing_region(&self.site) } else { String::new() };
         self.site.more = HOUSEKEEPING.to_owned() + &region;
@@ -190,12 +191,12 @@ impl Cast {
         killed.sum()
     }
 
-    /// Whether some process has said so.
+    /// Returns whether the log of any process contains a text.
     pub fn has_logged(&self, text: &str) -> bool {
         self.members.iter().any(|member| member.has_logged(text))
     }
 
-    /// Brings everybody back, and waits until all servers listen.
+    /// Restarts everything that does not run, and waits until all servers listen.
     pub async fn heal(&mut self) {
         let members = &mut self.members;
         until("the service", async || {

@@ -1,8 +1,8 @@
-//! Chaos: three servers and three workers on one PostgreSQL, clients calling, registries serving, and a seeded schedule of whatever can
-//! happen to them. At the end everything that was acknowledged must have come to its end, and every image that is said to be there
-//! must be there, byte by byte.
+//! Chaos test: three servers and three workers on one PostgreSQL, clients, registries, and a seeded schedule of
+//! failures. At the end every acknowledged call must have ended, and every image that is reported AVAILABLE must be
+//! complete, byte by byte.
 //!
-//! `scripts/chaos [--minutes N] [--seed S]` runs it for as long as one likes; a short run is one of the tests.
+//! `scripts/chaos [--minutes N] [--seed S]` runs it for a chosen duration; a short run is part of the test suite.
 
 mod cast;
 mod clients;
@@ -20,22 +20,22 @@ use crate::harness::history;
 
 pub use schedule::Act;
 
-/// How long a claim is good for.
+/// Lease duration of a claim.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// How long a copy may show no progress.
+/// Time after which a copy without progress counts as stalled.
 const STALL: Duration = Duration::from_secs(2);
 
-/// A run.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub struct Run {
     pub seed: u64,
     pub lasts: Duration,
-    /// What happens, each once, before the dice decide.
+    /// Scenarios that run once each, before the random ones.
     pub first: Vec<Act>,
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Debug, Default)]
 pub struct Figures {
     pub seed: u64,
@@ -45,13 +45,13 @@ pub struct Figures {
     pub kills: usize,
     pub acts: Vec<(&'static str, usize)>,
     pub notes: Vec<String>,
-    /// Calls that were acknowledged and that the database does not know, or that have not ended.
+    /// Acknowledged calls that the database lacks or that have not ended.
     pub lost: Vec<String>,
-    /// Calls that ended otherwise than they must.
+    /// Calls with a wrong outcome.
     pub wrong: Vec<String>,
-    /// Replicas that are said to be there and are not, or are damaged.
+    /// Replicas that are reported AVAILABLE and are missing or damaged.
     pub damaged: Vec<String>,
-    /// Replicas that were read again.
+    /// Replicas that were verified.
     pub verified: usize,
     pub steps: usize,
     pub events: Vec<(&'static str, usize)>,
@@ -86,13 +86,13 @@ impl fmt::Display for Figures {
 }
 
 impl Figures {
-    /// Whether every promise was kept.
+    /// Returns whether every guarantee held.
     pub fn kept(&self) -> bool {
         self.lost.is_empty() && self.wrong.is_empty() && self.damaged.is_empty()
     }
 }
 
-/// Runs it, and judges.
+/// Runs the schedule and checks the outcome.
 pub async fn run(run: Run) -> Figures {
     let mut random = StdRng::seed_from_u64(run.seed);
     let mut figures = Figures { seed: run.seed, ..Figures::default() };

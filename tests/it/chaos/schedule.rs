@@ -1,5 +1,5 @@
-//! What happens, and when: drawn from a seed. The scenarios are named as in the comparison of PostgreSQL queues that covers most
-//! (`hardbyte/postgresql-job-queue-benchmarking`), and there are a few more.
+//! The schedule of failures, drawn from a seed. Scenarios that occur in the most comprehensive comparison of PostgreSQL
+//! queues (`hardbyte/postgresql-job-queue-benchmarking`) have its names.
 
 use std::{
     collections::BTreeMap,
@@ -19,46 +19,46 @@ use super::{
 };
 use crate::harness::database;
 
-/// Something that happens.
+/// A failure scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// A worker is killed, and comes back a little later.
+    /// A worker is killed and restarted later.
     CrashRecovery,
     /// A server is killed.
     ServerKill,
-    /// The same process is killed again and again.
+    /// One process is killed repeatedly.
     RepeatedKills,
-    /// PostgreSQL is restarted, orderly or not.
+    /// PostgreSQL is restarted, gracefully or not.
     PostgresRestart,
-    /// Sessions are ended by the administrator.
+    /// An administrator terminates sessions.
     BackendKill,
-    /// Whoever keeps house is killed.
+    /// The leader is killed.
     LeaderFailover,
-    /// Others take every connection that there is.
+    /// Other clients take every connection of the database.
     PoolExhaustion,
-    /// A registry is away: everything that goes there fails and is tried again.
+    /// A registry is unavailable: every copy to it fails and is retried.
     RetryStorm,
-    /// More waits for one region than it takes; another one must not wait for that.
+    /// One region has more pending copies than it can take; another region must not wait for them.
     Starvation,
-    /// A process is stopped for longer than its leases last, and goes on.
+    /// A process is paused for longer than its leases, and then continues.
     Paused,
     /// Every connection to the database is cut.
     ConnectionCuts,
-    /// A transaction is left open that sees how everything was before.
+    /// An open transaction holds an old snapshot.
     IdleTransaction,
-    /// More calls than usual by far.
+    /// Far more calls than usual.
     SustainedOverload,
-    /// Readers that never rest, and a long query.
+    /// Readers without pauses, and a long query.
     ActiveReaders,
-    /// A registry takes connections and does not answer.
+    /// A registry accepts connections and does not respond.
     SilentStore,
-    /// The disk of a region hangs in every write. Without root, nothing happens.
+    /// The disk of a region blocks every write. Skipped without root.
     FrozenDisk,
-    /// An image is removed while it is asked for, and another one registered by its id.
+    /// An image is removed while it is requested, and another one is registered under its id.
     RemovalRace,
-    /// The database's clock is set, forward or back.
+    /// The database's clock is set forward or back.
     ClockStep,
-    /// A region whose store is away is taken out of the configuration of all processes, and put back.
+    /// A region whose store is unavailable is removed from the configuration of all processes, and restored.
     RegionTakenOut,
 }
 
@@ -109,7 +109,7 @@ impl Act {
         }
     }
 
-    /// How often it is drawn, beside the others.
+    /// The relative probability of the scenario.
     fn weight(self) -> u32 {
         match self {
             Self::CrashRecovery | Self::ServerKill | Self::RepeatedKills => 6,
@@ -119,7 +119,7 @@ impl Act {
     }
 }
 
-/// Plays the schedule.
+/// Runs the schedule.
 pub async fn play(cast: &mut Cast, clients: &Clients, run: &Run, random: &mut StdRng, figures: &mut Figures) {
     let until = Instant::now() + run.lasts;
     let mut acts: BTreeMap<&'static str, usize> = BTreeMap::new();
@@ -133,7 +133,7 @@ pub async fn play(cast: &mut Cast, clients: &Clients, run: &Run, random: &mut St
         };
         *acts.entry(act.name()).or_default() += 1;
         figures.kills += perform(act, cast, clients, random, figures).await;
-        // Whoever died meanwhile, because the database was away when it started, is started again.
+        // Restarts processes that exited because the database was unavailable when they started.
         for member in &mut cast.members {
             member.start();
         }
@@ -147,7 +147,7 @@ pub async fn play(cast: &mut Cast, clients: &Clients, run: &Run, random: &mut St
     figures.unavailable = clients.shared.unavailable.load(Ordering::Relaxed);
 }
 
-/// Lets something happen, and returns how many processes were killed.
+/// Runs one scenario, and returns how many processes were killed.
 async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdRng, figures: &mut Figures) -> usize {
     let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
     let mut kills = 0;
@@ -192,7 +192,7 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
         Act::SilentStore => {
             let registry = &cast.registries[random.random_range(0..cast.registries.len())];
             registry.signal(Signal::STOP);
-            // Longer than a copy may show no progress.
+            // Longer than the stall timeout.
             sleep(STALL + millis(random, 500..4_000)).await;
             registry.signal(Signal::CONT);
         }
@@ -237,7 +237,7 @@ async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdR
     kills
 }
 
-/// Kills a process, once or several times over, and starts it again. Returns how often.
+/// Kills a process once or several times, and restarts it. Returns the number of kills.
 async fn kill_some(act: Act, cast: &mut Cast, random: &mut StdRng) -> usize {
     let members = match act {
         Act::ServerKill => 0..SERVERS,
@@ -256,8 +256,8 @@ async fn kill_some(act: Act, cast: &mut Cast, random: &mut StdRng) -> usize {
     kills
 }
 
-/// Takes a region out while its store is away, so that copies wait for it, until they have been suspended; then both come back. Returns how
-/// many processes were killed.
+/// Removes a region from the configuration while its store is unavailable, until its pending copies have been
+/// suspended; then restores both. Returns how many processes were killed.
 async fn take_region_out(cast: &mut Cast, figures: &mut Figures) -> usize {
     let (store, away) = (cast.site.region(PASSING), cast.site.region("away"));
     std::fs::rename(&store, &away).expect("its store goes away");
@@ -265,7 +265,7 @@ async fn take_region_out(cast: &mut Cast, figures: &mut Figures) -> usize {
     let mut kills = cast.configure_passing_region(false);
     let suspended = format!("region is not configured any more; its copies are suspended region={PASSING}");
     let since = Instant::now();
-    // Whoever leads then may have been told so already, or have nothing to suspend.
+    // The current leader may have suspended the copies before, or have none to suspend.
     while !cast.has_logged(&suspended) && since.elapsed() < Duration::from_secs(15) {
         sleep(Duration::from_millis(200)).await;
     }
@@ -275,7 +275,7 @@ async fn take_region_out(cast: &mut Cast, figures: &mut Figures) -> usize {
     kills
 }
 
-/// What is done to the database beside killing it.
+/// Puts load on the database, or cuts it off, without killing it.
 async fn burden(act: Act, cast: &Cast, clients: &Clients, random: &mut StdRng) {
     let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
     match act {
@@ -314,7 +314,7 @@ async fn admin(cast: &Cast) -> Option<DatabaseConnection> {
     sea_orm::Database::connect(options).await.ok()
 }
 
-/// Whoever keeps house.
+/// Returns the current leader.
 async fn holder(cast: &Cast) -> Option<String> {
     let db = database::look(&cast.url()).await;
     let ask = "SELECT holder FROM duty WHERE held_until > 0".to_owned();
@@ -322,7 +322,7 @@ async fn holder(cast: &Cast) -> Option<String> {
     row.try_get("", "holder").ok()
 }
 
-/// Takes every connection that there is.
+/// Takes every free connection of the database.
 async fn take_connections(cast: &Cast) -> Vec<DatabaseConnection> {
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'appferry'";
     let Some(killer) = admin(cast).await else { return Vec::new() };

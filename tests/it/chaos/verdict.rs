@@ -1,5 +1,5 @@
-//! What must be so at the end: every call that was acknowledged has ended as it must, and every replica that is said to be there is
-//! there, with every byte.
+//! The final check: every acknowledged call has ended with the right outcome, and every replica that is reported
+//! AVAILABLE is complete.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Figures, cast::Cast, ledger::Ledger};
 use crate::harness::{database, images};
 
-/// How long what was accepted may take to its end, once nothing happens any more.
+/// Deadline for all accepted work to end after the last failure.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
@@ -21,7 +21,7 @@ pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
     }
     figures.notes.push(format!("all of it had ended {:?} after nothing happened any more", started.elapsed()));
 
-    // What the ledger has, against what the database has.
+    // Compares the ledger with the database.
     let mut states: HashMap<String, (String, String)> = HashMap::new();
     for row in rows(&db, "SELECT upper(request_id::text) AS id, state, image_id FROM synchronization").await {
         let text = |column: &str| row.try_get::<String>("", column).expect("text");
@@ -51,7 +51,7 @@ pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
             }
         }
     }
-    // What was told of each region, against what the call was told of all.
+    // Compares the state of each region with the state of its call.
     let contradictions = "SELECT upper(s.request_id::text) AS id FROM synchronization AS s \
         LEFT JOIN synchronization_target AS t USING (request_id) GROUP BY s.request_id, s.state, s.targets \
         HAVING (s.state = 'SUCCEEDED' AND bool_or(t.status <> 'AVAILABLE')) \
@@ -59,7 +59,7 @@ pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
     for row in rows(&db, contradictions).await {
         figures.wrong.push(format!("{}: its regions tell otherwise", row.try_get::<String>("", "id").expect("text")));
     }
-    // A region that a call was told to have the image has it.
+    // A region that was reported to have the image has it.
     let gone = "SELECT upper(t.request_id::text) AS id FROM synchronization_target AS t JOIN synchronization AS s USING (request_id) \
         JOIN replica AS r ON r.image_id = s.image_id AND r.region_id = t.region_id \
         WHERE t.status = 'AVAILABLE' AND r.state <> 'AVAILABLE'";
@@ -110,7 +110,7 @@ fn in_directory(layout: &std::path::Path, root: &str) -> Result<(), String> {
     if read == root { Ok(()) } else { Err(format!("its root is {read}")) }
 }
 
-/// Reads an image as everybody does who pulls it.
+/// Pulls an image as any client does.
 async fn in_registry(client: &reqwest::Client, host: &str, image: &str, root: &str) -> Result<(), String> {
     let get = async |path: String| {
         let request = client.get(format!("http://{host}/v2/apps/images/{path}")).header("accept", images::MANIFEST);

@@ -1,4 +1,4 @@
-//! What is kept, for how long, and by whom it is cleared away.
+//! Maintenance: retention, leader election, and pruning.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -36,7 +36,7 @@ async fn house_is_kept_by_one(kind: Kind) {
     two.housekeeping_leave(&second).await.expect("it answers");
     assert!(one.housekeeping_take(&first, LEASE).await.expect("it answers"), "who leaves need not be waited for");
 
-    // Eight at once: one.
+    // Eight concurrent attempts: one is elected.
     two.housekeeping_leave(&first).await.expect("it answers");
     let mut takers = tokio::task::JoinSet::new();
     for n in 0..8 {
@@ -74,7 +74,7 @@ async fn what_was_left_behind_is_rescued_and_what_is_old_forgotten(kind: Kind) {
     bench.end().await;
 }
 
-/// How long a synchronization is kept counts from its end, however long ago it was accepted.
+/// The retention of a synchronization counts from its end, not from its acceptance.
 async fn what_ended_just_now_is_kept(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
@@ -113,7 +113,7 @@ async fn uploads_are_remembered(kind: Kind) {
     bench.end().await;
 }
 
-/// A nonce is new to one of all processes, once, until no request can have it any more.
+/// A nonce is accepted once by all processes together, until no valid request can have it any more.
 async fn a_nonce_is_taken_once(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let states = [bench.process().await, bench.process().await];
@@ -133,13 +133,14 @@ async fn a_nonce_is_taken_once(kind: Kind) {
     assert_eq!(states[0].nonce_prune().await.expect("it is done"), 1);
     assert!(states[1].nonce_remember(&nonce("old", now - hour)).await.expect("it is new again"));
     assert!(!states[1].nonce_remember(&nonce("new", now + hour)).await.expect("it is known"));
-    // Another key may use the same.
+    // Another key may use the same nonce.
     let of_another = Nonce { access_key_id: "LTAJ".into(), ..nonce("new", now + hour) };
     assert!(states[1].nonce_remember(&of_another).await.expect("it is new"));
     bench.end().await;
 }
 
-/// What ECS makes is known to whoever claims next, and given up once nobody wants it; whoever was overtaken changes none of it.
+/// The ECS copies of a replica are known to its next claim, and are abandoned when no call needs them; a claim with an
+/// old fence changes none of them.
 async fn copies_of_ecs_are_remembered(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
@@ -167,7 +168,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let stale = state.ecs_copy_note(&a, &one, fence - 1, &copy).await.expect("it answers");
     assert!(stale.is_err(), "an old claim changes nothing");
 
-    // Canceled: whoever keeps house gives it up, once.
+    // Canceled: the leader abandons it, once.
     state.synchronization_cancel(id).await.expect("it is canceled");
     assert!(state.ecs_copy_note(&a, &one, fence, &copy).await.expect("it answers").is_err());
     assert_eq!(state.ecs_copy_abandoned().await.expect("it answers"), [(a.clone(), one.clone())]);
@@ -178,7 +179,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let nothing = state.ecs_copy_abandon(&a, &one).await.expect("it answers").expect("its generation is still there");
     assert_eq!(nothing.discarded, None);
 
-    // Wanted again, before it was forgotten and after.
+    // Requested again, before it was deleted and after.
     state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     state.ecs_copy_forget(&a, &one).await.expect("it answers");
     let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
@@ -192,7 +193,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     bench.end().await;
 }
 
-/// What maintenance must not remove from a store.
+/// Maintenance must not remove these from a store.
 async fn what_images_are_used_for_is_known(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
@@ -200,7 +201,7 @@ async fn what_images_are_used_for_is_known(kind: Kind) {
     let name = |name: &str| ImageName(name.to_owned());
     let names = ["a", "b", "c", "n", "gone"].map(name);
     let uses = async |of: &str| state.image_uses(&region(of), &names).await.expect("it answers");
-    // In their home region all three are known by what they are read from, elsewhere by their ids.
+    // In their home region all three are known by their source, elsewhere by their ids.
     assert_eq!(uses("home").await, BTreeMap::from([(name("n"), ImageUse::Kept)]));
     assert_eq!(uses("one").await, BTreeMap::new());
 
@@ -218,7 +219,7 @@ async fn what_images_are_used_for_is_known(kind: Kind) {
     assert_eq!(uses("one").await, all.collect::<BTreeMap<_, _>>());
     assert_eq!(uses("two").await, BTreeMap::new());
 
-    // Nothing counts on what was canceled.
+    // Canceled replicas do not count as uses.
     for request in requests {
         state.synchronization_cancel(request).await.expect("it is canceled");
     }

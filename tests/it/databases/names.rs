@@ -1,4 +1,4 @@
-//! What was published by which name, which blobs need not be doubted, and to whom a name belongs.
+//! Publications: who published a name, which blobs are trusted, and which image owns a name.
 
 use appferry::{
     domain::{Content, Descriptor, Digest, Image, ImageKind, ImageName, Published, RegionStatus, Stale, Verification},
@@ -25,7 +25,7 @@ on_every_database! {
 const ONE: Digest = Digest::new([1; 32]);
 const TWO: Digest = Digest::new([2; 32]);
 
-/// A container image by the name `foo:1`.
+/// Returns a container image with the name `foo:1`.
 fn named(id: &str, digest: Digest) -> Image {
     let content = Content::Blobs(Descriptor { media_type: "m".into(), digest, size: 5 });
     Image { kind: ImageKind::Container, source: ImageName("foo:1".into()), content, ..image(id) }
@@ -100,7 +100,7 @@ async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
     bench.end().await;
 }
 
-/// Copies what is due. A transaction that was given up a moment ago may still lock it.
+/// Copies everything that is due. A transaction that was aborted a moment ago may still hold locks.
 async fn copy_all(state: &State) {
     let claims = until("the claim", async || {
         let claims = claim(state, "w", 5).await;
@@ -142,7 +142,7 @@ async fn a_name_belongs_to_one_content(kind: Kind) {
     }
     state.accept(ask(&image_id("newer"), &["one"])).await.expect("it is accepted");
 
-    // The name is free again when the last image of its content is removed.
+    // The name is free once the last image with its content is removed.
     let refused = state.image_add(&named("back", ONE)).await;
     assert!(matches!(&refused, Err(Error::NameTaken { by, .. }) if by.as_str() == "newer"), "{refused:?}");
     state.image_add(&named("newest", TWO)).await.expect("the same content");
@@ -172,7 +172,7 @@ async fn two_who_take_the_same_name_at_once_do_not_both_get_it(kind: Kind) {
     bench.end().await;
 }
 
-/// A database that was used before names and publications were recorded.
+/// A database from before names and publications were recorded.
 async fn images_that_were_there_before_have_their_names(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
@@ -192,7 +192,7 @@ async fn images_that_were_there_before_have_their_names(kind: Kind) {
         db.execute_unprepared(&insert).await.expect("a replica");
     }
     Migrator::up(&db, None).await.expect("the schema after");
-    // A step that was interrupted is taken again.
+    // An interrupted migration step is repeated.
     let forget = "DELETE FROM seaql_migrations WHERE version LIKE '%names_and_verification'";
     db.execute_unprepared(forget).await.expect("the step is to be taken");
     Migrator::up(&db, None).await.expect("the schema after");

@@ -1,4 +1,4 @@
-//! Who claims what, how long it is theirs, and who hears of it.
+//! Claims, leases, and notifications between processes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,7 @@ async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
     .await;
     assert!(second.fence > first.fence);
     assert_eq!(second.attempt, 2);
-    // Whatever the late one tries, nothing changes.
+    // The worker whose lease expired can change nothing.
     let before = get(&state, id).await;
     let fault = Fault { kind: FaultKind::Store, message: "late".into() };
     let faulted = Event::Faulted { fence: first.fence, fault, retry_after: None, progress: DONE };
@@ -82,7 +82,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     let single = add(&state, "single").await;
     state.accept(ask(&single, &["three"])).await.expect("it is accepted");
 
-    // Region two takes two copies at a time, whoever claims; what waits for it keeps nobody else waiting.
+    // Region two takes two concurrent copies over all workers; its pending copies delay no other region.
     let (mut into_two, mut claimed) = (0, BTreeSet::new());
     for round in 0..12 {
         for claim in claim_within(&state, "w", 3, LEASE, &two_limited, round).await {
@@ -94,7 +94,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     for (image, to) in [("wide", "one"), ("wide", "three"), ("single", "three")] {
         assert!(claimed.contains(&(image.to_owned(), to.to_owned())), "{image} to {to} was not claimed: {claimed:?}");
     }
-    // When one has ended, the next that has waited longest follows.
+    // When one has ended, the replica that has waited longest is claimed.
     let ended = claimed.iter().find(|(_, to)| to == "two").expect("one").clone();
     let held = state.image_get(&image_id(&ended.0)).await.expect("it is there").1;
     let fence = held.iter().find(|(r, _)| r.as_str() == "two").expect("the replica").1.fence;
@@ -105,7 +105,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     bench.end().await;
 }
 
-/// Four processes that claim at the same time what goes to a region that takes three copies.
+/// Four processes claim concurrently for a region that takes three copies.
 async fn limits_hold_across_processes(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let mut processes = Vec::new();
@@ -140,7 +140,7 @@ async fn limits_hold_across_processes(kind: Kind) {
     bench.end().await;
 }
 
-/// Two regions whose names differ in case alone are two, with limits of their own.
+/// Region ids are case-sensitive, and so are their limits.
 async fn regions_differ_in_case(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let both = Regions::new(region("home"), ["one", "ONE"].map(region));
@@ -164,7 +164,7 @@ async fn regions_differ_in_case(kind: Kind) {
     bench.end().await;
 }
 
-/// A region that feeds as many as it may, for one process, feeds none for another.
+/// A region that serves as many copies as its limit for one process serves none for another.
 async fn a_source_is_shared_by_all_processes(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let (here, there) = (bench.process().await, bench.process().await);
@@ -179,7 +179,7 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
         claim.regions.iter().map(|c| (c.region.clone(), c.fence, region("home"))).collect()
     };
     let (first, second) = (wanted(&claims[0]), wanted(&claims[1]));
-    // Both at once: three together, and no more.
+    // Both claim concurrently: three copies in total.
     let (one, two) = tokio::join!(
         here.replica_feed(&claims[0].id, &first, &limits),
         there.replica_feed(&claims[1].id, &second, &limits)
@@ -190,7 +190,7 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
     let from_home: u32 = underway.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
     let ours: u32 = underway.iter().filter(|u| u.ours).map(|u| u.copies).sum();
     assert_eq!((from_home, ours), (3, 3), "{underway:?}");
-    // When one has ended, one more may be.
+    // When one has ended, one more is claimed.
     let (fed, fed_by) = if one.is_empty() { (&two, 1) } else { (&one, 0) };
     let ended = claims[fed_by].regions.iter().find(|c| c.region == fed[0]).expect("it was claimed");
     verify(&here, &claims[fed_by].id, &ended.region, ended.fence).await.expect("it is in time");
@@ -207,7 +207,7 @@ async fn a_worker_hears_of_what_another_process_accepts(kind: Kind) {
     let (here, there) = (bench.process().await, bench.process().await);
     let a = add(&here, "a").await;
     let mut seen = 0;
-    // Whatever was told before.
+    // Drains earlier notifications.
     while tokio::time::timeout(Duration::from_millis(700), there.due(&mut seen, Duration::from_secs(60))).await.is_ok()
     {
     }

@@ -1,4 +1,4 @@
-//! Whether the state can be written, as it is asked for readiness.
+//! Readiness: whether the state can be written.
 
 use appferry::state::Error;
 use sea_orm::{ConnectionTrait as _, SqliteTransactionMode, TransactionOptions, TransactionTrait as _};
@@ -14,10 +14,10 @@ on_every_database! {
     who_writes_into_a_file_that_is_gone_is_not_ready
 }
 
-/// The file was deleted, or another one put in its place, while it was open.
+/// The file was deleted or replaced while it was open.
 async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
     if kind != Kind::Sqlite {
-        return; // Their servers see to it.
+        return; // Only SQLite has a file.
     }
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
@@ -33,7 +33,7 @@ async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
     bench.end().await;
 }
 
-/// Another connection holds a lock on the database, or on the row that the probe writes.
+/// Another connection locks the database, or the row that the probe writes.
 async fn who_can_not_write_is_not_ready(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let patience = std::time::Duration::from_millis(500);
@@ -51,7 +51,7 @@ async fn who_can_not_write_is_not_ready(kind: Kind) {
             .await
             .expect("a row");
     }
-    // What was just written is good for a while.
+    // The result of a recent write is reused for a while.
     let refused = until("a doubt", async || state.ready().await.err()).await;
     assert!(refused.is_temporary(), "{refused:?}");
     if kind == Kind::Sqlite {

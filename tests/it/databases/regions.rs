@@ -1,4 +1,4 @@
-//! Replicas in regions that no process has configured any more.
+//! Replicas in regions that no process configures any more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +23,7 @@ fn reason() -> Fault {
     Fault::new(FaultKind::Store, "two is not configured any more")
 }
 
-/// A process that has one region beside the home region.
+/// Starts a process with one region beside the home region.
 async fn with_one_region(bench: &mut Bench) -> State {
     bench.process_with_regions(Regions::new(region("home"), [region("one")])).await
 }
@@ -36,7 +36,7 @@ async fn replicas_of_a_region_that_is_not_configured_are_suspended_until_it_is(k
     assert_eq!(claim_within(&all, "dead", 1, SHORT, &BTreeMap::new(), 0).await.len(), 1);
     let pending = all.accept(ask(&waits, &["one", "two"])).await.expect("it is accepted");
 
-    // One that is being copied is left to its worker, until its lease has expired.
+    // A replica that is being copied is left to its worker until its lease has expired.
     let mut suspended = 0;
     until("both to be suspended", async || {
         suspended += few.replicas_suspend(&region("two"), &reason()).await.expect("it can be done");
@@ -102,7 +102,7 @@ async fn regions_are_known_with_their_stores(kind: Kind) {
     all.regions_seen(Duration::ZERO).await.expect("it can be recorded");
     let expected = [("home", None), ("one", Some("dir:///one")), ("three", None), ("two", None)];
     assert_eq!(known(&few).await, expected.map(|(region, at)| (region.to_owned(), at.map(str::to_owned))));
-    // Only what a process has configured is seen again.
+    // Only regions that a process configures count as seen.
     until("some time", async || {
         few.regions_seen(Duration::ZERO).await.expect("it can be recorded");
         let stores = few.region_stores().await.expect("they can be read");

@@ -1,4 +1,4 @@
-//! Calls: accepted, repeated, refused, several at once.
+//! Calls: accepted, repeated, rejected, and concurrent.
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +64,7 @@ async fn a_call_goes_to_its_end(kind: Kind) {
     let failed = ended.regions.iter().find(|view| view.region == two.region).expect("the region");
     assert!(failed.fault.as_ref().expect("a fault").message.ends_with("byte, ünd mehr"), "{failed:?}");
 
-    // The one that failed starts afresh, with a higher fence; the one that is there is not asked for again.
+    // The failed replica restarts with a higher fence; the available one does not.
     let again = state.accept(ask(&a, &[])).await.expect("it is accepted");
     let running = get(&state, again).await;
     let asked: Vec<_> = running.regions.iter().map(|view| (view.region.as_str(), view.status)).collect();
@@ -100,7 +100,7 @@ async fn a_token_names_one_call(kind: Kind) {
     let somebody_else = Ask { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
     assert_ne!(state.accept(somebody_else).await.expect("it is accepted"), first);
 
-    // Both at once, from two processes, many times: one call each.
+    // Two processes use one token concurrently, many times: each time one synchronization results.
     for round in 0..30 {
         let token = format!("round-{round}");
         let one = with_token(ask(&a, &["one"]), &token);
@@ -111,12 +111,12 @@ async fn a_token_names_one_call(kind: Kind) {
     bench.end().await;
 }
 
-/// A call that the database refuses is refused alone.
+/// A call that the database rejects fails without affecting the others of its group.
 async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let state = bench.process().await;
     let a = add(&state, "a").await;
-    // SQLite takes a name of any length, and a trigger takes the place of the column's.
+    // SQLite does not limit the length of a name, so a trigger rejects it.
     if kind == Kind::Sqlite {
         let db = database::look(&bench.url).await;
         let trigger = "CREATE TRIGGER no_long BEFORE INSERT ON synchronization WHEN length(NEW.principal) > 256 \
@@ -141,7 +141,7 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     bench.end().await;
 }
 
-/// On PostgreSQL, what is written together follows what is written before, but not for long if that waits for something.
+/// On PostgreSQL, a group is written after the group before it, but does not wait long for a group that is blocked.
 #[tokio::test]
 async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
     let mut bench = Bench::new(Kind::Postgres).await;
@@ -171,7 +171,8 @@ async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
     bench.end().await;
 }
 
-/// An image is removed while others ask for it: either it is in use, or whoever asked is told that it has gone. Nobody waits for ever.
+/// An image is removed while it is requested: either it is in use, or the call fails because it does not exist. No task
+/// blocks forever.
 async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let (here, there) = (bench.process().await, bench.process().await);
@@ -216,8 +217,8 @@ async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
     bench.end().await;
 }
 
-/// Several processes accept, join, cancel, carry and fail the same few images at once. Nothing that happens in between may show:
-/// every call is answered, and every accepted one ends.
+/// Several processes concurrently accept, join, cancel, copy and fail the same few images. No intermediate state may
+/// show: every call is answered, and every accepted call ends.
 async fn many_processes_at_once_lose_nothing(kind: Kind) {
     let mut bench = Bench::new(kind).await;
     let mut processes = Vec::new();
@@ -262,7 +263,7 @@ async fn many_processes_at_once_lose_nothing(kind: Kind) {
                                 }
                             };
                             let report = Report { region: claimed.region, event };
-                            // It may have been canceled meanwhile.
+                            // The copy may have been canceled meanwhile.
                             let _ = state.replica_report(&image, report).await.expect("it can be reported");
                         });
                     }

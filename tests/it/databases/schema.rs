@@ -1,4 +1,4 @@
-//! Steps of the schema.
+//! Schema migrations.
 
 use appferry::{
     domain::SynchronizationState,
@@ -16,7 +16,7 @@ on_every_database! {
     what_an_image_left_behind_is_not_inherited
 }
 
-/// Two migrations at once, and one after them: the steps are taken once.
+/// Two concurrent migrations and a later one: each step is applied once.
 async fn a_schema_is_brought_up_to_date_once(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
@@ -39,7 +39,7 @@ async fn a_schema_is_brought_up_to_date_once(kind: Kind) {
     assert!(matches!(refused, Error::SchemaNewer(_)), "{refused:?}");
 }
 
-/// What the version before the last step of the schema writes, in its own words.
+/// Writes rows with the statements of the version before the last migration.
 async fn written_before(db: &sea_orm::DatabaseConnection, id: &str, request: &str) {
     let uuid = match db.get_database_backend() {
         sea_orm::DbBackend::Postgres => format!("'{request}'::uuid"),
@@ -77,7 +77,7 @@ async fn written_before(db: &sea_orm::DatabaseConnection, id: &str, request: &st
     }
 }
 
-/// The version before goes on working on a schema that was brought up to date under it, and what it has written is understood.
+/// The previous version keeps working on the migrated schema, and its rows are understood.
 async fn the_version_before_works_on_the_schema_after(kind: Kind) {
     use appferry_migrations::{Migrator, MigratorTrait as _};
     let directory = tempfile::tempdir().expect("a directory");
@@ -107,7 +107,7 @@ async fn the_version_before_works_on_the_schema_after(kind: Kind) {
     tasks.join().await;
 }
 
-/// Replicas of an image that an earlier version removed while a call for it was accepted.
+/// Replicas of an image that an earlier version removed while it accepted a call for it.
 async fn what_an_image_left_behind_is_not_inherited(kind: Kind) {
     use appferry_migrations::{Migrator, MigratorTrait as _};
     let directory = tempfile::tempdir().expect("a directory");
@@ -129,7 +129,7 @@ async fn what_an_image_left_behind_is_not_inherited(kind: Kind) {
         appferry::domain::RegionStatus::Available,
         "what became of the call stays"
     );
-    // One is still to be copied: its worker is to say so first.
+    // One replica is still pending: its worker must report first.
     let refused = state.image_add(&image("left")).await;
     assert!(matches!(refused, Err(Error::ImageInUse { .. })), "{refused:?}");
     state.synchronization_cancel(request.parse().expect("an id")).await.expect("it is canceled");

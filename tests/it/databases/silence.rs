@@ -1,5 +1,5 @@
-//! A server that goes silent, and connections that a network has cut: whatever is asked ends in time, and once the server can be
-//! reached again, so does everything.
+//! A server that stops responding, and connections that a network has cut: every query ends by its deadline, and
+//! succeeds once the server is reachable again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,25 +24,25 @@ on_every_database! {
     the_first_question_after_a_pause_does_not_pay_for_a_cut
 }
 
-/// How long one question may take.
+/// Deadline of one query.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longer than any of several may take that wait for each other, on a machine that does other things too.
+/// Upper bound for several dependent queries on a loaded machine.
 const IN_TIME: Duration = Duration::from_secs(20);
 
-/// A database, behind a switch.
+/// Starts a proxy in front of a database, and returns settings that connect through it.
 async fn behind_a_switch(kind: Kind, bench: &mut Bench) -> (Switch, Settings) {
     let url = url::Url::parse(&bench.url).expect("a URL");
     let switch = Switch::to(url.port().expect("a port")).await;
     let mut through = url.clone();
     through.set_port(Some(switch.address.port())).expect("it has a port");
     assert!(kind != Kind::Sqlite);
-    // A single reader: if it leaked, no later read could succeed.
+    // A single connection for reads: if it leaked, no later read could succeed.
     let settings = Settings::new(through.to_string());
     (switch, Settings { timeout: TIMEOUT, patience: TIMEOUT / 2, readers: 1, ..settings })
 }
 
-/// Calls of methods, by their names. Whether each succeeded.
+/// Lists calls of methods by their names. Each returns whether it succeeded.
 macro_rules! calls {
     ($state:ident: $($name:ident($($argument:expr),*);)*) => {
         vec![$((stringify!($name), {
@@ -52,7 +52,7 @@ macro_rules! calls {
     };
 }
 
-/// Every question that can be asked of the state.
+/// Returns a call of every method of the state that queries the database.
 fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     let (a, one, blob) = (|| image_id("a"), || region("one"), Digest::new([9; 32]));
     let copy = || EcsCopy::first(Timestamp::from_millis(1));
@@ -144,7 +144,7 @@ fn questions(state: &State) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     }
 }
 
-/// The methods of the state that ask the database, as they stand in its source.
+/// Returns the methods of `State` that query the database, parsed from its source.
 fn methods() -> BTreeSet<String> {
     let mut methods = BTreeSet::new();
     let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/state"))];
@@ -178,7 +178,7 @@ fn methods() -> BTreeSet<String> {
 
 async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
     if kind == Kind::Sqlite {
-        return; // There is no network.
+        return; // SQLite is not accessed over a network.
     }
     let mut bench = Bench::new(kind).await;
     let (switch, settings) = behind_a_switch(kind, &mut bench).await;
@@ -209,7 +209,7 @@ async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
     let opened = tokio::time::timeout(IN_TIME, State::open(&settings, regions(), bench.stop.clone())).await;
     opened.expect("it ends").expect_err("the server is silent");
 
-    // No connection that was left behind takes the place of a good one.
+    // No broken connection stays in the pool.
     switch.speak();
     until("an answer", async || state.image_get(&a).await.ok()).await;
     for (name, question) in questions(&state) {
@@ -223,10 +223,10 @@ async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
     bench.end().await;
 }
 
-/// A network, or a server that was restarted, has cut the connections while nothing was asked.
+/// The network, or a restart of the server, has cut idle connections.
 async fn the_first_question_after_a_pause_does_not_pay_for_a_cut(kind: Kind) {
     if kind == Kind::Sqlite {
-        return; // There is no network.
+        return; // SQLite is not accessed over a network.
     }
     let mut bench = Bench::new(kind).await;
     let (switch, settings) = behind_a_switch(kind, &mut bench).await;
@@ -234,9 +234,10 @@ async fn the_first_question_after_a_pause_does_not_pay_for_a_cut(kind: Kind) {
     bench.tasks.push(tasks);
     for n in 0..4 {
         let name = format!("i-{n}");
-        // Each is the first once. The tasks behind the state ask too, and must not be all that mends it.
+        // Each method comes first once, so that the background tasks' own queries do not repair the connections for it.
         switch.cut();
-        tokio::time::sleep(Duration::from_millis(1_200)).await; // So long is the pause.
+        // Connections that have been idle for this long are checked before use.
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
         switch.cut();
         match n {
             0 => drop(add(&state, &name).await),

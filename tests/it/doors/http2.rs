@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, for what no client does by itself.
+//! A minimal HTTP/2 client that sends single frames, for sequences that no real client produces.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Kinds of frames (RFC 9113, section 6).
+/// Frame types (RFC 9113, section 6).
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -20,34 +20,34 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
 
-/// A frame.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A message of gRPC.
+/// Encodes a gRPC message.
 pub fn message(content: &[u8]) -> Vec<u8> {
     let length = u32::try_from(content.len()).expect("it is short").to_be_bytes();
     [&[0], &length[..], content].concat()
 }
 
-/// A connection. It acknowledges settings, and nothing else.
+/// A connection. It acknowledges SETTINGS and does nothing else by itself.
 pub struct Connection {
     stream: TcpStream,
     unread: Vec<u8>,
     next: u32,
-    /// Streams that have ended, and by which reset, if by one.
+    /// The ended streams, with the error code of the reset if there was one.
     pub ended: BTreeMap<u32, Option<u32>>,
-    /// Bytes of data that have come on each.
+    /// Number of received DATA bytes by stream.
     pub received: BTreeMap<u32, usize>,
-    /// Whether it was told that the connection ends, and whether it has.
+    /// Whether GOAWAY was received, and whether the connection has ended.
     pub told_to_go: bool,
     pub closed: bool,
 }
 
 impl Connection {
-    /// Connects, and gives each stream of the other side so much of a window.
+    /// Connects, and grants each stream of the server a window of `window` bytes.
     pub async fn open(address: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(address).await.expect("it listens");
         let mut connection = Self {
@@ -65,12 +65,12 @@ impl Connection {
         connection
     }
 
-    /// Sends bytes. That the other side has gone is seen when it is listened to.
+    /// Sends bytes. A closed connection is only noticed by [`Self::listen`].
     pub async fn send(&mut self, bytes: &[u8]) {
         self.closed |= self.stream.write_all(bytes).await.is_err();
     }
 
-    /// Begins a call, and returns its stream.
+    /// Opens a stream for a call, and returns its id.
     pub async fn call(&mut self, path: &str, headers: &[(&str, &str)]) -> u32 {
         let stream = self.next;
         self.next += 2;
@@ -84,7 +84,7 @@ impl Connection {
         ];
         let mut block = Vec::new();
         for (name, value) in fixed.iter().chain(headers) {
-            // A literal that is not indexed, with a name of its own (RFC 7541, section 6.2.2).
+            // A literal header field without indexing, with a literal name (RFC 7541, section 6.2.2).
             block.push(0);
             for text in [name, value] {
                 length(&mut block, text.len());
@@ -95,12 +95,12 @@ impl Connection {
         stream
     }
 
-    /// Sends data on a stream; the last, if `end` says so.
+    /// Sends data on a stream; with END_STREAM if `end` is set.
     pub async fn data(&mut self, stream: u32, bytes: &[u8], end: bool) {
         self.send(&frame(DATA, if end { END_STREAM } else { 0 }, stream, bytes)).await;
     }
 
-    /// Sends a whole request, with its message.
+    /// Sends a complete request.
     pub async fn ask(&mut self, path: &str, token: &str, content: &[u8]) -> u32 {
         let token = format!("Bearer {token}");
         let stream = self.call(path, &[("authorization", &token)]).await;
@@ -108,7 +108,7 @@ impl Connection {
         stream
     }
 
-    /// Listens until something is so, or for `limit` at most. Returns whether it is.
+    /// Receives frames until a condition holds, for at most `limit`. Returns whether it holds.
     pub async fn listen(&mut self, limit: Duration, until: impl Fn(&Self) -> bool) -> bool {
         let end = Instant::now() + limit;
         while !until(self) && !self.closed {
@@ -149,7 +149,7 @@ impl Connection {
     }
 }
 
-/// A length of a text, as HPACK writes one (RFC 7541, section 5.1), without Huffman's code.
+/// Encodes the length of a string as in RFC 7541, section 5.1, without Huffman coding.
 fn length(block: &mut Vec<u8>, length: usize) {
     let Some(mut rest) = length.checked_sub(127) else {
         block.push(u8::try_from(length).expect("it is less than 127"));

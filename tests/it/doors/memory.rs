@@ -1,5 +1,5 @@
-//! How many bytes the process holds for callers that prove nothing, or take nothing. The service runs in a process of its own, whose memory
-//! is looked at.
+//! The memory that the process holds for unauthenticated clients and for clients that do not read. The service runs in
+//! its own process, whose resident memory is measured.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::harness::{
 const REFLECT: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// What everything together may add, in MiB: far less than the attacker sends, and less than what the process may have by itself.
+/// Limit for the growth in MiB: far less than the attackers send.
 const ADDED: u64 = 48;
 
 async fn serve(site: &Site) -> Served {
@@ -24,12 +24,12 @@ async fn serve(site: &Site) -> Served {
     Served::configured(&file).await
 }
 
-/// What the process has in memory, in MiB.
+/// Returns the resident memory of the process in MiB.
 fn resident(served: &Served) -> u64 {
     memory(served, "VmRSS:")
 }
 
-/// The most that it has ever had.
+/// Returns the peak resident memory of the process in MiB.
 pub fn peak(served: &Served) -> u64 {
     memory(served, "VmHWM:")
 }
@@ -44,11 +44,12 @@ fn memory(served: &Served, name: &str) -> u64 {
 async fn what_nobody_has_proved_anything_for_takes_little_memory() {
     let site = Site::new();
     let served = serve(&site).await;
-    // Whatever it needs to answer anybody.
+    // Warms up.
     drop(app_sync(served.address, Some(READER)).await);
     let before = resident(&served);
     let mut connections = Vec::new();
-    // A question of 64 KiB at once, again and again, whose answer repeats it; and messages that never end, with long headers.
+    // Reflection requests of 64 KiB, whose response repeats them, over and over; and unfinished messages with long
+    // headers.
     let mut question = vec![0x0a];
     question.extend([0xf0, 0xff, 0x03]);
     question.extend(vec![b'x'; 65_520]);
@@ -76,11 +77,11 @@ async fn a_question_of_reflection_that_is_too_long_is_refused() {
     let running = Site::new().start_as(appferry::service::Role::Server).await;
     let mut connection = Connection::open(running.address, 1 << 20).await;
     let stream = connection.call(REFLECT, &[]).await;
-    // It says that it is longer than a message may be.
+    // Announces a message longer than the limit.
     connection.data(stream, &[0, 0, 1, 0, 1, 1, 2, 3], false).await;
     assert!(connection.listen(Duration::from_secs(5), |c| c.ended.contains_key(&stream)).await);
     assert_eq!(connection.received.get(&stream), None, "nothing is answered");
-    // What reflection is for goes through.
+    // A regular reflection request succeeds.
     let stream = connection.call(REFLECT, &[]).await;
     let symbol = b"appferry.v1.ImageService";
     let asked = [&[0x22, u8::try_from(symbol.len()).expect("it is short")][..], symbol].concat();

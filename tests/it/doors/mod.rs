@@ -1,5 +1,5 @@
-//! What each door gives to whoever comes: bytes, places and seconds. An attacker is refused, and somebody who may call is served within a
-//! second, at the limits that are configured by default.
+//! Limits of each listener per client: bytes, concurrency and time. An attack is rejected, and an authorized caller is
+//! served within seconds, with the default configuration.
 
 mod audit;
 mod http2;
@@ -16,7 +16,7 @@ use appferry::contract::v1::ListRegionsRequest;
 
 use crate::harness::site::{ADMIN, Running, images_client};
 
-/// The administrator is answered on a connection of its own, in time.
+/// Checks that the administrator is served in time, over a new connection.
 async fn administrator_is_served(running: &Running) {
     let began = Instant::now();
     let served = async {
@@ -25,6 +25,6 @@ async fn administrator_is_served(running: &Running) {
     };
     let served = tokio::time::timeout(Duration::from_secs(10), served).await;
     served.expect("it is answered").expect("the administrator may ask");
-    // A machine that is busy with other tests is slower than the service.
+    // The bound allows for a machine that runs other tests.
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

@@ -1,4 +1,4 @@
-//! How many places callers take that prove nothing, and how many one that proves who it is.
+//! Concurrency limits for unauthenticated callers and for a single authenticated one.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const GET_IMAGE: &str = "/appferry.v1.ImageService/GetImage";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const SIGNED: &str = "ACS3-HMAC-SHA256 Credential=known,SignedHeaders=host,Signature=00";
 
-/// A site on which somebody has an access key.
+/// Returns a site with an access key.
 fn with_key() -> Site {
     let mut site = Site::new();
     let secret = site.directory.path().join("secret");
@@ -28,7 +28,7 @@ fn with_key() -> Site {
     site
 }
 
-/// Begins so many calls with a credential on connections of 128, and sends no message.
+/// Opens `calls` calls with a credential, 128 per connection, and sends no message.
 async fn half_sent(running: &Running, calls: usize, credential: &str) -> Vec<Connection> {
     let mut connections = Vec::new();
     for _ in 0..calls.div_ceil(128) {
@@ -50,17 +50,17 @@ fn open(connections: &[Connection]) -> usize {
 async fn half_sent_calls_keep_nobody_out() {
     let running = with_key().start_as(Role::Server).await;
     for (credential, most) in [
-        // Refused at once: there is no such key.
+        // Rejected at once: the key does not exist.
         ("ACS3-HMAC-SHA256 Credential=x,SignedHeaders=host,Signature=00", 0),
-        // Messages have to be read for these: as many as one source may have.
+        // These require reading the message: limited per source address.
         (SIGNED, 32),
-        // One that may do nothing of it: as many as one principal may have.
+        // Authenticated, but authorized for none of it: limited per principal.
         (&format!("Bearer {SYNC_ONLY}"), 384),
     ] {
         let mut connections = half_sent(&running, 1_152, credential).await;
         assert!(open(&connections) <= most, "{credential}: {}", open(&connections));
         administrator_is_served(&running).await;
-        // They end by a time that is not theirs.
+        // The service ends them by its own timeout.
         for connection in &mut connections {
             let ended = connection.listen(Duration::from_secs(15), |c| c.ended.len() == 128).await;
             assert!(ended, "{credential}: {} of 128 have ended", connection.ended.len());
@@ -94,7 +94,7 @@ async fn connections_that_prove_nothing_keep_nobody_out() {
     let running = site.start_as(Role::Server).await;
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
-    // Somebody who watches is in nobody's way, and nobody in hers.
+    // A watcher is not affected by the attack and does not block others.
     let request = [&[0x0a, 36][..], id.as_bytes()].concat();
     let mut watcher = Connection::open(running.address, 65_535).await;
     let watch = watcher.ask("/appferry.v1.AppSyncService/WatchSynchronization", READER, &request).await;

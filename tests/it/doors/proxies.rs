@@ -1,4 +1,5 @@
-//! For whom a proxy calls, is believed of those that are trusted alone; and who guesses behind one is no neighbour's loss.
+//! Trusted proxies: only they may state the client's address, and guessing through one does not lock out its other
+//! clients.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::harness::{
 
 const LIST_REGIONS: &str = "/appferry.v1.ImageService/ListRegions";
 
-/// The source of the last decision that was written down.
+/// Returns the source address of the last decision in the audit log.
 async fn source_of_last(running: &Running, decisions: usize) -> String {
     until("the decision", async || {
         let text = std::fs::read_to_string(running.site.audit()).unwrap_or_default();
@@ -64,7 +65,7 @@ async fn the_proxy_protocol_says_for_whom_a_connection_is() {
     stream.read_to_string(&mut answer).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     assert_eq!(source_of_last(&running, 1).await, "192.0.2.9");
-    // One that says nothing is not heard.
+    // Without a PROXY header, the connection is rejected.
     let mut stream = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
     stream.write_all(request).await.expect("it is sent");
     let mut answer = Vec::new();

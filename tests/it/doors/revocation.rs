@@ -1,4 +1,4 @@
-//! Who may not call any more does not: open streams and connections are looked at again when the directory changes.
+//! Revocation: open streams and connections are checked again when the directory changes.
 
 use std::{fs, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::harness::{
     until,
 };
 
-/// How long it may take: the file is looked at every second, and then what it changes is done within one.
+/// The file is checked every second, and changes take effect within one more; doubled for a loaded machine.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// A site on which a synchronization lasts, as one of its regions has no store.
+/// Starts a synchronization that does not end, because one of its regions has no store.
 async fn lasting() -> (Running, String) {
     let mut site = Site::new();
     site.worker = site.worker.replace("attempts = 3", "attempts = 1000");
@@ -30,13 +30,13 @@ async fn lasting() -> (Running, String) {
     (running, id)
 }
 
-/// Changes the configuration's file.
+/// Changes the configuration file.
 fn change(running: &Running, act: impl FnOnce(String) -> String) {
     let file = running.site.directory.path().join("appferry.toml");
     let text = fs::read_to_string(&file).expect("the configuration");
     let changed = act(text.clone());
     assert_ne!(changed, text);
-    // At once, as nobody would read half of it.
+    // Replaces the file atomically, so that no partial file is read.
     let new = file.with_extension("new");
     fs::write(&new, changed).expect("it is written");
     fs::rename(new, file).expect("it is replaced");
@@ -47,7 +47,7 @@ fn digest(token: &str) -> String {
     hex::encode(sha2::Sha256::digest(token))
 }
 
-/// What a watch of the reader ends with after the configuration was changed.
+/// Returns the status with which a watch of the reader ends after the configuration was changed.
 async fn watch_ends(running: &Running, id: &str, act: impl FnOnce(String) -> String) -> tonic::Status {
     let mut client = app_sync(running.address, Some(READER)).await;
     let request = WatchSynchronizationRequest { request_id: id.to_owned() };
@@ -91,7 +91,7 @@ async fn a_stream_ends_when_its_token_or_its_policy_is_taken_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_configuration_that_cannot_be_used_still_takes_out_whom_it_does_not_list() {
     let (running, id) = lasting().await;
-    // The token has gone, and something else is wrong: a region without a store, a key that there is not.
+    // The token is removed, and the file has other errors: a region without a store and an unknown key.
     let ended = watch_ends(&running, &id, |text| {
         let text = text.replace(&digest(READER), &"0".repeat(64));
         text.replace("[worker]\n", "[worker]\nno_such_key = 1\n")
@@ -101,7 +101,7 @@ async fn a_configuration_that_cannot_be_used_still_takes_out_whom_it_does_not_li
     assert_eq!(ended.code(), Code::PermissionDenied, "{ended:?}");
     let refused = app_sync(running.address, Some(ADMIN)).await.synchronize_app(ask("nobody-knows-it", &[])).await;
     assert_eq!(refusal::read(&refused.expect_err("there is none")).reason, "ImageNotFound", "others may as before");
-    // Nobody is let in by half of a configuration.
+    // An invalid configuration admits no new credential.
     change(&running, |text| text.replace(&"0".repeat(64), &digest("a-new-token")));
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let refused = app_sync(running.address, Some("a-new-token")).await.synchronize_app(ask("a", &[])).await;

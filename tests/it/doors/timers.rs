@@ -1,4 +1,4 @@
-//! Seconds: every call, answer and connection ends by a timer that its client can't move.
+//! Timeouts: every call, response and connection ends by a timer that its client cannot extend.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::harness::{
     site::{ADMIN, READER, Site},
 };
 
-/// The token of somebody who may verify images, and nothing else.
+/// The token of a principal that may only verify images.
 const VERIFIER: &str = "the-verifiers-token";
 const LIST_REGIONS: &str = "/appferry.v1.ImageService/ListRegions";
 const LIST_IMAGES: &str = "/appferry.v1.ImageService/ListImages";
@@ -33,7 +33,7 @@ async fn an_answer_that_nobody_takes_ends_by_its_deadline() {
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
     let watch = [&[0x0a, 36][..], id.as_bytes()].concat();
     let verify = [&[0x0a, u8::try_from(app.len()).expect("it is short")][..], app.as_bytes()].concat();
-    // Nothing may be sent; or a byte, which must not let the whole answer through.
+    // A window of zero bytes, or of one, which must not let the whole response through.
     for window in [0, 1] {
         let mut connection = Connection::open(running.address, window).await;
         let streams = [
@@ -75,7 +75,7 @@ async fn who_takes_no_answers_keeps_only_its_own_places() {
     for _ in 0..20 {
         connection.ask(VERIFY, VERIFIER, &verify).await;
     }
-    // Two of them are read; the others are told to come again.
+    // Two of them are processed; the others are rejected with a retry delay.
     assert!(connection.listen(Duration::from_secs(5), |c| c.ended.len() == 18).await, "{:?}", connection.ended);
     let mut other = Connection::open(running.address, 65_535).await;
     let stream = other.ask(VERIFY, ADMIN, &verify).await;
@@ -91,7 +91,7 @@ async fn a_connection_that_is_old_makes_no_more_calls() {
     let running = site.start_as(Role::Server).await;
     let mut connection = Connection::open(running.address, 65_535).await;
     assert!(connection.listen(Duration::from_secs(5), |c| c.told_to_go).await);
-    // It does not leave: it acknowledges nothing, and goes on asking.
+    // The client ignores GOAWAY and continues to make calls.
     let began = std::time::Instant::now();
     while !connection.closed {
         connection.ask(LIST_REGIONS, READER, &[]).await;

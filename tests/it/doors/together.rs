@@ -1,5 +1,5 @@
-//! All attacks at the same time, against one process with the limits that are configured by default: what each door gives is small enough
-//! that all of them together take a bounded memory, and leave the administrator her place.
+//! All attacks at once against one process with the default limits: the limits together keep the memory bounded and
+//! leave capacity for the administrator.
 
 use std::{
     net::SocketAddr,
@@ -29,38 +29,38 @@ use crate::harness::{
     site::{ADMIN, HOME, READER, SYNC_ONLY, Site, images_client},
 };
 
-/// What the process may have in memory, in MiB, whatever is done to it.
+/// Limit for the resident memory of the process in MiB.
 const MOST: u64 = 256;
 
-/// For how long they go on.
+/// Duration of the attacks.
 const ATTACK: Duration = Duration::from_secs(12);
 
-/// How long an attacker rests before it repeats itself: they are after places and memory, and not after the two processors that they share
-/// with the service.
+/// Pause before an attack is repeated: the attacks aim at memory and concurrency, not at the two processors that they
+/// share with the service.
 const REST: Duration = Duration::from_millis(500);
 
 const SIGNED: &str = "ACS3-HMAC-SHA256 Credential=known,SignedHeaders=host,Signature=00";
 
-/// One way of taking what belongs to others. Each is repeated until all end.
+/// A kind of attack. Each is repeated until the end.
 #[derive(Debug, Clone, Copy)]
 enum Attack {
-    /// Questions of reflection whose answers are not taken.
+    /// Reflection requests whose responses are not read.
     Reflection,
-    /// Calls by a credential whose messages never end.
+    /// Calls with a credential whose messages never end.
     HalfSent(&'static str),
-    /// Connections that say nothing.
+    /// Connections that send nothing.
     Silent,
-    /// Connections that watch the service's health.
+    /// Connections that watch the health service.
     Watching,
-    /// Unfinished forms on the listener of the original's HTTP form, by HTTP/2.
+    /// Unfinished form requests to the HTTP API, over HTTP/2.
     Forms,
-    /// Unfinished heads on both HTTP listeners.
+    /// Unfinished request heads on both HTTP listeners.
     Heads,
-    /// Lists of everything whose answers are not taken, by somebody who may read them.
+    /// Large lists whose responses are not read, by an authorized principal.
     Unread,
-    /// Acknowledgements of pings that nobody sent.
+    /// Acknowledgements of pings that were not sent.
     Acknowledgements,
-    /// Tokens that nobody has.
+    /// Invalid tokens.
     Guessing,
 }
 
@@ -78,7 +78,7 @@ const ATTACKS: [Attack; 11] = [
     Attack::Guessing,
 ];
 
-/// Where a process listens.
+/// The addresses of a process.
 #[derive(Debug, Clone, Copy)]
 struct Doors {
     grpc: SocketAddr,
@@ -106,7 +106,7 @@ async fn all_attacks_at_once_keep_nobody_out_and_take_little_memory() {
     let end = Instant::now() + ATTACK;
     for attack in ATTACKS {
         attackers.spawn(async move {
-            // What was opened stays open until all end.
+            // Everything stays open until the end.
             let mut kept = Kept::default();
             while Instant::now() < end {
                 attack.once(doors, &mut kept).await;
@@ -132,11 +132,11 @@ async fn all_attacks_at_once_keep_nobody_out_and_take_little_memory() {
     let most = peak(&served);
     println!("at most {most} MiB; the administrator waited for {slowest:?} at most");
     assert!(most < MOST, "{most} MiB");
-    // Attackers and attacked share the processors, with other tests too, and neither was optimized.
+    // The attackers and the service share the processors with other tests, and neither is optimized.
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }
 
-/// Registers images with long descriptions, so that lists are long.
+/// Registers images with long descriptions, so that lists are large.
 async fn fill(site: &Site, file: &std::path::Path) {
     let config = Config::load(file).expect("it is one");
     state::migrate(&config.database.settings()).await.expect("the schema");
@@ -156,7 +156,7 @@ async fn fill(site: &Site, file: &std::path::Path) {
     service.shutdown().await;
 }
 
-/// What an attacker holds open: the newest of it.
+/// The newest connections that an attacker keeps open.
 #[derive(Default)]
 struct Kept {
     connections: Vec<Connection>,
@@ -245,7 +245,7 @@ impl Attack {
             Self::Unread => {
                 let mut connection = Connection::open(doors.grpc, 0).await;
                 for _ in 0..32 {
-                    // A page of a thousand.
+                    // A page of a thousand entries.
                     connection.ask("/appferry.v1.ImageService/ListImages", READER, &[8, 0xe8, 0x07]).await;
                 }
                 connection.listen(Duration::from_millis(200), |_| false).await;

@@ -1,4 +1,4 @@
-//! Who asks the provider: keys, temporary keys, files that are replaced, and roles.
+//! Credentials for the provider: keys, temporary keys, replaced files, and roles.
 
 use std::{fs, time::Duration};
 
@@ -35,7 +35,7 @@ async fn a_temporary_key_is_shown_with_its_token() {
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
 
-    // What is wrong with a token is STS's, whoever says so.
+    // Errors about a token come from STS, whichever service returns them.
     ecs.plan("CopyImage", "cn-shanghai", Trouble::Refuse(400, "InvalidSecurityToken.Malformed", None), 1);
     let request = running.synchronize("app", &["cn-shanghai"]).await.expect("it is accepted");
     let (code, message) = failure(&running.finished(&request).await, "cn-shanghai");
@@ -64,7 +64,7 @@ async fn a_credentials_file_is_read_again_when_it_is_replaced() {
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
 
-    // One that is not there any more may come again: it is no fault of ECS.
+    // A missing file may reappear: it is not an error of ECS.
     fs::remove_file(&file).expect("it is removed");
     let request = running.synchronize("app", &["cn-shanghai"]).await.expect("it is accepted");
     let (code, message) = failure(&running.finished(&request).await, "cn-shanghai");
@@ -89,7 +89,8 @@ async fn a_secret_is_read_again_when_its_file_is_replaced() {
     running.stop().await;
 }
 
-/// A service that assumes a role, whose keys run out sooner than how early new ones are asked for: each request asks.
+/// Starts a service that assumes a role whose keys expire before the refresh margin, so that every request refreshes
+/// them.
 async fn as_role(ecs: &Ecs) -> Running {
     ecs.world().role = Duration::from_secs(200);
     let site = site(ecs, &REGIONS);

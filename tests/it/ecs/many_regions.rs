@@ -1,4 +1,4 @@
-//! What `coreos/coreos-assembler#2592` tells of: one image to 23 regions, and all that goes wrong on the way.
+//! The case of `coreos/coreos-assembler#2592`: one image to 23 regions, with failures on the way.
 
 use std::time::Duration;
 
@@ -38,9 +38,9 @@ const TARGETS: [&str; 23] = [
     "us-east-1",
     "us-west-1",
 ];
-/// Where the account may have no more images.
+/// The region where the account's image quota is exhausted.
 const FULL: &str = "us-west-1";
-/// Where every second request is refused for a while.
+/// The region where every second request is throttled for a while.
 const THROTTLED: &str = "eu-west-1";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,7 +71,7 @@ async fn one_image_goes_to_23_regions_whatever_happens() {
     let mut client = app_sync(served.address, Some(house::ADMIN)).await;
     let request = client.synchronize_app(ask("app", &[])).await.expect("it is accepted").into_inner().request_id;
 
-    // Killed while some have been asked for and some have not, and again while most are being copied.
+    // Killed after some copies have been requested, and again while most are in progress.
     let accepted = || ecs.world().calls.iter().filter(|call| call.action == "CopyImage" && call.code == "OK").count();
     for copies in [3, 15] {
         until("copies", async || (accepted() >= copies).then_some(())).await;
@@ -93,11 +93,11 @@ async fn one_image_goes_to_23_regions_whatever_happens() {
             assert_eq!((made.len(), made[0].status), (1, Status::Available), "{to}: {made:?}");
         }
     }
-    // As many images were ever made as there are: whatever was asked for twice was asked for with the same token.
+    // The number of created images equals the number of existing ones: repeated requests had the same client token.
     let made = ecs.world().made();
     assert_eq!(made, 22, "one CopyImage was accepted for each");
 
-    // There is room now: a second call finishes the missing one, and nothing else.
+    // With quota available, a second call copies the missing image and nothing else.
     ecs.world().full.clear();
     let before = ecs.world().calls.len();
     let request = client.synchronize_app(ask("app", &[])).await.expect("it is accepted").into_inner().request_id;

@@ -1,5 +1,4 @@
-//! Regions of Alibaba Cloud, whose ECS copies the images: what is asked of it, what is seen meanwhile, and what becomes of all that
-//! can go wrong.
+//! Regions of Alibaba Cloud, whose images ECS copies: the requests, the progress, and every failure.
 
 mod credentials;
 mod many_regions;
@@ -22,10 +21,10 @@ use crate::harness::{
 };
 
 const REGIONS: [&str; 3] = [HOME, "cn-beijing", "cn-shanghai"];
-/// What the image is called at home.
+/// The image's name in its home region.
 const NAME: &str = "gromacs-2026.1";
 
-/// A site whose regions are the server's.
+/// Returns a site whose regions are the emulated provider's.
 pub fn site(ecs: &Ecs, regions: &[&'static str]) -> Site {
     let mut site = Site::new();
     let secret = site.directory.path().join("secret");
@@ -36,7 +35,7 @@ pub fn site(ecs: &Ecs, regions: &[&'static str]) -> Site {
     site
 }
 
-/// The section of the configuration, with these credentials.
+/// Returns the configuration section with these credentials.
 fn section(ecs: &Ecs, credentials: &str) -> String {
     let at = format!("http://{}", ecs.address);
     format!(
@@ -45,7 +44,7 @@ fn section(ecs: &Ecs, credentials: &str) -> String {
     )
 }
 
-/// A provider with three regions and an image at home, and a service on it.
+/// An emulated provider with three regions and an image, and a service that uses it.
 struct House {
     ecs: Ecs,
     running: Running,
@@ -67,7 +66,7 @@ impl House {
         self.running.images().await.add_image(request).await.expect("it is registered");
     }
 
-    /// Synchronizes to its end.
+    /// Synchronizes and waits for the end.
     async fn carry(&self, regions: &[&str]) -> Synchronization {
         let request = self.running.synchronize("app", regions).await.expect("it is accepted");
         self.running.finished(&request).await
@@ -79,7 +78,7 @@ impl House {
         response.into_inner().image.expect("an image")
     }
 
-    /// What a region shows as the image's id and state.
+    /// Returns the image's id and state in a region, as the service reports them.
     async fn shown(&self, region: &str) -> (String, RegionState) {
         let image = self.image().await;
         let info = image.additional_regions_info.iter().find(|info| info.region_id == region).expect("the region");
@@ -101,7 +100,7 @@ fn region<'s>(of: &'s Synchronization, id: &str) -> &'s RegionSynchronization {
     of.regions.iter().find(|region| region.region_id == id).expect("the region")
 }
 
-/// The code and the message of a region's failure.
+/// Returns the code and the message of a region's failure.
 fn failure(of: &Synchronization, id: &str) -> (ErrorCode, String) {
     let region = region(of, id);
     assert_eq!(region.state(), RegionState::Failed, "{region:?}");
@@ -139,7 +138,7 @@ async fn an_image_is_copied_by_ecs_and_known_by_its_id_there() {
         assert_eq!((region.bytes_total, region.bytes_copied, region.bytes_skipped), (40 << 30, 40 << 30, 0));
         assert_eq!(house.ecs.count("CopyImage", Some(to), "OK"), 1);
     }
-    // As on every door: a second call has nothing left to do.
+    // As with every kind of region, a second call has nothing left to do.
     assert_eq!(house.carry(&[]).await.state(), SynchronizationState::Succeeded);
     assert_eq!(house.ecs.count("CopyImage", None, "OK"), 2);
     house.running.stop().await;
@@ -149,7 +148,7 @@ async fn an_image_is_copied_by_ecs_and_known_by_its_id_there() {
 async fn an_image_of_that_name_is_adopted_if_it_is_ours_and_reported_if_not() {
     let house = House::build(Duration::from_millis(100)).await;
     let tags = [("appferry:app-id", "app"), ("appferry:source-image-id", house.source.as_str())];
-    // ECS finds names that only contain the one that is looked for as well.
+    // ECS also matches names that contain the requested name.
     house.ecs.world().put("cn-beijing", "old-gromacs-2026.1", &[]);
     let ours = house.ecs.world().put("cn-beijing", NAME, &tags);
     let theirs = house.ecs.world().put("cn-shanghai", NAME, &[("appferry:app-id", "another")]);
@@ -164,7 +163,7 @@ async fn an_image_of_that_name_is_adopted_if_it_is_ours_and_reported_if_not() {
     assert_eq!(house.ecs.count("CopyImage", None, "OK"), 0);
     assert_eq!(house.ecs.count("DeleteImage", None, "OK") + house.ecs.count("CancelCopyImage", None, "OK"), 0);
 
-    // Once it is out of the way, the next call copies.
+    // Once that image is renamed, the next call copies.
     house.ecs.world().change("cn-shanghai", |images| images[0].name = "something-else".to_owned());
     assert_eq!(house.carry(&[]).await.state(), SynchronizationState::Succeeded);
     house.running.stop().await;
@@ -176,7 +175,7 @@ async fn an_answer_that_does_not_come_makes_no_second_image() {
     house.ecs.plan("CopyImage", "cn-beijing", Trouble::Hang, 1);
     house.ecs.plan("CopyImage", "cn-shanghai", Trouble::CutAfter, 2);
     house.ecs.plan("DescribeImages", "cn-beijing", Trouble::Cut, 2);
-    // Nor is what was made listed at once.
+    // A new image is listed with a delay.
     house.ecs.world().lag = Duration::from_millis(800);
     let done = house.carry(&[]).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -219,7 +218,7 @@ async fn a_copy_that_ends_badly_is_cleared_away_and_made_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_canceled_is_given_up_at_the_provider() {
     let house = House::build(Duration::from_secs(600)).await;
-    // Nobody could find it by its name: its id must be known.
+    // The image cannot be found by its name yet, so its id must be remembered.
     house.ecs.world().lag = Duration::from_secs(600);
     let request = house.running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     let copying = async || (house.ecs.world().images("cn-beijing").len() == 1).then_some(());
@@ -230,7 +229,7 @@ async fn a_copy_that_is_canceled_is_given_up_at_the_provider() {
     assert_eq!(house.ecs.count("CancelCopyImage", Some("cn-beijing"), "OK"), 1);
     assert_eq!(house.running.finished(&request).await.state(), SynchronizationState::Canceled);
 
-    // Asked for again, it is another copy.
+    // Requested again, it is another copy.
     house.ecs.world().lag = Duration::ZERO;
     house.ecs.world().takes = Duration::from_millis(50);
     assert_eq!(house.carry(&["cn-beijing"]).await.state(), SynchronizationState::Succeeded);
@@ -238,12 +237,12 @@ async fn a_copy_that_is_canceled_is_given_up_at_the_provider() {
     house.running.stop().await;
 }
 
-/// Nobody watches a copy whose call was canceled while the service was down.
+/// The call of a copy was canceled while the service was down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_nobody_watches_any_more_is_given_up_by_whoever_keeps_house() {
     let ecs = Ecs::start(&REGIONS, Duration::from_secs(600)).await;
     let source = ecs.world().put(HOME, NAME, &[]);
-    // It is copied by a worker that does not hear of its end: the provider does not let it.
+    // The worker cannot cancel the copy, because the provider fails.
     ecs.plan("CancelCopyImage", "cn-beijing", Trouble::Refuse(503, "ServiceUnavailable", None), 2);
     let mut site = site(&ecs, &REGIONS);
     site.more += "[housekeeping]\ninterval_ms = 100\n";
@@ -258,7 +257,7 @@ async fn a_copy_that_nobody_watches_any_more_is_given_up_by_whoever_keeps_house(
     running.stop().await;
 }
 
-/// One process stops, another one goes on watching the same copy, long before the lease runs out.
+/// One process stops, and another continues to watch the same copy, long before the lease expires.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_is_handed_over_when_its_process_stops() {
     let ecs = Ecs::start(&REGIONS, Duration::from_secs(2)).await;
@@ -307,7 +306,7 @@ async fn what_does_not_pass_fails_at_once_with_what_the_provider_said() {
         assert_eq!(house.ecs.count("CopyImage", Some(to), code), 1, "it was not tried again");
         assert_eq!(region(&done, to).attempt, 1);
     }
-    // A source that has gone is no fault of the provider's.
+    // A missing source is not the provider's error.
     house.ecs.world().change(HOME, Vec::clear);
     house.ecs.world().plans.clear();
     let (row, message) = failure(&house.carry(&["cn-beijing"]).await, "cn-beijing");

@@ -1,5 +1,5 @@
-//! The provider's own client, pinned and unchanged, and the server that the tests take for the provider: it takes that client's
-//! signatures and answers as it expects. What the client signs, we sign the same.
+//! The provider's official client, pinned and unmodified, against the emulated provider: the emulation accepts its
+//! signatures and responds as it expects. The service must produce the same signatures.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use crate::harness::{
     until,
 };
 
-/// Requests of the official client, version 7.11.8, with what they were signed with: as it sent them in the test below, at the time
-/// that they tell.
+/// Signed requests of the official client, version 7.11.8, with all signed fields: as it sent them in the test below,
+/// at the stated times.
 const VECTORS: &str = include_str!("vectors.json");
 
-/// Makes calls by the official client, one after the other, and returns what came of each.
+/// Makes calls with the official client, one after the other, and returns the results.
 async fn ask(ecs: &Ecs, calls: &[Value]) -> Vec<Value> {
     let asked = json!({"package": "alibabacloud_ecs20140526", "endpoint": ecs.address.to_string(), "calls": calls});
     let told = python(&["tests/it/harness/alibaba.py"], asked.to_string()).await;
@@ -92,7 +92,7 @@ async fn the_official_client_takes_the_server_for_the_provider() {
     assert_eq!(told[2]["code"], "InvalidImageId.NotFound");
     assert_eq!(told[3]["code"], "InvalidSecurityToken.Malformed");
 
-    // Whatever it signed and how.
+    // Includes the signed headers and the signature.
     let calls = ecs.world().calls.clone();
     let known = calls.iter().filter(|call| call.code != "SignatureDoesNotMatch");
     let signed: Vec<&Value> = known.map(|call| &call.signed).collect();
@@ -107,7 +107,7 @@ fn requests_are_signed_as_the_official_client_signs_them() {
     vectors.iter().for_each(compare);
 }
 
-/// Signs a request as we do, and compares that with what the official client made of it.
+/// Signs a request and compares the signature with the official client's.
 fn compare(vector: &Value) {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let mut headers = HeaderMap::new();

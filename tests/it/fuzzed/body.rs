@@ -1,5 +1,5 @@
-//! The messages of calls, behind the whole stack: whatever a caller sends is answered, with a status of the contract's and never as
-//! something that nobody foresaw.
+//! Fuzz target for request messages, through the whole stack: every input is answered with a status of the contract,
+//! never with an unexpected error.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -23,7 +23,7 @@ const METHODS: [&str; 8] = [
     "ImageService/RemoveImage",
 ];
 
-/// A service, and a connection to it.
+/// A service and an HTTP/2 connection to it.
 pub struct Target {
     runtime: Runtime,
     address: SocketAddr,
@@ -40,7 +40,7 @@ async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
 }
 
 impl Target {
-    /// Starts a service in a directory.
+    /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
         let runtime = start::runtime();
         let (service, sender, address) = runtime.block_on(async {
@@ -51,7 +51,7 @@ impl Target {
         Self { runtime, address, sender, _service: service }
     }
 
-    /// The first byte chooses the method, and whether what follows is sent as it is or as one message.
+    /// The first byte selects the method, and whether the rest is sent raw or as one message.
     pub fn run(&mut self, data: &[u8]) {
         let Some((first, message)) = data.split_first() else { return };
         let method = METHODS[usize::from(*first) % METHODS.len()];
@@ -78,7 +78,7 @@ impl Target {
             let status = head.headers.get("grpc-status").or(trailers).expect("a status");
             status.to_str().expect("text").parse::<u16>().expect("a number")
         });
-        // Neither unknown nor internal (13): what a caller sends is never the service's fault.
+        // Neither UNKNOWN (2) nor INTERNAL (13): no input of a caller is the service's error.
         assert!(![2, 13].contains(&status), "{method} is answered {status}");
     }
 }

@@ -1,4 +1,4 @@
-//! Requests of the HTTP form: whatever a caller sends is answered with JSON and a status that is no fault of the service's.
+//! Fuzz target for requests of the HTTP API: every input is answered with JSON and a status below 500.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use super::start;
 
-/// A service, and where it listens for the form.
+/// A service and the address of its HTTP API.
 pub struct Target {
     runtime: Runtime,
     address: SocketAddr,
@@ -19,7 +19,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Starts a service in a directory.
+    /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
         let runtime = start::runtime();
         let service = runtime.block_on(start::service(directory, "[openapi]\nlisten = \"127.0.0.1:0\"\n"));
@@ -27,7 +27,7 @@ impl Target {
         Self { runtime, address, _service: service }
     }
 
-    /// The first byte chooses whether the rest is the query or the content, and whether a token is shown.
+    /// The first byte selects whether the rest is the query or the content, and whether a token is sent.
     pub fn run(&mut self, data: &[u8]) {
         let Some((first, rest)) = data.split_first() else { return };
         let visible = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
@@ -52,10 +52,10 @@ impl Target {
         });
         let text = String::from_utf8_lossy(&answer);
         let status: u16 = text.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
-        // What a caller sends is never the service's fault.
+        // No input of a caller is the service's error.
         assert!(status < 500, "{text}");
         let (_, body) = text.split_once("\r\n\r\n").expect("a head");
-        // hyper refuses some targets by itself, with nothing to read.
+        // hyper rejects some request targets itself, with an empty body.
         let json = serde_json::from_str::<serde_json::Value>(body).is_ok();
         assert!(json || (status == 400 && body.is_empty()), "{text}");
     }

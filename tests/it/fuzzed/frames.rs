@@ -1,4 +1,5 @@
-//! HTTP/2 frames through the listener: whatever comes after the preface, the connection ends or answers, and another one is served.
+//! Fuzz target for HTTP/2 frames: for any bytes after the preface, the connection ends or responds, and another
+//! connection is served.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -12,10 +13,10 @@ use tokio::{
 
 use super::start;
 
-/// The preface of HTTP/2, and settings that are empty (RFC 9113, section 3.4).
+/// The HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A service, and where it listens.
+/// A service and its address.
 pub struct Target {
     runtime: Runtime,
     address: SocketAddr,
@@ -23,7 +24,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Starts a service in a directory.
+    /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
         let runtime = start::runtime();
         let service = runtime.block_on(start::service(directory, ""));
@@ -31,8 +32,8 @@ impl Target {
         Self { runtime, address, _service: service }
     }
 
-    /// Sends frames, in the form that a compact input has: a byte for the kind, one for the flags, one for the stream, one for the length of
-    /// what follows.
+    /// Sends frames in the input's compact encoding: one byte each for the type, the flags, the stream, and the length
+    /// of the payload that follows.
     pub fn run(&mut self, data: &[u8]) {
         let mut sent = PREFACE.to_vec();
         let mut rest = data;

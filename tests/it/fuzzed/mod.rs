@@ -1,4 +1,4 @@
-//! What fuzzing (`fuzz/`) tries by the million, here with the inputs that it found to differ: each must go through.
+//! Runs the fuzz targets of `fuzz/` on their corpus.
 
 mod acs3;
 mod body;
@@ -12,7 +12,7 @@ mod tree;
 
 use std::{fs, path::Path};
 
-/// Runs a target on everything that is kept for it.
+/// Runs a target on every input of its corpus.
 fn each(target: &str, mut run: impl FnMut(&[u8])) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut files: Vec<_> =

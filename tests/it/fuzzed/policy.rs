@@ -1,4 +1,4 @@
-//! Policy documents: whatever is read never panics, and what is accepted can be judged by, the same way twice.
+//! Fuzz target for policy documents: parsing never panics, and decisions by an accepted document are deterministic.
 
 use std::sync::Arc;
 

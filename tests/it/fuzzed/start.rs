@@ -1,4 +1,4 @@
-//! The service that targets talk to.
+//! The service under test for fuzz targets.
 
 use std::path::Path;
 
@@ -9,18 +9,18 @@ use appferry::{
 };
 use tokio::runtime::Runtime;
 
-/// The token of somebody who may do everything.
+/// The token of a principal with all permissions.
 #[allow(dead_code, reason = "not every target shows it")]
 pub const TOKEN: &str = "fuzz";
-/// The SHA-256 of it.
+/// The SHA-256 of [`TOKEN`].
 const TOKEN_SHA256: &str = "93850b707585e404e4951a3ddc1f05a34b3d4f5fc081d616f46d8a2e8f1c8e68";
 
-/// A runtime for a service and whoever talks to it.
+/// Builds a runtime for the service and its clients.
 pub fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
 }
 
-/// Starts a service in a directory, with these sections beside what it needs.
+/// Starts a service whose files are in `directory`; `more` is appended to its configuration.
 pub async fn service(directory: &Path, more: &str) -> Service {
     let home = directory.join("home");
     std::fs::create_dir_all(&home).expect("a directory");

@@ -1,4 +1,5 @@
-//! Trees of manifests whose sizes lie: whatever a source has, what is read of it is as large as it says, bounded, and in order.
+//! Fuzz target for manifest graphs with wrong sizes: what is read from any source matches its stated sizes, is bounded,
+//! and is in order.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,14 +18,14 @@ const KINDS: [&str; 3] = [
     "application/vnd.oci.image.index.v1+json",
     "application/octet-stream",
 ];
-/// What manifests may have together, in bytes.
+/// Limit for the total size of all manifests in bytes.
 const MANIFESTS: u64 = 16 << 20;
 
 fn digest(content: &[u8]) -> Digest {
     Digest::new(Sha256::digest(content).into())
 }
 
-/// Has manifests by their digests, whatever size they are asked for by.
+/// A source that returns manifests by digest, ignoring the requested size.
 #[derive(Debug, Default)]
 struct Liar(HashMap<Digest, Bytes>);
 
@@ -44,7 +45,7 @@ impl Source for Liar {
     }
 }
 
-/// Reads choices out of the input.
+/// Decodes choices from the input.
 struct Choices<'a>(&'a [u8]);
 
 impl Choices<'_> {
@@ -54,7 +55,7 @@ impl Choices<'_> {
         *first
     }
 
-    /// A size that is told for one that is true.
+    /// Returns the size to state for content of `real` bytes.
     fn size(&mut self, real: u64) -> u64 {
         match self.next() {
             0..=159 => real,
@@ -71,7 +72,7 @@ impl Choices<'_> {
     }
 }
 
-/// Builds manifests from the leaves up. The last is the root.
+/// Builds manifests from the leaves up. The last one is the root.
 fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
     let mut source = Liar::default();
     let mut known: Vec<(Digest, u64)> = Vec::new();
@@ -110,9 +111,9 @@ fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
 
 fn check(source: &Liar, root: &Descriptor) {
     let name = ImageName("a".into());
-    // Nothing here is waited for.
+    // This source never waits.
     let measured = Tree::measure(source, &name, root).now_or_never().expect("nothing waits");
-    // What was not there when it was measured is not missed afterwards.
+    // Entries that were absent when measured are not reported as missing later.
     let absent = measured.as_ref().map(|measure| measure.absent.clone()).unwrap_or_default();
     let read = Tree::read(source, &name, root, &absent).now_or_never().expect("nothing waits");
     let with_attachments =
@@ -138,12 +139,12 @@ fn check(source: &Liar, root: &Descriptor) {
 }
 
 pub fn run(data: &[u8]) {
-    // The input as a manifest and as an index,
+    // The input itself as a manifest and as an index,
     let raw = Liar([(digest(data), Bytes::copy_from_slice(data))].into());
     for kind in &KINDS[..2] {
         check(&raw, &Descriptor { media_type: (*kind).to_owned(), digest: digest(data), size: data.len() as u64 });
     }
-    // and as what to make manifests by.
+    // and as choices for generated manifests.
     let (source, root) = build(&mut Choices(data));
     if let Some(root) = root {
         check(&source, &root);

@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-/// Keeps every span and the name of every metric that it is sent.
+/// Records every span and the name of every metric.
 #[derive(Debug, Clone, Default)]
 pub struct Collector(Arc<Mutex<Sent>>);
 
@@ -60,7 +60,7 @@ impl MetricsService for Collector {
 }
 
 impl Collector {
-    /// Starts one, and returns its endpoint.
+    /// Starts a collector, and returns its endpoint.
     pub async fn start() -> (Self, String) {
         let collector = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -72,7 +72,7 @@ impl Collector {
         (collector, endpoint)
     }
 
-    /// The spans of a name that it has been sent so far.
+    /// Returns the received spans with a name.
     pub fn spans(&self, name: &str) -> Vec<Span> {
         self.all().into_iter().filter(|span| span.name == name).collect()
     }
@@ -81,13 +81,13 @@ impl Collector {
         self.0.lock().expect("nobody panicked").spans.clone()
     }
 
-    /// The names of the metrics that it has been sent so far.
+    /// Returns the names of the received metrics.
     pub fn metrics(&self) -> BTreeSet<String> {
         self.0.lock().expect("nobody panicked").metrics.clone()
     }
 }
 
-/// An attribute of a span as text.
+/// Returns an attribute of a span as text.
 pub fn attribute(span: &Span, key: &str) -> Option<String> {
     let found = span.attributes.iter().find(|attribute| attribute.key == key)?;
     match found.value.as_ref()?.value.as_ref()? {

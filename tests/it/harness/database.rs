@@ -1,4 +1,4 @@
-//! Databases of the tests' own, one a test, on the servers that `scripts/databases` has started.
+//! One database per test, on the servers that `scripts/databases` starts.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use appferry::state::{Settings, migrate};
 use sea_orm::{ConnectionTrait as _, DatabaseConnection};
 use uuid::Uuid;
 
-/// The databases that the service works with.
+/// The supported databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Sqlite,
@@ -16,13 +16,13 @@ pub enum Kind {
 
 impl Kind {}
 
-/// Where a server of that kind is.
+/// Returns the server URL in an environment variable.
 fn server(variable: &str) -> String {
     std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run scripts/test, or source scripts/databases"))
 }
 
-/// Makes an empty database, and returns its URL. A file is in the directory.
+/// Creates an empty database, and returns its URL. SQLite's file is in `directory`.
 pub async fn empty(kind: Kind, directory: &Path) -> String {
     let name = format!("test_{}", Uuid::now_v7().simple());
     let (url, create) = match kind {
@@ -41,14 +41,14 @@ pub async fn empty(kind: Kind, directory: &Path) -> String {
     format!("{url}/{name}")
 }
 
-/// Makes a database with the schema, and returns its URL.
+/// Creates a database with the schema, and returns its URL.
 pub async fn fresh(kind: Kind, directory: &Path) -> String {
     let url = empty(kind, directory).await;
     migrate(&Settings::new(url.clone())).await.expect("the schema");
     url
 }
 
-/// A connection to look into a database.
+/// Opens an independent connection to a database.
 pub async fn look(url: &str) -> DatabaseConnection {
     let mut options = sea_orm::ConnectOptions::new(url);
     options.max_connections(1).sqlx_logging(false);

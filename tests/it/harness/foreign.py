@@ -1,9 +1,9 @@
-"""Tokens and certificates as others make them: PyJWT and cryptography. Prints what it was asked for.
+"""Generates keys, tokens and certificates with PyJWT and cryptography.
 
-keys DIR                               private keys, and the key set of their public parts, jwks.json
-token DIR KEY ALGORITHM CLAIMS HEADER  a JSON Web Token, signed with one of them
-ca DIR NAME                            an authority
-certificate DIR CA NAME NAMES FROM TO  a certificate of it, for names parted by commas, valid from and to so many seconds from now
+keys DIR                               private keys, and the key set of their public keys, jwks.json
+token DIR KEY ALGORITHM CLAIMS HEADER  a JSON Web Token, signed with one of the keys
+ca DIR NAME                            a certificate authority
+certificate DIR CA NAME NAMES FROM TO  a certificate for comma-separated names, valid from and to these offsets from now in seconds
 """
 
 import base64
@@ -54,7 +54,7 @@ def token(directory, name, algorithm, claims, header):
     if algorithm == "none":
         return jwt.encode(claims, None, "none", header)
     if algorithm == "HS256":
-        # What a verifier falls for that takes the public key for a secret.
+        # Algorithm confusion: accepted by a verifier that uses the public key as an HMAC secret.
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         secret = key.public_key().public_bytes(PEM, form)
         part = lambda value: base64.urlsafe_b64encode(value).rstrip(b"=")

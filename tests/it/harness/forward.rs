@@ -1,4 +1,4 @@
-//! A forward proxy: it takes requests for other hosts and connections to them, and knows where some names are that nobody else knows.
+//! An HTTP forward proxy, for plain requests and for CONNECT, that resolves additional host names.
 
 use std::{
     collections::HashMap,
@@ -11,20 +11,20 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// The largest head of a request.
+/// Maximum size of a request head in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// What a connection to it began with.
+/// A received request or CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     pub method: String,
-    /// The host and the port that it was asked for.
+    /// The requested host and port.
     pub target: String,
     /// The header `Proxy-Authorization`.
     pub authorization: Option<String>,
 }
 
-/// A proxy.
+/// An HTTP forward proxy. Stops when dropped.
 pub struct Forward {
     pub address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -38,7 +38,7 @@ impl Drop for Forward {
 }
 
 impl Forward {
-    /// Starts a proxy that knows hosts, with their ports, by other names than their addresses.
+    /// Starts a proxy that maps the names in `known` to addresses.
     pub async fn start(known: &[(&str, SocketAddr)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -53,12 +53,12 @@ impl Forward {
         Self { address, asked, task }
     }
 
-    /// What it was asked for.
+    /// Returns the received requests.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("no panic").clone()
     }
 
-    /// The keys of `[network]` that name it.
+    /// Returns the key of `[network]` that configures it.
     pub fn key(&self) -> String {
         format!("proxy = \"http://{}\"", self.address)
     }

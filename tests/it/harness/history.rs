@@ -1,5 +1,5 @@
-//! What has happened to every replica of a database, written down by the database itself: a trigger notes each version of each row.
-//! The service has no part in that, and can't fool it. Every step must be one of the domain's own transitions.
+//! The history of every replica, recorded by database triggers: each version of each row. It is independent of the
+//! service. Every step must be a transition of the domain's state machine.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -31,7 +31,7 @@ const COLUMNS: [&str; 18] = [
     "warnings",
 ];
 
-/// Has a database, in which nothing has happened yet, write down what happens.
+/// Installs the triggers in an empty database.
 pub async fn record(url: &str) {
     let db = database::look(url).await;
     let columns = COLUMNS.join(", ");
@@ -153,20 +153,21 @@ impl FromQueryResult for Version {
     }
 }
 
-/// What a history came to.
+/// The result of a replay.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// Steps that were replayed.
+    /// Replayed steps.
     pub steps: usize,
-    /// How often each of the machine's events was seen.
+    /// Number of occurrences of each event.
     pub events: BTreeMap<&'static str, usize>,
 }
 
-/// Replays what has happened in a database, whose workers' leases lasted for one of `leases`, through the domain's transitions.
+/// Replays the history of a database through the domain's transitions. The lease duration of each worker is one of
+/// `leases`.
 ///
 /// # Panics
 ///
-/// If a step is none of them.
+/// Panics if a step is not a transition.
 pub async fn replay(url: &str, leases: &[Duration]) -> Replayed {
     let db = database::look(url).await;
     let mut replayed = Replayed::default();
@@ -214,7 +215,7 @@ async fn page(db: &DatabaseConnection, after: i64) -> Vec<(i64, Version)> {
     rows.into_iter().map(read).collect()
 }
 
-/// The event that leads from one version to the next, by the domain's transition; nothing if there is none.
+/// Returns the event that leads from one version to the next; `None` if there is none.
 pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Option<&'static str> {
     let Some(before) = before else {
         let State::Pending { not_before, .. } = &after.state else { return None };
@@ -224,7 +225,7 @@ pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Op
         .into_iter()
         .find_map(|(name, event, now)| (before.apply(event, now) == Ok(after.clone())).then_some(name))
         .or_else(|| {
-            // Progress that was told just before is committed together with what followed.
+            // A progress report may be committed together with the next event.
             let told = Event::Renew { fence: before.fence, lease, progress: after.progress };
             let until = match &before.state {
                 State::Copying { lease, .. } => lease.until,
@@ -237,7 +238,7 @@ pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Op
         })
 }
 
-/// Whatever may have happened, and when, if it is to have led there.
+/// Returns the events, with their times, that may have led to `after`.
 fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'static str, Event, Timestamp)> {
     let (fence, progress) = (before.fence, after.progress);
     let mut events = Vec::new();

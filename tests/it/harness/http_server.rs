@@ -1,4 +1,4 @@
-//! An HTTP server in this process, which what stands in for other people's services is made of.
+//! An HTTP server in this process, the basis of the emulated services.
 
 use std::{error::Error, net::SocketAddr};
 
@@ -9,7 +9,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// A server. It ends when it is dropped.
+/// An HTTP server. Stops when dropped.
 #[derive(Debug)]
 pub struct HttpServer {
     pub address: SocketAddr,
@@ -23,7 +23,7 @@ impl Drop for HttpServer {
 }
 
 impl HttpServer {
-    /// Serves each connection on its own; an error of `answer` breaks the connection.
+    /// Serves each connection in its own task; an error of `answer` breaks the connection.
     pub async fn start<A, F, E>(answer: A) -> Self
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -36,7 +36,7 @@ impl HttpServer {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = service_fn(answer.clone());
                 tokio::spawn(async move {
-                    // One that is refused, or cut off, ends with an error.
+                    // A connection that is rejected or cut ends with an error.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;

@@ -1,4 +1,4 @@
-//! OCI image layouts, made and checked by hand: the tests trust nothing of what they test.
+//! Creates and verifies OCI image layouts, independently of the code under test.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ pub fn digest(content: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(content)))
 }
 
-/// Some bytes that nobody else has.
+/// Returns pseudorandom bytes that differ for every seed.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     // xorshift64*: fast, and different for every seed.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -28,7 +28,7 @@ pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-/// Where a layout has a blob.
+/// Returns the path of a blob in a layout.
 pub fn blob_path(layout: &Path, digest: &str) -> PathBuf {
     layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
 }
@@ -39,7 +39,7 @@ fn put(layout: &Path, media_type: &str, content: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest, "size": content.len() })
 }
 
-/// Writes an image's manifest and its blobs into a layout, and returns its descriptor.
+/// Writes an image's manifest and its blobs to a layout, and returns its descriptor.
 fn put_image(layout: &Path, layers: &[Vec<u8>], config: &Value) -> Value {
     let config = put(layout, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
     let layers: Vec<_> =
@@ -66,7 +66,7 @@ pub fn write(layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image of this configuration under a name. Returns the digest of its manifest.
+/// Writes a layout of one image with this configuration under a name. Returns the digest of its manifest.
 pub fn write_called(layout: &Path, layers: &[Vec<u8>], config: &Value, name: &str) -> String {
     begin(layout);
     let mut manifest = put_image(layout, layers, config);
@@ -75,7 +75,7 @@ pub fn write_called(layout: &Path, layers: &[Vec<u8>], config: &Value, name: &st
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes an image for two architectures into a layout, and returns the descriptor of its index.
+/// Writes an image for two architectures to a layout, and returns the descriptor of its index.
 fn put_platforms(layout: &Path) -> Value {
     let shared = noise(3_000, 1);
     let entries: Vec<_> = ["amd64", "arm64"]
@@ -100,7 +100,8 @@ pub fn write_platforms(layout: &Path) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the index.
+/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the
+/// index.
 pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     begin(layout);
     let mut index = put_platforms(layout);
@@ -111,7 +112,7 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image with layers of these sizes, one after the other: they may be larger than memory.
+/// Writes a layout of one image with layers of these sizes, one at a time: they may be larger than memory.
 #[allow(dead_code, reason = "the bench of carrying uses it")]
 pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     begin(layout);
@@ -142,7 +143,7 @@ pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     end(layout, &json!([put(layout, MANIFEST, manifest.to_string().as_bytes())]));
 }
 
-/// The files below a directory.
+/// Returns the files below a directory.
 pub fn files(directory: &Path) -> Vec<PathBuf> {
     let mut open = vec![directory.to_owned()];
     let mut found = Vec::new();
@@ -164,7 +165,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The digests of a layout's layers, in order.
+/// Returns the digests of a layout's layers, in order.
 pub fn layers(layout: &Path) -> Vec<String> {
     let index: Value = read(&layout.join("index.json"));
     let manifest = index["manifests"][0]["digest"].as_str().expect("a digest");
@@ -177,8 +178,8 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).expect("it is there")).expect("it is JSON")
 }
 
-/// Reads a layout again, from its index down: everything that is referred to must be there and have its digest, and every file
-/// must be referred to. Returns the digest of its root.
+/// Verifies a layout from its index down: every referenced file exists and has its digest, and every file is
+/// referenced. Returns the digest of its root.
 pub fn verify(layout: &Path) -> String {
     let index = read(&layout.join("index.json"));
     let entries = index["manifests"].as_array().expect("entries");
@@ -203,7 +204,7 @@ pub fn verify(layout: &Path) -> String {
     entries[0]["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Whether a layout shows an image.
+/// Returns whether a layout has a published image.
 pub fn visible(layout: &Path) -> bool {
     layout.join("index.json").exists()
 }

@@ -1,6 +1,6 @@
-//! A registry that keeps what it has of an upload that is cut off, byte for byte, and says how much that is: what the distribution
-//! specification describes ("Pushing a blob in chunks"), and what the distribution project's own registry does not do, which
-//! refuses an upload once it has more than it said it has. It knows blobs and manifests, and verifies what it is sent.
+//! A registry that keeps the received bytes of an interrupted upload and reports their number, as the distribution
+//! specification describes ("Pushing a blob in chunks"). The distribution project's own registry does not: it rejects
+//! an upload once it has more bytes than it reported. This one stores blobs and manifests, and verifies digests.
 
 use std::{
     collections::BTreeMap,
@@ -20,15 +20,15 @@ use super::http_server::HttpServer;
 #[derive(Default)]
 struct Content {
     uploads: BTreeMap<u64, (Sha256, u64)>,
-    /// Who was the last to ask about an upload: what comes for those before is thrown away.
+    /// The newest status request by upload: bytes of requests before it are discarded.
     turns: BTreeMap<u64, u64>,
     begun: u64,
-    /// The sizes of the blobs, by digest: their bytes have been verified and are not kept.
+    /// Blob sizes by digest: the bytes were verified and are not kept.
     blobs: BTreeMap<String, u64>,
     manifests: BTreeMap<String, (String, Bytes)>,
 }
 
-/// A registry that keeps what it has of an upload.
+/// A registry with resumable uploads.
 pub struct KeepingRegistry {
     pub address: SocketAddr,
     content: Arc<Mutex<Content>>,
@@ -47,12 +47,12 @@ impl KeepingRegistry {
         Self { address: server.address, content, _server: server }
     }
 
-    /// How many uploads are neither finished nor given up.
+    /// Returns the number of uploads that were neither completed nor aborted.
     pub fn unfinished(&self) -> usize {
         lock(&self.content).uploads.len()
     }
 
-    /// Whether it has a manifest by that tag.
+    /// Returns whether it has a manifest with that tag.
     pub fn has(&self, tag: &str) -> bool {
         lock(&self.content).manifests.contains_key(tag)
     }
@@ -103,7 +103,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
         };
         let mut body = request.into_body();
         while let Some(frame) = body.frame().await {
-            // What came before the connection broke is kept.
+            // The bytes before the interruption are kept.
             let Ok(frame) = frame else { return empty(status(StatusCode::BAD_REQUEST)) };
             let mut content = lock(content);
             if content.turns.get(&id) != Some(&turn) {
@@ -162,7 +162,7 @@ async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Respons
     }
 }
 
-/// The manifests whose subject this one is.
+/// Returns the manifests that have this subject.
 fn referrers(content: &Content, subject: &str) -> Response<Full<Bytes>> {
     let refers = |body: &Bytes| {
         let manifest: Option<serde_json::Value> = serde_json::from_slice(body).ok();

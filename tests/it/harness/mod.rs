@@ -1,5 +1,5 @@
-//! What tests stand on: a site with regions of its own, a service in this process or in one of its own, images, and a reader of
-//! refusals. Every test has its own directories, database and ports.
+//! The test harness: a site with its own regions, a service in this process or in another one, images, and a decoder of
+//! errors. Every test has its own directories, database and ports.
 
 pub mod address;
 pub mod bucket;
@@ -28,14 +28,14 @@ pub mod switch;
 
 use std::{fs, path::Path, process::Child, time::Duration};
 
-/// How long a test waits for what must come.
+/// Deadline of an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `met` returns something, looking often.
+/// Polls `met` until it returns a value.
 ///
 /// # Panics
 ///
-/// If it does not for [`PATIENCE`].
+/// Panics if it does not within [`PATIENCE`].
 pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T {
     let look = async {
         loop {
@@ -48,11 +48,11 @@ pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T 
     tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
-/// Waits until a server answers that has just been started and writes to `log`.
+/// Polls `met` until a server that has just been started responds. The server logs to `log`.
 ///
 /// # Panics
 ///
-/// If it ends, or does not answer for [`PATIENCE`].
+/// Panics if the server exits, or does not respond within [`PATIENCE`].
 pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: impl AsyncFnMut() -> Option<T>) -> T {
     until(what, async || {
         if let Some(status) = child.try_wait().expect("a child") {

@@ -1,15 +1,15 @@
-//! A picture of a trace: a row a span, in the order in which they began, each behind the one that it is part of; drawn as SVG.
+//! Draws a trace as SVG: one row per span, in the order of their start, indented below the parent.
 
 use std::fmt::Write as _;
 
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 
 const WIDTH: f64 = 1_000.0;
-/// Where bars begin.
+/// Left edge of the bars.
 const LEFT: f64 = 430.0;
 const ROW: f64 = 22.0;
 
-/// Draws traces, one under the other.
+/// Draws traces, one below the other.
 pub fn draw(traces: &[(&str, Vec<Span>)]) -> String {
     let all = || traces.iter().flat_map(|(_, spans)| spans);
     let begin = all().map(|span| span.start_time_unix_nano).min().expect("a span");
@@ -61,7 +61,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// Each span after the one that it is part of, with how deep it is.
+/// Returns each span after its parent, with its depth.
 fn in_order(spans: &[Span]) -> Vec<(usize, &Span)> {
     let mut sorted: Vec<&Span> = spans.iter().collect();
     sorted.sort_by_key(|span| span.start_time_unix_nano);

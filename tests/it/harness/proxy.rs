@@ -1,4 +1,4 @@
-//! A proxy before a store: it counts what passes, and does whatever a network and a server can do wrong, when it is told to.
+//! A reverse proxy in front of a store: counts traffic and injects faults of networks and servers.
 
 use std::{
     convert::Infallible,
@@ -24,45 +24,44 @@ use tokio::net::TcpListener;
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, Broken>;
 
-/// What is done with a request.
+/// The treatment of a request.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// It is passed on, and so is its answer.
+    /// Forward the request and the response.
     Pass,
-    /// It is answered with this.
+    /// Respond with this status, headers and body.
     Answer(StatusCode, Vec<(&'static str, String)>, String),
-    /// After as many bytes of its body, both connections break.
+    /// Cut both connections after this many bytes of the request body.
     CutRequest(u64),
-    /// After as many bytes of its answer's body, the connection breaks.
+    /// Cut the connection after this many bytes of the response body.
     CutAnswer(u64),
-    /// The byte at that place of its answer's body is another one.
+    /// Corrupt the byte at this offset of the response body.
     CorruptAnswer(u64),
-    /// The byte at that place of its body is another one.
+    /// Corrupt the byte at this offset of the request body.
     CorruptRequest(u64),
-    /// It is passed on after a while.
+    /// Forward after this delay.
     Delay(Duration),
-    /// It is never answered.
+    /// Never respond.
     Hang,
-    /// Its body, and its answer's, pass at so many bytes a second.
+    /// Forward both bodies at this rate in bytes per second.
     Throttle(u64),
 }
 
-/// A request, as a rule sees it.
+/// A received request, as rules see it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: Method,
     pub path: String,
-    /// The header `Authorization`.
     pub authorization: Option<String>,
 }
 
 impl Seen {
-    /// Whether it is one that reads a blob.
+    /// Returns whether it reads a blob.
     pub fn reads_blob(&self) -> bool {
         self.method == Method::GET && self.path.contains("/blobs/sha256:")
     }
 
-    /// Whether it is one that writes bytes of a blob.
+    /// Returns whether it writes bytes of a blob.
     pub fn writes_blob(&self) -> bool {
         (self.method == Method::PATCH || self.method == Method::PUT) && self.path.contains("/blobs/uploads/")
     }
@@ -77,12 +76,12 @@ struct Shared {
     up: AtomicU64,
     down: AtomicU64,
     client: reqwest::Client,
-    /// Bytes a second that may come back, all requests together; nothing for any number.
+    /// Rate limit of all responses together in bytes per second; unlimited if `None`.
     link: Mutex<Option<(u64, tokio::time::Instant)>>,
     uplink: Mutex<Option<(u64, tokio::time::Instant)>>,
 }
 
-/// A proxy.
+/// A reverse proxy. Stops when dropped.
 pub struct Proxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -96,7 +95,7 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy that does what a rule says.
+    /// Starts a proxy that treats each request as a rule decides.
     pub async fn start(upstream: SocketAddr, rule: impl FnMut(&Seen) -> Act + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -117,7 +116,7 @@ impl Proxy {
                 let shared = Arc::clone(&serving);
                 let service = service_fn(move |request| handle(Arc::clone(&shared), request));
                 tokio::spawn(async move {
-                    // It may end as badly as it was told to.
+                    // The rule may have broken the connection.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
@@ -127,38 +126,38 @@ impl Proxy {
         Self { address, shared, task }
     }
 
-    /// Does what another rule says from now on.
+    /// Replaces the rule.
     pub fn rule(&self, rule: impl FnMut(&Seen) -> Act + Send + 'static) {
         *self.shared.rule.lock().expect("no panic") = Box::new(rule);
     }
 
-    /// The requests that came.
+    /// Returns the received requests.
     pub fn requests(&self) -> Vec<Seen> {
         self.shared.requests.lock().expect("no panic").clone()
     }
 
-    /// Bytes of bodies that were passed on to the store.
+    /// Returns the number of request body bytes that were forwarded to the store.
     pub fn up(&self) -> u64 {
         self.shared.up.load(Ordering::Relaxed)
     }
 
-    /// Bytes of bodies that were passed back from it.
+    /// Returns the number of response body bytes that were forwarded from the store.
     pub fn down(&self) -> u64 {
         self.shared.down.load(Ordering::Relaxed)
     }
 
-    /// Lets no more than so many bytes a second back.
+    /// Limits the rate of all responses together.
     #[allow(dead_code, reason = "the bench of carrying uses it")]
     pub fn hold_link(&self, bytes_per_second: u64) {
         *self.shared.link.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
-    /// Lets no more bytes a second through to the server, over all requests.
+    /// Limits the rate of all requests together.
     pub fn hold_uplink(&self, bytes_per_second: u64) {
         *self.shared.uplink.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
-    /// Where a region of the name has it.
+    /// Returns the store URL of a namespace behind this proxy.
     pub fn store(&self, namespace: &str) -> String {
         format!("registry+http://{}/{namespace}", self.address)
     }
@@ -209,7 +208,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     Ok(response.body(StreamBody::new(down).boxed_unsync())?)
 }
 
-/// Does to a body what is to be done to it, and counts what passes.
+/// Applies the treatment to a body, and counts its bytes.
 fn act_on(
     body: impl Stream<Item = Result<Bytes, Broken>> + Send + Unpin + 'static,
     act: &Act,

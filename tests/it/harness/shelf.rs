@@ -1,5 +1,5 @@
-//! A registry of one repository, whatever it is called, whose content a test puts there by hand, takes away again and looks at: odd
-//! types, lists that name what is gone, images that are attached by tags. It lists referrers, or says that it has no such list.
+//! An emulated registry whose content a test adds, removes and inspects directly: unusual media types, lists with
+//! dangling entries, images attached by tags. The repository's name is ignored. Supports the referrers API, or not.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +19,17 @@ use super::{
     images::{INDEX, MANIFEST, digest},
 };
 
-/// What it does differently.
+/// The configurable behavior.
 #[derive(Debug, Clone, Copy, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
 pub struct Habits {
-    /// It lists what refers to a manifest.
+    /// Supports the referrers API.
     pub lists_referrers: bool,
-    /// It takes no manifest that refers to one which is not there.
+    /// Rejects a manifest whose subject does not exist.
     pub wants_subjects: bool,
-    /// It takes no index that lists what is not there.
+    /// Rejects an index with an entry that does not exist.
     pub wants_entries: bool,
-    /// A tag can't be put again.
+    /// Tags are immutable.
     pub keeps_tags: bool,
 }
 
@@ -42,14 +42,14 @@ struct Content {
     manifests: BTreeMap<String, (String, Bytes)>,
 }
 
-/// A registry.
+/// An emulated registry. Stops when dropped.
 pub struct Shelf {
     pub address: SocketAddr,
     content: Arc<Mutex<Content>>,
     _server: HttpServer,
 }
 
-/// A descriptor of some content.
+/// Returns a descriptor of a content.
 pub fn describe(kind: &str, content: &[u8]) -> Value {
     json!({ "mediaType": kind, "digest": digest(content), "size": content.len() })
 }
@@ -70,18 +70,18 @@ impl Shelf {
         self.content.lock().expect("no panic")
     }
 
-    /// What a region's store is called.
+    /// Returns the store URL of a region in this registry.
     pub fn store(&self) -> String {
         format!("registry+http://{}/apps", self.address)
     }
 
-    /// Puts a blob there, and returns its descriptor.
+    /// Adds a blob, and returns its descriptor.
     pub fn blob(&self, kind: &str, content: &[u8]) -> Value {
         self.content().blobs.insert(digest(content), content.to_vec().into());
         describe(kind, content)
     }
 
-    /// Puts a manifest there, by its digest and by a tag, and returns its descriptor.
+    /// Adds a manifest by its digest and by a tag, and returns its descriptor.
     pub fn manifest(&self, kind: &str, content: &Value, tag: Option<&str>) -> Value {
         let content = content.to_string();
         let (digest, descriptor) = (digest(content.as_bytes()), describe(kind, content.as_bytes()));
@@ -91,7 +91,7 @@ impl Shelf {
         descriptor
     }
 
-    /// Puts an image of one layer there, and returns its descriptor.
+    /// Adds an image with one layer, and returns its descriptor.
     pub fn image(&self, layer: &[u8], tag: Option<&str>) -> Value {
         let config = self.blob("application/vnd.oci.image.config.v1+json", br#"{"os":"linux"}"#);
         let layer = self.blob("application/vnd.oci.image.layer.v1.tar", layer);
@@ -99,7 +99,7 @@ impl Shelf {
         self.manifest(MANIFEST, &manifest, tag)
     }
 
-    /// Puts something there that refers to a manifest, and returns its descriptor.
+    /// Adds a manifest whose subject is another one, and returns its descriptor.
     pub fn refer(&self, subject: &Value, text: &str) -> Value {
         let config = self.blob("application/vnd.oci.empty.v1+json", b"{}");
         let layer = self.blob("text/plain", text.as_bytes());
@@ -110,13 +110,13 @@ impl Shelf {
         self.manifest(MANIFEST, &manifest, None)
     }
 
-    /// Puts the list of what refers to a manifest there, by the tag that stands in for the API.
+    /// Adds a referrers list under the tag that substitutes for the API.
     pub fn list(&self, subject: &Value, entries: &[Value]) {
         let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
         self.manifest(INDEX, &list, Some(&tag(subject, "")));
     }
 
-    /// Forgets a manifest or a blob.
+    /// Removes a manifest or a blob.
     pub fn forget(&self, descriptor: &Value) {
         let mut content = self.content();
         let digest = descriptor["digest"].as_str().expect("a digest");
@@ -124,26 +124,26 @@ impl Shelf {
         assert!(was, "it was there");
     }
 
-    /// What a tag or a digest stands for.
+    /// Returns the manifest that a tag or a digest refers to.
     pub fn get(&self, reference: &str) -> Option<Value> {
         let content = self.content();
         let (kind, content) = content.manifests.get(reference)?;
         Some(describe(kind, content))
     }
 
-    /// The content of a manifest.
+    /// Returns the content of a manifest.
     pub fn read(&self, reference: &str) -> Option<String> {
         let content = self.content();
         Some(String::from_utf8(content.manifests.get(reference)?.1.to_vec()).expect("text"))
     }
 
-    /// Whether a blob is there.
+    /// Returns whether a blob exists.
     pub fn has_blob(&self, descriptor: &Value) -> bool {
         self.content().blobs.contains_key(descriptor["digest"].as_str().expect("a digest"))
     }
 }
 
-/// The tag of what is attached to a manifest.
+/// Returns the tag of an attachment of a manifest.
 pub fn tag(subject: &Value, kind: &str) -> String {
     format!("{}{kind}", subject["digest"].as_str().expect("a digest").replace(':', "-"))
 }
@@ -163,7 +163,7 @@ fn refused(code: u16, reason: &str) -> Response<Full<Bytes>> {
 
 async fn answer(content: &Mutex<Content>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
-    // What is cut off is not kept.
+    // An interrupted body is discarded.
     let Ok(body) = body.collect().await else { return refused(400, "BODY_INVALID") };
     let body = body.to_bytes();
     let (path, query) = (head.uri.path(), head.uri.query().unwrap_or_default());

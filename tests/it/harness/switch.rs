@@ -1,4 +1,4 @@
-//! What stands before a database server: connections go where it points at the moment, and can be cut.
+//! A TCP proxy in front of a database server, whose upstream can be changed and whose connections can be cut.
 
 use std::{
     net::SocketAddr,
@@ -14,7 +14,7 @@ use tokio::{
     sync::watch,
 };
 
-/// A switch. It goes on for as long as the runtime.
+/// A TCP proxy. Runs until the runtime ends.
 #[derive(Debug, Clone)]
 pub struct Switch {
     pub address: SocketAddr,
@@ -24,7 +24,7 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// A switch that points to a port of this machine.
+    /// Starts a proxy to a port of this machine.
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -46,7 +46,7 @@ impl Switch {
                     tokio::select! {
                         biased;
                         true = silenced => {
-                            // Neither end hears that the other is gone.
+                            // Neither end is notified.
                             let _ = cut.changed().await;
                         }
                         _ = copy_bidirectional(&mut from, &mut to) => {}
@@ -58,17 +58,17 @@ impl Switch {
         switch
     }
 
-    /// Points to another port, for connections that are made from now on.
+    /// Changes the upstream port of new connections.
     pub fn turn(&self, port: u16) {
         self.to.store(port, Ordering::Relaxed);
     }
 
-    /// Swallows what is sent over any connection, old or new, without a word, as a network does that has lost its way.
+    /// Silently discards all data of old and new connections, as a partitioned network does.
     pub fn silence(&self) {
         self.silent.send_replace(true);
     }
 
-    /// Lets connections through that are made from now on. What was swallowed stays so.
+    /// Forwards the data of new connections again. Discarded data stays lost.
     pub fn speak(&self) {
         self.silent.send_replace(false);
     }

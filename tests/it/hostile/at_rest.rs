@@ -1,4 +1,4 @@
-//! What lies on a disk or in a database tells nobody a secret, and what others have put there is not believed.
+//! Data at rest: files and database rows reveal no secret, and modified ones are not trusted.
 
 use std::{
     fs::{self, Permissions},
@@ -20,7 +20,7 @@ use crate::harness::{
 
 const SECRET: &str = "UPLOAD-SECRET-123";
 
-/// Whether a file in a directory has a text in it, and which.
+/// Returns the files in a directory that contain a text.
 fn holds(directory: &Path, text: &str) -> Vec<String> {
     let files = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
     let has = |path: &std::path::PathBuf| {
@@ -29,7 +29,7 @@ fn holds(directory: &Path, text: &str) -> Vec<String> {
     files.filter(has).map(|path| path.display().to_string()).collect()
 }
 
-/// A registry that begins an upload in chunks and breaks it off, again and again.
+/// A registry that accepts a chunked upload and interrupts it, over and over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_secret_of_an_upload_is_not_in_the_database() {
     let proxy = hostile(|seen| match seen.method {
@@ -44,7 +44,7 @@ async fn the_secret_of_an_upload_is_not_in_the_database() {
     running.add("a", &[noise(65 << 20, 1)]).await;
     let id = running.synchronize("a", &["cn-shanghai"]).await.expect("it is accepted");
     let directory = running.site.directory.path().to_owned();
-    // It was remembered: sealed.
+    // The upload's location is stored encrypted.
     until("an upload that is remembered", async || (!holds(&directory, "sealed1:").is_empty()).then_some(())).await;
     let done = running.finished(&id).await;
     assert_eq!(done.state(), SynchronizationState::Failed);
@@ -77,7 +77,7 @@ fn a_data_directory_of_others_is_refused() {
     refused(directory.path(), "admin-token");
     mode(&data.join("admin-token"), 0o600);
     process::stdout(&process::run(directory.path(), &["migrate"]));
-    // A link to what is ours, that somebody else has put there, and a directory of somebody else: only who may give things away can try.
+    // A symbolic link and a directory that belong to another user: only root can change owners.
     if rustix::process::geteuid().is_root() {
         chown(&data, Some(1_234), Some(1_234)).expect("it is given away");
         refused(directory.path(), "belongs to the user 1234");

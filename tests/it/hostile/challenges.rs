@@ -1,4 +1,4 @@
-//! Whatever a registry says once about who is to ask, the requests after are made as if it had not.
+//! A malicious challenge of a registry does not affect later requests.
 
 use std::sync::{
     Arc,
@@ -10,7 +10,7 @@ use appferry::region::{Error, Source as _, Store as _};
 use super::{MANIFEST, answer, hostile, manifest, name, store, trap};
 use crate::harness::proxy::{Act, Seen};
 
-/// A registry that is satisfied by a token of its own, when it is not lying.
+/// A registry that requires its own token.
 fn honest(seen: &Seen) -> Act {
     if seen.path.starts_with("/token") {
         return answer(200, vec![], r#"{"token":"good"}"#);
@@ -40,7 +40,8 @@ async fn one_bad_answer_spoils_no_request_after_it() {
         "Negotiate".to_owned(),
         String::new(),
     ] {
-        // It lies at its first request, and again at its fourth: before it was ever satisfied, and after.
+        // It sends the malicious challenge with its first and its fourth response: before and after the first valid
+        // token.
         let count = Arc::<AtomicUsize>::default();
         let (said, counted) = (challenge.clone(), Arc::clone(&count));
         let proxy = hostile(move |seen| {
@@ -67,7 +68,7 @@ async fn one_bad_answer_spoils_no_request_after_it() {
     assert_eq!(trap.requests().len(), 0, "nobody goes there");
 }
 
-/// A token server that is away for a while, after it was there.
+/// A token server that becomes unavailable for a while after it has worked.
 #[tokio::test]
 async fn a_realm_that_goes_away_is_asked_for_again() {
     let (away, realm) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
@@ -88,7 +89,7 @@ async fn a_realm_that_goes_away_is_asked_for_again() {
     .await;
     let store = store(&proxy);
     store.root(&name()).await.expect("it is there");
-    // Another realm, which its 401 names.
+    // The next 401 names another realm.
     realm.store(1, Ordering::Relaxed);
     store.root(&name()).await.expect("it says where to go");
     away.store(1, Ordering::Relaxed);

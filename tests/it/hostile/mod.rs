@@ -1,4 +1,5 @@
-//! A hostile store gains nothing. Wherever a registry points, nobody goes there, and nobody else is shown its credentials.
+//! Hostile stores: whatever location a registry returns, no unconfigured host is contacted, and no credential is sent
+//! to another host.
 
 mod at_rest;
 mod challenges;
@@ -28,7 +29,7 @@ use crate::harness::{
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Where nobody should go: counts who does, and what they show.
+/// A server that must not be contacted: counts requests and records their credentials.
 async fn trap() -> (Proxy, Arc<AtomicUsize>) {
     let shown = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&shown);
@@ -147,7 +148,8 @@ async fn addresses_that_are_never_dialed_are_not_dialed_even_where_they_are_list
     assert!(matches!(loopback, Err(Error::Forbidden { .. })), "{loopback:?}");
 }
 
-/// A name that leads to a public address when it is looked at and to this machine when it is dialed.
+/// A name that resolves to a public address when it is checked and to the loopback address when it is dialed (DNS
+/// rebinding).
 #[tokio::test]
 async fn a_name_that_is_bound_anew_is_not_dialed() {
     let (trap, _) = trap().await;

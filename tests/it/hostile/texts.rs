@@ -1,4 +1,5 @@
-//! What a hostile store says ends up in errors, rows, logs, headers and on terminals: short, and printable, wherever it comes from.
+//! Texts of hostile stores end up in errors, rows, logs, headers and terminals: they must be short and printable
+//! everywhere.
 
 use std::{
     fs,
@@ -34,11 +35,11 @@ use crate::harness::{
     until,
 };
 
-/// What a terminal acts on, shows in another order, or takes for another line.
+/// Control sequences, direction overrides, and line breaks.
 const EVIL: &str = "\u{1b}]0;PWNED\u{7}\u{1b}[2Jred\u{202e}\u{9b}32m\r\nFAKE-LINE  AVAILABLE\u{8}\u{2066}";
-/// More than any error is for.
+/// Longer than any reasonable error message.
 const LONG: usize = 3_500_000;
-/// What an error may have at most: what was tried, what was said about it, and the words between.
+/// Maximum length of an error message: the operation, the quoted text, and the sentence around them.
 const MOST: usize = 1_200;
 
 fn evil() -> String {
@@ -51,7 +52,7 @@ fn is_fit(error: &Error) {
     assert!(!text.contains(is_unprintable), "{text:?}");
 }
 
-/// A manifest of which one layer says something else than it should.
+/// Returns a manifest with a wrong field in one layer.
 fn manifest_with(field: &str, value: serde_json::Value) -> String {
     let digest = blob(b"{}").digest.to_string();
     let mut layer = json!({ "mediaType": "application/octet-stream", "digest": digest, "size": 2 });
@@ -126,7 +127,8 @@ async fn no_tag_of_a_layout_makes_an_error_long_or_unprintable() {
     }
 }
 
-/// The whole way: the registry of the home region tells the truth until an image is registered. Then its lists lie, and for a while its blobs.
+/// End to end: the home region's registry is valid until an image is registered. Then its lists are malicious, and for
+/// a while its blobs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
     let lies = Arc::<AtomicBool>::default();
@@ -212,7 +214,7 @@ async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
     assert!(rows < 1 << 20, "{rows} bytes");
 }
 
-/// What callers send comes back short: in the eight KiB of headers that every client of gRPC takes.
+/// Errors quote a caller's input shortened, so that they fit into the 8 KiB of headers that every gRPC client accepts.
 #[tokio::test]
 async fn a_refusal_fits_into_headers_whatever_it_is_about() {
     let running = Site::new().start().await;
@@ -256,7 +258,7 @@ async fn a_name_that_a_terminal_would_act_on_is_refused() {
     images.add_image(described).await.expect("people write so");
 }
 
-/// A service that is none: the command line prints what it says, and nothing that it would do.
+/// A malicious service: the command line escapes control sequences in its responses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_lies_does_nothing_to_a_terminal() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -285,7 +287,7 @@ async fn a_service_that_lies_does_nothing_to_a_terminal() {
     serving.abort();
 }
 
-/// Answers whatever it is asked with the same.
+/// Responds to every call with the same text.
 struct Liar;
 
 fn image() -> Image {

@@ -1,4 +1,4 @@
-//! Every writer, every kind of region, every reader.
+//! Every program that writes images, every kind of region, and every program that reads them.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, sync::Arc};
 
@@ -19,14 +19,14 @@ use crate::harness::{
     site::{self, ADMIN, HOME, Site, app_sync},
 };
 
-/// Readings at the same time.
+/// Concurrent reads.
 const AT_ONCE: usize = 3;
-/// Where the table is.
+/// The document with the table of results.
 const TABLE: &str = "docs/interop.md";
 const BEGIN: &str = "<!-- the table: tests/it/interop -->\n";
 const END: &str = "<!-- the end of the table -->\n";
 
-/// A service with a home of directories, and a region of each kind.
+/// A service with a directory as home region, and a region of each kind.
 struct House {
     tools: Tools,
     site: Site,
@@ -51,7 +51,7 @@ impl House {
         Self { tools: Tools::new(), site, served, bucket, registry, oci_registry }
     }
 
-    /// Puts what a program wrote into the home region and carries it everywhere.
+    /// Adds the image that a program wrote to the home region, and copies it to all regions.
     async fn carry(&self, writer: &Writer, written: &Written) {
         let endpoint = format!("http://{}", self.served.address);
         let config = self.site.directory.path().join("appferry.toml");
@@ -65,7 +65,7 @@ impl House {
         assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     }
 
-    /// Where the regions have an image now.
+    /// Returns the locations of an image in the regions.
     async fn places(&self, id: &str) -> [(&'static str, Place); 4] {
         let downloaded = self.tools.path(&format!("bucket-{id}"));
         self.bucket.pull(&format!("images/{id}"), &downloaded).await;
@@ -79,7 +79,7 @@ impl House {
     }
 }
 
-/// One reading of an image.
+/// One read of an image.
 struct Reading {
     writer: &'static Writer,
     kind: &'static str,
@@ -88,7 +88,7 @@ struct Reading {
     digest: Arc<str>,
 }
 
-/// What came of the readings: for each writer and kind, the readers that failed.
+/// The readers that failed, by writer and kind of region.
 type Failures = BTreeMap<(&'static str, &'static str), Vec<String>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,7 +104,7 @@ async fn whatever_writes_an_image_every_program_reads_it_in_every_kind_of_region
     for writer in WRITERS {
         let written = writer.write(&house.tools, &base);
         house.carry(writer, &written).await;
-        // What was made again of docker's form has a digest of its own: the same everywhere.
+        // An image that was converted from Docker's format has a new digest, which is the same in all regions.
         let digest = only_entry(&house.site.image(HOME, writer.id));
         if let Some(known) = &written.digest {
             assert_eq!(&digest, known, "{}", writer.name);
@@ -154,7 +154,7 @@ async fn read_all(house: &Arc<House>, readings: Vec<Reading>) -> Failures {
     failures
 }
 
-/// One line for each writer and kind of region.
+/// One row for each writer and kind of region.
 fn table(failures: &Failures) -> String {
     let names = |readers: &[Reader]| readers.iter().map(|reader| reader.name).collect::<Vec<_>>().join(", ");
     let mut table = "| written by | carried to | read there by |\n|---|---|---|\n".to_owned();
@@ -173,7 +173,7 @@ fn table(failures: &Failures) -> String {
     table
 }
 
-/// The table in the documentation is what was seen; with `APPFERRY_WRITE=1` it is written there.
+/// Asserts that the documentation has the current table; with `APPFERRY_WRITE=1`, writes it.
 fn is_documented(table: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(TABLE);
     let page = fs::read_to_string(&path).expect("the page");

@@ -1,4 +1,4 @@
-//! What can't be read as an image is refused at once, with what would help.
+//! Inputs that are not images are rejected at once, with a hint.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::harness::{
     site::{ADMIN, Site},
 };
 
-/// Runs `image add`, which must end soon.
+/// Runs `image add`, which must exit soon.
 fn add(site: &Site, served: &Served, flag: &str, what: &Path) -> Output {
     let config = site.directory.path().join("appferry.toml");
     let endpoint = format!("http://{}", served.address);
@@ -33,7 +33,7 @@ async fn what_is_no_image_is_refused_with_what_would_help() {
     let served = Served::configured(&config).await;
     let path = |name: &str| site.directory.path().join(name);
 
-    // A pipe that something has begun to write to: opening it would take its bytes, and there is nothing to read again.
+    // A FIFO with a writer: opening it would consume its bytes, and it cannot be read twice.
     rustix::fs::mknodat(
         rustix::fs::CWD,
         path("pipe"),

@@ -1,5 +1,5 @@
-//! A signature that cosign made travels with its image, and is found where programs look for it. (`cosign/` has what cosign 3.1.3 wrote; that it
-//! verifies them where they arrive takes cosign itself: `scripts/signatures`.)
+//! cosign signatures are copied with their image, to the place where clients look for them. (`cosign/` contains the
+//! output of cosign 3.1.3; `scripts/signatures` verifies the copies with cosign itself.)
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::harness::{
     site::{self, ADMIN, HOME, Site, app_sync, container, images_client},
 };
 
-/// The image, and what cosign attached to it by the referrers API (its bundle format).
+/// The image, and cosign's bundle, which refers to it by the referrers API.
 const IMAGE: &str = "sha256:1d979d388c6fc3dd1f179658d10a1dc8de6b42a77ab51769c4d599c73b92464b";
 const SIGNATURE: &str = "sha256:b21bcf26f55782eefa9c0860b4be344fdbbe049541def401e362a14e2acc7239";
 
@@ -22,7 +22,7 @@ fn signed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/interop/cosign/bundle")
 }
 
-/// Regions of a directory and of two registries, one of which has the referrers API.
+/// A directory region and two registry regions, one with the referrers API.
 struct House {
     tools: Tools,
     site: Site,
@@ -46,7 +46,7 @@ impl House {
         Self { tools: Tools::new(), site, served, registry, oci_registry }
     }
 
-    /// Carries the image, and looks for the signature in every region. `name` is what registries have the image by.
+    /// Copies the image, and looks for the signature in every region. `name` is the image's name in the registries.
     async fn signature_arrives(&self, name: &str) {
         let mut client = app_sync(self.served.address, Some(ADMIN)).await;
         let request = client.synchronize_app(site::ask("signed", &[])).await.expect("it is accepted").into_inner();
@@ -56,7 +56,7 @@ impl House {
             let image = format!("{address}/apps/{name}");
             let found = self.tools.run("oras", &["discover", "--plain-http", "--format", "json", &image]);
             assert!(found.contains(SIGNATURE), "{image}: {found}");
-            // All of it: the image, the signature and its bundle.
+            // The image, the signature and its bundle.
             let copy = format!("{}:copy", self.tools.path(&format!("of-{}", address.port())).display());
             self.tools.run("oras", &["cp", "--recursive", "--from-plain-http", &image, "--to-oci-layout", &copy]);
         }
@@ -83,7 +83,7 @@ async fn cosigns_signature_arrives_from_a_registry() {
     house.signature_arrives("signed:v1").await;
 }
 
-/// What `oras cp --recursive` writes: the signature is listed beside the image, without a name.
+/// The layout that `oras cp --recursive` writes: it lists the signature beside the image, without a name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cosigns_signature_arrives_from_a_layout() {
     let house = House::build(None).await;

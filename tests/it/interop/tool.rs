@@ -1,11 +1,11 @@
-//! Running other people's programs, with nothing of this machine's settings.
+//! Runs other programs, independent of this machine's settings.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// Where programs keep what they remember: a home of their own.
+/// A private home directory for the programs.
 pub struct Tools {
     directory: tempfile::TempDir,
 }
@@ -13,17 +13,17 @@ pub struct Tools {
 impl Tools {
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("tools-").tempdir().expect("a directory");
-        // Nobody's credentials: those of whoever runs the tests are not looked at.
+        // Empty credentials, so that the user's own are not read.
         std::fs::write(directory.path().join("auth.json"), "{}").expect("a file");
         Self { directory }
     }
 
-    /// A file or a directory that is there as long as this is.
+    /// Returns the path of a file or directory that is removed when this is dropped.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// Runs a program and returns what it prints; what it says if it fails.
+    /// Runs a program, and returns its output, or its error message.
     pub fn try_run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let home = self.directory.path();
         let mut command = Command::new(program);
@@ -42,7 +42,7 @@ impl Tools {
         self.try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Images that podman and buildah pull are kept beside the test, without a file system of layers.
+    /// podman and buildah store images in the private directory, without overlay file systems.
     fn storage(&self, program: &str) -> Vec<String> {
         if !["podman", "buildah"].contains(&program) {
             return Vec::new();

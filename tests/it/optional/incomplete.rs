@@ -1,4 +1,4 @@
-//! Images of which a part is not to be had: layers that others give out, entries of an index that are not there.
+//! Images with unavailable parts: foreign layers, and missing entries of an index.
 
 use std::{fs, time::Duration};
 
@@ -19,7 +19,7 @@ fn index(shelf: &Shelf, entries: &[serde_json::Value], tag: &str) -> serde_json:
     shelf.manifest(INDEX, &index, Some(tag))
 }
 
-/// oras-project/oras-go#319, containers/skopeo#545: what may not be distributed is not in the registry.
+/// oras-project/oras-go#319, containers/skopeo#545: non-distributable layers are not in the registry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_others_give_out_is_not_carried() {
     let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
@@ -58,13 +58,13 @@ async fn an_index_is_carried_without_what_was_not_there() {
     let layout = running.site.image(DIRECTORY, "a");
     assert!(images::blob_path(&layout, digest(&root)).exists(), "the index is the same");
 
-    // A registry that takes no such index says so once, and what to do.
+    // A registry that rejects such an index fails the copy at once, with a hint.
     let refused = ended(&running, "a", REGISTRY).await;
     let message = &refused.error.as_ref().expect("a reason").message;
     assert_eq!((refused.state(), refused.attempt), (RegionState::Failed, 1), "{refused:?}");
     assert!(message.contains("push them to the home region") && message.contains("MANIFEST_BLOB_UNKNOWN"), "{message}");
 
-    // What was there is missed.
+    // An entry that existed at registration is required.
     fs::remove_file(images::blob_path(&layout, digest(&there))).expect("it was there");
     let found = verify(&running, "a", DIRECTORY).await;
     assert_eq!(found.intactness(), Intactness::Damaged, "{found:?}");
@@ -72,21 +72,22 @@ async fn an_index_is_carried_without_what_was_not_there() {
     let refused = ended(&running, "a", "cn-shenzhen").await;
     assert_eq!(refused.state(), RegionState::Failed, "{refused:?}");
 
-    // One of a type that can't be carried is refused when it is registered.
+    // An entry with an unsupported media type is rejected at registration.
     let old = describe("application/vnd.docker.distribution.manifest.v1+prettyjws", b"old");
     index(&source, &[here.clone(), old], "old");
     let url = format!("{}/apps/a:old", source.address);
     let refused = running.images().await.add_image(container("old", &url)).await.expect_err("it can't be carried");
     assert!(refused.message().contains("schema 1") && refused.message().contains("convert"), "{refused:?}");
 
-    // And an index of which nothing is there is no image.
+    // An index without any existing entry is rejected.
     index(&source, &[gone], "b");
     let refused = running.images().await.add_image(container("b", &format!("{}/apps/a:b", source.address))).await;
     assert_eq!(refused.expect_err("it is none").code(), Code::NotFound);
     running.stop().await;
 }
 
-/// Docker's caches are indexes of blobs; older artifacts have manifests of types of their own; and a layer may be a manifest.
+/// Docker build caches are indexes of blobs, older artifacts have manifests with their own media types, and a layer may
+/// have the media type of a manifest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_something_is_follows_from_its_place() {
     let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
@@ -95,7 +96,7 @@ async fn what_something_is_follows_from_its_place() {
     let scan = source.blob("x/y", b"scan");
     let artifact = source.manifest(kind, &json!({ "mediaType": kind, "artifactType": "x/y", "blobs": [scan] }), None);
     let cache = source.blob("application/vnd.buildkit.cacheconfig.v0", b"{\"layers\":[{\"blob\":\"x\"}]}");
-    // A layer whose media type says that it is a manifest, and which is none.
+    // A layer with the media type of a manifest that is not a manifest.
     let layer = source.blob(MANIFEST, b"no manifest");
     let config = source.blob("x/y", b"{}");
     let odd = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
@@ -114,7 +115,8 @@ async fn what_something_is_follows_from_its_place() {
     running.stop().await;
 }
 
-/// The manifests of a large index are read side by side: one after the other, they would take 45 seconds, and the call has 30.
+/// The manifests of a large index are read concurrently: sequentially, they would take 45 seconds, and the deadline is
+/// 30.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_index_is_registered_in_time() {
     let source = Shelf::start(Habits::default()).await;

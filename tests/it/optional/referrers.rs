@@ -1,4 +1,4 @@
-//! Lists of referrers that are refused, name what is gone, or are longer than expected.
+//! Referrers lists that are rejected, have dangling entries, or are longer than usual.
 
 use appferry::contract::v1::{GetImageRequest, RemoveImageRequest};
 use http::StatusCode;
@@ -13,14 +13,15 @@ use crate::harness::{
 };
 
 const LISTS: Habits = Habits { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
-/// What registries from before OCI 1.1 have.
+/// The artifact manifest of OCI 1.1 release candidates.
 const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
-/// goharbor/harbor#18305, regclient/regclient#389 and google/go-containerregistry#1962: each says in its own way that it has no list.
+/// goharbor/harbor#18305, regclient/regclient#389 and google/go-containerregistry#1962: different responses of
+/// registries without the referrers API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_arrives_whatever_is_said_of_its_referrers() {
     let source = Shelf::start(Habits::default()).await;
-    // Each with a service of its own, which has not learnt that there is no list.
+    // Each status has its own service, which has not cached the result for the registry.
     for status in [401, 403, 404, 405, 406, 410, 500, 501] {
         let id = format!("a{status}");
         let image = source.image(id.as_bytes(), Some(&id));
@@ -42,7 +43,7 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
         assert_eq!(region.warnings.is_empty(), !refused, "{status}: {:?}", region.warnings);
         let home = intact(&running, &id, HOME).await;
         assert_eq!(home.warnings.is_empty(), !refused, "{status}: {home:?}");
-        // It stays known of the image.
+        // The warning is kept with the image.
         let request = GetImageRequest { image_id: id, ..Default::default() };
         let shown = running.images().await.get_image(request).await.expect("it is known").into_inner();
         let info = shown.image.expect("an image").additional_regions_info;
@@ -52,8 +53,8 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
     }
 }
 
-/// A registry that lists referrers, and once answers as if it could not, is asked again for the next image; and a list is one whatever its
-/// type is called.
+/// A registry whose referrers API fails once is queried again for the next image; and a list is recognized whatever its
+/// media type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_odd_answer_takes_no_signatures_away() {
     let (source, target) = (Shelf::start(LISTS).await, Shelf::start(LISTS).await);
@@ -83,14 +84,14 @@ async fn one_odd_answer_takes_no_signatures_away() {
     running.stop().await;
 }
 
-/// chainguard-dev/terraform-provider-cosign#581, opencontainers/distribution-spec#514: lists name what is gone.
+/// chainguard-dev/terraform-provider-cosign#581, opencontainers/distribution-spec#514: lists contain dangling entries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_referrer_that_is_gone_is_left_out() {
     let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     let (good, ghost) = (source.refer(&image, "good"), source.refer(&image, "ghost"));
-    // One whose manifest is there, and whose content is not.
+    // A referrer whose manifest exists and whose content does not.
     let hollow = source.refer(&image, "hollow");
     source.list(&image, &[ghost.clone(), good.clone(), hollow.clone()]);
     register(&running, source.address, "a").await;
@@ -106,7 +107,7 @@ async fn a_referrer_that_is_gone_is_left_out() {
     assert!(listed.contains(digest(&good)) && !listed.contains(digest(&ghost)), "{listed}");
     assert!(!listed.contains(digest(&hollow)) && target.get(digest(&good)).is_some(), "{listed}");
 
-    // The same lists in a region where they came to be wrong.
+    // The same dangling entries in a target region's list.
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
     let found = intact(&running, "a", REGISTRY).await;
     assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
@@ -122,7 +123,7 @@ async fn referrers_of_any_type_travel() {
     let scan = source.blob("application/json", b"scan");
     let artifact = json!({ "mediaType": ARTIFACT, "artifactType": "x/scan", "blobs": [scan], "subject": image });
     let artifact = source.manifest(ARTIFACT, &artifact, None);
-    // A type that nobody knows, and which says by its content what it is.
+    // An unknown media type, whose content has the structure of a manifest.
     let kind = "application/vnd.example.manifest.v9+json";
     let other = json!({ "mediaType": kind, "layers": [source.blob("x/y", b"other")], "subject": image });
     let other = source.manifest(kind, &other, None);
@@ -167,7 +168,7 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
     running.stop().await;
 }
 
-/// opencontainers/distribution-spec#459, project-zot/zot#1424: the subject has to be there first.
+/// opencontainers/distribution-spec#459, project-zot/zot#1424: the subject must exist first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_is_written_before_what_refers_to_it() {
     let wants = Habits { wants_subjects: true, ..LISTS };
@@ -183,7 +184,7 @@ async fn an_image_is_written_before_what_refers_to_it() {
     running.stop().await;
 }
 
-/// aws/containers-roadmap#2179: the tag is there, says the same, and can't be put again.
+/// aws/containers-roadmap#2179: the tag exists, refers to the same manifest, and is immutable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tag_that_stands_for_the_image_already_is_left_alone() {
     let keeps = Habits { keeps_tags: true, ..LISTS };
@@ -201,7 +202,7 @@ async fn a_tag_that_stands_for_the_image_already_is_left_alone() {
     running.stop().await;
 }
 
-/// What somebody else has listed in a region stays, with everything that was written about it.
+/// Entries that other clients listed in a region are kept, with all of their annotations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_list_in_a_region_stays_as_it_is() {
     let (source, target) = (Shelf::start(LISTS).await, Shelf::start(Habits::default()).await);

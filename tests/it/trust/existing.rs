@@ -1,4 +1,4 @@
-//! What a region has already.
+//! Content that a region already has.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::harness::{
     site::{HOME, Site},
 };
 
-/// Changes a byte of a file, and nothing of its size.
+/// Changes a byte of a file, keeping its size.
 fn damage(file: &std::path::Path) {
     let mut bytes = fs::read(file).expect("it is there");
     bytes[1_000] ^= 1;
@@ -47,7 +47,7 @@ async fn what_others_pushed_is_trusted_and_what_is_written_is_verified() {
     running.stop().await;
 }
 
-/// A tag is there, with its manifest, and a blob below it is lost.
+/// The tag and its manifest exist, but a blob is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -64,7 +64,7 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     target.pull("apps/a:1", &out);
     images::verify(&out);
 
-    // Reading it verifies it.
+    // Reading verifies it.
     let request = VerifyImageRequest { image_id: "a".into(), region_ids: vec![REGION.into()] };
     let mut found = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
     while let Some(region) = found.message().await.expect("it goes on") {
@@ -76,7 +76,7 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     running.stop().await;
 }
 
-/// Once by default, and once where what is there is read.
+/// Once with the default setting, and once in a region that reads existing content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_blob_of_the_right_size_is_never_verified() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -93,9 +93,9 @@ async fn a_damaged_blob_of_the_right_size_is_never_verified() {
     register(&running, "two", &format!("{}/apps/a:2", source.address)).await;
     assert_eq!(says(&carried(&running, "one", REGION).await), VERIFIED);
     damage(&target.blob(&images::digest(&shared)));
-    // The blob was written by the copy before: it was not read since.
+    // The previous copy wrote the blob, which has not been read since.
     assert_eq!(says(&carried(&running, "two", REGION).await), TRUSTED);
-    // This registry keeps what it has by a digest, whatever it is sent.
+    // This registry ignores uploads of a blob that it has.
     let read = carried(&running, "two", "reading").await;
     assert_eq!(read.state(), RegionState::Failed, "{read:?}");
     assert!(reason(&read).contains("keeps the damaged one"), "{read:?}");
@@ -127,7 +127,7 @@ async fn what_is_there_is_read_once_and_verified() {
     running.stop().await;
 }
 
-/// The record outlives the image: its bytes do so as well.
+/// The record outlives the image, as its blobs do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_this_service_wrote_is_known_by_one_look_at_the_tag() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -151,7 +151,7 @@ async fn what_this_service_wrote_is_known_by_one_look_at_the_tag() {
     running.stop().await;
 }
 
-/// A record says nothing of another store that has come in the place of the one that it is of.
+/// A record does not apply to another store that replaces the original one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_whose_store_is_another_one_is_looked_at() {
     let (source, target, other) = (Registry::start().await, Registry::start().await, Registry::start().await);
@@ -178,11 +178,11 @@ async fn a_region_whose_store_is_another_one_is_looked_at() {
     running.stop().await;
 }
 
-/// What an attempt wrote, the next one need not doubt.
+/// A retry trusts what the previous attempt wrote.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_retried_ends_as_verified() {
     let (source, target) = (Registry::start().await, Registry::start().await);
-    // A manifest is refused for as long as the attempt lasts, and taken from the second.
+    // A manifest is rejected during the first attempt, and accepted during the second.
     let mut broken = true;
     let proxy = Proxy::start(target.address, move |seen: &Seen| {
         let put = seen.method == Method::PUT && seen.path.contains("/manifests/");
@@ -205,7 +205,7 @@ async fn a_copy_that_is_retried_ends_as_verified() {
     running.stop().await;
 }
 
-/// A bucket: what others put there is trusted, or read; what is damaged is found by reading and written again.
+/// Buckets: existing content is trusted or read, as configured; damage is found by reading, and repaired.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bucket_is_treated_as_a_registry_is() {
     let bucket = Bucket::start().await;

@@ -1,4 +1,4 @@
-//! One name in a region belongs to one image.
+//! A name in a region belongs to one image.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::harness::{
     site::{ADMIN, HOME, Running, Site, ask, container},
 };
 
-/// The digest that a tag names in a registry.
+/// Returns the digest that a tag refers to in a registry.
 fn tag(registry: &Registry, name: &str) -> String {
     let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &registry.docker(name)]);
     images::digest(raw.as_bytes())
@@ -42,7 +42,7 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
     }
     let before = tag(&source, "apps/a:1");
 
-    // The tag has moved at home: that is shown, and the copy goes by the digest.
+    // The tag has moved in the home region: a warning says so, and the copy uses the digest.
     source.push(&newer, "apps/a:1");
     let after = tag(&source, "apps/a:1");
     let shown = image(&running, "one").await;
@@ -90,7 +90,7 @@ async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// What lies in the image's place is neither replaced nor touched.
+/// A foreign layout in the image's place is neither replaced nor modified by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let bucket = Bucket::start().await;
@@ -117,7 +117,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// The same by the command line.
+/// The same with the command line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     let (source, target) = (Registry::start().await, Registry::start().await);

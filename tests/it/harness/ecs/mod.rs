@@ -1,8 +1,9 @@
-//! Alibaba Cloud's ECS, as far as its documentation says how images are copied (API 2014-05-26: `CopyImage`, `DescribeImages`,
-//! `CancelCopyImage`, `DeleteImage`), and `AssumeRole` of STS (2015-04-01): the states that an image goes through, the queue of a
-//! region, names that are taken, client tokens, lists that come in pages and lag behind, and every signature verified.
+//! An emulation of Alibaba Cloud ECS, as far as its documentation describes the copying of images (API 2014-05-26:
+//! `CopyImage`, `DescribeImages`, `CancelCopyImage`, `DeleteImage`), and of `AssumeRole` of STS (2015-04-01): the
+//! states of an image, the queue of a region, duplicate names, client tokens, paginated and delayed lists, and
+//! verification of every signature.
 //!
-//! The official client drives it too (`tests/it/ecs`), and so shows that it is what that client takes it for.
+//! The official client is tested against it too (`tests/it/ecs`), which checks the emulation itself.
 
 mod signature;
 pub mod world;
@@ -23,51 +24,49 @@ use serde_json::{Value, json};
 use super::http_server::HttpServer;
 use world::World;
 
-/// The access key that it knows.
+/// The access key id and secret that it accepts.
 pub const KEY: [&str; 2] = ["LTAI-ecs", "the-ecs-secret"];
 
-/// What a request meets instead of its answer.
+/// An injected fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// The connection ends before anything was done.
+    /// The connection ends before the request is executed.
     Cut,
-    /// It is carried out, and the connection ends without an answer.
+    /// The request is executed, and the connection ends without a response.
     CutAfter,
-    /// It is carried out, and the answer does not come.
+    /// The request is executed, and the response never comes.
     Hang,
-    /// It is refused with that status, code and `Retry-After` in seconds.
+    /// The request is rejected with that status, code and `Retry-After` in seconds.
     Refuse(u16, &'static str, Option<u64>),
 }
 
-/// Troubles to come.
+/// A fault to inject into future requests.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// What has to be asked for.
+    /// The affected action.
     pub action: &'static str,
-    /// The region that it has to be about: of a copy, the destination.
+    /// The affected region: of a copy, the destination.
     pub region: String,
-    /// What is met.
     pub trouble: Trouble,
-    /// How often.
+    /// The number of affected requests.
     pub times: usize,
 }
 
-/// A request that was made.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// What was asked for.
     pub action: String,
-    /// The region that it was about: of a copy, the destination.
+    /// The region: of a copy, the destination.
     pub region: String,
-    /// The code of the answer; `OK` if it was a good one.
+    /// The error code of the response; `OK` on success.
     pub code: String,
-    /// When, since the server started.
+    /// Time since the server started.
     pub at: Duration,
-    /// All that a signature covers, and the signature.
+    /// Everything that the signature covers, and the signature.
     pub signed: Value,
 }
 
-/// The server.
+/// The emulated provider.
 pub struct Ecs {
     pub address: SocketAddr,
     world: Arc<Mutex<World>>,
@@ -75,7 +74,7 @@ pub struct Ecs {
 }
 
 impl Ecs {
-    /// A server with some regions, whose copies take as long.
+    /// Starts a server with some regions, whose copies take `takes`.
     pub async fn start(regions: &[&str], takes: Duration) -> Self {
         let world = Arc::new(Mutex::new(World::new(regions, takes)));
         let serving = Arc::clone(&world);
@@ -83,17 +82,17 @@ impl Ecs {
         Self { address: server.address, world, _server: server }
     }
 
-    /// What it knows.
+    /// Locks and returns the provider's state.
     pub fn world(&self) -> MutexGuard<'_, World> {
         lock(&self.world)
     }
 
-    /// Has requests meet troubles.
+    /// Injects a fault into the next `times` requests.
     pub fn plan(&self, action: &'static str, region: &str, trouble: Trouble, times: usize) {
         self.world().plans.push(Plan { action, region: region.to_owned(), trouble, times });
     }
 
-    /// How many requests for that were answered with that code, in a region or in all.
+    /// Returns how many requests for an action had a result, in one region or in all.
     pub fn count(&self, action: &str, region: Option<&str>, code: &str) -> usize {
         let is = |call: &&Call| {
             call.action == action && call.code == code && region.is_none_or(|region| call.region == region)
@@ -106,7 +105,7 @@ fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
     world.lock().expect("no panic")
 }
 
-/// A refusal in the provider's form.
+/// An error response in the provider's format.
 #[derive(Debug, Clone)]
 pub struct Refused {
     pub status: u16,
@@ -121,7 +120,7 @@ impl Refused {
     }
 }
 
-/// Why there is no answer at all.
+/// The connection must be cut without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is cut")]
 struct Cut;
@@ -172,7 +171,7 @@ async fn answer(world: Arc<Mutex<World>>, request: Request<Incoming>) -> Result<
     Ok(response)
 }
 
-/// Never: it is only here because a service has to have an error.
+/// Unreachable: hyper requires a conversion from every error type.
 impl From<Infallible> for Cut {
     fn from(never: Infallible) -> Self {
         match never {}

@@ -1,4 +1,4 @@
-//! What there is in the regions, and what becomes of it.
+//! The state of the emulated provider: images, keys, and the progress of copies.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Call, KEY, Plan, Refused, Trouble};
 
-/// Copies that a region works on at the same time; those above wait.
+/// Concurrent copies per region; further ones are queued.
 const AT_ONCE: usize = 5;
 
-/// How an image stands.
+/// The status of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Waiting,
@@ -22,7 +22,7 @@ pub enum Status {
     CreateFailed,
 }
 
-/// An image.
+/// An image in a region.
 #[derive(Debug, Clone)]
 pub struct Made {
     pub id: String,
@@ -30,22 +30,22 @@ pub struct Made {
     pub status: Status,
     pub gibibytes: u64,
     pub tags: Vec<(String, String)>,
-    /// Since when it is worked on, if it is a copy.
+    /// Start of the copy; `None` unless it is being copied.
     since: Option<Instant>,
-    /// From when on it is listed.
+    /// The time from which lists include it.
     listed: Instant,
 }
 
-/// A key that may ask.
+/// An access key.
 #[derive(Debug, Clone)]
 pub struct Key {
     pub id: String,
     pub secret: String,
-    /// The token that has to be shown with it, and until when it is good.
+    /// The security token that requests must present, and its expiry.
     pub token: Option<(String, Duration)>,
 }
 
-/// All that the provider knows.
+/// The state of the emulated provider.
 #[derive(Debug)]
 pub struct World {
     pub started: Instant,
@@ -53,20 +53,20 @@ pub struct World {
     pub nonces: BTreeSet<String>,
     pub calls: Vec<Call>,
     pub plans: Vec<Plan>,
-    /// How long a copy is worked on.
+    /// Duration of a copy.
     pub takes: Duration,
-    /// How long a new image is not listed.
+    /// Delay until a new image is listed.
     pub lag: Duration,
-    /// Regions in which copies end badly, and how often.
+    /// Number of copies that fail, by region.
     pub failing: BTreeMap<String, usize>,
-    /// Regions in which the account may have no more images.
+    /// Regions whose image quota is exhausted.
     pub full: BTreeSet<String>,
-    /// How long the keys of a role are good for.
+    /// Lifetime of the keys of a role.
     pub role: Duration,
     regions: BTreeMap<String, Vec<Made>>,
-    /// Client tokens: what was asked with them, and what it became.
+    /// By client token: the parameters of its first request and the resulting image id.
     tokens: HashMap<String, (Vec<(String, String)>, String)>,
-    /// How many images were ever made in each region.
+    /// Number of images ever created, by region.
     counts: BTreeMap<String, u64>,
     roles: u64,
 }
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// Puts an image there that is available.
+    /// Adds an available image.
     pub fn put(&mut self, region: &str, name: &str, tags: &[(&str, &str)]) -> String {
         let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let id = self.id(region);
@@ -109,30 +109,30 @@ impl World {
         id
     }
 
-    /// The images of a region, as they are now.
+    /// Returns the current images of a region.
     pub fn images(&mut self, region: &str) -> Vec<Made> {
         self.advance();
         self.regions.get(region).expect("a region").clone()
     }
 
-    /// Makes an image of a region to what somebody else wants it to be.
+    /// Modifies the images of a region, as another client of the provider would.
     pub fn change(&mut self, region: &str, change: impl FnOnce(&mut Vec<Made>)) {
         change(self.regions.get_mut(region).expect("a region"));
     }
 
-    /// How many copies were ever begun.
+    /// Returns the number of copies ever started.
     pub fn made(&self) -> usize {
         self.tokens.len()
     }
 
-    /// An id of the region, the same in every run that makes as many images there.
+    /// Returns a new image id, deterministic for the sequence of images in the region.
     fn id(&mut self, region: &str) -> String {
         let count = self.counts.entry(region.to_owned()).or_default();
         *count += 1;
         format!("m-bp1{}", &hex::encode(Sha256::digest(format!("{region} {count}")))[..15])
     }
 
-    /// The trouble that a request meets.
+    /// Returns the fault to inject into a request, if any.
     pub fn trouble(&mut self, action: &str, region: &str) -> Option<Trouble> {
         let plan = self
             .plans
@@ -142,7 +142,7 @@ impl World {
         Some(plan.trouble.clone())
     }
 
-    /// Time goes on: copies are worked on, five of a region at once.
+    /// Updates the progress of copies, five of a region at once.
     fn advance(&mut self) {
         for (region, images) in &mut self.regions {
             for made in images.iter_mut().filter(|made| made.status == Status::Creating) {
@@ -166,7 +166,7 @@ impl World {
         }
     }
 
-    /// Does what is asked for, or refuses it as the documentation says.
+    /// Executes an action, or rejects it as the documentation describes.
     pub fn carry_out(&mut self, action: &str, parameters: &[(String, String)]) -> Result<Value, Refused> {
         self.advance();
         let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
