@@ -69,30 +69,30 @@ fn main() -> Result<()> {
         return runtime.block_on(collect_for_a_child());
     }
     let telemetry = runtime.block_on(async { Telemetry::start("error") })?;
-    let result = runtime.block_on(on_each(async |name, url| measure(&name, &url).await));
+    let result = runtime.block_on(for_each_database(async |name, url| measure(&name, &url).await));
     telemetry.shutdown();
     result
 }
 
-/// Runs `act` on an empty database of each selected kind.
-async fn on_each(act: impl AsyncFn(String, String) -> Result<()>) -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+/// Runs `measure_on` on an empty database of each selected kind.
+async fn for_each_database(measure_on: impl AsyncFn(String, String) -> Result<()>) -> Result<()> {
+    let selected: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| selected.is_empty() || selected.iter().any(|name| name == part);
     if wants("sqlite") {
         let directory = tempfile::tempdir()?;
-        act("sqlite".to_owned(), format!("sqlite://{}/state.db", directory.path().display())).await?;
+        measure_on("sqlite".to_owned(), format!("sqlite://{}/state.db", directory.path().display())).await?;
     }
     if wants("postgres") {
         let server = Postgres::start(&[("shared_buffers", "512MB"), ("max_wal_size", "8GB"), ("min_wal_size", "1GB")]);
-        write_ahead(&server.url("postgres")).await?;
-        act("postgres".to_owned(), server.url("postgres")).await?;
+        preallocate_wal(&server.url("postgres")).await?;
+        measure_on("postgres".to_owned(), server.url("postgres")).await?;
     }
     Ok(())
 }
 
 /// Preallocates WAL segments. A server that has run for a while recycles its segments; a new one creates each segment
 /// when the previous one is full, and commits wait for that.
-async fn write_ahead(url: &str) -> Result<()> {
+async fn preallocate_wal(url: &str) -> Result<()> {
     let db = sea_orm::Database::connect(url).await?;
     for _ in 0..SEGMENTS {
         db.execute_unprepared("SELECT pg_logical_emit_message(false, 'bench', ''), pg_switch_wal()").await?;
@@ -116,7 +116,7 @@ async fn collect_for_a_child() -> Result<()> {
         return Err("the measurement failed".into());
     }
     let steps = parts::listen();
-    on_each(async |name, url| parts::measure(&name, &url, &steps).await).await
+    for_each_database(async |name, url| parts::measure(&name, &url, &steps).await).await
 }
 
 /// The result of one round of calls.
@@ -155,7 +155,7 @@ async fn measure(name: &str, url: &str) -> Result<()> {
     let replicas = count(url, "replica").await?;
     assert_eq!(replicas, images * 3, "every call has left three replicas");
     println!("ratio accept_256_{name} {:.3}", rate / bare_rate);
-    let (p99, bare_p99) = (slowest_hundredth(times), slowest_hundredth(bare_times));
+    let (p99, bare_p99) = (percentile_99(times), percentile_99(bare_times));
     println!("{name}: the slowest hundredth took {p99:?} and more, of bare calls {bare_p99:?}");
     println!("ratio accept_p99_{name} {:.2}", p99.as_secs_f64() / bare_p99.as_secs_f64());
     // The stack alone: a call that is rejected before it reaches the database.
@@ -169,7 +169,7 @@ async fn measure(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
-fn slowest_hundredth(mut times: Vec<Duration>) -> Duration {
+fn percentile_99(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() * 99 / 100]
 }
@@ -256,9 +256,9 @@ async fn run(clients: &[AppSyncServiceClient<Channel>], next: &Arc<AtomicUsize>,
                     overwrite: false,
                 });
                 request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
-                let asked = Instant::now();
+                let started = Instant::now();
                 let response = client.synchronize_app(request).await?;
-                times.push(asked.elapsed());
+                times.push(started.elapsed());
                 assert!(!response.get_ref().request_id.is_empty());
             }
         });

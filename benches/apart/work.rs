@@ -11,14 +11,14 @@ use tokio::task::JoinSet;
 
 use super::{
     Result,
+    failure::{FailingStore, Failure},
     harness::{
         images::{self, noise},
         postgres::Postgres,
-        process::{Served, Worker, run},
+        process::{Served, Worker},
         registry::Registry,
         site::{ADMIN, AppSync, HOME, Site, TARGETS, app_sync, ask, images_client, register},
     },
-    sick::{Sick, SickStore},
 };
 
 /// The number of processes that copy.
@@ -87,7 +87,7 @@ fn name(n: usize) -> String {
 /// The running processes. Field order matters: the failing store is repaired first on drop, because a process that is
 /// blocked in the kernel does not exit before that.
 struct Running {
-    _store: Option<SickStore>,
+    _store: Option<FailingStore>,
     served: Served,
     workers: Vec<Worker>,
 }
@@ -104,21 +104,17 @@ pub struct Work<'a> {
 
 impl Work<'_> {
     /// Returns the time from the first call until the healthy regions have every image.
-    pub async fn time(&self, sick: Option<Sick>) -> Result<Duration> {
+    pub async fn time(&self, failure: Option<Failure>) -> Result<Duration> {
         static ROUND: AtomicUsize = AtomicUsize::new(0);
         let round = ROUND.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("round-{round}");
-        let store = match sick {
-            Some(sick) => Some(sick.store(self.behind.address, &format!("sick-{round}")).await?),
+        let store = match failure {
+            Some(failure) => Some(failure.store(self.behind.address, &format!("failing-{round}")).await?),
             None => None,
         };
         let site = self.site(&namespace, store.as_ref(), round).await?;
-        let config = site.write_config();
-        let migrated = run(site.directory.path(), &["migrate", "--config", config.to_str().ok_or("a path")?]);
-        if !migrated.status.success() {
-            return Err(format!("{migrated:?}").into());
-        }
-        let served = Served::configured(&config).await;
+        let served = site.serve().await;
+        let config = site.config_file();
         let mut running = Running { _store: store, served, workers: Vec::new() };
         if self.processes == Processes::Three {
             for n in 0..2 {
@@ -131,12 +127,12 @@ impl Work<'_> {
         for n in 0..self.images.load.images {
             register(&mut client, &name(n)).await;
         }
-        let targets = if sick.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
+        let targets = if failure.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
         let client = app_sync(running.served.address, Some(ADMIN)).await;
         let started = Instant::now();
         let mut waiting = JoinSet::new();
         for n in 0..self.images.load.images {
-            waiting.spawn(healthy_have(client.clone(), ask(&name(n), &targets)));
+            waiting.spawn(wait_for_healthy_regions(client.clone(), ask(&name(n), &targets)));
         }
         while let Some(done) = waiting.join_next().await {
             done??;
@@ -144,13 +140,13 @@ impl Work<'_> {
         Ok(started.elapsed())
     }
 
-    async fn site(&self, namespace: &str, sick: Option<&SickStore>, round: usize) -> Result<Site> {
+    async fn site(&self, namespace: &str, failing: Option<&FailingStore>, round: usize) -> Result<Site> {
         let mut site = Site::new();
         // The home region's directory is the one that holds the images.
         let link = format!("egress_bytes_per_second = {}", self.images.load.link / self.processes.count());
         site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), link);
-        if let Some(sick) = sick {
-            site = site.with(TARGETS[0], sick.url.clone(), "");
+        if let Some(failing) = failing {
+            site = site.with(TARGETS[0], failing.url.clone(), "");
         }
         for (region, registry) in TARGETS[1..].iter().zip(self.healthy) {
             site = site.with(region, registry.store(namespace), "");
@@ -169,7 +165,10 @@ impl Work<'_> {
 }
 
 /// Requests an image and waits until the healthy regions have it.
-async fn healthy_have(mut client: AppSync, call: SynchronizeAppRequest) -> std::result::Result<(), tonic::Status> {
+async fn wait_for_healthy_regions(
+    mut client: AppSync,
+    call: SynchronizeAppRequest,
+) -> std::result::Result<(), tonic::Status> {
     let request_id = client.synchronize_app(call).await?.into_inner().request_id;
     let mut watch = client.watch_synchronization(WatchSynchronizationRequest { request_id }).await?.into_inner();
     while let Some(message) = watch.message().await? {

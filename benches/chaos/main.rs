@@ -10,7 +10,7 @@ mod harness;
 
 use std::{process::ExitCode, time::Duration};
 
-use chaos::{Act, Run};
+use chaos::{Run, Scenario};
 use clap::Parser;
 
 /// Runs three servers and three workers on one PostgreSQL through random failures, and checks the outcome.
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     let lasts = Duration::from_secs_f64(arguments.minutes * 60.0);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let Ok(runtime) = runtime else { return ExitCode::FAILURE };
-    let figures = runtime.block_on(chaos::run(Run { seed, lasts, first: Act::ALL.to_vec() }));
-    println!("{figures}");
-    if figures.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let outcome = runtime.block_on(chaos::run(Run { seed, lasts, first: Scenario::ALL.to_vec() }));
+    println!("{outcome}");
+    if outcome.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

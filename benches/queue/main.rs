@@ -4,9 +4,9 @@
 //! `cargo bench --bench queue`, or `-- claims`, `-- lists`, `-- regions`, `-- cost` for some of the parts. The
 //! benchmark starts its own server. Every figure is a ratio within one run.
 
+mod baseline;
 mod cost;
 mod fill;
-mod floor;
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;
@@ -33,8 +33,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const THREE: usize = 3;
 
 fn main() -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    let selected: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| selected.is_empty() || selected.iter().any(|name| name == part);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let server = Postgres::start(&[
@@ -62,7 +62,7 @@ fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");
 }
 
-/// Returns a configuration with `regions` regions.
+/// Returns a home region and `regions` other regions.
 fn configured(regions: usize) -> Result<Regions> {
     let names: std::result::Result<Vec<_>, _> = (0..regions).map(|n| format!("r{n}").parse()).collect();
     Ok(Regions::new("home".parse()?, names?))
@@ -80,19 +80,19 @@ async fn claims(server: &Postgres) -> Result<()> {
     // Warms up: opens connections and prepares statements.
     work::run(&short.url, THREE, 999).await?;
     work::run(&long.url, THREE, 30_000).await?;
-    floor::run(&bare.url, 30_000).await?;
+    baseline::run(&bare.url, 30_000).await?;
     let few = work::run(&short.url, THREE, 8_001).await?;
-    let (mut rates, mut floors) = (Vec::new(), Vec::new());
+    let (mut rates, mut baselines) = (Vec::new(), Vec::new());
     for round in 1..=5 {
         let one = work::run(&long.url, THREE, 60_000).await?;
-        let one_floor = floor::run(&bare.url, 60_000).await?;
-        println!("round {round}: {one:.0} replicas/s claimed and completed, bare statements {one_floor:.0}/s");
+        let one_baseline = baseline::run(&bare.url, 60_000).await?;
+        println!("round {round}: {one:.0} replicas/s claimed and completed, bare statements {one_baseline:.0}/s");
         rates.push(one);
-        floors.push(one_floor);
+        baselines.push(one_baseline);
     }
-    let (rate, floor) = (median(&mut rates), median(&mut floors));
+    let (rate, baseline) = (median(&mut rates), median(&mut baselines));
     println!("claimed and completed over four workers: {rate:.0} replicas/s of 1,000,000, {few:.0} of 10,000");
-    ratio("claim_of_floor", rate / floor);
+    ratio("claim_of_floor", rate / baseline);
     ratio("claim_cost_1m_of_10k", few / rate);
     Ok(())
 }

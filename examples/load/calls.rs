@@ -26,9 +26,7 @@ const TICK: Duration = Duration::from_millis(1);
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
     /// A fixed number of calls in flight.
-    Closed {
-        in_flight: usize,
-    },
+    Closed { in_flight: usize },
     /// A fixed rate, independent of the responses.
     Open {
         /// Calls per second.
@@ -155,7 +153,7 @@ impl Report {
     }
 
     /// Returns the 99th percentile of the latency of accepted calls.
-    pub fn slowest_hundredth(&self) -> Duration {
+    pub fn percentile_99(&self) -> Duration {
         slowest(&self.accepted, 100)
     }
 
@@ -186,7 +184,7 @@ impl fmt::Display for Report {
             f,
             "{:.0} accepted a second, the slowest hundredth in {:.1?} and more",
             self.accepted_a_second(),
-            self.slowest_hundredth()
+            self.percentile_99()
         )?;
         if !self.shed.is_empty() {
             write!(

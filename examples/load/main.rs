@@ -12,9 +12,9 @@
 //! beside this example; they print `ratio NAME VALUE`.
 
 mod calls;
-mod far;
-mod held;
-mod own;
+mod idle;
+mod latency;
+mod local_service;
 
 use std::{env, error::Error, time::Duration};
 
@@ -41,7 +41,7 @@ enum Command {
         #[arg(long, default_value_t = 256)]
         in_flight: usize,
         #[command(flatten)]
-        what: What,
+        target: Target,
     },
     /// Make calls at a fixed rate, independent of the responses.
     Open {
@@ -49,7 +49,7 @@ enum Command {
         #[arg(long)]
         rate: u32,
         #[command(flatten)]
-        what: What,
+        target: Target,
     },
     /// Measure the capacity of a service, then offer a multiple of it.
     Overload {
@@ -57,7 +57,7 @@ enum Command {
         #[arg(long, default_value_t = 2.0)]
         times: f64,
         /// URL of the service's database, which must be empty.
-        #[arg(long, default_value = own::SQLITE)]
+        #[arg(long, default_value = local_service::SQLITE)]
         database: String,
         /// Round-trip time to add to the database connection, in milliseconds.
         #[arg(long, default_value_t = 0)]
@@ -82,7 +82,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct What {
+struct Target {
     /// Duration in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -95,7 +95,7 @@ struct What {
     regions: Vec<String>,
 }
 
-impl What {
+impl Target {
     async fn run(self, pace: Pace) -> Result<Report> {
         let endpoint = env::var("APPFERRY_ENDPOINT").unwrap_or_else(|_| "http://127.0.0.1:50051".to_owned());
         let token = env::var("APPFERRY_TOKEN").map_err(|_| "APPFERRY_TOKEN is not set")?;
@@ -107,46 +107,46 @@ impl What {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Closed { in_flight, what } => println!("{}", what.run(Pace::Closed { in_flight }).await?),
-        Command::Open { rate, what } => println!("{}", what.run(Pace::Open { rate }).await?),
+        Command::Closed { in_flight, target } => println!("{}", target.run(Pace::Closed { in_flight }).await?),
+        Command::Open { rate, target } => println!("{}", target.run(Pace::Open { rate }).await?),
         Command::Overload { times, database, round_trip_ms } => {
-            let far = Duration::from_millis(round_trip_ms);
-            let database = if far.is_zero() { database } else { far::away(&database, far).await? };
+            let latency = Duration::from_millis(round_trip_ms);
+            let database = if latency.is_zero() { database } else { latency::delayed(&database, latency).await? };
             overload(times, &database).await?;
         }
         Command::Collector { rate } => collector(rate).await?,
-        Command::Held { connections, watchers } => held::hold(connections, watchers).await?,
+        Command::Held { connections, watchers } => idle::measure(connections, watchers).await?,
     }
     Ok(())
 }
 
 /// Duration of each measurement.
-const MEASURED: Duration = Duration::from_secs(8);
+const DURATION: Duration = Duration::from_secs(8);
 /// Concurrency levels, one of which saturates the service.
-const AT_A_TIME: [usize; 3] = [64, 256, 1024];
+const CONCURRENCY: [usize; 3] = [64, 256, 1024];
 /// Deadline for rejecting a call that exceeds the capacity.
-const TOLD_WITHIN: Duration = Duration::from_millis(100);
+const REJECTED_WITHIN: Duration = Duration::from_millis(100);
 
 async fn overload(times: f64, database: &str) -> Result<()> {
-    let service = own::Service::start(true, database, &[])?;
+    let service = local_service::Service::start(true, database, &[])?;
     let endpoint = service.endpoint().await?;
     let app = service.image(&endpoint, 1 << 20)?;
     // Copies into slow regions do not end, so every call has work to add. Sixteen connections let the load generator
     // exceed the capacity of the service, although each has one core.
-    let load = Load::connect(&endpoint, own::TOKEN, 16, &app, own::slow().collect()).await?;
+    let load = Load::connect(&endpoint, local_service::TOKEN, 16, &app, local_service::slow().collect()).await?;
     load.run(Pace::Closed { in_flight: 64 }, Duration::from_secs(2)).await?;
     let mut peak = 0.0_f64;
-    for in_flight in AT_A_TIME {
-        let report = load.run(Pace::Closed { in_flight }, MEASURED).await?;
+    for in_flight in CONCURRENCY {
+        let report = load.run(Pace::Closed { in_flight }, DURATION).await?;
         println!("{in_flight} at a time: {report}");
         peak = peak.max(report.accepted_a_second());
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no service takes 2^31 calls a second")]
     let rate = (times * peak) as u32;
-    let report = load.run(Pace::Open { rate }, MEASURED).await?;
+    let report = load.run(Pace::Open { rate }, DURATION).await?;
     println!("{rate} a second: {report}");
     println!("ratio overload_goodput {:.3}", report.accepted_a_second() / peak);
-    println!("ratio overload_told_in_time {:.4}", report.shed_within(TOLD_WITHIN));
+    println!("ratio overload_told_in_time {:.4}", report.shed_within(REJECTED_WITHIN));
     println!("ratio overload_otherwise {:.4}", report.otherwise());
     service.stop()
 }
@@ -161,22 +161,23 @@ async fn collector(rate: u32) -> Result<()> {
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
     let mut services = Vec::new();
     for environment in [&[][..], &traced] {
-        let service = own::Service::start(true, own::SQLITE, environment)?;
+        let service = local_service::Service::start(true, local_service::SQLITE, environment)?;
         let endpoint = service.endpoint().await?;
         let app = service.image(&endpoint, 1 << 20)?;
-        let load = Load::connect(&endpoint, own::TOKEN, 8, &app, own::slow().take(1).collect()).await?;
+        let load =
+            Load::connect(&endpoint, local_service::TOKEN, 8, &app, local_service::slow().take(1).collect()).await?;
         load.run(Pace::Open { rate }, Duration::from_secs(2)).await?;
         services.push((service, load, Report::default()));
     }
     for _ in 0..ROUNDS {
         for (_, load, report) in &mut services {
-            report.add(load.run(Pace::Open { rate }, MEASURED).await?);
+            report.add(load.run(Pace::Open { rate }, DURATION).await?);
         }
     }
     let mut slowest = Vec::new();
     for ((service, _, report), name) in services.into_iter().zip(["without a collector", "with one that hangs"]) {
         println!("{name}: {report}");
-        slowest.push(report.slowest_hundredth().as_secs_f64());
+        slowest.push(report.percentile_99().as_secs_f64());
         service.stop()?;
     }
     println!("ratio hanging_collector_p99 {:.2}", slowest[1] / slowest[0]);

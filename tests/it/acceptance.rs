@@ -28,7 +28,7 @@ async fn accepting() -> Running {
 async fn count(running: &Running) -> usize {
     let mut client = running.app_sync().await;
     let request = ListSynchronizationsRequest::default();
-    client.list_synchronizations(request).await.expect("it is told").into_inner().synchronizations.len()
+    client.list_synchronizations(request).await.expect("it is answered").into_inner().synchronizations.len()
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn an_explicit_target_that_has_the_image_refuses_the_whole_call() {
     let refused = refusal::read(&refused);
     refused.is(Code::AlreadyExists, "ImageAlreadyExists", 400);
     assert_eq!(refused.detail.region_ids, [HOME]);
-    assert_eq!(count(&running).await, 0, "nothing at all is queued");
+    assert_eq!(count(&running).await, 0, "nothing is queued");
 
     let id = running.synchronize(&app, &["cn-shanghai"]).await.expect("it is accepted");
     assert_eq!(running.finished(&id).await.state(), SynchronizationState::Succeeded);
@@ -72,7 +72,7 @@ async fn an_explicit_target_that_has_the_image_refuses_the_whole_call() {
     let refused = refusal::read(&refused);
     assert_eq!(refused.detail.region_ids, [HOME, "cn-shanghai"]);
     assert!(refused.message.contains("cn-hangzhou, cn-shanghai"), "{}", refused.message);
-    assert_eq!(count(&running).await, 1, "nothing at all is queued");
+    assert_eq!(count(&running).await, 1, "nothing is queued");
     assert!(!running.site.image("cn-beijing", "a").exists());
     running.stop().await;
 }
@@ -127,7 +127,7 @@ async fn hundreds_of_calls_that_join_one_copy_all_end_with_it() {
     }
     let mut client = running.app_sync().await;
     let request = ListSynchronizationsRequest { state: SynchronizationState::Running.into(), ..Default::default() };
-    let left = client.list_synchronizations(request).await.expect("it is told").into_inner().synchronizations;
+    let left = client.list_synchronizations(request).await.expect("it is answered").into_inner().synchronizations;
     assert_eq!(left, []);
     running.stop().await;
 }

@@ -57,7 +57,7 @@ async fn a_principal_does_what_its_policy_allows_and_nothing_else() {
     }
 
     let mut images = images_client(running.address, Some(READER)).await;
-    images.get_image(GetImageRequest { image_id: app.clone(), ..Default::default() }).await.expect("it may look");
+    images.get_image(GetImageRequest { image_id: app.clone(), ..Default::default() }).await.expect("it is authorized");
     let refused = app_sync(running.address, Some(READER)).await.synchronize_app(ask(&app, &[])).await;
     refusal::read(&refused.expect_err("not allowed")).is(Code::PermissionDenied, "NoPermission", 403);
     running.stop().await;

@@ -9,7 +9,7 @@ use object_store::ObjectStoreExt as _;
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, copy_tree, files, noise},
-    proxy::{Act, Proxy},
+    proxy::{Action, Proxy},
     registry::Registry,
     site::{HOME, Running, Site, TARGETS, container, registration},
     until,
@@ -19,7 +19,7 @@ const KINDS: [&str; 3] = TARGETS;
 
 /// A service whose home region has one kind of store and that copies to all: `cn-beijing` is a directory, `cn-shanghai`
 /// a bucket, `cn-shenzhen` a registry.
-struct House {
+struct Fixture {
     running: Running,
     home: &'static str,
     home_registry: Registry,
@@ -27,7 +27,7 @@ struct House {
     bucket: Bucket,
 }
 
-impl House {
+impl Fixture {
     async fn build(home: &'static str) -> Self {
         let (home_registry, registry, bucket) =
             (Registry::start().await, Registry::start().await, Bucket::start().await);
@@ -90,33 +90,33 @@ async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
     for file in files(layout) {
         let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
         let content = std::fs::read(&file).expect("it is there");
-        objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is taken");
+        objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is accepted");
     }
 }
 
 /// Copies an image with blobs of several sizes: for one request, for a multipart upload, and for chunks.
 async fn every_direction(home: &'static str) {
-    let house = House::build(home).await;
+    let fixture = Fixture::build(home).await;
     let directory = tempfile::tempdir().expect("a directory");
     let plain = directory.path().join("plain");
     let root = images::write(&plain, &[noise(70 << 20, 1), noise(9 << 20, 2), noise(1_000, 3), Vec::new()]);
-    house.put(&plain, "plain").await;
+    fixture.put(&plain, "plain").await;
     let multi = directory.path().join("multi");
     let index = images::write_platforms(&multi);
-    house.put(&multi, "multi").await;
+    fixture.put(&multi, "multi").await;
 
-    house.carry("plain").await;
-    house.carry("multi").await;
+    fixture.carry("plain").await;
+    fixture.carry("multi").await;
     for region in KINDS {
         let tag = |id: &str| if home == "registry" { format!("bio/{id}:2026.1") } else { format!("images:{id}") };
-        assert_eq!(images::verify(&house.layout(region, "plain", &tag("plain")).await), root, "{region}");
-        assert_eq!(images::verify(&house.layout(region, "multi", &tag("multi")).await), index, "{region}");
+        assert_eq!(images::verify(&fixture.layout(region, "plain", &tag("plain")).await), root, "{region}");
+        assert_eq!(images::verify(&fixture.layout(region, "multi", &tag("multi")).await), index, "{region}");
     }
     until("the end of dropped uploads", async || {
-        (house.registry.unfinished().is_empty() && house.bucket.unfinished() == 0).then_some(())
+        (fixture.registry.unfinished().is_empty() && fixture.bucket.unfinished() == 0).then_some(())
     })
     .await;
-    house.running.stop().await;
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,7 +152,7 @@ async fn a_disk_keeps_its_id_as_its_tag() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_that_the_same_bucket_has_is_copied_by_the_service() {
     let bucket = Bucket::start().await;
-    let proxy = Proxy::start(bucket.address, |_| Act::Pass).await;
+    let proxy = Proxy::start(bucket.address, |_| Action::Pass).await;
     let running = Site::new()
         .with(HOME, format!("s3://{BUCKET}/home"), bucket.keys(proxy.address))
         .with("cn-beijing", format!("s3://{BUCKET}/other"), bucket.keys(proxy.address))

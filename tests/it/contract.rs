@@ -139,17 +139,17 @@ async fn health_is_told_to_everybody_and_watched() {
     let mut client = HealthClient::new(running.channel().await);
     for service in ["", "appferry.v1.AppSyncService", "appferry.v1.ImageService", "google.longrunning.Operations"] {
         let check = HealthCheckRequest { service: service.to_owned() };
-        let status = client.check(check.clone()).await.expect("it is told").into_inner().status();
+        let status = client.check(check.clone()).await.expect("it is answered").into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service}");
     }
-    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is told").into_inner();
+    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is answered").into_inner();
     assert_eq!(watch.message().await.expect("it goes on").expect("a status").status(), ServingStatus::Serving);
     let stopped = tokio::spawn(running.stop());
     let last = watch.message().await.expect("it goes on").expect("a status");
     assert_eq!(last.status(), ServingStatus::NotServing);
     // A watch does not delay the shutdown: it is ended, instead of being cut off after the default 12 s.
-    while let Some(told) = watch.message().await.expect("it ends in order") {
-        assert_eq!(told.status(), ServingStatus::NotServing);
+    while let Some(contains) = watch.message().await.expect("it ends in order") {
+        assert_eq!(contains.status(), ServingStatus::NotServing);
     }
     tokio::time::timeout(Duration::from_secs(6), stopped).await.expect("at once").expect("it stops");
 }
@@ -171,7 +171,7 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(running.channel().await);
     let mut answers =
-        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is told").into_inner();
+        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is answered").into_inner();
     let answer = answers.message().await.expect("it goes on").expect("an answer");
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer.message_response
     else {
@@ -189,15 +189,17 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     };
     // Reflection serves the custom options, so that clients can read the authorization rules.
     let action = b"ehpc:SynchronizeApp";
-    let told = files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
-    assert!(told, "the authorization option is lost");
+    let contains =
+        files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
+    assert!(contains, "the authorization option is lost");
 
     let list = v1alpha::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
     };
     let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(running.channel().await);
-    let mut answers = client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is told").into_inner();
+    let mut answers =
+        client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is answered").into_inner();
     let answer = format!("{:?}", answers.message().await.expect("it goes on"));
     assert!(answer.contains("appferry.v1.AppSyncService"), "{answer}");
     running.stop().await;

@@ -11,7 +11,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::harness::{
     images::{self, noise},
-    process::{self, Served},
+    process::Served,
     site::{self, HOME, Site, TARGETS, app_sync, app_sync_lazy, ask, images_client},
     until,
 };
@@ -33,7 +33,7 @@ struct Entries {
 
 impl Ledger {
     fn with<T>(&self, act: impl FnOnce(&mut Vec<String>, &mut Vec<(String, String)>) -> T) -> T {
-        let entries = &mut *self.0.lock().expect("nobody panicked");
+        let entries = &mut *self.0.lock().expect("no panic");
         act(&mut entries.open, &mut entries.acknowledged)
     }
 
@@ -61,10 +61,8 @@ async fn every_acknowledged_call_is_finished_after_25_kills() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut site = Site::new();
     site.worker = "lease_ms = 600\nheartbeat_ms = 100\npoll_ms = 50\nconcurrency = 8".to_owned();
-    let config = site.write_config();
-    let path = config.to_str().expect("text");
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
-    let mut served = Served::configured(&config).await;
+    let mut served = site.serve().await;
+    let config = site.config_file();
     let mut registrar = images_client(served.address, Some(site::ADMIN)).await;
     let common = noise(200_000, 1);
     let ledger = Ledger::default();
@@ -79,7 +77,7 @@ async fn every_acknowledged_call_is_finished_after_25_kills() {
         // Each kill happens in another part of the run, at an arbitrary moment.
         let [so_far, most] = [kill, kill + 1].map(|kills| IMAGES * kills / KILLS);
         let callers = [(); 2].map(|()| tokio::spawn(ledger.clone().call(served.address, most)));
-        until("calls", async || (ledger.acknowledged() >= so_far).then_some(())).await;
+        until("acknowledged calls", async || (ledger.acknowledged() >= so_far).then_some(())).await;
         tokio::time::sleep(Duration::from_micros(random.random_range(0..60_000))).await;
         served.kill();
         for caller in callers {

@@ -17,8 +17,8 @@ fn root() -> &'static Path {
 
 /// Runs a tool that `scripts/tools` installs.
 fn tool(name: &str, arguments: &[&str]) -> Output {
-    let own = root().join(".tools/bin").join(name);
-    let program = if own.exists() { own } else { PathBuf::from(name) };
+    let installed = root().join(".tools/bin").join(name);
+    let program = if installed.exists() { installed } else { PathBuf::from(name) };
     Command::new(program).args(arguments).current_dir(root()).output().expect("it is installed: source scripts/tools")
 }
 

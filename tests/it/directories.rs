@@ -52,7 +52,7 @@ async fn a_canceled_copy_is_not_visible_afterwards() {
     let site = &running.site;
     until("the end of every write", async || unfinished(&site.region(REGION)).is_empty().then_some(())).await;
     // An image that had just been published is removed again.
-    until("the end of what was canceled", async || visible(site).is_disjoint(&canceled).then_some(())).await;
+    until("the removal of canceled copies", async || visible(site).is_disjoint(&canceled).then_some(())).await;
     assert!(!canceled.is_empty(), "none was canceled in time");
     running.stop().await;
 }
@@ -81,7 +81,7 @@ fn age(path: &Path) {
     }
     #[expect(clippy::disallowed_methods, reason = "the test sets a file's time")]
     let then = SystemTime::now() - Duration::from_secs(7_200);
-    fs::File::open(path).and_then(|file| file.set_modified(then)).expect("its time is set");
+    fs::File::open(path).and_then(|file| file.set_modified(then)).expect("the time is set");
 }
 
 /// Writes what an interrupted claim leaves: a complete blob and a partial one.
@@ -100,18 +100,15 @@ fn doctor(config: &Path) -> String {
 }
 
 async fn served(site: &Site) -> (PathBuf, Served) {
-    let config = site.write_config();
-    let path = config.to_str().expect("text");
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
-    let served = Served::configured(&config).await;
-    (config, served)
+    let served = site.serve().await;
+    (site.config_file(), served)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     let site = Site::new();
     let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
+    process::migrate(&config);
     // From a copy that was canceled, and from an `image add` that was killed.
     let [copy, added] = [site.image(REGION, "gone"), site.image(HOME, "killed")];
     let young = site.image(REGION, "young");
@@ -131,21 +128,21 @@ async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     .expect("it was there");
     age(&foreign);
 
-    let told = doctor(&config);
+    let report = doctor(&config);
     for expected in [
         "cn-beijing: gone: image that is not visible, 1.50 MiB, 2 h old",
         "cn-hangzhou: killed: image that is not visible, 1.50 MiB, 2 h old",
         "cn-beijing: young: image that is not visible, 1.50 MiB, ",
     ] {
-        assert!(told.contains(expected), "{expected}: {told}");
+        assert!(report.contains(expected), "{expected}: {report}");
     }
-    assert!(!told.contains("foreign"), "{told}");
+    assert!(!report.contains("foreign"), "{report}");
 
     let (config, served) = served(&site).await;
-    until("the leftovers' end", async || (!copy.exists() && !added.exists()).then_some(())).await;
+    until("the removal of the leftovers", async || (!copy.exists() && !added.exists()).then_some(())).await;
     assert!(young.join("blobs/sha256").exists() && foreign.join("blobs/sha256/download.partial").exists());
-    let told = doctor(&config);
-    assert!(!told.contains("gone") && !told.contains("killed") && told.contains("young"), "{told}");
+    let report = doctor(&config);
+    assert!(!report.contains("gone") && !report.contains("killed") && report.contains("young"), "{report}");
 
     // The next copy resumes the recent one.
     images::write(&site.image(HOME, "young"), &[noise(1 << 20, 1)]);

@@ -67,7 +67,7 @@ async fn a_call_ends_by_the_deadline_that_its_caller_names() {
     let refused = refusal::read(&refused);
     refused.is(Code::DeadlineExceeded, "RequestTimeout", 408);
     assert!(refused.message.contains("150ms"), "{}", refused.message);
-    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is released");
     running.stop().await;
 }
 
@@ -82,7 +82,7 @@ async fn a_deadline_is_capped_and_a_call_that_names_none_has_one() {
     refusal::read(&refused).is(Code::DeadlineExceeded, "RequestTimeout", 408);
     let refused = bare_call(running.address, "1H", &ask(&app, &[])).await;
     refusal::read(&refused).is(Code::DeadlineExceeded, "RequestTimeout", 408);
-    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is released");
     running.stop().await;
 }
 
@@ -129,8 +129,8 @@ async fn a_call_that_finds_no_room_is_told_at_once_and_health_is_told_all_the_sa
         shed += 1;
     }
     let mut health = HealthClient::new(running.channel().await);
-    health.check(HealthCheckRequest::default()).await.expect("it is told");
-    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
-    until("room", async || running.synchronize(&app, &[]).await.ok()).await;
+    health.check(HealthCheckRequest::default()).await.expect("it is answered");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is released");
+    until("capacity", async || running.synchronize(&app, &[]).await.ok()).await;
     running.stop().await;
 }

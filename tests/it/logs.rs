@@ -62,10 +62,10 @@ async fn a_line_of_json_names_its_request_and_its_trace() {
     let id = carry(&site, &served).await;
 
     let lines = lines(&served.log);
-    let carried = find(&lines, "the image is available").expect("a line of the copy");
-    assert_eq!((&carried["request_id"], &carried["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
-    assert_eq!((&carried["level"], &carried["region"]), (&Value::from("INFO"), &Value::from("cn-beijing")));
-    assert!(carried["timestamp"].is_string() && carried["target"].is_string(), "{carried}");
+    let available = find(&lines, "the image is available").expect("a line of the copy");
+    assert_eq!((&available["request_id"], &available["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
+    assert_eq!((&available["level"], &available["region"]), (&Value::from("INFO"), &Value::from("cn-beijing")));
+    assert!(available["timestamp"].is_string() && available["target"].is_string(), "{available}");
     let answered = |line: &&Value| {
         line["message"] == "a call was answered" && line["method"] == "appferry.v1.AppSyncService/SynchronizeApp"
     };
@@ -85,7 +85,7 @@ async fn a_line_for_people_names_its_request_where_nothing_is_exported_too() {
     let text = fs::read_to_string(&served.log).expect("a log");
     let line = text.lines().find(|line| line.contains("the image is available")).expect("a line of the copy");
     assert!(line.ends_with(&format!(" request_id={id}")), "{line}");
-    assert!(!text.contains("a call was answered"), "that is for whoever asks for it: {text}");
+    assert!(!text.contains("a call was answered"), "it is logged at debug level only: {text}");
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
         logging(site, "format = \"json\"\nfilter = \"warn,appferry=debug\"");
     }
     for log in [&served.log, &worker.log] {
-        until("the new form", async || {
+        until("the new log format", async || {
             let text = fs::read_to_string(log).expect("a log");
             text.lines().any(|line| line.starts_with("{\"") && line.contains("appferry::reload")).then_some(())
         })
@@ -116,7 +116,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
 
     // Then changes it back; an invalid filter changes nothing.
     logging(&site, "filter = \"warn,appferry=off\"");
-    until("less", async || {
+    until("the narrower filter", async || {
         let before = fs::metadata(&served.log).expect("a log").len();
         site::get(&mut app_sync(served.address, Some(site::ADMIN)).await, &id).await;
         (fs::metadata(&served.log).expect("a log").len() == before).then_some(())

@@ -16,8 +16,8 @@ use appferry::{
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    keeping::KeepingRegistry,
-    proxy::{Act, Proxy},
+    proxy::{Action, Proxy},
+    resumable_registry::ResumableRegistry,
     until,
 };
 
@@ -54,14 +54,14 @@ fn image(id: &str) -> Image {
 }
 
 /// A database without a leader.
-struct House {
+struct Fixture {
     _directory: tempfile::TempDir,
     state: State,
     tasks: state::Tasks,
     stop: CancellationToken,
 }
 
-impl House {
+impl Fixture {
     async fn open() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let settings = state::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
@@ -98,26 +98,26 @@ impl House {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor_shutdown() {
-    let registry = KeepingRegistry::start().await;
-    let silent = Proxy::start(registry.address, |_| Act::Hang).await;
-    let healthy = Proxy::start(registry.address, |_| Act::Pass).await;
-    let house = House::open().await;
+    let registry = ResumableRegistry::start().await;
+    let silent = Proxy::start(registry.address, |_| Action::Hang).await;
+    let healthy = Proxy::start(registry.address, |_| Action::Pass).await;
+    let fixture = Fixture::open().await;
 
     // Uploads of canceled copies to both regions.
     for n in 0..3 {
-        let (request, claim) = house.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
+        let (request, claim) = fixture.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
         for claimed in &claim.regions {
             let proxy = if claimed.region == region(SILENT) { &silent } else { &healthy };
             let url = format!("http://{}/v2/apps/images/blobs/uploads/{n}", proxy.address);
             let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
             let noted =
-                house.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::new([n; 32]), &session);
+                fixture.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::new([n; 32]), &session);
             noted.await.expect("it answers").expect("it is in time");
         }
-        house.state.synchronization_cancel(request).await.expect("it is canceled");
+        fixture.state.synchronization_cancel(request).await.expect("it is canceled");
     }
     // A copy whose worker has died.
-    let (orphan, claim) = house.claimed("orphan", Duration::from_millis(50)).await;
+    let (orphan, claim) = fixture.claimed("orphan", Duration::from_millis(50)).await;
     let fence = claim.regions.iter().find(|claimed| claimed.region == region(HEALTHY)).expect("the region").fence;
 
     let stores = Stores::new([(region(SILENT), store(&silent)), (region(HEALTHY), store(&healthy))]);
@@ -129,20 +129,20 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         lease: Duration::from_secs(600),
         longest_wait: Duration::from_secs(600),
     };
-    let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
-    let running = tokio::spawn(maintenance.run(house.stop.clone()));
-    until("the uploads of the healthy region", async || (house.abandoned(HEALTHY).await == 0).then_some(())).await;
-    until("the orphan", async || {
-        let found = house.state.synchronization_get(orphan).await.expect("it is known");
-        found.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
+    let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(fixture.stop.clone()));
+    until("the uploads of the healthy region", async || (fixture.abandoned(HEALTHY).await == 0).then_some(())).await;
+    until("the requeueing of the orphan", async || {
+        let synchronization = fixture.state.synchronization_get(orphan).await.expect("it is known");
+        synchronization.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
     })
     .await;
-    assert_eq!(house.abandoned(SILENT).await, 3, "they are retried when it answers");
+    assert_eq!(fixture.abandoned(SILENT).await, 3, "they are retried when it answers");
     let id: ImageId = "orphan".parse().expect("an id");
     let late = state::Report { region: region(HEALTHY), event: Event::Release { fence } };
-    house.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
+    fixture.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
 
-    house.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops at once").expect("no panic");
-    house.tasks.join().await;
+    fixture.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops").expect("no panic");
+    fixture.tasks.join().await;
 }

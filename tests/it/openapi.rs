@@ -49,9 +49,9 @@ fn site() -> Site {
 
 /// Makes calls, one after the other, and returns the results.
 async fn make(address: SocketAddr, calls: &[Value]) -> Vec<Value> {
-    let asked = json!({"package": "alibabacloud_ehpcinstant20230701", "endpoint": address.to_string(), "calls": calls})
+    let job = json!({"package": "alibabacloud_ehpcinstant20230701", "endpoint": address.to_string(), "calls": calls})
         .to_string();
-    serde_json::from_slice(&python(&["tests/it/harness/alibaba.py"], asked).await).expect("JSON")
+    serde_json::from_slice(&python(&["tests/it/harness/alibaba.py"], job).await).expect("JSON")
 }
 
 async fn ask(running: &Running, calls: &[Value]) -> Vec<Value> {
@@ -97,9 +97,9 @@ async fn the_official_client_does_all_that_it_can() {
 
         let request = json!({"ImageId": new, "ImageType": "VM", "AdditionalRegionIds": ["cn-shanghai", HOME]});
         let told = body(&running, call("get_image", request)).await;
-        let there =
+        let digest =
             [HOME, "cn-shanghai"].map(|region| json!({"RegionId": region, "ImageId": new, "Status": "Available"}));
-        assert_eq!(info(&told), json!(there));
+        assert_eq!(info(&told), json!(digest));
         let image = &told["Image"];
         for (key, value) in [
             ("AppId", new.as_str()),
@@ -286,7 +286,7 @@ async fn every_refusal_is_raised_by_the_official_client() {
         assert!(data["Recommend"].as_str().is_some_and(|text| text.contains(code)), "{data}");
         let id = data["RequestId"].as_str().expect("an id");
         assert!(id.len() == 36 && id == id.to_uppercase() && told["request_id"] == id, "{told}");
-        assert!(!told.to_string().contains("p-p-p"), "a secret is told: {told}");
+        assert!(!told.to_string().contains("p-p-p"), "a secret is returned: {told}");
         let raised = if *status == 429 { "ThrottlingException" } else { "ClientException" };
         assert_eq!(told["raised"], raised, "{told}");
     }
@@ -342,7 +342,7 @@ async fn what_is_not_signed_as_it_should_be_is_told_how() {
     }
     // A request head that never ends, and one that is too long: both are rejected by a timeout or a limit.
     let mut slow = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
-    slow.write_all(b"POST / HTTP/1.1\r\nHost: a\r\n").await.expect("it is heard");
+    slow.write_all(b"POST / HTTP/1.1\r\nHost: a\r\n").await.expect("it is sent");
     let mut long = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
     let head = format!("GET /?{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(200_000));
     let _ = long.write_all(head.as_bytes()).await;
@@ -352,7 +352,7 @@ async fn what_is_not_signed_as_it_should_be_is_told_how() {
         let _ = tokio::time::timeout(crate::harness::PATIENCE, read).await.expect("it ends");
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
     }
-    until("others to be heard", async || {
+    until("other callers to be answered", async || {
         let told = ask(&running, &[json!({"method": "list_images", "request": {}, "key": ADMIN})]).await;
         (told[0]["statusCode"] == 200).then_some(())
     })

@@ -45,7 +45,7 @@ fn synchronization(operation: &Operation) -> Synchronization {
 
 async fn wait(client: &mut Operations, id: &str, timeout: Option<Duration>) -> Operation {
     let timeout = timeout.map(|timeout| prost_types::Duration::try_from(timeout).expect("a duration"));
-    client.wait_operation(WaitOperationRequest { name: name(id), timeout }).await.expect("it is told").into_inner()
+    client.wait_operation(WaitOperationRequest { name: name(id), timeout }).await.expect("it is answered").into_inner()
 }
 
 #[tokio::test]
@@ -55,8 +55,8 @@ async fn an_operation_is_waited_for_and_ends_with_the_synchronization() {
     let id = running.synchronize(&app, &["cn-beijing", "cn-shanghai"]).await.expect("it is accepted");
     let mut client = operations(&running, site::ADMIN).await;
     let done = wait(&mut client, &id, None).await;
-    let told = synchronization(&done);
-    assert_eq!((told.state(), &told.app_id), (SynchronizationState::Succeeded, &app));
+    let result = synchronization(&done);
+    assert_eq!((result.state(), &result.app_id), (SynchronizationState::Succeeded, &app));
     assert!(matches!(&done.result, Some(Ending::Response(response)) if Some(response) == done.metadata.as_ref()));
     let got = client.get_operation(GetOperationRequest { name: name(&id) }).await.expect("it is known").into_inner();
     assert_eq!(got, done);
@@ -75,7 +75,7 @@ async fn whoever_waits_is_answered_before_the_deadline_and_when_the_service_stop
     assert!(!open.done && (300..5_000).contains(&began.elapsed().as_millis()), "{:?}: {open:?}", began.elapsed());
     let mut request = tonic::Request::new(WaitOperationRequest { name: name(&id), timeout: None });
     request.set_timeout(Duration::from_secs(5));
-    let open = client.wait_operation(request).await.expect("it is told before its deadline").into_inner();
+    let open = client.wait_operation(request).await.expect("it is answered before its deadline").into_inner();
     assert_eq!(synchronization(&open).state(), SynchronizationState::Running);
     let negative = prost_types::Duration { seconds: -1, nanos: 0 };
     let refused = client
@@ -183,8 +183,11 @@ async fn a_generic_client_follows_a_synchronization() {
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let input = serde_json::json!({ "address": running.address, "token": site::ADMIN, "name": name(&id) });
-    let told = python(&["tests/it/harness/longrunning.py"], input.to_string()).await;
-    let told: serde_json::Value = serde_json::from_slice(&told).expect("JSON");
-    assert_eq!(told, serde_json::json!({ "done": true, "listed": [name(&id)], "type": "appferry.v1.Synchronization" }));
+    let result = python(&["tests/it/harness/longrunning.py"], input.to_string()).await;
+    let result: serde_json::Value = serde_json::from_slice(&result).expect("JSON");
+    assert_eq!(
+        result,
+        serde_json::json!({ "done": true, "listed": [name(&id)], "type": "appferry.v1.Synchronization" })
+    );
     running.stop().await;
 }

@@ -19,16 +19,16 @@ fn root() -> &'static Path {
 }
 
 /// Asserts that a document has the generated content.
-fn is_current(document: &str, made: &str) {
+fn is_current(document: &str, generated: &str) {
     let path = root().join(document);
     if std::env::var_os("APPFERRY_WRITE").is_some() {
-        fs::write(path, made).expect("it is written");
+        fs::write(path, generated).expect("it is written");
         return;
     }
-    let there = fs::read_to_string(path).unwrap_or_default();
-    let differs = there.lines().zip(made.lines()).find(|(there, made)| there != made);
+    let current = fs::read_to_string(path).unwrap_or_default();
+    let differs = current.lines().zip(generated.lines()).find(|(current, generated)| current != generated);
     assert!(
-        there == made,
+        current == generated,
         "{document} is out of date; first where {differs:?}: APPFERRY_WRITE=1 cargo test --test it reference"
     );
 }
@@ -47,8 +47,8 @@ fn described() -> Vec<Described> {
     };
     let files = all.file.into_iter().filter(ours).map(|file| {
         let places = file.source_code_info.iter().flat_map(|info| &info.location);
-        let comments = places.filter(|place| place.leading_comments.is_some());
-        let comments = comments.map(|place| (place.path.clone(), prose(place.leading_comments()))).collect();
+        let comments = places.filter(|position| position.leading_comments.is_some());
+        let comments = comments.map(|position| (position.path.clone(), prose(position.leading_comments()))).collect();
         Described { file, comments }
     });
     files.collect()
@@ -71,8 +71,8 @@ impl Described {
         if !message.field.is_empty() {
             text.push_str("| field | number | type | |\n|---|---|---|---|\n");
         }
-        for (place, field) in message.field.iter().enumerate() {
-            let about = self.of(&[path, &[2, index(place)]].concat());
+        for (position, field) in message.field.iter().enumerate() {
+            let about = self.of(&[path, &[2, index(position)]].concat());
             let one_of =
                 field.oneof_index.and_then(|of| message.oneof_decl.get(usize::try_from(of).expect("an index")));
             let kind = type_name(field);
@@ -80,32 +80,35 @@ impl Described {
             writeln!(text, "| `{}` | {} | {kind} | {about} |", field.name(), field.number()).expect("it is written");
         }
         text.push('\n');
-        for (place, nested) in message.nested_type.iter().enumerate() {
-            self.message(nested, &[path, &[3, index(place)]].concat(), &format!("{name}."), text);
+        for (position, nested) in message.nested_type.iter().enumerate() {
+            self.message(nested, &[path, &[3, index(position)]].concat(), &format!("{name}."), text);
         }
     }
 
     fn values(&self, of: &EnumDescriptorProto, path: &[i32], text: &mut String) {
         writeln!(text, "### {}\n\n{}\n\n| value | number | |\n|---|---|---|", of.name(), self.of(path))
             .expect("it is written");
-        for (place, value) in of.value.iter().enumerate() {
-            let about = self.of(&[path, &[2, index(place)]].concat());
+        for (position, value) in of.value.iter().enumerate() {
+            let about = self.of(&[path, &[2, index(position)]].concat());
             writeln!(text, "| `{}` | {} | {about} |", value.name(), value.number()).expect("it is written");
         }
         text.push('\n');
     }
 }
 
-fn index(place: usize) -> i32 {
-    i32::try_from(place).expect("an index")
+fn index(position: usize) -> i32 {
+    i32::try_from(position).expect("an index")
 }
 
 fn type_name(field: &FieldDescriptorProto) -> String {
     let name = match field.r#type() {
         Type::Message | Type::Enum => {
             let name = field.type_name().trim_start_matches('.');
-            let own = name.strip_prefix("appferry.v1.").or(name.strip_prefix("google.longrunning."));
-            own.map_or_else(|| format!("`{name}`"), |own| format!("[{own}](#{})", own.to_lowercase().replace('.', "")))
+            let local = name.strip_prefix("appferry.v1.").or(name.strip_prefix("google.longrunning."));
+            local.map_or_else(
+                || format!("`{name}`"),
+                |local| format!("[{local}](#{})", local.to_lowercase().replace('.', "")),
+            )
         }
         other => format!("`{}`", other.as_str_name().trim_start_matches("TYPE_").to_lowercase()),
     };
@@ -120,13 +123,13 @@ fn api() -> String {
          the table of errors. `x-request-id` is in the metadata of every answer.\n\n",
     );
     for described in &files {
-        for (place, service) in described.file.service.iter().enumerate() {
-            let path = [6, index(place)];
+        for (position, service) in described.file.service.iter().enumerate() {
+            let path = [6, index(position)];
             let full = format!("{}.{}", described.file.package(), service.name());
             writeln!(text, "## {full}\n\n{}\n", described.of(&path)).expect("it is written");
             text.push_str("| method | request | answer | action, on | |\n|---|---|---|---|---|\n");
-            for (place, method) in service.method.iter().enumerate() {
-                let about = described.of(&[&path[..], &[2, index(place)]].concat());
+            for (position, method) in service.method.iter().enumerate() {
+                let about = described.of(&[&path[..], &[2, index(position)]].concat());
                 let row = contract.authorizations.get(&format!("/{full}/{}", method.name())).expect("a row");
                 let on = match &row.resource {
                     Resource::All => "*".to_owned(),
@@ -157,23 +160,23 @@ fn api() -> String {
     text.push_str("## Errors\n\nEach is a gRPC status with the code here, and the details `google.rpc.ErrorInfo` (the reason), `google.rpc.RequestInfo`,\n\
                    [ErrorDetail](#errordetail), and, where they apply, `google.rpc.BadRequest` and `google.rpc.RetryInfo`.\n\n\
                    | reason | gRPC | HTTP | message |\n|---|---|---|---|\n");
-    let own = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(Code::from);
+    let local = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(Code::from);
     let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(Code::from);
-    for row in own.chain(common).map(|code| contract.errors.row(code)) {
+    for row in local.chain(common).map(|code| contract.errors.row(code)) {
         let grpc = format!("{:?}", row.grpc_status);
         writeln!(text, "| `{}` | {grpc} | {} | {} |", row.code, row.http_status, prose(&row.message("…")))
             .expect("it is written");
     }
     text.push_str("\n## Messages\n\n");
     for described in &files {
-        for (place, message) in described.file.message_type.iter().enumerate() {
-            described.message(message, &[4, index(place)], "", &mut text);
+        for (position, message) in described.file.message_type.iter().enumerate() {
+            described.message(message, &[4, index(position)], "", &mut text);
         }
     }
     text.push_str("## Enums\n\n");
     for described in &files {
-        for (place, of) in described.file.enum_type.iter().enumerate() {
-            described.values(of, &[5, index(place)], &mut text);
+        for (position, of) in described.file.enum_type.iter().enumerate() {
+            described.values(of, &[5, index(position)], &mut text);
         }
     }
     text.trim_end().to_owned() + "\n"
@@ -285,10 +288,10 @@ fn configuration() -> String {
             sections.push((if many { format!("[[{name}]]") } else { format!("[{name}]") }, name, of));
         }
     }
-    let mut place = 0;
-    while place < sections.len() {
-        let (heading, path, of) = sections[place].clone();
-        place += 1;
+    let mut position = 0;
+    while position < sections.len() {
+        let (heading, path, of) = sections[position].clone();
+        position += 1;
         let of = &types[&of];
         writeln!(text, "## {heading}\n\n{}\n\n| key | | for example | |\n|---|---|---|---|", comment(&of.attrs))
             .expect("it is written");
@@ -298,7 +301,7 @@ fn configuration() -> String {
             if types.contains_key(&name) {
                 let nested = format!("{path}.{key}");
                 let heading = if many { format!("[[{nested}]]") } else { format!("[{nested}]") };
-                sections.insert(place, (heading, nested, name));
+                sections.insert(position, (heading, nested, name));
                 continue;
             }
             let value = shown.get(&(path.clone(), key.clone()));

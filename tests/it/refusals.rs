@@ -333,15 +333,15 @@ async fn a_database_that_others_hold_is_unavailable_and_one_that_is_broken_is_an
     let refused = refusal::read(&refused);
     refused.is(Code::Unavailable, "ServiceUnavailable", 503);
     assert_eq!(refused.retry_after, Some(1.0));
-    assert!(started.elapsed() < Duration::from_secs(10), "it is told fast");
-    other.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    assert!(started.elapsed() < Duration::from_secs(10), "it is rejected quickly");
+    other.execute_unprepared("ROLLBACK").await.expect("the lock is released");
     running.synchronize(&app, &["cn-beijing"]).await.expect("it goes on");
 
     other.execute_unprepared("ALTER TABLE synchronization RENAME TO hidden").await.expect("it is renamed");
     let refused = running.synchronize(&app, &[]).await.expect_err("it is broken");
     let refused = refusal::read(&refused);
     refused.is(Code::Internal, "DbError", 406);
-    assert_eq!(refused.message, "A database error occurred.", "nothing of the inside is told");
+    assert_eq!(refused.message, "A database error occurred.", "no internal error is exposed");
     other.execute_unprepared("ALTER TABLE hidden RENAME TO synchronization").await.expect("it is renamed");
     running.synchronize(&app, &[]).await.expect("it goes on");
     running.stop().await;

@@ -8,17 +8,14 @@ use tonic::Code;
 
 use crate::harness::{
     address::free_address,
-    images, process,
+    images,
     process::Served,
     site::{self, HOME, Site, app_sync, ask, images_client},
     until,
 };
 
 async fn serve(site: &Site) -> Served {
-    let config = site.write_config();
-    let path = config.to_str().expect("text");
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
-    Served::configured(&config).await
+    site.serve().await
 }
 
 #[tokio::test]
@@ -31,7 +28,7 @@ async fn a_shutdown_answers_its_watchers_and_hands_back_its_copies() {
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let id = client.synchronize_app(ask("a", &[])).await.expect("it is accepted").into_inner().request_id;
-    until("copies", async || {
+    until("copies in progress", async || {
         let regions = site::get(&mut client, &id).await.regions;
         regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
     })
@@ -57,7 +54,7 @@ async fn a_shutdown_answers_its_watchers_and_hands_back_its_copies() {
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let done = site::finished(&mut client, &id).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded);
-    assert!(done.regions.iter().all(|r| r.attempt == 1), "a copy that was handed back was not tried: {done:?}");
+    assert!(done.regions.iter().all(|r| r.attempt == 1), "a released copy is no attempt: {done:?}");
 }
 
 #[tokio::test]
@@ -88,12 +85,12 @@ async fn calls_are_taken_until_everybody_has_heard_that_it_is_not_ready() {
     site.server = "drain_seconds = 2".to_owned();
     site.more = format!("[http]\nlisten = \"{http}\"\n");
     let mut served = serve(&site).await;
-    let told = async |path: &str| reqwest::get(format!("http://{http}{path}")).await.expect("it answers").status();
-    assert_eq!(told("/readyz").await, 200);
+    let status_of = async |path: &str| reqwest::get(format!("http://{http}{path}")).await.expect("it answers").status();
+    assert_eq!(status_of("/readyz").await, 200);
     let started = Instant::now();
     served.terminate();
-    until("its end to be told", async || (told("/readyz").await == 503).then_some(())).await;
-    assert_eq!(told("/livez").await, 200);
+    until("the readiness probe to fail", async || (status_of("/readyz").await == 503).then_some(())).await;
+    assert_eq!(status_of("/livez").await, 200);
     // On a new connection.
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let refused = client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is none");

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     address::free_address,
     images::{self, noise},
-    process::{self, Served},
+    process::Served,
     site::{self, HOME, READER, SYNC_ONLY, Site, app_sync, ask, images_client},
 };
 
@@ -22,7 +22,7 @@ struct Browser {
     child: Child,
     /// Closed at the end, upon which the script closes the browser.
     steps: Option<ChildStdin>,
-    seen: BufReader<ChildStdout>,
+    page: BufReader<ChildStdout>,
     url: String,
 }
 
@@ -36,9 +36,9 @@ impl Browser {
             .spawn()
             .expect("python runs: source scripts/tools");
         let mut steps = child.stdin.take().expect("it is piped");
-        let seen = BufReader::new(child.stdout.take().expect("it is piped"));
+        let page = BufReader::new(child.stdout.take().expect("it is piped"));
         writeln!(steps, "{}", json!({ "url": url })).expect("it reads");
-        Self { child, steps: Some(steps), seen, url: url.to_owned() }
+        Self { child, steps: Some(steps), page, url: url.to_owned() }
     }
 
     /// Executes a step, and returns the page's state after it.
@@ -46,7 +46,7 @@ impl Browser {
         tokio::task::block_in_place(|| {
             writeln!(self.steps.as_mut().expect("it is open"), "{step}").expect("it reads");
             let mut line = String::new();
-            self.seen.read_line(&mut line).expect("it answers");
+            self.page.read_line(&mut line).expect("it answers");
             serde_json::from_str(&line).unwrap_or_else(|error| panic!("{step} at {}: {error}: {line:?}", self.url))
         })
     }
@@ -63,9 +63,7 @@ impl Drop for Browser {
 async fn serve(site: &mut Site, more: &str) -> (Served, String) {
     let http = free_address();
     site.more = format!("[http]\nlisten = \"{http}\"\n{more}");
-    let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    (Served::configured(&config).await, format!("http://{http}"))
+    (site.serve().await, format!("http://{http}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,9 +82,9 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     let mut browser = Browser::start(&url);
     let refused = browser.step(&json!({ "do": "enter", "token": "a-guess", "see": ["InvalidAccessKeyId", "Sign in"] }));
     assert!(!refused["text"].as_str().expect("text").contains("a-guess"), "{refused}");
-    let seen = browser
+    let page = browser
         .step(&json!({ "do": "enter", "token": site::ADMIN, "see": ["Live", "gromacs-2026", "cn-beijing", "AVAILABLE (home)"] }));
-    assert!(!seen["text"].as_str().expect("text").contains("COPYING"), "{seen}");
+    assert!(!page["text"].as_str().expect("text").contains("COPYING"), "{page}");
 
     // The page is not touched meanwhile.
     fs::remove_dir(site.region("cn-shenzhen")).expect("it was there");
@@ -100,11 +98,11 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
         browser.step(&json!({ "do": "shoot", "file": format!("{directory}/status.png") }));
     }
     // By keyboard to the synchronization, and to its error.
-    let seen = browser.step(&json!({ "do": "follow", "link": &id, "see": ["COPYING", "MiB of 11.44 MiB", "FAILED"] }));
-    assert!(seen["text"].as_str().expect("text").contains("acs:ram::1234:user/admin"), "{seen}");
-    let seen = browser
+    let page = browser.step(&json!({ "do": "follow", "link": &id, "see": ["COPYING", "MiB of 11.44 MiB", "FAILED"] }));
+    assert!(page["text"].as_str().expect("text").contains("acs:ram::1234:user/admin"), "{page}");
+    let page = browser
         .step(&json!({ "do": "see", "see": ["cn-beijing\t✓ AVAILABLE", "cn-shanghai\t✓ AVAILABLE", "State\nFAILED"] }));
-    let text = seen["text"].as_str().expect("text");
+    let text = page["text"].as_str().expect("text");
     let failed = text.lines().find(|line| line.starts_with("cn-shenzhen\t✗ FAILED")).expect("the region that failed");
     assert!(failed.contains("does not exist"), "{failed}");
     browser.step(&json!({ "do": "follow", "link": "All images", "see": ["What is where", "✗ FAILED"] }));
@@ -118,8 +116,8 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
         let message = message.as_str().expect("text");
         assert!(message.contains("/api/") && message.contains("404"), "{message}");
     }
-    let seen = browser.step(&json!({ "do": "follow", "link": "leave", "see": ["Signed out", "Bearer token"] }));
-    assert_eq!(seen["focus"], "token");
+    let page = browser.step(&json!({ "do": "follow", "link": "leave", "see": ["Signed out", "Bearer token"] }));
+    assert_eq!(page["focus"], "token");
 }
 
 async fn get(url: &str, token: Option<&str>) -> (StatusCode, reqwest::header::HeaderMap, String) {
@@ -146,9 +144,9 @@ async fn the_page_tells_what_its_reader_could_ask_for_and_nothing_else() {
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {body}");
         assert!(body.contains("MissingCredentials") && headers["cache-control"] == "no-store", "{body}");
         let (status, _, body) = get(&url, Some(READER)).await;
-        let told: Value = serde_json::from_str(&body).expect("JSON");
-        assert_eq!(status, StatusCode::OK, "{path}: {body}");
-        assert!(told.is_object() && body.contains(if path == "regions" { HOME } else { "\"a\"" }), "{body}");
+        let json: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(status, StatusCode::OK, "{path}: {json}");
+        assert!(json.is_object() && body.contains(if path == "regions" { HOME } else { "\"a\"" }), "{body}");
     }
     let (status, _, body) = get(&format!("{url}/api/images"), Some(SYNC_ONLY)).await;
     assert!(status == StatusCode::FORBIDDEN && body.contains("ehpc:ListImages"), "{body}");
@@ -173,9 +171,7 @@ async fn no_credential_is_taken_over_a_connection_that_others_could_read() {
     let mut site = Site::new();
     let http = free_address();
     site.more = format!("[http]\nlisten = \"0.0.0.0:{}\"\nallow_remote = true\n", http.port());
-    let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    let _served = Served::configured(&config).await;
+    let _served = site.serve().await;
     let (near, far) = (format!("http://{http}"), format!("http://{address}:{}", http.port()));
     let (status, _, body) = get(&format!("{far}/api/images"), Some(site::ADMIN)).await;
     assert!(status == StatusCode::FORBIDDEN && body.contains("server.allow_plaintext"), "{body}");

@@ -13,11 +13,11 @@ use crate::{
         bucket::{BUCKET, Bucket},
         collector::{Collector, attribute},
         ecs::Ecs,
-        images, picture,
+        images,
         process::{self, Served},
         registry::Registry,
         site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
-        until,
+        trace_diagram, until,
     },
 };
 
@@ -28,7 +28,7 @@ const METHOD: &str = "appferry.v1.AppSyncService/SynchronizeApp";
 fn command(site: &Site, endpoint: &str) -> Command {
     let config = site.write_config();
     let mut command = process::command(site.directory.path(), &["serve", "--config", "appferry.toml"]);
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
+    process::migrate(&config);
     // A long export interval: the received spans were flushed by the shutdown.
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "600000");
     command
@@ -100,8 +100,8 @@ async fn a_call_and_its_copies_are_one_trace() {
         assert_eq!((&copy.links[0].trace_id, &copy.links[0].span_id), (&call.trace_id, &call.span_id));
         assert_eq!(attribute(copy, "appferry.region_id").as_deref(), Some(target));
         assert_eq!(attribute(copy, "appferry.state").as_deref(), Some("AVAILABLE"));
-        let told = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
-        assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(told.to_string()));
+        let bytes = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
+        assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(bytes.to_string()));
     }
     // One span per blob and region, with the size, the source, and the attempt.
     let layer = &images::layers(&site.image(HOME, "a"))[0];
@@ -121,7 +121,7 @@ async fn a_call_and_its_copies_are_one_trace() {
         }
     }
     let secret = |span: &Span| format!("{span:?}").contains(site::ADMIN);
-    assert!(!collector.all().iter().any(secret), "no secret is told");
+    assert!(!collector.all().iter().any(secret), "no secret is traced");
     assert!(!fs::read_to_string(&served.log).expect("a log").contains(site::ADMIN), "no secret is logged");
 }
 
@@ -186,7 +186,7 @@ async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
     assert!(refused.is_some_and(|span| span.status.unwrap_or_default().code() == StatusCode::Error));
 
     if let Ok(directory) = std::env::var("APPFERRY_PICTURES") {
-        let drawn = picture::draw(&[
+        let drawn = trace_diagram::draw(&[
             ("The trace of the call, with what it was copied by", of(&call.trace_id)),
             ("The attempt that succeeded, linked to it", of(&last.trace_id)),
         ]);
@@ -280,7 +280,7 @@ async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let id = ask_traced(&served, "a").await;
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
-    until("copies", async || {
+    until("copies in progress", async || {
         let regions = site::get(&mut client, &id).await.regions;
         regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
     })
@@ -322,7 +322,7 @@ async fn a_collector_that_is_not_there_costs_calls_nothing_but_their_spans() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_ecs_makes_is_in_the_trace_of_its_call() {
     let ecs = Ecs::start(&[HOME, "cn-beijing"], Duration::from_millis(100)).await;
-    let source = ecs.world().put(HOME, "gromacs", &[]);
+    let source = ecs.provider().put(HOME, "gromacs", &[]);
     let site = ecs::site(&ecs, &[HOME, "cn-beijing"]);
     let (collector, endpoint) = Collector::start().await;
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
@@ -341,11 +341,11 @@ async fn a_copy_that_ecs_makes_is_in_the_trace_of_its_call() {
     assert_eq!(hex::encode(&copy.trace_id), TRACE);
     assert_eq!(attribute(copy, "appferry.source_region_id").as_deref(), Some(HOME));
     assert_eq!(attribute(copy, "appferry.state").as_deref(), Some("AVAILABLE"));
-    let asked = collector.spans("ECS CopyImage");
-    let asked = only(&asked, "request");
-    assert_eq!((&asked.trace_id, &asked.parent_span_id), (&copy.trace_id, &copy.span_id));
-    assert_eq!(asked.kind(), SpanKind::Client);
-    assert_eq!(attribute(asked, "server.address"), Some(ecs.address.ip().to_string()));
-    assert_eq!(attribute(asked, "server.port"), Some(ecs.address.port().to_string()));
+    let request_span = collector.spans("ECS CopyImage");
+    let request_span = only(&request_span, "request");
+    assert_eq!((&request_span.trace_id, &request_span.parent_span_id), (&copy.trace_id, &copy.span_id));
+    assert_eq!(request_span.kind(), SpanKind::Client);
+    assert_eq!(attribute(request_span, "server.address"), Some(ecs.address.ip().to_string()));
+    assert_eq!(attribute(request_span, "server.port"), Some(ecs.address.port().to_string()));
     assert!(collector.spans("ECS DescribeImages").is_empty());
 }

@@ -81,7 +81,7 @@ impl<S: tracing::Subscriber> Layer<S> for Rounds {
         event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
             if field.name() == "synchronizations" {
                 let read = format!("{value:?}").parse().expect("a number");
-                self.0.lock().expect("nobody panicked").push(read);
+                self.0.lock().expect("no panic").push(read);
             }
         });
     }
@@ -109,9 +109,9 @@ async fn a_thousand_watchers_cost_the_database_what_one_costs() {
             stream.message().await.expect("a snapshot").expect("a snapshot");
             streams.push(stream);
         }
-        rounds.0.lock().expect("nobody panicked").clear();
+        rounds.0.lock().expect("no panic").clear();
         let read = until("five rounds", async || {
-            let read = rounds.0.lock().expect("nobody panicked").clone();
+            let read = rounds.0.lock().expect("no panic").clone();
             (read.len() >= 5).then_some(read)
         })
         .await;

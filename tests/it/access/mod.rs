@@ -3,15 +3,15 @@
 mod buckets;
 mod egress;
 mod helper;
+mod remedies;
 mod rotation;
-mod words;
 
 use appferry::contract::v1::{RegionState, Synchronization, SynchronizationState};
 
 use crate::harness::site::Running;
 
 /// Synchronizes an image to regions, which must succeed at the first attempt.
-async fn carried(running: &Running, app: &str, regions: &[&str]) {
+async fn synchronized(running: &Running, app: &str, regions: &[&str]) {
     let request = running.synchronize(app, regions).await.expect("it is accepted");
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -19,7 +19,7 @@ async fn carried(running: &Running, app: &str, regions: &[&str]) {
 }
 
 /// Returns the message of a region whose synchronization failed.
-fn told(done: &Synchronization, region: &str) -> String {
+fn failure_message(done: &Synchronization, region: &str) -> String {
     let region = done.regions.iter().find(|found| found.region_id == region).expect("the region");
     assert_eq!(region.state(), RegionState::Failed, "{done:?}");
     region.error.as_ref().expect("a reason").message.clone()

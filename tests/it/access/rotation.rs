@@ -11,10 +11,10 @@ use appferry::{contract::v1::SynchronizationState, domain::Clock};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
 
-use super::{carried, told};
+use super::{failure_message, synchronized};
 use crate::harness::{
     images::noise,
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     registry::Registry,
     site::{HOME, Site, finished_within},
 };
@@ -32,19 +32,23 @@ fn is_fresh(text: &str) -> bool {
 }
 
 /// Returns the password that a request presents for `bob`.
-fn password(seen: &Seen) -> Option<String> {
-    let basic = seen.authorization.as_ref()?.strip_prefix("Basic ")?;
+fn password(request: &ReceivedRequest) -> Option<String> {
+    let basic = request.authorization.as_ref()?.strip_prefix("Basic ")?;
     String::from_utf8(STANDARD.decode(basic).ok()?).ok()?.strip_prefix("bob:").map(str::to_owned)
 }
 
-fn refuse(challenge: &str) -> Act {
-    Act::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
+fn refuse(challenge: &str) -> Action {
+    Action::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
 }
 
 /// Starts a registry that accepts timestamps that have not expired as passwords.
 async fn basic(upstream: &Registry) -> Proxy {
-    Proxy::start(upstream.address, |seen| {
-        if password(seen).is_some_and(|password| is_fresh(&password)) { Act::Pass } else { refuse("Basic realm=\"r\"") }
+    Proxy::start(upstream.address, |request| {
+        if password(request).is_some_and(|password| is_fresh(&password)) {
+            Action::Pass
+        } else {
+            refuse("Basic realm=\"r\"")
+        }
     })
     .await
 }
@@ -52,15 +56,15 @@ async fn basic(upstream: &Registry) -> Proxy {
 /// Starts a registry that accepts timestamps that have not expired as tokens, and issues them for such a password.
 /// `tells` sets whether the token response states the lifetime.
 async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
-    Proxy::start(upstream.address, move |seen| {
-        if seen.path.starts_with("/token") {
-            let good = password(seen).is_some_and(|password| is_fresh(&password));
+    Proxy::start(upstream.address, move |request| {
+        if request.path.starts_with("/token") {
+            let good = password(request).is_some_and(|password| is_fresh(&password));
             let life = if tells { ",\"expires_in\":5" } else { "" };
             let issued = format!("{{\"token\":\"{}\"{life}}}", now());
-            return if good { Act::Answer(StatusCode::OK, Vec::new(), issued) } else { refuse("Basic realm=\"r\"") };
+            return if good { Action::Answer(StatusCode::OK, Vec::new(), issued) } else { refuse("Basic realm=\"r\"") };
         }
-        let token = seen.authorization.as_ref().and_then(|value| value.strip_prefix("Bearer "));
-        if token.is_some_and(is_fresh) { Act::Pass } else { refuse("Bearer realm=\"/token\",service=\"r\"") }
+        let token = request.authorization.as_ref().and_then(|value| value.strip_prefix("Bearer "));
+        if token.is_some_and(is_fresh) { Action::Pass } else { refuse("Bearer realm=\"/token\",service=\"r\"") }
     })
     .await
 }
@@ -132,11 +136,11 @@ async fn credentials_of_five_seconds_last_through_a_copy_of_sixty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_was_replaced_is_shown_without_a_restart() {
     let registry = Registry::start().await;
-    let wanted = std::sync::Arc::new(std::sync::Mutex::new("one"));
-    let right = std::sync::Arc::clone(&wanted);
-    let proxy = Proxy::start(registry.address, move |seen| {
-        let good = password(seen).is_some_and(|password| password == *right.lock().expect("no panic"));
-        if good { Act::Pass } else { refuse("Basic realm=\"r\"") }
+    let password_now = std::sync::Arc::new(std::sync::Mutex::new("one"));
+    let expected = std::sync::Arc::clone(&password_now);
+    let proxy = Proxy::start(registry.address, move |request| {
+        let good = password(request).is_some_and(|password| password == *expected.lock().expect("no panic"));
+        if good { Action::Pass } else { refuse("Basic realm=\"r\"") }
     })
     .await;
     let site = Site::new();
@@ -157,19 +161,19 @@ async fn a_password_that_was_replaced_is_shown_without_a_restart() {
         .await;
     let regions = ["cn-beijing", "cn-shanghai"];
     let first = running.add("first", &[noise(100_000, 1)]).await;
-    carried(&running, &first, &regions).await;
+    synchronized(&running, &first, &regions).await;
 
     // The registry's password changed before the files did; this fails at once.
-    *wanted.lock().expect("no panic") = "two";
+    *password_now.lock().expect("no panic") = "two";
     let second = running.add("second", &[noise(100_000, 2)]).await;
     let request = running.synchronize(&second, &regions).await.expect("it is accepted");
     let done = running.finished(&request).await;
     for region in regions {
-        let message = told(&done, region);
+        let message = failure_message(&done, region);
         assert!(message.contains("refuses the region's credentials") && !message.contains("one"), "{message}");
     }
     write("two");
-    carried(&running, &second, &regions).await;
+    synchronized(&running, &second, &regions).await;
     assert!(running.site.image(HOME, "second").exists());
     running.stop().await;
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Endpoint};
 
 use super::{
-    cast::{Cast, NARROW},
+    cluster::{Cluster, NARROW},
     ledger::{Entry, Ledger},
 };
 use crate::harness::{
@@ -59,10 +59,10 @@ pub struct Shared {
 /// Default pause in milliseconds.
 pub const REST: u64 = 500;
 
-pub fn start(cast: &Cast, ledger: &Ledger, seed: u64) -> Clients {
+pub fn start(cluster: &Cluster, ledger: &Ledger, seed: u64) -> Clients {
     let shared = Arc::new(Shared {
-        addresses: cast.addresses(),
-        home: cast.home(),
+        addresses: cluster.addresses(),
+        home: cluster.home(),
         ledger: ledger.clone(),
         common: noise(20_000, 1),
         images: AtomicUsize::new(0),
@@ -108,7 +108,7 @@ impl Shared {
         let name = format!("image-{number}");
         images::write(&self.home.join(&name), &[self.common.clone(), noise(3_000, 10 + number as u64)]);
         self.register(&name).await;
-        self.registered.lock().expect("nobody panicked").push(name.clone());
+        self.registered.lock().expect("no panic").push(name.clone());
         name
     }
 
@@ -157,8 +157,8 @@ impl Shared {
     }
 
     /// Waits until a call has ended.
-    async fn ended(&self, place: usize) {
-        let request_id = self.ledger.entries()[place].request_id.clone();
+    async fn wait_until_ended(&self, index: usize) {
+        let request_id = self.ledger.entries()[index].request_id.clone();
         for attempt in 0.. {
             let request = GetSynchronizationRequest { request_id: request_id.clone() };
             if let Ok(found) = self.app_sync(attempt).get_synchronization(request).await
@@ -171,8 +171,8 @@ impl Shared {
     }
 
     /// Returns one of the newest images.
-    fn lately(&self, random: &mut StdRng) -> Option<String> {
-        let registered = self.registered.lock().expect("nobody panicked");
+    fn recent_image(&self, random: &mut StdRng) -> Option<String> {
+        let registered = self.registered.lock().expect("no panic");
         registered[registered.len().saturating_sub(WINDOW)..].choose(random).cloned()
     }
 
@@ -202,10 +202,10 @@ impl Shared {
     }
 
     /// Cancels a call, retrying until that is answered.
-    pub async fn cancel(&self, place: usize) {
-        let request_id = self.ledger.entries()[place].request_id.clone();
-        self.ledger.canceling(place);
-        for attempt in place.. {
+    pub async fn cancel(&self, index: usize) {
+        let request_id = self.ledger.entries()[index].request_id.clone();
+        self.ledger.canceling(index);
+        for attempt in index.. {
             let request = CancelSynchronizationRequest { request_id: request_id.clone() };
             match self.app_sync(attempt).cancel_synchronization(request).await {
                 Ok(_) => return,
@@ -238,8 +238,8 @@ impl Client {
         let mut calls = 0;
         while !self.shared.done.load(Ordering::Relaxed) {
             // Half of the calls are for a new image; the others join, repeat or extend recent calls.
-            let lately = self.shared.lately(&mut self.random).filter(|_| self.random.random_bool(0.5));
-            let app = match lately {
+            let recent_image = self.shared.recent_image(&mut self.random).filter(|_| self.random.random_bool(0.5));
+            let app = match recent_image {
                 Some(app) => app,
                 None => self.shared.add().await,
             };
@@ -250,17 +250,17 @@ impl Client {
             };
             calls += 1;
             let token = format!("client-{}-{calls}", self.number);
-            let place = self.shared.call(&app, &targets, &token).await;
-            if let Some(place) = place {
+            let index = self.shared.call(&app, &targets, &token).await;
+            if let Some(index) = index {
                 if self.random.random_bool(0.03) {
-                    self.shared.cancel(place).await;
+                    self.shared.cancel(index).await;
                 }
                 // Sometimes a response counts as lost and the call is retried: the request id must be the same.
                 if self.random.random_bool(0.05) {
                     let again = self.shared.call(&app, &targets, &token).await.expect("it was accepted before");
                     let entries = self.shared.ledger.entries();
-                    assert_eq!(entries[again].request_id, entries[place].request_id, "a repeated call is the same");
-                    if entries[place].canceled {
+                    assert_eq!(entries[again].request_id, entries[index].request_id, "a repeated call is the same");
+                    if entries[index].canceled {
                         self.shared.ledger.canceling(again);
                     }
                 }
@@ -284,8 +284,8 @@ pub async fn starve(shared: &Shared, many: usize) -> Duration {
     let probe = shared.add().await;
     let started = tokio::time::Instant::now();
     let token = format!("probe-{}", rand::random::<u32>());
-    let place = shared.call(&probe, &["cn-beijing"], &token).await.expect("it is accepted");
-    shared.ended(place).await;
+    let index = shared.call(&probe, &["cn-beijing"], &token).await.expect("it is accepted");
+    shared.wait_until_ended(index).await;
     started.elapsed()
 }
 
@@ -300,8 +300,8 @@ pub async fn race_removal(shared: &Shared) -> usize {
         images::write(&shared.home.join(&name), &[noise(3_000, (number as u64) << 8 | version)]);
         shared.register(&name).await;
         let token = |call: &str| format!("{name}-{version}-{call}-{}", rand::random::<u32>());
-        if let Some(place) = shared.call(&name, &["cn-shanghai"], &token("first")).await {
-            shared.ended(place).await;
+        if let Some(index) = shared.call(&name, &["cn-shanghai"], &token("first")).await {
+            shared.wait_until_ended(index).await;
         }
         if version == 5 {
             break;

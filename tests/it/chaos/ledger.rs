@@ -29,22 +29,23 @@ impl Ledger {
 
     /// Records an acknowledgement. Returns its index.
     pub fn acknowledged(&self, entry: Entry) -> usize {
-        let (file, entries) = &mut *self.0.lock().expect("nobody panicked");
-        writeln!(file, "{} {} {}", entry.request_id, entry.app, entry.targets.join(",")).expect("the ledger is kept");
+        let (file, entries) = &mut *self.0.lock().expect("no panic");
+        writeln!(file, "{} {} {}", entry.request_id, entry.app, entry.targets.join(","))
+            .expect("the ledger is written");
         entries.push(entry);
         entries.len() - 1
     }
 
     /// Records a cancellation before it is sent.
-    pub fn canceling(&self, place: usize) {
-        self.0.lock().expect("nobody panicked").1[place].canceled = true;
+    pub fn canceling(&self, index: usize) {
+        self.0.lock().expect("no panic").1[index].canceled = true;
     }
 
     pub fn entries(&self) -> Vec<Entry> {
-        self.0.lock().expect("nobody panicked").1.clone()
+        self.0.lock().expect("no panic").1.clone()
     }
 
     pub fn count(&self) -> usize {
-        self.0.lock().expect("nobody panicked").1.len()
+        self.0.lock().expect("no panic").1.len()
     }
 }

@@ -15,7 +15,7 @@ use appferry::{
 use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bench, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify, worker};
+use super::{Fixture, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify, worker};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -40,14 +40,14 @@ async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     let lease = Duration::from_secs(10);
     let held = claim_within(&state, "gone", 1, lease, &std::collections::BTreeMap::new(), 0).await.remove(0);
     let second = state.accept(ask(&b, &["one"])).await.expect("it is accepted");
-    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 0, "what is meant is left alone");
+    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 0, "used names are kept");
 
     let db = database::look(&url).await;
     db.execute_unprepared("UPDATE replica SET due_at = due_at + 3600000").await.expect("it is an hour ahead");
     assert!(claim(&state, "w", 2).await.is_empty());
     assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 2);
     let due = claim(&state, "w", 2).await;
-    assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "what waits is due at once");
+    assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "a pending replica is due at once");
     assert!(state.replica_holds(&a, &region("one"), held.regions[0].fence).await.expect("it answers"));
     assert_eq!(status(&get(&state, first).await, "one"), RegionStatus::Copying);
     // A claimed replica is due when its lease expires. The test moves the time instead of waiting.
@@ -65,11 +65,11 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     if kind != Kind::Sqlite {
         return; // The database server's clock is used.
     }
-    let mut bench = Bench::new(kind).await;
+    let mut fixture = Fixture::new(kind).await;
     let offset = Arc::new(AtomicI64::new(0));
     let (shift, system) = (Arc::clone(&offset), Clock::system());
     let clock = Clock::new(move || Timestamp::from_millis(system.now().as_millis() + shift.load(Ordering::Relaxed)));
-    let state = bench.process_with(|settings| Settings { clock, ..settings }).await;
+    let state = fixture.process_with(|settings| Settings { clock, ..settings }).await;
     let a = add(&state, "a").await;
     let hour = i64::try_from(HOUR.as_millis()).expect("small");
 
@@ -80,7 +80,7 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     let two = state.accept(ask(&a, &["two"])).await.expect("it is accepted");
     offset.store(-hour, Ordering::Relaxed);
     let mut fences = std::collections::BTreeMap::new();
-    until("what waits, and what was left behind", async || {
+    until("the pending and the expired copy", async || {
         for claim in claim(&state, "w", 4).await {
             fences.extend(claim.regions.into_iter().map(|claimed| (claimed.region, claimed.fence)));
         }
@@ -99,7 +99,7 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     for (id, to) in [(one, "one"), (two, "two")] {
         assert_eq!(status(&get(&state, id).await, to), RegionStatus::Available);
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
 /// The leader has died and the clock was set back by an hour: the leader lease expires in time, and a region that no
@@ -116,14 +116,14 @@ async fn a_clock_that_is_set_back_strands_neither_the_leader_s_duty_nor_the_regi
     db.execute_unprepared("UPDATE duty SET held_until = held_until + 3600000").await.expect("it is an hour ahead");
     db.execute_unprepared("UPDATE region_store SET seen_at = seen_at + 3600000").await.expect("they are an hour ahead");
     assert!(!state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers"), "it may be alive");
-    until("the duty", async || {
+    until("the next leader", async || {
         state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers").then_some(())
     })
     .await;
     state.replica_pull_back(SHORT, SHORT).await.expect("it answers");
-    until("the time that passes", async || {
-        let known = state.region_stores().await.expect("it answers");
-        known.iter().all(|store| !store.unseen.is_zero()).then_some(())
+    until("the region store to expire", async || {
+        let stores = state.region_stores().await.expect("it answers");
+        stores.iter().all(|store| !store.unseen.is_zero()).then_some(())
     })
     .await;
     db.close().await.expect("it is closed");

@@ -7,7 +7,7 @@ use appferry::{
 use appferry_migrations::{Migrator, MigratorTrait as _};
 use sea_orm::ConnectionTrait as _;
 
-use super::{Bench, ask, claim, image, image_id, region, verify};
+use super::{Fixture, ask, claim, image, image_id, region, verify};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -32,8 +32,8 @@ fn named(id: &str, digest: Digest) -> Image {
 }
 
 async fn what_was_published_is_known_by_its_name(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.image_add(&named("a", ONE)).await.expect("it is added");
     state.accept(ask(&image_id("a"), &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions.remove(0).fence;
@@ -41,22 +41,22 @@ async fn what_was_published_is_known_by_its_name(kind: Kind) {
     let location = Some("here");
     let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
     let at = async |location: &str| {
-        let asked = RegionName { region: one.clone(), name: name.clone(), location: Some(location.to_owned()) };
-        state.published(&[asked]).await.expect("it answers").remove(&one)
+        let region_name = RegionName { region: one.clone(), name: name.clone(), location: Some(location.to_owned()) };
+        state.published(&[region_name]).await.expect("it answers").remove(&one)
     };
-    let known = async || at("here").await;
-    assert_eq!(known().await, None);
+    let recorded = async || at("here").await;
+    assert_eq!(recorded().await, None);
 
     state.publication_begin(publication).await.expect("it answers").expect("the claim is good");
-    assert_eq!(known().await, Some(Published { begun: Some(ONE), ..Published::default() }));
+    assert_eq!(recorded().await, Some(Published { begun: Some(ONE), ..Published::default() }));
     let ended = state.publication_end(publication, Verification::Trusted).await.expect("it answers");
     ended.expect("the claim is good");
     let published = Published { root: Some((ONE, Verification::Trusted)), ..Published::default() };
-    assert_eq!(known().await, Some(published.clone()));
+    assert_eq!(recorded().await, Some(published.clone()));
     assert_eq!(at("there").await, Some(published.clone().elsewhere()), "the store is another one by now");
     let next = Publication { root: TWO, ..publication };
     state.publication_begin(next).await.expect("it answers").expect("the claim is good");
-    assert_eq!(known().await, Some(Published { begun: Some(TWO), ..published.clone() }));
+    assert_eq!(recorded().await, Some(Published { begun: Some(TWO), ..published.clone() }));
     let late = Publication { fence: fence - 1, ..publication };
     assert_eq!(state.publication_begin(late).await.expect("it answers"), Err(Stale));
     assert_eq!(state.publication_end(late, Verification::Verified).await.expect("it answers"), Err(Stale));
@@ -65,13 +65,13 @@ async fn what_was_published_is_known_by_its_name(kind: Kind) {
     let replicas = state.image_get(&image).await.expect("it is there").1;
     assert_eq!(replicas[0].1.verification(), Some(Verification::Verified));
     state.image_remove(&image).await.expect("it is removed");
-    assert_eq!(known().await, Some(Published { begun: Some(TWO), ..published }), "the bytes are still there");
-    bench.end().await;
+    assert_eq!(recorded().await, Some(Published { begun: Some(TWO), ..published }), "the bytes are still there");
+    fixture.end().await;
 }
 
 async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.image_add(&named("a", ONE)).await.expect("it is added");
     state.accept(ask(&image_id("a"), &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions.remove(0).fence;
@@ -87,7 +87,7 @@ async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
     let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
     let ended = state.publication_end(publication, Verification::Verified).await.expect("it answers");
     ended.expect("the claim is good");
-    assert!(state.blobs_written(&image, &one).await.expect("it answers").is_empty(), "they are part of what is there");
+    assert!(state.blobs_written(&image, &one).await.expect("it answers").is_empty(), "they count as existing");
 
     let read = ReadBlob { region: &one, location: "apps/foo", blob: ONE };
     assert_eq!(state.blob_reading(read).await.expect("it answers"), None);
@@ -97,12 +97,12 @@ async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
     }
     let elsewhere = ReadBlob { location: "apps/FOO", ..read };
     assert_eq!(state.blob_reading(elsewhere).await.expect("it answers"), None);
-    bench.end().await;
+    fixture.end().await;
 }
 
 /// Copies everything that is due. A transaction that was aborted a moment ago may still hold locks.
 async fn copy_all(state: &State) {
-    let claims = until("the claim", async || {
+    let claims = until("a claim", async || {
         let claims = claim(state, "w", 5).await;
         (!claims.is_empty()).then_some(claims)
     })
@@ -115,8 +115,8 @@ async fn copy_all(state: &State) {
 }
 
 async fn a_name_belongs_to_one_content(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.image_add(&named("older", ONE)).await.expect("it is added");
     state.image_add(&named("same", ONE)).await.expect("the same content");
     for region in ["one", "two"] {
@@ -153,13 +153,13 @@ async fn a_name_belongs_to_one_content(kind: Kind) {
     assert!(matches!(&refused, Err(Error::NameTaken { by, .. }) if by.as_str() == "newest"), "{refused:?}");
     state.image_remove(&image_id("newest")).await.expect("it is removed");
     state.image_add(&named("back", ONE)).await.expect("the name is free");
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn two_who_take_the_same_name_at_once_do_not_both_get_it(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
-    let other = if kind == Kind::Sqlite { state.clone() } else { bench.process().await };
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
+    let other = if kind == Kind::Sqlite { state.clone() } else { fixture.process().await };
     for round in 0..5 {
         let image = |id: &str, digest| Image {
             source: ImageName(format!("foo:{round}")),
@@ -169,7 +169,7 @@ async fn two_who_take_the_same_name_at_once_do_not_both_get_it(kind: Kind) {
         let (one, two) = tokio::join!(state.image_add(&one), other.image_add(&two));
         assert_eq!([&one, &two].iter().filter(|added| added.is_ok()).count(), 1, "{one:?} {two:?}");
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
 /// A database from before names and publications were recorded.
@@ -198,14 +198,15 @@ async fn images_that_were_there_before_have_their_names(kind: Kind) {
     Migrator::up(&db, None).await.expect("the schema after");
     db.close().await.expect("it is closed");
 
-    let mut bench = Bench::on(url, directory);
-    let state = bench.process_with(|settings: Settings| settings).await;
+    let mut fixture = Fixture::on(url, directory);
+    let state = fixture.process_with(|settings: Settings| settings).await;
     let refused = state.image_add(&named("another", ONE)).await;
     assert!(matches!(&refused, Err(Error::NameTaken { by, root: TWO, .. }) if by.as_str() == "newer"), "{refused:?}");
     let one = region("one");
     for (name, root) in [("foo:1", TWO), ("images:disk", ONE), ("disk", ONE)] {
-        let asked = RegionName { region: one.clone(), name: ImageName(name.into()), location: Some("any".into()) };
-        let published = state.published(&[asked]).await.expect("it answers");
+        let region_name =
+            RegionName { region: one.clone(), name: ImageName(name.into()), location: Some("any".into()) };
+        let published = state.published(&[region_name]).await.expect("it answers");
         let expected = Published { root: Some((root, Verification::Trusted)), ..Published::default() };
         assert_eq!(published.get(&one), Some(&expected), "{name}");
     }
@@ -213,23 +214,23 @@ async fn images_that_were_there_before_have_their_names(kind: Kind) {
     assert_eq!(older.superseded_by, Some(image_id("newer")));
     let replicas = state.image_get(&image_id("disk")).await.expect("it is there").1;
     assert_eq!((replicas[0].1.status(), replicas[0].1.verification()), (RegionStatus::Available, None));
-    bench.stop().await;
+    fixture.stop().await;
 }
 
 async fn what_was_learned_about_a_registry_is_known_to_every_process(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let (here, there) = ("https://one.example/", "https://One.example/");
-    let known = async |service: &str| state.registry_habits(service).await.expect("it answers");
-    assert_eq!(known(here).await, None);
+    let recorded = async |service: &str| state.registry_habits(service).await.expect("it answers");
+    assert_eq!(recorded(here).await, None);
     state.registry_habits_note(here, "a").await.expect("it is noted");
     state.registry_habits_note(here, "b").await.expect("it is noted");
-    assert_eq!(known(here).await.as_deref(), Some("b"));
-    assert_eq!(known(there).await, None);
+    assert_eq!(recorded(here).await.as_deref(), Some("b"));
+    assert_eq!(recorded(there).await, None);
     state.registry_habits_note(&"x".repeat(401), "a").await.expect("one that is too long is left out");
-    let db = sea_orm::Database::connect(&bench.url).await.expect("a connection");
+    let db = sea_orm::Database::connect(&fixture.url).await.expect("a connection");
     let later = "UPDATE registry_habits SET learned_at = learned_at - 2592000000";
     db.execute_unprepared(later).await.expect("time passes");
-    assert_eq!(known(here).await, None, "thirty days later, it is found out again");
-    bench.end().await;
+    assert_eq!(recorded(here).await, None, "thirty days later, it is found out again");
+    fixture.end().await;
 }

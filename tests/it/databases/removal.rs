@@ -9,7 +9,7 @@ use appferry::{
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement, TransactionTrait as _};
 
-use super::{Bench, add, ask, get, image_id, status};
+use super::{Fixture, add, ask, get, image_id, status};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -51,14 +51,14 @@ async fn check(state: &State, image: &ImageId, outcome: [bool; 2]) {
 }
 
 async fn one_of_both_wins(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (one, other) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (one, other) = (fixture.process().await, fixture.process().await);
     let image = add(&one, "a").await;
     for _ in 0..30 {
         let outcome = race(&one, &other, &image).await;
         check(&one, &image, outcome).await;
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
 /// Waits until `count` sessions wait for locks.
@@ -72,7 +72,7 @@ async fn until_waiting(db: &DatabaseConnection, count: i64) {
              ON p.id = t.trx_mysql_thread_id WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()"
         }
     };
-    until("a wait for a lock", async || {
+    until("a blocked session", async || {
         // InnoDB caches its transaction statistics until they have not been read for 0.1 s.
         tokio::time::sleep(Duration::from_millis(150)).await;
         let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), ask)).await.expect("an answer");
@@ -86,10 +86,10 @@ async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) 
     if kind == Kind::Sqlite {
         return; // SQLite has a single writer: a removal cannot be blocked halfway.
     }
-    let mut bench = Bench::new(kind).await;
-    let (one, other) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (one, other) = (fixture.process().await, fixture.process().await);
     let image = add(&one, "a").await;
-    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let (holder, looker) = (database::look(&fixture.url).await, database::look(&fixture.url).await);
     let held = holder.begin().await.expect("a transaction");
     let share = if kind == Kind::Postgres { "FOR KEY SHARE" } else { "LOCK IN SHARE MODE" };
     held.execute_unprepared(&format!("SELECT id FROM image WHERE id = 'a' {share}")).await.expect("it is locked");
@@ -113,7 +113,7 @@ async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) 
     };
     let outcome = outcome(&call, &removal.await.expect("no panic"));
     check(&one, &image, outcome).await;
-    bench.end().await;
+    fixture.end().await;
 }
 
 /// A call has been decided and blocks before its write; meanwhile its image is removed.
@@ -121,10 +121,10 @@ async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
     if kind != Kind::Postgres {
         return; // SQLite: see `state::accept`. MySQL: a call locks its image before the decision.
     }
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let image = add(&state, "a").await;
-    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let (holder, looker) = (database::look(&fixture.url).await, database::look(&fixture.url).await);
     let held = holder.begin().await.expect("a transaction");
     held.execute_unprepared("LOCK TABLE synchronization IN SHARE MODE").await.expect("it is locked");
     let call = tokio::spawn({
@@ -137,13 +137,13 @@ async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
     let outcome = outcome(&call.await.expect("no panic"), &removed);
     assert_eq!(outcome, [false, true]);
     check(&state, &image, outcome).await;
-    bench.end().await;
+    fixture.end().await;
 }
 
 /// A call restarts a canceled copy, and blocks before its write.
 async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let image = add(&state, "a").await;
     let id = state.accept(ask(&image, &["one"])).await.expect("it is accepted");
     state.synchronization_cancel(id).await.expect("it is canceled");
@@ -151,9 +151,9 @@ async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
     if kind != Kind::Postgres {
         let outcome = race(&state, &state, &image).await;
         check(&state, &image, outcome).await;
-        return bench.end().await;
+        return fixture.end().await;
     }
-    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let (holder, looker) = (database::look(&fixture.url).await, database::look(&fixture.url).await);
     let held = holder.begin().await.expect("a transaction");
     held.execute_unprepared("LOCK TABLE synchronization IN SHARE MODE").await.expect("it is locked");
     let call = tokio::spawn({
@@ -170,5 +170,5 @@ async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
     let outcome = outcome(&call.await.expect("no panic"), &removal.await.expect("no panic"));
     assert_eq!(outcome, [true, false]);
     check(&state, &image, outcome).await;
-    bench.end().await;
+    fixture.end().await;
 }

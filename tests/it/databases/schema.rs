@@ -114,8 +114,8 @@ async fn what_an_image_left_behind_is_not_inherited(kind: Kind) {
     let url = database::empty(kind, directory.path()).await;
     let db = database::look(&url).await;
     let step = "m20261201_000008_replicas_go_with_images";
-    let place = Migrator::migrations().iter().position(|one| one.name() == step).expect("the step");
-    Migrator::up(&db, Some(u32::try_from(place).expect("a few"))).await.expect("the schema before");
+    let position = Migrator::migrations().iter().position(|one| one.name() == step).expect("the step");
+    Migrator::up(&db, Some(u32::try_from(position).expect("a few"))).await.expect("the schema before");
     let request = "01a20fb163707000800000000000000a";
     written_before(&db, "left", request).await;
     db.execute_unprepared("DELETE FROM image WHERE id = 'left'").await.expect("it is removed");
@@ -127,7 +127,7 @@ async fn what_an_image_left_behind_is_not_inherited(kind: Kind) {
     assert_eq!(
         super::status(&ended, "one"),
         appferry::domain::RegionStatus::Available,
-        "what became of the call stays"
+        "the outcome of the call is kept"
     );
     // One replica is still pending: its worker must report first.
     let refused = state.image_add(&image("left")).await;

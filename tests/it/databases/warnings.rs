@@ -5,14 +5,14 @@ use appferry::{
     state::Report,
 };
 
-use super::{Bench, DONE, ask, claim, get, image, image_id, region};
+use super::{DONE, Fixture, ask, claim, get, image, image_id, region};
 use crate::harness::database::Kind;
 
 on_every_database! { warnings_are_kept }
 
 async fn warnings_are_kept(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let absent = (1..=100).map(|number| Digest::new([number; 32])).collect();
     let incomplete = Image { absent, ..image("a") };
     state.image_add(&incomplete).await.expect("it is added");
@@ -35,5 +35,5 @@ async fn warnings_are_kept(kind: Kind) {
     state.replica_damaged(&id, &one, fault).await.expect("it answers").expect("it was available");
     assert!(state.image_get(&id).await.expect("it is there").1[0].1.warnings.is_empty());
     assert_eq!(get(&state, request).await.regions[0].warnings, warnings);
-    bench.end().await;
+    fixture.end().await;
 }

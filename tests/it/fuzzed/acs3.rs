@@ -50,7 +50,7 @@ pub fn run(data: &[u8]) {
         let request = Signed { method, path, query, headers, authority: Some("localhost") };
         directory.access_keys().verify(&request, content, now)
     };
-    assert!(verify(&headers, query, content).is_err(), "nobody signed it");
+    assert!(verify(&headers, query, content).is_err(), "it is not signed");
     // Then signs the same request properly, if that is possible.
     headers.remove("authorization");
     headers.insert("x-acs-content-sha256", hex::encode(Sha256::digest(content)).parse().expect("a value"));

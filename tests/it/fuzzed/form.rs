@@ -1,30 +1,22 @@
 //! Fuzz target for requests of the HTTP API: every input is answered with JSON and a status below 500.
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
 use appferry::service::Service;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    runtime::Runtime,
 };
 
-use super::start;
+use super::start::{Running, TOKEN};
 
-/// A service and the address of its HTTP API.
-pub struct Target {
-    runtime: Runtime,
-    address: SocketAddr,
-    _service: Service,
-}
+/// A service with an HTTP API.
+pub struct Target(Running);
 
 impl Target {
     /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
-        let runtime = start::runtime();
-        let service = runtime.block_on(start::service(directory, "[openapi]\nlisten = \"127.0.0.1:0\"\n"));
-        let address = service.openapi_address().expect("it listens");
-        Self { runtime, address, _service: service }
+        Self(Running::start(directory, "[openapi]\nlisten = \"127.0.0.1:0\"\n", Service::openapi_address))
     }
 
     /// The first byte selects whether the rest is the query or the content, and whether a token is sent.
@@ -36,16 +28,16 @@ impl Target {
         } else {
             (Vec::new(), rest.to_vec())
         };
-        let token = if first & 2 == 0 { format!("authorization: Bearer {}\r\n", start::TOKEN) } else { String::new() };
+        let token = if first & 2 == 0 { format!("authorization: Bearer {}\r\n", TOKEN) } else { String::new() };
         let head = format!(
             "POST /?{} HTTP/1.1\r\nhost: localhost\r\nx-acs-version: 2023-07-01\r\n{token}content-length: {}\r\n\
              content-type: application/x-www-form-urlencoded\r\nconnection: close\r\n\r\n",
             String::from_utf8_lossy(&query),
             content.len()
         );
-        let answer = self.runtime.block_on(async {
-            let mut stream = TcpStream::connect(self.address).await.expect("it listens");
-            stream.write_all(&[head.as_bytes(), &content].concat()).await.expect("it is heard");
+        let answer = self.0.runtime.block_on(async {
+            let mut stream = TcpStream::connect(self.0.address).await.expect("it listens");
+            stream.write_all(&[head.as_bytes(), &content].concat()).await.expect("it is sent");
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await.expect("an answer");
             answer

@@ -36,7 +36,7 @@ pub fn run(data: &[u8]) {
     let _ = KeySet::parse(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
     let directory = directory();
-    assert!(directory.bearer(text, NOW).is_err(), "nobody signed it");
+    assert!(directory.bearer(text, NOW).is_err(), "it is not signed");
     // Signs the input as claims.
     let Ok(claims) = serde_json::from_str::<Map<String, Value>>(text) else { return };
     let key = EncodingKey::from_ed_pem(PRIVATE.as_bytes()).expect("a key");

@@ -18,7 +18,7 @@ fn each(target: &str, mut run: impl FnMut(&[u8])) {
     let mut files: Vec<_> =
         fs::read_dir(&directory).expect("a corpus").map(|file| file.expect("a file").path()).collect();
     files.sort();
-    assert!(files.len() >= 5, "the corpus of {target} has gone");
+    assert!(files.len() >= 5, "the corpus of {target} is missing");
     for file in files {
         println!("{}", file.display());
         run(&fs::read(file).expect("a file"));

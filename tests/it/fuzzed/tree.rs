@@ -75,16 +75,16 @@ impl Choices<'_> {
 /// Builds manifests from the leaves up. The last one is the root.
 fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
     let mut source = Liar::default();
-    let mut known: Vec<(Digest, u64)> = Vec::new();
+    let mut descriptors: Vec<(Digest, u64)> = Vec::new();
     let mut root = None;
-    while !choices.0.is_empty() && known.len() < 64 {
+    while !choices.0.is_empty() && descriptors.len() < 64 {
         let index = choices.next() % 2 == 1;
         let entries: Vec<_> = (0..choices.next() % 8)
             .map(|_| {
                 let pick = choices.next();
-                let (digest, size) = match known.len() {
+                let (digest, size) = match descriptors.len() {
                     0 => (digest(&[pick]), u64::from(pick)),
-                    count if pick < 160 => known[usize::from(pick) % count],
+                    count if pick < 160 => descriptors[usize::from(pick) % count],
                     _ => (digest(&[pick]), u64::from(pick)),
                 };
                 let kind = KINDS[usize::from(choices.next()) % KINDS.len()];
@@ -103,7 +103,7 @@ fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
         }
         let (digest, size) = (digest(content.as_bytes()), content.len() as u64);
         source.0.insert(digest, content.into());
-        known.push((digest, size));
+        descriptors.push((digest, size));
         root = Some(Descriptor { media_type: KINDS[usize::from(index)].into(), digest, size: choices.size(size) });
     }
     (source, root)
@@ -132,9 +132,9 @@ fn check(source: &Liar, root: &Descriptor) {
     let mut seen = HashSet::new();
     for (manifest, content) in &tree.manifests {
         assert_eq!((content.len() as u64, digest(content)), (manifest.size, manifest.digest));
-        assert!(seen.insert(manifest.digest), "each is there once");
+        assert!(seen.insert(manifest.digest), "each exists once");
     }
-    assert!(tree.blobs.iter().all(|blob| seen.insert(blob.digest)), "each is there once");
+    assert!(tree.blobs.iter().all(|blob| seen.insert(blob.digest)), "each exists once");
     assert_eq!(tree.manifests.last().map(|(last, _)| last.digest), Some(root.digest));
 }
 

@@ -91,8 +91,8 @@ impl Bucket {
     /// Downloads the objects below a prefix of a bucket to a directory.
     pub async fn pull_from(&self, bucket: &str, prefix: &str, to: &Path) {
         let objects = self.objects_of(bucket);
-        let found: Vec<_> = objects.list(Some(&prefix.into())).try_collect().await.expect("a list");
-        for object in found {
+        let listed: Vec<_> = objects.list(Some(&prefix.into())).try_collect().await.expect("a list");
+        for object in listed {
             let below = object.location.as_ref().strip_prefix(prefix).expect("it is below").trim_start_matches('/');
             let path = to.join(below);
             fs::create_dir_all(path.parent().expect("a directory")).expect("directories");

@@ -41,7 +41,7 @@ impl TraceService for Collector {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let resources = request.into_inner().resource_spans;
         let spans = resources.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.0.lock().expect("nobody panicked").spans.extend(spans);
+        self.0.lock().expect("no panic").spans.extend(spans);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -54,7 +54,7 @@ impl MetricsService for Collector {
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         let resources = request.into_inner().resource_metrics;
         let metrics = resources.into_iter().flat_map(|r| r.scope_metrics).flat_map(|s| s.metrics).map(|m| m.name);
-        self.0.lock().expect("nobody panicked").metrics.extend(metrics);
+        self.0.lock().expect("no panic").metrics.extend(metrics);
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
@@ -78,19 +78,19 @@ impl Collector {
     }
 
     pub fn all(&self) -> Vec<Span> {
-        self.0.lock().expect("nobody panicked").spans.clone()
+        self.0.lock().expect("no panic").spans.clone()
     }
 
     /// Returns the names of the received metrics.
     pub fn metrics(&self) -> BTreeSet<String> {
-        self.0.lock().expect("nobody panicked").metrics.clone()
+        self.0.lock().expect("no panic").metrics.clone()
     }
 }
 
 /// Returns an attribute of a span as text.
 pub fn attribute(span: &Span, key: &str) -> Option<String> {
-    let found = span.attributes.iter().find(|attribute| attribute.key == key)?;
-    match found.value.as_ref()?.value.as_ref()? {
+    let entry = span.attributes.iter().find(|attribute| attribute.key == key)?;
+    match entry.value.as_ref()?.value.as_ref()? {
         Value::StringValue(text) => Some(text.clone()),
         Value::IntValue(number) => Some(number.to_string()),
         other => panic!("{key} is {other:?}"),

@@ -117,8 +117,8 @@ impl FromQueryResult for Version {
                 State::Copying { lease, last: fault }
             }
             RegionStatus::Available => {
-                let known = row.try_get::<Option<String>>("", "verification")?;
-                State::Available(known.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
+                let replicas = row.try_get::<Option<String>>("", "verification")?;
+                State::Available(replicas.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
             }
             RegionStatus::Failed => State::Failed(fault.ok_or_else(|| bad(&"it has no fault"))?),
             RegionStatus::Canceled => State::Canceled,
@@ -171,31 +171,31 @@ pub struct Replayed {
 pub async fn replay(url: &str, leases: &[Duration]) -> Replayed {
     let db = database::look(url).await;
     let mut replayed = Replayed::default();
-    let mut known: BTreeMap<(ImageId, RegionId), Replica> = BTreeMap::new();
+    let mut replicas: BTreeMap<(ImageId, RegionId), Replica> = BTreeMap::new();
     let mut fences: BTreeMap<(ImageId, RegionId), u64> = BTreeMap::new();
     let mut after = 0_i64;
     loop {
         let versions = page(&db, after).await;
         let Some((last, _)) = versions.last() else { break };
         after = *last;
-        for (place, Version { change, key, replica }) in versions {
-            let told = |what: &str| format!("{} in {}, step {place} ({change}): {what}", key.0, key.1);
-            let before = known.get(&key);
+        for (step, Version { change, key, replica }) in versions {
+            let context = |what: &str| format!("{} in {}, step {step} ({change}): {what}", key.0, key.1);
+            let before = replicas.get(&key);
             if change == "DELETE" {
-                let before = before.unwrap_or_else(|| panic!("{}", told("it was not there")));
-                assert!(before.outcome().is_some(), "{}", told("a copy was in flight"));
-                known.remove(&key);
+                let before = before.unwrap_or_else(|| panic!("{}", context("it was not there")));
+                assert!(before.outcome().is_some(), "{}", context("a copy was in flight"));
+                replicas.remove(&key);
                 continue;
             }
             let event = leases.iter().find_map(|lease| explain(before, &replica, *lease)).unwrap_or_else(|| {
-                panic!("{}\n  {before:?}\n  {replica:?}", told("no transition leads from the one to the other"))
+                panic!("{}\n  {before:?}\n  {replica:?}", context("no transition leads from the one to the other"))
             });
             let fence = fences.entry(key.clone()).or_default();
-            assert!(replica.fence >= *fence, "{}", told("the fence went back"));
+            assert!(replica.fence >= *fence, "{}", context("the fence went back"));
             *fence = replica.fence;
             *replayed.events.entry(event).or_default() += 1;
             replayed.steps += 1;
-            known.insert(key, replica);
+            replicas.insert(key, replica);
         }
     }
     db.close().await.expect("it is closed");
@@ -226,12 +226,12 @@ pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Op
         .find_map(|(name, event, now)| (before.apply(event, now) == Ok(after.clone())).then_some(name))
         .or_else(|| {
             // A progress report may be committed together with the next event.
-            let told = Event::Renew { fence: before.fence, lease, progress: after.progress };
+            let renewal = Event::Renew { fence: before.fence, lease, progress: after.progress };
             let until = match &before.state {
                 State::Copying { lease, .. } => lease.until,
                 _ => return None,
             };
-            let renewed = before.apply(told, until).ok()?;
+            let renewed = before.apply(renewal, until).ok()?;
             candidates(&renewed, after, lease)
                 .into_iter()
                 .find_map(|(name, event, now)| (renewed.apply(event, now) == Ok(after.clone())).then_some(name))

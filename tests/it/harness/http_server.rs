@@ -2,10 +2,11 @@
 
 use std::{error::Error, net::SocketAddr};
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Body, Incoming},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
@@ -24,10 +25,11 @@ impl Drop for HttpServer {
 
 impl HttpServer {
     /// Serves each connection in its own task; an error of `answer` breaks the connection.
-    pub async fn start<A, F, E>(answer: A) -> Self
+    pub async fn start<A, F, B, E>(answer: A) -> Self
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<Response<Full<Bytes>>, E>> + Send,
+        F: Future<Output = Result<Response<B>, E>> + Send,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

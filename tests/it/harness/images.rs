@@ -146,14 +146,14 @@ pub fn write_sizes(layout: &Path, sizes: &[usize]) {
 /// Returns the files below a directory.
 pub fn files(directory: &Path) -> Vec<PathBuf> {
     let mut open = vec![directory.to_owned()];
-    let mut found = Vec::new();
+    let mut files_found = Vec::new();
     while let Some(directory) = open.pop() {
         for entry in std::fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
-            if path.is_dir() { open.push(path) } else { found.push(path) }
+            if path.is_dir() { open.push(path) } else { files_found.push(path) }
         }
     }
-    found
+    files_found
 }
 
 /// Copies the files below a directory.

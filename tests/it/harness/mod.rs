@@ -7,26 +7,34 @@ pub mod collector;
 pub mod database;
 pub mod disk;
 pub mod ecs;
-pub mod foreign;
-pub mod forward;
 pub mod history;
 pub mod http_server;
 pub mod images;
-pub mod keeping;
+pub mod key_material;
 pub mod oci_registry;
-pub mod picture;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod python;
 pub mod quirks;
+pub mod recording_proxy;
 pub mod refusal;
 pub mod registry;
-pub mod shelf;
+pub mod resumable_registry;
+pub mod scripted_registry;
 pub mod site;
-pub mod switch;
+pub mod tcp_proxy;
+pub mod trace_diagram;
 
-use std::{fs, path::Path, process::Child, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::Child,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 /// Deadline of an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,7 +53,7 @@ pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T 
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("{what} did not come"))
+    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
 /// Polls `met` until a server that has just been started responds. The server logs to `log`.
@@ -61,4 +69,20 @@ pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: imp
         met().await
     })
     .await
+}
+
+/// Reports that a component which tests need is missing on this machine: prints `message` once for all tests, and
+/// returns false.
+///
+/// # Panics
+///
+/// Panics if `CI` is set: there, no test may be skipped.
+fn missing(message: &'static str) -> bool {
+    static PRINTED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    assert!(std::env::var_os("CI").is_none(), "{message}");
+    if PRINTED.lock().unwrap_or_else(PoisonError::into_inner).insert(message) {
+        // Not `eprintln!`, whose output the test runner captures.
+        let _ = writeln!(std::io::stderr(), "{message}");
+    }
+    false
 }

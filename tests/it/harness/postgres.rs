@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::address::free_address;
+use super::{address::free_address, missing};
 
 /// A server whose directory is removed when dropped.
 #[derive(Debug)]
@@ -20,15 +20,30 @@ pub struct Postgres {
     clock: Option<PathBuf>,
 }
 
+/// Printed once if the server is not installed.
+const SERVER: &str = "skipped the tests that start their own PostgreSQL; to run them, install it: source scripts/tools";
+
+/// Returns whether the server is installed. A test that starts one returns early otherwise.
+///
+/// # Panics
+///
+/// Panics if it is not installed and `CI` is set.
+pub fn is_installed() -> bool {
+    find_programs().is_some() || missing(SERVER)
+}
+
 /// Returns the directory of the server's programs.
 pub fn programs() -> PathBuf {
+    find_programs().expect("PostgreSQL is installed: source scripts/tools")
+}
+
+fn find_programs() -> Option<PathBuf> {
     let output = Command::new("pg_config").arg("--bindir").output();
-    let told = output.ok().map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let directory = output.ok().map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     let has = |path: &PathBuf| path.join("initdb").exists();
-    told.filter(has).unwrap_or_else(|| {
-        let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
-        let paths = versions.map(|version| version.expect("a directory").path().join("bin"));
-        paths.filter(has).max().expect("PostgreSQL is installed")
+    directory.filter(has).or_else(|| {
+        let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+        versions.filter_map(|version| Some(version.ok()?.path().join("bin"))).filter(has).max()
     })
 }
 
@@ -87,10 +102,10 @@ impl Postgres {
         initdb.args(["--username=appferry", "--auth=trust", "--no-instructions"]).current_dir(directory.path());
         done("initdb", &initdb.output().expect("initdb runs"));
         let port = free_address().port();
-        let own: Vec<String> = settings.iter().map(|(name, value)| format!(" -c {name}={value}")).collect();
+        let options: Vec<String> = settings.iter().map(|(name, value)| format!(" -c {name}={value}")).collect();
         let options = format!(
             "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=200{}",
-            own.concat()
+            options.concat()
         );
         let clock = has_clock.then(|| directory.path().join("clock"));
         let server = Self { directory, port, options, clock };

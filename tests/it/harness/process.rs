@@ -35,6 +35,16 @@ pub fn run(directory: &Path, arguments: &[&str]) -> Output {
     command(directory, arguments).output().expect("the program runs")
 }
 
+/// Migrates the database that a configuration file names.
+///
+/// # Panics
+///
+/// Panics if `appferry migrate` fails.
+pub fn migrate(config: &Path) {
+    let path = config.to_str().expect("text");
+    stdout(&run(config.parent().expect("a directory"), &["migrate", "--config", path]));
+}
+
 /// Returns the output of a command, which must have succeeded.
 pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
@@ -60,8 +70,8 @@ impl Served {
         let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
         let address = until_up("the service", &mut child, &log, async || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let told = text.lines().find(|line| line.contains("serving"))?;
-            let (_, rest) = told.split_once("address=").or_else(|| told.split_once("\"address\":\""))?;
+            let line = text.lines().find(|line| line.contains("serving"))?;
+            let (_, rest) = line.split_once("address=").or_else(|| line.split_once("\"address\":\""))?;
             rest.split([' ', '"']).next()?.trim().parse().ok()
         })
         .await;
@@ -87,7 +97,7 @@ impl Served {
         Self::start(command(directory, &["serve", "--config", path]), directory.join("log")).await
     }
 
-    #[allow(dead_code, reason = "the bench of carrying uses it")]
+    #[allow(dead_code, reason = "used by benchmarks only")]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -98,12 +108,12 @@ impl Served {
     }
 
     pub fn terminate(&self) {
-        kill_process(pid(&self.child), Signal::TERM).expect("it can be told");
+        kill_process(pid(&self.child), Signal::TERM).expect("it can be signaled");
     }
 
     /// Sends SIGHUP, on which the service reloads its files.
     pub fn hang_up(&self) {
-        kill_process(pid(&self.child), Signal::HUP).expect("it can be told");
+        kill_process(pid(&self.child), Signal::HUP).expect("it can be signaled");
     }
 
     /// Waits for the exit.
@@ -128,7 +138,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn signal(&self, signal: Signal) {
-        kill_process(pid(&self.child), signal).expect("it can be told");
+        kill_process(pid(&self.child), signal).expect("it can be signaled");
     }
 
     /// Returns its log.

@@ -14,19 +14,16 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{
-    body::{Frame, Incoming},
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use hyper::body::{Frame, Incoming};
+
+use super::http_server::HttpServer;
 
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, Broken>;
 
 /// The treatment of a request.
 #[derive(Debug, Clone)]
-pub enum Act {
+pub enum Action {
     /// Forward the request and the response.
     Pass,
     /// Respond with this status, headers and body.
@@ -49,13 +46,13 @@ pub enum Act {
 
 /// A received request, as rules see it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub method: Method,
     pub path: String,
     pub authorization: Option<String>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     /// Returns whether it reads a blob.
     pub fn reads_blob(&self) -> bool {
         self.method == Method::GET && self.path.contains("/blobs/sha256:")
@@ -67,12 +64,12 @@ impl Seen {
     }
 }
 
-type Rule = Box<dyn FnMut(&Seen) -> Act + Send>;
+type Rule = Box<dyn FnMut(&ReceivedRequest) -> Action + Send>;
 
 struct Shared {
     upstream: SocketAddr,
     rule: Mutex<Rule>,
-    requests: Mutex<Vec<Seen>>,
+    requests: Mutex<Vec<ReceivedRequest>>,
     up: AtomicU64,
     down: AtomicU64,
     client: reqwest::Client,
@@ -85,20 +82,12 @@ struct Shared {
 pub struct Proxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _server: HttpServer,
 }
 
 impl Proxy {
     /// Starts a proxy that treats each request as a rule decides.
-    pub async fn start(upstream: SocketAddr, rule: impl FnMut(&Seen) -> Act + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+    pub async fn start(upstream: SocketAddr, rule: impl FnMut(&ReceivedRequest) -> Action + Send + 'static) -> Self {
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         let shared = Arc::new(Shared {
             upstream,
@@ -111,28 +100,17 @@ impl Proxy {
             uplink: Mutex::new(None),
         });
         let serving = Arc::clone(&shared);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&serving);
-                let service = service_fn(move |request| handle(Arc::clone(&shared), request));
-                tokio::spawn(async move {
-                    // The rule may have broken the connection.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        Self { address, shared, task }
+        let server = HttpServer::start(move |request| handle(Arc::clone(&serving), request)).await;
+        Self { address: server.address, shared, _server: server }
     }
 
     /// Replaces the rule.
-    pub fn rule(&self, rule: impl FnMut(&Seen) -> Act + Send + 'static) {
+    pub fn rule(&self, rule: impl FnMut(&ReceivedRequest) -> Action + Send + 'static) {
         *self.shared.rule.lock().expect("no panic") = Box::new(rule);
     }
 
     /// Returns the received requests.
-    pub fn requests(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         self.shared.requests.lock().expect("no panic").clone()
     }
 
@@ -147,7 +125,7 @@ impl Proxy {
     }
 
     /// Limits the rate of all responses together.
-    #[allow(dead_code, reason = "the bench of carrying uses it")]
+    #[allow(dead_code, reason = "used by benchmarks only")]
     pub fn hold_link(&self, bytes_per_second: u64) {
         *self.shared.link.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
@@ -170,15 +148,15 @@ fn seconds(bytes: u64, rate: u64) -> f64 {
 
 async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let seen = Seen {
+    let received = ReceivedRequest {
         method: request.method().clone(),
         path: path.clone(),
         authorization: request.headers().get("authorization").and_then(|v| v.to_str().ok()).map(str::to_owned),
     };
-    shared.requests.lock().expect("no panic").push(seen.clone());
-    let act = (shared.rule.lock().expect("no panic"))(&seen);
-    match &act {
-        Act::Answer(status, headers, body) => {
+    shared.requests.lock().expect("no panic").push(received.clone());
+    let action = (shared.rule.lock().expect("no panic"))(&received);
+    match &action {
+        Action::Answer(status, headers, body) => {
             let mut answer = Response::builder().status(*status);
             for (name, value) in headers {
                 answer = answer.header(*name, value);
@@ -186,14 +164,14 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             let body = Full::new(Bytes::from(body.clone())).map_err(|never: Infallible| match never {});
             return Ok(answer.body(body.boxed_unsync())?);
         }
-        Act::Hang => std::future::pending().await,
-        Act::Delay(time) => tokio::time::sleep(*time).await,
+        Action::Hang => std::future::pending().await,
+        Action::Delay(time) => tokio::time::sleep(*time).await,
         _ => {}
     }
     let (parts, body) = request.into_parts();
     let url = format!("http://{}{path}", shared.upstream);
     let up = body.into_data_stream().map(|piece| piece.map_err(Broken::from));
-    let up = act_on(up, &act, true, Arc::clone(&shared));
+    let up = apply(up, &action, true, Arc::clone(&shared));
     let mut forwarded = shared.client.request(parts.method.clone(), url).headers(parts.headers.clone());
     if parts.headers.contains_key("content-length") || parts.headers.contains_key("transfer-encoding") {
         forwarded = forwarded.body(reqwest::Body::wrap_stream(up));
@@ -204,26 +182,26 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         response = response.header(name, value);
     }
     let down = answer.bytes_stream().map(|piece| piece.map_err(Broken::from));
-    let down = act_on(down, &act, false, shared).map(|piece| piece.map(Frame::data));
+    let down = apply(down, &action, false, shared).map(|piece| piece.map(Frame::data));
     Ok(response.body(StreamBody::new(down).boxed_unsync())?)
 }
 
 /// Applies the treatment to a body, and counts its bytes.
-fn act_on(
+fn apply(
     body: impl Stream<Item = Result<Bytes, Broken>> + Send + Unpin + 'static,
-    act: &Act,
+    action: &Action,
     up: bool,
     shared: Arc<Shared>,
 ) -> impl Stream<Item = Result<Bytes, Broken>> + Send + 'static {
-    let cut = match (act, up) {
-        (Act::CutRequest(bytes), true) | (Act::CutAnswer(bytes), false) => Some(*bytes),
+    let cut = match (action, up) {
+        (Action::CutRequest(bytes), true) | (Action::CutAnswer(bytes), false) => Some(*bytes),
         _ => None,
     };
-    let corrupt = match (act, up) {
-        (Act::CorruptRequest(place), true) | (Act::CorruptAnswer(place), false) => Some(*place),
+    let corrupt = match (action, up) {
+        (Action::CorruptRequest(place), true) | (Action::CorruptAnswer(place), false) => Some(*place),
         _ => None,
     };
-    let rate = if let Act::Throttle(rate) = act { Some(*rate) } else { None };
+    let rate = if let Action::Throttle(rate) = action { Some(*rate) } else { None };
     futures_util::stream::unfold((body, 0u64, shared), move |(mut body, passed, shared)| -> BoxFuture<'static, _> {
         Box::pin(async move {
             let mut piece = match body.next().await? {

@@ -29,8 +29,8 @@ pub fn read(status: &Status) -> Refusal {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "appferry");
     let request = status.get_details_request_info().expect("a RequestInfo").request_id;
-    let own = outer.details.iter().find(|any| any.type_url == "type.googleapis.com/appferry.v1.ErrorDetail");
-    let detail = ErrorDetail::decode(&*own.expect("an ErrorDetail").value).expect("it decodes");
+    let detail = outer.details.iter().find(|any| any.type_url == "type.googleapis.com/appferry.v1.ErrorDetail");
+    let detail = ErrorDetail::decode(&*detail.expect("an ErrorDetail").value).expect("it decodes");
     assert_eq!(detail.message, status.message());
     assert_eq!(info.metadata["http_status"], detail.http_status.to_string());
     assert_eq!(detail.request_id, request);

@@ -68,7 +68,7 @@ impl Registry {
     #[allow(dead_code, reason = "not every bench does")]
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("an id")).expect("an id");
-        kill_process(pid, signal).expect("it can be told");
+        kill_process(pid, signal).expect("it can be signaled");
     }
 
     pub fn stop(&mut self) {
@@ -99,18 +99,18 @@ impl Registry {
     /// one.)
     pub fn unfinished(&self) -> Vec<String> {
         let mut open = vec![self.directory.path().join("data")];
-        let mut found = Vec::new();
+        let mut uploads = Vec::new();
         while let Some(directory) = open.pop() {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
                 let path = entry.path();
                 if path.parent().is_some_and(|parent| parent.ends_with("_uploads")) && path.join("data").exists() {
-                    found.push(path.display().to_string());
+                    uploads.push(path.display().to_string());
                 } else if path.is_dir() {
                     open.push(path);
                 }
             }
         }
-        found
+        uploads
     }
 
     /// Returns the path of a blob's file.

@@ -19,7 +19,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::images;
+use super::{
+    images,
+    process::{self, Served},
+};
 
 /// The token of a principal with all permissions.
 pub const ADMIN: &str = "the-administrators-token";
@@ -151,12 +154,13 @@ impl Site {
         );
         let ours: Vec<_> = [HOME].into_iter().chain(TARGETS).collect();
         for region in if self.ecs.is_empty() { &ours } else { &self.ecs } {
-            let own = if self.ecs.is_empty() {
+            let directory_store = if self.ecs.is_empty() {
                 format!("dir://{}", self.region(region).display())
             } else {
                 format!("ecs://{region}")
             };
-            let store = self.stores.iter().find(|(r, _)| r == region).map_or(own, |(_, store)| store.clone());
+            let store =
+                self.stores.iter().find(|(r, _)| r == region).map_or(directory_store, |(_, store)| store.clone());
             write!(text, "[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n").expect("memory");
             for (_, lines) in self.keys.iter().filter(|(r, _)| r == region) {
                 writeln!(text, "{lines}").expect("memory");
@@ -179,14 +183,26 @@ impl Site {
         text + &self.more
     }
 
+    /// Returns the path of the configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.path().join("appferry.toml")
+    }
+
     /// Writes the configuration file, and returns its path.
     pub fn write_config(&self) -> PathBuf {
-        let path = self.directory.path().join("appferry.toml");
+        let path = self.config_file();
         fs::write(&path, self.config()).expect("the configuration is written");
         path
     }
 
-    /// Starts a service with workers.
+    /// Writes the configuration file, migrates the database, and starts a service in its own process.
+    pub async fn serve(&self) -> Served {
+        let config = self.write_config();
+        process::migrate(&config);
+        Served::configured(&config).await
+    }
+
+    /// Starts a service with workers in this process.
     pub async fn start(self) -> Running {
         self.start_as(Role::ServerAndWorker).await
     }

@@ -3,10 +3,10 @@
 
 mod matrix;
 mod readers;
-mod refused;
+mod rejected_inputs;
 mod signatures;
-mod tool;
+mod tools;
 mod writers;
 
 pub use readers::Place;
-pub use tool::Tools;
+pub use tools::Tools;

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::{Tools, tool::text};
+use super::{Tools, tools::text};
 
 /// A location of an image.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Tools, tool::text};
+use super::{Tools, tools::text};
 use crate::harness::images::{self, MANIFEST};
 
 /// The arguments of `image add` for the written image, and its digest if known in advance.

@@ -9,27 +9,28 @@ use tonic::Code;
 use super::{DIRECTORY, REGISTRY, arrived, between, digest, ended, intact, register, verify, warns};
 use crate::harness::{
     images::{self, INDEX, MANIFEST},
-    proxy::{Act, Proxy},
-    shelf::{Habits, Shelf, describe},
+    proxy::{Action, Proxy},
+    scripted_registry::{Behavior, ScriptedRegistry, describe},
     site::{HOME, Site, container},
 };
 
-fn index(shelf: &Shelf, entries: &[serde_json::Value], tag: &str) -> serde_json::Value {
+fn index(scripted_registry: &ScriptedRegistry, entries: &[serde_json::Value], tag: &str) -> serde_json::Value {
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
-    shelf.manifest(INDEX, &index, Some(tag))
+    scripted_registry.manifest(INDEX, &index, Some(tag))
 }
 
 /// oras-project/oras-go#319, containers/skopeo#545: non-distributable layers are not in the registry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_others_give_out_is_not_carried() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let (source, target) =
+        (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(Behavior::default()).await);
     let running = between(source.store(), &target).await;
     let mut foreign = describe("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", b"of somebody else");
     foreign["urls"] = json!(["http://example.com/layer"]);
-    let own = source.blob("application/vnd.docker.image.rootfs.diff.tar.gzip", b"our own");
+    let local = source.blob("application/vnd.docker.image.rootfs.diff.tar.gzip", b"our own");
     let config = source.blob("application/vnd.docker.container.image.v1+json", b"{}");
     let kind = "application/vnd.docker.distribution.manifest.v2+json";
-    let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": [foreign, own] });
+    let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": [foreign, local] });
     source.manifest(kind, &manifest, Some("a"));
     register(&running, source.address, "a").await;
     for region in [REGISTRY, DIRECTORY] {
@@ -37,15 +38,15 @@ async fn a_layer_that_others_give_out_is_not_carried() {
         assert!(warns(&ended.warnings, digest(&foreign), "others give it out"), "{:?}", ended.warnings);
         intact(&running, "a", region).await;
     }
-    assert!(target.has_blob(&own) && !target.has_blob(&foreign));
+    assert!(target.has_blob(&local) && !target.has_blob(&foreign));
     running.stop().await;
 }
 
 /// distribution/distribution#3536, openshift/oc-mirror#1526: an index of which only a part was mirrored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_is_carried_without_what_was_not_there() {
-    let wants = Habits { wants_entries: true, ..Habits::default() };
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(wants).await);
+    let wants = Behavior { wants_entries: true, ..Behavior::default() };
+    let (source, target) = (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(wants).await);
     let running = between(source.store(), &target).await;
     let (here, there) = (source.image(b"here", None), source.image(b"there", None));
     let gone = describe(MANIFEST, b"gone");
@@ -53,8 +54,8 @@ async fn an_index_is_carried_without_what_was_not_there() {
     register(&running, source.address, "a").await;
     let region = arrived(&running, "a", DIRECTORY).await;
     assert!(warns(&region.warnings, digest(&gone), "was not there"), "{:?}", region.warnings);
-    let found = intact(&running, "a", DIRECTORY).await;
-    assert!(warns(&found.warnings, digest(&gone), "was not there"), "{found:?}");
+    let result = intact(&running, "a", DIRECTORY).await;
+    assert!(warns(&result.warnings, digest(&gone), "was not there"), "{result:?}");
     let layout = running.site.image(DIRECTORY, "a");
     assert!(images::blob_path(&layout, digest(&root)).exists(), "the index is the same");
 
@@ -66,8 +67,8 @@ async fn an_index_is_carried_without_what_was_not_there() {
 
     // An entry that existed at registration is required.
     fs::remove_file(images::blob_path(&layout, digest(&there))).expect("it was there");
-    let found = verify(&running, "a", DIRECTORY).await;
-    assert_eq!(found.intactness(), Intactness::Damaged, "{found:?}");
+    let result = verify(&running, "a", DIRECTORY).await;
+    assert_eq!(result.intactness(), Intactness::Damaged, "{result:?}");
     source.forget(&there);
     let refused = ended(&running, "a", "cn-shenzhen").await;
     assert_eq!(refused.state(), RegionState::Failed, "{refused:?}");
@@ -90,7 +91,8 @@ async fn an_index_is_carried_without_what_was_not_there() {
 /// have the media type of a manifest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_something_is_follows_from_its_place() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let (source, target) =
+        (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(Behavior::default()).await);
     let running = between(source.store(), &target).await;
     let kind = "application/vnd.oci.artifact.manifest.v1+json";
     let scan = source.blob("x/y", b"scan");
@@ -119,10 +121,10 @@ async fn what_something_is_follows_from_its_place() {
 /// 30.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_index_is_registered_in_time() {
-    let source = Shelf::start(Habits::default()).await;
+    let source = ScriptedRegistry::start(Behavior::default()).await;
     let entries: Vec<_> = (0..90).map(|number: u32| source.image(&number.to_le_bytes(), None)).collect();
     index(&source, &entries, "a");
-    let proxy = Proxy::start(source.address, |_| Act::Delay(Duration::from_millis(500))).await;
+    let proxy = Proxy::start(source.address, |_| Action::Delay(Duration::from_millis(500))).await;
     let running = Site::new().with(HOME, proxy.store("apps"), "").start().await;
     register(&running, proxy.address, "a").await;
     running.stop().await;

@@ -8,7 +8,7 @@ mod referrers;
 use appferry::contract::v1::{Intactness, RegionState, RegionSynchronization, VerifyImageRequest, VerifyImageResponse};
 
 use crate::harness::{
-    shelf::Shelf,
+    scripted_registry::ScriptedRegistry,
     site::{HOME, Running, Site, container},
 };
 
@@ -17,7 +17,7 @@ const REGISTRY: &str = "cn-beijing";
 const DIRECTORY: &str = "cn-shanghai";
 
 /// Starts a service between two registries.
-async fn between(source: String, target: &Shelf) -> Running {
+async fn between(source: String, target: &ScriptedRegistry) -> Running {
     Site::new().with(HOME, source, "").with(REGISTRY, target.store(), "").start().await
 }
 
@@ -38,7 +38,7 @@ async fn arrived(running: &Running, id: &str, region: &str) -> RegionSynchroniza
     assert_eq!(
         ended.bytes_total,
         ended.bytes_copied + ended.bytes_skipped,
-        "what does not come is not counted: {ended:?}"
+        "a skipped layer is not counted: {ended:?}"
     );
     ended
 }
@@ -50,9 +50,9 @@ async fn verify(running: &Running, id: &str, region: &str) -> VerifyImageRespons
 }
 
 async fn intact(running: &Running, id: &str, region: &str) -> VerifyImageResponse {
-    let found = verify(running, id, region).await;
-    assert_eq!(found.intactness(), Intactness::Intact, "{found:?}");
-    found
+    let result = verify(running, id, region).await;
+    assert_eq!(result.intactness(), Intactness::Intact, "{result:?}");
+    result
 }
 
 /// Returns whether one of the warnings contains both texts.

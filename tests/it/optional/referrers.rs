@@ -7,12 +7,13 @@ use serde_json::json;
 use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, warns};
 use crate::harness::{
     images::{INDEX, MANIFEST},
-    proxy::{Act, Proxy, Seen},
-    shelf::{Habits, Shelf, describe, tag},
+    proxy::{Action, Proxy, ReceivedRequest},
+    scripted_registry::{Behavior, ScriptedRegistry, describe, tag},
     site::HOME,
 };
 
-const LISTS: Habits = Habits { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
+const LISTS: Behavior =
+    Behavior { lists_referrers: true, wants_subjects: false, wants_entries: false, keeps_tags: false };
 /// The artifact manifest of OCI 1.1 release candidates.
 const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
@@ -20,17 +21,17 @@ const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
 /// registries without the referrers API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_arrives_whatever_is_said_of_its_referrers() {
-    let source = Shelf::start(Habits::default()).await;
+    let source = ScriptedRegistry::start(Behavior::default()).await;
     // Each status has its own service, which has not cached the result for the registry.
     for status in [401, 403, 404, 405, 406, 410, 500, 501] {
         let id = format!("a{status}");
         let image = source.image(id.as_bytes(), Some(&id));
-        let target = Shelf::start(LISTS).await;
-        let proxy = Proxy::start(source.address, move |seen: &Seen| {
-            if seen.path.contains("/referrers/") {
-                Act::Answer(StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into())
+        let target = ScriptedRegistry::start(LISTS).await;
+        let proxy = Proxy::start(source.address, move |request: &ReceivedRequest| {
+            if request.path.contains("/referrers/") {
+                Action::Answer(StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into())
             } else {
-                Act::Pass
+                Action::Pass
             }
         })
         .await;
@@ -57,18 +58,18 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
 /// media type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_odd_answer_takes_no_signatures_away() {
-    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(LISTS).await);
+    let (source, target) = (ScriptedRegistry::start(LISTS).await, ScriptedRegistry::start(LISTS).await);
     let images = ["first", "odd", "named", "last"].map(|id| (id, source.image(id.as_bytes(), Some(id))));
     let signatures = images.clone().map(|(id, image)| source.refer(&image, id));
     let (odd, named) = (digest(&images[1].1).to_owned(), digest(&images[2].1).to_owned());
     let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [signatures[2]] }).to_string();
-    let proxy = Proxy::start(source.address, move |seen: &Seen| {
-        if seen.path.ends_with(&format!("/referrers/{odd}")) {
-            Act::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into())
-        } else if seen.path.ends_with(&format!("/referrers/{named}")) {
-            Act::Answer(StatusCode::OK, vec![("content-type", "application/json".into())], list.clone())
+    let proxy = Proxy::start(source.address, move |request: &ReceivedRequest| {
+        if request.path.ends_with(&format!("/referrers/{odd}")) {
+            Action::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into())
+        } else if request.path.ends_with(&format!("/referrers/{named}")) {
+            Action::Answer(StatusCode::OK, vec![("content-type", "application/json".into())], list.clone())
         } else {
-            Act::Pass
+            Action::Pass
         }
     })
     .await;
@@ -87,7 +88,8 @@ async fn one_odd_answer_takes_no_signatures_away() {
 /// chainguard-dev/terraform-provider-cosign#581, opencontainers/distribution-spec#514: lists contain dangling entries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_referrer_that_is_gone_is_left_out() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let (source, target) =
+        (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(Behavior::default()).await);
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     let (good, ghost) = (source.refer(&image, "good"), source.refer(&image, "ghost"));
@@ -109,15 +111,15 @@ async fn a_referrer_that_is_gone_is_left_out() {
 
     // The same dangling entries in a target region's list.
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
-    let found = intact(&running, "a", REGISTRY).await;
-    assert!(warns(&found.warnings, digest(&ghost), "is not there") && found.warnings.len() == 2, "{found:?}");
+    let result = intact(&running, "a", REGISTRY).await;
+    assert!(warns(&result.warnings, digest(&ghost), "is not there") && result.warnings.len() == 2, "{result:?}");
     running.stop().await;
 }
 
 /// oras-project/oras#727, google/go-containerregistry#1697: scan results of the older type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn referrers_of_any_type_travel() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(LISTS).await);
+    let (source, target) = (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(LISTS).await);
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     let scan = source.blob("application/json", b"scan");
@@ -139,7 +141,7 @@ async fn referrers_of_any_type_travel() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_of_many_pages_is_read_to_its_end() {
     const EACH: usize = 8;
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(LISTS).await);
+    let (source, target) = (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(LISTS).await);
     let image = source.image(b"layer", Some("a"));
     let all: Vec<_> = (0..30 * EACH).map(|number| source.refer(&image, &number.to_string())).collect();
     let pages: Vec<String> = all
@@ -147,17 +149,17 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
         .map(|page| json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": page }).to_string())
         .collect();
     let root = digest(&image).to_owned();
-    let proxy = Proxy::start(source.address, move |seen: &Seen| {
-        let Some((_, subject)) = seen.path.split_once("/referrers/") else { return Act::Pass };
+    let proxy = Proxy::start(source.address, move |request: &ReceivedRequest| {
+        let Some((_, subject)) = request.path.split_once("/referrers/") else { return Action::Pass };
         let (subject, page) = subject.split_once("?page=").unwrap_or((subject, "0"));
         let kind = ("content-type", INDEX.to_owned());
         if subject != root {
-            return Act::Answer(StatusCode::OK, vec![kind], r#"{"schemaVersion":2,"manifests":[]}"#.to_owned());
+            return Action::Answer(StatusCode::OK, vec![kind], r#"{"schemaVersion":2,"manifests":[]}"#.to_owned());
         }
         let page: usize = page.parse().expect("a page");
         let next = format!("</v2/apps/a/referrers/{subject}?page={}>; rel=\"next\"", page + 1);
         let more = (page + 1 < pages.len()).then_some(("link", next));
-        Act::Answer(StatusCode::OK, [kind].into_iter().chain(more).collect(), pages[page].clone())
+        Action::Answer(StatusCode::OK, [kind].into_iter().chain(more).collect(), pages[page].clone())
     })
     .await;
     let running = between(proxy.store("apps"), &target).await;
@@ -171,8 +173,8 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
 /// opencontainers/distribution-spec#459, project-zot/zot#1424: the subject must exist first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_is_written_before_what_refers_to_it() {
-    let wants = Habits { wants_subjects: true, ..LISTS };
-    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(wants).await);
+    let wants = Behavior { wants_subjects: true, ..LISTS };
+    let (source, target) = (ScriptedRegistry::start(LISTS).await, ScriptedRegistry::start(wants).await);
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     let note = source.refer(&image, "a note");
@@ -187,8 +189,8 @@ async fn an_image_is_written_before_what_refers_to_it() {
 /// aws/containers-roadmap#2179: the tag exists, refers to the same manifest, and is immutable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tag_that_stands_for_the_image_already_is_left_alone() {
-    let keeps = Habits { keeps_tags: true, ..LISTS };
-    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(keeps).await);
+    let keeps = Behavior { keeps_tags: true, ..LISTS };
+    let (source, target) = (ScriptedRegistry::start(LISTS).await, ScriptedRegistry::start(keeps).await);
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     register(&running, source.address, "a").await;
@@ -205,7 +207,7 @@ async fn a_tag_that_stands_for_the_image_already_is_left_alone() {
 /// Entries that other clients listed in a region are kept, with all of their annotations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_list_in_a_region_stays_as_it_is() {
-    let (source, target) = (Shelf::start(LISTS).await, Shelf::start(Habits::default()).await);
+    let (source, target) = (ScriptedRegistry::start(LISTS).await, ScriptedRegistry::start(Behavior::default()).await);
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     let note = source.refer(&image, "a note");

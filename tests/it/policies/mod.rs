@@ -59,7 +59,7 @@ fn a_planted_fault_is_found() {
         }),
     ];
     for (name, fault) in faults {
-        let found = compare(3, 200_000, |document| each(document, fault));
-        assert!(found.is_some(), "{name}: not found");
+        let difference = compare(3, 200_000, |document| each(document, fault));
+        assert!(difference.is_some(), "{name}: not found");
     }
 }

@@ -78,11 +78,11 @@ fn conditions(conditions: &Value, call: &Call) -> bool {
     operators.iter().all(|(operator, keys)| {
         let keys = keys.as_object().expect("an object of keys");
         keys.iter().all(|(key, values)| {
-            let known = call.context.iter().filter(|(name, _)| name.to_lowercase() == key.to_lowercase());
+            let facts = call.context.iter().filter(|(name, _)| name.to_lowercase() == key.to_lowercase());
             let (set, operator) = operator.split_once(':').unwrap_or(("", operator));
             let negated = operator.contains("Not");
             let positive = operator.replace("Not", "");
-            let mut each = known.map(|(_, fact)| list(values).iter().any(|v| holds(&positive, fact, &text(v))));
+            let mut each = facts.map(|(_, fact)| list(values).iter().any(|v| holds(&positive, fact, &text(v))));
             match set {
                 "" => each.any(|holds| holds) != negated,
                 "ForAnyValue" => each.any(|holds| holds != negated),

@@ -1,7 +1,7 @@
 //! The meaning of AVAILABLE, and the ownership of names: existing content is not reported as verified, published
 //! content is not checked again, and a name of another image is kept unless the call overwrites it.
 
-mod existing;
+mod existing_content;
 mod names;
 
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ async fn register(running: &Running, id: &str, url: &str) {
 }
 
 /// Synchronizes an image to one region, and returns the outcome.
-async fn carried(running: &Running, app: &str, region: &str) -> RegionSynchronization {
+async fn synchronized(running: &Running, app: &str, region: &str) -> RegionSynchronization {
     let request = running.synchronize(app, &[region]).await.expect("it is accepted");
     only(running.finished(&request).await)
 }

@@ -6,7 +6,7 @@ use appferry::contract::v1::{AddImageRequest, RegionState, RegionSynchronization
 use object_store::ObjectStoreExt as _;
 use tonic::Code;
 
-use super::{REGION, VERIFIED, between, carried, image, layout, only, reason, register, says};
+use super::{REGION, VERIFIED, between, image, layout, only, reason, register, says, synchronized};
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
@@ -38,7 +38,7 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
     register(&running, "one", &url).await;
     register(&running, "same", &url).await;
     for id in ["one", "same"] {
-        assert_eq!(says(&carried(&running, id, REGION).await), VERIFIED, "{id}");
+        assert_eq!(says(&synchronized(&running, id, REGION).await), VERIFIED, "{id}");
     }
     let before = tag(&source, "apps/a:1");
 
@@ -67,8 +67,8 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
         assert!(refused.message().contains("superseded by two"), "{refused:?}");
     }
     assert_eq!(tag(&target, "apps/a:1"), before, "nothing has moved yet");
-    assert_eq!(says(&carried(&running, "two", REGION).await), VERIFIED);
-    assert_eq!(tag(&target, "apps/a:1"), after, "what this service put there, it may replace");
+    assert_eq!(says(&synchronized(&running, "two", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), after, "an image of this service may be replaced");
     running.stop().await;
 }
 
@@ -81,7 +81,7 @@ async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
     let theirs = tag(&target, "apps/a:1");
     let running = site.start().await;
     register(&running, "a", &format!("{}/apps/a:1", source.address)).await;
-    let refused = carried(&running, "a", REGION).await;
+    let refused = synchronized(&running, "a", REGION).await;
     assert_eq!((refused.state(), refused.attempt, refused.bytes_copied), (RegionState::Failed, 1, 0));
     assert!(reason(&refused).contains(&theirs) && reason(&refused).contains("overwrite"), "{refused:?}");
     assert_eq!(tag(&target, "apps/a:1"), theirs);
@@ -102,7 +102,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let index = fs::read(theirs.join("index.json")).expect("an index");
     bucket.objects().put(&"x/a/index.json".into(), index.clone().into()).await.expect("it is put");
     for region in [REGION, "cn-shanghai"] {
-        let refused = carried(&running, "a", region).await;
+        let refused = synchronized(&running, "a", region).await;
         assert_eq!((refused.state(), refused.attempt), (RegionState::Failed, 1), "{refused:?}");
         assert!(reason(&refused).contains(&root) && reason(&refused).contains("overwrite"), "{refused:?}");
     }

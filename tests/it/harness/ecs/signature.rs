@@ -10,7 +10,7 @@ use http::{HeaderMap, request::Parts};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Refused, world::World};
+use super::{Refused, provider::Provider};
 
 /// Decodes the parameters of a query and of a form.
 pub fn parameters(query: &str, content: &[u8]) -> Vec<(String, String)> {
@@ -23,7 +23,7 @@ pub fn header(headers: &HeaderMap, name: &str) -> String {
 }
 
 /// Returns everything that a signature may cover, and the signature.
-pub fn told(parts: &Parts) -> Value {
+pub fn signed_fields(parts: &Parts) -> Value {
     let all = parts.headers.keys().map(|name| (name.to_string(), header(&parts.headers, name.as_str()).into()));
     json!({
         "method": parts.method.as_str(),
@@ -33,7 +33,7 @@ pub fn told(parts: &Parts) -> Value {
     })
 }
 
-impl World {
+impl Provider {
     /// Checks that the request is signed with a known key, recently, and with a fresh nonce.
     pub fn verify(&mut self, parts: &Parts, content: &[u8]) -> Result<(), Refused> {
         let refuse = |status, code: &str| Err(Refused::new(status, code, "The request is not signed as it should be."));

@@ -31,12 +31,12 @@ struct Content {
     blobs: BTreeMap<(String, String), (Bytes, u32)>,
     /// By repository and by tag or digest: the media type and the content.
     manifests: BTreeMap<(String, String), (String, Bytes)>,
-    requests: Vec<Seen>,
+    requests: Vec<ReceivedRequest>,
 }
 
 /// A received request and its response.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub method: Method,
     pub path: String,
     /// Size of the request body.
@@ -69,7 +69,7 @@ impl QuirkyRegistry {
     }
 
     /// Returns the requests since the last call.
-    pub fn requests(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         std::mem::take(&mut lock(&self.content).requests)
     }
 
@@ -120,8 +120,8 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
         ("/manifests/", "manifests"),
         ("/referrers/", "referrers"),
     ];
-    let found = kinds.into_iter().find_map(|(part, kind)| Some((path.split_once(part)?, kind)));
-    let answer = match found {
+    let route = kinds.into_iter().find_map(|(part, kind)| Some((path.split_once(part)?, kind)));
+    let answer = match route {
         Some(((before, last), kind)) => {
             let query = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
             let repository = before.trim_start_matches("/v2/").trim_start_matches("elsewhere/").to_owned();
@@ -145,7 +145,7 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
         }
         None => empty(status(StatusCode::OK)),
     };
-    lock(content).requests.push(Seen {
+    lock(content).requests.push(ReceivedRequest {
         method: parts.method,
         path: parts.uri.to_string(),
         bytes: body.len() as u64,
