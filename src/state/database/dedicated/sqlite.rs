@@ -174,5 +174,9 @@ mod tests {
             drop(wanted);
         }
         groups.abort();
+        assert!(groups.await.expect_err("it runs until it is aborted").is_cancelled());
+        let rows = found(&writer, &pool).await;
+        assert!(rows.starts_with(&Vec::from_iter(1..=20)), "every turn has written: {rows:?}");
+        assert!(rows.len() > 20, "the groups have written in between");
     }
 }
