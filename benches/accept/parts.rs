@@ -1,5 +1,5 @@
-//! What the parts of a call cost: the state asked directly, without the stack, and each step of what it does, by the spans that it
-//! makes of them.
+//! Cost of each step of accepting a call: calls `Db` directly, without the stack, and sums up the spans of the
+//! steps.
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +28,10 @@ use tracing_subscriber::{
 use super::{IN_FLIGHT, Result, register};
 
 const CALLS: usize = 60_000;
-/// The spans of the steps, in their order. But for MySQL, what is written is committed at once.
+/// The spans of the steps, in execution order. Except on MySQL, the write and the commit are one step.
 const STEPS: [&str; 6] = ["step: begin", "step: read", "step: decide", "step: lock", "step: write", "step: commit"];
 
-/// Sums up how long spans lived.
+/// Sums up the lifetimes of spans, by span name.
 #[derive(Debug, Clone, Default)]
 pub struct Steps(Arc<Mutex<BTreeMap<&'static str, (Duration, u32)>>>);
 
@@ -57,7 +57,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Steps {
     }
 }
 
-/// Hears of the steps from now on.
+/// Installs a subscriber that records the spans of the steps.
 pub fn listen() -> Steps {
     let steps = Steps::default();
     let filter = tracing_subscriber::filter::filter_fn(|metadata| metadata.name().starts_with("step: "));
@@ -65,7 +65,7 @@ pub fn listen() -> Steps {
     steps
 }
 
-/// Asks the state directly, as many calls at a time as through the stack, and prints what became of the time.
+/// Calls the state directly, with as many calls in flight as through the stack, and prints the time spent in each step.
 pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
     let config = Config::parse(&format!(
         "[database]\nurl = \"{url}\"\n[home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir:///nowhere\"\n"

@@ -1,4 +1,4 @@
-//! What a call and a copy cost the database: statements, rows, and bytes of its log.
+//! Database cost of a call and of a copy: statements, rows, and bytes of WAL.
 
 use std::sync::{
     Arc,
@@ -17,7 +17,7 @@ use super::{Result, THREE, configured, fill::Fill, harness::postgres::Postgres, 
 
 const CALLS: usize = 20_000;
 
-/// The counters of a database.
+/// The statistics counters of a database.
 struct Counters {
     statements: f64,
     rows: f64,

@@ -1,4 +1,4 @@
-//! Four workers that claim and complete, each with a state of its own as a process has, and copy nothing in between.
+//! Four workers that claim and complete without copying, each with its own `Db`, as separate processes have.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Result, configured};
 
 pub const WORKERS: usize = 4;
-/// Images that each carries at the same time.
+/// Images that each worker processes concurrently.
 pub const IMAGES: usize = 32;
 
-/// Claims and completes so many replicas, and returns how many a second.
+/// Claims and completes `replicas` replicas, and returns the number per second.
 pub async fn run(url: &str, regions: usize, replicas: usize) -> Result<f64> {
     let stop = CancellationToken::new();
     let mut tasks = Vec::new();

@@ -52,7 +52,7 @@ pub enum Error {
         /// The region.
         region: RegionId,
         /// The error of the store.
-        source: region::Error,
+        source: Box<region::Error>,
     },
     /// The client of Alibaba Cloud can't be built.
     #[error("alibaba: {0}")]

@@ -21,7 +21,8 @@ pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
         config::Backend::Stores(stores) => {
             let stall = Duration::from_millis(config.worker.stall_ms).mul_f64(STORE_STALL);
             let stores = stores.into_iter().map(|(region, settings)| {
-                let store = open(settings, stall).map_err(|source| Error::Store { region: region.clone(), source })?;
+                let store = open(settings, stall)
+                    .map_err(|error| Error::Store { region: region.clone(), source: Box::new(error) })?;
                 Ok((region, store))
             });
             Ok(Backend::Stores(Stores::new(stores.collect::<Result<Vec<_>, Error>>()?)))

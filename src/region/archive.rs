@@ -200,7 +200,7 @@ impl Source for Archive {
         if actual == manifest.digest {
             Ok(content.into())
         } else {
-            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual })
+            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual: Box::new(actual) })
         }
     }
 

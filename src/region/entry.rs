@@ -108,30 +108,29 @@ impl Entry {
                 None => fields.remove("artifactType"),
             };
         }
-        match self.annotations(&fields, &manifest)? {
+        match added_annotations(&fields, &manifest)? {
             Some(annotations) => fields.insert("annotations".to_owned(), annotations),
             None if is_right => return Ok(self.raw.clone()),
             None => None,
         };
         to_raw_value(&fields)
     }
+}
 
-    /// The entry's annotations with those of the manifest; nothing if it has them all already, or they are too many.
-    fn annotations(&self, fields: &Fields, manifest: &Manifest) -> serde_json::Result<Option<Box<RawValue>>> {
-        let theirs = manifest.annotations.as_deref().map(RawValue::get).unwrap_or("null");
-        let Some(theirs) = serde_json::from_str::<Option<Fields>>(theirs)?.filter(|_| theirs.len() <= MAX_ANNOTATIONS)
-        else {
-            return Ok(None);
-        };
-        let ours = fields.get("annotations").map_or("null", |annotations| annotations.get());
-        let mut all = serde_json::from_str::<Option<Fields>>(ours)?.unwrap_or_default();
-        let has = |(key, value): (&String, &Box<RawValue>)| all.get(key).is_some_and(|own| own.get() == value.get());
-        if theirs.iter().all(has) {
-            return Ok(None);
-        }
-        all.extend(theirs);
-        to_raw_value(&all).map(Some)
+/// The entry's annotations with those of the manifest; nothing if it has them all already, or they are too many.
+fn added_annotations(fields: &Fields, manifest: &Manifest) -> serde_json::Result<Option<Box<RawValue>>> {
+    let theirs = manifest.annotations.as_deref().map_or("null", RawValue::get);
+    let Some(theirs) = serde_json::from_str::<Option<Fields>>(theirs)?.filter(|_| theirs.len() <= MAX_ANNOTATIONS)
+    else {
+        return Ok(None);
+    };
+    let ours = fields.get("annotations").map_or("null", |annotations| annotations.get());
+    let mut all = serde_json::from_str::<Option<Fields>>(ours)?.unwrap_or_default();
+    if theirs.iter().all(|(key, value)| all.get(key).is_some_and(|own| own.get() == value.get())) {
+        return Ok(None);
     }
+    all.extend(theirs);
+    to_raw_value(&all).map(Some)
 }
 
 /// What of a manifest its entry in a list says too.

@@ -42,8 +42,8 @@ pub enum Error {
         image: String,
         /// The digest by which they are known.
         expected: Digest,
-        /// The digest that they have.
-        actual: Digest,
+        /// The digest that they have. Boxed because two digests would make every result large.
+        actual: Box<Digest>,
     },
     /// There are more or fewer bytes than there should be.
     #[error("the blob {digest} of {image} has {actual} bytes and should have {expected}")]

@@ -79,7 +79,9 @@ pub async fn verify(
                 found.bytes += blob.size;
                 continue;
             }
-            Ok(actual) => Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual },
+            Ok(actual) => {
+                Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual: Box::new(actual) }
+            }
             Err(error) => error,
         };
         if tree.is_attached(place) {

@@ -1,5 +1,5 @@
-//! Every row of the error tables reaches a real client as the original's documentation has it, and the service tells about
-//! itself: reflection and health, which need no credential.
+//! The contract: every row of the error tables reaches a client as the original API documents it, and the service
+//! describes itself by reflection and health, which require no credential.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::harness::{
     site::{self, Site},
 };
 
-/// The table of SynchronizeApp's errors, as the original's documentation prints it, and the gRPC status of each.
+/// The error table of SynchronizeApp in the original API's documentation, with the gRPC status of each row.
 const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
     (ErrorCode::ImageAlreadyExists, 400, "ImageAlreadyExists", "The image id already exists.", Grpc::AlreadyExists),
     (ErrorCode::InvalidParams, 403, "InvalidParams", "Invalid parameters: the cause.", Grpc::InvalidArgument),
@@ -45,7 +45,7 @@ const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
     ),
 ];
 
-/// The errors common to every operation of the product.
+/// The errors that all operations of the product share.
 const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
     (CommonErrorCode::NoPermission, 403, "NoPermission", Grpc::PermissionDenied),
     (CommonErrorCode::InvalidAccessKeyIdNotFound, 404, "InvalidAccessKeyId.NotFound", Grpc::Unauthenticated),
@@ -56,7 +56,7 @@ const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
     (CommonErrorCode::Throttling, 429, "Throttling", Grpc::ResourceExhausted),
 ];
 
-/// A service that refuses every call with the failure that its `app_id` names.
+/// A service that rejects every call with the error that its `app_id` names.
 struct Refusing(&'static Contract, HashMap<String, ApiErrorCode>);
 
 #[tonic::async_trait]
@@ -136,17 +136,17 @@ async fn health_is_told_to_everybody_and_watched() {
     let mut client = HealthClient::new(running.channel().await);
     for service in ["", "appferry.v1.AppSyncService", "appferry.v1.ImageService", "google.longrunning.Operations"] {
         let check = HealthCheckRequest { service: service.to_owned() };
-        let status = client.check(check.clone()).await.expect("it is told").into_inner().status();
+        let status = client.check(check.clone()).await.expect("it is answered").into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service}");
     }
-    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is told").into_inner();
+    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is answered").into_inner();
     assert_eq!(watch.message().await.expect("it goes on").expect("a status").status(), ServingStatus::Serving);
     let stopped = tokio::spawn(running.stop());
     let last = watch.message().await.expect("it goes on").expect("a status");
     assert_eq!(last.status(), ServingStatus::NotServing);
-    // A watch holds up no shutdown: it is ended, and not waited for until calls are cut off, which is 12 s by default.
-    while let Some(told) = watch.message().await.expect("it ends in order") {
-        assert_eq!(told.status(), ServingStatus::NotServing);
+    // A watch does not delay the shutdown: it is ended, instead of being cut off after the default 12 s.
+    while let Some(contains) = watch.message().await.expect("it ends in order") {
+        assert_eq!(contains.status(), ServingStatus::NotServing);
     }
     tokio::time::timeout(Duration::from_secs(6), stopped).await.expect("at once").expect("it stops");
 }
@@ -168,7 +168,7 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(running.channel().await);
     let mut answers =
-        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is told").into_inner();
+        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is answered").into_inner();
     let answer = answers.message().await.expect("it goes on").expect("an answer");
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer.message_response
     else {
@@ -184,23 +184,25 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     else {
         panic!("{answer:?}");
     };
-    // The options are in what reflection serves, so that a client can read who may do what.
+    // Reflection serves the custom options, so that clients can read the authorization rules.
     let action = b"ehpc:SynchronizeApp";
-    let told = files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
-    assert!(told, "the authorization option is lost");
+    let contains =
+        files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
+    assert!(contains, "the authorization option is lost");
 
     let list = v1alpha::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
     };
     let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(running.channel().await);
-    let mut answers = client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is told").into_inner();
+    let mut answers =
+        client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is answered").into_inner();
     let answer = format!("{:?}", answers.message().await.expect("it goes on"));
     assert!(answer.contains("appferry.v1.AppSyncService"), "{answer}");
     running.stop().await;
 }
 
-/// Clients of the released contract keep working: `scripts/breaking` finds a change that would break them.
+/// Clients built with a released contract keep working: `scripts/breaking` detects a change that would break them.
 #[test]
 fn what_breaks_clients_is_found() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,5 @@
-//! What `deploy/` and the Dockerfile say, judged by the programs that know their forms; and the configurations in there, by this one.
+//! Validates `deploy/` and the Dockerfile with the tools for their formats, and the contained configurations with
+//! appferry itself.
 
 use std::{
     fs,
@@ -14,10 +15,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs one of the tools that `scripts/tools` installs.
+/// Runs a tool that `scripts/tools` installs.
 fn tool(name: &str, arguments: &[&str]) -> Output {
-    let own = root().join(".tools/bin").join(name);
-    let program = if own.exists() { own } else { PathBuf::from(name) };
+    let installed = root().join(".tools/bin").join(name);
+    let program = if installed.exists() { installed } else { PathBuf::from(name) };
     Command::new(program).args(arguments).current_dir(root()).output().expect("it is installed: source scripts/tools")
 }
 
@@ -68,7 +69,7 @@ fn the_units_are_what_systemd_takes_and_leave_little_open() {
         let name = format!("appferry-{role}.service");
         let text = fs::read_to_string(root().join("deploy/systemd").join(&name)).expect("the unit");
         let unit = directory.path().join(&name);
-        // The verifier wants the program to be there.
+        // systemd-analyze requires the program to exist.
         fs::write(&unit, text.replace("/usr/local/bin/appferry", APPFERRY)).expect("it is written");
         let unit = unit.to_str().expect("text");
         let verified = tool("systemd-analyze", &["verify", "--man=no", unit]);
@@ -77,7 +78,7 @@ fn the_units_are_what_systemd_takes_and_leave_little_open() {
             ("", ""),
             "{name}"
         );
-        // Of 10.0, which is everything.
+        // The exposure level ranges from 0.0 to 10.0.
         stdout(&tool("systemd-analyze", &["security", "--offline=true", "--threshold=20", unit]));
     }
 }

@@ -1,4 +1,4 @@
-//! What the leader does for all: a store that does not answer delays nothing but what is to be done there.
+//! The leader's maintenance: an unresponsive store delays only its own part.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,12 +17,12 @@ use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    keeping::KeepingRegistry,
-    proxy::{Act, Proxy},
+    proxy::{Action, Proxy},
+    resumable_registry::ResumableRegistry,
     until,
 };
 
-/// The regions, in the order in which they would be served one after the other.
+/// The regions, in the order in which a sequential implementation would visit them.
 const SILENT: &str = "a-silent";
 const HEALTHY: &str = "b-healthy";
 
@@ -54,15 +54,15 @@ fn image(id: &str) -> Image {
     }
 }
 
-/// A database whose leader is wanted.
-struct House {
+/// A database without a leader.
+struct Fixture {
     _directory: tempfile::TempDir,
     state: Db,
     tasks: db::Tasks,
     stop: CancellationToken,
 }
 
-impl House {
+impl Fixture {
     async fn open() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let settings = db::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
@@ -73,7 +73,7 @@ impl House {
         Self { _directory: directory, state, tasks, stop }
     }
 
-    /// Has an image claimed for both regions, with a lease of that length.
+    /// Claims an image for both regions, with a lease of that duration.
     async fn claimed(&self, id: &str, lease: Duration) -> (RequestId, Claim) {
         self.state.image_add(&image(id)).await.expect("it is added");
         let ask = NewSynchronization {
@@ -99,26 +99,26 @@ impl House {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor_shutdown() {
-    let registry = KeepingRegistry::start().await;
-    let silent = Proxy::start(registry.address, |_| Act::Hang).await;
-    let healthy = Proxy::start(registry.address, |_| Act::Pass).await;
-    let house = House::open().await;
+    let registry = ResumableRegistry::start().await;
+    let silent = Proxy::start(registry.address, |_| Action::Hang).await;
+    let healthy = Proxy::start(registry.address, |_| Action::Pass).await;
+    let fixture = Fixture::open().await;
 
-    // Uploads of copies that were canceled, to both regions.
+    // Uploads of canceled copies to both regions.
     for n in 0..3 {
-        let (request, claim) = house.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
+        let (request, claim) = fixture.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
         for claimed in &claim.regions {
             let proxy = if claimed.region == region(SILENT) { &silent } else { &healthy };
             let url = format!("http://{}/v2/apps/images/blobs/uploads/{n}", proxy.address);
             let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
             let noted =
-                house.state.upload_save(&claim.id, &claimed.region, claimed.fence, Digest::Sha256([n; 32]), &session);
+                fixture.state.upload_save(&claim.id, &claimed.region, claimed.fence, Digest::Sha256([n; 32]), &session);
             noted.await.expect("it answers").expect("it is in time");
         }
-        house.state.synchronization_cancel(request).await.expect("it is canceled");
+        fixture.state.synchronization_cancel(request).await.expect("it is canceled");
     }
-    // And a copy whose worker has died.
-    let (orphan, claim) = house.claimed("orphan", Duration::from_millis(50)).await;
+    // A copy whose worker has died.
+    let (orphan, claim) = fixture.claimed("orphan", Duration::from_millis(50)).await;
     let fence = claim.regions.iter().find(|claimed| claimed.region == region(HEALTHY)).expect("the region").fence;
 
     let stores = Stores::new([(region(SILENT), store(&silent)), (region(HEALTHY), store(&healthy))]);
@@ -131,34 +131,34 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         longest_wait: Duration::from_secs(600),
         stray_uploads: STRAY_UPLOADS,
     };
-    let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
-    let running = tokio::spawn(maintenance.run(house.stop.clone()));
-    until("the uploads of the healthy region", async || (house.abandoned(HEALTHY).await == 0).then_some(())).await;
-    until("the orphan", async || {
-        let found = house.state.synchronization_get(orphan).await.expect("it is known");
-        found.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
+    let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(fixture.stop.clone()));
+    until("the uploads of the healthy region", async || (fixture.abandoned(HEALTHY).await == 0).then_some(())).await;
+    until("the requeueing of the orphan", async || {
+        let synchronization = fixture.state.synchronization_get(orphan).await.expect("it is known");
+        synchronization.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
     })
     .await;
-    assert_eq!(house.abandoned(SILENT).await, 3, "they are retried when it answers");
+    assert_eq!(fixture.abandoned(SILENT).await, 3, "they are retried when it answers");
     let id: ImageId = "orphan".parse().expect("an id");
     let late = db::Report { region: region(HEALTHY), event: Event::Release { fence } };
-    house.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
+    fixture.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
 
-    house.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops at once").expect("no panic");
-    house.tasks.join().await;
+    fixture.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops").expect("no panic");
+    fixture.tasks.join().await;
 }
 
 /// An upload that a store never aborts is tried a few times.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_is_never_aborted_is_given_up_in_the_end() {
-    let registry = KeepingRegistry::start().await;
+    let registry = ResumableRegistry::start().await;
     let refusing =
-        Proxy::start(registry.address, |_| Act::Answer(StatusCode::UNAUTHORIZED, Vec::new(), String::new())).await;
-    let house = House::open().await;
+        Proxy::start(registry.address, |_| Action::Answer(StatusCode::UNAUTHORIZED, Vec::new(), String::new())).await;
+    let fixture = Fixture::open().await;
     let url = format!("http://{}/v2/apps/images/blobs/uploads/7", refusing.address);
     let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
-    house.state.stray_upload_note(&region(HEALTHY), &session).await.expect("it answers");
+    fixture.state.stray_upload_note(&region(HEALTHY), &session).await.expect("it answers");
     let stores = Stores::new([(region(HEALTHY), store(&refusing))]);
     let wait = Duration::from_millis(1);
     let settings = MaintenanceSettings {
@@ -170,17 +170,17 @@ async fn an_upload_that_is_never_aborted_is_given_up_in_the_end() {
         longest_wait: Duration::from_secs(600),
         stray_uploads: Backoff { first: wait, longest: wait, attempts: 3 },
     };
-    let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
-    let running = tokio::spawn(maintenance.run(house.stop.clone()));
+    let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(fixture.stop.clone()));
     let tries = || refusing.requests().iter().filter(|seen| seen.method == Method::DELETE).count();
     until("the last try", async || (tries() >= 3).then_some(())).await;
     until("it to be forgotten", async || {
-        let due = house.state.stray_uploads_due(&region(HEALTHY)).await.expect("it answers");
+        let due = fixture.state.stray_uploads_due(&region(HEALTHY)).await.expect("it answers");
         due.is_empty().then_some(())
     })
     .await;
-    house.stop.cancel();
+    fixture.stop.cancel();
     running.await.expect("no panic");
-    house.tasks.join().await;
+    fixture.tasks.join().await;
     assert_eq!(tries(), 3);
 }

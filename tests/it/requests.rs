@@ -13,9 +13,9 @@ use object_store::ObjectStoreExt as _;
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     registry::Registry,
-    shelf::{Habits, Shelf, tag},
+    scripted_registry::{Behavior, ScriptedRegistry, tag},
     site::{HOME, Running, Site, container, register},
 };
 
@@ -27,7 +27,7 @@ const LAYERS: u64 = 3;
 
 type Counts = BTreeMap<&'static str, usize>;
 
-async fn carried(running: &Running, app: &str, region: &str) {
+async fn synchronized(running: &Running, app: &str, region: &str) {
     let request = running.synchronize(app, &[region]).await.expect("it is accepted");
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -35,7 +35,7 @@ async fn carried(running: &Running, app: &str, region: &str) {
 }
 
 /// What is asked about: in a path, that is what stands before the last part.
-fn kind(seen: &Seen) -> &'static str {
+fn kind(seen: &ReceivedRequest) -> &'static str {
     let kinds = [
         ("/tags/list", [Some("GET tags"), None, None, None]),
         ("/referrers/", [Some("GET referrers"), None, None, None]),
@@ -76,7 +76,7 @@ fn looked_once(began: Instant, mut counts: Counts) -> Counts {
 async fn a_small_image_between_registries_takes_so_many_requests() {
     let (source, target) = (Registry::start().await, Registry::start().await);
     let (from, to) =
-        (Proxy::start(source.address, |_| Act::Pass).await, Proxy::start(target.address, |_| Act::Pass).await);
+        (Proxy::start(source.address, |_| Action::Pass).await, Proxy::start(target.address, |_| Action::Pass).await);
     let site = Site::new().with(HOME, from.store("apps"), "").with(TARGET, to.store("apps"), "");
     let images = [("first", "1"), ("fresh", "1"), ("fresh", "2")];
     for (seed, (repository, tag)) in (1..).zip(images) {
@@ -95,7 +95,7 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
             .await
             .expect("it is registered");
     }
-    carried(&running, "first-1", TARGET).await;
+    synchronized(&running, "first-1", TARGET).await;
     let trials = to.requests().iter().filter(|seen| seen.path.contains("from=apps%2Ffirst")).count();
     assert_eq!(trials, 1, "what the registry can do is tried once");
 
@@ -104,14 +104,14 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
         [("GET manifest", 1), ("HEAD manifest", 1), ("POST upload", 4), ("PUT manifest", 1), ("PUT upload", 4)];
     let before = counts(&from, "fresh");
     let began = Instant::now();
-    carried(&running, "fresh-1", TARGET).await;
+    synchronized(&running, "fresh-1", TARGET).await;
     let first = counts(&from, "fresh");
     // This registry has no list of referrers, which is found out once for a repository.
     assert_eq!(since(&before, first.clone()), read.into_iter().collect());
     let target_first = counts(&to, "fresh");
     assert_eq!(looked_once(began, target_first.clone()), written.into_iter().collect());
     let began = Instant::now();
-    carried(&running, "fresh-2", TARGET).await;
+    synchronized(&running, "fresh-2", TARGET).await;
     // The configuration is the first one's: it is looked for and read at the target, and not at the source.
     let read_again = [("GET blob", 3), ("GET manifest", 1), ("GET tags", 1)];
     assert_eq!(since(&first, counts(&from, "fresh")), read_again.into_iter().collect());
@@ -126,16 +126,16 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
 /// A signature that is there before the call is found, however shortly before it others of the repository were listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_of_tags_is_not_older_than_the_call() {
-    let lists = Habits { lists_tags: true, ..Habits::default() };
-    let (source, target) = (Shelf::start(lists).await, Shelf::start(Habits::default()).await);
-    let from = Proxy::start(source.address, |_| Act::Pass).await;
+    let lists = Behavior { lists_tags: true, ..Behavior::default() };
+    let (source, target) = (ScriptedRegistry::start(lists).await, ScriptedRegistry::start(Behavior::default()).await);
+    let from = Proxy::start(source.address, |_| Action::Pass).await;
     let running = Site::new().with(HOME, from.store("apps"), "").with(TARGET, target.store(), "").start().await;
     for id in ["a", "b", "c"] {
         let image = source.image(id.as_bytes(), Some(id));
         let url = format!("{}/apps/a:{id}", from.address);
         running.images().await.add_image(container(id, &url)).await.expect("it is registered");
         let signature = source.image(format!("the signature of {id}").as_bytes(), Some(&tag(&image, ".sig")));
-        carried(&running, id, TARGET).await;
+        synchronized(&running, id, TARGET).await;
         assert_eq!(target.get(&tag(&image, ".sig")), Some(signature), "{id}");
     }
     let asked = counts(&from, "a");
@@ -151,8 +151,8 @@ async fn a_signature_is_found_whatever_the_list_of_tags_says() {
     let page = format!("{{\"tags\":[{}]}}", many.join(","));
     let next = ("link", "</v2/apps/a/tags/list?n=1000&last=x>; rel=\"next\"".to_owned());
     let refused =
-        |status: u16| Act::Answer(http::StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into());
-    let listed = |headers: Vec<_>, body: &str| Act::Answer(http::StatusCode::OK, headers, body.to_owned());
+        |status: u16| Action::Answer(http::StatusCode::from_u16(status).expect("a status"), Vec::new(), "{}".into());
+    let listed = |headers: Vec<_>, body: &str| Action::Answer(http::StatusCode::OK, headers, body.to_owned());
     for (what, act, pages) in [
         ("it has no list", refused(404), 1),
         ("it is forbidden", refused(403), 1),
@@ -163,9 +163,10 @@ async fn a_signature_is_found_whatever_the_list_of_tags_says() {
         ("a list without an end", listed(vec![next.clone()], &page), 3),
         ("a list that is none", listed(Vec::new(), "<html>"), 1),
     ] {
-        let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+        let (source, target) =
+            (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(Behavior::default()).await);
         let from =
-            Proxy::start(source.address, move |seen| if kind(seen) == "GET tags" { act.clone() } else { Act::Pass });
+            Proxy::start(source.address, move |seen| if kind(seen) == "GET tags" { act.clone() } else { Action::Pass });
         let from = from.await;
         let running = Site::new().with(HOME, from.store("apps"), "").with(TARGET, target.store(), "").start().await;
         for id in ["a", "b"] {
@@ -173,7 +174,7 @@ async fn a_signature_is_found_whatever_the_list_of_tags_says() {
             let signature = source.image(format!("the signature of {id}").as_bytes(), Some(&tag(&image, ".sig")));
             let url = format!("{}/apps/a:{id}", from.address);
             running.images().await.add_image(container(id, &url)).await.expect("it is registered");
-            carried(&running, id, TARGET).await;
+            synchronized(&running, id, TARGET).await;
             assert_eq!(target.get(&tag(&image, ".sig")), Some(signature), "{what}");
         }
         // A repository that can't be listed is not asked again for a while.
@@ -185,7 +186,7 @@ async fn a_signature_is_found_whatever_the_list_of_tags_says() {
 /// The index of a layout is read once to copy an image with a signature, and so is the index of what is attached to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layout_has_its_index_read_once() {
-    let source = Shelf::start(Habits::default()).await;
+    let source = ScriptedRegistry::start(Behavior::default()).await;
     let bucket = Bucket::start().await;
     let store = format!("s3://{BUCKET}/x");
     let image = source.image(b"layer", Some("a"));
@@ -195,7 +196,7 @@ async fn a_layout_has_its_index_read_once() {
         Site::new().with(HOME, source.store(), "").with(TARGET, store, bucket.keys(bucket.address)).start().await;
     let url = format!("{}/apps/a:a", source.address);
     running.images().await.add_image(container("a", &url)).await.expect("it is registered");
-    carried(&running, "a", TARGET).await;
+    synchronized(&running, "a", TARGET).await;
     running.stop().await;
 
     let objects = bucket.objects();
@@ -203,12 +204,12 @@ async fn a_layout_has_its_index_read_once() {
     let index = objects.get(&"x/a/index.json".into()).await.expect("an index").bytes().await.expect("bytes");
     let index: serde_json::Value = serde_json::from_slice(&index).expect("an index");
     let attached = index["manifests"][0]["annotations"]["io.appferry.referrers"].as_str().expect("an index of its own");
-    let from = Proxy::start(bucket.address, |_| Act::Pass).await;
+    let from = Proxy::start(bucket.address, |_| Action::Pass).await;
     let site = Site::new().with(HOME, format!("s3://{BUCKET}/x"), bucket.keys(from.address));
     let running = site.start().await;
     let app = register(&mut running.images().await, "a").await;
     let before = from.requests().len();
-    carried(&running, &app, TARGET).await;
+    synchronized(&running, &app, TARGET).await;
     let reads: Vec<String> = from.requests().split_off(before).into_iter().map(|seen| seen.path).collect();
     let of = |part: &str| reads.iter().filter(|path| path.contains(part)).count();
     assert_eq!((of("index.json"), of(attached.trim_start_matches("sha256:"))), (1, 1), "{reads:?}");

@@ -5,7 +5,7 @@ use http::{Method, StatusCode};
 
 use crate::harness::{
     images::noise,
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     quirks::{SPECIFIED, server::QuirkyRegistry},
     site::{Running, Site},
     until,
@@ -14,14 +14,14 @@ use crate::harness::{
 const TARGET: &str = "cn-beijing";
 const MIB: usize = 1 << 20;
 
-fn aborts(seen: &Seen) -> bool {
+fn aborts(seen: &ReceivedRequest) -> bool {
     seen.method == Method::DELETE && seen.path.contains("/blobs/uploads/")
 }
 
 /// A service whose leader looks often.
 async fn to(proxy: &Proxy) -> Running {
     let mut site = Site::new().with(TARGET, proxy.store("apps"), "");
-    site.more = "[housekeeping]\ninterval_ms = 100\n".to_owned();
+    "[housekeeping]\ninterval_ms = 100\n".clone_into(&mut site.more);
     site.start().await
 }
 
@@ -29,25 +29,26 @@ async fn to(proxy: &Proxy) -> Running {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_of_a_canceled_copy_is_aborted_when_the_registry_answers_again() {
     let registry = QuirkyRegistry::start(SPECIFIED).await;
-    let proxy = Proxy::start(
-        registry.address,
-        |seen: &Seen| {
-            if seen.writes_blob() || aborts(seen) { Act::Hang } else { Act::Pass }
-        },
-    )
-    .await;
+    let proxy =
+        Proxy::start(
+            registry.address,
+            |seen: &ReceivedRequest| {
+                if seen.writes_blob() || aborts(seen) { Action::Hang } else { Action::Pass }
+            },
+        )
+        .await;
     let running = to(&proxy).await;
     let app = running.add("a", &[noise(3 * MIB, 1)]).await;
     let request = running.synchronize(&app, &[TARGET]).await.expect("it is accepted");
-    let seen = async |is: fn(&Seen) -> bool| proxy.requests().iter().any(is).then_some(());
-    until("the bytes", async || seen(Seen::writes_blob).await).await;
+    let seen = async |is: fn(&ReceivedRequest) -> bool| proxy.requests().iter().any(is).then_some(());
+    until("the bytes", async || seen(ReceivedRequest::writes_blob).await).await;
     let cancel = CancelSynchronizationRequest { request_id: request.clone() };
     running.app_sync().await.cancel_synchronization(cancel).await.expect("it is canceled");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Canceled);
     until("the first try", async || seen(aborts).await).await;
     assert!(registry.unfinished() > 0);
     // What hangs already goes on hanging.
-    proxy.rule(|_: &Seen| Act::Pass);
+    proxy.rule(|_: &ReceivedRequest| Action::Pass);
     until("nothing to be left", async || (registry.unfinished() == 0).then_some(())).await;
     running.stop().await;
 }
@@ -57,12 +58,12 @@ async fn an_upload_of_a_canceled_copy_is_aborted_when_the_registry_answers_again
 async fn an_upload_that_another_one_followed_is_aborted_when_the_registry_answers_again() {
     let registry = QuirkyRegistry::start(SPECIFIED).await;
     let (mut refused, mut hung) = (false, false);
-    let proxy = Proxy::start(registry.address, move |seen: &Seen| {
+    let proxy = Proxy::start(registry.address, move |seen: &ReceivedRequest| {
         if aborts(seen) && !std::mem::replace(&mut hung, true) {
-            return Act::Hang;
+            return Action::Hang;
         }
         let refuses = seen.method == Method::PATCH && !std::mem::replace(&mut refused, true);
-        if refuses { Act::Answer(StatusCode::GONE, Vec::new(), String::new()) } else { Act::Pass }
+        if refuses { Action::Answer(StatusCode::GONE, Vec::new(), String::new()) } else { Action::Pass }
     })
     .await;
     let running = to(&proxy).await;

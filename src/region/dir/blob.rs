@@ -66,7 +66,7 @@ pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Byte
     if actual == blob.digest {
         Ok(content.into())
     } else {
-        Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })
+        Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual: Box::new(actual) })
     }
 }
 
@@ -181,7 +181,7 @@ pub fn verify(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> 
         return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual: size });
     }
     if actual != blob.digest {
-        return Err(Error::DigestMismatch { image: path.to_owned(), expected: blob.digest, actual });
+        return Err(Error::DigestMismatch { image: path.to_owned(), expected: blob.digest, actual: Box::new(actual) });
     }
     Ok(())
 }

@@ -173,7 +173,7 @@ impl Source for ObjectStore {
         if actual == manifest.digest {
             Ok(content)
         } else {
-            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual })
+            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual: Box::new(actual) })
         }
     }
 

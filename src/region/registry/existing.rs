@@ -201,7 +201,7 @@ impl RegistryStore {
             return Ok(());
         }
         let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
-        Err(Error::DigestMismatch { image, expected, actual })
+        Err(Error::DigestMismatch { image, expected, actual: Box::new(actual) })
     }
 }
 

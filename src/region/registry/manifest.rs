@@ -178,7 +178,7 @@ impl RegistryStore {
         }
         match told_digest(response.headers()) {
             Some(actual) if !actual.matches(&content) => {
-                Err(Error::DigestMismatch { image: what, expected: manifest.digest, actual })
+                Err(Error::DigestMismatch { image: what, expected: manifest.digest, actual: Box::new(actual) })
             }
             _ => Ok(response.headers().clone()),
         }

@@ -241,7 +241,7 @@ impl Source for RegistryStore {
         match found {
             Some(found) if found.digest != digest => {
                 let image = name.to_string();
-                Err(Error::DigestMismatch { image, expected: digest, actual: found.digest })
+                Err(Error::DigestMismatch { image, expected: digest, actual: Box::new(found.digest) })
             }
             found => Ok(found),
         }
@@ -267,7 +267,7 @@ impl Source for RegistryStore {
             Ok(content)
         } else {
             let image = name.to_string();
-            Err(Error::DigestMismatch { image, expected: manifest.digest, actual: found.digest })
+            Err(Error::DigestMismatch { image, expected: manifest.digest, actual: Box::new(found.digest) })
         }
     }
 

@@ -345,7 +345,9 @@ async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<(
         None | Some(Err(_)) => Ok(()),
         // What is said by another algorithm can't be compared.
         Some(Ok(digest)) if digest == blob.digest || digest.algorithm() != blob.digest.algorithm() => Ok(()),
-        Some(Ok(actual)) => Err(Error::DigestMismatch { image: what, expected: blob.digest, actual }.into()),
+        Some(Ok(actual)) => {
+            Err(Error::DigestMismatch { image: what, expected: blob.digest, actual: Box::new(actual) }.into())
+        }
     }
 }
 

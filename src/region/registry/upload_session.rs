@@ -183,9 +183,9 @@ impl RegistryStore {
     /// The upload that the journal has, if it is at a place that is allowed: that may have changed since.
     pub(super) fn session(&self, session: &str) -> Option<Upload> {
         let upload: Upload = serde_json::from_str(session).ok()?;
-        let urls = upload.redirect.iter().map(|redirect| &redirect.url).chain([&upload.url]);
-        let all = urls.map(|url| self.client().allow("an upload", url)).collect::<Result<()>>();
-        all.ok().map(|()| upload)
+        let is_allowed = |url| self.client().allow("an upload", url).is_ok();
+        let are_allowed = is_allowed(&upload.url) && upload.redirect.iter().all(|redirect| is_allowed(&redirect.url));
+        are_allowed.then_some(upload)
     }
 
     /// Tells the registry that an upload will not be gone on with. One that it does not have any more is as good.

@@ -40,14 +40,14 @@ pub struct BlobStream {
     /// The number of bytes that have been read.
     position: u64,
     /// The hash of the bytes before `position`; `None` if they were not read.
-    hasher: Option<ContentHasher>,
+    hasher: Option<Box<ContentHasher>>,
 }
 
 impl BlobStream {
     /// A stream for destinations that each have a number of leading bytes, or none.
     pub fn new(index: usize, blob: &Descriptor, targets: Vec<BlobTarget>) -> Self {
         let position = targets.iter().map(|target| target.offset).min().unwrap_or(0);
-        let hasher = (position == 0).then(|| blob.digest.algorithm().hasher());
+        let hasher = (position == 0).then(|| Box::new(blob.digest.algorithm().hasher()));
         Self { index, targets, position, hasher }
     }
 
@@ -75,7 +75,11 @@ impl BlobStream {
         if let Some(hasher) = self.hasher.clone() {
             let actual = hasher.finish();
             if actual != blob.digest {
-                return Err(Error::DigestMismatch { image: source.name.to_string(), expected: blob.digest, actual });
+                return Err(Error::DigestMismatch {
+                    image: source.name.to_string(),
+                    expected: blob.digest,
+                    actual: Box::new(actual),
+                });
             }
         }
         self.send_piece(Piece::End, fanout).await;

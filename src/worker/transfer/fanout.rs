@@ -45,14 +45,14 @@ pub struct Fanout {
     pub waits: Waits,
     /// The total weight that each destination is sent concurrently.
     pub weight: usize,
-    state: Mutex<Db>,
+    state: Mutex<State>,
     /// Notifies the driver of changes.
     pub changed: Notify,
 }
 
 /// The members and what is left to send.
 #[derive(Debug)]
-pub struct Db {
+pub struct State {
     pub schedule: Schedule,
     pub members: BTreeMap<MemberId, Arc<Member>>,
     next: MemberId,
@@ -99,7 +99,7 @@ pub enum Remainder {
 impl Fanout {
     /// A fan-out without members, each of which may be sent `weight` concurrently.
     pub fn new(waits: Waits, weight: usize) -> Self {
-        let state = Db {
+        let state = State {
             schedule: Schedule::default(),
             members: BTreeMap::new(),
             next: 0,
@@ -116,7 +116,7 @@ impl Fanout {
         Self { waits, weight, state: Mutex::new(state), changed: Notify::new() }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, Db> {
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,7 +200,7 @@ impl Fanout {
     }
 }
 
-impl Db {
+impl State {
     fn add(&mut self, member: Arc<Member>, missing: BTreeMap<usize, u64>) {
         self.schedule.join(member.id, missing);
         self.members.insert(member.id, member);

@@ -1,4 +1,4 @@
-//! Migrations that are interrupted after each statement that changes something, in turn: the next one completes them.
+//! Migrations that are interrupted after each writing statement in turn: the next run completes them.
 
 use std::{
     path::Path,
@@ -20,10 +20,10 @@ on_every_database! {
     migrations_at_the_same_time_wait_for_each_other
 }
 
-/// How long a migration may wait for the connection that was cut to be noticed.
+/// How long a migration may wait until the server notices that the interrupted connection is closed.
 const WAIT: Duration = Duration::from_secs(60);
 
-/// Interrupts a migration after its first statement, after its second, and so on to its last, and completes each.
+/// For each writing statement of a migration in turn, interrupts the migration after it and completes it.
 async fn a_first_start_that_was_interrupted_is_completed(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
@@ -45,14 +45,14 @@ async fn a_first_start_that_was_interrupted_is_completed(kind: Kind) {
     assert!(statement > 10, "only {statement} statements were seen");
 }
 
-/// Migrates until the writing statement of that number has been executed, and goes no further. Returns whether there are so many.
+/// Runs the migration and aborts it after the writing statement with that number. Returns whether there is one.
 async fn cut_after(url: &str, statement: usize) -> bool {
     let mut db = database::look(url).await;
     let seen = Arc::new(AtomicUsize::new(0));
     db.set_metric_callback(move |executed| {
-        // After a statement that only reads, everything is as it was before it.
+        // After a read-only statement, nothing has changed.
         if !executed.statement.sql.starts_with("SELECT") && seen.fetch_add(1, Ordering::SeqCst) + 1 == statement {
-            // Takes the task down with its connection; unlike a panic, without a word.
+            // Ends the task and drops its connection; unlike a panic, without a message.
             std::panic::resume_unwind(Box::new("cut"));
         }
     });
@@ -69,7 +69,7 @@ async fn cut_after(url: &str, statement: usize) -> bool {
     }
 }
 
-/// The whole schema and its recorded steps.
+/// Returns the definition of the schema and the recorded migrations.
 async fn contents(url: &str) -> Vec<String> {
     let db = database::look(url).await;
     let backend = db.get_database_backend();
@@ -101,7 +101,7 @@ async fn contents(url: &str) -> Vec<String> {
     lines
 }
 
-/// Three at once on an empty database: all succeed, and the steps are applied once.
+/// Three concurrent migrations of an empty database: all succeed, and each step is applied once.
 async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = empty(kind, directory.path()).await;
@@ -111,7 +111,7 @@ async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
     assert_eq!(steps.iter().sum::<usize>(), Migrator::migrations().len(), "{steps:?}");
 }
 
-/// An empty database; on SQLite, not even a file.
+/// Returns the URL of an empty database; on SQLite, without creating the file.
 async fn empty(kind: Kind, directory: &Path) -> String {
     match kind {
         Kind::Sqlite => format!("sqlite://{}/state.db", directory.display()),

@@ -1,11 +1,11 @@
-//! What is listed and found.
+//! Lists and lookups.
 
 use appferry::{
     db::{Error, ImageFilter, PageRange, SynchronizationFilter},
     domain::{Image, ImageKind, SynchronizationState, Timestamp},
 };
 
-use super::{Bench, THREE, add, ask, image, image_id};
+use super::{Fixture, THREE, add, ask, image, image_id};
 use crate::harness::database::Kind;
 
 on_every_database! {
@@ -14,8 +14,8 @@ on_every_database! {
 }
 
 async fn ids_differ_in_case_and_lists_are_in_order(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     for id in ["ci-vm-b", "ci-vm-A", "ci-vm-a", "ci-vm-B", "Zz"] {
         add(&state, id).await;
     }
@@ -50,13 +50,13 @@ async fn ids_differ_in_case_and_lists_are_in_order(kind: Kind) {
         state.image_add(&state.image_get(&image_id("Zz")).await.expect("it is there").0).await,
         Err(Error::ImageExists(_))
     ));
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn images_are_found_by_what_is_known_of_them(kind: Kind) {
     use ImageKind::{Container, Vm};
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let images = [
         ("a", "gromacs", "1", Vm, 10),
         ("b", "gromacs", "2", Vm, 30),
@@ -80,25 +80,25 @@ async fn images_are_found_by_what_is_known_of_them(kind: Kind) {
         (gromacs(), "abcd"),
         (ImageFilter { names: names(&["lammps", "Gromacs"]), ..ImageFilter::default() }, "efg"),
         (ImageFilter { kind: Some(Container), ..gromacs() }, "d"),
-        // Of those that were registered at the same time, the one with the higher id.
+        // Of images that were registered at the same time, the one with the highest id.
         (latest(), "bdeg"),
         (ImageFilter { kind: Some(Container), ..latest() }, "dg"),
         (ImageFilter { latest_only: true, ..gromacs() }, "bd"),
     ] {
-        let mut found = String::new();
+        let mut ids = String::new();
         let (mut skip, limit) = (0, 2);
         loop {
             let page = state.image_list(&filter, None, PageRange { skip, limit }, true).await.expect("a page");
             assert_eq!(page.total, Some(expected.len() as u64), "{filter:?}");
-            found.extend(page.images.iter().map(|(image, _)| image.id.to_string()));
+            ids.extend(page.images.iter().map(|(image, _)| image.id.to_string()));
             if !page.more {
                 break;
             }
             skip += limit;
         }
-        assert_eq!(found, expected, "{filter:?}");
+        assert_eq!(ids, expected, "{filter:?}");
     }
     let (versions, total) = state.image_versions(&gromacs(), PageRange { skip: 1, limit: 2 }).await.expect("versions");
     assert_eq!((versions.iter().map(|i| i.version.as_str()).collect::<Vec<_>>(), total), (vec!["3", "1"], 4));
-    bench.end().await;
+    fixture.end().await;
 }

@@ -1,4 +1,4 @@
-//! Steps of the schema.
+//! Schema migrations.
 
 use appferry::db::{Db, Error, Settings};
 use sea_orm::ConnectionTrait as _;
@@ -12,7 +12,7 @@ on_every_database! {
     digests_by_sha512_fit
 }
 
-/// Two migrations at once, and one after them: the steps are taken once.
+/// Two concurrent migrations and a later one: each step is applied once.
 async fn a_schema_is_brought_up_to_date_once(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
@@ -57,6 +57,8 @@ async fn digests_by_sha512_fit(kind: Kind) {
         ("read_blob", "region_id, location, blob", format!("'one', 'images', '{digest}'")),
         ("upload", "image_id, region_id, blob, session", format!("'a', 'one', '{digest}', ''")),
     ] {
+        // BLOB is a type in MySQL.
+        let columns = if kind == Kind::MySql { columns.replace("blob", "`blob`") } else { columns.to_owned() };
         let insert = format!("INSERT INTO {table} ({columns}) VALUES ({values})");
         db.execute_unprepared(&insert).await.unwrap_or_else(|error| panic!("{insert}: {error}"));
     }

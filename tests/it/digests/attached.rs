@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::carried;
+use super::synchronized;
 use crate::harness::{
     images::{self, MANIFEST},
-    shelf::{Habits, Shelf, describe, tag},
+    scripted_registry::{Behavior, ScriptedRegistry, describe, tag},
     site::{HOME, Site, container},
 };
 
@@ -20,14 +20,14 @@ fn digest(descriptor: &Value) -> &str {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_attached_travels_through_registries_and_layouts() {
     for lists_referrers in [true, false] {
-        let habits = Habits { lists_referrers, tags_digests: true, ..Habits::default() };
-        let source = Shelf::start(habits).await;
+        let habits = Behavior { lists_referrers, tags_digests: true, ..Behavior::default() };
+        let source = ScriptedRegistry::start(habits).await;
         let image = source.image_by("sha512", b"layer", Some("a"));
         let note = source.refer(&image, "a note");
         let of_note = source.refer(&note, "a note of the note");
         if !lists_referrers {
-            source.list(&image, &[note.clone()]);
-            source.list(&note, &[of_note.clone()]);
+            source.list(&image, std::slice::from_ref(&note));
+            source.list(&note, std::slice::from_ref(&of_note));
         }
         // As cosign attaches a signature: by a tag, and here by SHA-256.
         let signature = json!({
@@ -38,7 +38,7 @@ async fn what_is_attached_travels_through_registries_and_layouts() {
         let signed = tag(&image, ".sig");
         assert_eq!(signed.len(), "sha512-.sig".len() + 64);
         let signature = source.manifest(MANIFEST, &signature, Some(&signed));
-        let arrives = |shelf: &Shelf| {
+        let arrives = |shelf: &ScriptedRegistry| {
             assert_eq!(shelf.get("a").as_ref(), Some(&image));
             for attached in [&note, &of_note] {
                 assert_eq!(shelf.get(digest(attached)).as_ref(), Some(attached));
@@ -51,23 +51,23 @@ async fn what_is_attached_travels_through_registries_and_layouts() {
             assert_eq!(listed, [!lists_referrers; 2], "where the registry does not list them by itself");
         };
 
-        let target = Shelf::start(habits).await;
+        let target = ScriptedRegistry::start(habits).await;
         let running = Site::new().with(HOME, source.store(), "").with(REGISTRY, target.store(), "").start().await;
         let url = format!("{}/apps/a:a", source.address);
         running.images().await.add_image(container("a", &url)).await.expect("it is registered");
-        carried(&running, "a", &[REGISTRY, DIRECTORY]).await;
+        synchronized(&running, "a", &[REGISTRY, DIRECTORY]).await;
         arrives(&target);
 
         // Onward from the layout.
         let layout = running.site.image(DIRECTORY, "a");
         assert!(images::blob_path(&layout, digest(&of_note)).exists());
-        let onward = Shelf::start(habits).await;
+        let onward = ScriptedRegistry::start(habits).await;
         let site = Site::new().with(REGISTRY, onward.store(), "");
         images::copy_tree(&layout, &site.image(HOME, "a"));
         running.stop().await;
         let running = site.start().await;
         running.images().await.add_image(container("a", "oci:a")).await.expect("it is registered");
-        carried(&running, "a", &[REGISTRY]).await;
+        synchronized(&running, "a", &[REGISTRY]).await;
         arrives(&onward);
         running.stop().await;
     }

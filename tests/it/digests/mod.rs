@@ -36,14 +36,14 @@ async fn root_of(running: &Running, name: &str) -> String {
     image.digest
 }
 
-async fn synchronized(running: &Running, app: &str, regions: &[&str]) -> Synchronization {
+async fn finished(running: &Running, app: &str, regions: &[&str]) -> Synchronization {
     let request = running.synchronize(app, regions).await.expect("it is accepted");
     running.finished(&request).await
 }
 
-/// Synchronizes an image, which must arrive at the first attempt, and whole.
-async fn carried(running: &Running, app: &str, regions: &[&str]) -> Vec<RegionSynchronization> {
-    let done = synchronized(running, app, regions).await;
+/// Synchronizes an image, which must be available at the first attempt, without warnings.
+async fn synchronized(running: &Running, app: &str, regions: &[&str]) -> Vec<RegionSynchronization> {
+    let done = finished(running, app, regions).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     for region in &done.regions {
         assert_eq!((region.attempt, region.warnings.len()), (1, 0), "{region:?}");
@@ -53,7 +53,7 @@ async fn carried(running: &Running, app: &str, regions: &[&str]) -> Vec<RegionSy
 
 /// Synchronizes an image to a region that must refuse it for good. Returns what it says.
 async fn refused(running: &Running, app: &str, region: &str) -> String {
-    let done = synchronized(running, app, &[region]).await;
+    let done = finished(running, app, &[region]).await;
     let [region] = &done.regions[..] else { panic!("{done:?}") };
     assert_eq!((region.state(), region.attempt), (RegionState::Failed, 1), "trying again is of no use: {region:?}");
     region.error.as_ref().expect("a reason").message.clone()

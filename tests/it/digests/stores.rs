@@ -9,15 +9,15 @@ use appferry::{
 };
 use object_store::ObjectStoreExt as _;
 
-use super::{LAYERS, MANIFEST, WHOLE, add, carried};
+use super::{LAYERS, MANIFEST, WHOLE, add, synchronized};
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, Algorithms, noise},
-    keeping::KeepingRegistry,
     oci_registry::OciRegistry,
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     registry::Registry,
-    shelf::{Habits, Shelf},
+    resumable_registry::ResumableRegistry,
+    scripted_registry::{Behavior, ScriptedRegistry},
     site::{HOME, Running, Site},
     until,
 };
@@ -60,7 +60,7 @@ async fn an_image_arrives_in_every_kind_of_store_whatever_its_digests_are_by() {
     for (seed, (name, by)) in (1..).zip([("whole", WHOLE), ("layers", LAYERS), ("manifest", MANIFEST)]) {
         let root = add(&running, name, by, &[noise(200_000, seed), noise(9 * MIB, seed + 10)]).await;
         assert!(root.starts_with(by.manifest), "{root}");
-        carried(&running, name, &[]).await;
+        synchronized(&running, name, &[]).await;
         is_intact(&running, name).await;
 
         // By other means than the service's.
@@ -89,8 +89,8 @@ async fn a_layer_that_another_image_has_is_taken_from_there() {
     add(&running, "one", WHOLE, &[noise(300_000, 1), noise(1_000, 2)]).await;
     add(&running, "two", LAYERS, &[noise(300_000, 1), noise(1_000, 3)]).await;
     let regions = ["cn-shanghai", "cn-shenzhen"];
-    carried(&running, "one", &regions).await;
-    for region in carried(&running, "two", &regions).await {
+    synchronized(&running, "one", &regions).await;
+    for region in synchronized(&running, "two", &regions).await {
         assert!(region.bytes_skipped >= 300_000, "{region:?}");
     }
     let layer = images::layers(&running.site.image(HOME, "two"))[0].clone();
@@ -111,7 +111,7 @@ async fn a_blob_that_is_damaged_is_found_and_made_good() {
         .start()
         .await;
     add(&running, "a", LAYERS, &[noise(200_000, 1), noise(300_000, 2)]).await;
-    carried(&running, "a", &[]).await;
+    synchronized(&running, "a", &[]).await;
     is_intact(&running, "a").await;
 
     let layer = images::layers(&running.site.image(HOME, "a"))[0].clone();
@@ -130,7 +130,7 @@ async fn a_blob_that_is_damaged_is_found_and_made_good() {
         assert_eq!(region.intactness(), Intactness::Damaged, "{region:?}");
         assert!(region.problems.len() == 1 && region.problems[0].contains(&layer), "{region:?}");
     }
-    carried(&running, "a", &["cn-beijing", "cn-shanghai", "cn-shenzhen"]).await;
+    synchronized(&running, "a", &["cn-beijing", "cn-shanghai", "cn-shenzhen"]).await;
     is_intact(&running, "a").await;
     running.stop().await;
 }
@@ -138,10 +138,10 @@ async fn a_blob_that_is_damaged_is_found_and_made_good() {
 /// Parts of a blob that have been sent are not sent again, though the service has been restarted since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_outlives_its_worker() {
-    let (bucket, keeping) = (Bucket::start().await, KeepingRegistry::start().await);
+    let (bucket, keeping) = (Bucket::start().await, ResumableRegistry::start().await);
     // The bucket is sent three parts at a time.
-    let to_bucket = Proxy::start(bucket.address, |_: &Seen| Act::Throttle(8 << 20)).await;
-    let to_registry = Proxy::start(keeping.address, |_: &Seen| Act::Throttle(24 << 20)).await;
+    let to_bucket = Proxy::start(bucket.address, |_: &ReceivedRequest| Action::Throttle(8 << 20)).await;
+    let to_registry = Proxy::start(keeping.address, |_: &ReceivedRequest| Action::Throttle(24 << 20)).await;
     let running = Site::new()
         .with("cn-beijing", to_registry.store("apps"), "")
         .with("cn-shanghai", format!("s3://{BUCKET}/x"), bucket.keys(to_bucket.address))
@@ -153,7 +153,7 @@ async fn an_upload_outlives_its_worker() {
     until("half of it", async || (to_registry.up() > 80 << 20 && to_bucket.up() > 45 << 20).then_some(())).await;
     let site = running.stop().await;
     for proxy in [&to_bucket, &to_registry] {
-        proxy.rule(|_| Act::Pass);
+        proxy.rule(|_| Action::Pass);
     }
     let running = site.start().await;
     let done = running.finished(&request).await;
@@ -173,9 +173,9 @@ async fn an_upload_outlives_its_worker() {
 /// The same in a directory, where nothing is left behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_file_outlives_its_worker() {
-    let source = Shelf::start(Habits::default()).await;
+    let source = ScriptedRegistry::start(Behavior::default()).await;
     source.image_by("sha512", &noise(80 * MIB, 1), Some("a"));
-    let slow = |seen: &Seen| if seen.reads_blob() { Act::Throttle(20 << 20) } else { Act::Pass };
+    let slow = |seen: &ReceivedRequest| if seen.reads_blob() { Action::Throttle(20 << 20) } else { Action::Pass };
     let proxy = Proxy::start(source.address, slow).await;
     let running = Site::new().with(HOME, proxy.store("apps"), "").start().await;
     let url = format!("{}/apps/a:a", proxy.address);
@@ -190,7 +190,7 @@ async fn a_large_file_outlives_its_worker() {
     let request = running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
     until("some of it", async || begun().filter(|length| *length > 30 << 20)).await;
     let site = running.stop().await;
-    proxy.rule(|_| Act::Pass);
+    proxy.rule(|_| Action::Pass);
     let running = site.start().await;
     let done = running.finished(&request).await;
     assert!(done.regions[0].bytes_skipped >= 30 << 20, "{done:?}");

@@ -1,4 +1,5 @@
-//! Signed requests: whatever headers, paths and queries are like, what is signed is verified, and nothing else is.
+//! Fuzz target for signed requests: for any headers, paths and queries, a valid signature is accepted and nothing else
+//! is.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ fn directory() -> Authenticator {
     Credentials { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Credentials::default() }.into()
 }
 
-/// A line with method, path and query; lines of headers; an empty line; the content.
+/// The input: a line with method, path and query; header lines; an empty line; the content.
 pub fn run(data: &[u8]) {
     let (head, content) = match data.windows(2).position(|two| two == b"\n\n") {
         Some(end) => (&data[..end], &data[end + 2..]),
@@ -49,8 +50,8 @@ pub fn run(data: &[u8]) {
         let request = SignedRequest { method, path, query, headers, authority: Some("localhost") };
         directory.access_keys().verify(&request, content, now)
     };
-    assert!(verify(&headers, query, content).is_err(), "nobody signed it");
-    // And now properly, if that can be done.
+    assert!(verify(&headers, query, content).is_err(), "it is not signed");
+    // Then signs the same request properly, if that is possible.
     headers.remove("authorization");
     headers.insert("x-acs-content-sha256", hex::encode(Sha256::digest(content)).parse().expect("a value"));
     if !content.is_empty() {
@@ -62,7 +63,7 @@ pub fn run(data: &[u8]) {
     headers.insert("authorization", authorization);
     match verify(&headers, query, content) {
         Ok(_) => {}
-        // Its date or its nonce may be none.
+        // The date or the nonce may be invalid.
         Err(AuthError::Signature(why)) => assert!(why.contains("x-acs-date") || why.contains("nonce"), "{why}"),
         Err(other) => panic!("{other}"),
     }

@@ -1,4 +1,5 @@
-//! JSON Web Tokens and key sets: whatever is shown never panics and proves nothing, and of what is signed only what it should.
+//! Fuzz target for JSON Web Tokens and key sets: no input causes a panic, unsigned input never authenticates, and
+//! signed input only if its claims are valid.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +11,7 @@ use appferry::{
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
 
-/// A pair that was made for this.
+/// A key pair for these tests.
 const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIBOS7uNzv7dcWRKmMPc+DRLCzKgdnSziuUn0zuxb1zyj\n-----END PRIVATE KEY-----\n";
 const PUBLIC: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"ed","use":"sig","x":"Uy2NhcyoazJd8nvnGkKwuvRhTj3tODD1tDZmvq8M480"}]}"#;
 const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -35,8 +36,8 @@ pub fn run(data: &[u8]) {
     let _ = KeySet::parse(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
     let directory = directory();
-    assert!(directory.bearer(text, NOW).is_err(), "nobody signed it");
-    // Claims that somebody did sign.
+    assert!(directory.bearer(text, NOW).is_err(), "it is not signed");
+    // Signs the input as claims.
     let Ok(claims) = serde_json::from_str::<Map<String, Value>>(text) else { return };
     let key = EncodingKey::from_ed_pem(PRIVATE.as_bytes()).expect("a key");
     let Ok(token) = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key) else { return };

@@ -1,4 +1,4 @@
-//! OCI image layouts, made and checked by hand: the tests trust nothing of what they test.
+//! Creates and verifies OCI image layouts, independently of the code under test.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ pub fn matches(digest: &str, content: &[u8]) -> bool {
     ["sha256", "sha512"].contains(&algorithm) && digest_by(algorithm, content) == digest
 }
 
-/// Some bytes that nobody else has.
+/// Returns pseudorandom bytes that differ for every seed.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     // xorshift64*: fast, and different for every seed.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -42,7 +42,7 @@ pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     words.flatten().take(length).collect()
 }
 
-/// Where a layout has a blob.
+/// Returns the path of a blob in a layout.
 pub fn blob_path(layout: &Path, digest: &str) -> PathBuf {
     layout.join("blobs").join(digest.replacen(':', "/", 1))
 }
@@ -59,7 +59,7 @@ fn put_by(algorithm: &str, layout: &Path, media_type: &str, content: &[u8]) -> V
     json!({ "mediaType": media_type, "digest": digest, "size": content.len() })
 }
 
-/// By which algorithms an image's manifest, its configuration and its layers are known.
+/// Digest algorithms of an image's manifest, configuration and layers.
 #[derive(Debug, Clone, Copy)]
 pub struct Algorithms {
     pub manifest: &'static str,
@@ -67,7 +67,7 @@ pub struct Algorithms {
     pub layers: &'static str,
 }
 
-/// Writes an image's manifest and its blobs into a layout, and returns its descriptor.
+/// Writes an image's manifest and its blobs to a layout, and returns its descriptor.
 fn put_image(layout: &Path, layers: &[Vec<u8>], config: &Value) -> Value {
     put_image_by(Algorithms { manifest: "sha256", config: "sha256", layers: "sha256" }, layout, layers, config)
 }
@@ -99,7 +99,7 @@ pub fn write(layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image whose parts are known by these algorithms. Returns the digest of its manifest.
+/// Writes a layout of one image with digests of these algorithms. Returns the digest of its manifest.
 #[allow(dead_code, reason = "no bench does")]
 pub fn write_by(by: Algorithms, layout: &Path, layers: &[Vec<u8>]) -> String {
     begin(layout);
@@ -108,7 +108,7 @@ pub fn write_by(by: Algorithms, layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image of this configuration under a name. Returns the digest of its manifest.
+/// Writes a layout of one image with this configuration under a name. Returns the digest of its manifest.
 pub fn write_called(layout: &Path, layers: &[Vec<u8>], config: &Value, name: &str) -> String {
     begin(layout);
     let mut manifest = put_image(layout, layers, config);
@@ -117,7 +117,7 @@ pub fn write_called(layout: &Path, layers: &[Vec<u8>], config: &Value, name: &st
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes an image for two architectures into a layout, and returns the descriptor of its index.
+/// Writes an image for two architectures to a layout, and returns the descriptor of its index.
 fn put_platforms(layout: &Path) -> Value {
     let shared = noise(3_000, 1);
     let entries: Vec<_> = ["amd64", "arm64"]
@@ -142,7 +142,8 @@ pub fn write_platforms(layout: &Path) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the index.
+/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the
+/// index.
 pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     begin(layout);
     let mut index = put_platforms(layout);
@@ -153,7 +154,7 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image with layers of these sizes, one after the other: they may be larger than memory.
+/// Writes a layout of one image with layers of these sizes, one at a time: they may be larger than memory.
 #[allow(dead_code, reason = "the bench of carrying uses it")]
 pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     begin(layout);
@@ -184,17 +185,17 @@ pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     end(layout, &json!([put(layout, MANIFEST, manifest.to_string().as_bytes())]));
 }
 
-/// The files below a directory.
+/// Returns the files below a directory.
 pub fn files(directory: &Path) -> Vec<PathBuf> {
     let mut open = vec![directory.to_owned()];
-    let mut found = Vec::new();
+    let mut files_found = Vec::new();
     while let Some(directory) = open.pop() {
         for entry in std::fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
-            if path.is_dir() { open.push(path) } else { found.push(path) }
+            if path.is_dir() { open.push(path) } else { files_found.push(path) }
         }
     }
-    found
+    files_found
 }
 
 /// Copies the files below a directory.
@@ -206,7 +207,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The digests of a layout's layers, in order.
+/// Returns the digests of a layout's layers, in order.
 pub fn layers(layout: &Path) -> Vec<String> {
     let index: Value = read(&layout.join("index.json"));
     let manifest = index["manifests"][0]["digest"].as_str().expect("a digest");
@@ -219,8 +220,8 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).expect("it is there")).expect("it is JSON")
 }
 
-/// Reads a layout again, from its index down: everything that is referred to must be there and have its digest, and every file
-/// must be referred to. Returns the digest of its root.
+/// Verifies a layout from its index down: every referenced file exists and has its digest, and every file is
+/// referenced. Returns the digest of its root.
 pub fn verify(layout: &Path) -> String {
     let index = read(&layout.join("index.json"));
     let entries = index["manifests"].as_array().expect("entries");
@@ -248,7 +249,7 @@ pub fn verify(layout: &Path) -> String {
     entries[0]["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Whether a layout shows an image.
+/// Returns whether a layout has a published image.
 pub fn visible(layout: &Path) -> bool {
     layout.join("index.json").exists()
 }

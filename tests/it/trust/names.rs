@@ -1,4 +1,4 @@
-//! One name in a region belongs to one image.
+//! A name in a region belongs to one image.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use appferry::contract::v1::{
 use object_store::ObjectStoreExt as _;
 use tonic::Code;
 
-use super::{REGION, VERIFIED, between, carried, image, layout, only, reason, register, says};
+use super::{REGION, VERIFIED, between, image, layout, only, reason, register, says, synchronized};
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
@@ -17,7 +17,7 @@ use crate::harness::{
     site::{ADMIN, HOME, Running, Site, ask, container},
 };
 
-/// The digest that a tag names in a registry.
+/// Returns the digest that a tag refers to in a registry.
 fn tag(registry: &Registry, name: &str) -> String {
     let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &registry.docker(name)]);
     images::digest(raw.as_bytes())
@@ -40,11 +40,11 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
     register(&running, "one", &url).await;
     register(&running, "same", &url).await;
     for id in ["one", "same"] {
-        assert_eq!(says(&carried(&running, id, REGION).await), VERIFIED, "{id}");
+        assert_eq!(says(&synchronized(&running, id, REGION).await), VERIFIED, "{id}");
     }
     let before = tag(&source, "apps/a:1");
 
-    // The tag has moved at home: that is shown, and the copy goes by the digest.
+    // The tag has moved in the home region: a warning says so, and the copy uses the digest.
     source.push(&newer, "apps/a:1");
     let after = tag(&source, "apps/a:1");
     let shown = image(&running, "one").await;
@@ -69,8 +69,8 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
         assert!(refused.message().contains("superseded by two"), "{refused:?}");
     }
     assert_eq!(tag(&target, "apps/a:1"), before, "nothing has moved yet");
-    assert_eq!(says(&carried(&running, "two", REGION).await), VERIFIED);
-    assert_eq!(tag(&target, "apps/a:1"), after, "what this service put there, it may replace");
+    assert_eq!(says(&synchronized(&running, "two", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), after, "an image of this service may be replaced");
     running.stop().await;
 }
 
@@ -96,7 +96,7 @@ async fn an_image_that_is_named_by_its_digest_too_is_that_one() {
         assert!(refused.message().contains("registry_url"), "{refused:?}");
     }
     register(&running, "one", &format!("{url}@{before}")).await;
-    assert_eq!(says(&carried(&running, "one", REGION).await), VERIFIED);
+    assert_eq!(says(&synchronized(&running, "one", REGION).await), VERIFIED);
     assert_eq!(tag(&target, "apps/a:1"), before, "it is called by its tag");
     let shown = image(&running, "one").await;
     let home = shown.additional_regions_info.iter().find(|info| info.region_id == HOME).expect("the region");
@@ -153,7 +153,7 @@ async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
     let theirs = tag(&target, "apps/a:1");
     let running = site.start().await;
     register(&running, "a", &format!("{}/apps/a:1", source.address)).await;
-    let refused = carried(&running, "a", REGION).await;
+    let refused = synchronized(&running, "a", REGION).await;
     assert_eq!((refused.state(), refused.attempt, refused.bytes_copied), (RegionState::Failed, 1, 0));
     assert!(reason(&refused).contains(&theirs) && reason(&refused).contains("overwrite"), "{refused:?}");
     assert_eq!(tag(&target, "apps/a:1"), theirs);
@@ -162,7 +162,7 @@ async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// What lies in the image's place is neither replaced nor touched.
+/// A foreign layout in the image's place is neither replaced nor modified by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let bucket = Bucket::start().await;
@@ -174,7 +174,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let index = fs::read(theirs.join("index.json")).expect("an index");
     bucket.objects().put(&"x/a/index.json".into(), index.clone().into()).await.expect("it is put");
     for region in [REGION, "cn-shanghai"] {
-        let refused = carried(&running, "a", region).await;
+        let refused = synchronized(&running, "a", region).await;
         assert_eq!((refused.state(), refused.attempt), (RegionState::Failed, 1), "{refused:?}");
         assert!(reason(&refused).contains(&root) && reason(&refused).contains("overwrite"), "{refused:?}");
     }
@@ -189,7 +189,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// The same by the command line.
+/// The same with the command line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     let (source, target) = (Registry::start().await, Registry::start().await);

@@ -178,5 +178,9 @@ mod tests {
             drop(request);
         }
         batches.abort();
+        assert!(batches.await.expect_err("the batches run until they are aborted").is_cancelled());
+        let rows = rows(&writer, &pool).await;
+        assert!(rows.starts_with(&(1..=20).collect::<Vec<_>>()), "every turn has written: {rows:?}");
+        assert!(rows.len() > 20, "batches have written in between");
     }
 }

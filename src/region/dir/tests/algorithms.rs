@@ -51,7 +51,7 @@ async fn what_has_another_digest_is_neither_written_nor_read() {
     assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Absent);
     match place.store.read_manifest(&name(), &blob).await {
         Err(Error::DigestMismatch { expected, actual, .. }) => {
-            assert_eq!((expected, actual), (blob.digest, Algorithm::Sha512.digest(b"wrong")));
+            assert_eq!((expected, *actual), (blob.digest, Algorithm::Sha512.digest(b"wrong")));
         }
         other => panic!("{other:?}"),
     }
@@ -95,7 +95,7 @@ async fn what_is_left_over_goes_with_its_directory() {
     let found = left().await;
     assert!(place.store.clear_leftover(&found[0]).await.expect("it is removed"));
     let kept: Vec<_> = fs::read_dir(place.file(DIRECTORY)).expect("a directory").flatten().collect();
-    assert_eq!(kept.iter().map(fs::DirEntry::path).collect::<Vec<_>>(), [foreign.clone()]);
+    assert_eq!(kept.iter().map(fs::DirEntry::path).collect::<Vec<_>>(), std::slice::from_ref(&foreign));
     assert!(!place.file("blobs/sha256").exists());
     fs::remove_file(foreign).expect("it was there");
     place.write(&good(9), &long_tree("a")).await;

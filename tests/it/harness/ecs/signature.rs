@@ -1,4 +1,4 @@
-//! The signatures of requests to the provider, each verified.
+//! Verification of the signatures of requests to the provider.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use http::{HeaderMap, request::Parts};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Refused, world::World};
+use super::{Refused, provider::Provider};
 
-/// The parameters of a query and of a form.
+/// Decodes the parameters of a query and of a form.
 pub fn parameters(query: &str, content: &[u8]) -> Vec<(String, String)> {
     let pairs = |text| url::form_urlencoded::parse(text).into_owned();
     pairs(query.as_bytes()).chain(pairs(content)).collect()
@@ -22,8 +22,8 @@ pub fn header(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// All of a request that a signature may cover, and the signature.
-pub fn told(parts: &Parts) -> Value {
+/// Returns everything that a signature may cover, and the signature.
+pub fn signed_fields(parts: &Parts) -> Value {
     let all = parts.headers.keys().map(|name| (name.to_string(), header(&parts.headers, name.as_str()).into()));
     json!({
         "method": parts.method.as_str(),
@@ -33,8 +33,8 @@ pub fn told(parts: &Parts) -> Value {
     })
 }
 
-impl World {
-    /// Whether the request is signed by somebody who is known, now, and once.
+impl Provider {
+    /// Checks that the request is signed with a known key, recently, and with a fresh nonce.
     pub fn verify(&mut self, parts: &Parts, content: &[u8]) -> Result<(), Refused> {
         let refuse = |status, code: &str| Err(Refused::new(status, code, "The request is not signed as it should be."));
         let Some(shown) = AuthorizationHeader::parse(&parts.headers) else { return refuse(400, "MissingSignature") };
