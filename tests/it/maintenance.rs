@@ -134,7 +134,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
     let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
     let running = tokio::spawn(maintenance.run(fixture.stop.clone()));
     until("the uploads of the healthy region", async || (fixture.abandoned(HEALTHY).await == 0).then_some(())).await;
-    until("the requeueing of the orphan", async || {
+    until("the requeuing of the orphan", async || {
         let synchronization = fixture.state.synchronization_get(orphan).await.expect("it is known");
         synchronization.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
     })

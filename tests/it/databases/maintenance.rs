@@ -52,7 +52,7 @@ async fn what_was_left_behind_is_rescued_and_what_is_old_forgotten(kind: Kind) {
     let a = add(&state, "a").await;
     let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let left = claim_within(&state, "gone", 1, SHORT, &BTreeMap::new(), 0).await.remove(0);
-    until("the requeueing", async || (state.requeue_expired().await.expect("it answers") > 0).then_some(())).await;
+    until("the requeuing", async || (state.requeue_expired().await.expect("it answers") > 0).then_some(())).await;
     assert_eq!(status(&get(&state, id).await, "one"), RegionStatus::Pending);
     assert_eq!(verify(&state, &a, &region("one"), left.regions[0].fence).await, Err(Stale));
 
