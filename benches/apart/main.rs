@@ -1,5 +1,5 @@
-//! What one failing region costs the healthy ones: the time until two healthy registries have every image, relative to
-//! the same work without the failing region, in alternating rounds.
+//! The cost of one failing region for the healthy ones: the time until two healthy registries have every image,
+//! relative to the same work without the failing region, in alternating rounds.
 //!
 //! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or
 //! `three` processes; `1`, `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk

@@ -42,7 +42,7 @@ pub struct Frontend {
     pub health: Option<Health>,
     /// The status page, which the admin listener serves.
     pub page: Option<StatusPage>,
-    /// What a reload replaces.
+    /// The parts that a reload replaces.
     pub access: Option<Access>,
     /// The task that writes the audit log.
     pub audit: Option<JoinHandle<()>>,

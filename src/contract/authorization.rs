@@ -9,7 +9,7 @@ use super::{Error, PACKAGES};
 /// The path of a method in an HTTP/2 request, for example `/appferry.v1.AppSyncService/SynchronizeApp`.
 pub type MethodPath = String;
 
-/// What a method requires of its caller.
+/// The permission that a method requires of its caller.
 #[derive(Debug, Clone)]
 pub struct Authorization {
     /// The RAM action, for example `ehpc:SynchronizeApp`.

@@ -125,7 +125,7 @@ impl Error {
     }
 }
 
-/// What an error of the database means for the caller.
+/// The meaning of a database error for the caller.
 enum Category {
     Unreachable,
     ReadOnly,

@@ -74,7 +74,7 @@ impl Db {
         Ok(granted)
     }
 
-    /// Counts the copies in flight over all processes; `owner` tells which of them are the caller's.
+    /// Counts the copies in flight over all processes; `owner` selects those that are reported as the caller's.
     pub async fn copies_in_flight(&self, owner: &WorkerId) -> Result<Vec<CopiesInFlight>> {
         let count = async |reader| count_copies(&reader, self.0.regions.iter(), Some(owner)).await;
         self.0.connections.read(count).await

@@ -1,6 +1,6 @@
 //! A copy by ECS: its record, and the decision about the next step.
 //!
-//! ECS replies to `CopyImage` at once and copies in the background; only polling tells when the image is usable. An
+//! ECS replies to `CopyImage` at once and copies in the background; only polling shows when the image is usable. An
 //! accepted copy is recorded as a generation: every request of a generation has the same client token and so leads to
 //! the same image, however often and from wherever it is sent. A new generation begins only once the image of the last
 //! one is known to be unusable.

@@ -1,6 +1,8 @@
-//! An image in a tar: an OCI image layout, as `docker save`, `podman save --format oci-archive` and skopeo's `oci-archive:` write it; or
-//! docker's older form, a `manifest.json` that names configurations and layers, as `docker save` before version 25, `podman save` and
-//! `crane pull` write it. It is read where it lies.
+//! Source of images in an uncompressed tar archive, which is read in place.
+//!
+//! The archive is an OCI image layout (`docker save`, `podman save --format oci-archive`, skopeo's `oci-archive:`), or
+//! has docker's older format: a `manifest.json` that lists configurations and layers (`docker save` before version 25,
+//! `podman save`, `crane pull`).
 
 mod docker;
 mod layer;
@@ -24,9 +26,9 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, ImageName};
 
-/// The most files in an archive.
+/// Maximum number of files in an archive.
 const MAX_MEMBERS: usize = 200_000;
-/// What a file begins with that is a compressed tar, and what uncompresses it.
+/// Magic numbers of compressed files, and the program that decompresses each.
 const COMPRESSIONS: [(&[u8], &str); 4] = [
     (&[0x1f, 0x8b], "gunzip"),
     (&[0x28, 0xb5, 0x2f, 0xfd], "unzstd"),
@@ -34,40 +36,40 @@ const COMPRESSIONS: [(&[u8], &str); 4] = [
     (b"BZh", "bunzip2"),
 ];
 
-/// A part of the archive's file.
+/// A byte range of the archive's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Part {
     from: u64,
     size: u64,
 }
 
-/// An archive of images.
+/// An archive of one or more images.
 #[derive(Debug, Clone)]
 pub struct Archive {
     contents: Arc<Contents>,
-    /// The image that is meant, where there are several.
+    /// Selects the image if the archive has several.
     name: Option<String>,
 }
 
 #[derive(Debug)]
 struct Contents {
     path: PathBuf,
-    /// The index of its layout, its own or one that was made of docker's list.
+    /// The index of the layout: the archive's own, or one generated from docker's list.
     index: Bytes,
     blobs: HashMap<Digest, Part>,
-    /// Manifests that were made, and are nowhere in the file.
+    /// Generated manifests, which are not in the file.
     made: HashMap<Digest, Bytes>,
 }
 
 impl Archive {
-    /// Opens an archive, whose image is the one called `name`, or the only one.
+    /// Opens an archive and selects the image called `name`, or the only one.
     pub async fn open(path: &Path, name: Option<String>) -> Result<Self> {
         let path = path.to_owned();
         let contents = tokio::task::spawn_blocking(move || Contents::read(path));
         Ok(Self { contents: Arc::new(contents.await.map_err(|_| Error::Interrupted)??), name })
     }
 
-    /// The same archive, whose image is the one called `name`, or the only one.
+    /// Returns the same archive with the image called `name` selected, or the only one.
     #[must_use]
     pub fn with_name(&self, name: Option<String>) -> Self {
         Self { name, ..self.clone() }
@@ -102,7 +104,7 @@ impl Contents {
     }
 }
 
-/// Where the files of an archive lie in it.
+/// The byte ranges of an archive's files, by normalized path.
 struct Members<'a> {
     path: &'a Path,
     parts: HashMap<String, Part>,
@@ -134,7 +136,7 @@ impl<'a> Members<'a> {
                 links.push((if kind.is_symlink() { beside(&name, &to) } else { plain(&to) }, name));
             }
         }
-        // Older versions of docker link a layer that comes twice to where it came first.
+        // Older versions of docker write a repeated layer as a link to its first occurrence.
         for (to, name) in links {
             if let Some(part) = parts.get(&to).copied() {
                 parts.insert(name, part);
@@ -147,7 +149,7 @@ impl<'a> Members<'a> {
         Ok(file_part::read_whole(self.path, part.from, part.size)?.into())
     }
 
-    /// A file that is read whole; nothing if there is none.
+    /// Reads a small file whole. Returns `None` if the archive has no such file.
     fn small(&self, member: &str) -> Result<Option<Bytes>> {
         let Some(part) = self.parts.get(member) else { return Ok(None) };
         if part.size > MAX_MANIFEST_BYTES {
@@ -158,7 +160,7 @@ impl<'a> Members<'a> {
     }
 }
 
-/// A path within an archive, in one way of writing it.
+/// Normalizes a path within an archive.
 fn plain(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -173,7 +175,7 @@ fn plain(path: &str) -> String {
     parts.join("/")
 }
 
-/// Where a symbolic link leads that lies at `path`.
+/// Resolves the target of a symbolic link at `path`.
 fn beside(path: &str, to: &str) -> String {
     let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
     plain(&format!("{directory}/{to}"))

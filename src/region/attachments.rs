@@ -1,7 +1,8 @@
-//! Finding what is attached to an image: what refers to its manifests (OCI distribution specification 1.1, "Listing Referrers"), and
-//! images that bear its digest in their tags, as cosign's signatures do. What is attached to an attachment is found as well.
+//! Finds the attachments of an image: manifests that refer to its manifests (OCI distribution specification 1.1,
+//! "Listing Referrers"), and images whose tags have its digest, as cosign's signatures do. Attachments of attachments
+//! are included.
 //!
-//! Nothing here fails: an attachment that can't be had is left out, and a warning says which and why.
+//! Nothing here fails: an attachment that can't be read is left out with a warning.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -21,20 +22,21 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, ImageName};
 
-/// Manifests whose attachments are looked for at the same time.
+/// Manifests whose attachments are listed concurrently.
 const LISTS_AT_ONCE: usize = 8;
-/// Attachments that are read at the same time.
+/// Attachments that are read concurrently.
 const READS_AT_ONCE: usize = 8;
-/// After so many manifests whose attachments could not be looked for, those of the others are not looked for: a registry that refuses
-/// would be asked for each of a thousand.
+/// After this many failed listings the remaining manifests are skipped, so that a registry which refuses is not asked
+/// for each of a thousand manifests.
 const MAX_REFUSALS: usize = 4;
-/// The most manifests without a name that are read.
+/// The limit of unnamed manifests that are read.
 const MAX_UNNAMED: usize = 1_000;
-/// How long is waited each time before what a list names and its store did not find is looked for again. Several servers may answer for one
-/// registry, and not all of them know at once what was pushed to one (oras-project/oras#1892). It is waited for all of an image together.
+/// The waits before missing attachments of an image are read again. Several servers may answer for one registry, and
+/// some of them may not have yet what was pushed to another (oras-project/oras#1892). One wait serves all attachments
+/// of an image.
 const LOOKED_FOR_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
-/// Adds to a tree whatever is attached to it, within what is left of its budget.
+/// Adds the attachments to a tree, within the rest of its budget.
 pub(super) async fn gather(
     source: &dyn Source,
     name: &ImageName,
@@ -61,41 +63,41 @@ struct Gathering<'a> {
     name: &'a ImageName,
     tree: &'a mut Tree,
     budget: Budget,
-    /// The manifests whose attachments have been looked for, or are about to be.
+    /// The manifests whose attachments were listed or are due to be.
     known: HashSet<Digest>,
-    /// Where each blob is in the tree.
+    /// The place of each blob in the tree.
     places: HashMap<Digest, usize>,
-    /// Manifests without a name, by what they refer to.
+    /// Unnamed manifests by their subjects.
     unnamed: HashMap<Digest, Vec<Entry>>,
-    /// What a remote store names, and did not find.
+    /// Attachments that a remote store lists but did not find.
     missed: Vec<Missed>,
 }
 
-/// Something attached that a store names and did not find.
+/// An attachment that a store lists but did not find.
 struct Missed {
     subject: Digest,
     candidate: Candidate,
     error: Error,
 }
 
-/// What was found of one manifest.
+/// The attachments found for one manifest.
 struct Found {
     subject: Digest,
     listing: Result<Listing>,
     tagged: Vec<(String, Result<Option<Descriptor>>)>,
 }
 
-/// Something attached that is to be read.
+/// An attachment to read.
 struct Candidate {
     descriptor: Descriptor,
     found_by: FoundBy,
 }
 
-/// What says that something is attached.
+/// The evidence of an attachment.
 enum FoundBy {
-    /// An entry of a list.
+    /// An entry of a list of referrers.
     Entry(Entry),
-    /// A tag of its own.
+    /// A tag that has the subject's digest.
     Tag(String),
 }
 
@@ -122,7 +124,8 @@ impl Gathering<'_> {
         }
     }
 
-    /// Looks for what is attached to some manifests, and to what is attached to them. Returns of how many it was not looked for.
+    /// Lists the attachments of manifests, and the attachments of those. Returns the number of manifests that were
+    /// skipped.
     async fn look_for_all(
         &mut self,
         mut subjects: Vec<Digest>,
@@ -145,7 +148,7 @@ impl Gathering<'_> {
         passed_over
     }
 
-    /// Reads again what was not found. Returns the manifests whose own attachments have to be looked for.
+    /// Reads missing attachments again. Returns the manifests whose own attachments are to be listed.
     async fn read_missed(&mut self) -> Vec<Digest> {
         let mut by_subject: BTreeMap<Digest, Vec<Candidate>> = BTreeMap::new();
         for Missed { subject, candidate, .. } in std::mem::take(&mut self.missed) {
@@ -163,7 +166,7 @@ impl Gathering<'_> {
         self.tree.warnings.add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
     }
 
-    /// Reads the manifests that have no name, to know what they refer to.
+    /// Reads the unnamed manifests to learn their subjects.
     async fn read_unnamed(&mut self, entries: &[Entry]) {
         for error in entries.iter().filter_map(|entry| entry.descriptor().err()) {
             if matches!(error, EntryError::NoDescriptor { .. }) {
@@ -173,7 +176,7 @@ impl Gathering<'_> {
         let entries = entries.iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
         for entry in entries.take(MAX_UNNAMED) {
             let Ok(descriptor) = entry.descriptor() else { continue };
-            // One that can't be read is of no use, and is not known to be of this image.
+            // An unreadable one is skipped: it may not belong to this image.
             let Ok(content) = self.source.read_manifest(self.name, &descriptor).await else { continue };
             if let Some(subject) = subject(&content) {
                 self.unnamed.entry(subject).or_default().push(entry.clone());
@@ -181,7 +184,7 @@ impl Gathering<'_> {
         }
     }
 
-    /// Takes in what is attached to a manifest. Returns the manifests whose own attachments have to be looked for.
+    /// Adds the attachments of a manifest. Returns the manifests whose own attachments are to be listed.
     async fn take(&mut self, found: Found) -> Vec<Digest> {
         let Found { subject, listing, tagged } = found;
         let mut entries = Vec::new();
@@ -218,7 +221,7 @@ impl Gathering<'_> {
         self.read(candidates, subject).await
     }
 
-    /// Reads what is attached to a manifest. Returns the manifests whose own attachments have to be looked for.
+    /// Reads the attachments of a manifest. Returns the manifests whose own attachments are to be listed.
     async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> Vec<Digest> {
         let (source, name) = (self.source, self.name);
         let (mut subjects, mut entries) = (Vec::new(), Vec::new());
@@ -247,7 +250,7 @@ impl Gathering<'_> {
         subjects
     }
 
-    /// Lists what refers to a manifest, beside what is listed of it already.
+    /// Adds entries to the list of a manifest's referrers.
     fn list(&mut self, subject: Digest, entries: Vec<Entry>) {
         match self.tree.referrers.iter_mut().find(|index| index.subject == subject) {
             Some(index) => index.entries.extend(entries),
@@ -256,7 +259,7 @@ impl Gathering<'_> {
         }
     }
 
-    /// Keeps what was read, if that is not too much together with the rest. Returns its manifests, and the entry by which it is listed.
+    /// Adds an attachment to the tree if the budget allows. Returns its manifests, and the entry that lists it.
     fn keep(&mut self, mut walk: Walk<'_>, before: Budget, found_by: &FoundBy) -> Result<(Vec<Digest>, Option<Entry>)> {
         let too_much = || Error::malformed(self.name.to_string(), "there is more attached to it than is carried");
         self.budget = self.budget.less(before, walk.budget).ok_or_else(too_much)?;
@@ -284,7 +287,7 @@ impl Gathering<'_> {
     }
 }
 
-/// What is beside an image, and who is asked for more of it.
+/// The source, and what it lists beside an image.
 struct Besides<'a> {
     source: &'a dyn Source,
     name: &'a ImageName,
@@ -292,7 +295,7 @@ struct Besides<'a> {
 }
 
 impl Besides<'_> {
-    /// Looks for what is attached to a manifest; not at all if that was refused for too many others.
+    /// Lists the attachments of a manifest. Returns `None` without asking after too many failures.
     async fn look(&self, subject: Digest, refusals: &AtomicUsize) -> Option<Found> {
         if refusals.load(Ordering::Relaxed) >= MAX_REFUSALS {
             return None;
@@ -312,7 +315,7 @@ impl Besides<'_> {
         self.neighbors.tagged(self.source, self.name, tag).await
     }
 
-    /// What refers to a manifest: as the store lists it, or where it has no such list, or refuses, as the tag says that stands in for it.
+    /// The referrers of a manifest: from the store's list, or from the fallback tag if the store has no list or fails.
     async fn referrers(&self, subject: Digest) -> Result<Listing> {
         let broken = match self.source.referrers(self.name, subject).await {
             Ok(Some(listing)) => return Ok(listing),
@@ -320,7 +323,7 @@ impl Besides<'_> {
             Err(error) => Some(error),
         };
         match (self.referrers_by_tag(subject).await, broken) {
-            // A registry that lists nothing may refuse as if it did.
+            // A registry without such lists may fail for the request instead of answering 404.
             (Ok(None) | Err(_), Some(error)) | (Err(error), None) => Err(error),
             (Ok(None), None) => Ok(Listing::default()),
             (Ok(Some(entries)), broken) => Ok(Listing { entries, broken }),
@@ -336,7 +339,7 @@ impl Besides<'_> {
     }
 }
 
-/// What a manifest refers to.
+/// The subject of a manifest.
 fn subject(content: &[u8]) -> Option<Digest> {
     #[derive(Deserialize)]
     struct Referrer {

@@ -1,4 +1,4 @@
-//! A source that answers in time: every question to it has a deadline.
+//! Wraps a source with a deadline for each call.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,15 +9,16 @@ use tokio::time::{Instant, timeout};
 use super::{BlobChunks, Error, Listing, Neighbors, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
-/// Longest wait for what is attached to an image, which does not wait for that any longer.
+/// The deadline for calls about attachments: an image does not wait longer for them.
 const ATTACHED: Duration = Duration::from_secs(20);
 
-/// A source, each answer of which comes within `deadline`. (The chunks of a blob come after the answer; their reader waits for each.)
+/// A source each of whose calls ends within `deadline`. The chunks of a blob arrive after the call; their reader waits
+/// for each.
 #[derive(Debug)]
 pub struct BoundedSource {
-    /// The source.
+    /// The wrapped source.
     pub store: Arc<dyn Source>,
-    /// How long an answer may take.
+    /// The time limit of a call.
     pub deadline: Duration,
 }
 

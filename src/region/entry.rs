@@ -1,5 +1,4 @@
-//! A manifest as an index lists it, kept byte for byte with all that others have written into it, but for what the manifest itself says
-//! otherwise.
+//! An entry of an index, kept byte for byte except for fields that contradict its manifest.
 
 use std::collections::BTreeMap;
 
@@ -8,35 +7,35 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::domain::{Descriptor, Digest, DigestError, ForeignText};
 
-/// The most annotations of a manifest that are copied into its entry, in bytes of their JSON: the list is read whole, and has entries of
-/// others too.
+/// The limit of annotations that are copied from a manifest into its entry, in bytes of their JSON. Lists of referrers
+/// have a size limit and have entries of other clients too.
 const MAX_ANNOTATIONS: usize = 4 << 10;
 
-/// A manifest as an index lists it, with all that the index says of it.
+/// An entry of an index, with all fields that the index has for it.
 #[derive(Debug, Clone)]
 pub struct Entry {
     raw: Box<RawValue>,
-    /// What it says, or why it says nothing: one such entry takes none of its neighbours away.
+    /// The parsed fields, or why they can't be parsed. One invalid entry does not invalidate the others.
     told: Result<Told, EntryError>,
 }
 
 /// Why an entry of an index can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// It is no descriptor (image specification 1.1, "Content Descriptors").
+    /// The entry is not a descriptor (image specification 1.1, "Content Descriptors").
     #[error("the entry {entry:?} is no descriptor: {problem}")]
     NoDescriptor {
-        /// The entry.
+        /// The entry's JSON.
         entry: ForeignText,
-        /// What is wrong with it.
+        /// The parser's error.
         problem: ForeignText,
     },
-    /// Its digest is not understood.
+    /// The digest is invalid or its algorithm is not supported.
     #[error(transparent)]
     Digest(#[from] DigestError),
 }
 
-/// What is read of an entry.
+/// The parsed fields of an entry.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Told {
@@ -47,7 +46,7 @@ struct Told {
     annotations: Option<Annotations>,
 }
 
-/// The annotations that are read.
+/// The parsed annotations.
 #[derive(Debug, Clone, Deserialize)]
 struct Annotations {
     #[serde(rename = "org.opencontainers.image.ref.name")]
@@ -57,7 +56,7 @@ struct Annotations {
 type Fields = BTreeMap<String, Box<RawValue>>;
 
 impl Entry {
-    /// Reads an entry.
+    /// Parses an entry.
     pub(super) fn read(raw: Box<RawValue>) -> Self {
         let told = serde_json::from_str(raw.get()).map_err(|error| EntryError::NoDescriptor {
             entry: ForeignText::value(raw.get()),
@@ -66,32 +65,32 @@ impl Entry {
         Self { raw, told }
     }
 
-    /// The entry as it is written.
+    /// The entry's JSON, unchanged.
     pub(super) fn raw(&self) -> &RawValue {
         &self.raw
     }
 
-    /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
+    /// Whether the index gives the entry a name (image specification 1.1, "Pre-Defined Annotation Keys").
     #[must_use]
     pub fn has_name(&self) -> bool {
         let annotations = self.told.as_ref().ok().and_then(|told| told.annotations.as_ref());
         annotations.is_some_and(|annotations| annotations.name.is_some())
     }
 
-    /// Its digest, if it is one that is understood.
+    /// The digest; `None` if it is invalid or its algorithm is not supported.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.told.as_ref().ok()?.digest.parse().ok()
     }
 
-    /// What it lists.
+    /// The descriptor of the entry. Fails if the entry is invalid.
     pub fn descriptor(&self) -> Result<Descriptor, EntryError> {
         let Told { media_type, digest, size, .. } = self.told.as_ref().map_err(Clone::clone)?;
         Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
     }
 
-    /// The entry with the artifact type and the annotations that follow from the manifest which it lists (distribution specification 1.1,
-    /// "Listing Referrers"). What else it has stays.
+    /// The entry with the artifact type and the annotations of its manifest (distribution specification 1.1, "Listing
+    /// Referrers"). Its other fields are kept.
     #[must_use]
     pub fn described_by(self, manifest: &[u8]) -> Self {
         self.described(manifest).map_or(self, Self::read)
@@ -117,7 +116,8 @@ impl Entry {
     }
 }
 
-/// The entry's annotations with those of the manifest; nothing if it has them all already, or they are too many.
+/// Merges the manifest's annotations into the entry's. Returns `None` if the entry has them already or they exceed
+/// [`MAX_ANNOTATIONS`].
 fn added_annotations(fields: &Fields, manifest: &Manifest) -> serde_json::Result<Option<Box<RawValue>>> {
     let theirs = manifest.annotations.as_deref().map_or("null", RawValue::get);
     let Some(theirs) = serde_json::from_str::<Option<Fields>>(theirs)?.filter(|_| theirs.len() <= MAX_ANNOTATIONS)
@@ -133,7 +133,7 @@ fn added_annotations(fields: &Fields, manifest: &Manifest) -> serde_json::Result
     to_raw_value(&all).map(Some)
 }
 
-/// What of a manifest its entry in a list says too.
+/// The fields of a manifest that its entry in a list repeats.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
@@ -154,7 +154,7 @@ struct Config {
 }
 
 impl Manifest {
-    /// Its own artifact type, or else the type of its configuration. An index has no configuration, and none other than its own.
+    /// The manifest's own artifact type, or else the media type of its configuration. An index has no configuration.
     fn artifact_type(&self) -> Option<&str> {
         let own = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
         let of_config =

@@ -1,10 +1,9 @@
-//! The index of an OCI image layout (image specification 1.1, "index.json file"), wherever it lies: how it is written so that every
-//! program finds the image, and how those that other programs write are read.
+//! Writes and reads the index of an OCI image layout (image specification 1.1, "index.json file") in any store.
 //!
-//! Programs find an image in a layout in three ways: as the only entry of the index, by the name `latest`, or by a name that they are
-//! given. So a layout that is written here has one entry, and it is called `latest`. What refers to the image (signatures, bills of
-//! materials) would be further entries, with which skopeo, podman and crane no longer find the image by itself; it is listed in a second
-//! index, a blob, which an annotation of the entry names.
+//! Programs find an image in a layout in three ways: as the only entry of the index, by the name `latest`, or by a
+//! given name. A layout written here therefore has one entry, called `latest`. Further entries for the image's
+//! referrers (signatures, bills of materials) would hide the image from skopeo, podman and crane when no name is given.
+//! They are listed in a second index, a blob that an annotation of the entry names.
 
 use std::collections::BTreeSet;
 
@@ -21,27 +20,28 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
-/// The index's file, which makes an image visible.
+/// The file of the index. It makes an image visible.
 pub const INDEX: &str = "index.json";
-/// The file that says what the directory is, and its content.
+/// The file that marks a directory as a layout, and its content.
 pub const MARKER: &str = "oci-layout";
 pub const MARKER_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The directory of the blobs, which has one of its own for each algorithm of digests.
+/// The directory of the blobs, with a subdirectory for each digest algorithm.
 pub const BLOBS: &str = "blobs";
 
-/// The annotation by which an entry of an index is known (image specification 1.1, "Pre-Defined Annotation Keys").
+/// The annotation with an entry's name (image specification 1.1, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The annotation with the whole name, beside its tag in [`REF_NAME`]: docker and containerd write it.
+/// The annotation with the full name, of which [`REF_NAME`] has the tag. Docker and containerd write it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// The annotation by which `cosign save` tells an image from its signatures, and how the values for images end.
+/// The annotation by which `cosign save` distinguishes images from signatures, and the suffixes of its values for
+/// images.
 const COSIGN_KIND: &str = "kind";
 const COSIGN_IMAGES: [&str; 2] = ["/image", "/imageIndex"];
-/// The annotations of an image's entry with the digest and the size of the index of what refers to the image.
+/// The annotations of an image's entry with the digest and the size of the index of the image's referrers.
 const REFERRERS: &str = "io.appferry.referrers";
 const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
-/// How many of a layout's names an error repeats.
+/// The limit of names that an error lists.
 const SHOWN_NAMES: usize = 16;
-/// The name of the image in a layout that is written here: the one that programs ask for by default.
+/// The image's name in a layout written here: the one that programs request by default.
 const LATEST: &str = "latest";
 
 /// The path of a blob in a layout (image specification 1.1, "Blobs").
@@ -49,7 +49,7 @@ pub fn blob_path(digest: Digest) -> String {
     format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
 }
 
-/// The layout that a caller describes, in a store that has one for each image.
+/// Resolves a caller's description of an image in a store that has one layout for each image.
 pub fn locate(spec: &ImageSpec) -> std::result::Result<Located, String> {
     let (name, digest) = match spec {
         ImageSpec::Vm(name) => (name.as_str(), None),
@@ -75,29 +75,29 @@ pub struct Index {
     media_type: Option<String>,
     #[serde(deserialize_with = "descriptors")]
     manifests: Vec<Reference>,
-    /// What was read.
+    /// The content that was parsed.
     #[serde(skip)]
     content: Bytes,
-    /// Where it was read.
+    /// The path of the index, for errors.
     #[serde(skip)]
     path: String,
 }
 
-/// The entries that are descriptors. Another one takes none of them away; [`Index::unnamed`] has it too, for a warning.
+/// Parses the entries that are descriptors and skips others. [`Index::unnamed`] includes those for a warning.
 fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Reference>, D::Error> {
     let entries = Vec::<Box<RawValue>>::deserialize(deserializer)?;
     Ok(entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect())
 }
 
-/// What an image's layout has beside the image's own blobs and manifests.
+/// The files of an image's layout other than the image's own blobs and manifests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The content of [`INDEX`].
     pub index: Vec<u8>,
-    /// Blobs that the index needs.
+    /// The blobs that the index refers to.
     pub blobs: Vec<(Descriptor, Bytes)>,
-    /// An index of the image and of what refers to it, which is one of the blobs; nothing if nothing refers to it. As the index of a
-    /// layout of the same blobs, it shows programs that look for signatures there what they look for.
+    /// An index of the image and its referrers, which is one of the blobs; `None` if the image has no referrers. As the
+    /// index of a layout with the same blobs, it shows the referrers to programs that search for signatures.
     pub with_referrers: Option<Bytes>,
 }
 
@@ -135,7 +135,7 @@ impl Layout {
     }
 }
 
-/// The content of an index of these entries.
+/// The JSON of an index with the given entries.
 fn content(manifests: Vec<Reference>) -> Result<Vec<u8>> {
     let media_type = Some(INDEX_TYPES[0].to_owned());
     let index = Index { schema_version: 2, media_type, manifests, content: Bytes::new(), path: String::new() };
@@ -146,7 +146,7 @@ fn annotation<'a>(entry: &'a Reference, key: &str) -> Option<&'a str> {
     entry.annotations.as_ref()?.get(key)?.as_str()
 }
 
-/// Whether an entry is an image of the layout, and not a list or a signature of one by its name or its kind.
+/// Whether an entry is an image, and not a signature or a list of referrers, by its name or its kind.
 fn is_image(entry: &Reference) -> bool {
     let is_attached = annotation(entry, REF_NAME).is_some_and(is_attached_by);
     let kind = annotation(entry, COSIGN_KIND).filter(|kind| kind.starts_with("dev.cosignproject.cosign/"));
@@ -154,7 +154,7 @@ fn is_image(entry: &Reference) -> bool {
 }
 
 impl Index {
-    /// Reads an index that lies at `path`.
+    /// Parses the index at `path`.
     pub fn parse(path: &str, content: &[u8]) -> Result<Self> {
         let index: Self = serde_json::from_slice(content).map_err(|error| Error::malformed(path, error))?;
         if index.schema_version != 2 {
@@ -163,8 +163,8 @@ impl Index {
         Ok(Self { path: path.to_owned(), content: Bytes::copy_from_slice(content), ..index })
     }
 
-    /// The root of an image: the one that is called `name`, be that its digest; without a name, the only one, or the only one that has a
-    /// name. One image may have several names.
+    /// The root of an image: the entry with `name`, which may be its digest; without a name the only image, or the only
+    /// named one. One image may have several names.
     pub fn root(&self, name: Option<&str>) -> Result<Descriptor> {
         let is_called = |entry: &&Reference, name: &str| {
             let names = [annotation(entry, REF_NAME), annotation(entry, CONTAINERD_NAME), Some(entry.digest.as_str())];
@@ -185,7 +185,7 @@ impl Index {
         }
     }
 
-    /// Why no image, or none of several, was chosen.
+    /// Describes why no image or no single image was found.
     fn unclear(&self, name: Option<&str>, count: usize) -> String {
         let names = self.manifests.iter().filter(|entry| is_image(entry));
         let names = names.map(|entry| ForeignText::value(annotation(entry, REF_NAME).unwrap_or(&entry.digest)));
@@ -206,7 +206,7 @@ impl Index {
         }
     }
 
-    /// The index that lists what is attached to the image, where there is one of its own.
+    /// The separate index of the image's attachments, if the layout has one.
     fn with_attachments(&self) -> Result<Option<Descriptor>> {
         let Some(entry) = self.manifests.iter().find(|entry| annotation(entry, REFERRERS).is_some()) else {
             return Ok(None);
@@ -218,20 +218,20 @@ impl Index {
         Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
     }
 
-    /// The entry of a digest, if there is one.
+    /// The entry with a digest, if there is one.
     pub fn listed(&self, digest: Digest) -> Result<Option<Descriptor>> {
         let digest = digest.to_string();
         let found = self.manifests.iter().find(|entry| entry.digest == digest);
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// What has a tag, if anything has.
+    /// The entry with a tag, if there is one.
     pub fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
         let found = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(tag));
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// The manifests that are listed without a name, and what is listed that is none: oras puts those that refer to the image there.
+    /// The unnamed manifests and the invalid entries: oras lists an image's referrers there.
     fn unnamed(&self) -> Result<Vec<Entry>> {
         let entries = referrers::entries(&self.content);
         let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
@@ -243,7 +243,7 @@ fn digests<'a>(entries: &[&'a Reference]) -> BTreeSet<&'a str> {
     entries.iter().map(|entry| entry.digest.as_str()).collect()
 }
 
-/// What lies beside an image, as the index of its layout says: what is attached to the image is listed there, or in an index of its own.
+/// The neighbors of an image by its layout's index: attachments are listed there or in a separate index.
 pub async fn neighbors(source: &dyn Source, name: &ImageName, index: Index) -> Result<Neighbors> {
     let unnamed = index.unnamed()?;
     let index = match index.with_attachments()? {

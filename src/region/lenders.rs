@@ -1,5 +1,5 @@
-//! Where blobs of an image may be taken from without carrying them. That is found out when it is first asked for: most images that are small,
-//! or whose blobs are all there, never do.
+//! The lenders of an image: places from which its blobs can be mounted instead of sent. They are determined on first
+//! use, because a copy of a small or a complete image needs none.
 
 use std::{fmt, sync::Arc};
 
@@ -10,17 +10,17 @@ use futures_util::{
 
 use super::Place;
 
-/// Where blobs may be taken from, once that was found out. Clones share it.
+/// The lenders of an image, once determined. Clones share them.
 #[derive(Clone, Default)]
 pub struct Lenders(Option<Shared<BoxFuture<'static, Arc<[Place]>>>>);
 
 impl Lenders {
-    /// Places that `find` finds out, once, when they are first asked for.
+    /// Lenders that `find` determines once, on first use.
     pub fn new(find: impl Future<Output = Vec<Place>> + Send + 'static) -> Self {
         Self(Some(find.map(Arc::from).boxed().shared()))
     }
 
-    /// The places.
+    /// The places of the lenders.
     pub async fn places(&self) -> Arc<[Place]> {
         match &self.0 {
             Some(find) => find.clone().await,

@@ -1,36 +1,38 @@
-//! What a store lists beside an image: by tags that have its digest, and without any name. Signatures, attestations and lists of referrers lie
-//! there. It is read once for an image, however many manifests the image has.
+//! The neighbors of an image: manifests that its store lists beside it, with tags of its digest or without a name.
+//! Signatures, attestations and lists of referrers are among them. They are listed once for an image with any number of
+//! manifests.
 
 use std::{collections::HashSet, sync::Arc};
 
 use super::{Entry, Result, Source, layout::Index};
 use crate::domain::{Descriptor, ImageName};
 
-/// What is listed beside an image.
+/// The manifests listed beside an image.
 #[derive(Debug, Default)]
 pub struct Neighbors {
-    /// What has a tag.
+    /// The tagged manifests.
     pub(super) tags: Tags,
-    /// Manifests that have no name: what refers to the image may be among them.
+    /// The unnamed manifests, which may refer to the image.
     pub(super) unnamed: Vec<Entry>,
 }
 
 /// The tags beside an image.
 #[derive(Debug, Default)]
 pub(super) enum Tags {
-    /// There are none.
+    /// There are no tags.
     #[default]
     Absent,
-    /// These are all of them, with what they stand for.
+    /// All tags, with their descriptors.
     Indexed(Index),
-    /// These are all of them; what one stands for has to be asked.
+    /// All tags; a descriptor takes a request.
     Listed(Arc<HashSet<String>>),
-    /// Which there are is not known; each has to be asked for.
+    /// The tags can't be listed; each one takes a request.
     Unlisted,
 }
 
 impl Neighbors {
-    /// What a tag stands for; nothing if there is none. `source` is asked only for what the list does not say.
+    /// The descriptor of a tag; `None` if there is no such tag. Requests it from `source` only if the list does not
+    /// have it.
     pub(super) async fn tagged(&self, source: &dyn Source, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
         match &self.tags {
             Tags::Absent => Ok(None),

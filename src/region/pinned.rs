@@ -1,9 +1,10 @@
-//! References that have a digest behind the image's name, `NAME@DIGEST`, as docker, podman and skopeo take them: the digest decides which image
-//! is meant, and the name is what it is called.
+//! Splits references with a digest, `NAME@DIGEST`, as docker, podman and skopeo accept them: the digest selects the
+//! image.
 
 use crate::domain::{Digest, DigestError};
 
-/// Parts a reference from the digest behind it, if it has one. Of a URL, what stands behind an @ may also be a host, which is left where it is.
+/// Splits the digest off a reference, if it has one. In a URL, a host may also follow an `@`; the URL is then returned
+/// unchanged.
 pub fn split_digest(reference: &str) -> Result<(&str, Option<Digest>), DigestError> {
     match reference.rsplit_once('@') {
         Some((name, digest)) if !digest.contains('/') => Ok((name, Some(digest.parse()?))),

@@ -1,5 +1,5 @@
-//! What refers to a manifest: lists of referrers (OCI distribution specification 1.1, "Listing Referrers"), and the tags that tell
-//! of attachments where there is no such list. What others have written into a list stays byte for byte.
+//! Lists of the manifests that refer to a manifest (OCI distribution specification 1.1, "Listing Referrers"), and the
+//! tags of attachments that replace such lists. Entries of other clients in a list are kept byte for byte.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,28 @@ use serde_json::value::RawValue;
 use super::{Error, Result, entry::Entry, tree::INDEX_TYPES};
 use crate::domain::{Algorithm, Descriptor, Digest};
 
-/// What a list of referrers may have in bytes, all its pages together.
+/// The limit of a list of referrers, all its pages together, in bytes.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
 
-/// What is attached to an image by a tag of its own beside it: the tag of the digest that it is attached to ([`referrers_tag`]) and one of
-/// these. Cosign names signatures, attestations and bills of materials so.
+/// The suffixes of an attachment's tag, after the tag of the subject's digest ([`referrers_tag`]). Cosign names
+/// signatures, attestations and bills of materials so.
 const ATTACHED: [&str; 3] = [".sig", ".att", ".sbom"];
-/// How many hexadecimal digits of a digest stand in its tag at most ("Referrers Tag Schema"): all of SHA-256's, half of SHA-512's.
+/// The limit of a digest's hexadecimal digits in a tag ("Referrers Tag Schema"): all of SHA-256's, half of SHA-512's.
 const TAG_DIGITS: usize = 64;
 
-/// The tag by which what refers to a manifest is found where there is no other way ("Referrers Tag Schema").
+/// The fallback tag of a manifest's referrers ("Referrers Tag Schema").
 pub(super) fn referrers_tag(subject: Digest) -> String {
     let mut digits = subject.hex();
     digits.truncate(TAG_DIGITS);
     format!("{}-{digits}", subject.algorithm())
 }
 
-/// The tags of images that may be attached to a manifest.
+/// The tags of possible attachments to a manifest.
 pub(super) fn attachment_tags(subject: Digest) -> [String; 3] {
     ATTACHED.map(|kind| format!("{}{kind}", referrers_tag(subject)))
 }
 
-/// Whether a tag is of something that is attached to an image, or lists such things, and not an image's own.
+/// Whether a tag is an attachment's or a list of referrers', and not an image's.
 pub(super) fn is_attached_by(tag: &str) -> bool {
     let name = ATTACHED.iter().find_map(|kind| tag.strip_suffix(kind)).unwrap_or(tag);
     let is_known = |algorithm: &str| Algorithm::ALL.into_iter().any(|known| known.as_str() == algorithm);
@@ -40,7 +40,7 @@ pub(super) fn is_attached_by(tag: &str) -> bool {
     })
 }
 
-/// Refuses a list of referrers that says of itself that it is too large.
+/// Fails if the declared size of a list of referrers exceeds the limit.
 pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
     if list.size <= MAX_REFERRERS_BYTES {
         return Ok(());
@@ -49,12 +49,12 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
     Err(Error::malformed(format!("the list of referrers {}", list.digest), reason))
 }
 
-/// What a store lists as referring to a manifest.
+/// A store's list of a manifest's referrers.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The manifests.
+    /// The listed entries.
     pub entries: Vec<Entry>,
-    /// Why there may be others, if the list could not be read to its end.
+    /// The error that cut the list short, if one did.
     pub broken: Option<Error>,
 }
 
@@ -64,7 +64,7 @@ impl From<Vec<Entry>> for Listing {
     }
 }
 
-/// An index whose entries, and whatever else it has, are kept as they are.
+/// An index whose entries and other fields are kept unchanged.
 struct List {
     fields: BTreeMap<String, Box<RawValue>>,
     manifests: Vec<Box<RawValue>>,
@@ -74,7 +74,7 @@ impl List {
     fn read(content: &[u8]) -> serde_json::Result<Self> {
         let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(content)?;
         let manifests = fields.remove("manifests");
-        // Some write `null` for an empty list.
+        // Some clients write `null` for an empty list.
         let manifests: Option<Option<Vec<_>>> = manifests.map(|text| serde_json::from_str(text.get())).transpose()?;
         Ok(Self { fields, manifests: manifests.flatten().unwrap_or_default() })
     }
@@ -88,7 +88,7 @@ impl List {
     }
 }
 
-/// Whether content is an index, whatever it is called.
+/// Whether content is an index, of any media type.
 pub(super) fn is_list(content: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Index {
@@ -100,28 +100,29 @@ pub(super) fn is_list(content: &[u8]) -> bool {
     serde_json::from_slice::<Index>(content).is_ok()
 }
 
-/// The manifests that an index lists.
+/// Parses the entries of an index.
 pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
     Ok(List::read(index)?.manifests.into_iter().map(Entry::read).collect())
 }
 
-/// What refers to one manifest.
+/// The referrers of one manifest.
 #[derive(Debug, Clone)]
 pub struct ReferrersIndex {
-    /// The manifest.
+    /// The digest of the manifest.
     pub subject: Digest,
-    /// The manifests that refer to it.
+    /// The entries of the manifests that refer to it.
     pub entries: Vec<Entry>,
 }
 
 impl ReferrersIndex {
-    /// The index that lists them (OCI distribution specification 1.1, "Referrers Tag Schema").
+    /// The index that lists the referrers (OCI distribution specification 1.1, "Referrers Tag Schema").
     pub(super) fn index(&self) -> Result<(Descriptor, Bytes)> {
         let empty = format!(r#"{{"mediaType":"{}","schemaVersion":2}}"#, INDEX_TYPES[0]);
         self.added_to(empty.as_bytes()).map(|(descriptor, content, _)| (descriptor, content))
     }
 
-    /// The index that is there already, and what it lacks of these; and whether it lacks anything. What others have put there stays.
+    /// Adds the missing referrers to an existing index and keeps its other entries. Returns the new index, and whether
+    /// any referrer was missing.
     pub(super) fn added_to(&self, there: &[u8]) -> Result<(Descriptor, Bytes, bool)> {
         let malformed = |error| Error::malformed(format!("the referrers of {}", self.subject), error);
         let mut list = List::read(there).map_err(malformed)?;
@@ -182,7 +183,7 @@ mod tests {
             let [nonsense, good] = found.as_slice() else { panic!("{found:?}") };
             assert!(nonsense.descriptor().is_err() && nonsense.digest().is_none(), "{bad}");
             assert_eq!(good.digest(), Some(Digest::Sha256([1; 32])), "{bad}");
-            // In a list of others it stays as well.
+            // An invalid entry of another client is kept in a list.
             let ours = entries(format!(r#"{{"manifests":[{}]}}"#, entry(2, "")).as_bytes()).expect("a list");
             let ours = ReferrersIndex { subject: SUBJECT, entries: ours };
             let (_, content, lacks) = ours.added_to(list.as_bytes()).expect("a list");

@@ -1,39 +1,39 @@
-//! Reading an image again, to see whether it is what it should be.
+//! Reads an image again and verifies its digests.
 
 use std::{fmt::Display, sync::Arc, time::Duration};
 
 use super::{Activity, BoundedSource, Error, Result, Source, Tree, tree::digest_of};
 use crate::domain::{Descriptor, Digest, ForeignText, ImageName, Warnings};
 
-/// How long a store may show no progress while an image is read again.
+/// How long a store may make no progress while an image is verified.
 const STALL: Duration = Duration::from_secs(60);
-/// How much of what is wrong with an image is listed.
+/// The limit of listed damages.
 const MAX_DAMAGES: usize = 100;
 
-/// What was found when an image was read again.
+/// The result of a verification.
 #[derive(Debug, Clone, Default)]
 pub struct Inspection {
-    /// How many bytes were read.
+    /// The number of bytes read.
     pub bytes: u64,
-    /// What is wrong, if anything is; no more of it than is worth reading.
+    /// The damages, up to a limit; empty if the image is intact.
     pub damages: Vec<String>,
-    /// What is wrong with what is attached to the image. It does not decide over the image.
+    /// The damages of attachments. They do not make the image damaged.
     pub warnings: Warnings,
-    /// How many entries of its indexes are not there, and need not be.
+    /// The number of missing index entries that may be missing.
     pub absent: usize,
 }
 
-/// What it means if an image's name shows another one.
+/// The effect of a name that shows another image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MovedName {
-    /// The image is damaged: it is found by its name alone.
+    /// The image counts as damaged: it can be found only by its name.
     Damages,
-    /// Nothing but a warning: it is read by its digest.
+    /// A warning: the image is read by its digest.
     Warns,
 }
 
-/// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
-/// image is damaged. Of its indexes' entries, those in `absent` need not be there.
+/// Reads all parts of an image and compares them with their digests. An error means that the verification could not be
+/// completed, not that the image is damaged. The index entries in `absent` may be missing.
 pub async fn verify(
     store: Arc<dyn Source>,
     name: &ImageName,
@@ -102,7 +102,7 @@ impl Inspection {
         }
     }
 
-    /// Notes what is wrong with the image; what is wrong with reading it is an error.
+    /// Records an error that means damage to the image; returns any other.
     fn take(&mut self, error: Error) -> Result<()> {
         match &error {
             Error::ImageMissing(_)

@@ -106,9 +106,8 @@ fn the_image_is_built_with_a_toolchain_that_is_new_enough() {
     };
     let version = pinned("Dockerfile");
     assert_eq!(pinned("scripts/image"), version);
-    let numbers = |version: &str| {
-        version.split('.').map(|number| number.parse::<u32>().expect("a number")).collect::<Vec<_>>()
-    };
+    let numbers =
+        |version: &str| version.split('.').map(|number| number.parse::<u32>().expect("a number")).collect::<Vec<_>>();
     assert!(numbers(&version) >= numbers(env!("CARGO_PKG_RUST_VERSION")), "{version}");
 }
 

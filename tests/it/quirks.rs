@@ -227,7 +227,8 @@ async fn a_mount_that_fails_is_followed_by_an_upload() {
     }
 }
 
-/// A registry that says to have a blob when it is asked to begin its upload, and has none, is sent it; and it is not asked like that again.
+/// A registry that claims to have a blob at the beginning of its upload, and lacks it, receives the blob; it is not
+/// asked in this way again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_says_to_have_what_it_has_not_is_sent_it() {
     let (registry, running) = to(Quirks { mount: Some(StatusCode::CREATED), ..SPECIFIED }).await;
@@ -236,14 +237,14 @@ async fn a_registry_that_says_to_have_what_it_has_not_is_sent_it() {
         assert_eq!(synchronized(&running, &app, TARGET, "one that lies").await.attempt, 1);
         let requests = registry.requests();
         let mounts = requests.iter().filter(|seen| seen.path.contains("mount=")).count();
-        // By the first, it is found out that it seems to tell; by the second, that it does not.
+        // The first image suggests that the registry reports existing blobs; the second shows that it does not.
         assert!(if name == "c" { mounts == 0 } else { mounts >= 1 }, "{name}: {requests:?}");
         assert!(bytes(&requests) >= 20_000, "{name}: {requests:?}");
     }
     running.stop().await;
 }
 
-/// One that begins an upload whatever it has is asked once, and what it began is given up.
+/// A registry that begins an upload even for a blob that it has is asked once, and that upload is aborted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_mounts_nothing_is_asked_what_it_has() {
     let (registry, running) = to(Quirks { mount: Some(StatusCode::ACCEPTED), ..SPECIFIED }).await;

@@ -81,7 +81,7 @@ async fn a_message_of_a_mebibyte_is_refused() {
     let running = accepting().await;
     let refused = running.synchronize(&"x".repeat(1 << 20), &[]).await.expect_err("too large");
     refusal::read(&refused).is_invalid("the request", &["65536"]);
-    // Also for methods whose resource is in the message: the body is not even read completely, whoever the caller is.
+    // Also for methods whose resource is in the message: the body is not even read completely, for any caller.
     for token in [ADMIN, SYNC_ONLY] {
         let request = GetImageRequest { image_id: "x".repeat(1 << 20), ..Default::default() };
         let refused = images_client(running.address, Some(token)).await.get_image(request).await;

@@ -267,7 +267,7 @@ fn store(proxy: &Proxy) -> RegistryStore {
     RegistryStore::new(client.expect("a client"))
 }
 
-/// Writes a blob that is not at hand as a whole, once.
+/// Writes a blob from a stream, once.
 async fn write_once(store: &RegistryStore, stage: &Stage, content: &[u8]) -> Result<()> {
     let digest = images::digest(content).parse().expect("a digest");
     let blob = Descriptor { media_type: "x/y".into(), digest, size: content.len() as u64 };

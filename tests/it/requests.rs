@@ -1,4 +1,4 @@
-//! What the copy of a small image asks of stores: no more than it has to, counted by the request.
+//! The requests of a small image's copy to its stores: their number is the minimum.
 
 use std::{
     collections::BTreeMap,
@@ -20,9 +20,9 @@ use crate::harness::{
 };
 
 const TARGET: &str = "cn-beijing";
-/// How long a look at a tag counts before the tag is moved.
+/// How long a check of a tag is valid before the tag is moved.
 const SHOWN_LATELY: Duration = Duration::from_secs(2);
-/// The layers of an image, which has a configuration beside them.
+/// The layers of an image, without its configuration.
 const LAYERS: u64 = 3;
 
 type Counts = BTreeMap<&'static str, usize>;
@@ -34,7 +34,7 @@ async fn synchronized(running: &Running, app: &str, region: &str) {
     assert!(done.regions[0].warnings.is_empty(), "{done:?}");
 }
 
-/// What is asked about: in a path, that is what stands before the last part.
+/// Returns the kind of a request, by its method and a part of its path.
 fn kind(seen: &ReceivedRequest) -> &'static str {
     let kinds = [
         ("/tags/list", [Some("GET tags"), None, None, None]),
@@ -48,7 +48,7 @@ fn kind(seen: &ReceivedRequest) -> &'static str {
     names.zip(place).and_then(|(names, place)| names[place]).unwrap_or("another")
 }
 
-/// The requests about a repository, by their kinds.
+/// Counts the requests for a repository by kind.
 fn counts(proxy: &Proxy, repository: &str) -> Counts {
     let mut counts = Counts::new();
     for seen in proxy.requests().iter().filter(|seen| seen.path.contains(&format!("/{repository}/"))) {
@@ -62,7 +62,7 @@ fn since(before: &Counts, after: Counts) -> Counts {
     new.filter(|(_, count)| *count > 0).collect()
 }
 
-/// On a machine that is busy, the look at the tag may be too long ago when the tag is moved, and is repeated.
+/// Allows for a busy machine, on which the check of the tag may expire before the tag is moved, and is repeated.
 fn looked_once(began: Instant, mut counts: Counts) -> Counts {
     if began.elapsed() >= SHOWN_LATELY {
         counts.entry("HEAD manifest").and_modify(|looks| *looks = 1);
@@ -70,8 +70,8 @@ fn looked_once(began: Instant, mut counts: Counts) -> Counts {
     counts
 }
 
-/// An image of three small layers and a configuration, in a repository of the source and of the target that has been asked for nothing, and a
-/// second one in the same. An image before has shown what the target's registry can do.
+/// Copies an image of three small layers and a configuration between repositories without earlier requests, and then a
+/// second image between the same ones. An earlier image has shown the capabilities of the target's registry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_image_between_registries_takes_so_many_requests() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -106,13 +106,13 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
     let began = Instant::now();
     synchronized(&running, "fresh-1", TARGET).await;
     let first = counts(&from, "fresh");
-    // This registry has no list of referrers, which is found out once for a repository.
+    // This registry has no referrers API, which is discovered once for each repository.
     assert_eq!(since(&before, first.clone()), read.into_iter().collect());
     let target_first = counts(&to, "fresh");
     assert_eq!(looked_once(began, target_first.clone()), written.into_iter().collect());
     let began = Instant::now();
     synchronized(&running, "fresh-2", TARGET).await;
-    // The configuration is the first one's: it is looked for and read at the target, and not at the source.
+    // The configuration is that of the first image: it is checked and read at the target, not at the source.
     let read_again = [("GET blob", 3), ("GET manifest", 1), ("GET tags", 1)];
     assert_eq!(since(&first, counts(&from, "fresh")), read_again.into_iter().collect());
     let shared =
@@ -123,7 +123,7 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
     running.stop().await;
 }
 
-/// A signature that is there before the call is found, however shortly before it others of the repository were listed.
+/// A signature that exists before the call is found, even if the tags of the repository were listed shortly before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_of_tags_is_not_older_than_the_call() {
     let lists = Behavior { lists_tags: true, ..Behavior::default() };
@@ -139,12 +139,12 @@ async fn a_list_of_tags_is_not_older_than_the_call() {
         assert_eq!(target.get(&tag(&image, ".sig")), Some(signature), "{id}");
     }
     let asked = counts(&from, "a");
-    // One for each image, and of each signature the one tag that there is.
+    // One list for each image, and for each signature the one existing tag.
     assert_eq!((asked["GET tags"], asked["HEAD manifest"]), (3, 3 + 3), "{asked:?}");
     running.stop().await;
 }
 
-/// What can't be listed, is too much, or lacks what is known to be there is asked for tag by tag.
+/// If the tags can't be listed, are too many, or lack a tag that is known to exist, each tag is requested.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signature_is_found_whatever_the_list_of_tags_says() {
     let many: Vec<String> = (0..1_000).map(|number| format!("\"v{number}\"")).collect();
@@ -177,13 +177,13 @@ async fn a_signature_is_found_whatever_the_list_of_tags_says() {
             synchronized(&running, id, TARGET).await;
             assert_eq!(target.get(&tag(&image, ".sig")), Some(signature), "{what}");
         }
-        // A repository that can't be listed is not asked again for a while.
+        // A repository whose tags can't be listed is not asked again for a while.
         assert_eq!(counts(&from, "a")["GET tags"], pages, "{what}");
         running.stop().await;
     }
 }
 
-/// The index of a layout is read once to copy an image with a signature, and so is the index of what is attached to it.
+/// The index of a layout is read once to copy an image with a signature, and so is the index of the attachments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layout_has_its_index_read_once() {
     let source = ScriptedRegistry::start(Behavior::default()).await;
@@ -213,7 +213,7 @@ async fn a_layout_has_its_index_read_once() {
     let reads: Vec<String> = from.requests().split_off(before).into_iter().map(|seen| seen.path).collect();
     let of = |part: &str| reads.iter().filter(|path| path.contains(part)).count();
     assert_eq!((of("index.json"), of(attached.trim_start_matches("sha256:"))), (1, 1), "{reads:?}");
-    // Everything else but the marker is read once as well.
+    // All other files except the marker are read once as well.
     assert_eq!(reads.len(), written.len() - 1, "{reads:?}");
     running.stop().await;
 }

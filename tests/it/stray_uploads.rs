@@ -1,4 +1,5 @@
-//! Uploads that a registry did not abort because it hung, and that nothing resumes: they are aborted when it answers again.
+//! Uploads that a registry did not abort because it hung, and that no copy resumes: they are aborted when the registry
+//! responds again.
 
 use appferry::contract::v1::{CancelSynchronizationRequest, SynchronizationState};
 use http::{Method, StatusCode};
@@ -18,14 +19,14 @@ fn aborts(seen: &ReceivedRequest) -> bool {
     seen.method == Method::DELETE && seen.path.contains("/blobs/uploads/")
 }
 
-/// A service whose leader looks often.
+/// Starts a service whose leader runs the maintenance at short intervals.
 async fn to(proxy: &Proxy) -> Running {
     let mut site = Site::new().with(TARGET, proxy.store("apps"), "");
     "[housekeeping]\ninterval_ms = 100\n".clone_into(&mut site.more);
     site.start().await
 }
 
-/// One that no journal knows of: the copy was canceled while its blob was sent.
+/// No journal has this upload: the copy was canceled while its blob was sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_of_a_canceled_copy_is_aborted_when_the_registry_answers_again() {
     let registry = QuirkyRegistry::start(SPECIFIED).await;
@@ -47,13 +48,13 @@ async fn an_upload_of_a_canceled_copy_is_aborted_when_the_registry_answers_again
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Canceled);
     until("the first try", async || seen(aborts).await).await;
     assert!(registry.unfinished() > 0);
-    // What hangs already goes on hanging.
+    // Requests that hang already keep hanging.
     proxy.rule(|_: &ReceivedRequest| Action::Pass);
     until("nothing to be left", async || (registry.unfinished() == 0).then_some(())).await;
     running.stop().await;
 }
 
-/// One that the journal knew of, and that was followed by another: the registry had said that it was gone.
+/// The journal had this upload until another one replaced it, because the registry had reported it as gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_another_one_followed_is_aborted_when_the_registry_answers_again() {
     let registry = QuirkyRegistry::start(SPECIFIED).await;

@@ -62,8 +62,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     Err(Error::failed(advice(&image_id, &unintact, &context)))
 }
 
-/// What the remedy depends on. It is empty if the caller may not read the image, and the advice is then the general
-/// one.
+/// The facts that the remedy depends on. It is empty if the caller may not read the image, and the advice is then the
+/// general one.
 #[derive(Debug, Default)]
 struct Context {
     /// The home region, to which nothing is copied.

@@ -1,5 +1,7 @@
-//! Docker's older form of an archive: a list that names configurations and layers. It has no manifest in OCI's sense. The one that is made
-//! here depends on the archive's content alone, so that the same archive is always the same image.
+//! Converter from docker's older archive format to an OCI image layout.
+//!
+//! The older format lists configurations and layers and has no OCI manifest. The generated manifest depends only on the
+//! archive's content, so the same archive always yields the same digest.
 
 use std::collections::HashMap;
 
@@ -13,18 +15,18 @@ use crate::{
     region::{Error, MANIFEST_TYPE, Result, file_part, layout, tree::INDEX_TYPES},
 };
 
-/// The list of images in docker's older form.
+/// The file that lists the images in docker's older format.
 pub const LIST: &str = "manifest.json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-/// What to do about an archive that is not what it says.
+/// The hint for an archive whose list and content differ.
 const WRITE_AGAIN: &str = "write the archive again, by docker save, podman save or skopeo copy";
 
-/// Makes a layout's index of docker's list, and the manifests that it needs.
+/// Generates a layout's index from docker's list, and the manifests that the index lists.
 pub fn convert(members: &Members<'_>, list: &[u8]) -> Result<Contents> {
     Docker { members, blobs: HashMap::new(), layers: HashMap::new() }.convert(list)
 }
 
-/// An image in docker's list.
+/// An entry of docker's list.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerImage {
@@ -35,7 +37,7 @@ struct DockerImage {
     layers: Option<Vec<String>>,
 }
 
-/// What is read of a configuration (image specification 1.1, "Image Configuration").
+/// The fields of an image configuration that the conversion reads (image specification 1.1, "Image Configuration").
 #[derive(Deserialize)]
 struct Config {
     #[serde(default)]
@@ -44,16 +46,16 @@ struct Config {
 
 #[derive(Default, Deserialize)]
 struct RootFs {
-    /// The digests of the uncompressed layers, in the order of the layers.
+    /// The digests of the uncompressed layers, in layer order.
     #[serde(default)]
     diff_ids: Option<Vec<String>>,
 }
 
-/// Makes a layout of docker's older form.
+/// The state of one conversion.
 struct Docker<'a> {
     members: &'a Members<'a>,
     blobs: HashMap<Digest, Part>,
-    /// Layers that have been read for their digests already: images share them.
+    /// Layers that were hashed already; images of one archive share layers.
     layers: HashMap<Part, Layer>,
 }
 
@@ -93,7 +95,7 @@ impl Docker<'_> {
         Error::malformed(self.members.path.display().to_string(), reason)
     }
 
-    /// Where a file lies that the list names.
+    /// Returns the byte range of a file that the list names.
     fn part(&self, member: &str) -> Result<Part> {
         let part = self.members.parts.get(&plain(member)).copied();
         part.ok_or_else(|| {
@@ -108,8 +110,8 @@ impl Docker<'_> {
         Ok(Descriptor { media_type: CONFIG_TYPE.to_owned(), digest, size })
     }
 
-    /// The layers of an image, each of which has to be the one that its configuration names: nothing else in such an archive says which
-    /// layers are the image's.
+    /// Returns the layers of an image. Each layer must match its digest in the configuration, because nothing else in
+    /// such an archive ties a layer to the image.
     fn layers(&mut self, config: &str, members: &[String]) -> Result<Vec<Descriptor>> {
         let diff_ids = self.diff_ids(config)?;
         if diff_ids.len() != members.len() {

@@ -1,4 +1,4 @@
-//! A layer's file in docker's older form of an archive, whose name does not say how it is compressed.
+//! Layer files of docker's older archive format, whose names do not say how they are compressed.
 
 use std::{
     io::{BufReader, Read},
@@ -13,7 +13,6 @@ use crate::{
     region::{Result, file_part},
 };
 
-/// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compression {
     None,
@@ -22,7 +21,7 @@ enum Compression {
 }
 
 impl Compression {
-    /// Judges by what a file begins with.
+    /// Detects the compression by the magic number.
     fn of(beginning: &[u8]) -> Self {
         if beginning.starts_with(&[0x1f, 0x8b]) {
             Self::Gzip
@@ -33,7 +32,7 @@ impl Compression {
         }
     }
 
-    /// The media type of such a layer (image specification 1.1, "Layer Media Types").
+    /// Returns the media type of such a layer (image specification 1.1, "Layer Media Types").
     const fn media_type(self) -> &'static str {
         match self {
             Self::None => "application/vnd.oci.image.layer.v1.tar",
@@ -43,17 +42,17 @@ impl Compression {
     }
 }
 
-/// A layer as it lies in an archive.
+/// A layer in an archive.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// The file as it is.
+    /// Describes the file, compressed or not.
     pub descriptor: Descriptor,
-    /// The digest of the uncompressed tar (image specification 1.1, "Layer `DiffID`"), or why it can't be uncompressed.
+    /// The digest of the uncompressed tar (image specification 1.1, "Layer `DiffID`"), or the decompression error.
     pub diff_id: std::result::Result<Digest, String>,
 }
 
 impl Layer {
-    /// Reads a layer for its digests. It is uncompressed piece by piece, and kept nowhere.
+    /// Hashes a layer and its uncompressed tar. Decompression streams and stores nothing.
     pub fn read(path: &Path, part: Part) -> Result<Self> {
         let (digest, size) = file_part::hash(path, part.from, part.size)?;
         let compression = Compression::of(&file_part::read_whole(path, part.from, part.size.min(8))?);

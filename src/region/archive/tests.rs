@@ -27,7 +27,7 @@ fn archive(directory: &Path, members: &[(&str, Vec<u8>)]) -> PathBuf {
     path
 }
 
-/// Opens an archive in docker's older form with layers of these files, whose configuration has this `rootfs`.
+/// Opens an archive in docker's older format. Its layers are these files, and its configuration has this `rootfs`.
 async fn open(layers: &[Vec<u8>], rootfs: Value) -> Result<(tempfile::TempDir, Archive)> {
     let names: Vec<String> = (0..layers.len()).map(|number| format!("layer{number}.tar")).collect();
     let list = json!([{ "Config": "config.json", "RepoTags": ["apps/solver:v1"], "Layers": names }]);
@@ -50,7 +50,7 @@ fn zstd(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).expect("memory")
 }
 
-/// Layers of three kinds, one of them of two compressed members, and the digests of what is in them.
+/// Returns layers of each compression, two of them with two compressed members, and the digests of their content.
 fn layers() -> (Vec<Vec<u8>>, Vec<String>) {
     let plain: Vec<Vec<u8>> = (1..=5_u8).map(|seed| vec![seed; 300_000 + usize::from(seed)]).collect();
     let halves = |pack: fn(&[u8]) -> Vec<u8>, content: &[u8]| {
@@ -95,7 +95,7 @@ async fn a_layer_that_is_not_the_one_of_the_configuration_is_named() {
             assert!(said.contains(part), "{part}: {said}");
         }
     }
-    // One that is cut off.
+    // Truncated layers.
     let mut cut = layers.clone();
     for place in [1, 2] {
         let whole = layers[place].len();

@@ -1,4 +1,4 @@
-//! One blob's file, `<image>/blobs/<algorithm>/<hex>`. It gets that name only when it is whole, durable and verified.
+//! Blob files, `<image>/blobs/<algorithm>/<hex>`. A file gets that name only once it is whole, durable and verified.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 
@@ -15,12 +15,12 @@ use crate::{
     region::{self, CHUNK_BYTES, Error, Presence, Result, Stage},
 };
 
-/// The path of a blob.
+/// Returns the path of a blob.
 pub fn path(name: &ImageName, digest: Digest) -> String {
     format!("{name}/{}", region::layout::blob_path(digest))
 }
 
-/// Opens an ordinary file. Anything else (a directory, a pipe) is refused before it can block.
+/// Opens a regular file. Rejects anything else (a directory, a pipe) before it can block.
 pub fn open_file(dir: &Dir, path: &str) -> Result<File> {
     let kind = dir.metadata(path).map_err(Error::io("reading", path))?;
     if !kind.is_file() {
@@ -40,7 +40,7 @@ pub fn read_bounded(dir: &Dir, path: &str, limit: u64) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Opens a blob for reading from the byte `from` on. Its file must have the blob's size.
+/// Opens a blob for reading from the byte `from` on. Fails if its file does not have the blob's size.
 pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor, from: u64) -> Result<File> {
     let mut file = match open_file(dir, &path(name, blob.digest)) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -70,7 +70,7 @@ pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Byte
     }
 }
 
-/// Reads the next piece of an open blob; nothing at its end.
+/// Reads the next piece of an open blob. Returns `None` at its end.
 pub fn read_chunk(file: &mut impl io::Read) -> Result<Option<Bytes>> {
     let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
     let length = fill(file, &mut buffer).map_err(Error::io("reading", "a blob"))?;
@@ -91,11 +91,11 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// What there is of the blob: all of it, undamaged and durable, or the beginning that an earlier writer left. A blob that
-/// another image of the directory has is taken from there, by a hard link.
+/// Determines what is stored of the blob: all of it, intact and durable, or the beginning that an earlier writer left.
+/// A blob of another image in the directory is linked from there.
 ///
-/// A damaged file is left where it is until its replacement takes its place: the claim that looks may have been overtaken by a writer
-/// that is just putting a good one there.
+/// A damaged file stays until its replacement is renamed into place: another writer may have overtaken this claim, and
+/// may be putting an intact file there.
 pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if is_good(dir, &own, blob, progress) || link(dir, stage, blob, progress)? {
@@ -105,7 +105,7 @@ pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) ->
     Ok(begun.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))
 }
 
-/// Whether a file has the blob's bytes, durably: what wrote it may have died before it was synced.
+/// Returns whether a file has the blob's bytes, and makes them durable: its writer may have died before the sync.
 fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> bool {
     let check = || {
         verify(dir, path, blob, progress)?;
@@ -114,8 +114,8 @@ fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> boo
     check().is_ok()
 }
 
-/// Takes the blob from another image of the directory that has it whole. Without links, or if every other one is damaged, there
-/// is none, and the bytes are carried.
+/// Hard-links the blob from another image of the directory that has it intact. Returns false without hard links, or if
+/// every other copy is damaged; the caller then transfers the bytes.
 fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<bool> {
     let own = path(&stage.name, blob.digest);
     for other in stage.holders.of(blob.digest) {
@@ -129,7 +129,7 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
             continue;
         }
         if is_good(dir, &linked, blob, progress) {
-            // A damaged file of the same name is replaced.
+            // The rename replaces a damaged file of the same name.
             dir.rename(&linked, dir, &own).map_err(Error::io("renaming", own))?;
             return Ok(true);
         }
@@ -138,7 +138,7 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
     Ok(false)
 }
 
-/// The longest beginning of the blob that a writer of this claim, or of one before, left, and its length.
+/// Finds the longest beginning of the blob that a writer of this claim or an earlier one left, and its length.
 pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Option<(String, u64)>> {
     let blobs = layout::blobs(&stage.name, blob.digest.algorithm());
     let mut longest: Option<(String, u64)> = None;
@@ -156,7 +156,7 @@ pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Op
     Ok(longest)
 }
 
-/// The entries of a directory; none where there is no such directory.
+/// Lists the entries of a directory; none if it does not exist.
 fn entries(dir: &Dir, path: &str) -> Result<impl Iterator<Item = io::Result<DirEntry>>> {
     match dir.read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
@@ -164,7 +164,7 @@ fn entries(dir: &Dir, path: &str) -> Result<impl Iterator<Item = io::Result<DirE
     }
 }
 
-/// Removes a file that may be gone already.
+/// Removes a file. Succeeds if it does not exist.
 pub fn remove(dir: &Dir, path: &str) -> Result<()> {
     match dir.remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
@@ -172,7 +172,7 @@ pub fn remove(dir: &Dir, path: &str) -> Result<()> {
     }
 }
 
-/// Reads a file again and compares its bytes with the digest.
+/// Reads a file again and verifies its size and digest.
 pub fn verify(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> Result<()> {
     let mut file = open_file(dir, path)?;
     let (actual, size) = hash(&mut file, blob.digest.algorithm(), progress).map_err(Error::io("reading", path))?;
@@ -201,7 +201,7 @@ fn hash(file: &mut File, algorithm: Algorithm, progress: &Progress) -> io::Resul
     }
 }
 
-/// Removes what writers have left of a large blob.
+/// Removes the unfinished files of a large blob.
 pub fn remove_partials(dir: &Dir, name: &ImageName, digest: Digest) -> Result<()> {
     let blobs = layout::blobs(name, digest.algorithm());
     for entry in entries(dir, &blobs)? {

@@ -1,4 +1,4 @@
-//! What is left over in a directory: finding it, and removing it.
+//! Leftovers in a directory: finds and removes unfinished files, and images that are not visible.
 
 use std::io;
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Every place of an image in which this service has written, or left an unfinished file.
+/// Returns every image's directory in which this service has written, or left an unfinished file.
 pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<StoreEntry>> {
     let mut images = Vec::new();
     for entry in dir.entries().map_err(Error::io("listing", "."))? {
@@ -31,7 +31,7 @@ pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<StoreEntry>> {
         }
         match find_image(dir, ImageName(name)) {
             Ok(Some(image)) => images.push(image),
-            // Not a layout, or it was removed just now.
+            // Not a layout, or removed just now.
             Ok(None) => {}
             Err(Error::Io { source, .. }) if gone(&source) => {}
             Err(error) => return Err(error),
@@ -44,7 +44,7 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// What there is of an image, if anything of it may be left over.
+/// Examines an image's directory. Returns `None` if nothing in it can be a leftover.
 fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
     let mut image = StoreEntry {
         visible: layout::is_visible(dir, &name),
@@ -55,7 +55,7 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
         name,
     };
     let blobs: Vec<String> = layout::blob_directories(dir, &image.name).map(|(_, path)| path).collect();
-    // No layout; but for one whose removal was interrupted.
+    // Not a layout, and not the rest of an interrupted removal.
     if blobs.is_empty() && image.fence.is_none() {
         return Ok(None);
     }
@@ -66,7 +66,7 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
             let entry = entry.map_err(Error::io("listing", &directory))?;
             let Ok(file) = entry.file_name().into_string() else { continue };
             let unfinished = partial::parse(&file).is_some();
-            // Of a visible image only unfinished files matter; the others are not looked at.
+            // Only the unfinished files of a visible image matter.
             if image.visible && !unfinished {
                 continue;
             }
@@ -86,13 +86,13 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
     Ok(ours.then_some(image))
 }
 
-/// When a file was changed last, by the clock of its file system.
+/// Returns the time of the last modification, by the clock of the file system.
 fn changed(metadata: &Metadata) -> Timestamp {
     use cap_std::fs::MetadataExt as _;
     Timestamp::from_millis(metadata.mtime().saturating_mul(1_000))
 }
 
-/// Removes something that is left over. Returns whether it was still so: a claim that has come since keeps it.
+/// Removes a leftover. Returns false if it changed meanwhile, so that a newer claim keeps it.
 pub fn clear(dir: &Dir, leftover: &Leftover, progress: &Progress) -> Result<bool> {
     match leftover {
         Leftover::File(file) => {
@@ -115,7 +115,8 @@ pub fn clear(dir: &Dir, leftover: &Leftover, progress: &Progress) -> Result<bool
     }
 }
 
-/// Removes an image that was published under a fence, if it still is the one in the directory.
+/// Removes an image that was published under a fence. Returns false if a later claim has prepared the directory, or
+/// another process holds the lock.
 pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> Result<bool> {
     let Some(lock) = Lock::try_acquire(dir, name)? else { return Ok(false) };
     if lock.fence()? != Some(fence) {
@@ -127,8 +128,8 @@ pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> 
     Ok(true)
 }
 
-/// Removes the files of an image that is not visible, and its directories if nothing else is in them. Under its lock; the
-/// fence goes last, so that what is interrupted is found again.
+/// Removes the files of an image that is not visible, and those of its directories that are then empty. The caller
+/// holds the lock. The fence is removed last, so that an interrupted removal is found again.
 fn remove_image(dir: &Dir, name: &ImageName, progress: &Progress) -> Result<()> {
     signatures::remove(dir, name)?;
     for (algorithm, blobs) in layout::blob_directories(dir, name) {
@@ -153,7 +154,7 @@ fn remove_files(dir: &Dir, directory: &str, chosen: impl Fn(&str) -> bool, progr
     Ok(())
 }
 
-/// Removes a directory, unless something is in it.
+/// Removes a directory, unless it is not empty.
 fn remove_dir(dir: &Dir, path: &str) -> Result<()> {
     match dir.remove_dir(path) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {

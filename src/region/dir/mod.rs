@@ -1,7 +1,8 @@
-//! A directory of OCI image layouts: `<directory>/<image>/`, one layout an image, so that no index file is shared.
+//! Store in a directory of OCI image layouts: one layout per image at `<directory>/<image>/`, so that no index file is
+//! shared.
 //!
-//! Every path is opened beneath the directory, by capability: neither a name nor a symbolic link in a layout leads out of it.
-//! The directory itself is never created: one that is not there may be a disk that is not mounted.
+//! Every path is opened beneath the directory, by capability: neither a name nor a symbolic link in a layout leads out
+//! of it. The directory itself is never created, because a missing one may be a disk that is not mounted.
 
 mod blob;
 mod fence;
@@ -41,24 +42,24 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, Image, ImageName, Leftover, StoreEntry, Verification};
 
-/// How many pieces of a blob may have been read and not yet passed on.
+/// Number of pieces of a blob that may be read ahead of the receiver.
 const READ_AHEAD: usize = 4;
 
-/// A directory of OCI image layouts.
+/// A store in a directory of OCI image layouts.
 #[derive(Debug, Clone)]
 pub struct DirStore(Arc<Settings>);
 
 #[derive(Debug, Clone)]
 struct Settings {
     path: PathBuf,
-    /// The image of each layout, where one has several.
+    /// Selects the image of each layout that has several.
     name: Option<String>,
     keep_free: u64,
     operations: Arc<Operations>,
 }
 
 impl DirStore {
-    /// The store in a directory.
+    /// Creates the store in a directory.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
@@ -72,26 +73,26 @@ impl DirStore {
         Self(Arc::new(settings))
     }
 
-    /// The same store, in which an image is what its layout has under `name`.
+    /// Returns the same store, in which an image is the manifest that its layout lists under `name`.
     #[must_use]
     pub fn with_name(&self, name: Option<String>) -> Self {
         self.with(|settings| settings.name = name)
     }
 
-    /// The same store, which refuses an image that would leave fewer bytes free.
+    /// Returns the same store, which rejects an image that would leave less than `bytes` free.
     #[must_use]
     pub fn keeping_free(&self, bytes: u64) -> Self {
         self.with(|settings| settings.keep_free = bytes)
     }
 
-    /// The same store, whose operations may stand still for as long as `stall` before they fail.
+    /// Returns the same store, whose operations fail after `stall` without progress.
     #[must_use]
     pub fn stalling_after(&self, stall: Duration) -> Self {
         let operations = Arc::new(Operations::new(self.0.path.display().to_string(), stall));
         self.with(|settings| settings.operations = operations)
     }
 
-    /// Opens the directory each time: it may have been mounted, unmounted or replaced since.
+    /// Opens the directory each time, because it may have been mounted, unmounted or replaced since.
     fn dir(&self) -> Result<Dir> {
         let path = || self.0.path.display().to_string();
         Dir::open_ambient_dir(&self.0.path, ambient_authority()).map_err(|error| match error.kind() {
@@ -100,19 +101,19 @@ impl DirStore {
         })
     }
 
-    /// Refuses to replace an index that others have put there.
+    /// Fails if it would replace an index that another program wrote.
     async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
         let there = shown(self.root(&stage.name).await)?;
         stage.may_show(&self.shown_as(&stage.name), root.digest, &there)
     }
 
-    /// What people find an image by.
+    /// Returns the path of an image for messages.
     fn shown_as(&self, name: &ImageName) -> String {
         self.0.path.join(&name.0).display().to_string()
     }
 
-    /// Does something for a copy on a thread that may block.
+    /// Runs an operation of a copy on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         stage: &Stage,
@@ -122,7 +123,7 @@ impl DirStore {
         self.0.operations.run(&stage.activity, move |progress| act(&store.dir()?, progress)).await
     }
 
-    /// Does something for no copy on a thread that may block.
+    /// Runs an operation that belongs to no copy on a thread that may block.
     async fn reading<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Self, &Dir) -> Result<T> + Send + 'static,
@@ -132,7 +133,7 @@ impl DirStore {
     }
 }
 
-/// A large blob that has been begun, as the journal has it.
+/// A large blob whose writing has begun, as recorded in the journal.
 #[derive(Serialize, Deserialize)]
 struct Begun {
     name: String,
@@ -165,7 +166,7 @@ impl Source for DirStore {
         let (name, blob) = (name.clone(), blob.clone());
         let file = self.reading(move |_, dir| blob::open(dir, &name, &blob, from)).await?;
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the file, or when nothing receives any more.
+        // Ends with the file, or when the receiver is dropped.
         drop(tokio::spawn(read_chunks(Arc::clone(&self.0.operations), file.take(most.unwrap_or(u64::MAX)), chunks)));
         Ok(received)
     }
@@ -209,7 +210,8 @@ impl Store for DirStore {
         publish::prepare(self, stage).await
     }
 
-    /// Never without looking: what lies in a directory may have been changed by anybody. Finds out what other images have of it.
+    /// Always returns `None`, because any program may have changed the directory, so each blob is checked. Searches the
+    /// other images for shared blobs.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         self.may_show(stage, tree).await?;
         let (own, tree) = (stage.clone(), tree.clone());
@@ -294,11 +296,11 @@ impl Store for DirStore {
     }
 }
 
-/// Reads an open blob and passes it on, until its end, or until nothing receives any more. A thread is held only while a piece
-/// is read.
+/// Reads an open blob and sends it in pieces, until its end, or until the receiver is dropped. Holds a thread only
+/// while it reads a piece.
 async fn read_chunks(operations: Arc<Operations>, mut file: io::Take<File>, chunks: mpsc::Sender<Result<Bytes>>) {
     loop {
-        // Before the piece is read: a slow receiver holds no more of them than it has room for.
+        // Reserved before the piece is read, so that a slow receiver buffers no more pieces than its channel holds.
         let Ok(place) = chunks.reserve().await else { return };
         let read = move |_: &Progress| {
             let chunk = blob::read_chunk(&mut file)?;

@@ -1,5 +1,5 @@
-//! Operations on one directory that may block: as many at a time as a directory may have threads, so that one that hangs takes
-//! none from other regions, and none is waited for that stands still.
+//! Blocking operations on one directory. Each directory has a limited number of threads, so that one that hangs takes
+//! none from other regions, and no caller waits for a stalled operation.
 
 use std::{
     sync::{
@@ -16,18 +16,18 @@ use tokio::{
 
 use crate::region::{Activity, Error, Result};
 
-/// Threads that one directory may hold at the same time.
+/// Maximum number of concurrent threads per directory.
 const THREADS: usize = 16;
-/// How long an operation may make no progress, unless the store sets another limit.
+/// Default time after which an operation without progress counts as stalled.
 pub const STALL: Duration = Duration::from_secs(60);
 /// Number of parts in which that time is measured. The clock also runs while the process is stopped or its machine is
-/// suspended: such a gap ends one part, and the operation has the others to make progress.
+/// suspended: such a gap ends one part only, and the operation can make progress in the others.
 const PARTS: u32 = 4;
 
-/// The operations of one directory.
+/// Runs the operations of one directory.
 #[derive(Debug)]
 pub struct Operations {
-    /// The directory, for errors.
+    /// The directory, for error messages.
     directory: String,
     threads: Arc<Semaphore>,
     stall: Duration,
@@ -38,7 +38,7 @@ pub struct Operations {
 #[derive(Debug, Default)]
 struct Pulse {
     steps: AtomicU64,
-    /// Whether there has been no step for too long.
+    /// Whether an operation has made no step for too long.
     stalled: AtomicBool,
 }
 
@@ -49,7 +49,7 @@ impl Pulse {
     }
 }
 
-/// Observes whether a pulse goes on, each time that a part of the allowed time has passed.
+/// Checks a pulse for progress each time that a part of the allowed time has passed.
 struct Observation<'a> {
     pulse: &'a Pulse,
     seen: u64,
@@ -61,7 +61,7 @@ impl<'a> Observation<'a> {
         Self { pulse, seen: pulse.steps.load(Ordering::Relaxed), idle_parts: 0 }
     }
 
-    /// Returns whether there was no step in as many parts as are allowed, this one included.
+    /// Returns whether no step was made in the allowed number of parts, this one included.
     fn is_stalled_after_part(&mut self) -> bool {
         let steps = self.pulse.steps.load(Ordering::Relaxed);
         self.idle_parts = if steps == self.seen { self.idle_parts + 1 } else { 0 };
@@ -70,7 +70,7 @@ impl<'a> Observation<'a> {
     }
 }
 
-/// What an operation says about its progress while it runs.
+/// Reports the progress of an operation while it runs.
 #[derive(Debug)]
 pub struct Progress {
     operation: Arc<Pulse>,
@@ -79,7 +79,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Something moved: a chunk was read, hashed or written.
+    /// Records a step: a chunk was read, hashed or written.
     pub fn tick(&self) {
         self.operation.beat();
         self.directory.beat();
@@ -88,14 +88,14 @@ impl Progress {
 }
 
 impl Operations {
-    /// The operations of a directory; each may stand still for as long as `stall`.
+    /// Creates the operations of a directory. Each fails after `stall` without progress.
     pub fn new(directory: String, stall: Duration) -> Self {
         let threads = Arc::new(Semaphore::new(THREADS));
         Self { directory, threads, stall, pulse: Arc::default() }
     }
 
-    /// Runs an operation on a thread that may block. Its thread counts until it has really returned, whether or not anything
-    /// still waits for it.
+    /// Runs an operation on a thread that may block. Its thread counts until the operation has returned, even if the
+    /// caller stopped waiting.
     pub async fn run<T: Send + 'static>(
         &self,
         copy: &Activity,
@@ -124,18 +124,18 @@ impl Operations {
         }
     }
 
-    /// Starts an operation whose result nothing waits for, if there is a thread for it.
+    /// Starts an operation whose result is ignored. Does nothing if no thread is free.
     pub fn start(&self, act: impl FnOnce() + Send + 'static) {
         let Ok(thread) = Arc::clone(&self.threads).try_acquire_owned() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // It runs by itself.
+        // Detached.
         drop(runtime.spawn_blocking(move || {
             act();
             drop(thread);
         }));
     }
 
-    /// Waits for a thread. Fails at once if all threads of the directory are stalled already.
+    /// Waits for a thread. Fails at once if the directory counts as stalled.
     async fn thread(&self) -> Result<OwnedSemaphorePermit> {
         let mut observation = Observation::of(&self.pulse);
         loop {
@@ -204,13 +204,14 @@ mod tests {
         assert!(text.contains("16 operations on the directory /srv/apps have not returned"), "{text}");
         healthy.run(&Activity::default(), |_| Ok(())).await.expect("another directory has threads of its own");
 
-        // As soon as the threads have returned, the directory is used again.
+        // The directory is usable again once the threads have returned.
         drop(release);
         crate::region::dir::tests::until(|| hanging.threads.available_permits() == THREADS).await;
         hanging.run(&Activity::default(), |_| Ok(())).await.expect("the threads are back");
     }
 
-    /// The clock jumps by ten times the limit, as after SIGSTOP and SIGCONT, while an operation runs and another one waits for a thread.
+    /// The clock jumps by ten times the limit, as after SIGSTOP and SIGCONT, while an operation runs and another one
+    /// waits for a thread.
     #[tokio::test(start_paused = true)]
     async fn a_process_that_was_stopped_takes_no_operation_for_stalled() {
         let operations = operations(Duration::from_secs(60));

@@ -1,10 +1,10 @@
-//! What `DescribeImages` answers, as far as it is of use (ECS API 2014-05-26).
+//! The fields of a `DescribeImages` response that the service reads (ECS API 2014-05-26).
 
 use serde::Deserialize;
 
 use crate::domain::{EcsImage, EcsStatus, ForeignText};
 
-/// An answer that says nothing but that it was done.
+/// A response whose body is ignored.
 #[derive(Debug, Deserialize)]
 pub struct NoAnswer {}
 
@@ -55,7 +55,7 @@ struct Tag {
 }
 
 impl Listing {
-    /// How many images there are on all pages, and those of this one.
+    /// Returns the number of images on all pages, and the images of this page.
     pub fn read(self) -> Result<(u64, Vec<EcsImage>), String> {
         let images = self.images.image.into_iter().map(Entry::read).collect::<Result<_, _>>()?;
         Ok((self.total_count, images))
@@ -73,7 +73,7 @@ impl Entry {
             id: self.image_id.parse()?,
             name: self.image_name,
             status,
-            // `45%`; what can't be read has not begun.
+            // Formatted like `45%`. Anything else counts as 0.
             percent: self.progress.trim_end_matches('%').parse().map_or(0, |percent: u8| percent.min(100)),
             gibibytes: self.size,
             tags: self.tags.tag.into_iter().map(|tag| (tag.tag_key, tag.tag_value)).collect(),

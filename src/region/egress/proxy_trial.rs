@@ -1,5 +1,5 @@
-//! Asks a proxy to pass something on, to find out whose trouble it is that a store can't be reached: a client that goes by way of it only
-//! learns that there is no connection.
+//! Test request to a proxy, which finds out whether the proxy or the target is at fault when a store can't be reached:
+//! an HTTP client only reports that there is no connection.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -16,23 +16,23 @@ use url::Url;
 use super::ForwardProxy;
 use crate::{domain::ForeignText, server_trust};
 
-/// How long the connection and the answer may take together.
+/// The time limit for the connection and the response together.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The most of an answer's head that is read, in bytes.
+/// Maximum number of bytes read of the response's head.
 const MAX_HEAD: usize = 8 << 10;
 
-/// What became of a request that a proxy was asked to pass on.
+/// The result of a test request through a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyTrial {
-    /// It passes it on, or another one answered.
+    /// The proxy connects to the target, or the target responded.
     Passes,
     /// The proxy itself can't be reached, or does not speak HTTP.
     Unreachable(ForeignText),
-    /// It wants to be shown another name and password (RFC 9110, section 15.5.8).
+    /// The proxy requires another user name and password (RFC 9110, section 15.5.8).
     WantsLogin,
-    /// It passes no such request on; with this status.
+    /// The proxy rejects such requests, with this status.
     Refuses(u16),
-    /// It does not reach the target; with this status.
+    /// The proxy can't reach the target, with this status.
     TargetUnreachable(u16),
 }
 
@@ -40,8 +40,8 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl ForwardProxy {
-    /// Asks the proxy for a target: by a tunnel (RFC 9110, section 9.3.6), or for its root where that is without TLS. What was opened is closed
-    /// again.
+    /// Requests the target from the proxy: through a tunnel (RFC 9110, section 9.3.6), or its root path if the target
+    /// does not use TLS. Closes the connection afterwards.
     pub async fn try_to_reach(&self, target: &Url) -> ProxyTrial {
         let status = match timeout(PATIENCE, self.ask_for(target)).await {
             Ok(Ok(status)) => status,
@@ -52,13 +52,13 @@ impl ForwardProxy {
             407 => ProxyTrial::WantsLogin,
             502..=504 => ProxyTrial::TargetUnreachable(status),
             200..300 => ProxyTrial::Passes,
-            // Of a request without a tunnel, this may be what the target says.
+            // Without a tunnel, this may be the target's own status.
             _ if target.scheme() == "http" => ProxyTrial::Passes,
             status => ProxyTrial::Refuses(status),
         }
     }
 
-    /// Sends the request, and returns the status of the answer.
+    /// Sends the request and returns the status of the response.
     async fn ask_for(&self, target: &Url) -> io::Result<u16> {
         let mut stream = self.connect().await?;
         let host = target.host_str().unwrap_or_default();
@@ -97,7 +97,7 @@ impl ForwardProxy {
     }
 }
 
-/// The status of an answer, by its first line (RFC 9112, section 4).
+/// Parses the status from the first line of a response (RFC 9112, section 4).
 fn status(head: &[u8]) -> Option<u16> {
     let line = head.split(|byte| *byte == b'\n').next()?;
     let rest = std::str::from_utf8(line).ok()?.strip_prefix("HTTP/1.")?;

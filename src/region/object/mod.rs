@@ -1,5 +1,5 @@
-//! A bucket of OCI image layouts: `<prefix>/<image>/`, one layout an image, as a directory has them. What is written becomes
-//! visible whole or not at all: an object is there when all of it is.
+//! Store in a bucket of OCI image layouts: one layout per image at `<prefix>/<image>/`, as in a directory. Writes are
+//! atomic, because an object appears only when it is complete.
 
 mod conceal;
 mod credentials;
@@ -31,29 +31,29 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 
-/// How many pieces of a blob may have been read and not yet passed on.
+/// Number of pieces of a blob that may be read ahead of the receiver.
 const READ_AHEAD: usize = 8;
-/// The largest object that every provider copies by itself in one request, in bytes.
+/// Maximum size of an object that every provider copies server-side in one request, in bytes.
 const MOST_COPIED: u64 = 5 << 30;
 
-/// What a provider's client can do.
+/// The operations of a provider's client.
 trait Bucket: Objects + MultipartStore {}
 
 impl<T: Objects + MultipartStore> Bucket for T {}
 
-/// A part of a bucket.
+/// A store under a prefix of a bucket.
 #[derive(Debug, Clone)]
 pub struct ObjectStore {
     location: Arc<ObjectLocation>,
     endpoint: Option<String>,
     bucket: Arc<dyn Bucket>,
-    /// Whether it tells what is missing.
+    /// Whether the bucket responds 403 for missing objects.
     concealment: Arc<Concealment>,
-    /// What is done about blobs that it has already.
+    /// How to verify blobs that the bucket has already.
     verify_existing: VerifyExisting,
 }
 
-/// What went wrong with an object, in the words of the other stores.
+/// Converts an error of the library, in the terms of the other stores.
 fn failed(what: &str, error: &object_store::Error) -> Error {
     use object_store::Error as Cause;
     let mut cause: &dyn std::error::Error = error;
@@ -90,7 +90,7 @@ impl ObjectStore {
         Self { location, endpoint, bucket, concealment, verify_existing: VerifyExisting::default() }
     }
 
-    /// The same store, which does this about blobs that it has already.
+    /// Returns the same store with this policy for blobs that it has already.
     #[must_use]
     pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
         Self { verify_existing, ..self }
@@ -108,7 +108,7 @@ impl ObjectStore {
         self.path(name, &layout::blob_path(digest))
     }
 
-    /// A small object, of at most `limit` bytes; nothing if there is none.
+    /// Reads a small object, of at most `limit` bytes. Returns `None` if there is none.
     async fn small(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
         let got = match self.bucket.get(path).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -131,7 +131,8 @@ impl ObjectStore {
         Ok(Some(content.into()))
     }
 
-    /// A small object of a store that is written to; nothing if there is none.
+    /// Reads a small object of a destination store. Returns `None` if there is none, or if the bucket conceals missing
+    /// objects.
     async fn small_written(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
         match self.small(path, limit).await {
             Err(error) if self.conceals(&error).await? => Ok(None),
@@ -144,7 +145,7 @@ impl ObjectStore {
         self.small(&path, MAX_MANIFEST_BYTES).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
     }
 
-    /// The size of an object; nothing if there is none.
+    /// Returns the size of an object, or `None` if there is none.
     async fn size(&self, path: &Path) -> Result<Option<u64>> {
         match self.bucket.head(path).await {
             Ok(meta) => Ok(Some(meta.size)),
@@ -193,7 +194,7 @@ impl Source for ObjectStore {
             return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual });
         }
         let mut stream = got.into_stream();
-        // Ends with the object, or when nobody receives any more.
+        // Ends with the object, or when the receiver is dropped.
         let digest = blob.digest;
         let (image, mut room) = (name.to_string(), end.saturating_sub(from));
         let expected = room;
@@ -261,7 +262,7 @@ impl Store for ObjectStore {
         Some(Place { service: self.service(), path: self.path(name, "").to_string() })
     }
 
-    /// Puts an object that is no image's, looks for it, and deletes it.
+    /// Writes an object that belongs to no image, reads its metadata, and deletes it.
     async fn probe(&self) -> Result<Option<u64>> {
         let path = self.path(&ImageName(".appferry-probe".to_owned()), &uuid::Uuid::now_v7().simple().to_string());
         self.put(&path, Bytes::from_static(b"appferry").into()).await?;
@@ -274,7 +275,7 @@ impl Store for ObjectStore {
         Ok(())
     }
 
-    /// The index is written last: where this service wrote it, everything below it is there.
+    /// The index is written last: an index that this service wrote implies that everything below it is stored.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
@@ -310,7 +311,7 @@ impl Store for ObjectStore {
         Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
 
-    /// It is read, which takes as many round trips as asking for it.
+    /// Reads the manifest, which takes as many round trips as a check for its existence.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let there = self.small_written(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
         Ok(there.is_some_and(|there| manifest.digest.matches(&there)))
@@ -342,7 +343,7 @@ impl Store for ObjectStore {
         let path = self.path(name, INDEX);
         let content = self.small_written(&path, MAX_MANIFEST_BYTES).await?;
         if content.is_none() && self.is_concealing() {
-            // What may be read here can be: so the index is not there, and is not just hidden from us.
+            // The image's objects are readable, so the index is missing and not merely hidden.
             self.read_manifest(name, root).await?;
         }
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);

@@ -1,5 +1,5 @@
-//! Whether a registry supports the algorithm of a digest. Every registry supports SHA-256; of others that shows when content comes by them,
-//! and no answer says so in a way of its own.
+//! Whether a registry supports a digest algorithm. Every registry supports SHA-256. For other algorithms the
+//! specification defines no explicit response, so only an upload reveals the support.
 
 use bytes::Bytes;
 use http::{
@@ -18,14 +18,18 @@ use crate::{
 };
 
 impl RegistryStore {
-    /// Whether the registry takes blobs by an algorithm, which it is asked after it has refused one: that may have been damaged on its way.
-    /// It is sent a blob of no bytes, which nothing can damage. Where it does not say, it does.
+    /// Returns whether the registry accepts blobs by `algorithm`. Called after the registry has rejected a blob,
+    /// because a blob may also be rejected when it was damaged in transit. The test uploads an empty blob, which can't
+    /// be damaged. Any result other than an explicit rejection counts as support.
     pub(super) async fn supports(&self, repository: &str, algorithm: Algorithm) -> bool {
         let empty =
             Descriptor { media_type: "application/octet-stream".to_owned(), digest: algorithm.digest(&[]), size: 0 };
         match self.put_empty(repository, &empty).await.map_err(|error| error.about_digest(empty.digest)) {
             Err(Error::DigestUnsupported { source, .. }) => {
-                tracing::info!(%algorithm, error = %source, repository, "the registry does not support the algorithm of digests");
+                tracing::info!(
+                    %algorithm, error = %source, repository,
+                    "the registry does not support the digest algorithm; the upload fails"
+                );
                 false
             }
             _ => true,
@@ -48,7 +52,8 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Requires that a blob which was taken can be found: a registry may know it by its own algorithm alone, whatever it was sent by.
+    /// Requires that the registry finds a blob it has accepted. A registry may index a blob by its own algorithm alone,
+    /// whichever digest the blob was pushed by.
     pub(super) async fn require_known(&self, repository: &str, blob: &Descriptor) -> Result<()> {
         let is_known = blob.digest.algorithm() == Algorithm::CANONICAL
             || self.find(repository, blob, Scope::push(repository)).await?.is_some();

@@ -1,4 +1,4 @@
-//! Manifests of a registry (OCI distribution specification 1.1, "Pulling manifests", "Pushing manifests").
+//! Manifests in a registry (OCI distribution specification 1.1, "Pulling manifests", "Pushing manifests").
 
 use bytes::Bytes;
 use http::{
@@ -36,7 +36,7 @@ impl RegistryStore {
         Ok(Ask { method, url, scope, headers, body: Bytes::new() })
     }
 
-    /// What a tag or a digest stands for; nothing if there is nothing.
+    /// Returns the descriptor of the manifest under a tag or a digest; `None` if there is none.
     pub(super) async fn head_manifest(
         &self,
         repository: &str,
@@ -54,7 +54,7 @@ impl RegistryStore {
         };
         match described {
             Some(descriptor) => Ok(Some(descriptor)),
-            // Some registries tell less of a manifest than they should: then it is read.
+            // Some registries omit required headers. Then the manifest itself is read.
             None => {
                 let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
                 Ok(found.map(|(descriptor, _)| descriptor))
@@ -62,7 +62,7 @@ impl RegistryStore {
         }
     }
 
-    /// The same, by the digest out of `known` that it has, if it has one of them.
+    /// Does the same, but returns the digest in `known` that matches the manifest, if there is one.
     pub(super) async fn head_manifest_as(
         &self,
         known: &[Digest],
@@ -74,8 +74,8 @@ impl RegistryStore {
         self.known_as(known, told, repository, reference, scope).await
     }
 
-    /// What the registry has told of a manifest, by the digest out of `known` that the manifest has, if it has one of them. Digests by
-    /// different algorithms can't be compared: then the manifest is read.
+    /// Replaces the digest of a descriptor by the one in `known` that matches the manifest, if there is one. Digests of
+    /// different algorithms can't be compared, so the manifest is read in that case.
     pub(super) async fn known_as(
         &self,
         known: &[Digest],
@@ -97,7 +97,7 @@ impl RegistryStore {
         }))
     }
 
-    /// A manifest of at most `limit` bytes, with the digest that its bytes have; nothing if there is none.
+    /// Reads a manifest of at most `limit` bytes and computes its digest; `None` if there is none.
     pub(super) async fn get_manifest(
         &self,
         repository: &str,
@@ -108,7 +108,7 @@ impl RegistryStore {
         self.get_manifest_as(MANIFEST_TYPES[0], repository, reference, scope, limit).await
     }
 
-    /// The same, of one that may be of another type than images have.
+    /// Does the same, and also accepts a media type that images do not use.
     pub(super) async fn get_manifest_as(
         &self,
         kind: &str,
@@ -129,7 +129,7 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
-        // By the algorithm that it was asked for by; of a tag, by the one that the registry tells.
+        // The algorithm is the one of the requested digest, or for a tag that of the response's digest.
         let by: Option<Digest> = reference.parse().ok().or_else(|| told_digest(response.headers()));
         let algorithm = by.map_or(Algorithm::CANONICAL, |digest| digest.algorithm());
         let decoder = Decoder::of(response.headers(), response.content_length(), None);
@@ -140,7 +140,7 @@ impl RegistryStore {
         Ok(Some((descriptor, content)))
     }
 
-    /// Writes a manifest by its digest or by a tag.
+    /// Writes a manifest under its digest or a tag.
     pub(super) async fn put_manifest(
         &self,
         repository: &str,
@@ -154,8 +154,8 @@ impl RegistryStore {
             return put.map(drop).map_err(|error| error.about_digest(manifest.digest));
         }
         if manifest.digest.algorithm() != Algorithm::CANONICAL {
-            // What comes by a tag alone is known by the registry's own algorithm and no other. Where the registry does not take the tag
-            // along with the digest, it is put by the tag as well.
+            // A registry indexes a manifest that is pushed by a tag alone under its own algorithm only. So the push by
+            // digest includes the tag. A registry that ignores it there gets a second push by the tag.
             let mut tagging = url(&manifest.digest.to_string())?;
             tagging.query_pairs_mut().append_pair("tag", reference);
             let put = self.put(repository, tagging, manifest, content.clone()).await;
@@ -166,7 +166,7 @@ impl RegistryStore {
         self.put(repository, url(reference)?, manifest, content).await.map(drop)
     }
 
-    /// Puts a manifest at a URL. Returns the headers of the answer.
+    /// Writes a manifest to a URL. Returns the headers of the response.
     async fn put(&self, repository: &str, url: Url, manifest: &Descriptor, content: Bytes) -> Result<HeaderMap> {
         let what = what(&Method::PUT, &url);
         let headers = HeaderMap::from_iter([header(CONTENT_TYPE, manifest.media_type.as_str())?]);
@@ -185,18 +185,18 @@ impl RegistryStore {
     }
 }
 
-/// The digest that an answer says of its manifest.
+/// Returns the digest that a response states for its manifest.
 fn told_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
-/// Whether an answer says that a manifest was given a tag along with its digest ("Pushing Manifests").
+/// Returns whether a response confirms the tag of a push by digest ("Pushing Manifests").
 fn is_tagged(headers: &HeaderMap, tag: &str) -> bool {
     let tags = headers.get_all("oci-tag").iter().filter_map(|value| value.to_str().ok());
     tags.flat_map(|tags| tags.split(',')).any(|given| given.trim() == tag)
 }
 
-/// The media type that an answer says of its content.
+/// Returns the media type of a response, without parameters.
 pub(super) fn media_type(response: &Response) -> String {
     let value = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_owned()
@@ -206,7 +206,8 @@ fn is_known(media_type: &str) -> bool {
     MANIFEST_TYPES.contains(&media_type) || INDEX_TYPES.contains(&media_type)
 }
 
-/// The media type that a manifest itself states, or that what it has is called by: some registries answer with one of their own.
+/// Returns the media type that a manifest states, or else the one that its fields imply: some registries respond with a
+/// generic type.
 fn stated_type(content: &[u8]) -> Option<String> {
     let manifest: serde_json::Value = serde_json::from_slice(content).ok()?;
     if let Some(stated) = manifest["mediaType"].as_str().filter(|stated| is_known(stated)) {
@@ -216,7 +217,7 @@ fn stated_type(content: &[u8]) -> Option<String> {
     (manifest["manifests"].is_array() || manifest["layers"].is_array()).then(|| kind.to_owned())
 }
 
-/// Content as it was before it was compressed on the way, of at most `limit` bytes.
+/// Decodes content that was compressed in transit, up to `limit` bytes.
 fn decoded(what: &str, mut decoder: Decoder, content: Bytes, limit: u64) -> Result<Bytes> {
     let mut all = Vec::new();
     decoder.push(content);
@@ -229,7 +230,7 @@ fn decoded(what: &str, mut decoder: Decoder, content: Bytes, limit: u64) -> Resu
     Ok(all.into())
 }
 
-/// The manifest that an answer is about, if it says all of it.
+/// Returns the descriptor of a manifest, if the headers state all its fields.
 fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let media_type = text(CONTENT_TYPE.as_str())?.split(';').next()?.trim().to_owned();
@@ -239,7 +240,7 @@ fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     Some(Descriptor {
         media_type,
         digest: told_digest(headers)?,
-        // Some say that an answer without content has none.
+        // Some registries state a length of 0 for a response without a body.
         size: text(CONTENT_LENGTH.as_str())?.parse().ok().filter(|size| *size > 0)?,
     })
 }

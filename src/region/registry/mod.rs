@@ -1,4 +1,5 @@
-//! A registry that speaks the OCI distribution API (specification 1.1). An image is a tag of a repository below the namespace.
+//! Storage of images in a registry with the OCI distribution API (specification 1.1). An image is a tag of a repository
+//! below the namespace.
 
 mod attachments;
 mod challenge;
@@ -72,46 +73,46 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 
-/// How many pieces of a blob may have been read and not yet passed on.
+/// Number of pieces of a blob that are read ahead.
 const READ_AHEAD: usize = 8;
-/// For how long it need not be looked again what a tag shows before it is moved. Small images are copied in less.
+/// How long a check of a tag stays valid before the tag is moved. Small images are copied in less time.
 const SHOWN_LATELY: Duration = Duration::from_secs(2);
-/// How long nothing of a blob may come.
+/// How long no bytes of a blob may arrive.
 const STALL: Duration = Duration::from_secs(60);
 
-/// A registry.
+/// A registry as source and store of images.
 #[derive(Debug, Clone)]
 pub struct RegistryStore {
     client: Arc<Client>,
-    /// What is known of its API that lists referrers.
+    /// State of the referrers API.
     referrers_api: Arc<ReferrersApi>,
-    /// The tags of its repositories.
+    /// Cached lists of tags.
     tag_lists: Arc<TagLists>,
-    /// Whether it is known to answer a range with the whole.
+    /// Whether the registry ignores range requests.
     without_ranges: Arc<AtomicBool>,
-    /// Uploads that were dropped unfinished, and are to be aborted.
+    /// Uploads that were dropped unfinished and have to be aborted.
     dropped: Arc<Mutex<Vec<Dropped>>>,
-    /// Uploads that the registry is being asked to begin.
+    /// Tasks that are starting uploads.
     beginning: TaskTracker,
-    /// How it takes blobs, as far as that is known, and whether it was read what earlier processes learned.
+    /// Upload habits of the registry, and whether the stored ones were loaded.
     learned: Arc<Learned>,
     recalled: Arc<OnceCell<()>>,
-    /// Whether it is asked to mount blobs.
+    /// Pause of mounts after a failure.
     mount_pause: Arc<MountPause>,
-    /// Whether it tells by the beginning of an upload that it has the blob.
+    /// Whether the start of an upload reveals that the blob exists.
     self_mount: Arc<SelfMount>,
-    /// What is done about blobs that it has already.
+    /// How existing blobs are verified.
     verify_existing: VerifyExisting,
-    /// Blobs that were found damaged: what is written in their place is read again.
+    /// Blobs that were found damaged. Their replacements are read back.
     damaged: Damaged,
 }
 
 impl RegistryStore {
-    /// The store in a registry.
+    /// Creates a store.
     #[must_use]
     pub fn new(client: Client) -> Self {
         let beginning = TaskTracker::new();
-        // Whoever waits, waits for those that there are.
+        // `wait` returns once the current tasks have ended.
         beginning.close();
         Self {
             beginning,
@@ -129,7 +130,7 @@ impl RegistryStore {
         }
     }
 
-    /// The same store, which does this about blobs that it has already.
+    /// Returns the store with another verification of existing blobs.
     #[must_use]
     pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
         Self { verify_existing, ..self }
@@ -143,12 +144,12 @@ impl RegistryStore {
         Reference::of(self.client.location(), name)
     }
 
-    /// What a tag or a digest stands for; nothing if there is nothing.
+    /// Returns the descriptor of the manifest under a tag or a digest; `None` if there is none.
     async fn find_root(&self, repository: &str, reference: &str) -> Result<Option<Descriptor>> {
         let scope = Scope::pull(repository);
         match self.head_manifest(repository, reference, scope.clone()).await? {
             Some(root) => Ok(Some(root)),
-            // Some know by `GET` what they don't know by `HEAD`.
+            // Some registries return by `GET` manifests that they deny by `HEAD`.
             None => {
                 let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
                 Ok(found.map(|(root, _)| root))
@@ -156,7 +157,7 @@ impl RegistryStore {
         }
     }
 
-    /// Reads a blob, by credentials for `scope`.
+    /// Reads a blob with the access of `scope`.
     async fn read_as(
         &self,
         scope: Scope,
@@ -177,12 +178,13 @@ impl RegistryStore {
         let what = what(&ask.method, &ask.url);
         let response = self.client.ask(ask).await?;
         let skip = match response.status() {
-            // Of what is compressed, a part is not one of the blob.
+            // A range of compressed content is no range of the blob.
             StatusCode::PARTIAL_CONTENT if ranged && is_encoded(response.headers()) => {
                 return Err(self.without_range(what));
             }
             StatusCode::PARTIAL_CONTENT if ranged => match ContentRange::of(response.headers()) {
-                // A part that begins earlier holds it, too; one that ends earlier is read on after that.
+                // A range that starts earlier contains it as well. After a range that ends earlier, the caller reads
+                // the rest.
                 Some(part)
                     if (part.first..=part.last).contains(&from) && part.size.is_none_or(|size| size == blob.size) =>
                 {
@@ -191,7 +193,7 @@ impl RegistryStore {
                 None if response.content_length() == Some(end - from) => 0,
                 _ => return Err(self.without_range(what)),
             },
-            // What it can't give by a range it may give as a whole.
+            // The registry may still be able to send the whole blob.
             StatusCode::RANGE_NOT_SATISFIABLE if ranged => return Err(self.without_range(what)),
             StatusCode::OK => {
                 if ranged {
@@ -205,13 +207,13 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         };
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the body, or when the receiver is gone.
+        // The task ends with the body, or when the receiver is dropped.
         let decoder = Decoder::of(response.headers(), response.content_length(), Some(blob.size));
         tokio::spawn(pass_on(what, response, decoder, (skip, end - from), chunks));
         Ok(received)
     }
 
-    /// A registry does not answer the range that it was asked for, and is asked for none from now on.
+    /// Returns the error for a response with another range than requested, and disables range requests.
     fn without_range(&self, what: String) -> Error {
         self.without_ranges.store(true, Ordering::Relaxed);
         Error::Transport { what: what.into(), problem: "the answer is another range than was asked for".into() }
@@ -221,7 +223,7 @@ impl RegistryStore {
         self.client.location().base.to_string()
     }
 
-    /// What an image's tag shows: by the digest that is wanted there, or was published there, if it is one of these.
+    /// Returns the content under an image's tag. If it matches the wanted or a published root, uses that digest.
     async fn shown(&self, stage: &Stage, wanted: Digest) -> Result<NameContent> {
         let at = self.at(&stage.name);
         let known: Vec<Digest> = stage.published.roots().chain([wanted]).collect();
@@ -278,7 +280,7 @@ impl Source for RegistryStore {
 
     async fn neighbors(&self, name: &ImageName, since: Instant) -> Result<Neighbors> {
         let at = self.at(name);
-        // A list without the image's own tag is out of date, or one of some tags alone.
+        // A list without the image's own tag is outdated or incomplete.
         let listed = self.tags(&at.repository, since).await.filter(|tags| tags.contains(&at.tag));
         Ok(Neighbors { tags: listed.map_or(Tags::Unlisted, Tags::Listed), unnamed: Vec::new() })
     }
@@ -302,7 +304,8 @@ impl Source for RegistryStore {
     }
 }
 
-/// Passes on as many bytes of an answer's content as `part` says, after the first that it says. It having fewer is an error.
+/// Passes on a part of a response's content: skips `part.0` bytes and sends the next `part.1` bytes. Sends an error if
+/// the content is shorter.
 async fn pass_on(
     what: String,
     mut response: Response,
@@ -319,7 +322,7 @@ async fn pass_on(
         let mut bytes = match next {
             Ok(bytes) => bytes,
             Err(error) => {
-                // Whoever no longer receives does not want to know.
+                // The send fails only if the receiver was dropped.
                 let _ = chunks.send(Err(error)).await;
                 return;
             }
@@ -335,7 +338,7 @@ async fn pass_on(
     }
 }
 
-/// The next bytes of an answer's content.
+/// Returns the next bytes of a response's content.
 async fn next_piece(what: &str, response: &mut Response, decoder: &mut Decoder) -> Result<Bytes> {
     let broken = |problem| Error::Transport { what: what.into(), problem };
     loop {
@@ -370,7 +373,7 @@ impl Store for RegistryStore {
         Some(Place { service: self.service(), path: self.at(name).repository })
     }
 
-    /// Looks for an image that is not there, and begins an upload and gives it up.
+    /// Checks for an image that does not exist, and starts and aborts an upload.
     async fn probe(&self) -> Result<Option<u64>> {
         let nobody = ImageName(format!("appferry-probe-{}", uuid::Uuid::now_v7().simple()));
         self.root(&nobody).await?;
@@ -382,7 +385,7 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// The tag is looked at, and nothing below it: a registry may have lost parts of what others pushed.
+    /// Checks the tag and nothing below it: a registry may have lost parts that other clients pushed.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
@@ -392,7 +395,7 @@ impl Store for RegistryStore {
             return Ok(None);
         }
         let Some(vouched) = stage.published.verification_of(root.digest, self.verify_existing) else { return Ok(None) };
-        // Where that can't be told, what becomes of them shows when they are written.
+        // If the check fails, the later write of the attachments reports the error.
         let is_all = self.has_attachments(&at.repository, tree).await.unwrap_or(false);
         Ok(Some(vouched).filter(|_| is_all))
     }
@@ -417,7 +420,7 @@ impl Store for RegistryStore {
         Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
 
-    /// It is read, which takes as many round trips as asking for it.
+    /// Reads the manifest, which takes as many round trips as a `HEAD` request.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
@@ -425,7 +428,8 @@ impl Store for RegistryStore {
             .get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES)
             .await
         {
-            // One that was killed as it took the manifest may not be able to tell before it has been sent again.
+            // A registry that was killed while it stored the manifest may respond with 500 until the manifest is sent
+            // again.
             Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
             there => there.map_err(|error| error.about_digest(manifest.digest))?,
         };
@@ -447,7 +451,7 @@ impl Store for RegistryStore {
         let at = self.at(&stage.name);
         self.upload(stage, &at.repository, blob, from, chunks).await?;
         self.require_known(&at.repository, blob).await?;
-        // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
+        // A registry with a damaged blob of that digest may keep it and ignore the new bytes.
         if stage.suspect || self.damaged.has(&at.repository, blob.digest) {
             let actual = digest_of(self, &stage.name, blob, &stage.activity).await?;
             self.made_good(stage, &at.repository, blob.digest, actual)?;
@@ -469,7 +473,7 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// A tag and the digest that it stands for are written by one request.
+    /// One request writes a tag together with its digest.
     fn publishes_root(&self) -> bool {
         true
     }
@@ -482,7 +486,8 @@ impl Store for RegistryStore {
         self.put_referrers(&self.at(&stage.name).repository, referrers).await
     }
 
-    /// The tag moves last. No fence guards it: so the claim is asked for right before, and the tag is read right after.
+    /// Moves the tag last. No fence protects the tag, so the claim is verified immediately before the write and the tag
+    /// is read back after it.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let at = self.at(&stage.name);
         let Some((root, content)) = tree.manifests.last() else {
@@ -501,7 +506,7 @@ impl Store for RegistryStore {
                 there.map(|(there, content)| if root.digest.matches(&content) { root.digest } else { there.digest }),
             )
         };
-        // It may be one that can't be put again, not even with what it stands for.
+        // The tag may be immutable, so that even a write of the same content fails.
         if there == NameContent::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }
@@ -509,7 +514,7 @@ impl Store for RegistryStore {
         if read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }
-        // Another writer's, or one that the registry had already, and that is damaged.
+        // The tag has another writer's image, or the registry kept a damaged manifest of that digest.
         match read(&root.digest.to_string()).await? {
             Some(actual) if actual != root.digest => self.made_good(stage, &at.repository, root.digest, actual),
             _ => Err(Error::Contended(name::url(self.client.location(), &stage.name).into())),

@@ -1,4 +1,4 @@
-//! What an image is called in a registry: `REPOSITORY:TAG` below the namespace.
+//! References of images in a registry: `REPOSITORY:TAG` below the namespace.
 
 use crate::{
     domain::{ForeignText, ImageName, UNNAMED},
@@ -9,17 +9,16 @@ use crate::{
     },
 };
 
-/// An image's repository, the namespace included, and its tag.
+/// An image's repository and tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
-    /// The repository.
+    /// The repository, including the namespace.
     pub repository: String,
-    /// The tag.
     pub tag: String,
 }
 
 impl Reference {
-    /// Where a registry has the image of a name.
+    /// Returns the reference of the named image.
     pub fn of(location: &RegistryLocation, name: &ImageName) -> Self {
         let (repository, tag) = name.0.rsplit_once(':').unwrap_or((UNNAMED, &name.0));
         let namespace = &location.namespace;
@@ -28,7 +27,7 @@ impl Reference {
     }
 }
 
-/// The image that a caller describes.
+/// Resolves an image that a caller describes.
 pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<Located, String> {
     let unnamed = |tag: &str| {
         let fits = is_tag(tag);
@@ -47,7 +46,7 @@ pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<Located, 
     Ok(Located { name, digest })
 }
 
-/// The name of the image of a URL.
+/// Returns the name of the image that a URL refers to.
 fn named(location: &RegistryLocation, url: &str) -> Result<ImageName, String> {
     let schemes = ["docker://", "oci://", "https://", "http://"];
     let plain = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)).unwrap_or(url);
@@ -70,7 +69,7 @@ fn named(location: &RegistryLocation, url: &str) -> Result<ImageName, String> {
     }
 }
 
-/// What people pull an image by.
+/// Returns the reference by which clients pull an image.
 pub fn url(location: &RegistryLocation, name: &ImageName) -> String {
     let Reference { repository, tag } = Reference::of(location, name);
     format!("{}/{repository}:{tag}", location.authority())
@@ -108,7 +107,7 @@ mod tests {
             let expected = Reference { repository: "bio/gromacs".into(), tag: "2026.1".into() };
             assert_eq!(Reference::of(&there, &name), expected);
         }
-        // The digest decides, and the tag is what it is called.
+        // The digest selects the content, and the tag only names it.
         let digest = Digest::Sha256([7; 32]);
         for (url, name) in [("reg.example:5000/apps/gromacs:1", "gromacs:1"), ("oci:ci-vm-Ab1", "images:ci-vm-Ab1")] {
             let expected = Located { name: ImageName(name.into()), digest: Some(digest) };

@@ -1,10 +1,11 @@
-//! Looking for a blob and beginning its upload by one request: the registry is asked to mount the blob from the very repository that it is
-//! wanted in (OCI distribution specification 1.1, "Mounting a blob from another repository"). It answers 201 if it has the blob there, and is
-//! then asked for it as ever; it answers 202 if it has not, and has begun an upload. Most small blobs are not there, so that this saves a request
-//! for each.
+//! Blob checks and uploads combined into one request: the client asks the registry to mount the blob from the same
+//! repository (OCI distribution specification 1.1, "Mounting a blob from another repository"). A registry that has the
+//! blob responds with 201, and the usual check follows. A registry that lacks the blob responds with 202 and has
+//! started an upload. Most small blobs are missing, so this saves one request for each.
 //!
-//! A registry that mounts nothing answers 202 in any case, and would be sent what it has, which it may have damaged. So it is tried once, with a
-//! blob that it has just been sent, whether a registry can do this.
+//! A registry without mounts always responds with 202. It would then receive blobs that it already has, which it may
+//! have damaged. A single trial with a blob that was just uploaded therefore shows first whether a registry supports
+//! this.
 
 use std::{
     collections::HashMap,
@@ -25,24 +26,25 @@ use crate::{
     region::{Error, Journal, Result, Stage, answer::refusal, store::WORTH_LENDING},
 };
 
-/// For how long a registry that does not do it, or did something else, is not asked.
+/// How long the trial is not repeated after a failure.
 const PAUSE: Duration = Duration::from_secs(600);
-/// Uploads of one image that may wait for their blobs, and for how long: a registry may give up one that nothing comes for.
+/// Maximum number of uploads per image that wait for their blobs, and their longest wait: a registry may abort idle
+/// uploads.
 const MAX_WAITING: usize = 64;
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Whether a registry says that it has a blob when it is asked to mount it from where it is.
+/// Whether a registry reports an existing blob in response to a request to mount it from the same repository.
 #[derive(Debug, Default)]
 pub(super) struct SelfMount(Mutex<Known>);
 
 #[derive(Debug, Clone, Copy, Default)]
 enum Known {
-    /// It was not tried.
+    /// Not tried yet.
     #[default]
     Nothing,
-    /// It does.
+    /// Supported.
     Works,
-    /// It does not, or is being tried: not to be asked until then.
+    /// Unsupported, or a trial is running. The next trial starts no earlier than `until`.
     Fails { until: Instant },
 }
 
@@ -55,7 +57,7 @@ impl SelfMount {
         matches!(*self.known(), Known::Works)
     }
 
-    /// Whether it has to be tried. Others need not try it meanwhile.
+    /// Returns whether the caller has to run the trial. Blocks further trials for [`PAUSE`].
     fn begin_trial(&self, now: Instant) -> bool {
         let mut known = self.known();
         let is_open = match *known {
@@ -78,11 +80,11 @@ impl SelfMount {
     }
 }
 
-/// Uploads that were begun as their blobs were looked for, until these come. One that is not used is given up. Clones share them.
+/// Uploads that were started by the check for a blob and wait for its bytes. Unused uploads are aborted. Clones share
+/// the uploads.
 #[derive(Debug, Clone, Default)]
 pub struct WaitingUploads(Arc<Mutex<HashMap<Digest, Waiting>>>);
 
-/// An upload that waits for its blob.
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
@@ -107,26 +109,26 @@ impl WaitingUploads {
         self.uploads().insert(blob, Waiting { since: Instant::now(), upload, begun });
     }
 
-    /// The upload of a blob, unless it has waited for too long.
+    /// Returns the waiting upload of a blob, unless it has waited too long.
     pub(super) fn take(&self, blob: Digest) -> Option<(Upload, Begun)> {
         let Waiting { since, upload, begun } = self.uploads().remove(&blob)?;
         (since.elapsed() < LONGEST_WAIT).then_some((upload, begun))
     }
 }
 
-/// What a registry says of a blob whose upload it was asked to begin.
+/// Result of a check for a blob by starting its upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It has none: an upload waits for it.
+    /// The blob is missing, and an upload waits for it.
     Begun,
-    /// It has it.
+    /// The blob is present.
     Whole,
-    /// It has to be asked in another way.
+    /// Unknown: another kind of request has to check the blob.
     Unsaid,
 }
 
 impl RegistryStore {
-    /// Looks for a blob by beginning its upload, if that is known to tell.
+    /// Checks for a blob by starting its upload, if the registry supports that.
     pub(super) async fn look_by_upload(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Answer {
         if stage.waiting.has(blob.digest) {
             return Answer::Begun;
@@ -148,7 +150,7 @@ impl RegistryStore {
             }
             Ok(None) => Answer::Whole,
             Err(error) => {
-                tracing::debug!(%error, blob = %blob.digest, "the registry can't be asked for the blob by an upload");
+                tracing::debug!(%error, blob = %blob.digest, "failed to check for a blob by a self-mount; using HEAD");
                 if matches!(error, Error::Status { .. }) {
                     self.self_mount.failed(Instant::now());
                 }
@@ -157,27 +159,26 @@ impl RegistryStore {
         }
     }
 
-    /// The registry has said that it has a blob, and has none.
+    /// Records that the registry reported a blob that is missing.
     pub(super) fn said_wrong(&self) {
         self.self_mount.failed(Instant::now());
     }
 
-    /// Finds out by a blob that has just been sent whether the registry says so when it is asked to begin its upload. Once: it is not asked again
-    /// for a while.
+    /// Tries a self-mount with a blob that was just uploaded, unless an earlier trial has a recent result.
     pub(super) async fn try_self_mount(&self, repository: &str, blob: &Descriptor) {
         let is_canonical = blob.digest.algorithm() == Algorithm::CANONICAL;
         if blob.size > WORTH_LENDING || !is_canonical || !self.self_mount.begin_trial(Instant::now()) {
             return;
         }
-        // An upload that was begun is given up with those that were dropped.
+        // If the registry started an upload, dropping it queues it for an abort.
         match self.begin_unless_there(repository, blob.digest, None).await {
             Ok(None) => self.self_mount.proved(),
             Ok(Some(_)) => {}
-            Err(error) => tracing::debug!(%error, "the registry does not mount a blob from where it is"),
+            Err(error) => tracing::debug!(%error, "the trial of a self-mount failed; will retry later"),
         }
     }
 
-    /// Begins the upload of a blob, unless the registry says that it has it.
+    /// Starts the upload of a blob, or returns `None` if the registry reports that it has the blob.
     async fn begin_unless_there(
         &self,
         repository: &str,

@@ -1,5 +1,5 @@
-//! Which tags a repository has (OCI distribution specification 1.1, "Listing Tags"). One list tells of whatever is attached by tags to all images of
-//! the repository, where each tag would have to be asked for by itself. Images that are copied at the same time share it.
+//! Lists of the tags of a repository (OCI distribution specification 1.1, "Listing Tags"). One list reveals the
+//! attachments by tag of all images in the repository, and replaces one request per tag. Concurrent copies share it.
 
 use std::{
     collections::HashSet,
@@ -27,23 +27,23 @@ use crate::region::{
     answer::{bounded, refusal},
 };
 
-/// How many tags are asked for at once.
+/// Number of tags requested per page.
 const PAGE: usize = 1_000;
-/// Pages of a list that are read at most: with more of them, it is cheaper to ask for each tag.
+/// Maximum number of pages read. For longer lists, one request per tag is cheaper.
 const MAX_PAGES: usize = 3;
-/// What a list may have in bytes, all its pages together.
+/// Maximum size of a list in bytes, over all its pages.
 const MAX_BYTES: u64 = 512 << 10;
-/// How long a list may take: one that takes longer is not cheaper than asking for each tag.
+/// Timeout of a list. For slower lists, one request per tag is cheaper.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// For how long a repository whose tags could not be listed is not asked for them.
+/// How long no list is requested from a repository after one has failed.
 const PAUSE: Duration = Duration::from_secs(600);
-/// Repositories whose list is kept at most.
+/// Maximum number of repositories whose lists are cached.
 const MAX_REPOSITORIES: NonZeroUsize = NonZeroUsize::new(32).expect("it is not 0");
 
-/// The tags of a repository, when they were last listed.
+/// The latest list of a repository's tags.
 type Latest = Arc<sync::Mutex<Option<TagList>>>;
 
-/// The lists of a registry's repositories.
+/// The cached lists of a registry's repositories.
 #[derive(Debug)]
 pub(super) struct TagLists(Mutex<LruCache<String, Latest>>);
 
@@ -55,23 +55,23 @@ impl Default for TagLists {
 
 impl TagLists {
     fn of(&self, repository: &str) -> Latest {
-        // Nothing is left half-done by a panic.
+        // A panic leaves no partial change behind.
         let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(lists.get_or_insert_ref(repository, Latest::default))
     }
 }
 
-/// The tags of a repository.
 #[derive(Debug)]
 struct TagList {
-    /// When it was asked for.
+    /// Start of the request for the list.
     began: Instant,
-    /// All of them; nothing if they could not be listed.
+    /// All tags; `None` if they could not be listed.
     tags: Option<Arc<HashSet<String>>>,
 }
 
 impl TagList {
-    /// Whether it tells of the tags as they were no earlier than `since`, or says that it is of no use to ask.
+    /// Returns whether the list is no older than `since`, or records a failure that is recent enough to skip another
+    /// request.
     fn serves(&self, since: Instant, now: Instant) -> bool {
         match self.tags {
             Some(_) => self.began >= since,
@@ -83,15 +83,15 @@ impl TagList {
 /// A page of a list.
 #[derive(Deserialize)]
 struct Page {
-    /// Some write `null` for an empty list.
+    /// Some registries send `null` for an empty list.
     tags: Option<Vec<String>>,
 }
 
 impl RegistryStore {
-    /// All tags of a repository, as they were no earlier than `since`; nothing if they can't be listed, or are too many.
+    /// Returns all tags of a repository, no older than `since`; `None` if they can't be listed or are too many.
     pub(super) async fn tags(&self, repository: &str, since: Instant) -> Option<Arc<HashSet<String>>> {
         let latest = self.tag_lists.of(repository);
-        // Those who come meanwhile wait, and share the next list.
+        // Concurrent callers wait here and share the next list.
         let mut latest = latest.lock().await;
         let now = Instant::now();
         if let Some(list) = latest.as_ref().filter(|list| list.serves(since, now)) {
@@ -99,7 +99,7 @@ impl RegistryStore {
         }
         let read = timeout(PATIENCE, self.read_tags(repository)).await;
         let tags = read.unwrap_or(Err(Error::Stalled("a list of tags"))).unwrap_or_else(|error| {
-            tracing::debug!(%error, repository, "the tags can't be listed; asking for each");
+            tracing::debug!(%error, repository, "failed to list the tags; requesting each tag");
             None
         });
         let tags = tags.map(Arc::new);
@@ -107,7 +107,8 @@ impl RegistryStore {
         tags
     }
 
-    /// The tags of a repository; nothing if they are too many. A request is not sent again: there is another way.
+    /// Reads the tags of a repository; `None` if they are too many. Does not retry, because callers can request each
+    /// tag.
     async fn read_tags(&self, repository: &str) -> Result<Option<HashSet<String>>> {
         let mut url = self.client().url(&format!("{repository}/tags/list?n={PAGE}"))?;
         let mut tags = HashSet::new();
@@ -133,7 +134,7 @@ impl RegistryStore {
                     url = ask.url.join(&next).map_err(|error| Error::malformed(what.as_str(), error))?;
                     self.client().allow(&what, &url)?;
                 }
-                // One that leaves the next page unsaid may have cut the list off.
+                // A registry that does not link the next page may have truncated a full page.
                 None => return Ok((!is_full).then_some(tags)),
             }
         }

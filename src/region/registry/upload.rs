@@ -1,5 +1,5 @@
-//! Writing a blob to a registry (OCI distribution specification 1.1, "Pushing blobs"), in the mode that the registry takes: what it
-//! refuses is not tried again with the next blob, nor after a restart.
+//! Uploads of blobs to a registry (OCI distribution specification 1.1, "Pushing blobs"), in a mode that the registry
+//! accepts. Rejected modes are remembered for later blobs and across restarts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
     region::{CHUNK_BYTES, Chunk, Error, Result, Stage, answer::refusal, location::authority},
 };
 
-/// How long a registry may take to answer once it has everything: it hashes, and may move, a whole blob.
+/// Timeout of the response to the last bytes of a blob: the registry hashes the whole blob and may move it.
 const COMMIT: Duration = Duration::from_secs(600);
-/// Blobs of at most so many bytes are at hand as a whole: a request with one follows a redirect at once. Of a larger one the bytes have gone, and
-/// are read again.
+/// Maximum size in bytes of a blob that is held in memory as a whole, so that its request can follow a redirect at
+/// once. A redirect of a larger blob requires reading it again.
 const AT_HAND: u64 = CHUNK_BYTES as u64;
 
-/// An upload that failed, and what that says about the mode: with how many bytes a request was refused.
+/// A failed upload, and its lesson about the mode with the number of bytes of the rejected request.
 struct Failed {
     error: Error,
     lesson: Option<(Lesson, u64)>,
@@ -42,7 +42,8 @@ impl From<Error> for Failed {
 type Sent<T> = std::result::Result<T, Failed>;
 
 impl RegistryStore {
-    /// Reads what was learned about the registry before this process. While the database does not answer, it is found out again.
+    /// Loads the stored habits of the registry, once per process. If the database does not respond, uploads learn them
+    /// again.
     pub(super) async fn recall(&self, stage: &Stage) {
         let recall = self.recalled.get_or_try_init(async || {
             let known = stage.journal.registry_habits(&self.service()).await?;
@@ -50,11 +51,11 @@ impl RegistryStore {
             Ok::<(), Error>(())
         });
         if let Err(error) = recall.await {
-            tracing::warn!(error = with_causes(&error), "failed to read how the registry takes blobs; will retry");
+            tracing::warn!(error = with_causes(&error), "failed to read the upload habits of the registry; will retry");
         }
     }
 
-    /// Writes a blob, the first `from` bytes of which the registry has.
+    /// Uploads a blob from byte `from` on. The registry already has the bytes before it.
     pub(super) async fn upload(
         &self,
         stage: &Stage,
@@ -85,13 +86,16 @@ impl RegistryStore {
 
     async fn remember(&self, stage: &Stage, habits: &str) {
         let service = self.service();
-        tracing::info!(registry = service, habits, "learned how the registry takes blobs");
+        tracing::info!(registry = service, habits, "learned the upload habits of the registry; saving them");
         if let Err(error) = stage.journal.note_registry_habits(&service, habits).await {
-            tracing::warn!(error = with_causes(&error), "failed to save how the registry takes blobs");
+            tracing::warn!(
+                error = with_causes(&error),
+                "failed to save the upload habits of the registry; a restart learns them again"
+            );
         }
     }
 
-    /// What an upload failed with, once the next one has been prepared for: in another mode, if that may be the reason.
+    /// Returns the error of an upload, after preparing the next attempt: another mode, if the mode may be the reason.
     async fn take_lesson(
         &self,
         stage: &Stage,
@@ -113,14 +117,17 @@ impl RegistryStore {
         };
         let Some((lesson, sent)) = lesson else { return Ok(error) };
         let error = if lesson == Lesson::Broken { gone_or(error) } else { error };
-        // Smaller chunks go on where these began.
+        // An upload with smaller chunks resumes at the same offset.
         if lesson != Lesson::TooLarge {
             self.discard(stage, blob).await?;
         }
         if !self.learned.learn(blob.size, mode, lesson, sent) {
             return Ok(error);
         }
-        tracing::info!(%error, ?mode, next = ?self.learned.mode(blob.size), "the registry does not take the blob like this; trying another mode");
+        tracing::info!(
+            %error, ?mode, next = ?self.learned.mode(blob.size),
+            "the registry rejected the upload mode; retrying in another mode"
+        );
         Ok(Error::UploadMode(error.to_string().into()))
     }
 
@@ -146,7 +153,7 @@ impl RegistryStore {
             return self.send_all(stage, upload, blob, mode, feed).await;
         }
         let sent = self.send_all(stage, upload, blob, mode, feed).await;
-        // What has been led somewhere else, the journal knows.
+        // The journal has the upload of a redirected request.
         if matches!(&sent, Ok(()) | Err(Failed { error: Error::Redirected { .. }, .. })) {
             begun.ended();
         }
@@ -174,13 +181,13 @@ impl RegistryStore {
         }
     }
 
-    /// Goes on with the upload in the journal, of which the registry has the first `from` bytes.
+    /// Resumes the upload in the journal, of which the registry has the first `from` bytes.
     async fn resume(&self, stage: &Stage, blob: &Descriptor, mode: UploadMode, from: u64, feed: &mut Feed) -> Sent<()> {
         let known = stage.journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
         let gone = || Error::UploadGone(format!("the blob {}", blob.digest).into());
         let mut upload = known.ok_or_else(gone)?;
         upload.taken = from;
-        // It may have been learned meanwhile that the registry takes no chunks.
+        // The registry may have turned out to accept no chunks since the upload started.
         let UploadMode::Chunked(chunk) = upload.fit(mode, blob.size) else { return Err(gone().into()) };
         self.send_chunks(stage, upload, blob, chunk, feed).await
     }
@@ -209,8 +216,8 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Sends some bytes, and returns where the upload goes on. How much the registry says to have is no reason to give up: the digest at
-    /// the end decides.
+    /// Sends a part of the blob, and returns the upload with its next URL. A wrong offset in the response is no error:
+    /// the digest at the end decides.
     async fn append(
         &self,
         stage: &Stage,
@@ -229,14 +236,14 @@ impl RegistryStore {
         if end_of_range(response.headers()).is_some_and(|there| there != upload.taken) {
             self.learned.misreports_offsets();
         }
-        // Some say it once, when the upload begins.
+        // Some registries send it only when the upload starts.
         if response.headers().contains_key(LOCATION) {
             upload.url = self.client().target(&what, &part.url, response.headers())?;
         }
         Ok(upload)
     }
 
-    /// Sends what is left, and makes the registry verify the whole.
+    /// Sends the remaining bytes, and makes the registry verify the whole blob.
     async fn commit(
         &self,
         stage: &Stage,
@@ -254,7 +261,7 @@ impl RegistryStore {
         self.put_at_hand(upload, blob, &part, Bytes::new()).await
     }
 
-    /// Sends the whole of a small blob by a request that can be sent again.
+    /// Sends a small blob as a whole, in a request that can be repeated.
     async fn send_at_hand(&self, upload: &Upload, blob: &Descriptor, feed: &mut Feed) -> Sent<()> {
         let body = feed.gather(blob.size).await?;
         self.put_at_hand(upload, blob, &Part::of_rest(upload, blob, 0), body).await
@@ -266,7 +273,8 @@ impl RegistryStore {
         committed(blob, part, self.client().ask_once_within(&ask, COMMIT).await?).await
     }
 
-    /// Sends a part whose bytes come as they are read. Where the registry leads it is remembered: they have gone by then.
+    /// Sends a part whose bytes arrive as they are read. Records the target of a redirect in the journal, because the
+    /// bytes have been consumed and the upload has to start again.
     async fn send(
         &self,
         stage: &Stage,
@@ -301,11 +309,11 @@ impl RegistryStore {
         tokio::select! {
             biased;
             filled = &mut fill => {
-                // What broke the stream off is the reason, whatever becomes of the request.
+                // An error of the stream is the cause, whatever the result of the request.
                 filled?;
                 request.await
             }
-            // A refusal may come before the bytes have gone, and is not waited for any longer.
+            // A rejection may arrive before all bytes are sent, and ends the wait.
             answered = &mut request => {
                 if answered.as_ref().is_ok_and(|answer| answer.status().is_success()) {
                     fill.await?;
@@ -315,7 +323,8 @@ impl RegistryStore {
         }
     }
 
-    /// A registry that is further, or not as far, says 416, and is asked where it is: if it says what it was sent, it is of no use to go on.
+    /// Handles the status 416 of a registry at another offset: queries the offset, and records it in the journal. If
+    /// the registry reports the expected offset, the upload can't be resumed.
     async fn out_of_place(&self, stage: &Stage, upload: &Upload, blob: &Descriptor, failed: Failed) -> Result<Failed> {
         let Error::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, what, .. } = &failed.error else {
             return Ok(failed);
@@ -334,7 +343,8 @@ impl RegistryStore {
     }
 }
 
-/// Whether the registry has verified the whole. The specification's answer is 201; some say 200, 202 or 204.
+/// Checks that the registry has verified the whole blob. The specified status is 201; some registries send 200, 202 or
+/// 204.
 async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<()> {
     let what = what(&part.method, &part.url);
     if !response.status().is_success() {
@@ -343,7 +353,7 @@ async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<(
     let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
     match digest.map(str::parse::<Digest>) {
         None | Some(Err(_)) => Ok(()),
-        // What is said by another algorithm can't be compared.
+        // Digests of different algorithms can't be compared.
         Some(Ok(digest)) if digest == blob.digest || digest.algorithm() != blob.digest.algorithm() => Ok(()),
         Some(Ok(actual)) => {
             Err(Error::DigestMismatch { image: what, expected: blob.digest, actual: Box::new(actual) }.into())
@@ -351,18 +361,17 @@ async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<(
     }
 }
 
-/// A refusal.
 async fn refused(what: &str, part: &Part, response: Response) -> Failed {
     let lesson = Lesson::of(&part.method, part.offset, response.status()).map(|lesson| (lesson, part.bytes));
     Failed { error: refusal(what, response).await, lesson }
 }
 
-/// A registry that does not know the upload any more has lost it: that is no reason to give up but to begin again. So is one that finds
-/// another digest in the end: the bytes were right when they left.
+/// Converts a client error (4xx) of a commit or a chunk to [`Error::UploadGone`], which restarts the upload. The
+/// registry either has lost the upload or computed another digest, although the bytes were correct when they were sent.
 fn gone_or(error: Error) -> Error {
     match error {
         Error::Status { ref what, status, .. } if status.is_client_error() => {
-            tracing::info!(%error, "an upload is gone");
+            tracing::info!(%error, "the registry lost or rejected an upload; restarting it");
             Error::UploadGone(what.clone())
         }
         error => error,

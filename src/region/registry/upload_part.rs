@@ -1,4 +1,4 @@
-//! Requests that have bytes of a blob (OCI distribution specification 1.1, "Pushing blobs").
+//! Requests that carry bytes of a blob (OCI distribution specification 1.1, "Pushing blobs").
 
 use http::{
     HeaderMap, HeaderValue, Method,
@@ -9,26 +9,26 @@ use url::Url;
 use super::{client::header, upload_session::Upload};
 use crate::{domain::Descriptor, region::Result};
 
-/// Bytes of a blob, as one request has them.
+/// The bytes of a blob that one request carries.
 pub(super) struct Part {
     pub(super) method: Method,
     pub(super) url: Url,
-    /// Where in the blob they begin, and how many they are.
+    /// Offset of the bytes in the blob, and their number.
     pub(super) offset: u64,
     pub(super) bytes: u64,
-    /// Whether the request says so in `Content-Range`.
+    /// Whether the request states the range in `Content-Range`.
     pub(super) ranged: bool,
-    /// Whether they are the last of the blob.
+    /// Whether the blob ends with these bytes.
     pub(super) last: bool,
 }
 
 impl Part {
-    /// The next bytes of an upload in chunks.
+    /// Returns the next chunk of a chunked upload.
     pub(super) fn of_chunk(upload: &Upload, bytes: u64) -> Self {
         Self::appended(upload, upload.taken, bytes, true)
     }
 
-    /// All bytes of a blob in one stream.
+    /// Returns one part with all bytes of a blob.
     pub(super) fn of_stream(upload: &Upload, bytes: u64) -> Self {
         Self::appended(upload, 0, bytes, false)
     }
@@ -38,7 +38,7 @@ impl Part {
         Self { method: Method::PATCH, url: url.clone(), offset, bytes, ranged, last: false }
     }
 
-    /// What is left of a blob, after which the registry verifies the whole.
+    /// Returns the part with the remaining bytes of a blob. The registry verifies the whole blob after it.
     pub(super) fn of_rest(upload: &Upload, blob: &Descriptor, offset: u64) -> Self {
         let bytes = blob.size - offset;
         let url = match upload.redirect_of(offset, true) {

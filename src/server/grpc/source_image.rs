@@ -17,7 +17,7 @@ const GIBIBYTE: u64 = 1 << 30;
 pub struct SourceImage {
     /// The image's name in the home region.
     pub name: ImageName,
-    /// What the image consists of.
+    /// The root of the image, or a marker for disks inside ECS.
     pub content: Content,
     /// Size in bytes.
     pub size: u64,

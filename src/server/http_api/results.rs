@@ -44,7 +44,7 @@ pub fn add_image(response: &v1::AddImageResponse) -> Map<String, Value> {
     success([("ImageId", json!(response.image_id))])
 }
 
-/// `include_home` tells whether the home region is among the additional regions.
+/// Includes the home region in the additional regions if `include_home` is set.
 pub fn get_image(response: v1::GetImageResponse, include_home: bool) -> Map<String, Value> {
     let image = detailed_image(response.image.unwrap_or_default(), include_home);
     success([("Image", Value::Object(image)), ("TotalCount", json!(1))])

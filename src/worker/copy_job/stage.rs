@@ -14,7 +14,8 @@ use crate::{
 const MOUNT_SOURCES: u64 = 4;
 
 impl CopyJob {
-    /// What this service published under the image's name in each of the claimed regions.
+    /// Loads the record of the content that this service published under the image's name in each of the claimed
+    /// regions.
     pub(super) async fn load_published(&self, copies: &[ActiveCopy]) -> BTreeMap<RegionId, Published> {
         let name = |copy: &ActiveCopy| {
             let region = copy.claimed.region.clone();

@@ -35,7 +35,7 @@ pub struct Watch {
     pub stop: CancellationToken,
 }
 
-/// What a watch remembers between two polls.
+/// The state of a watch between two polls.
 #[derive(Default)]
 struct Progression {
     /// The recorded state of the copy.

@@ -31,7 +31,7 @@ pub struct Destination {
     pub region: RegionId,
     /// The store of the region.
     pub store: Arc<dyn Store>,
-    /// What the store needs to know about the copy: name, fence, journal, mount sources.
+    /// The context of the copy for the store: name, fence, journal, mount sources.
     pub stage: Stage,
     /// The progress of the copy.
     pub meter: Arc<Meter>,

@@ -32,7 +32,7 @@ const FIRST_WAIT_DIVISOR: u32 = 40;
 /// this rate is worth waiting for a destination that would otherwise need it.
 const WAIT_RATE: u64 = 2 << 30;
 
-/// What is sent next.
+/// The next item to send.
 enum Item {
     /// A blob: its index in the image, and the members with their first missing byte.
     Blob(usize, Vec<(Arc<Member>, u64)>),

@@ -86,7 +86,7 @@ async fn a_key_that_may_not_list_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_known_to_be_missing_is_not_written_over() {
     let bucket = Bucket::start().await;
-    // Without read permission, the service cannot tell whether another image has the name.
+    // Without read permission, the service cannot determine whether another image has the name.
     let running = restricted(&bucket, &["s3:PutObject"]).await;
     let app = running.add("a", &layers(1)).await;
     let theirs = bytes::Bytes::from_static(b"{\"schemaVersion\":2,\"manifests\":[]}");

@@ -1,4 +1,4 @@
-//! What is attached to an image by SHA-512.
+//! Attachments of an image with SHA-512 digests.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,8 @@ fn digest(descriptor: &Value) -> &str {
     descriptor["digest"].as_str().expect("a digest")
 }
 
-/// Signatures are found by the list of referrers and by tags that have 64 digits of the digest, and found so again where they arrive.
+/// Signatures are found by the list of referrers and by tags with 64 digits of the digest, at the source and at each
+/// destination.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_attached_travels_through_registries_and_layouts() {
     for lists_referrers in [true, false] {
@@ -29,7 +30,7 @@ async fn what_is_attached_travels_through_registries_and_layouts() {
             source.list(&image, std::slice::from_ref(&note));
             source.list(&note, std::slice::from_ref(&of_note));
         }
-        // As cosign attaches a signature: by a tag, and here by SHA-256.
+        // Attached as cosign does, by a tag, here with a SHA-256 digest.
         let signature = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": source.blob("application/vnd.oci.image.config.v1+json", b"{}"),
@@ -58,7 +59,7 @@ async fn what_is_attached_travels_through_registries_and_layouts() {
         synchronized(&running, "a", &[REGISTRY, DIRECTORY]).await;
         arrives(&target);
 
-        // Onward from the layout.
+        // From the layout to another store.
         let layout = running.site.image(DIRECTORY, "a");
         assert!(images::blob_path(&layout, digest(&of_note)).exists());
         let onward = ScriptedRegistry::start(habits).await;

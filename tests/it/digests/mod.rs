@@ -1,4 +1,5 @@
-//! Images whose digests are by SHA-512, all of them or some, are carried as others are; and a registry that does not support them says so.
+//! Images with SHA-512 digests for all or some of their parts are copied like others. A registry without support for
+//! the algorithm fails with an error that names it.
 
 mod attached;
 mod registries;
@@ -17,7 +18,7 @@ const WHOLE: Algorithms = Algorithms { manifest: "sha512", config: "sha512", lay
 const LAYERS: Algorithms = Algorithms { manifest: "sha256", config: "sha256", layers: "sha512" };
 const MANIFEST: Algorithms = Algorithms { manifest: "sha512", config: "sha256", layers: "sha256" };
 
-/// Writes an image into the home region and registers it. Returns the digest of its root.
+/// Writes an image to the home region and registers it. Returns the digest of its root.
 async fn add(running: &Running, name: &str, by: Algorithms, layers: &[Vec<u8>]) -> String {
     let root = images::write_by(by, &running.site.image(HOME, name), layers);
     register(&mut running.images().await, name).await;
@@ -25,7 +26,7 @@ async fn add(running: &Running, name: &str, by: Algorithms, layers: &[Vec<u8>]) 
     root
 }
 
-/// The digest by which the service shows an image.
+/// Returns the digest of an image in the API.
 async fn root_of(running: &Running, name: &str) -> String {
     let request = GetImageRequest { image_id: name.to_owned(), ..Default::default() };
     let answer = running.images().await.get_image(request).await.expect("it is known").into_inner();
@@ -41,7 +42,7 @@ async fn finished(running: &Running, app: &str, regions: &[&str]) -> Synchroniza
     running.finished(&request).await
 }
 
-/// Synchronizes an image, which must be available at the first attempt, without warnings.
+/// Synchronizes an image, which must be available after the first attempt, without warnings.
 async fn synchronized(running: &Running, app: &str, regions: &[&str]) -> Vec<RegionSynchronization> {
     let done = finished(running, app, regions).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -51,7 +52,7 @@ async fn synchronized(running: &Running, app: &str, regions: &[&str]) -> Vec<Reg
     done.regions
 }
 
-/// Synchronizes an image to a region that must refuse it for good. Returns what it says.
+/// Synchronizes an image to a region, which must fail permanently. Returns the message.
 async fn refused(running: &Running, app: &str, region: &str) -> String {
     let done = finished(running, app, &[region]).await;
     let [region] = &done.regions[..] else { panic!("{done:?}") };

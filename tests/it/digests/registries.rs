@@ -1,4 +1,4 @@
-//! Registries: each supports other algorithms than SHA-256 in its own way, or not at all.
+//! Registries: each supports algorithms other than SHA-256 in its own way, or not at all.
 
 use appferry::contract::v1::RemoveImageRequest;
 
@@ -13,8 +13,8 @@ use crate::harness::{
 
 const TARGET: &str = "cn-beijing";
 
-/// A registry that takes a tag along with a digest shows the image by that digest, and one that does not by SHA-256. Either way the same
-/// content is carried onward.
+/// A registry that accepts a tag together with a digest shows the image by that digest; one that does not shows it by
+/// SHA-256. Copies from both have the same content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_goes_through_registries_that_name_tags_by_any_algorithm() {
     for tags_digests in [true, false] {
@@ -42,7 +42,7 @@ async fn an_image_goes_through_registries_that_name_tags_by_any_algorithm() {
     }
 }
 
-/// A tag that a registry shows by SHA-256 is known for the image by SHA-512 that was published there.
+/// A tag that a registry shows by SHA-256 is recognized as the published image by SHA-512.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_is_there_already_is_not_taken_for_another() {
     let registry = QuirkyRegistry::start(SPECIFIED).await;
@@ -60,7 +60,7 @@ async fn an_image_that_is_there_already_is_not_taken_for_another() {
     assert_eq!(done[0].bytes_copied, 0, "{done:?}");
     assert!(registry.requests().iter().all(|seen| seen.method != http::Method::PUT));
 
-    // Nor is it a stranger's when another image follows it by the same name.
+    // Nor does it count as a foreign image when another image follows under the same name.
     again().await;
     add(&running, "a", MANIFEST, &[noise(300_000, 2)]).await;
     synchronized(&running, "a", &[TARGET]).await;
@@ -90,7 +90,7 @@ async fn a_layer_is_mounted_from_another_repository() {
     running.stop().await;
 }
 
-/// A blob that such a registry refuses because of the way in which it was sent is sent in another way, as any other is.
+/// When such a registry rejects a blob because of the way in which it was sent, the blob is sent in another way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_that_has_another_reason_is_no_reason_to_give_up() {
     let registry = QuirkyRegistry::start(PULP).await;
@@ -116,17 +116,17 @@ async fn a_registry_that_knows_sha256_alone_fails_by_itself_and_at_once() {
         match name {
             "layers" => assert!(layers.contains(&digest), "{message}"),
             "manifest" => assert_eq!(digest, root),
-            // A layer's or the configuration's, which come before the manifest's.
+            // A digest of a layer or of the configuration, which are sent before the manifest.
             _ => assert!(digest != root && images::blob_path(&running.site.image(HOME, name), &digest).exists()),
         }
     }
-    // What it takes is sent as before.
+    // Supported content is still sent in the same way.
     running.add("b", &[noise(66 << 20, 1), noise(300_000, 2)]).await;
     synchronized(&running, "b", &[TARGET]).await;
     running.stop().await;
 }
 
-/// The distribution project's registry takes blobs by SHA-512, and no manifests.
+/// The distribution project's registry accepts blobs by SHA-512 but no manifests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_takes_blobs_alone_says_which_manifest_it_refuses() {
     let registry = Registry::start().await;

@@ -1,4 +1,4 @@
-//! Every kind of store.
+//! Images with SHA-512 digests in every kind of store.
 
 use std::{collections::BTreeSet, fs, sync::Arc};
 
@@ -42,7 +42,8 @@ async fn is_intact(running: &Running, app: &str) {
     }
 }
 
-/// A home of directories, and a region of each kind: go-containerregistry's registry takes both algorithms.
+/// Starts a service with a directory as home region and one region of each kind. The registry of go-containerregistry
+/// supports both algorithms.
 async fn house() -> (Running, Bucket, OciRegistry) {
     let (bucket, registry) = (Bucket::start().await, OciRegistry::start().await);
     let running = Site::new()
@@ -63,7 +64,7 @@ async fn an_image_arrives_in_every_kind_of_store_whatever_its_digests_are_by() {
         synchronized(&running, name, &[]).await;
         is_intact(&running, name).await;
 
-        // By other means than the service's.
+        // Verified independently of the service.
         assert_eq!(images::verify(&running.site.image("cn-shenzhen", name)), root);
         let out = running.site.directory.path().join(format!("out-{name}"));
         bucket.pull(&format!("x/{name}"), &out).await;
@@ -81,7 +82,7 @@ async fn an_image_arrives_in_every_kind_of_store_whatever_its_digests_are_by() {
     running.stop().await;
 }
 
-/// What another image of the store has is not carried again, be it known by SHA-512.
+/// A blob that another image of the store has is not copied again, also with a SHA-512 digest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_another_image_has_is_taken_from_there() {
     use std::os::unix::fs::MetadataExt as _;
@@ -117,7 +118,7 @@ async fn a_blob_that_is_damaged_is_found_and_made_good() {
     let layer = images::layers(&running.site.image(HOME, "a"))[0].clone();
     let file = images::blob_path(&running.site.image("cn-shenzhen", "a"), &layer);
     let bytes = fs::read(&file).expect("it is there");
-    // The distribution project's registry keeps the bytes by SHA-256 and a link by SHA-512.
+    // The distribution project's registry stores the bytes by SHA-256 and a link by SHA-512.
     fs::remove_file(registry.blob(&images::digest(&bytes))).expect("it was there");
     let mut damaged = bytes.clone();
     damaged[1_000] ^= 1;
@@ -135,11 +136,11 @@ async fn a_blob_that_is_damaged_is_found_and_made_good() {
     running.stop().await;
 }
 
-/// Parts of a blob that have been sent are not sent again, though the service has been restarted since.
+/// Parts of a blob that were sent are not sent again after a restart of the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_outlives_its_worker() {
     let (bucket, keeping) = (Bucket::start().await, ResumableRegistry::start().await);
-    // The bucket is sent three parts at a time.
+    // Three parts at a time are sent to the bucket.
     let to_bucket = Proxy::start(bucket.address, |_: &ReceivedRequest| Action::Throttle(8 << 20)).await;
     let to_registry = Proxy::start(keeping.address, |_: &ReceivedRequest| Action::Throttle(24 << 20)).await;
     let running = Site::new()
@@ -149,7 +150,7 @@ async fn an_upload_outlives_its_worker() {
         .await;
     add(&running, "a", WHOLE, &[noise(140 * MIB, 1)]).await;
     let request = running.synchronize("a", &["cn-beijing", "cn-shanghai"]).await.expect("it is accepted");
-    // The registry has one chunk of 64 MiB and a part of the second, the bucket some parts of 8 MiB.
+    // The registry then has one chunk of 64 MiB and a part of the second, the bucket some parts of 8 MiB.
     until("half of it", async || (to_registry.up() > 80 << 20 && to_bucket.up() > 45 << 20).then_some(())).await;
     let site = running.stop().await;
     for proxy in [&to_bucket, &to_registry] {
@@ -170,7 +171,7 @@ async fn an_upload_outlives_its_worker() {
     running.stop().await;
 }
 
-/// The same in a directory, where nothing is left behind.
+/// The same with a directory, in which no leftovers remain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_file_outlives_its_worker() {
     let source = ScriptedRegistry::start(Behavior::default()).await;

@@ -33,14 +33,14 @@ pub struct Behavior {
     pub wants_entries: bool,
     /// Tags are immutable.
     pub keeps_tags: bool,
-    /// It takes no digests but those by SHA-256.
+    /// Accepts only SHA-256 digests.
     pub only_sha256: bool,
-    /// It takes tags along with a manifest that comes by its digest, and knows them by that digest (distribution specification, "Pushing
-    /// Manifests").
+    /// Accepts tags together with a manifest that is pushed by its digest, and refers them to that digest (distribution
+    /// specification, "Pushing Manifests").
     pub tags_digests: bool,
 }
 
-/// A manifest, with the digest that is told of it.
+/// A manifest, with the digest that the registry reports for it.
 #[derive(Clone)]
 struct Manifest {
     kind: String,
@@ -137,7 +137,8 @@ impl ScriptedRegistry {
         self.manifest_by(algorithm, MANIFEST, &manifest, tag)
     }
 
-    /// Adds a manifest whose subject is another one, with digests of the subject's algorithm, and returns its descriptor.
+    /// Adds a manifest whose subject is another one, with digests of the subject's algorithm, and returns its
+    /// descriptor.
     pub fn refer(&self, subject: &Value, text: &str) -> Value {
         let algorithm = subject["digest"].as_str().and_then(|digest| digest.split(':').next()).expect("a digest");
         let config = self.blob_by(algorithm, "application/vnd.oci.empty.v1+json", b"{}");

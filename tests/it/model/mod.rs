@@ -8,7 +8,7 @@
 //! - *none lost*: while a call waits for a replica, the replica is pending or being copied;
 //! - *ended once*: a call's result for a replica is the replica's outcome, reported once;
 //! - *overtaken*: a write with an old fence changes nothing;
-//! - *superseded for good*: a replica whose name was taken over stays so;
+//! - *superseded*: a replica whose name was taken over stays so;
 //! - *awake*: when something is due, not every worker sleeps without a notification;
 //! - *suspended*: a pending replica in an unconfigured region is claimed by no worker, and is pending again when the
 //!   region is configured.

@@ -129,7 +129,7 @@ async fn a_referrer_that_is_gone_is_left_out() {
     running.stop().await;
 }
 
-/// What is nonsense in a list is left out by itself, be it at the source, in a region or in a layout's index.
+/// An invalid entry of a list is left out without affecting others: at the source, in a region and in a layout's index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_that_is_nonsense_takes_no_other_away() {
     let (source, target) =
@@ -176,7 +176,7 @@ async fn an_entry_that_is_nonsense_takes_no_other_away() {
     running.stop().await;
 }
 
-/// oras-project/oras#1892: a list is there before what it names.
+/// oras-project/oras#1892: a list may be visible before the manifests that it lists.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_referrer_that_is_not_found_at_once_is_asked_for_again() {
     let (source, target) = (ScriptedRegistry::start(LISTS).await, ScriptedRegistry::start(LISTS).await);
@@ -191,7 +191,7 @@ async fn a_referrer_that_is_not_found_at_once_is_asked_for_again() {
         let mut counts = counts.lock().expect("no panic");
         let count = counts.entry(manifest.to_owned()).or_default();
         *count += 1;
-        // Twice is neither the first time alone nor for ever.
+        // Missing twice, so that neither one retry nor endless retries pass.
         let is_missed = manifest == gone || (manifest == slow && *count <= 2);
         if is_missed { Action::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into()) } else { Action::Pass }
     })
@@ -206,8 +206,8 @@ async fn a_referrer_that_is_not_found_at_once_is_asked_for_again() {
     running.stop().await;
 }
 
-/// Distribution specification 1.1, "Listing Referrers": lists that are kept by a tag are made by clients, and some leave out what a registry
-/// would say.
+/// Distribution specification 1.1, "Listing Referrers": clients write the lists kept by a tag, and some omit fields
+/// that a registry would add.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_says_what_the_manifests_say() {
     let (source, target) =

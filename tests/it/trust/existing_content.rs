@@ -79,7 +79,7 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
 /// Once with the default setting, and once in a region that reads existing content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_blob_of_the_right_size_is_never_verified() {
-    // One that is looked for by itself, and one that is looked for as its upload begins.
+    // A blob that is checked separately, and one that is checked when its upload begins.
     for size in [300_000, 20_000] {
         a_damaged_blob_is_never_verified(size).await;
     }

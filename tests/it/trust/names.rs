@@ -74,7 +74,7 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
     running.stop().await;
 }
 
-/// What is named by its digest as well is that, whatever the tag shows by now.
+/// A reference with a digest selects that image, whatever the tag refers to now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_is_named_by_its_digest_too_is_that_one() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -109,7 +109,7 @@ async fn an_image_that_is_named_by_its_digest_too_is_that_one() {
     running.stop().await;
 }
 
-/// The same by the command line, and of a layout.
+/// The same with the command line, and for a layout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_warns_of_a_name_that_has_moved() {
     let source = Registry::start().await;
@@ -220,7 +220,7 @@ async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     process::stdout(&add("two", &["--supersede"]));
     let shown = process::stdout(&client(&["image", "show", "one"]));
     assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
-    // What helps the old one is no copy of it, which would be refused.
+    // The remedy for the old image is not a copy, which would be rejected.
     let verified = client(&["image", "verify", "one", "--region", "cn-shanghai"]);
     let told = process::stderr(&verified);
     assert_eq!(verified.status.code(), Some(1), "{told}");

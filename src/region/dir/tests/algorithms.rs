@@ -1,4 +1,4 @@
-//! Blobs by SHA-512 lie in a directory of their own, and are treated there as those by SHA-256 are in theirs.
+//! Tests of blobs with SHA-512 digests, which have a directory of their own and behave like those with SHA-256 digests.
 
 use std::{collections::BTreeMap, fs, sync::Arc};
 
@@ -17,7 +17,7 @@ fn long(content: &[u8]) -> Descriptor {
     Descriptor { media_type: MANIFEST_TYPE.into(), digest, size: content.len() as u64 }
 }
 
-/// The same image as [`tree`], known by SHA-512.
+/// Returns the same image as [`tree`], with SHA-512 digests.
 fn long_tree(text: &str) -> Tree {
     let (_, content) = tree(text).manifests.remove(0);
     Tree { manifests: vec![(long(&content), content)], ..Tree::default() }
@@ -57,7 +57,7 @@ async fn what_has_another_digest_is_neither_written_nor_read() {
     }
 }
 
-/// The beginning of a large blob that a claim before has left is resumed, whichever directory it lies in.
+/// The beginning of a large blob that an earlier claim left is resumed, in the directory of either algorithm.
 #[tokio::test]
 async fn a_beginning_is_found_in_its_own_directory() {
     let place = Place::new();
@@ -103,7 +103,7 @@ async fn what_is_left_over_goes_with_its_directory() {
     assert!(!place.file("").exists());
 }
 
-/// What another image of the directory has is linked.
+/// A blob of another image in the directory is linked.
 #[tokio::test]
 async fn a_blob_of_another_image_is_taken_from_there() {
     let place = Place::new();

@@ -97,7 +97,7 @@ impl PageQuery {
 }
 
 impl StatusPage {
-    /// Creates a page whose queries call `stack`. `plaintext` tells whether credentials are accepted over unencrypted
+    /// Creates a page whose queries call `stack`. `plaintext` sets whether credentials are accepted over unencrypted
     /// connections that are not local.
     #[must_use]
     pub fn new(stack: GrpcStack, plaintext: bool) -> Self {
