@@ -1,24 +1,29 @@
 //! appferry copies an HPC application's image from its home region to any number of other regions with one call,
 //! `SynchronizeApp(app_id, target_region_ids)`: authorized, durable, verified, traced, and observable while it runs.
 //!
-//! The modules, from the outside in. Dependencies point down this list only: [`domain`] and [`ram`] depend on nothing
-//! else; [`server`] and [`worker`] communicate only through [`db`]; only [`db`] knows sea-orm; only [`region`]
-//! knows how bytes are stored; only [`server`], [`contract`], [`client`] and [`cli`] know protobuf types.
+//! The modules, from the outside in. Dependencies point down this list only: [`domain`] depends on nothing else,
+//! [`ram`] on [`domain`] only; [`server`] and [`worker`] communicate only through [`db`]; only [`db`] knows sea-orm;
+//! only [`region`] knows how bytes are stored; only [`server`], [`contract`], [`client`], [`cli`] and [`app`] know
+//! types of the contract. `ARCHITECTURE.md` has the same list with what each module must not know.
 //!
 //! - [`cli`]: the command line, one file per command.
 //! - [`client`]: the client library, for the command line and for other services.
 //! - [`app`]: the composition root.
 //! - [`reload`]: reloads access and logs while a process runs.
-//! - [`config`], [`telemetry`], [`audit`]: the configuration; logs, traces and metrics; the audit log.
 //! - `descriptors`: the limit of file descriptors and its division.
-//! - [`metrics`]: the instruments.
+//! - [`config`]: the configuration.
 //! - [`server`]: listeners, tower stack and handlers.
 //! - [`worker`]: the workers and the maintenance.
-//! - [`contract`]: generated types, and the tables of the descriptors.
+//! - [`audit`]: the audit log.
 //! - [`db`]: the database.
 //! - [`region`]: the stores.
+//! - [`telemetry`]: logs, and the export of traces and metrics.
+//! - [`contract`]: generated types, and the tables of the descriptors.
 //! - [`identity`]: authentication: tokens, signatures, certificates.
 //! - [`ram`]: authorization: principals, policies, decisions.
+//! - `server_trust`: verification of the certificates of servers that this service calls.
+//! - [`metrics`]: the instruments.
+//! - `request_id`, `system_clock`: new request ids, and the wall clock, which other modules receive.
 //! - [`domain`]: ids, images, the state machine of a replica, the decision to accept.
 
 pub mod app;

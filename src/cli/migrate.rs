@@ -21,5 +21,6 @@ pub async fn run(file: Option<PathBuf>) -> Result<()> {
             directory.migrate(&directory.config()?).await?
         }
     };
-    print::line(&format!("{count} migrations applied; the schema is up to date"))
+    let migrations = if count == 1 { "migration" } else { "migrations" };
+    print::line(&format!("{count} {migrations} applied; the schema is up to date"))
 }

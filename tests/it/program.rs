@@ -252,7 +252,7 @@ fn a_schema_of_another_version_and_a_port_in_use_are_told() {
     };
     failed(&serve(), 1, &["steps behind; run `appferry migrate`"]);
     assert!(
-        stdout(&run(site.directory.path(), &["migrate", "--config", "appferry.toml"])).contains("migrations applied")
+        stdout(&run(site.directory.path(), &["migrate", "--config", "appferry.toml"])).contains("migration applied")
     );
     let in_use = run(site.directory.path(), &["serve", "--config", "appferry.toml"]);
     failed(&in_use, 1, &["server.listen", &address, "in use"]);
