@@ -102,7 +102,7 @@ fn serialize_display_option<S: serde::Serializer>(
 /// Longest text of a record whose length a caller can choose, in characters.
 const MAX_TEXT: usize = 400;
 
-/// A text that is cut after [`MAX_TEXT`] characters.
+/// A text that is cut after `MAX_TEXT` characters.
 #[derive(Clone, Copy)]
 pub struct Truncated<'a>(pub &'a (dyn Display + Sync));
 

@@ -1,6 +1,8 @@
 //! Uploads that a registry did not abort because it hung, and that no copy resumes: they are aborted when the registry
 //! responds again.
 
+use std::time::Duration;
+
 use appferry::contract::v1::{CancelSynchronizationRequest, SynchronizationState};
 use http::{Method, StatusCode};
 
@@ -8,7 +10,7 @@ use crate::harness::{
     images::noise,
     proxy::{Action, Proxy, ReceivedRequest},
     quirks::{SPECIFIED, server::QuirkyRegistry},
-    site::{Running, Site},
+    site::{Running, Site, finished_within},
     until,
 };
 
@@ -70,7 +72,8 @@ async fn an_upload_that_another_one_followed_is_aborted_when_the_registry_answer
     let running = to(&proxy).await;
     let app = running.add("a", &[noise(66 * MIB, 1)]).await;
     let request = running.synchronize(&app, &[TARGET]).await.expect("it is accepted");
-    let done = running.finished(&request).await;
+    // Sixty-six mebibytes through a debug build take their time beside other tests.
+    let done = finished_within(&mut running.app_sync().await, &request, Duration::from_secs(300)).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     until("nothing to be left", async || (registry.unfinished() == 0).then_some(())).await;
     assert!(proxy.requests().iter().filter(|seen| aborts(seen)).count() >= 2);

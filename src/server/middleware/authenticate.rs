@@ -55,7 +55,7 @@ pub struct RequestAuthenticator {
     pub contract: &'static Contract,
 }
 
-/// Adds [`Authenticate`].
+/// Adds `Authenticate`.
 #[derive(Debug, Clone)]
 pub struct AuthenticateLayer(pub Arc<RequestAuthenticator>);
 

@@ -47,7 +47,7 @@ pub struct RequestAuthorizer {
     pub audit: Audit,
 }
 
-/// Adds [`Authorize`].
+/// Adds `Authorize`.
 #[derive(Debug, Clone)]
 pub struct AuthorizeLayer(pub Arc<RequestAuthorizer>);
 

@@ -24,7 +24,7 @@ use crate::{
     server::RETRY_AFTER,
 };
 
-/// Adds [`InFlightLimit`]. All services of a layer share its capacity.
+/// Adds `InFlightLimit`. All services of a layer share its capacity.
 #[derive(Debug, Clone)]
 pub struct InFlightLimitLayer {
     capacity: Arc<Semaphore>,

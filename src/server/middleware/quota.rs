@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Adds [`WithQuota`]. All services of a layer share the usage of principals.
+/// Adds `WithQuota`. All services of a layer share the usage of principals.
 #[derive(Debug, Clone)]
 pub struct QuotaLayer {
     usages: Arc<Usages>,
