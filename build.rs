@@ -1,5 +1,5 @@
-//! Compiles `proto/` with protox, so that a machine needs no `protoc`, and keeps the descriptors: reflection serves them, and
-//! the authorization and error tables are read back from them.
+//! Compiles `proto/` with protox, so that the build needs no `protoc`, and keeps the descriptors: reflection serves
+//! them, and the authorization and error tables are read from them.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -17,13 +17,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(FILES)?;
 
-    // Encoded by the compiler itself: through `prost_types` the custom options would be lost.
+    // Encoded by the compiler, because `prost_types` drops custom options.
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("appferry.v1.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
 
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
-        // The one that the details of errors are written with.
+        // The type that tonic-types encodes error details with.
         .extern_path(".google.rpc.Status", "::tonic_types::pb::Status")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())

@@ -1,10 +1,10 @@
-//! `appferry demo --image FILE --exit` with a file of 4 GiB: the most memory that it has resident, beside the 128 MiB that it is
-//! to stay under; and how long it takes, beside four copies of the file by `cp`, each synced to the disk.
+//! Peak memory of `appferry demo --image FILE --exit` with a file of 4 GiB, relative to its limit of 128 MiB; and its
+//! duration, relative to four copies of the file by `cp`, each synced to disk.
 //!
-//! The demo reads the file to know its digest, writes it four times (the home region and three others), reads each again before
-//! it becomes visible, and verifies each once more at the end: of the five readings, `cp` does one.
+//! The demo reads the file to compute its digest, writes it four times (the home region and three others), reads each
+//! copy again before publishing it, and verifies each once more at the end; of these five reads, `cp` does one.
 //!
-//! Prints `ratio demo_resident_of_128_mib VALUE` and `ratio demo_time_of_cp VALUE`. `-- --mib N` takes another size.
+//! Prints `ratio demo_resident_of_128_mib VALUE` and `ratio demo_time_of_cp VALUE`. `-- --mib N` sets another size.
 
 use std::{
     error::Error,
@@ -15,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the demo is to stay under, in KiB.
+/// The memory limit of the demo in KiB.
 const BOUND_KIB: u64 = 128 << 10;
-/// How often the program is looked at. The kernel keeps its peak, so that only what is allocated in its last moments is missed.
+/// The sampling interval. The kernel tracks the peak, so sampling only misses what is allocated after the last sample.
 const LOOK: Duration = Duration::from_millis(20);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -76,7 +76,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
     exact(part) / exact(whole)
 }
 
-/// Writes a file in which no two mebibytes are the same.
+/// Writes a file whose mebibytes all differ.
 fn write(path: &Path, mib: usize) -> Result<()> {
     let mut file = File::create(path)?;
     let mut block: Vec<u8> = (0..1usize << 20).map(|n| u8::try_from((n * 31 + n / 253) % 251).unwrap_or(0)).collect();
@@ -93,7 +93,7 @@ fn run(command: &mut Command) -> Result<()> {
     if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}").into()) }
 }
 
-/// The peak of a process's resident memory in KiB (proc(5), `VmHWM`).
+/// Returns the peak resident memory of a process in KiB (proc(5), `VmHWM`).
 fn resident_peak(id: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()

@@ -1,7 +1,7 @@
-//! A collector for a look at traces without anything else: takes what is sent by OTLP over gRPC and prints each trace as a tree, as its
-//! spans arrive.
+//! A minimal OTLP collector: receives traces over gRPC and prints each as a tree as its spans arrive.
 //!
-//! `cargo run --release --example collector -- 127.0.0.1:4317`, and `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317` for the service.
+//! `cargo run --release --example collector -- 127.0.0.1:4317`, and `OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317`
+//! for the service.
 
 use std::{collections::BTreeMap, env, error::Error, time::Duration};
 
@@ -53,17 +53,17 @@ impl TraceService for Printer {
     }
 }
 
-/// A span and what is part of it, as far as that has arrived.
+/// Prints a span and those of its descendants that have arrived.
 fn print(span: &Span, all: &[Span], depth: usize) {
-    let took = Duration::from_nanos(span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano));
-    let failed = span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
-    println!("{}{} {took:.1?}{}", "  ".repeat(depth), span.name, if failed { " failed" } else { "" });
+    let duration = Duration::from_nanos(span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano));
+    let is_error = span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
+    println!("{}{} {duration:.1?}{}", "  ".repeat(depth), span.name, if is_error { " failed" } else { "" });
     for child in all.iter().filter(|child| child.parent_span_id == span.span_id) {
         print(child, all, depth + 1);
     }
 }
 
-/// Metrics are for Prometheus to scrape.
+/// Discards metrics, which Prometheus scrapes.
 #[tonic::async_trait]
 impl MetricsService for Printer {
     async fn export(

@@ -1,7 +1,9 @@
-//! How long it takes until an image is everywhere when its home region's egress is narrow: by the star, in which the home region
-//! feeds everybody, and by the plan that workers follow, in which whoever has the image feeds others; beside the bounds that no
-//! plan of whole copies can beat. Each region is carried to by a worker of its own, so that every copy takes its share of its
-//! source's egress. Time is counted in copies: what one region takes to get the image over the whole of one region's egress.
+//! Simulates how long an image takes to reach every region when the egress of each region is limited: by a star, in
+//! which the home region feeds all others, and by the plan of the workers, in which every region that has the image
+//! feeds others; compared with the lower bound for whole copies.
+//!
+//! Each region has a worker of its own, so that every copy gets its share of the source's egress. The unit of time is
+//! one copy over the whole egress of one region.
 //!
 //! `cargo run --release --example relay`
 
@@ -18,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let regions = (0..=count).map(|n| format!("region-{n}").parse()).collect::<Result<Vec<RegionId>, _>>()?;
         let star = finish(&regions, at_once, false);
         let plan = finish(&regions, at_once, true);
-        // A region that has the image is one more that can feed: with whole copies, what there is can double in the time of one.
+        // Every region with the image can feed: with whole copies, their number can double in the time of one copy.
         let bound = (f64::from(count) + 1.0).log2().ceil();
         println!("{count:7}  {at_once:7}  {star:4.0}  {plan:4.0}  {bound:5.0}  {:10.2}", plan / bound);
         println!("ratio relay_{count}_{at_once}_at_once_of_star {:.3}", plan / star);
@@ -26,48 +28,48 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A copy that is under way: by when it is done, of which region, by which one. The earliest is the greatest.
+/// A copy in progress: when it ends, its destination and its source. The earliest is the greatest, for the heap.
 #[derive(PartialEq)]
-struct Copy {
-    until: f64,
-    to: usize,
-    from: usize,
+struct ActiveCopy {
+    end: f64,
+    destination: usize,
+    source: usize,
 }
 
-impl Eq for Copy {}
+impl Eq for ActiveCopy {}
 
-impl Ord for Copy {
+impl Ord for ActiveCopy {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.until.total_cmp(&self.until).then(other.to.cmp(&self.to))
+        other.end.total_cmp(&self.end).then(other.destination.cmp(&self.destination))
     }
 }
 
-impl PartialOrd for Copy {
+impl PartialOrd for ActiveCopy {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-/// When the last region has the image, if each feeds at most `at_once` others at the same time, sharing its egress.
+/// Returns when the last region has the image, if each region feeds at most `at_once` others concurrently.
 fn finish(regions: &[RegionId], at_once: u32, relays: bool) -> f64 {
     let limits = RegionLimits { egress_copies: usize::try_from(at_once).ok(), ..RegionLimits::default() };
     let topology = Topology::new(regions.iter().map(|region| (region.clone(), limits)), []);
-    let place = |region: &RegionId| regions.iter().position(|known| known == region).unwrap_or_default();
+    let index = |region: &RegionId| regions.iter().position(|other| other == region).unwrap_or_default();
     let mut sources = vec![regions[0].clone()];
     let mut waiting: Vec<RegionId> = regions[1..].to_vec();
-    let mut under_way: BinaryHeap<Copy> = BinaryHeap::new();
+    let mut active: BinaryHeap<ActiveCopy> = BinaryHeap::new();
     let mut now = 0.0;
     loop {
         let feeding: Vec<(RegionId, RegionId)> =
-            under_way.iter().map(|copy| (regions[copy.from].clone(), regions[copy.to].clone())).collect();
+            active.iter().map(|copy| (regions[copy.source].clone(), regions[copy.destination].clone())).collect();
         for (from, to) in topology.plan(&sources, &waiting, &feeding) {
             waiting.retain(|region| *region != to);
-            under_way.push(Copy { until: now + f64::from(at_once), to: place(&to), from: place(&from) });
+            active.push(ActiveCopy { end: now + f64::from(at_once), destination: index(&to), source: index(&from) });
         }
-        let Some(done) = under_way.pop() else { return now };
-        now = done.until;
+        let Some(done) = active.pop() else { return now };
+        now = done.end;
         if relays {
-            sources.push(regions[done.to].clone());
+            sources.push(regions[done.destination].clone());
         }
     }
 }

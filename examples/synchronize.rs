@@ -1,7 +1,7 @@
-//! Carries an image to regions and prints what happens on the way, by the client library.
+//! Synchronizes an image to regions with the client library and prints its progress.
 //!
-//! `cargo run --example synchronize -- APP_ID [REGION]…`, with `APPFERRY_ENDPOINT` (`http://127.0.0.1:50051` without it) and
-//! `APPFERRY_TOKEN`.
+//! `cargo run --example synchronize -- APP_ID [REGION]…`, with `APPFERRY_ENDPOINT` (default: `http://127.0.0.1:50051`)
+//! and `APPFERRY_TOKEN`.
 
 use std::{env, error::Error, process::ExitCode};
 
@@ -17,28 +17,28 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let endpoint = env::var("APPFERRY_ENDPOINT").unwrap_or_else(|_| "http://127.0.0.1:50051".to_owned());
     let client = Client::builder(endpoint).token(env::var("APPFERRY_TOKEN")?).connect().await?;
 
-    // It is accepted once, however often the library has to repeat the call.
+    // The library adds a client token, so that the request is accepted only once even if it retries.
     let request = SynchronizeAppRequest { app_id, target_region_ids: arguments.collect(), ..Default::default() };
     let request_id = match client.synchronize_app(request).await {
         Ok(id) => id,
         Err(error) => {
             if let Some(refusal) = error.refusal() {
-                eprintln!("refused as {} (request {})", refusal.reason, refusal.request_id.as_deref().unwrap_or("?"));
+                eprintln!("rejected: {} (request {})", refusal.reason, refusal.request_id.as_deref().unwrap_or("?"));
             }
             return Err(error.into());
         }
     };
     println!("accepted as {request_id}");
 
-    // Each snapshot is whole, so that nothing is lost when the connection breaks and the library opens it again.
+    // Each snapshot is complete, so that nothing is missed when the library reopens the stream.
     let mut watch = client.watch(request_id);
-    let mut ended = SynchronizationState::Unspecified;
+    let mut state = SynchronizationState::Unspecified;
     while let Some(synchronization) = watch.next().await? {
         let regions = synchronization.regions.iter();
-        let shown =
+        let states =
             regions.map(|r| format!("{} {}", r.region_id, r.state().as_str_name().trim_start_matches("REGION_STATE_")));
-        println!("{}", shown.collect::<Vec<_>>().join(", "));
-        ended = synchronization.state();
+        println!("{}", states.collect::<Vec<_>>().join(", "));
+        state = synchronization.state();
     }
-    Ok(if ended == SynchronizationState::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if state == SynchronizationState::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

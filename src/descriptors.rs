@@ -1,23 +1,23 @@
-//! File descriptors: the soft limit is raised to the hard one, and divided so that connections of callers never take those that stores
-//! and the database need.
+//! Raises the limit of file descriptors and divides it, so that the connections of callers never use up those of stores
+//! and the database.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     config::Config,
-    domain::descriptors::{Demand, FEWEST, connections},
+    domain::descriptors::{Demand, MIN_DESCRIPTORS, connections},
 };
 
-/// There are too few file descriptors to work with.
+/// The limit of file descriptors is too low.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the process may open {limit} files and connections and needs {FEWEST} at least; raise the hard limit (ulimit -Hn, LimitNOFILE)"
+    "the limit of file descriptors is {limit}, and at least {MIN_DESCRIPTORS} are needed; raise the hard limit (ulimit -Hn, LimitNOFILE)"
 )]
 pub struct TooFew {
     limit: u64,
 }
 
-/// Raises the soft limit of the process to the hard one. Returns how many descriptors it may have open.
+/// Raises the soft limit of the process to the hard one. Returns the resulting limit.
 fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -26,14 +26,14 @@ fn raise() -> u64 {
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum.unwrap_or(u64::MAX),
         Err(error) => {
-            tracing::warn!(%error, "the limit of file descriptors can't be raised to the hard limit");
+            tracing::warn!(%error, "failed to raise the limit of file descriptors to the hard limit; keeping the soft limit");
             current.unwrap_or(u64::MAX)
         }
     }
 }
 
-/// How many connections each of so many listeners may have open: as many as are configured, unless the limit of file descriptors allows
-/// fewer.
+/// The number of connections that each of `listeners` may have open: the configured one, or fewer if the limit of file
+/// descriptors requires that.
 pub fn divide(config: &Config, listeners: usize) -> Result<usize, TooFew> {
     let limit = raise();
     let configured = config.server.max_connections;
@@ -42,7 +42,7 @@ pub fn divide(config: &Config, listeners: usize) -> Result<usize, TooFew> {
         listeners: listeners as u64,
         database: config.database.connections.into(),
         regions: config.region.len() as u64,
-        // Regions that keep up with each other have twice as many (`worker::lanes`).
+        // A region may have twice as many copies where regions share a transfer (`worker::lanes`).
         copies: 2 * config.worker.concurrency as u64,
     };
     let allowed = connections(limit, demand).ok_or(TooFew { limit })?;
@@ -51,8 +51,8 @@ pub fn divide(config: &Config, listeners: usize) -> Result<usize, TooFew> {
             configured,
             allowed,
             limit,
-            "server.max_connections is more than the limit of file descriptors allows beside stores and the database; fewer \
-             connections are accepted (raise the hard limit: ulimit -Hn, LimitNOFILE)"
+            "server.max_connections exceeds the limit of file descriptors, of which stores and the database need a part; \
+             accepting fewer connections (raise the hard limit: ulimit -Hn, LimitNOFILE)"
         );
     }
     Ok(usize::try_from(allowed).unwrap_or(usize::MAX))

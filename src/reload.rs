@@ -1,5 +1,7 @@
-//! Who may call and what is logged, read anew while the process runs: when it is told to, and when a file that says so has changed.
-//! What can't be used lets nobody in and is said loudly; whom it does not list any more is taken out all the same.
+//! Reloads who may call and what is logged while the process runs: on SIGHUP, and when one of the files has changed.
+//!
+//! An invalid configuration is logged as an error and grants nothing new, but the principals, credentials and policies
+//! that it no longer lists are revoked.
 
 use std::{mem, path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,120 +13,119 @@ use crate::{
     audit::Audit,
     config::{self, Config},
     domain::with_causes,
-    identity::{CurrentDirectory, Fetched},
+    identity::{CurrentAuthenticator, JwksFetcher},
     server::{Tls, TlsError},
 };
 
-/// How often files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which files are checked for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why nothing was taken over.
+/// Why a reload failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the configuration")]
+    #[error("the configuration is invalid")]
     Config(#[from] config::Error),
-    #[error("the certificates")]
+    #[error("the certificates can't be loaded")]
     Tls(#[from] TlsError),
-    #[error("reading it did not end")]
-    Ended(#[from] tokio::task::JoinError),
+    #[error("the reload panicked")]
+    Panicked(#[from] tokio::task::JoinError),
 }
 
-/// What is read anew.
+/// The task that reloads the configuration of access and logs.
 #[derive(Debug)]
 pub struct Reload {
-    /// The configuration that is in force.
+    /// The active configuration.
     pub config: Config,
-    /// Who may call, where calls are answered.
+    /// The access to reload; `None` for a worker alone.
     pub access: Option<Access>,
-    /// Told when it is to be done at once.
-    pub asked: Arc<Notify>,
+    /// Triggers a reload.
+    pub trigger: Arc<Notify>,
 }
 
-/// Who may call.
+/// The parts of a server that define access.
 #[derive(Debug)]
 pub struct Access {
-    /// Who may call, by the configuration that is in force.
-    pub directory: Arc<CurrentDirectory>,
-    /// The public keys that are fetched.
-    pub fetched: Fetched,
+    /// The principals and credentials of the active configuration.
+    pub directory: Arc<CurrentAuthenticator>,
+    /// The fetched key sets.
+    pub fetched: JwksFetcher,
     /// The certificates.
     pub tls: Option<Arc<Tls>>,
-    /// The audit log, whose file is opened anew when the service is told to.
+    /// The audit log. A triggered reload reopens its file.
     pub audit: Audit,
 }
 
 impl Reload {
-    /// Reads anew until `stop` is canceled.
+    /// Reloads until `stop` is canceled.
     pub async fn run(mut self, stop: CancellationToken) {
-        let fetching = TaskTracker::new();
+        let fetches = TaskTracker::new();
         if let Some(access) = &mut self.access {
-            let mut following = Fetched::default();
-            following.follow(mem::take(&mut access.fetched), &fetching);
-            access.fetched = following;
+            let mut fetched = JwksFetcher::default();
+            fetched.follow(mem::take(&mut access.fetched), &fetches);
+            access.fetched = fetched;
         }
-        // The configuration was read some time ago: a change since then must not be missed.
-        let mut seen = Vec::new();
+        // Empty, so that the first check reloads: a file may have changed since the configuration was loaded.
+        let mut digests = Vec::new();
         loop {
-            let asked = tokio::select! {
-                () = self.asked.notified() => true,
-                () = tokio::time::sleep(LOOK) => false,
+            let is_triggered = tokio::select! {
+                () = self.trigger.notified() => true,
+                () = tokio::time::sleep(CHECK_INTERVAL) => false,
                 () = stop.cancelled() => break,
             };
-            if let Some(access) = self.access.as_ref().filter(|_| asked) {
+            if let Some(access) = self.access.as_ref().filter(|_| is_triggered) {
                 access.audit.reopen();
             }
-            let files = if self.access.is_some() { self.config.access_files() } else { self.config.own_file() };
-            let now = look(files).await;
-            if !asked && now == seen {
+            let files = if self.access.is_some() { self.config.access_files() } else { self.config.config_file() };
+            let current = digest_files(files).await;
+            if !is_triggered && current == digests {
                 continue;
             }
-            let first = seen.is_empty();
-            // What was seen before it is read, so that a change in between is read at the next look. Files that only what is read now
-            // names are not among these, so they are read once more; those of a configuration that can't be used are not, until it
-            // changes itself or somebody asks.
-            seen = now;
-            let certificates = self.read_certificates().await;
-            match self.read(&fetching).await {
-                Ok(()) if first => {
-                    tracing::debug!("the configuration was read again, for what has changed since the start");
-                }
-                Ok(()) if self.access.is_some() => tracing::info!("who may call and what is logged were read anew"),
-                Ok(()) => tracing::info!("what is logged was read anew"),
-                Err(error) => {
-                    let counts = self.narrow().await;
-                    tracing::error!(
-                        error = with_causes(&error),
-                        counts,
-                        "the configuration was changed and can't be used; what counted before goes on counting"
-                    );
-                }
-            }
-            if let Err(error) = certificates {
-                let error = with_causes(&error);
-                tracing::error!(error, "the certificates were changed and can't be used; those before go on counting");
-            }
+            let is_first = digests.is_empty();
+            // Set before the files are read, so that a change in between triggers the next reload. Files that only the
+            // new configuration names are not in the list yet, so they are read a second time. Those of an invalid
+            // configuration are read when it changes or a reload is triggered.
+            digests = current;
+            self.reload(is_first, &fetches).await;
         }
         drop(self.access);
-        fetching.close();
-        fetching.wait().await;
+        fetches.close();
+        fetches.wait().await;
     }
 
-    /// Reads the certificates, whatever is wrong with the rest.
-    async fn read_certificates(&self) -> Result<(), Error> {
+    async fn reload(&mut self, is_first: bool, fetches: &TaskTracker) {
+        let certificates = self.reload_certificates().await;
+        match self.reload_config(fetches).await {
+            Ok(()) if is_first => tracing::debug!("reloaded the configuration, for changes since the start"),
+            Ok(()) if self.access.is_some() => tracing::info!("configuration reloaded: access and logs"),
+            Ok(()) => tracing::info!("configuration reloaded: logs"),
+            Err(error) => {
+                let active = self.revoke_unlisted().await;
+                let error = with_causes(&error);
+                tracing::error!(error, active, "configuration reload failed; keeping the previous configuration");
+            }
+        }
+        if let Err(error) = certificates {
+            let error = with_causes(&error);
+            tracing::error!(error, "certificate reload failed; keeping the previous certificates");
+        }
+    }
+
+    /// Reloads the certificates, which does not depend on the rest of the configuration.
+    async fn reload_certificates(&self) -> Result<(), Error> {
         let Some(tls) = self.access.as_ref().and_then(|access| access.tls.clone()) else { return Ok(()) };
         Ok(tokio::task::spawn_blocking(move || tls.reload()).await??)
     }
 
-    async fn read(&mut self, fetching: &TaskTracker) -> Result<(), Error> {
+    async fn reload_config(&mut self, fetches: &TaskTracker) -> Result<(), Error> {
         let (old, successor) = (self.config.clone(), self.access.as_ref().map(|access| access.fetched.successor()));
-        let read = tokio::task::spawn_blocking(move || {
-            let config = old.again()?;
+        let load = tokio::task::spawn_blocking(move || {
+            let config = old.reload()?;
             let access = successor.map(|mut fetched| Ok((config.directory(&mut fetched)?, fetched)));
             Ok::<_, config::Error>((access.transpose()?, config))
         });
-        let (read, config) = read.await??;
-        if let Some((access, (directory, fetched))) = self.access.as_mut().zip(read) {
-            access.fetched.follow(fetched, fetching);
+        let (loaded, config) = load.await??;
+        if let Some((access, (directory, fetched))) = self.access.as_mut().zip(loaded) {
+            access.fetched.follow(fetched, fetches);
             access.directory.replace(directory);
         }
         if config.log != self.config.log {
@@ -134,23 +135,23 @@ impl Reload {
         Ok(())
     }
 
-    /// Takes out whom the configuration does not list any more, though it can't be used. Returns what counts then.
-    async fn narrow(&self) -> &'static str {
-        let Some(access) = &self.access else { return "what was configured before" };
+    /// Revokes what an invalid configuration no longer lists. Returns what stays active, for the log.
+    async fn revoke_unlisted(&self) -> &'static str {
+        let Some(access) = &self.access else { return "the previous log settings" };
         let old = self.config.clone();
-        match tokio::task::spawn_blocking(move || old.listed_again()).await {
+        match tokio::task::spawn_blocking(move || old.reload_listed()).await {
             Ok(Some(listed)) => {
-                let narrowed = access.directory.load().narrowed(&listed);
+                let narrowed = access.directory.load().retain_listed(&listed);
                 access.directory.replace(narrowed);
-                "what was configured before, without the principals, credentials and policies that are not listed any more"
+                "the previous configuration, except principals, credentials and policies that are no longer listed"
             }
-            _ => "all that was configured before; whom it lists now can't be read",
+            _ => "all of the previous configuration: the new list of principals can't be read",
         }
     }
 }
 
-/// What files have in them.
-async fn look(files: Vec<PathBuf>) -> Vec<(PathBuf, Option<[u8; 32]>)> {
+/// The SHA-256 of each file's content; `None` for one that can't be read.
+async fn digest_files(files: Vec<PathBuf>) -> Vec<(PathBuf, Option<[u8; 32]>)> {
     let digest = |file: PathBuf| {
         let content = std::fs::read(&file).ok();
         (file, content.map(|content| Sha256::digest(content).into()))

@@ -1,4 +1,4 @@
-//! The floor: a tonic server that does nothing but answer.
+//! The baseline: a tonic server with an empty implementation of `AppSyncService`.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use tonic::{
 
 use super::Result;
 
-/// A tonic server that does nothing but answer.
+/// Starts the baseline server and returns its address.
 pub fn serve() -> Result<SocketAddr> {
     use appferry::contract::v1::app_sync_service_server::AppSyncServiceServer;
     let (incoming, address) = listen()?;
@@ -18,14 +18,15 @@ pub fn serve() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Connections for a server, and where. Answers don't wait for the other side's acknowledgment, which could take 40 ms.
+/// Binds a listener on a free port, with `TCP_NODELAY` set: delayed acknowledgements would add up to 40 ms to a
+/// response.
 pub fn listen() -> Result<(TcpIncoming, SocketAddr)> {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let address = incoming.local_addr()?;
     Ok((incoming, address))
 }
 
-/// The service that does nothing.
+/// Answers every call with a constant.
 pub struct Bare;
 
 #[tonic::async_trait]

@@ -1,4 +1,4 @@
-//! A collector of spans that does nothing with them: what one does is not the service's work.
+//! An OTLP trace collector that only counts spans, so that the measurement does not include the cost of a real one.
 
 use std::{
     convert::Infallible,
@@ -17,11 +17,11 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-/// Counts spans without looking into them: what a collector does with them is not the service's work.
+/// Counts the received spans without decoding their contents.
 #[derive(Clone)]
 pub struct Collector(pub Arc<AtomicUsize>);
 
-/// `ExportTraceServiceRequest`, down to the spans.
+/// `ExportTraceServiceRequest`, decoded down to the spans.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Export {
     #[prost(message, repeated, tag = "1")]

@@ -1,12 +1,14 @@
-//! Durable `SynchronizeApp` calls through the whole stack, with authorization and tracing on, beside a bare tonic call.
+//! Throughput of durable `SynchronizeApp` calls through the whole stack, with authorization and tracing enabled,
+//! relative to a bare tonic call.
 //!
-//! Every call is for an image that was never asked for before, to three regions: it inserts one synchronization and three replicas,
-//! and is answered after they are on the disk. The bare call goes to a tonic server that does nothing. Both are made by the same
-//! clients, in turns, in one process. Spans are exported to a collector in a process of its own.
+//! Every call names an image that no earlier call named and three regions: it inserts one synchronization and three
+//! replicas, and is answered after the commit is durable. The bare call goes to a tonic server that does no work. Both
+//! are made by the same clients, in alternating rounds, in one process. Spans are exported to a collector in another
+//! process.
 //!
-//! `cargo bench --bench accept`, or `-- sqlite` or `-- postgres` for one database. Prints `ratio accept_256_DATABASE VALUE`, calls a
-//! second as a part of the bare calls a second; `ratio accept_p99_DATABASE VALUE`, the slowest hundredth beside the bare call's; and
-//! what the parts of a call cost.
+//! `cargo bench --bench accept`, or `-- sqlite` or `-- postgres` for one database. Prints `ratio accept_256_DATABASE
+//! VALUE`, the throughput as a fraction of the bare call's; `ratio accept_p99_DATABASE VALUE`, the 99th percentile of
+//! the latency relative to the bare call's; and the cost of each step of a call.
 
 mod bare;
 mod collector;
@@ -27,10 +29,10 @@ use std::{
 };
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
-    service::{Role, Service},
-    state,
+    db,
     telemetry::Telemetry,
 };
 use sea_orm::{ConnectionTrait as _, DbBackend};
@@ -45,7 +47,7 @@ use tonic::{
 use collector::Collector;
 use harness::postgres::Postgres;
 
-/// The one that the service runs with.
+/// The allocator that the service uses in production.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -56,7 +58,7 @@ const IN_FLIGHT: usize = 256;
 const ROUNDS: usize = 10;
 const CALLS: usize = 20_000;
 const WARM_UP: usize = 10_000;
-/// Files of 16 MiB of PostgreSQL's log: twice what a run fills.
+/// WAL segments of 16 MiB to allocate in advance: twice as many as one run fills.
 const SEGMENTS: usize = 60;
 const TOKEN: &str = "bench";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -67,30 +69,30 @@ fn main() -> Result<()> {
         return runtime.block_on(collect_for_a_child());
     }
     let telemetry = runtime.block_on(async { Telemetry::start("error") })?;
-    let result = runtime.block_on(on_each(async |name, url| measure(&name, &url).await));
+    let result = runtime.block_on(for_each_database(async |name, url| measure(&name, &url).await));
     telemetry.shutdown();
     result
 }
 
-/// Does something with each of the databases that are wanted, an empty one each.
-async fn on_each(act: impl AsyncFn(String, String) -> Result<()>) -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+/// Runs `measure_on` on an empty database of each selected kind.
+async fn for_each_database(measure_on: impl AsyncFn(String, String) -> Result<()>) -> Result<()> {
+    let selected: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| selected.is_empty() || selected.iter().any(|name| name == part);
     if wants("sqlite") {
         let directory = tempfile::tempdir()?;
-        act("sqlite".to_owned(), format!("sqlite://{}/state.db", directory.path().display())).await?;
+        measure_on("sqlite".to_owned(), format!("sqlite://{}/state.db", directory.path().display())).await?;
     }
     if wants("postgres") {
         let server = Postgres::start(&[("shared_buffers", "512MB"), ("max_wal_size", "8GB"), ("min_wal_size", "1GB")]);
-        write_ahead(&server.url("postgres")).await?;
-        act("postgres".to_owned(), server.url("postgres")).await?;
+        preallocate_wal(&server.url("postgres")).await?;
+        measure_on("postgres".to_owned(), server.url("postgres")).await?;
     }
     Ok(())
 }
 
-/// Has a server make the files of its log that it will fill. One that has run for a while has them, as it uses them again; a new one
-/// makes each when the one before is full, and whoever commits waits for that.
-async fn write_ahead(url: &str) -> Result<()> {
+/// Preallocates WAL segments. A server that has run for a while recycles its segments; a new one creates each segment
+/// when the previous one is full, and commits wait for that.
+async fn preallocate_wal(url: &str) -> Result<()> {
     let db = sea_orm::Database::connect(url).await?;
     for _ in 0..SEGMENTS {
         db.execute_unprepared("SELECT pg_logical_emit_message(false, 'bench', ''), pg_switch_wal()").await?;
@@ -99,7 +101,7 @@ async fn write_ahead(url: &str) -> Result<()> {
     Ok(db.close().await?)
 }
 
-/// Runs the measurement as a child that exports its spans to this process, and then what measures the parts.
+/// Collects the spans of a child process that runs the measurement, then measures the steps of a call.
 async fn collect_for_a_child() -> Result<()> {
     let spans = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -114,14 +116,14 @@ async fn collect_for_a_child() -> Result<()> {
         return Err("the measurement failed".into());
     }
     let steps = parts::listen();
-    on_each(async |name, url| parts::measure(&name, &url, &steps).await).await
+    for_each_database(async |name, url| parts::measure(&name, &url, &steps).await).await
 }
 
-/// What a round of calls came to.
+/// The result of one round of calls.
 struct Round {
-    /// Calls a second.
+    /// Calls per second.
     rate: f64,
-    /// How long each took.
+    /// The latency of each call.
     times: Vec<Duration>,
 }
 
@@ -153,10 +155,10 @@ async fn measure(name: &str, url: &str) -> Result<()> {
     let replicas = count(url, "replica").await?;
     assert_eq!(replicas, images * 3, "every call has left three replicas");
     println!("ratio accept_256_{name} {:.3}", rate / bare_rate);
-    let (p99, bare_p99) = (slowest_hundredth(times), slowest_hundredth(bare_times));
+    let (p99, bare_p99) = (percentile_99(times), percentile_99(bare_times));
     println!("{name}: the slowest hundredth took {p99:?} and more, of bare calls {bare_p99:?}");
     println!("ratio accept_p99_{name} {:.2}", p99.as_secs_f64() / bare_p99.as_secs_f64());
-    // The stack alone: a call that asks no database.
+    // The stack alone: a call that is rejected before it reaches the database.
     let stack = run_lists(&service_clients).await?;
     println!(
         "{name}: a call through the stack alone {:.1} µs, a bare one {:.1} µs",
@@ -167,7 +169,7 @@ async fn measure(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
-fn slowest_hundredth(mut times: Vec<Duration>) -> Duration {
+fn percentile_99(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() * 99 / 100]
 }
@@ -184,7 +186,7 @@ async fn count(url: &str, table: &str) -> Result<usize> {
     Ok(usize::try_from(count)?)
 }
 
-/// Registers as many images.
+/// Registers `images` images, whose ids start with `prefix`.
 async fn register(url: &str, prefix: &str, images: usize) -> Result<()> {
     let db = sea_orm::Database::connect(url).await?;
     let digest = match db.get_database_backend() {
@@ -204,7 +206,7 @@ async fn register(url: &str, prefix: &str, images: usize) -> Result<()> {
     Ok(db.close().await?)
 }
 
-/// The service with as many images registered, without workers: accepting alone is measured.
+/// Starts a service with `images` registered images and without workers, so that only accepting is measured.
 async fn start(url: &str, images: usize) -> Result<(Service, SocketAddr)> {
     let regions = ["home", "one", "two", "three"]
         .map(|id| format!("[[region]]\nid = \"{id}\"\nstore = \"dir:///nowhere/{id}\"\n"));
@@ -216,7 +218,7 @@ async fn start(url: &str, images: usize) -> Result<(Service, SocketAddr)> {
         regions.concat(),
         hex::encode(Sha256::digest(TOKEN)),
     ))?;
-    state::migrate(&config.database.settings()).await?;
+    db::migrate(&config.database.settings()).await?;
     register(url, "ci-vm-", images).await?;
     let service = Service::start(&config, Role::Server).await?;
     let address = service.address().ok_or("it does not listen")?;
@@ -232,7 +234,7 @@ async fn clients(address: SocketAddr) -> Result<Vec<AppSyncServiceClient<Channel
     Ok(clients)
 }
 
-/// Makes calls, as many at a time as are to be in flight, and returns how that went.
+/// Makes `calls` calls, [`IN_FLIGHT`] at a time.
 async fn run(clients: &[AppSyncServiceClient<Channel>], next: &Arc<AtomicUsize>, calls: usize) -> Result<Round> {
     let started = Instant::now();
     let last = next.load(Ordering::Relaxed) + calls;
@@ -254,9 +256,9 @@ async fn run(clients: &[AppSyncServiceClient<Channel>], next: &Arc<AtomicUsize>,
                     overwrite: false,
                 });
                 request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse()?);
-                let asked = Instant::now();
+                let started = Instant::now();
                 let response = client.synchronize_app(request).await?;
-                times.push(asked.elapsed());
+                times.push(started.elapsed());
                 assert!(!response.get_ref().request_id.is_empty());
             }
         });
@@ -270,7 +272,7 @@ async fn run(clients: &[AppSyncServiceClient<Channel>], next: &Arc<AtomicUsize>,
     Ok(Round { rate: f64::from(u32::try_from(calls)?) / elapsed.as_secs_f64(), times })
 }
 
-/// Calls that ask no database, as many at a time. Returns how many a second were answered.
+/// Makes calls that do not reach the database, [`IN_FLIGHT`] at a time, and returns the number of calls per second.
 async fn run_lists(clients: &[AppSyncServiceClient<Channel>]) -> Result<f64> {
     let started = Instant::now();
     let mut callers: JoinSet<Result<()>> = JoinSet::new();
@@ -278,7 +280,7 @@ async fn run_lists(clients: &[AppSyncServiceClient<Channel>]) -> Result<f64> {
         let mut client = clients[caller % clients.len()].clone();
         callers.spawn(async move {
             for _ in 0..CALLS / IN_FLIGHT {
-                // Its regions are refused before the database is asked.
+                // The unknown region is rejected before the database is queried.
                 let mut request = Request::new(SynchronizeAppRequest {
                     app_id: "ci-vm-1".to_owned(),
                     target_region_ids: vec!["nowhere".into()],

@@ -1,5 +1,5 @@
-//! What the parts of a call cost: the state asked directly, without the stack, and each step of what it does, by the spans that it
-//! makes of them.
+//! Cost of each step of accepting a call: calls `Db` directly, without the stack, and sums up the spans of the
+//! steps.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,8 @@ use std::{
 
 use appferry::{
     config::Config,
-    domain::{Regions, RequestId, Targets},
-    state::{Ask, State},
+    db::{Db, NewSynchronization},
+    domain::{Regions, Targets},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,10 +28,10 @@ use tracing_subscriber::{
 use super::{IN_FLIGHT, Result, register};
 
 const CALLS: usize = 60_000;
-/// The spans of the steps, in their order. But for MySQL, what is written is committed at once.
+/// The spans of the steps, in execution order. Except on MySQL, the write and the commit are one step.
 const STEPS: [&str; 6] = ["step: begin", "step: read", "step: decide", "step: lock", "step: write", "step: commit"];
 
-/// Sums up how long spans lived.
+/// Sums up the lifetimes of spans, by span name.
 #[derive(Debug, Clone, Default)]
 pub struct Steps(Arc<Mutex<BTreeMap<&'static str, (Duration, u32)>>>);
 
@@ -57,7 +57,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Steps {
     }
 }
 
-/// Hears of the steps from now on.
+/// Installs a subscriber that records the spans of the steps.
 pub fn listen() -> Steps {
     let steps = Steps::default();
     let filter = tracing_subscriber::filter::filter_fn(|metadata| metadata.name().starts_with("step: "));
@@ -65,19 +65,19 @@ pub fn listen() -> Steps {
     steps
 }
 
-/// Asks the state directly, as many calls at a time as through the stack, and prints what became of the time.
+/// Calls the state directly, with as many calls in flight as through the stack, and prints the time spent in each step.
 pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
     let config = Config::parse(&format!(
         "[database]\nurl = \"{url}\"\n[home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir:///nowhere\"\n"
     ))?;
     let settings = config.database.settings();
-    appferry::state::migrate(&settings).await?;
+    appferry::db::migrate(&settings).await?;
     register(url, "part-", CALLS).await?;
     let targets =
         ["one", "two", "three"].map(|id| id.parse()).into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
     let regions = Regions::new("home".parse()?, targets.clone());
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&settings, regions, stop.clone()).await?;
+    let (state, tasks) = Db::open(&settings, regions, stop.clone()).await?;
     if let Ok(mut steps) = steps.0.lock() {
         steps.clear();
     }
@@ -93,8 +93,8 @@ pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
                 if call >= CALLS {
                     return Ok(());
                 }
-                let ask = Ask {
-                    request_id: RequestId::generate(),
+                let ask = NewSynchronization {
+                    request_id: appferry::new_request_id(),
                     image: format!("part-{call}").parse()?,
                     targets: Targets::Named(targets.iter().cloned().collect()),
                     principal: "acs:ram::1:user/bench".to_owned(),

@@ -1,38 +1,36 @@
-//! What one sick region costs the healthy ones: the time until two healthy registries have every image, beside the same work without the
-//! sick region, in rounds that take turns.
+//! The cost of one failing region for the healthy ones: the time until two healthy registries have every image,
+//! relative to the same work without the failing region, in alternating rounds.
 //!
-//! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or `three` processes; `1`,
-//! `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk that hangs in every write, takes root.
+//! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or
+//! `three` processes; `1`, `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk
+//! that blocks every write, requires root.
 
+mod failure;
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;
-mod sick;
 mod work;
 
+use failure::Failure;
 use harness::{postgres::Postgres, registry::Registry};
-use sick::Sick;
 use work::{Images, Load, Processes, Work};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Rounds of what is compared.
-const ROUNDS: usize = 3;
-
 const LOADS: [Load; 3] = [
-    Load { images: 1, size: 128 << 20, link: 48 << 20 },
-    Load { images: 30, size: 4 << 20, link: 16 << 20 },
-    Load { images: 300, size: 128 << 10, link: 5 << 20 },
+    Load { images: 1, size: 128 << 20, link: 48 << 20, rounds: 5 },
+    Load { images: 30, size: 4 << 20, link: 16 << 20, rounds: 3 },
+    Load { images: 300, size: 128 << 10, link: 1 << 20, rounds: 1 },
 ];
 
 fn main() -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let selected: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wants = |names: &[String], all: &[String]| {
-        let named: Vec<&String> = wanted.iter().filter(|name| all.contains(name)).collect();
+        let named: Vec<&String> = selected.iter().filter(|name| all.contains(name)).collect();
         named.is_empty() || names.iter().any(|name| named.contains(&name))
     };
     let names = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let (sicks, processes) = (names(&Sick::ALL.map(Sick::name)), names(&Processes::ALL.map(Processes::name)));
+    let (failures, processes) = (names(&Failure::ALL.map(Failure::name)), names(&Processes::ALL.map(Processes::name)));
     let counts: Vec<String> = LOADS.iter().map(|load| load.images.to_string()).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -48,10 +46,10 @@ fn main() -> Result<()> {
                 if !wants(&[process.name().to_owned()], &processes) {
                     continue;
                 }
-                for sick in Sick::ALL {
-                    if wants(&[sick.name().to_owned()], &sicks) {
+                for failure in Failure::ALL {
+                    if wants(&[failure.name().to_owned()], &failures) {
                         compare(
-                            sick,
+                            failure,
                             Work {
                                 images: &images,
                                 healthy: &healthy,
@@ -69,23 +67,23 @@ fn main() -> Result<()> {
     })
 }
 
-async fn compare(sick: Sick, work: Work<'_>) -> Result<()> {
+async fn compare(failure: Failure, work: Work<'_>) -> Result<()> {
     let (mut without, mut with) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..work.images.load.rounds {
         without.push(work.time(None).await?.as_secs_f64());
-        with.push(work.time(Some(sick)).await?.as_secs_f64());
+        with.push(work.time(Some(failure)).await?.as_secs_f64());
     }
     let (without, with) = (median(without), median(with));
-    let (count, name) = (work.images.count, work.processes.name());
+    let (count, name) = (work.images.load.images, work.processes.name());
     println!(
         "{count} images, {name} process(es), a region that is {}: {with:.2} s; without it {without:.2} s",
-        sick.name()
+        failure.name()
     );
-    println!("ratio apart_{}_{count}_{name} {:.3}", sick.name(), with / without);
+    println!("ratio apart_{}_{count}_{name} {:.3}", failure.name(), with / without);
     Ok(())
 }
 
-/// The middle one of some measurements.
+/// Returns the median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,4 +1,4 @@
-//! The work that is timed: every image to two healthy regions, and to the sick one where there is one.
+//! The measured work: copying every image to two healthy regions, and to the failing one if there is one.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,27 +11,34 @@ use tokio::task::JoinSet;
 
 use super::{
     Result,
+    failure::{FailingStore, Failure},
     harness::{
         images::{self, noise},
         postgres::Postgres,
-        process::{Served, Worker, run},
+        process::{Served, Worker},
         registry::Registry,
         site::{ADMIN, AppSync, HOME, Site, TARGETS, app_sync, ask, images_client, register},
     },
-    sick::{Sick, SickStore},
 };
 
-/// How many processes copy.
+/// The number of processes that copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Processes {
-    /// One, on SQLite.
+    /// One process, on SQLite.
     One,
-    /// A server that works too, and two workers, on PostgreSQL.
+    /// A server with workers and two separate workers, on PostgreSQL.
     Three,
 }
 
 impl Processes {
     pub const ALL: [Self; 2] = [Self::One, Self::Three];
+
+    fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Three => 3,
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -41,34 +48,35 @@ impl Processes {
     }
 }
 
-/// Images that are made once, as layouts.
+/// The images to copy, written once as OCI layouts.
 pub struct Images {
-    pub count: usize,
-    load: Load,
+    pub load: Load,
     directory: tempfile::TempDir,
 }
 
-/// What there is to copy, and how fast the home region's link is. It is so slow that the machine has time to spare: a sick region that takes
-/// all bytes before it hangs has a registry of its own to work, here as elsewhere, but not on the processors of the others.
+/// The number and size of the images, and the bandwidth of the home region. The bandwidth is low enough for the machine
+/// to have idle time: the registry of a failing region that accepts all bytes before it hangs would otherwise compete
+/// with the other registries for the processors.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     pub images: usize,
-    /// The size of each, in bytes.
+    /// Size of each image in bytes.
     pub size: usize,
-    /// Bytes a second that the home region sends.
+    /// Total bandwidth of the home region in bytes per second.
     pub link: usize,
+    /// Rounds for each of the two variants.
+    pub rounds: usize,
 }
 
 impl Images {
-    /// The images of a load, each of four layers.
+    /// Writes the images, each with four layers.
     pub fn make(load: Load) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let (count, size) = (load.images, load.size);
-        for n in 0..count {
-            let layers: Vec<_> = (0..4).map(|part| noise(size / 4, (n * 4 + part) as u64)).collect();
+        for n in 0..load.images {
+            let layers: Vec<_> = (0..4).map(|part| noise(load.size / 4, (n * 4 + part) as u64)).collect();
             images::write(&directory.path().join(name(n)), &layers);
         }
-        Ok(Self { count, load, directory })
+        Ok(Self { load, directory })
     }
 }
 
@@ -76,40 +84,37 @@ fn name(n: usize) -> String {
     format!("image-{n}")
 }
 
-/// What runs. The store is healed first when this is dropped: a process that hangs in the kernel does not end before.
+/// The running processes. Field order matters: the failing store is repaired first on drop, because a process that is
+/// blocked in the kernel does not exit before that.
 struct Running {
-    _store: Option<SickStore>,
+    _store: Option<FailingStore>,
     served: Served,
     workers: Vec<Worker>,
 }
 
-/// What is compared.
+/// One variant of the measured work.
 pub struct Work<'a> {
     pub images: &'a Images,
     pub healthy: &'a [Registry; 2],
-    /// What is behind a sick region that answers at all.
+    /// The upstream registry of a failing region that responds at all.
     pub behind: &'a Registry,
     pub processes: Processes,
     pub postgres: &'a Postgres,
 }
 
 impl Work<'_> {
-    /// How long it takes until the healthy regions have every image, from the first call on.
-    pub async fn time(&self, sick: Option<Sick>) -> Result<Duration> {
+    /// Returns the time from the first call until the healthy regions have every image.
+    pub async fn time(&self, failure: Option<Failure>) -> Result<Duration> {
         static ROUND: AtomicUsize = AtomicUsize::new(0);
         let round = ROUND.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("round-{round}");
-        let store = match sick {
-            Some(sick) => Some(sick.store(self.behind.address, &format!("sick-{round}")).await?),
+        let store = match failure {
+            Some(failure) => Some(failure.store(self.behind.address, &format!("failing-{round}")).await?),
             None => None,
         };
         let site = self.site(&namespace, store.as_ref(), round).await?;
-        let config = site.write_config();
-        let migrated = run(site.directory.path(), &["migrate", "--config", config.to_str().ok_or("a path")?]);
-        if !migrated.status.success() {
-            return Err(format!("{migrated:?}").into());
-        }
-        let served = Served::configured(&config).await;
+        let served = site.serve().await;
+        let config = site.config_file();
         let mut running = Running { _store: store, served, workers: Vec::new() };
         if self.processes == Processes::Three {
             for n in 0..2 {
@@ -119,15 +124,15 @@ impl Work<'_> {
             }
         }
         let mut client = images_client(running.served.address, Some(ADMIN)).await;
-        for n in 0..self.images.count {
+        for n in 0..self.images.load.images {
             register(&mut client, &name(n)).await;
         }
-        let targets = if sick.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
+        let targets = if failure.is_some() { TARGETS.to_vec() } else { TARGETS[1..].to_vec() };
         let client = app_sync(running.served.address, Some(ADMIN)).await;
         let started = Instant::now();
         let mut waiting = JoinSet::new();
-        for n in 0..self.images.count {
-            waiting.spawn(healthy_have(client.clone(), ask(&name(n), &targets)));
+        for n in 0..self.images.load.images {
+            waiting.spawn(wait_for_healthy_regions(client.clone(), ask(&name(n), &targets)));
         }
         while let Some(done) = waiting.join_next().await {
             done??;
@@ -135,18 +140,18 @@ impl Work<'_> {
         Ok(started.elapsed())
     }
 
-    async fn site(&self, namespace: &str, sick: Option<&SickStore>, round: usize) -> Result<Site> {
+    async fn site(&self, namespace: &str, failing: Option<&FailingStore>, round: usize) -> Result<Site> {
         let mut site = Site::new();
-        // The home region's directory is the one in which the images were made.
-        let link = format!("egress_bytes_per_second = {}", self.images.load.link);
+        // The home region's directory is the one that holds the images.
+        let link = format!("egress_bytes_per_second = {}", self.images.load.link / self.processes.count());
         site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), link);
-        if let Some(sick) = sick {
-            site = site.with(TARGETS[0], sick.url.clone(), "");
+        if let Some(failing) = failing {
+            site = site.with(TARGETS[0], failing.url.clone(), "");
         }
         for (region, registry) in TARGETS[1..].iter().zip(self.healthy) {
             site = site.with(region, registry.store(namespace), "");
         }
-        // What users have by default.
+        // The default settings, which users run with.
         "".clone_into(&mut site.worker);
         if self.processes == Processes::Three {
             let (db, name) =
@@ -159,8 +164,11 @@ impl Work<'_> {
     }
 }
 
-/// Asks for an image, and waits until the healthy regions have it.
-async fn healthy_have(mut client: AppSync, call: SynchronizeAppRequest) -> std::result::Result<(), tonic::Status> {
+/// Requests an image and waits until the healthy regions have it.
+async fn wait_for_healthy_regions(
+    mut client: AppSync,
+    call: SynchronizeAppRequest,
+) -> std::result::Result<(), tonic::Status> {
     let request_id = client.synchronize_app(call).await?.into_inner().request_id;
     let mut watch = client.watch_synchronization(WatchSynchronizationRequest { request_id }).await?.into_inner();
     while let Some(message) = watch.message().await? {

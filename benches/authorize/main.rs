@@ -1,9 +1,11 @@
-//! What authorization costs: a decision by itself, and what proving who calls and deciding add to a call that does nothing else.
+//! The cost of authorization: of one decision, and of authentication and decision added to a call that does no other
+//! work.
 //!
-//! `cargo bench --bench authorize`. Compares ten million random decisions with the rules first. Prints `ratio authorize_overhead
-//! VALUE`: how much longer a bare call takes with a bearer token, two hundred principals, and a decision by a policy of three
-//! statements, in turns with the same call without; the same where each decision is written to the audit log too; and what a decision
-//! by a thousand statements with conditions takes beside walking over as many strings.
+//! `cargo bench --bench authorize`. Compares ten million random decisions with the reference evaluator first. Prints
+//! `ratio authorize_overhead VALUE`: the latency of a bare call with a bearer token, two hundred principals, and a
+//! decision by a policy of three statements, relative to the same call without them, in alternating rounds; the same
+//! with every decision written to the audit log; and the time of a decision by a thousand statements with conditions,
+//! relative to comparing as many strings.
 
 #[path = "../accept/bare.rs"]
 mod bare;
@@ -39,12 +41,12 @@ use appferry::{
             app_sync_service_server::AppSyncServiceServer,
         },
     },
-    domain::{Clock, Timestamp},
-    identity::{CurrentDirectory, Fetched},
-    ram::{Attached, Attachment, Context, Document, Keys, Policies, Policy, Request},
+    db::{self, Db},
+    domain::Timestamp,
+    identity::{CurrentAuthenticator, JwksFetcher},
+    ram::{AttachedPolicy, Attachment, Context, Document, Keys, Policies, Policy, Request},
     region::{Backend, Stores},
-    server::{self, Deadlines, Gate, Parts, Refusals},
-    state::{self, State},
+    server::{self, AccessLayers, AuthThrottle, Deadlines, Dependencies},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -84,7 +86,7 @@ fn main() -> Result<()> {
     runtime.block_on(overhead())
 }
 
-/// A thousand statements, of which the last allows.
+/// Compiles a thousand statements, of which only the last allows.
 fn many() -> Result<Policies> {
     let statements: Vec<String> = (0..STATEMENTS)
         .map(|n| {
@@ -97,12 +99,12 @@ fn many() -> Result<Policies> {
             )
         })
         .collect();
-    // As many documents as their greatest length asks for.
+    // Split into as many documents as the length limit of a document requires.
     let documents = statements.chunks(100).map(|some| format!(r#"{{"Version":"1","Statement":[{}]}}"#, some.join(",")));
     let attached = documents.map(|text| {
         let document = Document::parse(&text, &Keys::default())?;
         let policy = Arc::new(Policy { name: "many".into(), document });
-        Ok::<_, appferry::ram::DocumentError>(Attached { policy, to: Attachment::Principal })
+        Ok::<_, appferry::ram::DocumentError>(AttachedPolicy { policy, to: Attachment::Principal })
     });
     Ok(Policies(attached.collect::<std::result::Result<_, _>>()?))
 }
@@ -126,7 +128,7 @@ fn decide() -> Result<()> {
     }
     let one = began.elapsed() / count;
     println!("a decision by {STATEMENTS} statements with three conditions each: {one:?}");
-    // The floor: to compare as many actions as they stand, letter by letter.
+    // The baseline: comparing as many action names byte by byte.
     let actions: Vec<String> = (0..STATEMENTS).map(|n| format!("ehpc:SynchronizeAp{}", n % 10)).collect();
     let began = Instant::now();
     for _ in 0..count {
@@ -140,7 +142,7 @@ fn decide() -> Result<()> {
     if allocated.count_total == 0 { Ok(()) } else { Err("a decision needs memory".into()) }
 }
 
-/// A directory of many principals, one of which makes all calls.
+/// A configuration with many principals, one of which makes all calls.
 fn config(database: &str) -> Result<Config> {
     let principals: Vec<String> = (0..PRINCIPALS)
         .map(|n| {
@@ -163,15 +165,15 @@ fn config(database: &str) -> Result<Config> {
     ))?)
 }
 
-/// A server that does nothing, behind what lets calls in.
-fn serve_behind(gate: Gate) -> Result<SocketAddr> {
+/// Serves the bare service behind the authentication and authorization layers.
+fn serve_behind(gate: AccessLayers) -> Result<SocketAddr> {
     let (incoming, address) = bare::listen()?;
     let mut server = Server::builder().layer(gate);
     tokio::spawn(server.add_service(AppSyncServiceServer::new(bare::Bare)).serve_with_incoming(incoming));
     Ok(address)
 }
 
-/// How many microseconds a call of a service takes that is called by itself, without a network or another thread.
+/// Returns the time in microseconds of one call of a service, called directly on this thread.
 async fn alone<S>(mut service: S) -> Result<f64>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
@@ -199,8 +201,8 @@ async fn client(address: SocketAddr) -> Result<AppSyncServiceClient<Channel>> {
     Ok(AppSyncServiceClient::new(channel))
 }
 
-/// Makes calls over a connection of their own, and returns how many microseconds one took. On which thread a connection lives is
-/// luck, and makes more of a difference than what is measured.
+/// Makes calls over a new connection and returns the time of one call in microseconds. The thread that a connection is
+/// assigned to is random and matters more than the measured difference, so every round uses a new connection.
 async fn run(address: SocketAddr) -> Result<f64> {
     let client = client(address).await?;
     call(&client, WARM_UP).await?;
@@ -236,14 +238,14 @@ async fn call(client: &AppSyncServiceClient<Channel>, calls: usize) -> Result<()
 async fn overhead() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let config = config(&format!("sqlite://{}/state.db", directory.path().display()))?;
-    state::migrate(&config.database.settings()).await?;
+    db::migrate(&config.database.settings()).await?;
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
+    let (state, tasks) = Db::open(&config.database.settings(), config.regions()?, stop.clone()).await?;
     let second = Duration::from_secs(1);
     let contract = Contract::load()?;
-    let principals = Arc::new(CurrentDirectory::new(config.directory(&mut Fetched::default())?));
+    let principals = Arc::new(CurrentAuthenticator::new(config.directory(&mut JwksFetcher::default())?));
     let mut writing = Vec::new();
-    // Nothing of what is allowed is written down, or all of it.
+    // One server whose audit log samples none of the allowed calls, and one that logs all.
     let mut servers = vec![bare::serve()?];
     let inner =
         || tower::service_fn(async |_: http::Request<Body>| Ok::<_, Infallible>(http::Response::new(Body::empty())));
@@ -252,25 +254,25 @@ async fn overhead() -> Result<()> {
         let log = Destination::File(directory.path().join(name));
         let (audit, task) = Audit::start(log, sampled)?;
         writing.push(task);
-        let parts = Parts {
+        let dependencies = Dependencies {
             plaintext: false,
             contract,
-            directory: Arc::clone(&principals),
-            refusals: Arc::new(Refusals::new(1, audit.clone(), Clock::system())),
+            authenticator: Arc::clone(&principals),
+            auth_throttle: Arc::new(AuthThrottle::new(1, audit.clone(), appferry::system_clock())),
             audit,
             state: state.clone(),
             backend: Backend::Stores(Stores::new(Vec::new())),
-            clock: Clock::system(),
+            clock: appferry::system_clock(),
             max_in_flight: IN_FLIGHT,
             deadlines: Deadlines { default: second, longest: second, stream: second },
             stop: stop.clone(),
         };
-        servers.push(serve_behind(server::gate(&parts))?);
-        by_itself.push(alone(server::gate(&parts).layer(inner())).await?);
+        servers.push(serve_behind(server::access_layers(&dependencies))?);
+        by_itself.push(alone(server::access_layers(&dependencies).layer(inner())).await?);
     }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); servers.len()];
     for round in 0..ROUNDS {
-        // Each of them is the first, the second and the last as often as the others.
+        // Rotates the order, so that each variant runs first, second and last equally often.
         for turn in 0..servers.len() {
             let whose = (round + turn) % servers.len();
             times[whose].push(run(servers[whose]).await?);

@@ -1,25 +1,26 @@
-//! Images carried between registries, beside skopeo, which people script today, and beside curl, which does nothing but upload the
-//! same bytes. Every figure is a ratio within one run, from rounds that take turns.
+//! Copies between registries, relative to skopeo, which people script today, and to curl, which only uploads the same
+//! bytes. Every figure is a ratio within one run, from alternating rounds.
 //!
-//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `many`, `bytes`, `link`, `cut`, `killed`, `memory`.
+//! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `many`, `bytes`, `link`, `cut`,
+//! `killed`, `memory`.
 
-mod field;
+mod baselines;
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;
 mod many;
-mod peers;
+mod setup;
 
-use field::{Field, Measured, Result};
-use harness::proxy::{Act, Seen};
+use harness::proxy::{Action, ReceivedRequest};
+use setup::{Measured, Result, Setup};
 
-/// Rounds of what is compared.
+/// Rounds for each of the compared programs.
 const ROUNDS: usize = 3;
 const MIB: usize = 1 << 20;
 
 fn main() -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    let selected: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| selected.is_empty() || selected.iter().any(|name| name == part);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         if wants("large") {
@@ -54,7 +55,7 @@ fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");
 }
 
-/// The middle one of some measurements.
+/// Returns the median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -74,13 +75,13 @@ fn cpu(measured: &Measured) -> f64 {
 
 /// Eight layers of 64 MiB to three regions, and to five.
 async fn large() -> Result<()> {
-    let field = Field::new(&[64 * MIB; 8]).await?;
+    let setup = Setup::new(&[64 * MIB; 8]).await?;
     for regions in [3, 5] {
         let (mut ours, mut skopeo, mut curl) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            ours.push(field.appferry(regions).await?);
-            skopeo.push(field.skopeo(regions).await?);
-            curl.push(field.curl(regions).await?);
+            ours.push(setup.appferry(regions).await?);
+            skopeo.push(setup.skopeo(regions).await?);
+            curl.push(setup.curl(regions).await?);
         }
         let megabytes = ours.iter().map(|m| m.resident_kib).max().unwrap_or(0) >> 10;
         println!(
@@ -98,21 +99,21 @@ async fn large() -> Result<()> {
     Ok(())
 }
 
-/// Two hundred layers of 64 KiB to three regions; and when everything is there already.
+/// Two hundred layers of 64 KiB to three regions; then again, when the regions have everything.
 async fn small() -> Result<()> {
-    let field = Field::new(&[64 << 10; 200]).await?;
+    let setup = Setup::new(&[64 << 10; 200]).await?;
     let (mut ours, mut skopeo, mut ours_again, mut skopeo_again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut others = Vec::new();
     for _ in 0..ROUNDS {
-        let registries = field.registries(3).await;
-        let [first, again] = field.appferry_twice(&registries).await?;
+        let registries = setup.registries(3).await;
+        let [first, again] = setup.appferry_twice(&registries).await?;
         ours.push(first);
         ours_again.push(again);
-        // To a service that did not write it.
-        others.push(field.appferry_to(&registries).await?);
-        let registries = field.registries(3).await;
-        skopeo.push(field.skopeo_to(&registries)?);
-        skopeo_again.push(field.skopeo_to(&registries)?);
+        // Uses a new service, which did not write the image itself.
+        others.push(setup.appferry_to(&registries).await?);
+        let registries = setup.registries(3).await;
+        skopeo.push(setup.skopeo_to(&registries)?);
+        skopeo_again.push(setup.skopeo_to(&registries)?);
     }
     println!(
         "200 layers of 64 KiB to 3: appferry {:.2} s, skopeo {:.2} s; all there: appferry {:.3} s, if others wrote it {:.3} s, \
@@ -131,10 +132,10 @@ async fn small() -> Result<()> {
 
 /// A thousand images of three small layers to three regions.
 async fn many() -> Result<()> {
-    let field = many::Many::new().await?;
+    let setup = many::ManyImages::new().await?;
     let (mut ours, mut regsync, mut skopeo) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let copied = [field.appferry().await?, field.regsync().await?, field.skopeo().await?];
+        let copied = [setup.appferry().await?, setup.regsync().await?, setup.skopeo().await?];
         for ((name, times), (measured, requests)) in
             [("appferry", &mut ours), ("regsync", &mut regsync), ("skopeo", &mut skopeo)].into_iter().zip(&copied)
         {
@@ -156,27 +157,27 @@ async fn many() -> Result<()> {
     Ok(())
 }
 
-/// How much is read of the source, counted at a proxy.
+/// The bytes read from the source, counted by a proxy.
 async fn bytes() -> Result<()> {
-    let field = Field::new(&[32 * MIB, 100 * MIB, MIB]).await?;
+    let setup = Setup::new(&[32 * MIB, 100 * MIB, MIB]).await?;
     for regions in [1, 3, 5] {
-        let proxy = field.proxy(|_| Act::Pass).await;
-        field.appferry_by(proxy.address, &field.registries(regions).await, None).await?;
-        ratio(&format!("source_bytes_to_{regions}"), field::exact(proxy.down()) / field::exact(field.bytes));
+        let proxy = setup.proxy(|_| Action::Pass).await;
+        setup.appferry_by(proxy.address, &setup.registries(regions).await, None).await?;
+        ratio(&format!("source_bytes_to_{regions}"), setup::exact(proxy.down()) / setup::exact(setup.bytes));
     }
     Ok(())
 }
 
-/// The source's link held to 100 MiB/s.
+/// A copy whose source is limited to 100 MiB/s.
 async fn link() -> Result<()> {
-    let field = Field::new(&[64 * MIB; 8]).await?;
+    let setup = Setup::new(&[64 * MIB; 8]).await?;
     let mut times = Vec::new();
     for regions in [1, 5] {
         let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
-            let proxy = field.proxy(|_| Act::Pass).await;
+            let proxy = setup.proxy(|_| Action::Pass).await;
             proxy.hold_link(100 << 20);
-            rounds.push(field.appferry_by(proxy.address, &field.registries(regions).await, None).await?);
+            rounds.push(setup.appferry_by(proxy.address, &setup.registries(regions).await, None).await?);
         }
         times.push(of(&rounds, wall));
     }
@@ -185,59 +186,59 @@ async fn link() -> Result<()> {
     Ok(())
 }
 
-/// A blob of 1 GiB whose upload is cut off at 90 %, to a registry that keeps what it has; and to the distribution project's, which
-/// does not.
+/// A blob of 1 GiB whose upload is cut at 90 %, to a registry that keeps the received bytes and to the distribution
+/// project's, which does not.
 async fn cut() -> Result<()> {
-    let field = Field::new(&[1_024 * MIB]).await?;
-    let keeping = harness::keeping::KeepingRegistry::start().await;
-    cut_to(&field, keeping.address, "sent_again_after_cut").await?;
-    let distribution = field.registries(1).await;
-    cut_to(&field, distribution[0].address, "sent_again_after_cut_to_distribution").await
+    let setup = Setup::new(&[1_024 * MIB]).await?;
+    let resumable_registry = harness::resumable_registry::ResumableRegistry::start().await;
+    cut_to(&setup, resumable_registry.address, "sent_again_after_cut").await?;
+    let distribution = setup.registries(1).await;
+    cut_to(&setup, distribution[0].address, "sent_again_after_cut_to_distribution").await
 }
 
-async fn cut_to(field: &Field, registry: std::net::SocketAddr, name: &str) -> Result<()> {
-    let cut_at = field.bytes / 10 * 9;
+async fn cut_to(setup: &Setup, registry: std::net::SocketAddr, name: &str) -> Result<()> {
+    let cut_at = setup.bytes / 10 * 9;
     let mut passed = 0;
     let mut cut = false;
-    let proxy = harness::proxy::Proxy::start(registry, move |seen: &Seen| {
-        // Chunks of 64 MiB: the one that reaches the place is cut there.
-        if seen.writes_blob() && !cut {
+    let proxy = harness::proxy::Proxy::start(registry, move |request: &ReceivedRequest| {
+        // Chunks are 64 MiB: the chunk that reaches the 90 % mark is cut there.
+        if request.writes_blob() && !cut {
             if passed + (64 << 20) > cut_at {
                 cut = true;
-                return Act::CutRequest(cut_at - passed);
+                return Action::CutRequest(cut_at - passed);
             }
             passed += 64 << 20;
         }
-        Act::Pass
+        Action::Pass
     })
     .await;
-    field.appferry_into(&[proxy.store("apps")], None).await?;
-    if proxy.requests().iter().filter(|seen| seen.writes_blob()).count() <= 17 {
+    setup.appferry_into(&[proxy.store("apps")], None).await?;
+    if proxy.requests().iter().filter(|request| request.writes_blob()).count() <= 17 {
         return Err("the upload was not cut off".into());
     }
-    let again = field::exact(proxy.up()) - field::exact(field.bytes);
-    println!("1 GiB cut at 90 %: {:.1} MiB sent again", again / field::exact(MIB as u64));
-    ratio(name, again / field::exact(field.bytes));
+    let again = setup::exact(proxy.up()) - setup::exact(setup.bytes);
+    println!("1 GiB cut at 90 %: {:.1} MiB sent again", again / setup::exact(MIB as u64));
+    ratio(name, again / setup::exact(setup.bytes));
     Ok(())
 }
 
-/// A worker that is killed half-way through twenty blobs.
+/// A worker that is killed halfway through twenty blobs.
 async fn killed() -> Result<()> {
-    let field = Field::new(&[16 * MIB; 20]).await?;
-    let registry = field.registries(1).await;
-    let proxy = harness::proxy::Proxy::start(registry[0].address, |_| Act::Pass).await;
-    let (finished, again) = field.killed_half_way(&proxy).await?;
+    let setup = Setup::new(&[16 * MIB; 20]).await?;
+    let registry = setup.registries(1).await;
+    let proxy = harness::proxy::Proxy::start(registry[0].address, |_| Action::Pass).await;
+    let (finished, again) = setup.killed_half_way(&proxy).await?;
     println!("killed after {finished} of 20 blobs: {again} of them sent again");
     #[allow(clippy::cast_precision_loss)]
     ratio("finished_blobs_sent_again", again as f64 / finished as f64);
     Ok(())
 }
 
-/// A blob of 4 GiB to five regions.
+/// Peak memory while a blob of 4 GiB is copied to five regions.
 async fn memory() -> Result<()> {
-    let field = Field::new(&[4_096 * MIB]).await?;
-    let measured = field.appferry(5).await?;
+    let setup = Setup::new(&[4_096 * MIB]).await?;
+    let measured = setup.appferry(5).await?;
     println!("4 GiB to 5: {} MiB resident at most, {:.1?}", measured.resident_kib >> 10, measured.wall);
-    ratio("resident_of_192_mib", field::exact(measured.resident_kib) / field::exact(192 << 10));
+    ratio("resident_of_192_mib", setup::exact(measured.resident_kib) / setup::exact(192 << 10));
     Ok(())
 }

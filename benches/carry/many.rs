@@ -1,6 +1,7 @@
-//! Many small images from one registry to three, beside `regsync once` and `skopeo sync`, which people run by cron for that. The registries
-//! do most of the work: what is asked of them for each image is printed by kind. (The requests of registering the images are among those at the
-//! source, its time is not.) regsync is not among the tools of the tests:
+//! Many small images from one registry to three, relative to `regsync once` and `skopeo sync`, which people run from
+//! cron for this. The registries do most of the work, so the requests per image are printed by kind. (The requests of
+//! registering the images are included in the source's count, but not in the time.) The test tools do not include
+//! regsync; build it with
 //!
 //! `source scripts/tools && build_by_go regsync github.com/regclient/regclient/cmd/regsync "$REGCLIENT"`
 
@@ -17,7 +18,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
 use super::{
-    field::{Measured, Result, cpu, region, resident_peak},
+    baselines::run_all,
     harness::{
         address::free_address,
         images::{MANIFEST, digest, noise},
@@ -25,40 +26,40 @@ use super::{
         registry::Registry,
         site::{ADMIN, HOME, Site, app_sync, ask, container, images_client},
     },
-    peers::run_all,
+    setup::{Measured, Result, cpu, region, resident_peak},
 };
 use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
 
-/// The images: so many repositories of so many tags, each of three layers.
+/// The number of repositories; each has [`TAGS`] tags, and each image [`LAYERS`] layers.
 const REPOSITORIES: usize = 10;
 const TAGS: usize = 100;
 const IMAGES: usize = REPOSITORIES * TAGS;
 const LAYERS: usize = 3;
 const LAYER_BYTES: usize = 20_000;
 const TARGETS: usize = 3;
-/// How many images regsync copies at once.
+/// Images that regsync copies concurrently.
 const PARALLEL: usize = 8;
-/// Calls, and images that are made, at the same time.
+/// Concurrent calls, and concurrent pushes during setup.
 const CALLS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A registry that counts its requests.
-pub struct Counting {
+/// A registry that exports the number of its requests.
+pub struct CountingRegistry {
     pub registry: Registry,
     debug: std::net::SocketAddr,
 }
 
-/// Requests, by their kind.
+/// Requests per image, by method, handler and status.
 pub type Counts = BTreeMap<String, f64>;
 
-impl Counting {
+impl CountingRegistry {
     async fn start() -> Self {
         let debug = free_address();
         let more = format!("  debug:\n    addr: {debug}\n    prometheus:\n      enabled: true");
         Self { registry: Registry::start_with(&more).await, debug }
     }
 
-    /// The requests since it was started.
+    /// Returns the number of requests since the start.
     async fn counts(&self) -> Result<Counts> {
         let text = reqwest::get(format!("http://{}/metrics", self.debug)).await?.text().await?;
         let mut counts = Counts::new();
@@ -72,9 +73,9 @@ impl Counting {
     }
 }
 
-/// The registry that has the images.
-pub struct Many {
-    source: Counting,
+/// The source registry with all images.
+pub struct ManyImages {
+    source: CountingRegistry,
 }
 
 fn repository(image: usize) -> String {
@@ -85,10 +86,10 @@ fn name(image: usize) -> String {
     format!("{}:v{}", repository(image), image % TAGS)
 }
 
-impl Many {
-    /// Makes the images.
+impl ManyImages {
+    /// Pushes the images.
     pub async fn new() -> Result<Self> {
-        let source = Counting::start().await;
+        let source = CountingRegistry::start().await;
         let base = format!("http://{}/v2", source.registry.address);
         let client = reqwest::Client::new();
         let pushed = stream::iter(0..IMAGES).map(|image| push(&client, &base, image));
@@ -96,16 +97,20 @@ impl Many {
         Ok(Self { source })
     }
 
-    async fn targets(&self) -> Vec<Counting> {
+    async fn targets(&self) -> Vec<CountingRegistry> {
         let mut targets = Vec::new();
         for _ in 0..TARGETS {
-            targets.push(Counting::start().await);
+            targets.push(CountingRegistry::start().await);
         }
         targets
     }
 
-    /// What `run` costs that copies to new registries: the time, and the requests for each image at the source and at all targets.
-    async fn measure(&self, run: impl AsyncFnOnce(&[Counting]) -> Result<Measured>) -> Result<(Measured, Counts)> {
+    /// Runs `run` against new target registries. Returns its cost and the requests per image at the source and at all
+    /// targets.
+    async fn measure(
+        &self,
+        run: impl AsyncFnOnce(&[CountingRegistry]) -> Result<Measured>,
+    ) -> Result<(Measured, Counts)> {
         let targets = self.targets().await;
         let before = self.source.counts().await?;
         let measured = run(&targets).await?;
@@ -134,13 +139,7 @@ impl Many {
                 let store = target.registry.store("apps");
                 write!(site.more, "\n[[region]]\nid = \"{}\"\nstore = \"{store}\"\n", region(place))?;
             }
-            let config = site.write_config();
-            let path = config.to_str().ok_or("a path")?;
-            let migrated = super::harness::process::run(site.directory.path(), &["migrate", "--config", path]);
-            if !migrated.status.success() {
-                return Err(format!("{migrated:?}").into());
-            }
-            let served = Served::configured(&config).await;
+            let served = site.serve().await;
             let images = images_client(served.address, Some(ADMIN)).await;
             let added = stream::iter(0..IMAGES).map(|image| {
                 let mut images = images.clone();
@@ -180,13 +179,13 @@ impl Many {
         .await
     }
 
-    /// A process a target, all at once.
+    /// Runs one process per target, all concurrently.
     pub async fn skopeo(&self) -> Result<(Measured, Counts)> {
         self.measure(async |targets| {
             let directory = tempfile::tempdir()?;
             let file = directory.path().join("sync.yml");
             fs::write(&file, self.skopeo_source()?)?;
-            let copy = |target: &Counting| skopeo_command(&file, target);
+            let copy = |target: &CountingRegistry| skopeo_command(&file, target);
             run_all(targets.iter().map(copy).collect())
         })
         .await
@@ -201,14 +200,14 @@ impl Many {
     }
 }
 
-fn skopeo_command(file: &Path, target: &Counting) -> Command {
+fn skopeo_command(file: &Path, target: &CountingRegistry) -> Command {
     let mut command = Command::new("skopeo");
     command.args(["sync", "--all", "--src", "yaml", "--dest", "docker", "--dest-tls-verify=false"]);
     command.arg(file).arg(format!("{}/apps", target.registry.address));
     command
 }
 
-/// Puts an image into a registry.
+/// Pushes one image to a registry.
 async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> {
     let repository = repository(image);
     let mut descriptors = Vec::new();
@@ -220,8 +219,8 @@ async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> 
         } else {
             ("layer.v1.tar", noise(LAYER_BYTES, seed))
         };
-        let begun = client.post(format!("{base}/{repository}/blobs/uploads/")).send().await?.error_for_status()?;
-        let to = begun.headers().get("location").ok_or("a Location")?.to_str()?.to_owned();
+        let upload = client.post(format!("{base}/{repository}/blobs/uploads/")).send().await?.error_for_status()?;
+        let to = upload.headers().get("location").ok_or("a Location")?.to_str()?.to_owned();
         let digest = digest(&content);
         descriptors.push(json!({
             "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": content.len(),
@@ -236,15 +235,15 @@ async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> 
     Ok(())
 }
 
-/// Asks for all images to go everywhere, and waits until they are there.
+/// Requests all images in all regions and waits until they have arrived.
 async fn synchronize(served: &Served) -> Result<Measured> {
     let client = app_sync(served.address, Some(ADMIN)).await;
     let (before, started) = (cpu(served.id()), Instant::now());
-    let asked = stream::iter(0..IMAGES).map(|image| {
+    let calls = stream::iter(0..IMAGES).map(|image| {
         let mut client = client.clone();
         async move { client.synchronize_app(ask(&format!("image-{image}"), &[])).await }
     });
-    asked.buffer_unordered(CALLS).try_collect::<Vec<_>>().await?;
+    calls.buffer_unordered(CALLS).try_collect::<Vec<_>>().await?;
     let mut client = client;
     let mut in_state = async |state: SynchronizationState| -> Result<usize> {
         let request = ListSynchronizationsRequest { state: state.into(), page_size: 1, ..Default::default() };
@@ -265,16 +264,16 @@ async fn synchronize(served: &Served) -> Result<Measured> {
     Ok(measured)
 }
 
-/// Whether a target has every image.
-async fn complete(target: &Counting) -> Result<()> {
+/// Checks that a target has every image.
+async fn complete(target: &CountingRegistry) -> Result<()> {
     let client = reqwest::Client::new();
-    let there = stream::iter(0..IMAGES).map(|image| {
+    let responses = stream::iter(0..IMAGES).map(|image| {
         let name = name(image).replace(':', "/manifests/");
-        // skopeo sync puts the last part of a repository's name below the target.
+        // skopeo sync appends the last component of a repository's name to the target.
         let url = format!("http://{}/v2/{name}", target.registry.address);
         client.head(url).header("accept", MANIFEST).send()
     });
-    let there: Vec<_> = there.buffer_unordered(CALLS).try_collect().await?;
-    let missing = there.iter().filter(|answer| !answer.status().is_success()).count();
+    let responses: Vec<_> = responses.buffer_unordered(CALLS).try_collect().await?;
+    let missing = responses.iter().filter(|answer| !answer.status().is_success()).count();
     if missing > 0 { Err(format!("{missing} images are missing").into()) } else { Ok(()) }
 }

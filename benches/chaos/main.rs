@@ -1,4 +1,5 @@
-//! Chaos for as long as one likes: `scripts/chaos [--minutes N] [--seed S]`. What it does is told in `tests/it/chaos`.
+//! The chaos test with a chosen duration: `scripts/chaos [--minutes N] [--seed S]`. `tests/it/chaos` describes the
+//! scenarios.
 
 #[path = "../../tests/it/chaos/mod.rs"]
 #[allow(clippy::expect_used, clippy::panic, reason = "it panics as tests do")]
@@ -9,19 +10,19 @@ mod harness;
 
 use std::{process::ExitCode, time::Duration};
 
-use chaos::{Act, Run};
+use chaos::{Run, Scenario};
 use clap::Parser;
 
-/// Runs three servers and three workers on one PostgreSQL through whatever can happen to them, and judges.
+/// Runs three servers and three workers on one PostgreSQL through random failures, and checks the outcome.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How long, in minutes.
+    /// Duration in minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Where the dice start; another one each time without it.
+    /// Seed of the random schedule; random if absent.
     #[arg(long)]
     seed: Option<u64>,
-    /// What cargo passes to every bench.
+    /// Ignored; cargo passes it to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let lasts = Duration::from_secs_f64(arguments.minutes * 60.0);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let Ok(runtime) = runtime else { return ExitCode::FAILURE };
-    let figures = runtime.block_on(chaos::run(Run { seed, lasts, first: Act::ALL.to_vec() }));
-    println!("{figures}");
-    if figures.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let outcome = runtime.block_on(chaos::run(Run { seed, lasts, first: Scenario::ALL.to_vec() }));
+    println!("{outcome}");
+    if outcome.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

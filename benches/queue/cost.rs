@@ -1,4 +1,4 @@
-//! What a call and a copy cost the database: statements, rows, and bytes of its log.
+//! Database cost of a call and of a copy: statements, rows, and bytes of WAL.
 
 use std::sync::{
     Arc,
@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use appferry::{
-    domain::{RequestId, Targets},
-    state::{Ask, Settings, State},
+    db::{Db, NewSynchronization, Settings},
+    domain::Targets,
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use tokio::task::JoinSet;
@@ -17,7 +17,7 @@ use super::{Result, THREE, configured, fill::Fill, harness::postgres::Postgres, 
 
 const CALLS: usize = 20_000;
 
-/// The counters of a database.
+/// The statistics counters of a database.
 struct Counters {
     statements: f64,
     rows: f64,
@@ -76,7 +76,7 @@ pub async fn measure(server: &Postgres) -> Result<()> {
 
 async fn accept(url: &str, first: usize, calls: usize, in_flight: usize) -> Result<()> {
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&Settings::new(url.to_owned()), configured(THREE)?, stop.clone()).await?;
+    let (state, tasks) = Db::open(&Settings::new(url.to_owned()), configured(THREE)?, stop.clone()).await?;
     let next = Arc::new(AtomicUsize::new(first));
     let mut callers: JoinSet<Result<()>> = JoinSet::new();
     for _ in 0..in_flight {
@@ -87,8 +87,8 @@ async fn accept(url: &str, first: usize, calls: usize, in_flight: usize) -> Resu
                 if call >= first + calls {
                     return Ok(());
                 }
-                let ask = Ask {
-                    request_id: RequestId::generate(),
+                let ask = NewSynchronization {
+                    request_id: appferry::new_request_id(),
                     image: format!("c{call}").parse()?,
                     targets: Targets::All,
                     principal: "acs:ram::1:user/bench".to_owned(),

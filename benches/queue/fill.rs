@@ -1,18 +1,19 @@
-//! Tables filled as the service would have filled them.
+//! Fills the tables with rows as the service would have written them.
 
-use appferry::state::{Settings, migrate};
+use appferry::db::{Settings, migrate};
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use uuid::Uuid;
 
 use super::{Result, harness::postgres::Postgres};
 
-/// A database of the bench.
+/// A database to fill.
 pub struct Fill {
     pub url: String,
     regions: usize,
 }
 
-/// A UUID of version 7 for a row's number, as an expression: the time first, so that they come in the order of the numbers.
+/// SQL expression that derives a version 7 UUID from a row's number: the timestamp comes first, so the ids sort by
+/// number.
 const ID: &str = "(lpad(to_hex(1750000000000 + n), 12, '0') || '7000' || '8000' || lpad(to_hex(n), 12, '0'))::uuid";
 
 impl Fill {
@@ -49,7 +50,7 @@ impl Fill {
         Ok(())
     }
 
-    /// So many replicas that wait, each image in every region, with a running synchronization an image.
+    /// Inserts `replicas` pending replicas, every image in every region, with one running synchronization per image.
     pub async fn pending(&self, replicas: usize) -> Result<()> {
         let images = replicas.div_ceil(self.regions);
         let db = self.connect().await?;
@@ -62,7 +63,7 @@ impl Fill {
         ))
         .await?;
         db.execute_unprepared(&format!(
-            "INSERT INTO synchronization (request_id, image_id, principal, asked, targets, open, state, created_at) \
+            "INSERT INTO synchronization (request_id, image_id, principal, parameters, targets, open, state, created_at) \
              SELECT {ID}, 'p' || n, 'acs:ram::1:user/bench', 'all', '{}', {}, 'RUNNING', 1750000000000 + n \
              FROM generate_series(1, {images}) AS n",
             self.targets(),
@@ -73,7 +74,7 @@ impl Fill {
         Ok(db.close().await?)
     }
 
-    /// So many replicas that are there.
+    /// Inserts `replicas` available replicas.
     pub async fn ended_replicas(&self, replicas: usize) -> Result<()> {
         let images = replicas.div_ceil(self.regions);
         let db = self.connect().await?;
@@ -88,14 +89,14 @@ impl Fill {
         Ok(db.close().await?)
     }
 
-    /// So many replicas and as many targets of synchronizations that have ended, one in a hundred of them failed, and a few that run.
-    /// Returns some of their ids.
+    /// Inserts `replicas` ended replicas and as many targets of ended synchronizations, one in a hundred of them
+    /// failed, and a few running synchronizations. Returns some of the request ids.
     pub async fn ended(&self, replicas: usize) -> Result<Vec<Uuid>> {
         self.ended_replicas(replicas).await?;
         let images = replicas.div_ceil(self.regions);
         let db = self.connect().await?;
         db.execute_unprepared(&format!(
-            "INSERT INTO synchronization (request_id, image_id, principal, asked, targets, open, state, created_at, finished_at) \
+            "INSERT INTO synchronization (request_id, image_id, principal, parameters, targets, open, state, created_at, finished_at) \
              SELECT {ID}, 'i' || n, 'acs:ram::1:user/bench', 'all', '{}', CASE WHEN n % 500 = 0 THEN {} ELSE 0 END, \
              CASE WHEN n % 500 = 0 THEN 'RUNNING' WHEN n % 100 = 0 THEN 'FAILED' ELSE 'SUCCEEDED' END, 1750000000000 + n, \
              CASE WHEN n % 500 = 0 THEN NULL ELSE 1750000001000 + n END FROM generate_series(1, {images}) AS n",

@@ -1,12 +1,12 @@
-//! The queue on PostgreSQL: claiming and completing beside the bare statements, and what reading and claiming cost when the tables
-//! have grown.
+//! The queue on PostgreSQL: claims and completions relative to the bare statements, and the cost of reads and claims on
+//! large tables.
 //!
-//! `cargo bench --bench queue`, or `-- claims`, `-- lists`, `-- regions`, `-- cost` for some of the parts. The server is started by the
-//! bench itself. Every figure is a ratio within one run.
+//! `cargo bench --bench queue`, or `-- claims`, `-- lists`, `-- regions`, `-- cost` for some of the parts. The
+//! benchmark starts its own server. Every figure is a ratio within one run.
 
+mod baseline;
 mod cost;
 mod fill;
-mod floor;
 #[path = "../../tests/it/harness/mod.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic, reason = "it is the tests' harness, which panics as tests do")]
 mod harness;
@@ -15,26 +15,26 @@ mod work;
 use std::{error::Error, time::Instant};
 
 use appferry::{
+    db::{Db, Settings, SynchronizationFilter},
     domain::{Regions, RequestId, SynchronizationState},
-    state::{Filter, Settings, State},
 };
 use tokio_util::sync::CancellationToken;
 
 use fill::Fill;
 use harness::postgres::Postgres;
 
-/// The one that the service runs with.
+/// The allocator that the service uses in production.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Regions of the usual image.
+/// Regions of a typical image.
 const THREE: usize = 3;
 
 fn main() -> Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    let selected: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| selected.is_empty() || selected.iter().any(|name| name == part);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let server = Postgres::start(&[
@@ -62,13 +62,13 @@ fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");
 }
 
-/// The configured regions, by how many there are.
+/// Returns a home region and `regions` other regions.
 fn configured(regions: usize) -> Result<Regions> {
     let names: std::result::Result<Vec<_>, _> = (0..regions).map(|n| format!("r{n}").parse()).collect();
     Ok(Regions::new("home".parse()?, names?))
 }
 
-/// Claiming and completing with a short queue and with a long one, and the bare statements on the long one.
+/// Claims and completes with a short queue and with a long one, and runs the bare statements on the long one.
 async fn claims(server: &Postgres) -> Result<()> {
     let short = Fill::new(server, "short", THREE).await?;
     short.pending(10_000).await?;
@@ -77,22 +77,22 @@ async fn claims(server: &Postgres) -> Result<()> {
     let bare = Fill::new(server, "bare", THREE).await?;
     bare.pending(1_000_000).await?;
 
-    // A little of each, so that connections are made and statements prepared.
+    // Warms up: opens connections and prepares statements.
     work::run(&short.url, THREE, 999).await?;
     work::run(&long.url, THREE, 30_000).await?;
-    floor::run(&bare.url, 30_000).await?;
+    baseline::run(&bare.url, 30_000).await?;
     let few = work::run(&short.url, THREE, 8_001).await?;
-    let (mut rates, mut floors) = (Vec::new(), Vec::new());
+    let (mut rates, mut baselines) = (Vec::new(), Vec::new());
     for round in 1..=5 {
         let one = work::run(&long.url, THREE, 60_000).await?;
-        let one_floor = floor::run(&bare.url, 60_000).await?;
-        println!("round {round}: {one:.0} replicas/s claimed and completed, bare statements {one_floor:.0}/s");
+        let one_baseline = baseline::run(&bare.url, 60_000).await?;
+        println!("round {round}: {one:.0} replicas/s claimed and completed, bare statements {one_baseline:.0}/s");
         rates.push(one);
-        floors.push(one_floor);
+        baselines.push(one_baseline);
     }
-    let (rate, floor) = (median(&mut rates), median(&mut floors));
+    let (rate, baseline) = (median(&mut rates), median(&mut baselines));
     println!("claimed and completed over four workers: {rate:.0} replicas/s of 1,000,000, {few:.0} of 10,000");
-    ratio("claim_of_floor", rate / floor);
+    ratio("claim_of_floor", rate / baseline);
     ratio("claim_cost_1m_of_10k", few / rate);
     Ok(())
 }
@@ -102,7 +102,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// What callers read, with ten thousand rows and with ten million.
+/// Times the calls that read, with ten thousand rows and with ten million.
 async fn lists(server: &Postgres) -> Result<()> {
     let few = Fill::new(server, "few", THREE).await?;
     let of_few = few.ended(10_000).await?;
@@ -112,19 +112,19 @@ async fn lists(server: &Postgres) -> Result<()> {
     let mut tasks = Vec::new();
     let mut states = Vec::new();
     for (fill, ids) in [(&few, of_few), (&many, of_many)] {
-        let (state, running) = State::open(&Settings::new(fill.url.clone()), configured(THREE)?, stop.clone()).await?;
+        let (state, running) = Db::open(&Settings::new(fill.url.clone()), configured(THREE)?, stop.clone()).await?;
         tasks.push(running);
         states.push((state, ids));
     }
     let [(few, of_few), (many, of_many)] = states.as_slice() else { return Err("two states".into()) };
     for (name, filter) in [
         ("get", None),
-        ("list", Some(Filter::default())),
-        ("list_of_image", Some(Filter { image: Some("i7".parse()?), state: None })),
-        ("list_failed", Some(Filter { image: None, state: Some(SynchronizationState::Failed) })),
-        ("list_running", Some(Filter { image: None, state: Some(SynchronizationState::Running) })),
+        ("list", Some(SynchronizationFilter::default())),
+        ("list_of_image", Some(SynchronizationFilter { image: Some("i7".parse()?), state: None })),
+        ("list_failed", Some(SynchronizationFilter { image: None, state: Some(SynchronizationState::Failed) })),
+        ("list_running", Some(SynchronizationFilter { image: None, state: Some(SynchronizationState::Running) })),
     ] {
-        // In turns, so that both see the same of the machine.
+        // Alternates between the two databases, so that both see the same load of the machine.
         let mut times = [Vec::new(), Vec::new()];
         for round in 0..400 {
             for ((state, ids), times) in [(few, of_few), (many, of_many)].into_iter().zip(&mut times) {
@@ -133,7 +133,7 @@ async fn lists(server: &Postgres) -> Result<()> {
                 match &filter {
                     None => drop(state.synchronization_get(id).await?),
                     Some(filter) => {
-                        // A page from the end, and one from the middle.
+                        // Reads a page from the end, and one from the middle.
                         let before = (round % 2 == 1).then_some(id);
                         state.synchronization_list(filter, before, 50).await?;
                     }
@@ -152,7 +152,7 @@ async fn lists(server: &Postgres) -> Result<()> {
     Ok(())
 }
 
-/// Claiming when there are a hundred regions and ten million replicas, of which a tenth waits.
+/// Times claims with a hundred regions and ten million replicas, a tenth of which are pending.
 async fn regions(server: &Postgres) -> Result<()> {
     const HUNDRED: usize = 100;
     let small = Fill::new(server, "small", HUNDRED).await?;

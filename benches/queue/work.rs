@@ -1,4 +1,4 @@
-//! Four workers that claim and complete, each with a state of its own as a process has, and copy nothing in between.
+//! Four workers that claim and complete without copying, each with its own `Db`, as separate processes have.
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +10,8 @@ use std::{
 };
 
 use appferry::{
+    db::{ClaimRequest, Db, LaneCapacity, Report, Settings},
     domain::{Event, Progress, RegionId, Verification, Warnings, WorkerId},
-    state::{Lane, Order, Report, Settings, State},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Result, configured};
 
 pub const WORKERS: usize = 4;
-/// Images that each carries at the same time.
+/// Images that each worker processes concurrently.
 pub const IMAGES: usize = 32;
 
-/// Claims and completes so many replicas, and returns how many a second.
+/// Claims and completes `replicas` replicas, and returns the number per second.
 pub async fn run(url: &str, regions: usize, replicas: usize) -> Result<f64> {
     let stop = CancellationToken::new();
     let mut tasks = Vec::new();
@@ -30,7 +30,7 @@ pub async fn run(url: &str, regions: usize, replicas: usize) -> Result<f64> {
     let done = Arc::new(AtomicUsize::new(0));
     let mut states = Vec::new();
     for _ in 0..WORKERS {
-        let (state, running) = State::open(&Settings::new(url.to_owned()), configured(regions)?, stop.clone()).await?;
+        let (state, running) = Db::open(&Settings::new(url.to_owned()), configured(regions)?, stop.clone()).await?;
         tasks.push(running);
         states.push(state);
     }
@@ -58,7 +58,7 @@ pub async fn run(url: &str, regions: usize, replicas: usize) -> Result<f64> {
 }
 
 async fn work(
-    state: &State,
+    state: &Db,
     number: usize,
     images: usize,
     regions: &[RegionId],
@@ -67,11 +67,12 @@ async fn work(
 ) -> Result<()> {
     let owner = WorkerId(format!("w-{number}").into());
     let limits = BTreeMap::new();
-    let lanes = regions.iter().map(|region| (region.clone(), Lane { lead: images, along: usize::MAX })).collect();
+    let lanes =
+        regions.iter().map(|region| (region.clone(), LaneCapacity { primary: images, total: usize::MAX })).collect();
     while done.load(Ordering::Relaxed) < replicas {
         let lease = Duration::from_secs(60);
         let draw = rand::random_range(0..usize::MAX);
-        let order = Order { owner: &owner, lanes: &lanes, lease, limits: &limits, draw };
+        let order = ClaimRequest { owner: &owner, lanes: &lanes, lease, limits: &limits, draw };
         let claims = state.replica_claim(order).await?;
         let mut reports: JoinSet<Result<usize>> = JoinSet::new();
         for claim in claims {

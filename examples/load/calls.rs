@@ -1,4 +1,4 @@
-//! Calls, and what becomes of them.
+//! Makes calls and counts their results.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use appferry::{
     client::{AppSync, Client},
-    contract::{Code, Refusal, v1::ErrorCode, v1::SynchronizeAppRequest},
+    contract::{ApiErrorCode, ApiErrorResponse, v1::ErrorCode, v1::SynchronizeAppRequest},
 };
 use tokio::{
     task::JoinSet,
@@ -17,36 +17,36 @@ use tokio::{
 
 use super::Result;
 
-/// How many refusals are read whole.
-const READ: usize = 1_000;
-/// How often calls are made in an open loop: those that are due by then.
+/// The number of rejections that are decoded.
+const DECODED: usize = 1_000;
+/// The interval of an open loop, which makes all calls that are due.
 const TICK: Duration = Duration::from_millis(1);
 
 /// When calls are made.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
-    /// So many at a time.
+    /// A fixed number of concurrent calls, each after the response of the one before.
     Closed {
-        /// Calls at a time.
+        /// The number of concurrent calls.
         in_flight: usize,
     },
-    /// So many a second.
+    /// A fixed rate, whatever the responses.
     Open {
-        /// Calls a second.
+        /// The rate, in calls a second.
         rate: u32,
     },
 }
 
-/// Who calls, and what for.
+/// The clients and the request that they make.
 pub struct Load {
     clients: Vec<AppSync>,
     request: SynchronizeAppRequest,
 }
 
-/// What became of calls, and how long each took.
+/// The results of calls and their latencies.
 #[derive(Debug, Default)]
 pub struct Report {
-    took: Duration,
+    duration: Duration,
     accepted: Vec<Duration>,
     shed: Vec<Duration>,
     other: Vec<String>,
@@ -71,18 +71,18 @@ impl Load {
         Ok(Self { clients, request })
     }
 
-    /// Calls for a while.
+    /// Makes calls for `time`.
     pub async fn run(&self, pace: Pace, time: Duration) -> Result<Report> {
         let outcomes = Outcomes::default();
         let mut callers = JoinSet::new();
-        let began = Instant::now();
+        let start = Instant::now();
         match pace {
             Pace::Closed { in_flight } => {
                 for caller in 0..in_flight {
                     let (mut client, outcomes) = (self.client(caller), Arc::clone(&outcomes));
                     let request = self.request.clone();
                     callers.spawn(async move {
-                        while began.elapsed() < time {
+                        while start.elapsed() < time {
                             call(&mut client, request.clone(), Instant::now(), &outcomes).await;
                         }
                     });
@@ -92,11 +92,11 @@ impl Load {
                 let mut ticks = interval(TICK);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 let mut made = 0_u32;
-                while began.elapsed() < time {
+                while start.elapsed() < time {
                     ticks.tick().await;
-                    while f64::from(made) < began.elapsed().as_secs_f64() * f64::from(rate) {
-                        // From when it was due: that whoever calls was late is no excuse.
-                        let due = began + Duration::from_secs_f64(f64::from(made) / f64::from(rate));
+                    while f64::from(made) < start.elapsed().as_secs_f64() * f64::from(rate) {
+                        // Measured from when the call was due, so that a late load generator does not hide latency.
+                        let due = start + Duration::from_secs_f64(f64::from(made) / f64::from(rate));
                         let (mut client, outcomes) = (self.client(made as usize), Arc::clone(&outcomes));
                         let request = self.request.clone();
                         callers.spawn(async move { call(&mut client, request, due, &outcomes).await });
@@ -110,7 +110,7 @@ impl Load {
             ended?;
         }
         let mut report = std::mem::take(&mut *outcomes.lock().unwrap_or_else(PoisonError::into_inner));
-        report.took = began.elapsed();
+        report.duration = start.elapsed();
         report.accepted.sort_unstable();
         report.shed.sort_unstable();
         Ok(report)
@@ -122,24 +122,27 @@ impl Load {
 }
 
 async fn call(client: &mut AppSync, request: SynchronizeAppRequest, due: Instant, outcomes: &Outcomes) {
-    let answer = client.synchronize_app(request).await;
-    let took = due.elapsed();
+    let response = client.synchronize_app(request).await;
+    let latency = due.elapsed();
     let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-    match answer {
-        Ok(_) => outcomes.accepted.push(took),
-        // The first few are read, to see that they are what they seem to be; to read all of them would slow down whoever calls.
-        Err(status) if status.code() == tonic::Code::Unavailable && outcomes.shed.len() > READ => {
-            outcomes.shed.push(took);
+    match response {
+        Ok(_) => outcomes.accepted.push(latency),
+        // The first rejections are decoded to check their code. Decoding all of them would slow down the load
+        // generator.
+        Err(status) if status.code() == tonic::Code::Unavailable && outcomes.shed.len() > DECODED => {
+            outcomes.shed.push(latency);
         }
-        Err(status) => match Refusal::from(status) {
-            refusal if refusal.error == Some(Code::Own(ErrorCode::ServiceUnavailable)) => outcomes.shed.push(took),
+        Err(status) => match ApiErrorResponse::from(status) {
+            refusal if refusal.error == Some(ApiErrorCode::SynchronizeApp(ErrorCode::ServiceUnavailable)) => {
+                outcomes.shed.push(latency);
+            }
             refusal => outcomes.other.push(refusal.to_string()),
         },
     }
 }
 
-fn part(some: usize, all: usize) -> f64 {
-    #[allow(clippy::cast_precision_loss, reason = "nobody makes that many calls")]
+fn fraction(some: usize, all: usize) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "there are fewer than 2^52 calls")]
     let (some, all) = (some as f64, all as f64);
     if all > 0.0 { some / all } else { 1.0 }
 }
@@ -150,53 +153,43 @@ fn slowest(times: &[Duration], of: usize) -> Duration {
 
 impl Report {
     pub fn accepted_a_second(&self) -> f64 {
-        part(self.accepted.len(), 1) / self.took.as_secs_f64()
+        fraction(self.accepted.len(), 1) / self.duration.as_secs_f64()
     }
 
-    /// How long a hundredth of the accepted calls took at least.
+    /// The 99th percentile of the latency of accepted calls.
     pub fn slowest_hundredth(&self) -> Duration {
         slowest(&self.accepted, 100)
     }
 
-    /// Takes what became of others in.
-    pub fn add(&mut self, others: Self) {
-        self.took += others.took;
-        self.accepted.extend(others.accepted);
-        self.shed.extend(others.shed);
-        self.other.extend(others.other);
+    /// Adds another report.
+    pub fn add(&mut self, other: Self) {
+        self.duration += other.duration;
+        self.accepted.extend(other.accepted);
+        self.shed.extend(other.shed);
+        self.other.extend(other.other);
         self.accepted.sort_unstable();
         self.shed.sort_unstable();
     }
 
-    /// The part of the calls that were shed which were told so in time.
+    /// The fraction of rejected calls that were rejected within `time`.
     pub fn shed_within(&self, time: Duration) -> f64 {
-        part(self.shed.partition_point(|took| *took <= time), self.shed.len())
+        fraction(self.shed.partition_point(|latency| *latency <= time), self.shed.len())
     }
 
-    /// The part of the calls that came to something else.
+    /// The fraction of calls with other errors.
     pub fn otherwise(&self) -> f64 {
-        part(self.other.len(), self.accepted.len() + self.shed.len() + self.other.len())
+        fraction(self.other.len(), self.accepted.len() + self.shed.len() + self.other.len())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:.0} accepted a second, the slowest hundredth in {:.1?} and more",
-            self.accepted_a_second(),
-            self.slowest_hundredth()
-        )?;
+        write!(f, "{:.0} accepted a second, p99 {:.1?}", self.accepted_a_second(), self.slowest_hundredth())?;
         if !self.shed.is_empty() {
-            write!(
-                f,
-                "; {} shed, the slowest hundredth in {:.1?} and more",
-                self.shed.len(),
-                slowest(&self.shed, 100)
-            )?;
+            write!(f, "; {} rejected, p99 {:.1?}", self.shed.len(), slowest(&self.shed, 100))?;
         }
         match self.other.first() {
-            Some(first) => write!(f, "; {} otherwise: {first}", self.other.len()),
+            Some(first) => write!(f, "; {} other errors: {first}", self.other.len()),
             None => Ok(()),
         }
     }

@@ -1,26 +1,27 @@
-//! Loads a service with calls, and tells how it takes that.
+//! Load generator: calls a service and reports throughput and latency.
 //!
 //! ```text
-//! cargo run --release --example load -- closed --in-flight 256 APP_ID [REGION]…    so many calls at a time, each after another
-//! cargo run --release --example load -- open --rate 5000 APP_ID [REGION]…          so many calls a second, whatever becomes of them
-//! cargo build --release && cargo run --release --example load -- overload         twice as many as a service can take
-//! cargo build --release && cargo run --release --example load -- held             connections and watchers that wait
+//! cargo run --release --example load -- closed --in-flight 256 APP_ID [REGION]…    a fixed number of concurrent calls
+//! cargo run --release --example load -- open --rate 5000 APP_ID [REGION]…          a fixed rate of calls
+//! cargo build --release && cargo run --release --example load -- overload         twice the rate that a service can serve
+//! cargo build --release && cargo run --release --example load -- held             idle connections and watchers
 //! ```
 //!
-//! The first two call the service at `APPFERRY_ENDPOINT` (`http://127.0.0.1:50051` without it) with `APPFERRY_TOKEN`. The others start
-//! one of their own, on a core of its own, from the program that was built beside this one; they print `ratio NAME VALUE`.
+//! The first two call the service at `APPFERRY_ENDPOINT` (default: `http://127.0.0.1:50051`) with `APPFERRY_TOKEN`. The
+//! others start a service from the program that was built beside this one, on a core of its own, and print
+//! `ratio NAME VALUE`.
 
 mod calls;
-mod far;
-mod held;
-mod own;
+mod delayed_proxy;
+mod idle;
+mod service;
 
 use std::{env, error::Error, time::Duration};
 
 use calls::{Load, Pace, Report};
 use clap::{Args, Parser, Subcommand};
 
-/// The one that the service runs with.
+/// The same allocator as the service.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,66 +35,67 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// So many calls at a time, each after another.
+    /// Makes a fixed number of concurrent calls.
     Closed {
         /// Calls at a time.
         #[arg(long, default_value_t = 256)]
         in_flight: usize,
         #[command(flatten)]
-        what: What,
+        target: Target,
     },
-    /// So many calls a second, whatever becomes of them.
+    /// Makes calls at a fixed rate, whatever their results.
     Open {
-        /// Calls a second.
+        /// The rate, in calls a second.
         #[arg(long)]
         rate: u32,
         #[command(flatten)]
-        what: What,
+        target: Target,
     },
-    /// Finds out how many calls a service can take, and offers it more.
+    /// Measures the rate that a service can serve, and calls it at a multiple of that.
     Overload {
-        /// How many times as many.
+        /// The multiple of the measured rate.
         #[arg(long, default_value_t = 2.0)]
         times: f64,
-        /// The database of the service, which is to be empty.
-        #[arg(long, default_value = own::SQLITE)]
+        /// The URL of an empty database.
+        #[arg(long, default_value = service::SQLITE)]
         database: String,
-        /// How far away it is: what a question and its answer take on their way, in milliseconds.
+        /// The round-trip time to the database, in milliseconds.
         #[arg(long, default_value_t = 0)]
         round_trip_ms: u64,
     },
-    /// Calls a service whose collector of traces and metrics takes connections and never answers, in turns with one that has no collector.
+    /// Calls a service whose OTLP collector accepts connections and never responds, in turns with one without a
+    /// collector.
     Collector {
         /// Calls a second.
         #[arg(long, default_value_t = 3_000)]
         rate: u32,
     },
-    /// Has connections and watchers wait, and tells what each of them costs the service.
+    /// Measures the memory of idle connections and watchers.
     Held {
-        /// Connections without a call.
+        /// The number of idle connections.
         #[arg(long, default_value_t = 10_000)]
         connections: usize,
-        /// Watchers of a synchronization that does not end.
+        /// The number of watchers of a synchronization that does not end.
         #[arg(long, default_value_t = 1_000)]
         watchers: usize,
     },
 }
 
 #[derive(Debug, Args)]
-struct What {
-    /// For how long, in seconds.
+struct Target {
+    /// The duration, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Over how many connections.
+    /// The number of connections.
     #[arg(long, default_value_t = 8)]
     connections: usize,
-    /// The image to ask for.
+    /// The id of the image.
     app_id: String,
-    /// Where to carry it to; without any, everywhere.
+    /// The destination regions. Default: all.
     regions: Vec<String>,
 }
 
-impl What {
+impl Target {
     async fn run(self, pace: Pace) -> Result<Report> {
         let endpoint = env::var("APPFERRY_ENDPOINT").unwrap_or_else(|_| "http://127.0.0.1:50051".to_owned());
         let token = env::var("APPFERRY_TOKEN").map_err(|_| "APPFERRY_TOKEN is not set")?;
@@ -105,70 +107,71 @@ impl What {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Closed { in_flight, what } => println!("{}", what.run(Pace::Closed { in_flight }).await?),
-        Command::Open { rate, what } => println!("{}", what.run(Pace::Open { rate }).await?),
+        Command::Closed { in_flight, target } => println!("{}", target.run(Pace::Closed { in_flight }).await?),
+        Command::Open { rate, target } => println!("{}", target.run(Pace::Open { rate }).await?),
         Command::Overload { times, database, round_trip_ms } => {
-            let far = Duration::from_millis(round_trip_ms);
-            let database = if far.is_zero() { database } else { far::away(&database, far).await? };
+            let round_trip = Duration::from_millis(round_trip_ms);
+            let database =
+                if round_trip.is_zero() { database } else { delayed_proxy::start(&database, round_trip).await? };
             overload(times, &database).await?;
         }
         Command::Collector { rate } => collector(rate).await?,
-        Command::Held { connections, watchers } => held::hold(connections, watchers).await?,
+        Command::Held { connections, watchers } => idle::measure(connections, watchers).await?,
     }
     Ok(())
 }
 
-/// How long each measurement takes.
-const MEASURED: Duration = Duration::from_secs(8);
-/// Calls at a time, among which the service is at its best with one.
-const AT_A_TIME: [usize; 3] = [64, 256, 1024];
-/// How long a call that can't be taken may wait until it is told so.
-const TOLD_WITHIN: Duration = Duration::from_millis(100);
+/// The duration of each measurement.
+const DURATION: Duration = Duration::from_secs(8);
+/// The numbers of concurrent calls to try; the service has its highest rate with one of them.
+const CONCURRENCY: [usize; 3] = [64, 256, 1024];
+/// The longest time until an excess call is rejected.
+const REJECTION_LIMIT: Duration = Duration::from_millis(100);
 
 async fn overload(times: f64, database: &str) -> Result<()> {
-    let service = own::Service::start(true, database, &[])?;
+    let service = service::Service::start(true, database, &[])?;
     let endpoint = service.endpoint().await?;
     let app = service.image(&endpoint, 1 << 20)?;
-    // The copies don't end, so that there is something to ask for each time. There are so many of them that whoever calls can call more than
-    // the service can take, although there is one core for each.
-    let load = Load::connect(&endpoint, own::TOKEN, 16, &app, own::slow().collect()).await?;
+    // The copies don't end, so that every call has an effect. There are so many regions that the load generator, which
+    // has one core like the service, makes calls faster than the service can serve them.
+    let load = Load::connect(&endpoint, service::TOKEN, 16, &app, service::slow().collect()).await?;
     load.run(Pace::Closed { in_flight: 64 }, Duration::from_secs(2)).await?;
     let mut peak = 0.0_f64;
-    for in_flight in AT_A_TIME {
-        let report = load.run(Pace::Closed { in_flight }, MEASURED).await?;
-        println!("{in_flight} at a time: {report}");
+    for in_flight in CONCURRENCY {
+        let report = load.run(Pace::Closed { in_flight }, DURATION).await?;
+        println!("{in_flight} concurrent: {report}");
         peak = peak.max(report.accepted_a_second());
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no service takes 2^31 calls a second")]
     let rate = (times * peak) as u32;
-    let report = load.run(Pace::Open { rate }, MEASURED).await?;
+    let report = load.run(Pace::Open { rate }, DURATION).await?;
     println!("{rate} a second: {report}");
     println!("ratio overload_goodput {:.3}", report.accepted_a_second() / peak);
-    println!("ratio overload_told_in_time {:.4}", report.shed_within(TOLD_WITHIN));
+    println!("ratio overload_told_in_time {:.4}", report.shed_within(REJECTION_LIMIT));
     println!("ratio overload_otherwise {:.4}", report.otherwise());
     service.stop()
 }
 
-/// How often each of the two is called, in turns.
+/// The number of measurements of each service.
 const ROUNDS: usize = 4;
 
 async fn collector(rate: u32) -> Result<()> {
-    // Whoever connects is left waiting in the queue of what was not accepted, and what it sends is not read.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let endpoint = format!("http://{}", silent.local_addr()?);
+    // Connections wait in the accept queue, and what they send is never read.
+    let silent_collector = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let endpoint = format!("http://{}", silent_collector.local_addr()?);
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
     let mut services = Vec::new();
     for environment in [&[][..], &traced] {
-        let service = own::Service::start(true, own::SQLITE, environment)?;
+        let service = service::Service::start(true, service::SQLITE, environment)?;
         let endpoint = service.endpoint().await?;
         let app = service.image(&endpoint, 1 << 20)?;
-        let load = Load::connect(&endpoint, own::TOKEN, 8, &app, own::slow().take(1).collect()).await?;
+        let load = Load::connect(&endpoint, service::TOKEN, 8, &app, service::slow().take(1).collect()).await?;
         load.run(Pace::Open { rate }, Duration::from_secs(2)).await?;
         services.push((service, load, Report::default()));
     }
     for _ in 0..ROUNDS {
         for (_, load, report) in &mut services {
-            report.add(load.run(Pace::Open { rate }, MEASURED).await?);
+            report.add(load.run(Pace::Open { rate }, DURATION).await?);
         }
     }
     let mut slowest = Vec::new();

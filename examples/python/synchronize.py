@@ -1,4 +1,4 @@
-"""Carries an image to regions and prints what happens on the way, with grpcio alone.
+"""Synchronizes an image to regions and prints the progress, with grpcio alone.
 
     pip install grpcio grpcio-tools googleapis-common-protos
     python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. proto/appferry/v1/*.proto
@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from appferry.v1 import app_sync_pb2, app_sync_pb2_grpc, error_pb2
 
-# Calls are repeated where the service says that nothing was changed; the client token makes that safe where the connection broke.
+# UNAVAILABLE is retried; the client token makes that safe even if the first call was accepted and its response lost.
 RETRIES = """{"methodConfig": [{
     "name": [{"service": "appferry.v1.AppSyncService"}],
     "retryPolicy": {
@@ -24,8 +24,8 @@ RETRIES = """{"methodConfig": [{
 }]}"""
 
 
-def told(error):
-    """What the service says about a refusal: its row of the error table, and the request to ask about."""
+def describe(error):
+    """Describes an error by its row of the error table and its request id."""
     status = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
     if status is None:
         return f"{error.code().name}: {error.details()}"
@@ -49,11 +49,11 @@ def main(app_id, regions):
         state = None
         for snapshot in client.WatchSynchronization(watch, **call):
             name = app_sync_pb2.RegionState.Name
-            shown = [
+            states = [
                 f"{region.region_id} {name(region.state).removeprefix('REGION_STATE_')}"
                 for region in snapshot.synchronization.regions
             ]
-            print(", ".join(shown))
+            print(", ".join(states))
             state = snapshot.synchronization.state
     return state == app_sync_pb2.SYNCHRONIZATION_STATE_SUCCEEDED
 
@@ -63,5 +63,5 @@ if __name__ == "__main__":
         sys.exit("usage: synchronize.py APP_ID [REGION]…")
     try:
         sys.exit(0 if main(sys.argv[1], sys.argv[2:]) else 1)
-    except grpc.RpcError as refused:
-        sys.exit(told(refused))
+    except grpc.RpcError as error:
+        sys.exit(describe(error))

@@ -1,4 +1,5 @@
-//! The messages of calls, behind the whole stack. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes request messages, through the whole stack. The checks are in `tests/it/fuzzed`, which also runs them on the
+//! corpus.
 #![no_main]
 
 use std::sync::{Mutex, OnceLock};

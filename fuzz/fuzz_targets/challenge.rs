@@ -1,4 +1,5 @@
-//! What registries say about who is to ask. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes `WWW-Authenticate` headers of registries. The checks are in `tests/it/fuzzed`, which also runs them on the
+//! corpus.
 #![no_main]
 
 #[path = "../../tests/it/fuzzed/challenge.rs"]

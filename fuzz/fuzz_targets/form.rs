@@ -1,4 +1,4 @@
-//! Requests of the HTTP form. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes requests of the HTTP API. The checks are in `tests/it/fuzzed`, which also runs them on the corpus.
 #![no_main]
 
 use std::sync::{Mutex, OnceLock};

@@ -1,4 +1,4 @@
-//! HTTP/2 frames through the listener. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes HTTP/2 frames, through the listener. The checks are in `tests/it/fuzzed`, which also runs them on the corpus.
 #![no_main]
 
 use std::sync::{Mutex, OnceLock};

@@ -1,4 +1,4 @@
-//! JSON Web Tokens and key sets. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes JSON Web Tokens and key sets. The checks are in `tests/it/fuzzed`, which also runs them on the corpus.
 #![no_main]
 
 #[path = "../../tests/it/fuzzed/jwt.rs"]

@@ -1,4 +1,4 @@
-//! Policy documents. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes policy documents. The checks are in `tests/it/fuzzed`, which also runs them on the corpus.
 #![no_main]
 
 #[path = "../../tests/it/fuzzed/policy.rs"]

@@ -1,4 +1,4 @@
-//! Trees of manifests whose sizes lie. What is tried with each input stands with the tests, which run it on the corpus.
+//! Fuzzes manifest graphs with wrong sizes. The checks are in `tests/it/fuzzed`, which also runs them on the corpus.
 #![no_main]
 
 #[path = "../../tests/it/fuzzed/tree.rs"]

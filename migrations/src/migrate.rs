@@ -1,8 +1,8 @@
-//! Applies the steps, whatever interrupts them.
+//! Application of the pending steps, safe against interruption at any point.
 //!
-//! Everything happens on one connection and within one transaction that holds the lock of migrations: on SQLite and PostgreSQL, all
-//! steps and the rows that record them are committed together or not at all. On MySQL and MariaDB, where a change of the schema
-//! commits what came before it, a step that was interrupted is applied again (see [`crate::idempotent`]).
+//! All steps run on one connection and in one transaction that holds the migration lock: SQLite and PostgreSQL commit
+//! all steps and the rows that record them together or not at all. On MySQL and MariaDB, where a schema change commits
+//! the transaction, an interrupted step is applied again (see [`crate::idempotent`]).
 
 use std::time::Duration;
 
@@ -16,14 +16,13 @@ use sea_orm_migration::{
 
 use crate::Migrator;
 
-/// The lock under which a schema is changed: a number of its own for PostgreSQL, a name for MySQL. SQLite has one lock for all
-/// that write.
-const LOCK: i64 = 0x6170_7066_6572_7279;
+/// Key of PostgreSQL's advisory lock for migrations. MySQL and MariaDB have a named lock, SQLite its write lock.
+const LOCK_KEY: i64 = 0x6170_7066_6572_7279;
 
-/// Why a schema could not be brought up to date.
+/// Errors of a migration.
 #[derive(Debug)]
 pub enum Error {
-    /// Another process has held the lock for the whole time.
+    /// Another process held the lock for the whole wait.
     Locked,
     /// The database failed, or has steps that this version does not know.
     Database(DbErr),
@@ -35,15 +34,15 @@ impl From<DbErr> for Error {
     }
 }
 
-/// Creates the schema if there is none and brings it up to date. While another process does so, waits for it, up to `wait`; on
-/// SQLite, for as long as the connection's busy timeout says. Returns how many steps were applied.
+/// Creates or upgrades the schema and returns the number of applied steps. Waits for another process's migration, up to
+/// `wait`; on SQLite, up to the connection's busy timeout.
 pub async fn migrate(db: &DatabaseConnection, wait: Duration) -> Result<usize, Error> {
-    // On SQLite, the lock is taken here.
+    // On SQLite, this takes the lock.
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
     };
-    let transaction = db.begin_with_options(options).await.map_err(refused)?;
+    let transaction = db.begin_with_options(options).await.map_err(lock_error)?;
     lock(&transaction, wait).await?;
     let steps = Migrator::get_pending_migrations_read_only(&transaction).await?.len();
     if steps > 0 {
@@ -53,7 +52,7 @@ pub async fn migrate(db: &DatabaseConnection, wait: Duration) -> Result<usize, E
     Ok(steps)
 }
 
-/// Waits for the lock, which goes with the transaction (PostgreSQL) or the connection (MySQL).
+/// Waits for the lock, which is released with the transaction (PostgreSQL) or the connection (MySQL).
 async fn lock(transaction: &DatabaseTransaction, wait: Duration) -> Result<(), Error> {
     let backend = transaction.get_database_backend();
     let seconds = wait.as_secs();
@@ -61,14 +60,14 @@ async fn lock(transaction: &DatabaseTransaction, wait: Duration) -> Result<(), E
         DbBackend::Postgres => {
             let limit = format!("SET LOCAL lock_timeout = '{seconds}s'");
             transaction.execute_unprepared(&limit).await?;
-            let ask = format!("SELECT pg_advisory_xact_lock({LOCK})");
-            transaction.execute_unprepared(&ask).await.map_err(refused)?;
+            let acquire = format!("SELECT pg_advisory_xact_lock({LOCK_KEY})");
+            transaction.execute_unprepared(&acquire).await.map_err(lock_error)?;
         }
         DbBackend::MySql => {
-            let ask = format!("SELECT GET_LOCK('appferry_migrate', {seconds}) AS got");
-            let row = transaction.query_one_raw(Statement::from_string(backend, ask)).await?;
-            let got = row.and_then(|row| row.try_get::<Option<i64>>("", "got").ok().flatten());
-            if got != Some(1) {
+            let acquire = format!("SELECT GET_LOCK('appferry_migrate', {seconds}) AS acquired");
+            let row = transaction.query_one_raw(Statement::from_string(backend, acquire)).await?;
+            let acquired = row.and_then(|row| row.try_get::<Option<i64>>("", "acquired").ok().flatten());
+            if acquired != Some(1) {
                 return Err(Error::Locked);
             }
         }
@@ -77,12 +76,12 @@ async fn lock(transaction: &DatabaseTransaction, wait: Duration) -> Result<(), E
     Ok(())
 }
 
-/// Tells a lock that was not given in time from other failures.
-fn refused(error: DbErr) -> Error {
+/// Distinguishes a lock that was not acquired in time from other errors.
+fn lock_error(error: DbErr) -> Error {
     if is_locked(&error) { Error::Locked } else { Error::Database(error) }
 }
 
-/// Whether the database refused because another connection holds a lock: `lock_not_available` on PostgreSQL, `SQLITE_BUSY` and
+/// Whether an error means that another connection holds a lock: `lock_not_available` on PostgreSQL, `SQLITE_BUSY` and
 /// `SQLITE_LOCKED` with their extended codes on SQLite.
 #[must_use]
 pub fn is_locked(error: &DbErr) -> bool {

@@ -1,4 +1,4 @@
-//! The thread that writes the audit log. It alone waits where the log's reader is slow or its disk is full.
+//! The thread that writes the audit log. Only this thread blocks on a slow reader or a full disk.
 
 use std::{
     fs::{File, OpenOptions},
@@ -10,16 +10,16 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Condition, Destination, Entry, QUEUE};
+use super::{Destination, Entry, QUEUE, WriterState};
 use crate::metrics;
 
-/// Lines that are written at once.
+/// Maximum number of lines per write.
 const BATCH: usize = 1_024;
-/// How much of what can't be written is kept beside the queue, in bytes.
-const KEPT: usize = 4 << 20;
-/// How long lines are gathered for, so that the thread is not woken for each of them.
-const GATHER: Duration = Duration::from_millis(5);
-/// How long to wait before another attempt to write where nothing more can be kept.
+/// Size of the buffer of unwritten lines from which the queue is no longer drained, in bytes.
+const MAX_BUFFERED: usize = 4 << 20;
+/// Pause between writes, so that the thread is not woken for each line.
+const BATCH_PAUSE: Duration = Duration::from_millis(5);
+/// Pause before a failed write is retried.
 const RETRY: Duration = Duration::from_millis(200);
 
 pub(super) fn open(to: &Destination) -> io::Result<Box<dyn Write + Send>> {
@@ -33,75 +33,75 @@ pub(super) fn open(to: &Destination) -> io::Result<Box<dyn Write + Send>> {
     })
 }
 
-/// Writes what comes through the queue until its senders are gone.
+/// Writes the lines of the queue until all senders are dropped.
 pub(super) fn run(
     mut queue: mpsc::Receiver<Entry>,
     to: &Destination,
     mut out: Box<dyn Write + Send>,
-    condition: &Condition,
+    state: &WriterState,
 ) {
     let mut entries = Vec::with_capacity(BATCH);
-    let mut waiting = Waiting::default();
+    let mut buffer = WriteBuffer::default();
     while queue.blocking_recv_many(&mut entries, BATCH) > 0 {
         for entry in entries.drain(..) {
             if let Entry::Line(line) = entry {
-                waiting.lines.extend_from_slice(&line);
+                buffer.lines.extend_from_slice(&line);
             }
         }
-        waiting.write(&mut out, to);
-        reopen(&mut out, to, condition, &mut waiting);
-        // Where no more can be kept, no more is taken: the queue fills, and calls are refused instead of lines lost.
-        while waiting.failing && waiting.lines.len() > KEPT && !queue.is_closed() {
+        buffer.write(&mut out, to);
+        reopen(&mut out, to, state, &mut buffer);
+        // A full buffer stops draining the queue: it fills up, and calls are rejected instead of lines lost.
+        while buffer.failing && buffer.lines.len() > MAX_BUFFERED && !queue.is_closed() {
             pause(RETRY);
-            waiting.write(&mut out, to);
-            reopen(&mut out, to, condition, &mut waiting);
+            buffer.write(&mut out, to);
+            reopen(&mut out, to, state, &mut buffer);
         }
-        if !waiting.failing && condition.blocked.swap(false, Ordering::AcqRel) {
-            tracing::warn!("the audit log is written again; calls are accepted");
+        if !buffer.failing && state.blocked.swap(false, Ordering::AcqRel) {
+            tracing::warn!("audit log is written again; calls are accepted again");
         }
-        // Not where lines are waiting already, and calls perhaps for them.
+        // No pause if calls may be waiting for room in the queue.
         if queue.len() < QUEUE / 4 {
-            pause(GATHER);
+            pause(BATCH_PAUSE);
         }
     }
-    if !waiting.lines.is_empty() {
-        let lost = waiting.lines.split_inclusive(|byte| *byte == b'\n').count();
-        metrics::audit_lost(lost as u64);
-        tracing::error!(lost, ?to, "lines of the audit log could not be written before the end");
+    if !buffer.lines.is_empty() {
+        let lost = buffer.lines.split_inclusive(|byte| *byte == b'\n').count();
+        metrics::record_lost_decisions(lost as u64);
+        tracing::error!(lost, ?to, "lines of the audit log were lost at shutdown: it could not be written");
     }
 }
 
 fn pause(time: Duration) {
-    #[expect(clippy::disallowed_methods, reason = "this thread is none of the runtime's")]
+    #[expect(clippy::disallowed_methods, reason = "this thread is not part of the runtime")]
     std::thread::sleep(time);
 }
 
-/// Opens the file again if that was asked for.
-fn reopen(out: &mut Box<dyn Write + Send>, to: &Destination, condition: &Condition, waiting: &mut Waiting) {
-    if !condition.reopen.swap(false, Ordering::AcqRel) {
+/// Reopens the file if requested.
+fn reopen(out: &mut Box<dyn Write + Send>, to: &Destination, state: &WriterState, buffer: &mut WriteBuffer) {
+    if !state.reopen.swap(false, Ordering::AcqRel) {
         return;
     }
     match open(to) {
         Ok(opened) => {
             *out = opened;
-            waiting.write(out, to);
+            buffer.write(out, to);
         }
-        Err(error) => tracing::error!(%error, ?to, "the audit log can't be reopened; writing to the old file"),
+        Err(error) => tracing::error!(%error, ?to, "failed to reopen the audit log; keeping the old file open"),
     }
 }
 
-/// Lines that have not been written yet.
+/// Lines that are not written yet.
 #[derive(Default)]
-struct Waiting {
+struct WriteBuffer {
     lines: Vec<u8>,
-    /// Whether they could not be written when that was last tried.
+    /// Whether the last write failed.
     failing: bool,
 }
 
-impl Waiting {
+impl WriteBuffer {
     fn write(&mut self, out: &mut impl Write, to: &Destination) {
         let mut written = 0;
-        let ended = loop {
+        let result = loop {
             match out.write(&self.lines[written..]) {
                 Ok(0) if written < self.lines.len() => break Err(io::ErrorKind::WriteZero.into()),
                 Ok(0) => break out.flush(),
@@ -110,16 +110,19 @@ impl Waiting {
                 Err(error) => break Err(error),
             }
         };
-        // What was written of a line is not written again, so that its rest makes it whole.
+        // A partially written line is continued by the next write.
         self.lines.drain(..written);
-        match &ended {
-            // Once, not for every line.
+        match &result {
+            // Logged once, not at each retry.
             Err(error) if !self.failing => {
-                tracing::error!(%error, ?to, "the audit log can't be written; decisions are kept until it can, calls refused when there are too many");
+                tracing::error!(
+                    %error, ?to,
+                    "failed to write the audit log; retrying, and buffering decisions until calls have to be rejected"
+                );
             }
-            Ok(()) if self.failing => tracing::warn!("the audit log is written again"),
+            Ok(()) if self.failing => tracing::warn!("audit log is written again"),
             _ => {}
         }
-        self.failing = ended.is_err();
+        self.failing = result.is_err();
     }
 }

@@ -1,4 +1,4 @@
-//! `appferry cancel`.
+//! `appferry cancel`: cancels a synchronization.
 
 use clap::Args;
 
@@ -15,12 +15,12 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Cancels a synchronization and shows where it stands then.
+/// Cancels a synchronization and prints its state.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let found = arguments.connection.client().await?.cancel_synchronization(arguments.request_id).await?;
+    let synchronization = arguments.connection.client().await?.cancel_synchronization(arguments.request_id).await?;
     if arguments.json {
-        print::message("Synchronization", &found)
+        print::message("Synchronization", &synchronization)
     } else {
-        print::line(&print::synchronization(&found))
+        print::line(&print::synchronization(&synchronization))
     }
 }

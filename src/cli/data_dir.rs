@@ -1,5 +1,4 @@
-//! The data directory of the embedded default, with everything in it, for a first start without any configuration. Every file in it is
-//! written in one step.
+//! The data directory of a service without a configuration file. Every file in it is written atomically.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -11,26 +10,26 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Error, Result};
-use crate::{config::Config, state};
+use crate::{config::Config, db};
 
-/// The directory, under the one that the service is started in.
+/// The directory, relative to the working directory.
 pub const DIRECTORY: &str = "appferry-data";
-/// The file in it with the administrator's token.
+/// The file with the administrator's token.
 pub const TOKEN: &str = "admin-token";
 
-/// The database in it.
+/// The file of the SQLite database.
 const DATABASE: &str = "state.db";
-/// What SQLite keeps beside it and has not folded back yet.
+/// The write-ahead log of the database.
 const LOG: &str = "state.db-wal";
-/// Says that there is a database.
+/// The file that records that a database was created.
 const MARKER: &str = "database-created";
-/// The form of the directory, raised when an older version can't work with it.
+/// The format of the directory, raised when an older version can't use it.
 const FORMAT: &str = "1";
 const HOME: &str = "cn-hangzhou";
 const REGIONS: [&str; 4] = [HOME, "cn-shanghai", "cn-beijing", "cn-shenzhen"];
 const ADMINISTRATOR: &str = "acs:ram::1:user/admin";
 
-/// A data directory that no other process uses while this lives.
+/// A data directory, locked against other processes.
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
@@ -39,42 +38,45 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Opens the directory, and makes it if there is none.
+    /// Opens and locks the directory. Creates it if it does not exist.
     pub fn open(path: &Path) -> Result<Self> {
-        let at = |what: &str| format!("{what} {}", path.display());
-        make_directory(path).map_err(Error::local(at("the data directory")))?;
+        let context = |operation: &str| format!("failed to {operation} {}", path.display());
+        make_directory(path).map_err(Error::local(context("create the data directory")))?;
         check_owner(path)?;
         let mut lock = OpenOptions::new();
         let lock = lock.write(true).create(true).truncate(false).mode(0o600).open(path.join("lock"));
-        let lock = lock.map_err(Error::local(at("locking")))?;
+        let lock = lock.map_err(Error::local(context("lock")))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::Ended(format!("{} is in use by another appferry", path.display())));
+                return Err(Error::failed(format!("{} is in use by another appferry", path.display())));
             }
-            Err(TryLockError::Error(error)) => return Err(Error::local(at("locking"))(error)),
+            Err(TryLockError::Error(error)) => return Err(Error::local(context("lock"))(error)),
         }
         check_format(path)?;
         check_database(path)?;
         for region in REGIONS {
-            make_directory(&path.join("regions").join(region)).map_err(Error::local(at("making the regions in")))?;
+            make_directory(&path.join("regions").join(region))
+                .map_err(Error::local(context("create the regions in")))?;
         }
         check_owner(&path.join(TOKEN))?;
-        let token = token(&path.join(TOKEN)).map_err(Error::local(at("the administrator's token in")))?;
+        let token = token(&path.join(TOKEN)).map_err(Error::local(context("read the administrator's token in")))?;
         Ok(Self { path: path.to_owned(), token, _lock: lock })
     }
 
-    /// The configuration that it stands for, and the environment over it.
+    /// The configuration of the directory, overridden by the environment.
     pub fn config(&self) -> Result<Config> {
         let token = format!("token_sha256 = \"{}\"\n", hex::encode(Sha256::digest(&self.token)));
-        Config::parse(&(settings(&self.path) + &token)).map_err(Error::local("the configuration"))
+        Config::parse(&(settings(&self.path) + &token)).map_err(Error::local("invalid configuration"))
     }
 
-    /// Creates the database or brings its schema up to date, and remembers that there is one. Returns how many steps were applied.
+    /// Creates the database or migrates its schema, and records that it was created. Returns the number of migrations.
     pub async fn migrate(&self, config: &Config) -> Result<usize> {
-        let steps = state::migrate(&config.database.settings()).await.map_err(Error::local("the database"))?;
-        write_whole(&self.path.join(MARKER), "", 0o600).map_err(Error::local("remembering the database"))?;
-        Ok(steps)
+        let count =
+            db::migrate(&config.database.settings()).await.map_err(Error::local("failed to migrate the database"))?;
+        write_whole(&self.path.join(MARKER), "", 0o600)
+            .map_err(Error::local("failed to record that the database was created"))?;
+        Ok(count)
     }
 
     /// The administrator's token.
@@ -82,20 +84,20 @@ impl DataDirectory {
         &self.token
     }
 
-    /// Where the token is kept.
+    /// The file with the administrator's token.
     pub fn token_file(&self) -> PathBuf {
         self.path.join(TOKEN)
     }
 
-    /// Where a region's images are.
+    /// The directory of a region's images.
     pub fn region(&self, region: &str) -> PathBuf {
         self.path.join("regions").join(region)
     }
 }
 
-/// The configuration of the data directory without anybody's token: enough to find its stores and policies.
+/// The configuration of the directory without the administrator's token, which the stores and policies do not need.
 pub fn config(path: &Path) -> Result<Config> {
-    Config::parse(&settings(path)).map_err(Error::local("the configuration"))
+    Config::parse(&settings(path)).map_err(Error::local("invalid configuration"))
 }
 
 fn settings(path: &Path) -> String {
@@ -115,55 +117,59 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Refuses what belongs to somebody else, or what others can write to: they could have put a token there that they know, or a database. What
-/// is not there is nobody's.
+/// Rejects a file or directory that another user owns or can write to: it could have a token or a database of that
+/// user. One that does not exist is accepted.
 fn check_owner(path: &Path) -> Result<()> {
-    let failed = || Error::local(format!("looking at {}", path.display()));
-    // The link, if it is one, and where it leads.
-    for found in [fs::symlink_metadata(path), fs::metadata(path)] {
-        let found = match found {
+    let failed = || Error::local(format!("failed to check the owner of {}", path.display()));
+    // The link itself, if it is one, and its target.
+    for metadata in [fs::symlink_metadata(path), fs::metadata(path)] {
+        let metadata = match metadata {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            found => found.map_err(failed())?,
+            metadata => metadata.map_err(failed())?,
         };
-        let (own, shown) = (rustix::process::geteuid().as_raw(), path.display());
-        if found.uid() != own {
-            return Err(Error::Ended(format!(
-                "{shown} belongs to the user {}, and this is {own}: whoever owns it could have put anything there; run as that user, or elsewhere",
-                found.uid()
-            )));
+        let (user, shown) = (rustix::process::geteuid().as_raw(), path.display());
+        if metadata.uid() != user {
+            let problem = format!(
+                "{shown} belongs to user {}, and this process runs as user {user}: its content can't be trusted",
+                metadata.uid()
+            );
+            return Err(Error::failed(problem).with_hint("run as the owner, or in another directory"));
         }
-        if !found.is_symlink() && found.mode() & 0o022 != 0 {
-            return Err(Error::Ended(format!(
-                "{shown} has mode {:04o} and can be written to by others: see that nothing in it is theirs, and `chmod go-w` it",
-                found.mode() & 0o7777
-            )));
+        if !metadata.is_symlink() && metadata.mode() & 0o022 != 0 {
+            let problem = format!(
+                "{shown} has mode {:04o}, so that other users can write to it: its content can't be trusted",
+                metadata.mode() & 0o7777
+            );
+            let hint = format!("check that nothing in it is from another user, then run `chmod go-w {shown}`");
+            return Err(Error::failed(problem).with_hint(hint));
         }
     }
     Ok(())
 }
 
-/// Refuses a directory of another version. Where the format is missing or empty, the directory is new, or its first start was
-/// interrupted.
+/// Rejects a directory of another version. A missing or empty format is that of a new directory or of an interrupted
+/// first start.
 fn check_format(path: &Path) -> Result<()> {
     let file = path.join("format");
-    let failed = || Error::local(format!("the format in {}", file.display()));
+    let failed = || Error::local(format!("failed to read or write {}", file.display()));
     let format = read(&file).map_err(failed())?.unwrap_or_default();
     match format.trim() {
         "" => write_whole(&file, FORMAT, 0o600).map_err(failed()),
         FORMAT => Ok(()),
-        other => Err(Error::Ended(format!(
-            "{} has the format {other:?} and this version works with {FORMAT:?}: it was written by another version of appferry",
+        other => Err(Error::failed(format!(
+            "{} has the format {other:?} of another version of appferry; this version supports {FORMAT:?}",
             path.display(),
-        ))),
+        ))
+        .with_hint("run the version that wrote it, or use another directory")),
     }
 }
 
-/// Refuses a directory whose database is gone, empty or cut short, though there was one: an empty one in its place would hide that
-/// everything has been lost.
+/// Rejects a directory whose database was created before and is missing, empty or truncated now: a new empty one would
+/// hide the loss.
 fn check_database(path: &Path) -> Result<()> {
     let marker = path.join(MARKER);
     let database = path.join(DATABASE);
-    let failed = || Error::local(format!("reading {}", database.display()));
+    let failed = || Error::local(format!("failed to read {}", database.display()));
     if read(&marker).map_err(failed())?.is_none() {
         return Ok(());
     }
@@ -174,15 +180,13 @@ fn check_database(path: &Path) -> Result<()> {
     };
     match problem {
         None => Ok(()),
-        Some(problem) => Err(Error::Ended(format!(
-            "{} {problem}, though there was a database before: restore it from a backup, or remove {} to begin with an empty one",
-            database.display(),
-            marker.display(),
-        ))),
+        Some(problem) => Err(Error::failed(format!("{} {problem}, but was created before", database.display()))
+            .with_hint(format!("restore it from a backup, or remove {} to start with an empty one", marker.display()))),
     }
 }
 
-/// What is wrong with a file of SQLite, by its header (<https://sqlite.org/fileformat2.html#the_database_header>) and its length.
+/// The damage of an SQLite file, by its length and its header
+/// (<https://sqlite.org/fileformat2.html#the_database_header>).
 fn damage(file: &File, log: &Path) -> io::Result<Option<&'static str>> {
     let length = file.metadata()?.len();
     let mut header = [0; 100];
@@ -190,23 +194,23 @@ fn damage(file: &File, log: &Path) -> io::Result<Option<&'static str>> {
         return Ok(Some("is empty"));
     }
     if length < header.len() as u64 {
-        return Ok(Some("is cut short"));
+        return Ok(Some("is truncated"));
     }
     file.read_exact_at(&mut header, 0)?;
     if !header.starts_with(b"SQLite format 3\0") {
-        return Ok(Some("is no database of SQLite"));
+        return Ok(Some("is not an SQLite database"));
     }
     let page = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
         1 => 65_536,
         size => size,
     };
     let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
-    // What is still in the log has yet to be folded back into the file.
+    // Pages in the log may be missing in the file until the next checkpoint.
     let is_logged = fs::metadata(log).is_ok_and(|log| log.len() > 0);
-    Ok((!is_logged && length < pages * page).then_some("is cut short"))
+    Ok((!is_logged && length < pages * page).then_some("is truncated"))
 }
 
-/// Reads the token, or makes one that only its owner may read.
+/// Reads the token, or creates one with mode 0600.
 fn token(path: &Path) -> io::Result<String> {
     if let Some(token) = read(path)?.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()) {
         return Ok(token);
@@ -216,7 +220,7 @@ fn token(path: &Path) -> io::Result<String> {
     Ok(token)
 }
 
-/// Reads a file; nothing if there is none.
+/// Reads a file; `None` if it does not exist.
 fn read(path: &Path) -> io::Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -225,7 +229,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Writes a file in one step: whenever the process or the machine stops, it is there with all of its content, or as it was before.
+/// Writes a file atomically: after a crash it has either all of the new content or the old one.
 fn write_whole(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
@@ -248,7 +252,7 @@ mod tests {
     use super::{DATABASE, DataDirectory, MARKER, TOKEN};
 
     #[tokio::test]
-    async fn what_an_interrupted_first_start_left_is_completed() {
+    async fn an_interrupted_first_start_is_completed() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path();
         for file in ["format", "format.new", TOKEN, DATABASE] {
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_that_is_gone_or_cut_short_is_not_taken_for_a_new_one() {
+    async fn a_missing_or_truncated_database_is_not_replaced_by_a_new_one() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path();
         {
@@ -277,15 +281,15 @@ mod tests {
         }
         let database = path.join(DATABASE);
         let whole = fs::read(&database).expect("a database");
-        let refused = || DataDirectory::open(path).expect_err("it is refused").to_string();
+        let refused = || DataDirectory::open(path).expect_err("damaged").report();
         for length in [0, 50, whole.len() / 2] {
             fs::write(&database, &whole[..length]).expect("it is written");
-            let refused = refused();
-            let named = if length == 0 { "is empty" } else { "is cut short" };
-            assert!(refused.contains(named) && refused.contains(MARKER), "{length}: {refused}");
+            let error = refused();
+            let expected = if length == 0 { "is empty" } else { "is truncated" };
+            assert!(error.contains(expected) && error.contains(MARKER), "{length}: {error}");
         }
         fs::write(&database, vec![0x5a; whole.len()]).expect("it is written");
-        assert!(refused().contains("is no database"), "{}", refused());
+        assert!(refused().contains("is not an SQLite database"), "{}", refused());
         fs::remove_file(&database).expect("it is there");
         assert!(refused().contains("is missing"), "{}", refused());
         fs::write(&database, &whole).expect("it is written");

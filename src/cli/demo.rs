@@ -1,4 +1,4 @@
-//! `appferry demo`: the main job by itself.
+//! `appferry demo`: synchronizes an image with a service of its own.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,41 +15,42 @@ use super::{
     print, status,
 };
 use crate::{
+    app::{self, Role, Service},
     contract::v1::SynchronizeAppRequest,
-    domain::{Clock, ImageName},
-    region::{Backend, Store, verify},
-    service::{self, Role, Service},
+    domain::ImageName,
+    region::{Backend, MovedName, Store, verify},
 };
 
-/// The demo shows progress; logs would only disturb it.
+/// The log filter. Log lines would interrupt the progress bars.
 pub const LOG: &str = "warn";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A disk file to carry; without one, the program itself.
+    /// The disk file to synchronize. Default: this program.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Exit when it is done, instead of going on to serve.
+    /// Exit after the verification instead of continuing to serve.
     #[arg(long)]
     exit: bool,
 }
 
-/// Starts the embedded service, adds an image, carries it to every region, and verifies it there.
+/// Starts a local service, adds an image, synchronizes it to every region, and verifies the copies.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
     let mut config = directory.config()?;
     if arguments.exit {
-        // Nobody else is going to call it.
+        // Any free port: no other program calls the service.
         config.server.listen.set_port(0);
     }
     directory.migrate(&config).await?;
-    let service = Service::start(&config, Role::ServerAndWorker).await.map_err(Error::local("starting"))?;
-    let shown = show(&arguments, &directory, &config, &service).await;
-    if shown.is_ok() && !arguments.exit {
-        tokio::signal::ctrl_c().await.map_err(Error::local("signals"))?;
+    let service =
+        Service::start(&config, Role::ServerAndWorker).await.map_err(Error::local("failed to start the service"))?;
+    let result = show(&arguments, &directory, &config, &service).await;
+    if result.is_ok() && !arguments.exit {
+        tokio::signal::ctrl_c().await.map_err(Error::local("failed to wait for Ctrl-C"))?;
     }
     service.shutdown().await;
-    shown
+    result
 }
 
 async fn show(
@@ -58,7 +59,7 @@ async fn show(
     config: &crate::config::Config,
     service: &Service,
 ) -> Result<()> {
-    let address = service.address().ok_or_else(|| Error::Ended("the service does not listen".to_owned()))?;
+    let address = service.address().ok_or_else(|| Error::failed("the service has no listener"))?;
     let connection = Connection {
         allow_plaintext: false,
         endpoint: format!("http://{address}"),
@@ -70,7 +71,7 @@ async fn show(
     };
     let file = match &arguments.image {
         Some(file) => file.clone(),
-        None => std::env::current_exe().map_err(Error::local("the program's own file"))?,
+        None => std::env::current_exe().map_err(Error::local("failed to find the file of this program"))?,
     };
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     print::line(&format!("serving at {address}; adding {}", file.display()))?;
@@ -82,28 +83,29 @@ async fn show(
     let request_id = client.synchronize_app(request).await?;
     let last = status::follow(&client, &request_id, true, |_| Ok(())).await?;
     print::line(&print::synchronization(&last))?;
-    status::judge(&last)?;
+    status::check_succeeded(&last)?;
 
     let Backend::Stores(stores) =
-        service::backend(config, &Clock::system()).map_err(Error::local("the configuration"))?
+        app::backend(config, &crate::system_clock()).map_err(Error::local("failed to open the stores"))?
     else {
-        return Err(Error::Ended("the embedded regions are directories".to_owned()));
+        return Err(Error::failed("the local regions are not directories"));
     };
     let image = ImageName(app_id.clone());
     for (region, store) in stores.iter() {
-        let missing = || Error::Ended(format!("{region} does not show the image"));
-        let failed = || Error::local(format!("verifying {region}"));
+        let missing = || Error::failed(format!("{region} does not have the image"));
+        let failed = || Error::local(format!("failed to verify the image in {region}"));
         let root = store.root(&image).await.map_err(failed())?.ok_or_else(missing)?;
-        let found = verify(Arc::<dyn Store>::clone(store), &image, &root, &[]).await.map_err(failed())?;
-        if !found.damages.is_empty() {
-            return Err(Error::Ended(format!("{region}: {}", found.damages.join("; "))));
+        let report =
+            verify(Arc::<dyn Store>::clone(store), &image, &root, &[], MovedName::Damages).await.map_err(failed())?;
+        if !report.damages.is_empty() {
+            return Err(Error::failed(format!("the image is damaged in {region}: {}", report.damages.join("; "))));
         }
         let path = directory.region(region.as_str()).join(&app_id);
         print::line(&format!("verified {region}: {} in {}", root.digest, path.display()))?;
     }
     if !arguments.exit {
         print::line(&format!(
-            "\nTry it yourself (Ctrl-C ends it):\n  appferry image list\n  appferry status {request_id}\n  \
+            "\nTry it (Ctrl-C stops the service):\n  appferry image list\n  appferry status {request_id}\n  \
              grpcurl -plaintext -H \"authorization: Bearer $(cat {})\" {address} appferry.v1.ImageService/ListRegions",
             directory.token_file().display()
         ))?;

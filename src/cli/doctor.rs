@@ -1,6 +1,7 @@
-//! `appferry doctor`: tries everything that the service needs, and says what to mend.
+//! `appferry doctor`: checks everything that the service needs, and suggests remedies.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,106 +11,108 @@ use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Result, data_dir, leftovers, print};
+use super::{Error, Result, data_dir, leftovers, print, proxy_advice};
 use crate::{
-    config::Config,
-    domain::{Clock, RegionId, with_causes},
+    app,
+    config::{Config, RegionProxy},
+    db::{Db, RegionStore},
+    domain::{RegionId, with_causes},
     region::{self, Backend, Store},
-    service,
-    state::{RegionStore, State},
     telemetry,
 };
 
-/// How long anything may take that is tried.
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
-/// By how much the clocks of this machine and of the database may differ: tokens and signatures are judged by this one's, leases by
-/// that one's.
+/// The time limit of each check.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
+/// The tolerated difference between the clocks of this machine and of the database: tokens and signatures are checked
+/// by the former, leases by the latter.
 const SKEW: Duration = Duration::from_secs(5);
-/// An image that no region has.
-const NOBODY: &str = "appferry-probe";
+/// The name of an image that no region has.
+const PROBE_IMAGE: &str = "appferry-probe";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The configuration file; without one, the embedded default in ./appferry-data.
+    /// The configuration file. Default: that of ./appferry-data.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON, a line each.
+    /// Print JSON, one line per check.
     #[arg(long)]
     json: bool,
 }
 
-/// What came of a trial.
+/// The result of a check.
 #[derive(Debug)]
 pub(super) struct Finding {
-    what: String,
-    /// What is so, or what is wrong and what to do about it.
-    found: std::result::Result<String, (String, &'static str)>,
+    check: String,
+    /// A detail, or the problem and its remedy.
+    result: std::result::Result<String, (String, Cow<'static, str>)>,
 }
 
 impl Finding {
-    pub(super) fn good(what: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { what: what.into(), found: Ok(detail.into()) }
+    pub(super) fn good(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { check: check.into(), result: Ok(detail.into()) }
     }
 
-    fn bad(what: impl Into<String>, problem: impl Into<String>, mend: &'static str) -> Self {
-        Self { what: what.into(), found: Err((problem.into(), mend)) }
+    fn bad(check: impl Into<String>, problem: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> Self {
+        Self { check: check.into(), result: Err((problem.into(), remedy.into())) }
     }
 
-    fn tell(&self, json: bool) -> Result<()> {
-        let what = &self.what;
+    fn print(&self, json: bool) -> Result<()> {
+        let check = &self.check;
         if json {
-            let (ok, detail, mend) = match &self.found {
+            let (ok, detail, remedy) = match &self.result {
                 Ok(detail) => (true, detail, None),
-                Err((problem, mend)) => (false, problem, Some(mend)),
+                Err((problem, remedy)) => (false, problem, Some(remedy)),
             };
-            let line = serde_json::json!({ "check": what, "ok": ok, "detail": detail, "mend": mend });
+            let line = serde_json::json!({ "check": check, "ok": ok, "detail": detail, "mend": remedy });
             return print::line(&line.to_string());
         }
-        print::line(&match &self.found {
-            Ok(detail) => format!("ok      {what:20}  {detail}"),
-            Err((problem, mend)) => format!("WRONG   {what:20}  {problem}\n        {:20}  {mend}", ""),
+        print::line(&match &self.result {
+            Ok(detail) => format!("ok      {check:20}  {detail}"),
+            Err((problem, remedy)) => format!("WRONG   {check:20}  {problem}\n        {:20}  {remedy}", ""),
         })
     }
 }
 
-/// Tries everything, and tells of each as soon as it is known. Fails if anything is wrong.
+/// Runs all checks and prints each result as soon as it is known. Fails if there is a problem.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let mut wrong = 0;
-    let mut tell = |findings: Vec<Finding>| {
-        wrong += findings.iter().filter(|finding| finding.found.is_err()).count();
-        findings.iter().try_for_each(|finding| finding.tell(arguments.json))
+    let mut problems = 0;
+    let mut print = |findings: Vec<Finding>| {
+        problems += findings.iter().filter(|finding| finding.result.is_err()).count();
+        findings.iter().try_for_each(|finding| finding.print(arguments.json))
     };
     let config = match configuration(arguments.config.as_deref()) {
         Ok(config) => config,
         Err(problem) => {
-            let mend = "appferry.example.toml shows every key; each can be given as APPFERRY_SECTION__KEY too";
-            tell(vec![Finding::bad("configuration", problem, mend)])?;
-            return Err(Error::Ended("nothing else can be tried".to_owned()));
+            let remedy = "appferry.example.toml has every key; each can be set as APPFERRY_SECTION__KEY too";
+            print(vec![Finding::bad("configuration", problem, remedy)])?;
+            return Err(Error::failed("the other checks need a valid configuration"));
         }
     };
-    let regions = config.regions().map_err(Error::local("the configuration"))?;
+    let regions = config.regions().map_err(Error::local("invalid configuration"))?;
     let detail =
         format!("regions: {}, home {}; principals: {}", config.region.len(), regions.home(), config.principal.len());
-    tell(vec![Finding::good("configuration", detail)])?;
-    tell(database(&config).await)?;
-    tell(known_regions(&config).await)?;
-    let clock = Clock::system();
-    match service::backend(&config, &clock) {
+    print(vec![Finding::good("configuration", detail)])?;
+    print(database(&config).await)?;
+    print(recorded_regions(&config).await)?;
+    let clock = crate::system_clock();
+    match app::backend(&config, &clock) {
         Ok(backend) => {
-            tell(reach(&backend).await)?;
+            // The configuration has already been checked.
+            let proxies = config.region_proxies().unwrap_or_default();
+            print(probe_regions(&backend, &proxies).await)?;
             if let Backend::Stores(stores) = &backend {
-                tell(leftovers::findings(&config, stores).await)?;
+                print(leftovers::findings(&config, stores).await)?;
             }
         }
         Err(error) => {
-            tell(vec![Finding::bad("regions", with_causes(&error), "the key that it names can't be used as it is")])?;
+            print(vec![Finding::bad("regions", with_causes(&error), "correct the key that the problem names")])?;
         }
     }
-    tell(vec![collector().await])?;
-    match wrong {
+    print(vec![collector().await])?;
+    match problems {
         0 => Ok(()),
-        1 => Err(Error::Ended("one thing is wrong".to_owned())),
-        count => Err(Error::Ended(format!("{count} things are wrong"))),
+        1 => Err(Error::failed("found 1 problem")),
+        count => Err(Error::failed(format!("found {count} problems"))),
     }
 }
 
@@ -120,137 +123,141 @@ fn configuration(file: Option<&Path>) -> std::result::Result<Config, String> {
     }
 }
 
-/// Whether the database answers, has the schema, takes writes, and knows what time it is.
+/// Checks that the database responds, has the current schema, accepts writes, and has the same time.
 async fn database(config: &Config) -> Vec<Finding> {
-    let look = async {
+    let check = async {
         let stop = CancellationToken::new();
         let regions = config.regions().map_err(|error| with_causes(&error))?;
-        let opened = State::open(&config.database.settings(), regions, stop.clone()).await;
+        let opened = Db::open(&config.database.settings(), regions, stop.clone()).await;
         let (state, tasks) = opened.map_err(|error| with_causes(&error))?;
-        let before = Clock::system().now();
-        let answers = (state.ready().await, state.time().await);
-        let after = Clock::system().now();
+        let before = crate::system_clock().now();
+        let (ready, time) = (state.ready().await, state.time().await);
+        let after = crate::system_clock().now();
         stop.cancel();
         tasks.join().await;
-        // It is closed with the process at the latest.
+        // The connections end with the process at the latest.
         let _ = state.close().await;
-        answers.0.map_err(|error| with_causes(&error))?;
-        let time = answers.1.map_err(|error| with_causes(&error))?;
-        // Ahead of all that it took, or behind it.
+        ready.map_err(|error| with_causes(&error))?;
+        let time = time.map_err(|error| with_causes(&error))?;
+        // The time is ahead of the whole call, or behind it.
         Ok::<_, String>(after.until(time).max(time.until(before)))
     };
-    let mend = "database.url says where it is; `appferry migrate` makes its schema; it must take writes";
-    match timeout(PATIENCE, look).await.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
-        Err(problem) => vec![Finding::bad("database", problem, mend)],
+    let remedy = "check database.url, run `appferry migrate`, and make the database writable";
+    match timeout(TIMEOUT, check).await.unwrap_or_else(|_| Err("the database does not respond".to_owned())) {
+        Err(problem) => vec![Finding::bad("database", problem, remedy)],
         Ok(skew) => {
             let clock = if skew <= SKEW {
                 Finding::good("clock", format!("differs from the database's by {} ms", skew.as_millis()))
             } else {
                 let problem = format!("differs from the database's by {} s", skew.as_secs());
-                Finding::bad("clock", problem, "let NTP set the clocks of both machines")
+                Finding::bad("clock", problem, "synchronize the clocks of both machines, for example by NTP")
             };
-            vec![Finding::good("database", "has the schema and takes writes"), clock]
+            vec![Finding::good("database", "has the current schema and accepts writes"), clock]
         }
     }
 }
 
-/// Whether copies wait in regions that are not configured, and whether the configured ones are where they were. Says nothing of a
-/// database that can't be read: that has been said.
-async fn known_regions(config: &Config) -> Vec<Finding> {
-    let look = async {
+/// Finds suspended copies to regions that are not configured, and regions whose store has changed. An unreadable
+/// database is reported by its own check.
+async fn recorded_regions(config: &Config) -> Vec<Finding> {
+    let read = async {
         let stop = CancellationToken::new();
-        let (state, tasks) =
-            State::open(&config.database.settings(), config.regions().ok()?, stop.clone()).await.ok()?;
-        let found = async {
-            let known = state.region_stores().await.ok()?;
-            let regions: Vec<RegionId> = known.iter().map(|store| store.region.clone()).collect();
+        let (state, tasks) = Db::open(&config.database.settings(), config.regions().ok()?, stop.clone()).await.ok()?;
+        let records = async {
+            let stores = state.region_stores().await.ok()?;
+            let regions: Vec<RegionId> = stores.iter().map(|store| store.region.clone()).collect();
             let suspended = state.replicas_suspended(&regions).await.ok()?;
-            Some((known, suspended))
+            Some((stores, suspended))
         };
-        let found = found.await;
+        let records = records.await;
         stop.cancel();
         tasks.join().await;
-        // It is closed with the process at the latest.
+        // The connections end with the process at the latest.
         let _ = state.close().await;
-        found
+        records
     };
-    let Ok(Some((known, suspended))) = timeout(PATIENCE, look).await else { return Vec::new() };
+    let Ok(Some((stores, suspended))) = timeout(TIMEOUT, read).await else { return Vec::new() };
     let locations = config.locations().unwrap_or_default();
-    let judge = |store: &RegionStore| {
+    let finding = |store: &RegionStore| {
         let region = store.region.as_str();
         let Some((_, location)) = locations.iter().find(|(configured, _)| *configured == store.region) else {
             let count = suspended.get(&store.region).filter(|count| **count > 0)?;
-            let problem = format!("not configured, and {count} copies to it are suspended");
-            return Some(Finding::bad(region, problem, "configure the region again, or cancel what asked for it"));
+            let problem = format!("not configured any more; {count} copies to it are suspended");
+            return Some(Finding::bad(region, problem, "configure the region again, or cancel the synchronizations"));
         };
         let before = store.location.as_ref().filter(|before| *before != location)?;
-        let problem = format!("its store was {before} and is {location}");
+        let problem = format!("its store has changed from {before} to {location}");
         Some(Finding::bad(
             region,
             problem,
-            "the service checks its images there; synchronize again what it does not find",
+            "the service checks its images there; synchronize those again that it reports as missing",
         ))
     };
-    known.iter().filter_map(judge).collect()
+    stores.iter().filter_map(finding).collect()
 }
 
-/// Whether each region can be reached, read and written.
-async fn reach(backend: &Backend) -> Vec<Finding> {
+/// Checks that each region is reachable, readable and writable.
+async fn probe_regions(backend: &Backend, proxies: &[RegionProxy]) -> Vec<Finding> {
+    let proxy = |region: &RegionId| proxies.iter().find(|proxy| proxy.region == *region);
     match backend {
-        Backend::Stores(stores) => join_all(stores.iter().map(|(region, store)| probe(region, &**store))).await,
+        Backend::Stores(stores) => {
+            join_all(stores.iter().map(|(region, store)| probe(region, &**store, proxy(region)))).await
+        }
         Backend::Ecs(ecs) => {
-            let look = |region: &RegionId| {
-                let (ecs, region) = (ecs.clone(), region.clone());
+            let probe = |region: &RegionId| {
+                let (ecs, region, proxy) = (ecs.clone(), region.clone(), proxy(region));
                 async move {
-                    match ecs.named(&region, NOBODY).await {
+                    match ecs.named(&region, PROBE_IMAGE).await {
                         Ok(_) => Finding::good(region.as_str(), "ecs: lists images"),
                         Err(error) => {
-                            let mend = "the credentials of [alibaba] and what they may do, or its endpoint";
-                            Finding::bad(region.as_str(), format!("ecs: {}", with_causes(&error)), mend)
+                            let remedy = "check the credentials in [alibaba], their permissions, and the endpoint";
+                            let remedy = proxy_advice::of(proxy).await.map_or(remedy.into(), Cow::Owned);
+                            Finding::bad(region.as_str(), format!("ecs: {}", with_causes(&error)), remedy)
                         }
                     }
                 }
             };
-            join_all(ecs.regions().map(look)).await
+            join_all(ecs.regions().map(probe)).await
         }
     }
 }
 
-async fn probe(region: &RegionId, store: &dyn Store) -> Finding {
+async fn probe(region: &RegionId, store: &dyn Store, proxy: Option<&RegionProxy>) -> Finding {
     let kind = store.kind().as_str();
-    match timeout(PATIENCE, store.probe()).await.unwrap_or(Err(region::Error::Stalled("the store"))) {
+    match timeout(TIMEOUT, store.probe()).await.unwrap_or(Err(region::Error::Stalled("the store"))) {
         Ok(free) => {
             let free = free.map(|free| format!(", {} free", print::bytes(i64::try_from(free).unwrap_or(i64::MAX))));
-            Finding::good(region.as_str(), format!("{kind}: can be read and written{}", free.unwrap_or_default()))
+            Finding::good(region.as_str(), format!("{kind}: readable and writable{}", free.unwrap_or_default()))
         }
-        Err(error) => Finding::bad(region.as_str(), format!("{kind}: {}", with_causes(&error)), mend(&error)),
+        Err(error) => {
+            let remedy = proxy_advice::of(proxy).await.map_or(remedy(&error).into(), Cow::Owned);
+            Finding::bad(region.as_str(), format!("{kind}: {}", with_causes(&error)), remedy)
+        }
     }
 }
 
-/// What to do about it.
-fn mend(error: &region::Error) -> &'static str {
+/// The remedy of an error.
+fn remedy(error: &region::Error) -> &'static str {
     match error {
-        region::Error::Vanished(_) => {
-            "the disk that it is on has to be mounted; or the region's `store` is another directory"
-        }
+        region::Error::Vanished(_) => "mount the file system of the directory, or correct the region's `store`",
         region::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
-            "the limit of open files (`ulimit -n`, LimitNOFILE=) is too low for what the process has open"
+            "raise the limit of open files (`ulimit -n`, LimitNOFILE=)"
         }
-        region::Error::Unresponsive { .. } => "the disk or the file server that the directory is on",
-        region::Error::Io { .. } => "the user that the service runs as must be able to read and write there",
+        region::Error::Unresponsive { .. } => "check the disk or the file server of the directory",
+        region::Error::Io { .. } => "give the user of the service read and write access",
         region::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
-            "the credentials of the region, and what they may do"
+            "check the credentials of the region and their permissions"
         }
-        region::Error::Status { status, .. } if status.as_u16() == 404 => {
-            "the namespace or the bucket: it has to be there"
-        }
-        region::Error::Credentials(_) => "the file or the helper that the region's credentials come from",
+        region::Error::Status { status, .. } if status.as_u16() == 404 => "create the namespace or the bucket",
+        region::Error::Credentials(_) => "check the file or the helper of the region's credentials",
         region::Error::Transport { .. } | region::Error::Stalled(_) => {
-            "whether the store, and the proxy where there is one, is running, and whether its address in the region's `store` or `endpoint` is right"
+            "check that the store is running, and the address in the region's `store` or `endpoint`"
         }
-        region::Error::Forbidden { .. } => "the region's `store`; `allow_loopback` lets a name lead to this machine",
+        region::Error::Forbidden { .. } => {
+            "correct the region's `store`, or set `allow_loopback` for a service on this machine"
+        }
         region::Error::Elsewhere { advice, .. } => advice,
-        _ => "what the store says",
+        _ => "see the error of the store",
     }
 }
 
@@ -259,20 +266,20 @@ fn is_descriptor_limit(errno: i32) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|limit| limit.raw_os_error() == errno)
 }
 
-/// Whether somebody listens where telemetry is to be sent.
+/// Checks that the OTLP collector, if any, accepts connections.
 async fn collector() -> Finding {
-    let what = "collector";
+    let check = "collector";
     let Some(endpoint) = telemetry::endpoint() else {
-        return Finding::good(what, "none is configured (OTEL_EXPORTER_OTLP_ENDPOINT): no trace is sent");
+        return Finding::good(check, "not configured (OTEL_EXPORTER_OTLP_ENDPOINT); no traces are exported");
     };
-    let mend =
-        "OTEL_EXPORTER_OTLP_ENDPOINT must be the URL of an OTLP receiver for gRPC, for example http://127.0.0.1:4317";
+    let remedy =
+        "set OTEL_EXPORTER_OTLP_ENDPOINT to the URL of an OTLP receiver for gRPC, for example http://127.0.0.1:4317";
     let address = endpoint.parse::<url::Url>().ok();
     let address = address.and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)));
-    let Some(address) = address else { return Finding::bad(what, format!("{endpoint:?} is no URL"), mend) };
-    match timeout(PATIENCE, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Finding::good(what, format!("{endpoint} takes connections")),
-        Ok(Err(error)) => Finding::bad(what, format!("{endpoint}: {error}"), mend),
-        Err(_) => Finding::bad(what, format!("{endpoint} does not answer"), mend),
+    let Some(address) = address else { return Finding::bad(check, format!("{endpoint:?} is not a URL"), remedy) };
+    match timeout(TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Finding::good(check, format!("{endpoint} accepts connections")),
+        Ok(Err(error)) => Finding::bad(check, format!("{endpoint}: {error}"), remedy),
+        Err(_) => Finding::bad(check, format!("{endpoint} does not respond"), remedy),
     }
 }

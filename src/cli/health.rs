@@ -1,4 +1,4 @@
-//! `appferry health`: what a container's health check runs.
+//! `appferry health`: checks the health of a service, for the health check of a container.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use super::{Error, Result, connection::Connection, print};
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -15,17 +15,18 @@ pub struct Arguments {
     connection: Connection,
 }
 
-/// Asks a service whether it is healthy.
+/// Prints the health of a service. Fails if it is not SERVING.
 pub async fn run(arguments: Arguments) -> Result<()> {
-    let ask = async {
+    let check = async {
         let mut client = HealthClient::new(arguments.connection.builder()?.channel().await?);
         let response = client.check(HealthCheckRequest::default()).await?.into_inner();
         Ok::<_, Error>(response.status())
     };
-    let status = tokio::time::timeout(PATIENCE, ask).await.map_err(Error::local("no answer"))??;
+    let status =
+        tokio::time::timeout(TIMEOUT, check).await.map_err(Error::local("the service did not respond in time"))??;
     if status == ServingStatus::Serving {
         print::line("SERVING")
     } else {
-        Err(Error::Ended(format!("the service is {}", status.as_str_name())))
+        Err(Error::failed(format!("the service is {}", status.as_str_name())))
     }
 }

@@ -1,4 +1,5 @@
-//! What `appferry doctor` says of leftovers: what copies that died, failed or were canceled left in the regions' stores.
+//! The check of `appferry doctor` for leftovers: files and images in stores of copies that died, failed or were
+//! canceled.
 
 use std::time::Duration;
 
@@ -6,53 +7,56 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    doctor::{Finding, PATIENCE},
+    doctor::{Finding, TIMEOUT},
     print,
 };
 use crate::{
     config::Config,
+    db::Db,
     domain::{Leftover, RegionId, Timestamp, with_causes},
     region::Stores,
-    state::State,
     worker::{self, SAFE_AGE},
 };
 
-/// How many leftovers of a region are listed.
+/// The number of leftovers that are listed for each region, the largest first.
 const LISTED: usize = 20;
 
-/// What is left over in each region. Nothing of it is wrong: the service removes it by itself.
+/// Lists the leftovers of each region. They are no problem, because the service removes them.
 pub async fn findings(config: &Config, stores: &Stores) -> Vec<Finding> {
-    let look = async {
+    let check = async {
         let Ok(regions) = config.regions() else { return Vec::new() };
         let stop = CancellationToken::new();
-        // What is wrong with the database was said already.
-        let Ok((state, tasks)) = State::open(&config.database.settings(), regions, stop.clone()).await else {
+        // An error of the database is reported by its own check.
+        let Ok((state, tasks)) = Db::open(&config.database.settings(), regions, stop.clone()).await else {
             return Vec::new();
         };
         let findings = survey(&state, stores).await;
         stop.cancel();
         tasks.join().await;
-        // It is closed with the process at the latest.
+        // The connections end with the process at the latest.
         let _ = state.close().await;
         findings
     };
-    timeout(PATIENCE, look).await.unwrap_or_default()
+    timeout(TIMEOUT, check).await.unwrap_or_default()
 }
 
-async fn survey(state: &State, stores: &Stores) -> Vec<Finding> {
+async fn survey(state: &Db, stores: &Stores) -> Vec<Finding> {
     let Ok(now) = state.time().await else { return Vec::new() };
     let mut findings = Vec::new();
     for (region, store) in stores.iter() {
         match worker::find_leftovers(state, region, &**store, now).await {
-            Ok(left) if left.is_empty() => {}
-            Ok(left) => findings.extend(describe(region, &left, now)),
-            // That the store can't be looked at was said already; that what is left over can't be, only here.
+            Ok(leftovers) if leftovers.is_empty() => {}
+            Ok(leftovers) => findings.extend(describe(region, &leftovers, now)),
+            // An unreachable store is reported by its own check; an error of the listing only here.
             Err(error) => findings.push(Finding::good("leftovers", format!("{region}: {}", with_causes(&error)))),
         }
         match state.upload_abandoned(region).await {
             Ok(uploads) => findings.extend(uploads.iter().map(|upload| {
                 let (image, blob) = (&upload.image, upload.blob);
-                Finding::good("leftovers", format!("{region}: an upload of {blob} of {image}, not aborted yet"))
+                Finding::good(
+                    "leftovers",
+                    format!("{region}: an abandoned upload of {blob} of {image}, which the service will abort"),
+                )
             })),
             Err(error) => findings.push(Finding::good("leftovers", format!("{region}: {}", with_causes(&error)))),
         }
@@ -63,23 +67,26 @@ async fn survey(state: &State, stores: &Stores) -> Vec<Finding> {
     findings
 }
 
-/// A line for all of a region's leftovers, and one for each of the largest.
-fn describe(region: &RegionId, left: &[Leftover], now: Timestamp) -> Vec<Finding> {
-    let total = left.iter().map(Leftover::bytes).sum();
+/// A summary of a region's leftovers, and a line for each of the largest.
+fn describe(region: &RegionId, leftovers: &[Leftover], now: Timestamp) -> Vec<Finding> {
+    let total = leftovers.iter().map(Leftover::bytes).sum();
     let hours = SAFE_AGE.as_secs() / 3_600;
-    let summary =
-        format!("{region}: {} in {} places; the service removes what is {hours} h old", bytes(total), left.len());
-    let mut largest: Vec<&Leftover> = left.iter().collect();
+    let summary = format!(
+        "{region}: {} leftovers with {}; the service removes those older than {hours} h",
+        leftovers.len(),
+        bytes(total)
+    );
+    let mut largest: Vec<&Leftover> = leftovers.iter().collect();
     largest.sort_by_key(|leftover| std::cmp::Reverse(leftover.bytes()));
     let each = largest.into_iter().take(LISTED).map(|leftover| {
-        let what = match leftover {
+        let kind = match leftover {
             Leftover::File(_) => "unfinished file",
             Leftover::Image(_) => "image that is not visible",
         };
         let age = age(leftover.changed().until(now));
         Finding::good(
             "leftovers",
-            format!("{region}: {}: {what}, {}, {age} old", leftover.path(), bytes(leftover.bytes())),
+            format!("{region}: {}: {kind}, {}, {age} old", leftover.path(), bytes(leftover.bytes())),
         )
     });
     std::iter::once(Finding::good("leftovers", summary)).chain(each).collect()
@@ -104,11 +111,11 @@ mod tests {
     use super::{Duration, age};
 
     #[test]
-    fn an_age_is_said_in_the_unit_that_fits() {
-        for (seconds, said) in
+    fn an_age_has_a_fitting_unit() {
+        for (seconds, expected) in
             [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7_199, "119 min"), (7_200, "2 h"), (172_800, "2 days")]
         {
-            assert_eq!(age(Duration::from_secs(seconds)), said);
+            assert_eq!(age(Duration::from_secs(seconds)), expected);
         }
     }
 }

@@ -1,61 +1,61 @@
-//! `appferry list`.
+//! `appferry list`: lists synchronizations.
 
 use clap::Args;
 
 use super::{Error, Result, connection::Connection, print};
 use crate::contract::v1::{ListSynchronizationsRequest, RegionState, Synchronization, SynchronizationState};
 
-/// Entries that are asked for at once.
-const PAGE: i32 = 200;
+/// The page size of list requests.
+const PAGE_SIZE: i32 = 200;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
     connection: Connection,
-    /// Only those of this image.
+    /// Only synchronizations of this image.
     #[arg(long, value_name = "APP_ID", default_value = "")]
     app: String,
-    /// Only those in this state: running, succeeded, failed or canceled.
+    /// Only synchronizations in this state: running, succeeded, failed or canceled.
     #[arg(long)]
     state: Option<String>,
-    /// At most as many.
+    /// Maximum number of results.
     #[arg(long, default_value_t = 50, value_name = "N")]
     limit: usize,
-    /// Print JSON, a line each.
+    /// Print JSON, one line per synchronization.
     #[arg(long)]
     json: bool,
 }
 
-/// Lists synchronizations.
+/// Prints synchronizations, newest first.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let state = match &arguments.state {
         None => SynchronizationState::Unspecified,
         Some(name) => SynchronizationState::from_str_name(&format!("SYNCHRONIZATION_STATE_{}", name.to_uppercase()))
             .filter(|state| *state != SynchronizationState::Unspecified)
-            .ok_or_else(|| Error::Usage(format!("--state {name}: expected running, succeeded, failed or canceled")))?,
+            .ok_or_else(|| Error::usage(format!("--state {name}: expected running, succeeded, failed or canceled")))?,
     };
     let client = arguments.connection.client().await?;
-    let mut found: Vec<Synchronization> = Vec::new();
+    let mut synchronizations: Vec<Synchronization> = Vec::new();
     let mut page_token = String::new();
-    while found.len() < arguments.limit {
+    while synchronizations.len() < arguments.limit {
         let request = ListSynchronizationsRequest {
             app_id: arguments.app.clone(),
             state: state.into(),
-            page_size: PAGE,
+            page_size: PAGE_SIZE,
             page_token,
         };
         let page = client.list_synchronizations(request).await?;
-        found.extend(page.synchronizations);
+        synchronizations.extend(page.synchronizations);
         page_token = page.next_page_token;
         if page_token.is_empty() {
             break;
         }
     }
-    found.truncate(arguments.limit);
+    synchronizations.truncate(arguments.limit);
     if arguments.json {
-        return found.iter().try_for_each(|s| print::message("Synchronization", s));
+        return synchronizations.iter().try_for_each(|s| print::message("Synchronization", s));
     }
-    let rows: Vec<_> = found.iter().map(row).collect();
+    let rows: Vec<_> = synchronizations.iter().map(row).collect();
     print::line(&print::table(["REQUEST", "APP", "STATE", "AVAILABLE", "CREATED"], &rows))
 }
 

@@ -1,4 +1,4 @@
-//! What commands say.
+//! Prints results and formats tables.
 
 use std::io::{self, Write as _};
 
@@ -11,26 +11,28 @@ use crate::{
     domain::{ForeignText, printable_json, printable_lines},
 };
 
-/// Writes to standard output. A reader that has gone ends the command. What a terminal would act on is escaped, but for line breaks: a
-/// text of others goes through [`ForeignText`] before it is put into a line.
+/// Writes to standard output. Fails if the reader has closed it. Control characters are escaped, except line breaks:
+/// foreign texts must pass through [`ForeignText`] first.
 pub fn line(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", printable_lines(text)).and_then(|()| out.flush()).map_err(Error::local("standard output"))
+    writeln!(out, "{}", printable_lines(text))
+        .and_then(|()| out.flush())
+        .map_err(Error::local("failed to write to standard output"))
 }
 
-/// Writes to standard error. Where nobody can read that, because its disk is full or its reader has gone, the command goes on: what became of
-/// it is told by its status.
+/// Writes to standard error. Errors are ignored, because the exit status has the result too.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", printable_lines(text));
 }
 
-/// Writes a message as JSON.
+/// Writes a protobuf message as JSON.
 pub fn message(name: &str, message: &impl prost::Message) -> Result<()> {
-    let json = contract::json(name, &message.encode_to_vec()).map_err(Error::local("JSON"))?;
+    let json = contract::json(name, &message.encode_to_vec())
+        .map_err(Error::local("failed to convert the message to JSON"))?;
     line(&printable_json(&json.to_string()))
 }
 
-/// Lines up rows under a heading. Cells may hold texts of others.
+/// Formats a table. Cells may have foreign texts, which are escaped.
 pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(ForeignText::message)).collect();
     let mut widths = heading.map(|h| h.chars().count());
@@ -40,7 +42,7 @@ pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String
         }
     }
     let render = |cells: [&str; N]| {
-        // The width of a format must not come from data: beyond 65,535, it panics.
+        // Not a width argument of `format!`, which panics beyond 65,535.
         let pad = |(cell, width): (&&str, usize)| format!("{cell}{}", " ".repeat(width - cell.chars().count()));
         let padded = cells.iter().zip(widths).map(pad);
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
@@ -49,19 +51,19 @@ pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String
     [render(heading)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
 }
 
-/// A synchronization as a person reads it.
+/// Formats a synchronization with its regions.
 pub fn synchronization(s: &v1::Synchronization) -> String {
     let rows: Vec<_> = s.regions.iter().map(region).collect();
     let heading = ["REGION", "STATE", "COPIED", "SKIPPED", "TOTAL", "ATTEMPT", "ERROR"];
     let trace = if s.trace_id.is_empty() { String::new() } else { format!(", trace {}", s.trace_id) };
     let state = synchronization_state(s.state());
-    let head = format!("{}  {}  {state}  asked for by {}{trace}", s.request_id, s.app_id, s.principal);
-    let warned = s.regions.iter().flat_map(|region| warnings(&region.region_id, &region.warnings));
-    let lines = [ForeignText::message(head).into(), table(heading, &rows)].into_iter().chain(warned);
+    let head = format!("{}  {}  {state}  requested by {}{trace}", s.request_id, s.app_id, s.principal);
+    let warnings = s.regions.iter().flat_map(|region| self::warnings(&region.region_id, &region.warnings));
+    let lines = [ForeignText::message(head).into(), table(heading, &rows)].into_iter().chain(warnings);
     lines.collect::<Vec<String>>().join("\n")
 }
 
-/// What an image arrived without in a region, a line each.
+/// Formats the warnings of a region, one per line.
 pub fn warnings(region: &str, warnings: &[String]) -> Vec<String> {
     let region = ForeignText::value(region);
     warnings.iter().map(|warning| format!("warning: {region}: {}", ForeignText::message(warning))).collect()
@@ -79,28 +81,28 @@ fn region(r: &v1::RegionSynchronization) -> [String; 7] {
     ]
 }
 
-/// An error of a region, on one line.
+/// Formats the error of a region on one line.
 pub fn error(detail: &ErrorDetail) -> String {
     ForeignText::message(&detail.message).into()
 }
 
-/// A count of bytes with a unit.
+/// Formats a count of bytes with a binary unit.
 pub fn bytes(count: i64) -> String {
     indicatif::BinaryBytes(count.unsigned_abs()).to_string()
 }
 
-/// A state without its prefix.
+/// The name of a state without its prefix.
 pub fn synchronization_state(state: SynchronizationState) -> &'static str {
     state.as_str_name().trim_start_matches("SYNCHRONIZATION_STATE_")
 }
 
-/// A region's state, and that what is there was looked for and not read, if so.
+/// The name of a region's state, marked if the copy is trusted without having been read.
 pub fn available_as(state: RegionState, verification: Verification) -> String {
     let trusted = if verification == Verification::Trusted { " (trusted)" } else { "" };
     format!("{}{trusted}", region_state(state))
 }
 
-/// A state without its prefix.
+/// The name of a state without its prefix.
 pub fn region_state(state: RegionState) -> &'static str {
     state.as_str_name().trim_start_matches("REGION_STATE_")
 }
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_of_others_breaks_a_table() {
+    fn no_foreign_text_breaks_a_table() {
         let evil = |text: &str| [text.to_owned(), "second".to_owned()];
         let long = "x".repeat(100_000);
         let text = table(["A", "B"], &[evil(&long), evil("name\r\n\u{1b}[2JFAKE  AVAILABLE\u{202e}"), evil("力学")]);

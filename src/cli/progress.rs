@@ -1,4 +1,4 @@
-//! Progress as it happens: a bar a region on a terminal, a line a change elsewhere.
+//! Shows the progress of a synchronization: a bar per region on a terminal, a line per change elsewhere.
 
 use std::{
     collections::BTreeMap,
@@ -15,72 +15,72 @@ use crate::{
 };
 
 const BAR: &str = "{prefix:16} {bar:28} {binary_bytes:>11}/{binary_total_bytes:<11} {binary_bytes_per_sec:>13}  {msg}";
-/// Before it is known how much there is to copy.
+/// The template before the total is known.
 const WAITING: &str = "{prefix:16} {msg}";
 const TICK: Duration = Duration::from_millis(200);
 
-/// Shows the regions of a synchronization.
+/// The progress of a synchronization's regions.
 pub struct Progress {
     bars: Option<MultiProgress>,
-    regions: BTreeMap<String, Shown>,
+    regions: BTreeMap<String, RegionProgress>,
 }
 
-struct Shown {
+struct RegionProgress {
     bar: ProgressBar,
     line: String,
 }
 
 impl Progress {
-    /// On a terminal if standard error is one.
+    /// Draws bars if standard error is a terminal.
     pub fn new() -> Self {
         let bars = io::stderr().is_terminal().then(MultiProgress::new);
         Self { bars, regions: BTreeMap::new() }
     }
 
-    /// Shows a snapshot.
+    /// Updates the bars, or prints changed lines.
     pub fn show(&mut self, synchronization: &Synchronization) {
         for region in &synchronization.regions {
             let bars = self.bars.as_ref();
-            let shown = self.regions.entry(region.region_id.clone()).or_insert_with(|| Shown {
+            let progress = self.regions.entry(region.region_id.clone()).or_insert_with(|| RegionProgress {
                 bar: bars
-                    .map_or_else(ProgressBar::hidden, |bars| shown_in(bars, &ForeignText::value(&region.region_id))),
+                    .map_or_else(ProgressBar::hidden, |bars| add_bar(bars, &ForeignText::value(&region.region_id))),
                 line: String::new(),
             });
             if bars.is_some() {
-                draw(&shown.bar, region);
+                draw(&progress.bar, region);
             } else {
                 let line = line(region);
-                if line != shown.line {
+                if line != progress.line {
                     print::note(&format!("{:16} {line}", ForeignText::value(&region.region_id).as_str()));
-                    shown.line = line;
+                    progress.line = line;
                 }
             }
         }
     }
 
-    /// Leaves the last state on the screen.
+    /// Ends the bars and leaves their last state on the screen.
     pub fn finish(&self) {
-        for shown in self.regions.values() {
-            shown.bar.abandon();
+        for progress in self.regions.values() {
+            progress.bar.abandon();
         }
     }
 }
 
-/// A bar for something that is carried.
+/// A bar for a single transfer.
 pub fn bar(prefix: &str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_style(style(BAR)).with_prefix(prefix.to_owned());
     bar.enable_steady_tick(TICK);
     bar
 }
 
-/// One bar of several. It is drawn only when it has its place among them.
-fn shown_in(bars: &MultiProgress, prefix: &str) -> ProgressBar {
+/// Adds a bar for a region. It is drawn only once it is part of `bars`.
+fn add_bar(bars: &MultiProgress, prefix: &str) -> ProgressBar {
     let bar = bars.add(ProgressBar::new(0).with_style(style(WAITING)).with_prefix(prefix.to_owned()));
     bar.enable_steady_tick(TICK);
     bar
 }
 
-/// The templates are constants, which a test draws.
+/// Builds a style. The templates are constants that a test parses.
 fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")
@@ -97,7 +97,7 @@ fn draw(bar: &ProgressBar, region: &RegionSynchronization) {
     let state = region.state();
     bar.set_message(match bar.eta() {
         _ if state != RegionState::Copying || total == 0 => message(region),
-        // The bytes are there, and are read again.
+        // All bytes are written and are being verified.
         left if left.as_secs() == 0 => "COPYING, verifying".to_owned(),
         left => format!("COPYING, {} left", indicatif::HumanDuration(left)),
     });
@@ -114,7 +114,7 @@ fn message(region: &RegionSynchronization) -> String {
     }
 }
 
-/// A line that changes when something happens, and with every tenth of the way.
+/// A line that changes with the state and with every tenth of the bytes.
 fn line(region: &RegionSynchronization) -> String {
     let done = region.bytes_copied.saturating_add(region.bytes_skipped);
     if region.state() == RegionState::Copying && region.bytes_total > 0 {
@@ -123,11 +123,11 @@ fn line(region: &RegionSynchronization) -> String {
     }
     if region.state() == RegionState::Available {
         let (copied, skipped) = (print::bytes(region.bytes_copied), print::bytes(region.bytes_skipped));
-        let warned = match region.warnings.len() {
+        let suffix = match region.warnings.len() {
             0 => "",
             _ => ", with warnings",
         };
-        return format!("AVAILABLE, {copied} copied, {skipped} skipped{warned}");
+        return format!("AVAILABLE, {copied} copied, {skipped} skipped{suffix}");
     }
     message(region)
 }

@@ -1,4 +1,4 @@
-//! `appferry regions`.
+//! `appferry regions`: lists the regions.
 
 use clap::Args;
 
@@ -8,12 +8,12 @@ use super::{Result, connection::Connection, print};
 pub struct Arguments {
     #[command(flatten)]
     connection: Connection,
-    /// Print JSON, a line each.
+    /// Print JSON, one line per region.
     #[arg(long)]
     json: bool,
 }
 
-/// Lists the regions.
+/// Prints the regions.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let regions = arguments.connection.client().await?.list_regions().await?;
     if arguments.json {

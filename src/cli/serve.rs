@@ -1,4 +1,4 @@
-//! `appferry serve` and `appferry worker`.
+//! `appferry serve` and `appferry worker`: run a service.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,17 +11,17 @@ use super::{
     signals::Signals,
 };
 use crate::{
+    app::{Role, Service, Shutdown},
     config::Config,
-    service::{Role, Service, Shutdown},
 };
 
-/// Runs until SIGTERM or SIGINT, and brings everything down in order then. At SIGHUP, who may call and what is logged are read again.
+/// Runs until SIGTERM or SIGINT, then shuts down in order. SIGHUP reloads access and logs.
 pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
-    let signals = Signals::receive().map_err(Error::local("signals"))?;
+    let signals = Signals::receive().map_err(Error::local("failed to install the signal handlers"))?;
     let started = tokio::select! {
         started = start(file, role, &signals) => started?,
         () = signals.stop.cancelled() => {
-            tracing::info!("shutting down before the start was complete");
+            tracing::info!("shutting down during the start");
             return Ok(());
         }
     };
@@ -34,14 +34,14 @@ pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     tracing::info!("shutting down");
     match started.service.shutdown().await {
         Shutdown::Complete => {
-            tracing::info!("done");
+            tracing::info!("shutdown complete");
             Ok(())
         }
-        Shutdown::Incomplete => Err(Error::CutShort),
+        Shutdown::Incomplete => Err(Error::ShutdownIncomplete),
     }
 }
 
-/// A running service, and the data directory that no other process may use meanwhile.
+/// A running service with its locked data directory.
 struct Started {
     service: Service,
     _directory: Option<DataDirectory>,
@@ -49,7 +49,7 @@ struct Started {
 
 async fn start(file: Option<PathBuf>, role: Role, signals: &Signals) -> Result<Started> {
     let (config, directory) = match file {
-        Some(file) => (Config::load(&file).map_err(Error::local("the configuration"))?, None),
+        Some(file) => (Config::load(&file).map_err(Error::local("invalid configuration"))?, None),
         None => {
             let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
             let config = directory.config()?;
@@ -58,27 +58,27 @@ async fn start(file: Option<PathBuf>, role: Role, signals: &Signals) -> Result<S
         }
     };
     signals.limit_to(Duration::from_secs(config.server.shutdown_seconds));
-    config.log.apply().map_err(Error::local("the configuration"))?;
-    let service = Service::start(&config, role).await.map_err(Error::local("starting"))?;
+    config.log.apply().map_err(Error::local("invalid configuration"))?;
+    let service = Service::start(&config, role).await.map_err(Error::local("failed to start the service"))?;
     signals.limit_to(service.shutdown_limit());
     if let Some(address) = service.http_address() {
-        tracing::info!(%address, "probes and metrics");
+        tracing::info!(%address, "listening for probes and metrics");
     }
     if let Some(address) = service.address() {
         tracing::info!(%address, home = config.home.region, regions = config.region.len(), "serving");
         if let Some(address) = service.openapi_address() {
-            tracing::info!(%address, "serving the HTTP form of the original");
+            tracing::info!(%address, "serving the HTTP form of the original API");
         }
         if let Some(directory) = &directory {
             let token = directory.token_file();
             tracing::info!(
-                "next: appferry image add --name NAME --file FILE, then appferry sync APP_ID --wait, in this directory; \
+                "next, in this directory: appferry image add --name NAME --file FILE, then appferry sync APP_ID --wait; \
                  the administrator's token is in {}",
                 token.display()
             );
         }
     } else {
-        tracing::info!("working");
+        tracing::info!("worker started");
     }
     Ok(Started { service, _directory: directory })
 }

@@ -1,4 +1,4 @@
-//! `appferry completions` and `appferry man`: what a shell and a reader of manuals need to know of the command line.
+//! `appferry completions` and `appferry man`: generate shell completions and manual pages.
 
 use std::{io::Write as _, path::PathBuf};
 
@@ -7,30 +7,30 @@ use clap_complete::Shell;
 
 use super::{Cli, Error, Result};
 
-/// What the program is called.
+/// The name of the program.
 const NAME: &str = "appferry";
 
 #[derive(Debug, Args)]
 pub struct Completions {
-    /// The shell that reads them.
+    /// The shell.
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub struct Man {
-    /// The directory that the pages are written to, one a command; it must be there.
+    /// The existing directory to write the pages to, one per command.
     directory: PathBuf,
 }
 
-/// Prints what the shell is to read.
+/// Prints the completion script.
 pub fn completions(arguments: &Completions) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), NAME, &mut text);
-    std::io::stdout().write_all(&text).map_err(Error::local("standard output"))
+    std::io::stdout().write_all(&text).map_err(Error::local("failed to write to standard output"))
 }
 
-/// Writes the pages.
+/// Writes the manual pages.
 pub fn man(arguments: &Man) -> Result<()> {
-    let context = || format!("writing the pages to {}", arguments.directory.display());
+    let context = || format!("failed to write the pages to {}", arguments.directory.display());
     clap_mangen::generate_to(Cli::command(), &arguments.directory).map_err(Error::local(context()))
 }

@@ -1,8 +1,8 @@
-//! The signals of a running service, and its end in time whatever hangs.
+//! Handles the signals of a running service and enforces the time limit of its shutdown.
 //!
-//! Signals are received by a task of their own, so that a start that hangs can be ended too. SIGTERM and SIGINT begin the shutdown and
-//! the time that it may take; a thread ends the process when that has passed, because what hangs may be the runtime's own threads, or
-//! the reader of standard error.
+//! A task of its own receives the signals, so that a start that hangs can be stopped too. SIGTERM and SIGINT start the
+//! shutdown and its time limit. A thread ends the process when the limit has passed, because the threads of the runtime
+//! or the reader of standard error may hang.
 
 use std::{
     io, process,
@@ -23,33 +23,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::logs;
 
-/// The exit status of a process that could not be shut down in order: something hung until the time was over.
-pub const CUT_SHORT: u8 = 3;
+/// The exit status after a shutdown that did not complete in time.
+pub const SHUTDOWN_INCOMPLETE: u8 = 3;
 
-/// How long a process may take to end before its configuration says how long.
-const UNCONFIGURED: Duration = Duration::from_secs(5);
-/// How long the last log line may take when the time is over.
-const LAST_LINE: Duration = Duration::from_millis(100);
+/// The time limit of a shutdown before the configuration is loaded.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
+/// The time limit for writing the last log line.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// What signals ask for.
+/// The signals of the process. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Signals {
-    /// Canceled by SIGTERM and SIGINT.
+    /// Canceled by SIGTERM or SIGINT.
     pub stop: CancellationToken,
     /// Notified by SIGHUP.
     pub reload: Arc<Notify>,
-    /// How long the shutdown may take, in milliseconds.
+    /// The time limit of the shutdown, in milliseconds.
     limit: Arc<AtomicU64>,
 }
 
 impl Signals {
-    /// Begins to receive them. Called within a runtime.
+    /// Installs the handlers. Must be called within a runtime.
     pub fn receive() -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let signals = Self { stop: CancellationToken::new(), reload: Arc::default(), limit: Arc::default() };
-        signals.limit_to(UNCONFIGURED);
+        signals.limit_to(DEFAULT_LIMIT);
         let received = signals.clone();
         tokio::spawn(async move {
             loop {
@@ -65,22 +65,22 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Sets how long the shutdown may take from the signal on.
+    /// Sets the time limit of the shutdown, from the signal on.
     pub fn limit_to(&self, limit: Duration) {
         self.limit.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
-/// Ends the process when that time has passed, if it has not ended by then.
+/// Ends the process after `limit`, unless it has ended before.
 fn end_within(limit: Duration) {
-    let watch = move || {
+    let watchdog = move || {
         let (_open, never) = mpsc::channel::<()>();
         let _ = never.recv_timeout(limit);
-        tracing::error!(?limit, "shutdown failed: something hangs; exiting, leases will expire");
-        logs::flush(LAST_LINE);
-        process::exit(CUT_SHORT.into());
+        tracing::error!(?limit, "shutdown failed: a part of the service hangs; exiting, leases will expire");
+        logs::flush(LOG_FLUSH_TIMEOUT);
+        process::exit(SHUTDOWN_INCOMPLETE.into());
     };
-    if let Err(error) = thread::Builder::new().name("shutdown".to_owned()).spawn(watch) {
-        tracing::warn!(%error, "the shutdown can't be watched; it may take longer than configured if something hangs");
+    if let Err(error) = thread::Builder::new().name("shutdown".to_owned()).spawn(watchdog) {
+        tracing::warn!(%error, "failed to start the shutdown watchdog; the shutdown may exceed its time limit");
     }
 }

@@ -1,4 +1,4 @@
-//! `appferry status`, and following a synchronization to its end.
+//! `appferry status`: prints or watches a synchronization.
 
 use clap::Args;
 
@@ -14,23 +14,23 @@ pub struct Arguments {
     connection: Connection,
     /// The request id that `sync` printed.
     request_id: String,
-    /// Follow it until it has ended; fail if it did.
+    /// Watch until it has ended; exit non-zero unless it succeeded.
     #[arg(long)]
     watch: bool,
-    /// Print JSON: with --watch, a line a change.
+    /// Print JSON; with --watch, one line per change.
     #[arg(long)]
     json: bool,
 }
 
-/// Shows a synchronization.
+/// Prints a synchronization, or watches it.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let client = arguments.connection.client().await?;
     if !arguments.watch {
-        let found = client.get_synchronization(&arguments.request_id).await?;
+        let synchronization = client.get_synchronization(&arguments.request_id).await?;
         return if arguments.json {
-            print::message("Synchronization", &found)
+            print::message("Synchronization", &synchronization)
         } else {
-            print::line(&print::synchronization(&found))
+            print::line(&print::synchronization(&synchronization))
         };
     }
     let json = arguments.json;
@@ -39,10 +39,11 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     if !json {
         print::line(&print::synchronization(&last))?;
     }
-    judge(&last)
+    check_succeeded(&last)
 }
 
-/// Follows a synchronization to its end, and returns how it ended.
+/// Watches a synchronization until it ends, and returns the last snapshot. Shows progress if `show` is set, and calls
+/// `each` for every snapshot.
 pub async fn follow(
     client: &Client,
     request_id: &str,
@@ -50,13 +51,13 @@ pub async fn follow(
     each: impl Fn(&Synchronization) -> Result<()>,
 ) -> Result<Synchronization> {
     let mut progress = Progress::new();
-    let watched = watch(client, request_id, |snapshot| {
+    let last = watch(client, request_id, |snapshot| {
         if show {
             progress.show(snapshot);
         }
         each(snapshot)
     });
-    let last = watched.await;
+    let last = last.await;
     progress.finish();
     last
 }
@@ -72,15 +73,15 @@ async fn watch(
         each(&snapshot)?;
         last = Some(snapshot);
     }
-    last.ok_or_else(|| Error::Ended(format!("nothing was told of {request_id}")))
+    last.ok_or_else(|| Error::failed(format!("the service sent no snapshot of {request_id}")))
 }
 
-/// Whether a synchronization ended as it should.
-pub fn judge(last: &Synchronization) -> Result<()> {
+/// Fails unless the synchronization succeeded.
+pub fn check_succeeded(last: &Synchronization) -> Result<()> {
     match last.state() {
         SynchronizationState::Succeeded => Ok(()),
-        state => Err(Error::Ended(format!(
-            "the synchronization {} ended as {}",
+        state => Err(Error::failed(format!(
+            "synchronization {} ended as {}",
             last.request_id,
             print::synchronization_state(state)
         ))),

@@ -1,4 +1,4 @@
-//! `appferry sync`.
+//! `appferry sync`: requests a synchronization.
 
 use clap::Args;
 
@@ -12,18 +12,18 @@ use crate::{
 pub struct Arguments {
     #[command(flatten)]
     connection: Connection,
-    /// The image.
+    /// The id of the image.
     app_id: String,
-    /// A region to carry it to; may be repeated. Without it, all that have not got it.
+    /// A region to synchronize to; may be repeated. Default: all regions that do not have the image.
     #[arg(long, value_name = "REGION")]
     to: Vec<String>,
-    /// A name for this call: repeated with the same name, it is not carried out again.
+    /// An idempotency token: a repeated call with the same token returns the first request id.
     #[arg(long, value_name = "TOKEN", default_value = "")]
     client_token: String,
-    /// Replace what others have put in the image's place in a region; without it, such a region fails.
+    /// Replace another image that has this image's name in a region; without it, the copy to such a region fails.
     #[arg(long)]
     overwrite: bool,
-    /// Wait until it has ended, showing its progress; fail if it did.
+    /// Wait for the result, showing progress; exit non-zero unless it succeeded.
     #[arg(long)]
     wait: bool,
     /// Print JSON.
@@ -31,7 +31,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Asks for a synchronization, and follows it if that is wanted.
+/// Requests a synchronization, and waits for it if `--wait` is set.
 pub async fn run(arguments: Arguments) -> Result<()> {
     let request = SynchronizeAppRequest {
         app_id: arguments.app_id,
@@ -48,7 +48,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         } else {
             print::line(&print::synchronization(&last))?;
         }
-        return status::judge(&last);
+        return status::check_succeeded(&last);
     }
     if arguments.json {
         print::message("SynchronizeAppResponse", &SynchronizeAppResponse { request_id })

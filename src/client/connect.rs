@@ -1,4 +1,4 @@
-//! Where the service is, who calls, and how patiently.
+//! Connects to the service: endpoint, credentials, TLS, deadline and retries.
 
 use std::time::Duration;
 
@@ -8,79 +8,88 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue},
     service::Interceptor,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{Client, Error};
-use crate::domain::Backoff;
+use crate::{domain::Backoff, server_trust};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take with everything that it is repeated for.
+/// The time limit of a call, including its retries.
 const DEADLINE: Duration = Duration::from_secs(30);
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(10), attempts: 8 };
 
-/// What a client is made of.
+/// Builds a [`Client`].
 #[derive(Debug, Clone)]
 pub struct Builder {
     endpoint: String,
     token: Option<String>,
     tls: ClientTlsConfig,
+    /// Certificates in PEM form that are trusted in addition to the system's.
+    trusted: Option<Vec<u8>>,
     pub(super) deadline: Duration,
     pub(super) backoff: Backoff,
 }
 
 impl Builder {
-    /// For a service at an `http://` or `https://` URL.
+    /// A builder for the service at an `http://` or `https://` URL.
     #[must_use]
     pub fn new(endpoint: impl Into<String>) -> Self {
-        let tls = ClientTlsConfig::new().with_enabled_roots();
-        Self { endpoint: endpoint.into(), token: None, tls, deadline: DEADLINE, backoff: BACKOFF }
+        let tls = ClientTlsConfig::new();
+        Self { endpoint: endpoint.into(), token: None, tls, trusted: None, deadline: DEADLINE, backoff: BACKOFF }
     }
 
-    /// Calls with this bearer token: an opaque one, or a JSON Web Token.
+    /// Sets the bearer token: an opaque one, or a JSON Web Token.
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// Trusts this certificate, in PEM form, beside those of the system.
+    /// Adds trusted certificates, in PEM form, to those of the system: those of authorities, or of servers.
     #[must_use]
-    pub fn ca_certificate(mut self, pem: impl AsRef<[u8]>) -> Self {
-        self.tls = self.tls.ca_certificate(Certificate::from_pem(pem));
+    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.trusted = Some(pem.into());
         self
     }
 
-    /// Calls with this certificate and its private key, in PEM form.
+    /// Sets the client certificate and its private key, in PEM form.
     #[must_use]
     pub fn identity(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
         self.tls = self.tls.identity(Identity::from_pem(certificate, key));
         self
     }
 
-    /// How long a call may take, with everything that it is repeated for; 30 s if nothing is said. Watching has no deadline.
+    /// Sets the time limit of a call, including its retries; 30 s by default. Watching has no limit.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// How often a call is made at most, and how long to wait between, where the service does not say; 8 times, from 0.2 s to 10 s,
-    /// if nothing is said.
+    /// Sets the number of attempts and the waits between them, where the service asks for none; 8 attempts, from 0.2 s
+    /// to 10 s, by default.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// A connection for any client of gRPC, without the token. It connects again by itself when it breaks.
+    /// Connects a channel for any gRPC client, without the token. It reconnects by itself.
     pub async fn channel(&self) -> Result<Channel, Error> {
         let refused = |source| Error::Endpoint { endpoint: self.endpoint.clone(), source };
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(refused)?;
         if endpoint.uri().scheme_str() == Some("https") {
-            endpoint = endpoint.tls_config(self.tls.clone()).map_err(refused)?;
+            let tls = self.tls.clone();
+            endpoint = match &self.trusted {
+                None => endpoint.tls_config(tls.with_enabled_roots()).map_err(refused)?,
+                Some(pem) => {
+                    let verifier = server_trust::verifier(pem).map_err(|error| Error::Trusted(Box::new(error)))?;
+                    endpoint.tls_config_with_verifier(tls, verifier).map_err(refused)?
+                }
+            };
         }
         let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await;
         connected.map_err(|source| Error::Unreachable { endpoint: self.endpoint.clone(), source })
@@ -92,18 +101,18 @@ impl Builder {
         self.over(channel)
     }
 
-    /// A client that calls over a connection which there is already.
+    /// A client on an existing channel.
     pub fn over(self, channel: Channel) -> Result<Client, Error> {
-        let caller = Caller::new(self.token.as_deref())?;
+        let caller = AuthInterceptor::new(self.token.as_deref())?;
         Ok(Client::new(channel, caller, &self))
     }
 }
 
-/// Puts the token and the trace that the caller is in on every call.
+/// Adds the token and the current trace context to every call.
 #[derive(Clone)]
-pub struct Caller(Option<MetadataValue<Ascii>>);
+pub struct AuthInterceptor(Option<MetadataValue<Ascii>>);
 
-impl Caller {
+impl AuthInterceptor {
     fn new(token: Option<&str>) -> Result<Self, Error> {
         let value = token.map(|token| format!("Bearer {}", token.trim()).parse::<MetadataValue<Ascii>>());
         let mut value = value.transpose().map_err(|_| Error::Token)?;
@@ -114,7 +123,7 @@ impl Caller {
     }
 }
 
-impl Interceptor for Caller {
+impl Interceptor for AuthInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(token) = &self.0 {
             request.metadata_mut().insert("authorization", token.clone());

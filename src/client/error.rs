@@ -1,36 +1,39 @@
-//! What a call may come to but an answer, as a type that a program can decide by.
+//! The errors of calls.
 
 use tonic::Status;
 
-use crate::contract::Refusal;
+use crate::contract::ApiErrorResponse;
 
-/// Why there is no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The endpoint is none.
-    #[error("{endpoint}: it is no endpoint that can be called")]
+    /// The endpoint is invalid.
+    #[error("invalid endpoint {endpoint}")]
     Endpoint {
-        /// What was given.
+        /// The endpoint.
         endpoint: String,
-        /// What is wrong with it.
+        /// The error of the transport.
         source: tonic::transport::Error,
     },
-    /// The token can't be sent.
-    #[error("the token has characters that no header may have")]
+    /// The trusted certificates are invalid.
+    #[error("invalid trusted certificates")]
+    Trusted(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The token is not valid in a header.
+    #[error("invalid token: it has characters that are not allowed in a header")]
     Token,
-    /// Nobody answers there.
-    #[error("no service answers at {endpoint}")]
+    /// The service can't be reached.
+    #[error("failed to connect to {endpoint}")]
     Unreachable {
         /// The endpoint.
         endpoint: String,
-        /// What is wrong.
+        /// The error of the transport.
         source: tonic::transport::Error,
     },
-    /// The service refused, or the connection broke.
+    /// The service rejected the call, or the connection broke.
     #[error(transparent)]
-    Refused(Box<Refusal>),
-    /// The service answered with less than the contract promises.
-    #[error("the answer has no {0}")]
+    Refused(Box<ApiErrorResponse>),
+    /// The response lacks a field that the contract requires.
+    #[error("invalid response: it has no {0}")]
     Incomplete(&'static str),
 }
 
@@ -41,9 +44,9 @@ impl From<Status> for Error {
 }
 
 impl Error {
-    /// The refusal, if it is one.
+    /// The rejection, if the service rejected the call.
     #[must_use]
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&ApiErrorResponse> {
         match self {
             Self::Refused(refusal) => Some(refusal),
             _ => None,

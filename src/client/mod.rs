@@ -1,5 +1,5 @@
-//! A client of the service, for services and for the command line: typed errors, deadlines, calls that are repeated when the service
-//! says so or the connection breaks, and watching through all of that.
+//! The client library, for other services and for the command line: typed errors, deadlines, retries when the service
+//! asks for them or the connection breaks, and watching across all of that.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), appferry::client::Error> {
@@ -27,8 +27,8 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
 use uuid::Uuid;
 
-pub use crate::contract::Refusal;
-pub use connect::{Builder, Caller};
+pub use crate::contract::ApiErrorResponse;
+pub use connect::{AuthInterceptor, Builder};
 pub use error::Error;
 pub use watch::Watch;
 
@@ -43,13 +43,13 @@ use crate::{
 };
 
 /// The generated client of `AppSyncService`, with the caller's credential.
-pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Caller>>;
+pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, AuthInterceptor>>;
 /// The generated client of `ImageService`, with the caller's credential.
-pub type Images = ImageServiceClient<InterceptedService<Channel, Caller>>;
+pub type Images = ImageServiceClient<InterceptedService<Channel, AuthInterceptor>>;
 
 type Result<T> = std::result::Result<T, Error>;
 
-/// See the module. Clones of it share one connection.
+/// A client of the service. Clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     app_sync: AppSync,
@@ -59,13 +59,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the service at an `http://` or `https://` URL.
+    /// Builds a client of the service at an `http://` or `https://` URL.
     #[must_use]
     pub fn builder(endpoint: impl Into<String>) -> Builder {
         Builder::new(endpoint)
     }
 
-    fn new(channel: Channel, caller: Caller, builder: &Builder) -> Self {
+    fn new(channel: Channel, caller: AuthInterceptor, builder: &Builder) -> Self {
         Self {
             app_sync: AppSyncServiceClient::with_interceptor(channel.clone(), caller.clone()),
             images: ImageServiceClient::with_interceptor(channel, caller),
@@ -74,60 +74,62 @@ impl Client {
         }
     }
 
-    /// The generated client, for calls as they are: nothing is repeated.
+    /// The generated client of `AppSyncService`, without retries.
     #[must_use]
     pub fn app_sync(&self) -> AppSync {
         self.app_sync.clone()
     }
 
-    /// The generated client, for calls as they are: nothing is repeated.
+    /// The generated client of `ImageService`, without retries.
     #[must_use]
     pub fn images(&self) -> Images {
         self.images.clone()
     }
 
-    /// Asks for an image in some regions; without any, in all that have not got it. Returns the id of the synchronization. A request that has
-    /// no client token gets one: however often it has to be made, it is accepted once.
+    /// Requests an image in some regions; without any, in all regions that do not have it. Returns the id of the
+    /// synchronization.
+    ///
+    /// A request without a client token gets one, so that retries are accepted only once.
     pub async fn synchronize_app(&self, mut request: SynchronizeAppRequest) -> Result<String> {
         if request.client_token.is_empty() {
             request.client_token = Uuid::now_v7().to_string();
         }
-        let answer = self.repeat(&request, |request| {
+        let response = self.with_retries(&request, |request| {
             let mut client = self.app_sync();
             async move { client.synchronize_app(request).await }
         });
-        Ok(answer.await?.request_id)
+        Ok(response.await?.request_id)
     }
 
-    /// Where a synchronization stands.
+    /// Returns a synchronization.
     pub async fn get_synchronization(&self, request_id: impl Into<String>) -> Result<Synchronization> {
         let request = GetSynchronizationRequest { request_id: request_id.into() };
-        let answer = self.repeat(&request, |request| {
+        let response = self.with_retries(&request, |request| {
             let mut client = self.app_sync();
             async move { client.get_synchronization(request).await }
         });
-        answer.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
+        response.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
     }
 
-    /// One page of synchronizations, newest first.
+    /// Returns one page of synchronizations, newest first.
     pub async fn list_synchronizations(
         &self,
         request: ListSynchronizationsRequest,
     ) -> Result<ListSynchronizationsResponse> {
-        self.repeat(&request, |request| {
+        self.with_retries(&request, |request| {
             let mut client = self.app_sync();
             async move { client.list_synchronizations(request).await }
         })
         .await
     }
 
-    /// Follows a synchronization to its end.
+    /// Watches a synchronization until it ends.
     #[must_use]
     pub fn watch(&self, request_id: impl Into<String>) -> Watch {
         Watch::new(self.clone(), request_id.into())
     }
 
-    /// Waits until a synchronization has ended, and returns how it did.
+    /// Waits until a synchronization has ended. Returns its last snapshot.
     pub async fn wait(&self, request_id: impl Into<String>) -> Result<Synchronization> {
         let mut watch = self.watch(request_id);
         let mut last = None;
@@ -137,57 +139,59 @@ impl Client {
         last.ok_or(Error::Incomplete("synchronization"))
     }
 
-    /// Cancels what a synchronization has not finished, and returns where it stands then.
+    /// Cancels the unfinished copies of a synchronization. Returns the synchronization.
     pub async fn cancel_synchronization(&self, request_id: impl Into<String>) -> Result<Synchronization> {
         let request = CancelSynchronizationRequest { request_id: request_id.into() };
-        let answer = self.repeat(&request, |request| {
+        let response = self.with_retries(&request, |request| {
             let mut client = self.app_sync();
             async move { client.cancel_synchronization(request).await }
         });
-        answer.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
+        response.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
     }
 
-    /// Registers an image, and returns its id. Not repeated by itself: a second call would find the first one's image.
+    /// Registers an image. Returns its id. Not retried, because a second call would conflict with the image of the
+    /// first.
     pub async fn add_image(&self, request: AddImageRequest) -> Result<String> {
         Ok(self.images().add_image(request).await?.into_inner().image_id)
     }
 
-    /// An image and the regions that it is in.
+    /// Returns an image with its state in each region.
     pub async fn get_image(&self, image_id: impl Into<String>) -> Result<Image> {
         let request = GetImageRequest { image_id: image_id.into(), ..Default::default() };
-        let answer = self.repeat(&request, |request| {
+        let response = self.with_retries(&request, |request| {
             let mut client = self.images();
             async move { client.get_image(request).await }
         });
-        answer.await?.image.ok_or(Error::Incomplete("image"))
+        response.await?.image.ok_or(Error::Incomplete("image"))
     }
 
-    /// One page of images.
+    /// Returns one page of images.
     pub async fn list_images(&self, request: ListImagesRequest) -> Result<ListImagesResponse> {
-        self.repeat(&request, |request| {
+        self.with_retries(&request, |request| {
             let mut client = self.images();
             async move { client.list_images(request).await }
         })
         .await
     }
 
-    /// Forgets an image; its bytes stay where they are. Not repeated by itself: a second call would not find it.
+    /// Removes the registration of an image; its bytes stay in the stores. Not retried, because a second call would not
+    /// find the image.
     pub async fn remove_image(&self, image_id: impl Into<String>) -> Result<RemoveImageResponse> {
         let request = RemoveImageRequest { image_id: image_id.into(), ..Default::default() };
         Ok(self.images().remove_image(request).await?.into_inner())
     }
 
-    /// The configured regions.
+    /// Returns the configured regions.
     pub async fn list_regions(&self) -> Result<Vec<Region>> {
-        let answer = self.repeat(&ListRegionsRequest {}, |request| {
+        let response = self.with_retries(&ListRegionsRequest {}, |request| {
             let mut client = self.images();
             async move { client.list_regions(request).await }
         });
-        Ok(answer.await?.regions)
+        Ok(response.await?.regions)
     }
 
-    /// Makes a call that may be carried out twice without harm, again and again while that may help and the deadline has not passed.
-    async fn repeat<Q: Clone, R, F>(&self, request: &Q, call: impl Fn(Request<Q>) -> F) -> Result<R>
+    /// Makes an idempotent call, and retries it while that may help and the deadline has not passed.
+    async fn with_retries<Q: Clone, R, F>(&self, request: &Q, call: impl Fn(Request<Q>) -> F) -> Result<R>
     where
         F: Future<Output = std::result::Result<Response<R>, Status>>,
     {
@@ -196,11 +200,11 @@ impl Client {
         loop {
             let mut timed = Request::new(request.clone());
             timed.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let refusal: Refusal = match call(timed).await {
+            let refusal: ApiErrorResponse = match call(timed).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status.into(),
             };
-            let wait = retry::wait(&refusal, &self.backoff, failures, rand::random());
+            let wait = retry::delay(&refusal, &self.backoff, failures, rand::random());
             match wait.map(|wait| Instant::now() + wait).filter(|at| *at < deadline) {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => return Err(Error::Refused(Box::new(refusal))),

@@ -1,21 +1,21 @@
-//! A synchronization as it goes on, through broken connections and services that are replaced.
+//! Watches a synchronization across broken connections and restarts of the service.
 
 use tonic::{Code, Streaming};
 
-use super::{Client, Error, Refusal, retry};
+use super::{ApiErrorResponse, Client, Error, retry};
 use crate::contract::v1::{
     Synchronization, SynchronizationState, WatchSynchronizationRequest, WatchSynchronizationResponse,
 };
 
-/// Snapshots of a synchronization, each when something has changed, the last when it has ended. Every snapshot is whole: one that
-/// comes after a broken connection has everything that happened meanwhile.
+/// A stream of snapshots of a synchronization: one on every change, the last when it has ended. Every snapshot is
+/// complete, so that nothing is missed after a broken connection.
 #[derive(Debug)]
 pub struct Watch {
     client: Client,
     request_id: String,
     stream: Option<Streaming<WatchSynchronizationResponse>>,
     last: Option<Synchronization>,
-    /// How often it has been opened in vain since something came.
+    /// The number of failed attempts to open the stream since the last snapshot.
     failures: u32,
 }
 
@@ -24,7 +24,7 @@ impl Watch {
         Self { client, request_id, stream: None, last: None, failures: 0 }
     }
 
-    /// The next snapshot that differs from the one before; nothing after the last.
+    /// Returns the next snapshot that differs from the one before; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Synchronization>, Error> {
         if self.last.as_ref().is_some_and(|last| last.state() != SynchronizationState::Running) {
             return Ok(None);
@@ -49,25 +49,25 @@ impl Watch {
             Some(stream) => stream,
             None => {
                 let request = WatchSynchronizationRequest { request_id: self.request_id.clone() };
-                let opened = self.client.app_sync().watch_synchronization(request).await?;
-                self.stream.insert(opened.into_inner())
+                let response = self.client.app_sync().watch_synchronization(request).await?;
+                self.stream.insert(response.into_inner())
             }
         };
         match stream.message().await? {
             Some(message) => message.synchronization.ok_or(Error::Incomplete("synchronization")),
-            // Only a synchronization that has ended ends a stream in order, and that was seen before.
+            // The stream of an ended synchronization ends after its last snapshot, which was seen before.
             None => Err(tonic::Status::unavailable("the stream ended before the synchronization").into()),
         }
     }
 
-    /// Waits before it is opened again, if that may help.
-    async fn pause(&mut self, refusal: Box<Refusal>) -> Result<(), Error> {
-        // One that was open, and ended because streams don't live for ever, is opened again at once.
-        let outlived = self.stream.take().is_some() && refusal.status.code() == Code::DeadlineExceeded;
-        let wait = retry::wait(&refusal, &self.client.backoff, self.failures, rand::random());
+    /// Waits before the stream is reopened. Fails if a retry does not help.
+    async fn pause(&mut self, refusal: Box<ApiErrorResponse>) -> Result<(), Error> {
+        // A stream that reached its maximum lifetime is reopened at once.
+        let is_expired = self.stream.take().is_some() && refusal.status.code() == Code::DeadlineExceeded;
+        let wait = retry::delay(&refusal, &self.client.backoff, self.failures, rand::random());
         self.failures += 1;
         match wait {
-            _ if outlived => Ok(()),
+            _ if is_expired => Ok(()),
             Some(wait) => {
                 tokio::time::sleep(wait).await;
                 Ok(())

@@ -1,42 +1,42 @@
-//! `[[principal]]`, `[[group]]` and `[[policy]]`: who may call, and what they may do.
+//! `[[principal]]`, `[[group]]` and `[[policy]]`: the callers and their policies.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde::Deserialize;
 
-use super::{Error, jwt::JwtEntry, positive, secret, value};
+use super::{Error, Limits, invalid, jwt::JwtEntry, positive, secret};
 use crate::{
     domain::Timestamp,
     identity::{
-        Builder, Directory, Fetched, Identity, Listed, Mapping, Name, Quota, Token,
+        Authenticator, CertificateName, Credentials, Identity, JwksFetcher, ListedCredentials, Mapping, Quota, Token,
         acs3::{AccessKey, Hosts},
     },
-    ram::{Attached, Attachment, Document, Keys, Policies, Policy, Principal},
+    ram::{AttachedPolicy, Attachment, Document, Keys, Policies, Policy, Principal},
 };
 
-/// `[[principal]]`: somebody who may call, everything that proves who it is, and what it may do.
+/// `[[principal]]`: a caller with its credentials and policies.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrincipalEntry {
-    /// The RAM principal.
+    /// The RAM principal, for example `acs:ram::1234:role/ci`.
     pub arn: String,
     /// The SHA-256 of a bearer token, as 64 hexadecimal digits.
     pub token_sha256: Option<String>,
-    /// Further bearer tokens.
+    /// More bearer tokens.
     pub token: Vec<TokenEntry>,
-    /// Claims of JSON Web Tokens that are for it.
+    /// The claims that identify the principal in JSON Web Tokens.
     pub jwt: Vec<ClaimsEntry>,
-    /// Names in client certificates that are its: SPIFFE IDs and DNS names.
+    /// The names that identify the principal in client certificates: SPIFFE IDs and DNS names.
     pub certificates: Vec<String>,
-    /// Its access keys.
+    /// The access keys that sign requests.
     pub access_key: Vec<AccessKeyEntry>,
-    /// The names of the groups that it is in; for users.
+    /// The names of its groups; for users only.
     pub groups: Vec<String>,
     /// The names of its policies.
     pub policies: Vec<String>,
-    /// Calls a second, instead of `[limits]`.
+    /// Calls a second, in place of that of `[limits]`.
     pub calls_per_second: Option<u32>,
-    /// Calls and streams that it may have open at the same time, instead of `[limits]`.
+    /// Concurrent calls and streams, in place of that of `[limits]`.
     pub max_in_flight: Option<u32>,
 }
 
@@ -44,39 +44,39 @@ pub struct PrincipalEntry {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenEntry {
-    /// The SHA-256 of it, as 64 hexadecimal digits.
+    /// The SHA-256 of the token, as 64 hexadecimal digits.
     pub sha256: String,
-    /// When it ends, as RFC 3339 writes it.
+    /// When the token expires (RFC 3339); never if absent.
     pub expires: Option<String>,
 }
 
-/// `[[principal.jwt]]`: claims that a token has which is for the principal.
+/// `[[principal.jwt]]`: the claims of a JSON Web Token that identify the principal.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimsEntry {
     /// The issuer, one of `[[jwt]]`.
     pub issuer: String,
-    /// Paths of claims, and their values.
+    /// The paths of the claims and their values. A token must have all of them.
     pub claims: HashMap<String, String>,
 }
 
-/// `[[principal.access_key]]`: a key that requests are signed with.
+/// `[[principal.access_key]]`: a key that signs requests.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessKeyEntry {
-    /// Its id.
+    /// The id of the key.
     pub id: String,
-    /// The variable that holds its secret.
+    /// The environment variable with the secret.
     pub secret_env: Option<String>,
-    /// The file that holds it.
+    /// The file with the secret.
     pub secret_file: Option<PathBuf>,
 }
 
-/// `[[group]]`: users that have policies in common.
+/// `[[group]]`: users that share policies.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupEntry {
-    /// Its name.
+    /// The name of the group.
     pub name: String,
     /// The names of its policies.
     #[serde(default)]
@@ -87,47 +87,15 @@ pub struct GroupEntry {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyEntry {
-    /// Its name.
+    /// The name of the policy.
     pub name: String,
     /// The document, as JSON.
     pub document: Option<String>,
-    /// The file that has it.
+    /// The file with the document.
     pub file: Option<PathBuf>,
 }
 
-/// `[limits]`: how much one caller may do.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Calls a second of each principal, and as many at once.
-    pub calls_per_second: Option<u32>,
-    /// Calls and streams that each principal may have open at the same time.
-    pub max_in_flight: u32,
-    /// Credentials from one source that may prove nothing, a minute, and as many at once. One more is told to wait, and counted instead of
-    /// written down by itself. What is right is never refused for what was wrong.
-    pub failed_credentials_per_minute: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { calls_per_second: None, max_in_flight: Quota::MAX_IN_FLIGHT, failed_credentials_per_minute: 120 }
-    }
-}
-
-impl Limits {
-    /// Refuses what can't be used.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        positive(
-            "limits",
-            &[
-                ("max_in_flight", self.max_in_flight.into()),
-                ("failed_credentials_per_minute", self.failed_credentials_per_minute.into()),
-            ],
-        )
-    }
-}
-
-/// What `[[principal]]`, `[[group]]`, `[[policy]]`, `[[jwt]]` and `[limits]` say together.
+/// The sections that define access.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Access<'c> {
     pub principals: &'c [PrincipalEntry],
@@ -138,77 +106,89 @@ pub(super) struct Access<'c> {
 }
 
 impl Access<'_> {
-    /// Everybody who may call, with every proof of who they are; requests may be signed for `hosts`. Keys that are fetched come from
-    /// `fetched`.
-    pub fn directory(&self, hosts: Hosts, fetched: &mut Fetched) -> Result<Directory, Error> {
+    /// The callers with all their credentials. Requests may be signed for `hosts`. `fetched` keeps the key sets that
+    /// are fetched.
+    pub fn directory(&self, hosts: Hosts, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         let identities = self.identities()?;
-        let mut parts = Builder { hosts, ..Builder::default() };
-        for (place, entry) in self.issuers.iter().enumerate() {
-            if self.issuers[..place].iter().any(|earlier| earlier.issuer == entry.issuer) {
-                return Err(value(format!("jwt[{place}].issuer"), format!("{:?} is configured twice", entry.issuer)));
+        let mut parts = Credentials { hosts, ..Credentials::default() };
+        for (index, entry) in self.issuers.iter().enumerate() {
+            if self.issuers[..index].iter().any(|earlier| earlier.issuer == entry.issuer) {
+                return Err(invalid(
+                    format!("jwt[{index}].issuer"),
+                    format!("{:?} is configured twice; issuers must be unique", entry.issuer),
+                ));
             }
-            parts.issuers.push(entry.issuer(place, fetched)?);
+            parts.issuers.push(entry.issuer(index, fetched)?);
         }
-        for (place, (entry, identity)) in self.principals.iter().zip(&identities).enumerate() {
-            let at = |key: &str| format!("principal[{place}].{key}");
+        for (index, (entry, identity)) in self.principals.iter().zip(&identities).enumerate() {
+            let at = |key: &str| format!("principal[{index}].{key}");
             let holder = || Arc::clone(identity);
             if let Some(sha256) = &entry.token_sha256 {
-                let digest = digest(&at("token_sha256"), sha256)?;
+                let digest = parse_digest(&at("token_sha256"), sha256)?;
                 parts.tokens.push(Token { digest, expires: None, holder: holder() });
             }
             for (n, token) in entry.token.iter().enumerate() {
-                let digest = digest(&at(&format!("token[{n}].sha256")), &token.sha256)?;
+                let digest = parse_digest(&at(&format!("token[{n}].sha256")), &token.sha256)?;
                 let expires = token.expires.as_deref().map(|text| {
-                    let none = || format!("{text:?} is no time like 2027-01-31T00:00:00Z");
-                    Timestamp::parse(text).ok_or_else(|| value(at(&format!("token[{n}].expires")), none()))
+                    let problem = || format!("{text:?} is not a time like 2027-01-31T00:00:00Z");
+                    Timestamp::parse(text).ok_or_else(|| invalid(at(&format!("token[{n}].expires")), problem()))
                 });
                 parts.tokens.push(Token { digest, expires: expires.transpose()?, holder: holder() });
             }
-            for (n, of) in entry.jwt.iter().enumerate() {
-                let issuer = parts.issuers.iter_mut().find(|issuer| issuer.name == of.issuer).ok_or_else(|| {
-                    value(at(&format!("jwt[{n}].issuer")), format!("{:?} is not one of [[jwt]]", of.issuer))
+            for (n, claims) in entry.jwt.iter().enumerate() {
+                let issuer = parts.issuers.iter_mut().find(|issuer| issuer.name == claims.issuer).ok_or_else(|| {
+                    invalid(at(&format!("jwt[{n}].issuer")), format!("{:?} is not one of [[jwt]]", claims.issuer))
                 })?;
-                if of.claims.is_empty() {
-                    return Err(value(at(&format!("jwt[{n}].claims")), "without any, every token would be for it"));
+                if claims.claims.is_empty() {
+                    return Err(invalid(
+                        at(&format!("jwt[{n}].claims")),
+                        "empty claims would match every token; set at least one",
+                    ));
                 }
-                let claims = of.claims.iter().map(|(path, wanted)| (path.clone(), wanted.clone())).collect();
+                let claims = claims.claims.iter().map(|(path, value)| (path.clone(), value.clone())).collect();
                 issuer.mappings.push(Mapping { claims, identity: holder() });
             }
             for (n, text) in entry.certificates.iter().enumerate() {
                 let key = at(&format!("certificates[{n}]"));
-                let name: Name = text.parse().map_err(|error| value(&key, error))?;
+                let name: CertificateName = text.parse().map_err(|error| invalid(&key, error))?;
                 if parts.certificates.insert(name, holder()).is_some() {
-                    return Err(value(key, format!("{text} is configured twice")));
+                    return Err(invalid(key, format!("{text} is configured twice; names must be unique")));
                 }
             }
             for (n, access_key) in entry.access_key.iter().enumerate() {
                 let key = |name: &str| at(&format!("access_key[{n}].{name}"));
                 let (variable, file) = (access_key.secret_env.as_ref(), access_key.secret_file.as_ref());
                 let secret = secret([&key("secret_env"), &key("secret_file")], variable, file)?
-                    .ok_or_else(|| value(key("secret_env"), "there is neither secret_env nor secret_file"))?;
+                    .ok_or_else(|| invalid(key("secret_env"), "needs a secret; set secret_env or secret_file"))?;
                 let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
                 if access_key.id.is_empty() || !access_key.id.bytes().all(plain) {
-                    return Err(value(key("id"), format!("{:?} is not of letters, digits, - . and _", access_key.id)));
+                    return Err(invalid(
+                        key("id"),
+                        format!("{:?} has characters other than letters, digits, - . and _", access_key.id),
+                    ));
                 }
-                if parts.access_keys.iter().any(|known| known.id == access_key.id) {
-                    return Err(value(key("id"), format!("{} is configured twice", access_key.id)));
+                if parts.access_keys.iter().any(|other| other.id == access_key.id) {
+                    return Err(invalid(
+                        key("id"),
+                        format!("{} is configured twice; ids must be unique", access_key.id),
+                    ));
                 }
                 parts.access_keys.push(AccessKey { id: access_key.id.clone(), secret, holder: holder() });
             }
         }
-        for (place, token) in parts.tokens.iter().enumerate() {
-            let earlier = parts.tokens[..place].iter().find(|earlier| earlier.digest == token.digest);
+        for (index, token) in parts.tokens.iter().enumerate() {
+            let earlier = parts.tokens[..index].iter().find(|earlier| earlier.digest == token.digest);
             if let Some(earlier) = earlier {
                 let (one, other) = (&earlier.holder.principal, &token.holder.principal);
-                return Err(value("principal", format!("{one} and {other} have the same token")));
+                return Err(invalid("principal", format!("{one} and {other} have the same token; each needs its own")));
             }
         }
         Ok(parts.into())
     }
 
-    /// What it lists, whatever else is wrong with it.
-    pub fn listed(&self) -> Listed {
-        let mut listed = Listed::default();
+    /// The listed principals, credentials and policies, even if other values are invalid.
+    pub fn listed(&self) -> ListedCredentials {
+        let mut listed = ListedCredentials::default();
         listed.issuers.extend(self.issuers.iter().map(|entry| entry.issuer.clone()));
         for entry in self.principals {
             let Ok(principal) = entry.arn.parse::<Principal>() else { continue };
@@ -216,11 +196,11 @@ impl Access<'_> {
             let policies = entry.policies.iter().chain(groups.flat_map(|group| &group.policies));
             listed.principals.entry(principal.clone()).or_default().extend(policies.cloned());
             let sha256 = entry.token_sha256.iter().chain(entry.token.iter().map(|token| &token.sha256));
-            for digest in sha256.filter_map(|text| digest("", text).ok()) {
+            for digest in sha256.filter_map(|text| parse_digest("", text).ok()) {
                 listed.tokens.insert(digest, principal.clone());
             }
-            for of in &entry.jwt {
-                listed.claims.push((of.issuer.clone(), of.claims.clone(), principal.clone()));
+            for jwt in &entry.jwt {
+                listed.claims.push((jwt.issuer.clone(), jwt.claims.clone(), principal.clone()));
             }
             for name in entry.certificates.iter().filter_map(|text| text.parse().ok()) {
                 listed.certificates.insert(name, principal.clone());
@@ -232,7 +212,7 @@ impl Access<'_> {
         listed
     }
 
-    /// The files that it is read from.
+    /// The files that the sections name.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let policies = self.policies.iter().filter_map(|policy| policy.file.as_ref());
         let issuers = self.issuers.iter().flat_map(|issuer| issuer.jwks_file.iter().chain(&issuer.jwks_ca_file));
@@ -240,29 +220,29 @@ impl Access<'_> {
         policies.chain(issuers).chain(keys.filter_map(|key| key.secret_file.as_ref()))
     }
 
-    /// The principals with their policies, in their order.
+    /// The principals with their policies, in the order of the configuration.
     pub fn identities(&self) -> Result<Vec<Arc<Identity>>, Error> {
         let policies = self.documents()?;
-        for (place, group) in self.groups.iter().enumerate() {
-            let at = |key: &str| format!("group[{place}].{key}");
-            if self.groups[..place].iter().any(|earlier| earlier.name == group.name) {
-                return Err(value(at("name"), format!("{:?} is configured twice", group.name)));
+        for (index, group) in self.groups.iter().enumerate() {
+            let at = |key: &str| format!("group[{index}].{key}");
+            if self.groups[..index].iter().any(|earlier| earlier.name == group.name) {
+                return Err(invalid(at("name"), format!("{:?} is configured twice; names must be unique", group.name)));
             }
             attach(&policies, &group.policies, &Attachment::Principal, &at("policies"))?;
         }
-        let read = |(place, entry): (usize, &PrincipalEntry)| {
-            let at = |key: &str| format!("principal[{place}].{key}");
-            let principal: Principal = entry.arn.parse().map_err(|error| value(at("arn"), error))?;
-            if self.principals[..place].iter().any(|earlier| earlier.arn == entry.arn) {
-                return Err(value(at("arn"), format!("{principal} is configured twice")));
+        let identity = |(index, entry): (usize, &PrincipalEntry)| {
+            let at = |key: &str| format!("principal[{index}].{key}");
+            let principal: Principal = entry.arn.parse().map_err(|error| invalid(at("arn"), error))?;
+            if self.principals[..index].iter().any(|earlier| earlier.arn == entry.arn) {
+                return Err(invalid(at("arn"), format!("{principal} is configured twice; principals must be unique")));
             }
             let mut attached = attach(&policies, &entry.policies, &Attachment::Principal, &at("policies"))?;
             if !entry.groups.is_empty() && !principal.is_user() {
-                return Err(value(at("groups"), format!("{principal} is not a user, and only users are in groups")));
+                return Err(invalid(at("groups"), format!("{principal} is not a user; only users can be in groups")));
             }
             for name in &entry.groups {
                 let group = self.groups.iter().find(|group| group.name == *name);
-                let group = group.ok_or_else(|| value(at("groups"), format!("{name:?} is not one of [[group]]")))?;
+                let group = group.ok_or_else(|| invalid(at("groups"), format!("{name:?} is not one of [[group]]")))?;
                 attached.extend(attach(&policies, &group.policies, &Attachment::Group(name.as_str().into()), "")?);
             }
             let quota = Quota {
@@ -270,13 +250,13 @@ impl Access<'_> {
                 max_in_flight: entry.max_in_flight.unwrap_or(self.limits.max_in_flight),
             };
             let numbers = [("calls_per_second", quota.calls_per_second), ("max_in_flight", Some(quota.max_in_flight))];
-            positive(&format!("principal[{place}]"), &numbers.map(|(key, n)| (key, n.unwrap_or(1).into())))?;
+            positive(&format!("principal[{index}]"), &numbers.map(|(key, n)| (key, n.unwrap_or(1).into())))?;
             Ok(Arc::new(Identity { principal, policies: Policies(attached), quota }))
         };
-        self.principals.iter().enumerate().map(read).collect()
+        self.principals.iter().enumerate().map(identity).collect()
     }
 
-    /// The keys that conditions can be about.
+    /// The condition keys that policies may use.
     pub fn condition_keys(&self) -> Keys {
         Keys::with_claims(self.issuers.iter().flat_map(JwtEntry::condition_keys))
     }
@@ -284,19 +264,19 @@ impl Access<'_> {
     fn documents(&self) -> Result<Vec<Arc<Policy>>, Error> {
         let keys = self.condition_keys();
         let mut policies: Vec<Arc<Policy>> = Vec::with_capacity(self.policies.len());
-        for (place, entry) in self.policies.iter().enumerate() {
-            let at = |key: &str| format!("policy[{place}].{key}");
+        for (index, entry) in self.policies.iter().enumerate() {
+            let at = |key: &str| format!("policy[{index}].{key}");
             let (key, text) = match (&entry.document, &entry.file) {
                 (Some(text), None) => ("document", text.clone()),
                 (None, Some(file)) => {
-                    let failed = |error| value(at("file"), format!("{}: {error}", file.display()));
+                    let failed = |error| invalid(at("file"), format!("failed to read {}: {error}", file.display()));
                     ("file", std::fs::read_to_string(file).map_err(failed)?)
                 }
-                _ => return Err(value(at("document"), "exactly one of document and file is needed")),
+                _ => return Err(invalid(at("document"), "set either document or file")),
             };
-            let document = Document::parse(&text, &keys).map_err(|error| value(at(key), error))?;
+            let document = Document::parse(&text, &keys).map_err(|error| invalid(at(key), error))?;
             if policies.iter().any(|policy| *policy.name == *entry.name) {
-                return Err(value(at("name"), format!("{:?} is configured twice", entry.name)));
+                return Err(invalid(at("name"), format!("{:?} is configured twice; names must be unique", entry.name)));
             }
             policies.push(Arc::new(Policy { name: entry.name.as_str().into(), document }));
         }
@@ -304,18 +284,24 @@ impl Access<'_> {
     }
 }
 
-fn attach(policies: &[Arc<Policy>], names: &[String], to: &Attachment, key: &str) -> Result<Vec<Attached>, Error> {
+fn attach(
+    policies: &[Arc<Policy>],
+    names: &[String],
+    to: &Attachment,
+    key: &str,
+) -> Result<Vec<AttachedPolicy>, Error> {
     let named = |name: &String| {
         let policy = policies.iter().find(|policy| *policy.name == **name);
-        let policy = policy.ok_or_else(|| value(key, format!("{name:?} is not one of [[policy]]")))?;
-        Ok(Attached { policy: Arc::clone(policy), to: to.clone() })
+        let policy = policy.ok_or_else(|| invalid(key, format!("{name:?} is not one of [[policy]]")))?;
+        Ok(AttachedPolicy { policy: Arc::clone(policy), to: to.clone() })
     };
     names.iter().map(named).collect()
 }
 
-fn digest(key: &str, text: &str) -> Result<[u8; 32], Error> {
+/// Parses the SHA-256 of a token.
+fn parse_digest(key: &str, text: &str) -> Result<[u8; 32], Error> {
     let mut digest = [0; 32];
-    // The value is not repeated: somebody may have put the token itself there.
-    hex::decode_to_slice(text, &mut digest).map_err(|_| value(key, "expected 64 hexadecimal digits"))?;
+    // The error does not have the value, which may be the token itself.
+    hex::decode_to_slice(text, &mut digest).map_err(|_| invalid(key, "expected 64 hexadecimal digits"))?;
     Ok(digest)
 }

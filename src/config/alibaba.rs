@@ -5,45 +5,45 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 use url::Url;
 
-use super::{Error, positive, secret_source, value};
+use super::{Error, invalid, positive, secret_source};
 use crate::region::{
     ForwardProxy,
     ecs::{Credentials, Profile, Settings},
     is_loopback,
 };
 
-/// What stands in an endpoint for the provider's name of the region.
+/// The placeholder for the provider's name of the region in an endpoint.
 const REGION: &str = "{region}";
 
-/// `[alibaba]`: how Alibaba Cloud is spoken to, where regions are its own (`ecs://REGION`).
+/// `[alibaba]`: the client of Alibaba Cloud, for regions with `ecs://REGION` stores.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Alibaba {
-    /// The public part of the access key.
+    /// The id of the access key.
     pub access_key_id: Option<String>,
-    /// The variable that holds its secret part.
+    /// The environment variable with the secret of the access key.
     pub access_key_secret_env: Option<String>,
-    /// The file that holds it. It is read again for every request, so that it may be replaced at any time.
+    /// The file with the secret of the access key. It is read for every request, so that it can be rotated.
     pub access_key_secret_file: Option<PathBuf>,
-    /// The variable that holds the security token, if the key is a temporary one.
+    /// The environment variable with the security token of a temporary key.
     pub security_token_env: Option<String>,
-    /// The file that holds it. It is read again for every request.
+    /// The file with the security token. It is read for every request.
     pub security_token_file: Option<PathBuf>,
-    /// A credentials file as the provider's own tools use it, instead of a key.
+    /// A credentials file of the provider's tools, in place of a key.
     pub credentials_file: Option<PathBuf>,
-    /// Which of its sections.
+    /// The section of the credentials file.
     pub profile: String,
-    /// Where the ECS of a region is; `{region}` stands for its name.
+    /// The ECS endpoint of a region; `{region}` is replaced by the provider's name of the region.
     pub endpoint: String,
-    /// Where roles are assumed.
+    /// The STS endpoint, which roles are assumed at.
     pub sts_endpoint: String,
-    /// Whether an endpoint that is not this machine may be spoken to without TLS.
+    /// Whether a remote endpoint may be contacted without TLS.
     pub allow_http: bool,
-    /// How long a request may take.
+    /// The time limit of a request, in milliseconds.
     pub timeout_ms: u64,
-    /// How long it is waited between two looks at a copy.
+    /// The interval of polling a copy, in milliseconds.
     pub poll_ms: u64,
-    /// How long an image may not be listed after it was made.
+    /// How long an image may be missing from listings after its creation, in milliseconds.
     pub settle_ms: u64,
 }
 
@@ -68,7 +68,7 @@ impl Default for Alibaba {
 }
 
 impl Alibaba {
-    /// How the provider is spoken to.
+    /// The settings of the provider's client.
     pub(super) fn settings(&self, proxy: Option<ForwardProxy>) -> Result<Settings, Error> {
         let times = [("timeout_ms", self.timeout_ms), ("poll_ms", self.poll_ms), ("settle_ms", self.settle_ms)];
         positive("alibaba", &times)?;
@@ -85,60 +85,62 @@ impl Alibaba {
         })
     }
 
-    /// Where the ECS of a region is.
+    /// The ECS endpoint of a region.
     pub(super) fn endpoint(&self, region: &str) -> Result<Url, Error> {
         self.url("endpoint", &self.endpoint.replace(REGION, region))
     }
 
     fn url(&self, key: &str, text: &str) -> Result<Url, Error> {
-        let refuse = |problem: &str| value(format!("alibaba.{key}"), problem);
-        let url: Url = text.parse().map_err(|_| refuse("it is not a URL"))?;
+        let refuse = |problem: &str| invalid(format!("alibaba.{key}"), problem);
+        let url: Url = text.parse().map_err(|_| refuse("not a URL; expected https://HOST"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-            return Err(refuse("it is neither http:// nor https:// and a host"));
+            return Err(refuse("not an http:// or https:// URL with a host"));
         }
         let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
         if !plain || !url.username().is_empty() || url.password().is_some() {
-            return Err(refuse("an endpoint has a host and maybe a port, and nothing else"));
+            return Err(refuse("an endpoint has only a host and a port"));
         }
         if url.scheme() == "http" && !is_loopback(&url) && !self.allow_http {
-            return Err(refuse("an endpoint without TLS that is not this machine needs alibaba.allow_http = true"));
+            return Err(refuse("a remote endpoint without TLS needs alibaba.allow_http = true"));
         }
         Ok(url)
     }
 
     fn credentials(&self) -> Result<Credentials, Error> {
-        let one = |env: &str, file: &str, variable: &Option<String>, path: &Option<PathBuf>| {
+        let source = |env: &str, file: &str, variable: &Option<String>, path: &Option<PathBuf>| {
             let keys = [format!("alibaba.{env}"), format!("alibaba.{file}")];
             secret_source([&keys[0], &keys[1]], variable.as_ref(), path.as_ref())
         };
-        let key = one(
+        let key = source(
             "access_key_secret_env",
             "access_key_secret_file",
             &self.access_key_secret_env,
             &self.access_key_secret_file,
         )?;
         let token =
-            one("security_token_env", "security_token_file", &self.security_token_env, &self.security_token_file)?;
+            source("security_token_env", "security_token_file", &self.security_token_env, &self.security_token_file)?;
         match (&self.access_key_id, key, token, &self.credentials_file) {
             (Some(id), Some(secret), security_token, None) => {
                 Ok(Credentials::Key { id: id.clone(), secret, security_token })
             }
             (None, None, None, Some(path)) => {
                 let refuse =
-                    |problem: String| value("alibaba.credentials_file", format!("{}: {problem}", path.display()));
+                    |problem: String| invalid("alibaba.credentials_file", format!("{}: {problem}", path.display()));
                 let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
                 Profile::parse(&text, &self.profile).map_err(refuse)?;
                 Ok(Credentials::File { path: path.clone(), profile: self.profile.clone() })
             }
-            (None, None, None, None) => Err(value(
+            (None, None, None, None) => Err(invalid(
                 "alibaba",
-                "regions of ECS need access_key_id and access_key_secret_env or _file, or a credentials_file",
+                "regions of ECS need access_key_id with access_key_secret_env or access_key_secret_file, or credentials_file",
             )),
-            (_, _, _, Some(_)) => Err(value("alibaba.credentials_file", "there is an access key as well")),
-            (None, _, _, None) => Err(value("alibaba.access_key_id", "it is missing, and there is a secret")),
-            (Some(_), None, _, None) => Err(value(
+            (_, _, _, Some(_)) => {
+                Err(invalid("alibaba.credentials_file", "an access key is set as well; remove one of them"))
+            }
+            (None, _, _, None) => Err(invalid("alibaba.access_key_id", "needed, because its secret is set")),
+            (Some(_), None, _, None) => Err(invalid(
                 "alibaba.access_key_id",
-                "its secret is missing (access_key_secret_env or access_key_secret_file)",
+                "needs a secret; set access_key_secret_env or access_key_secret_file",
             )),
         }
     }
@@ -148,7 +150,7 @@ impl Alibaba {
 mod tests {
     use crate::config::Config;
 
-    const LEAST: &str = r#"
+    const MINIMAL: &str = r#"
         [database]
         url = "sqlite://state.db"
         [home]
@@ -162,7 +164,7 @@ mod tests {
     "#;
 
     #[test]
-    fn a_refusal_names_the_key_and_no_secret() {
+    fn an_error_names_the_key_and_no_secret() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = |name: &str, text: &str| {
             let path = directory.path().join(name);
@@ -172,41 +174,44 @@ mod tests {
         let secret = file("secret", "top-secret");
         let key = format!("access_key_id = \"AK\"\naccess_key_secret_file = \"{secret}\"");
         let credentials = file("credentials", "[other]\ntype = access_key\naccess_key_secret = top-secret\n");
-        assert!(Config::parse(&format!("{LEAST}\n[alibaba]\n{key}")).is_ok());
-        for (more, named) in [
+        assert!(Config::parse(&format!("{MINIMAL}\n[alibaba]\n{key}")).is_ok());
+        for (section, expected) in [
             (String::new(), "alibaba: regions of ECS need access_key_id"),
-            ("[alibaba]\naccess_key_id = \"AK\"".to_owned(), "alibaba.access_key_id: its secret is missing"),
-            (format!("[alibaba]\naccess_key_secret_file = \"{secret}\""), "alibaba.access_key_id: it is missing"),
-            (format!("[alibaba]\n{key}\ncredentials_file = \"{credentials}\""), "there is an access key as well"),
+            ("[alibaba]\naccess_key_id = \"AK\"".to_owned(), "alibaba.access_key_id: needs a secret"),
+            (format!("[alibaba]\naccess_key_secret_file = \"{secret}\""), "alibaba.access_key_id: needed"),
+            (format!("[alibaba]\n{key}\ncredentials_file = \"{credentials}\""), "an access key is set as well"),
             (format!("[alibaba]\ncredentials_file = \"{credentials}\""), "it has no section [default]"),
             ("[alibaba]\ncredentials_file = \"/nowhere\"".to_owned(), "alibaba.credentials_file: /nowhere"),
             (
                 format!("[alibaba]\n{key}\nendpoint = \"http://ecs.example.com\""),
-                "alibaba.endpoint: an endpoint without TLS",
+                "alibaba.endpoint: a remote endpoint without TLS",
             ),
             (
                 format!("[alibaba]\n{key}\nendpoint = \"https://me:top-secret@host\""),
-                "alibaba.endpoint: an endpoint has a host",
+                "alibaba.endpoint: an endpoint has only a host",
             ),
-            (format!("[alibaba]\n{key}\nsts_endpoint = \"ftp://host\""), "alibaba.sts_endpoint: it is neither"),
+            (
+                format!("[alibaba]\n{key}\nsts_endpoint = \"ftp://host\""),
+                "alibaba.sts_endpoint: not an http:// or https:// URL",
+            ),
             (format!("[alibaba]\n{key}\npoll_ms = 0"), "alibaba.poll_ms: 0"),
             (format!("[alibaba]\n{key}\npol_ms = 1"), "pol_ms"),
             ("[[region]]\nid = \"c\"\nstore = \"dir:///c\"".to_owned(), "region[2].store: ECS copies between its own"),
             (
                 "[[region]]\nid = \"c\"\nstore = \"ecs://c\"\nanonymous = true".to_owned(),
-                "region[2].anonymous: it is of object",
+                "region[2].anonymous: applies to object",
             ),
             (
                 "[[region]]\nid = \"c\"\nstore = \"ecs://c\"\negress_copies = 1".to_owned(),
-                "region[2].egress_copies: it says nothing",
+                "region[2].egress_copies: does not apply",
             ),
         ] {
-            let refusal = Config::parse(&format!("{LEAST}\n{more}")).expect_err(&more).to_string();
-            assert!(refusal.contains(named), "{more:?} was refused with {refusal:?}");
-            assert!(!refusal.contains("top-secret"), "{refusal}");
+            let error = Config::parse(&format!("{MINIMAL}\n{section}")).expect_err(&section).to_string();
+            assert!(error.contains(expected), "{section:?} failed with {error:?}");
+            assert!(!error.contains("top-secret"), "{error}");
         }
-        let stores = LEAST.replace("ecs://", "dir:///");
-        let refusal = Config::parse(&format!("{stores}\n[alibaba]\n{key}")).expect_err("nobody needs it").to_string();
-        assert!(refusal.contains("alibaba: no region is ecs://REGION"), "{refusal}");
+        let stores = MINIMAL.replace("ecs://", "dir:///");
+        let error = Config::parse(&format!("{stores}\n[alibaba]\n{key}")).expect_err("no ECS region").to_string();
+        assert!(error.contains("alibaba: no region has an ecs:// store"), "{error}");
     }
 }

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Error, value};
+use super::{Error, invalid};
 use crate::audit::Destination;
 
-/// `[audit]`: where decisions are written down.
+/// `[audit]`: the audit log of authorization decisions.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
-    /// `stdout`, `stderr`, or the path of a file.
+    /// The destination: `stdout`, `stderr`, or the path of a file.
     pub to: String,
-    /// The part of what is allowed that is written down, from 0 to 1. All that is denied is.
+    /// The fraction of allowed calls that are logged, from 0 to 1. Denied calls are always logged.
     pub sample_allowed: f64,
 }
 
@@ -24,18 +24,18 @@ impl Default for Audit {
 }
 
 impl Audit {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.to.is_empty() {
-            return Err(value("audit.to", "it is empty; expected stdout, stderr or the path of a file"));
+            return Err(invalid("audit.to", "empty; expected stdout, stderr or the path of a file"));
         }
         if !(0.0..=1.0).contains(&self.sample_allowed) {
-            return Err(value("audit.sample_allowed", format!("{} is not from 0 to 1", self.sample_allowed)));
+            return Err(invalid("audit.sample_allowed", format!("{} is not from 0 to 1", self.sample_allowed)));
         }
         Ok(())
     }
 
-    /// Where it goes.
+    /// The destination.
     #[must_use]
     pub fn destination(&self) -> Destination {
         match self.to.as_str() {

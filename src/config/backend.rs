@@ -1,51 +1,50 @@
-//! What is needed to reach the regions, of whichever kind they are.
+//! Converts the regions of the configuration into the settings of their backends.
 
 use super::{
-    Config, Error,
-    region::{Open, OpenStore},
-    value,
+    Config, Error, invalid,
+    store::{RegionBackend, StoreSettings},
 };
 use crate::{domain::RegionId, region::ecs};
 
-/// What is needed to reach all regions.
+/// The settings of all regions' backends.
 #[derive(Debug, Clone)]
 pub enum Backend {
     /// Stores of blobs.
-    Stores(Vec<(RegionId, OpenStore)>),
+    Stores(Vec<(RegionId, StoreSettings)>),
     /// Regions of Alibaba Cloud.
     Ecs {
         /// The regions.
-        places: Vec<(RegionId, ecs::Place)>,
-        /// How the provider is spoken to.
+        regions: Vec<(RegionId, ecs::Place)>,
+        /// The settings of the provider's client.
         settings: Box<ecs::Settings>,
     },
 }
 
 impl Config {
-    /// What is needed to open the stores, or to speak to the provider. ECS copies between its own regions only, so that either all
-    /// regions are of ECS or none is.
+    /// The settings of all stores, or of the ECS client. ECS copies between its own regions only, so either all regions
+    /// are of ECS or none is.
     pub fn backend(&self) -> Result<Backend, Error> {
-        let (mut stores, mut places) = (Vec::new(), Vec::new());
-        for (place, region) in self.region.iter().enumerate() {
-            let id = region.id(place)?;
-            match region.open(place, &self.network)? {
-                Open::Ecs(name) => {
+        let (mut stores, mut regions) = (Vec::new(), Vec::new());
+        for (index, region) in self.region.iter().enumerate() {
+            let id = region.id(index)?;
+            match region.backend(index, &self.network)? {
+                RegionBackend::Ecs(name) => {
                     let alibaba = self.alibaba.clone().unwrap_or_default();
-                    places.push((id, ecs::Place { endpoint: alibaba.endpoint(&name)?, name }));
+                    regions.push((id, ecs::Place { endpoint: alibaba.endpoint(&name)?, name }));
                 }
-                Open::Store(store) => stores.push((id, *store)),
+                RegionBackend::Store(store) => stores.push((id, *store)),
             }
-            if !stores.is_empty() && !places.is_empty() {
+            if !stores.is_empty() && !regions.is_empty() {
                 let problem = "ECS copies between its own regions only: either all regions are ecs:// or none is";
-                return Err(value(format!("region[{place}].store"), problem));
+                return Err(invalid(format!("region[{index}].store"), problem));
             }
         }
         match &self.alibaba {
-            alibaba if !places.is_empty() => {
+            alibaba if !regions.is_empty() => {
                 let settings = alibaba.clone().unwrap_or_default().settings(self.network.forward_proxy()?)?;
-                Ok(Backend::Ecs { places, settings: Box::new(settings) })
+                Ok(Backend::Ecs { regions, settings: Box::new(settings) })
             }
-            Some(_) => Err(value("alibaba", "no region is ecs://REGION")),
+            Some(_) => Err(invalid("alibaba", "no region has an ecs:// store; remove the section")),
             None => Ok(Backend::Stores(stores)),
         }
     }

@@ -4,13 +4,13 @@ use serde::Deserialize;
 
 use super::{Error, positive};
 
-/// `[housekeeping]`: what one process at a time does for all.
+/// `[housekeeping]`: the maintenance that the leader does for all processes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Housekeeping {
-    /// How often, in milliseconds.
+    /// The interval between two rounds, in milliseconds.
     pub interval_ms: u64,
-    /// How long synchronizations are kept after they have ended, in seconds.
+    /// How long finished synchronizations are kept, in seconds.
     pub keep_finished_seconds: u64,
 }
 
@@ -21,7 +21,7 @@ impl Default for Housekeeping {
 }
 
 impl Housekeeping {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         positive(
             "housekeeping",

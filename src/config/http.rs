@@ -6,29 +6,31 @@ use serde::Deserialize;
 
 use super::{Error, server};
 
-/// `[http]`: the listener for probes, for Prometheus, and, on servers, for the status page.
+/// `[http]`: the admin listener for probes and Prometheus, and on servers for the status page.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
-    /// Where to listen.
+    /// The address to listen on.
     #[serde(deserialize_with = "server::address")]
     pub listen: SocketAddr,
-    /// Whether others may reach it. Metrics tell regions, methods and numbers, and are told to everybody who asks; the status
-    /// page wants a credential, which it takes from other machines only with `server.allow_plaintext`.
+    /// Whether a non-loopback address is allowed. Metrics, with the names of regions and methods, are served without
+    /// authentication. The status page requires a credential, which it accepts from other machines only with
+    /// `server.allow_plaintext`.
     #[serde(default)]
     pub allow_remote: bool,
 }
 
 impl Http {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.listen.ip().is_loopback() || self.allow_remote {
             return Ok(());
         }
         let problem = format!(
-            "{} can be reached by others, who would be told all metrics: set http.allow_remote = true",
+            "{} is reachable from other machines, and metrics are served without authentication; listen on a loopback \
+             address or set http.allow_remote = true",
             self.listen
         );
-        Err(super::value("http.listen", problem))
+        Err(super::invalid("http.listen", problem))
     }
 }

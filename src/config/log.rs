@@ -2,19 +2,19 @@
 
 use serde::Deserialize;
 
-use super::{Error, value};
+use super::{Error, invalid};
 use crate::telemetry::{
     DEFAULT_LOG,
     logs::{self, LogFormat},
 };
 
-/// `[log]`: what is logged, and how. Read again while the service runs.
+/// `[log]`: the log. Reloaded while the service runs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// `human`, or `json`: an object a line.
+    /// The format: `human`, or `json` with an object per line.
     pub format: LogFormat,
-    /// What is logged, in the form of `RUST_LOG`, which wins.
+    /// The filter, in the syntax of `RUST_LOG`, which overrides it.
     pub filter: String,
 }
 
@@ -25,15 +25,15 @@ impl Default for Log {
 }
 
 impl Log {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         logs::parse_filter(&self.filter)
             .map(drop)
-            .map_err(|error| value("log.filter", format!("{:?}: {error}", self.filter)))
+            .map_err(|error| invalid("log.filter", format!("{:?}: {error}", self.filter)))
     }
 
-    /// Logs like this from now on.
+    /// Applies the format and the filter to the running process.
     pub fn apply(&self) -> Result<(), Error> {
-        logs::apply(self.format, &self.filter).map_err(|error| value("log.filter", error))
+        logs::apply(self.format, &self.filter).map_err(|error| invalid("log.filter", error))
     }
 }

@@ -1,27 +1,33 @@
-//! The configuration: one typed tree from a file and the environment.
+//! The configuration: one typed tree, read from a file and the environment.
 //!
-//! Every key can be given as `APPFERRY_SECTION__KEY`, which wins over the file. An unknown key is an error, and so is a value
-//! that can't be used; each names the key and what was expected.
+//! Every key can be set as `APPFERRY_SECTION__KEY`, which overrides the file. Unknown keys and invalid values are
+//! errors that name the key and the expected value.
 
 mod access;
 mod alibaba;
 mod audit;
 mod backend;
 mod database;
+mod error;
 mod housekeeping;
 mod http;
 mod jwt;
+mod limits;
 mod log;
 mod network;
 mod openapi;
 mod region;
 mod region_credentials;
+mod region_proxy;
+mod secret;
 mod server;
+mod store;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod worker;
 
 use std::{
-    fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -32,70 +38,40 @@ use figment::{
 };
 use serde::Deserialize;
 
-pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, Limits, PolicyEntry, PrincipalEntry, TokenEntry};
+pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, PolicyEntry, PrincipalEntry, TokenEntry};
 pub use alibaba::Alibaba;
 pub use audit::Audit;
 pub use backend::Backend;
 pub use database::Database;
+pub use error::Error;
 pub use housekeeping::Housekeeping;
 pub use http::Http;
 pub use jwt::JwtEntry;
+pub use limits::Limits;
 pub use log::Log;
 pub use network::Network;
 pub use openapi::OpenApi;
-pub use region::{Link, OpenStore, Region};
+pub use region::{Link, Region};
+pub use region_proxy::RegionProxy;
 pub use server::Server;
+pub use store::StoreSettings;
 pub use tls::Tls;
 pub use worker::Worker;
 
+use self::{
+    error::{invalid, positive},
+    secret::{secret, secret_source},
+};
 use crate::{
-    domain::{RegionId, Regions, Secret, relay::Topology},
-    identity::{Directory, Fetched, Identity, Listed, acs3::Hosts},
+    domain::{RegionId, Regions, relay::Topology},
+    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials, acs3::Hosts},
     ram,
-    region::SecretSource,
 };
 
-/// The prefix of the variables that override keys.
+/// The prefix of the environment variables that override keys.
 const PREFIX: &str = "APPFERRY_";
-/// What stands between a section and a key in their names.
+/// The separator of section and key in their names.
 const SEPARATOR: &str = "__";
-
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file can't be read.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// It is not of the right form; names the keys.
-    #[error("{}", describe(.0))]
-    Form(Box<figment::Error>),
-    /// A value can't be used.
-    #[error("{key}: {problem}")]
-    Value {
-        /// The key.
-        key: String,
-        /// What is wrong with its value.
-        problem: String,
-    },
-}
-
-/// What is wrong with a form, each fault with its key.
-fn describe(error: &figment::Error) -> String {
-    let one = |error: figment::Error| {
-        let key = error.path.join(".");
-        if key.is_empty() { error.kind.to_string() } else { format!("{key}: {}", error.kind) }
-    };
-    error.clone().into_iter().map(one).collect::<Vec<_>>().join("; ")
-}
-
-fn value(key: impl Into<String>, problem: impl Display) -> Error {
-    Error::Value { key: key.into(), problem: problem.to_string() }
-}
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -108,7 +84,7 @@ pub struct Config {
     pub openapi: Option<OpenApi>,
     /// The listener for probes and for Prometheus.
     pub http: Option<Http>,
-    /// Our certificate, and whose we take from callers.
+    /// The TLS certificate, and the authorities of client certificates.
     pub tls: Option<Tls>,
     /// The database.
     pub database: Database,
@@ -116,70 +92,71 @@ pub struct Config {
     pub home: Home,
     /// The regions.
     pub region: Vec<Region>,
-    /// How what is elsewhere is reached.
+    /// The forward proxy.
     #[serde(default)]
     pub network: Network,
-    /// How Alibaba Cloud is spoken to, where regions are its own.
+    /// The client of Alibaba Cloud.
     pub alibaba: Option<Alibaba>,
-    /// What it costs to go from one to another.
+    /// The costs of copying between regions.
     #[serde(default)]
     pub link: Vec<Link>,
-    /// Who may call.
+    /// The callers.
     #[serde(default)]
     pub principal: Vec<PrincipalEntry>,
-    /// Users that have policies in common.
+    /// Users that share policies.
     #[serde(default)]
     pub group: Vec<GroupEntry>,
-    /// What they may do.
+    /// The policy documents.
     #[serde(default)]
     pub policy: Vec<PolicyEntry>,
-    /// Who signs tokens and is believed.
+    /// The trusted issuers of JSON Web Tokens.
     #[serde(default)]
     pub jwt: Vec<JwtEntry>,
-    /// How much each principal may do.
+    /// The limits of each caller.
     #[serde(default)]
     pub limits: Limits,
-    /// Where decisions are written down.
+    /// The audit log.
     #[serde(default)]
     pub audit: Audit,
-    /// What is logged.
+    /// The log.
     #[serde(default)]
     pub log: Log,
     /// The workers.
     #[serde(default)]
     pub worker: Worker,
-    /// What is done for all.
+    /// The maintenance that the leader does.
     #[serde(default)]
     pub housekeeping: Housekeeping,
-    /// The file that it was read from.
+    /// The file of the configuration; `None` for one that was parsed from text.
     #[serde(skip)]
     file: Option<PathBuf>,
 }
 
-/// `[home]`: where images come from.
+/// `[home]`: the region in which images are registered.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Home {
-    /// The id of the home region, which is one of `[[region]]`.
+    /// The id of the home region, one of `[[region]]`.
     pub region: String,
 }
 
 impl Config {
-    /// Reads a file, and the environment over it.
+    /// Reads a file and overrides it by the environment.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
         Ok(Self { file: Some(path.to_owned()), ..Self::parse(&text)? })
     }
 
-    /// Reads it again from where it came; one that came from no file is as it was.
-    pub fn again(&self) -> Result<Self, Error> {
+    /// Reads the file of this configuration again. One without a file is unchanged.
+    pub fn reload(&self) -> Result<Self, Error> {
         self.file.as_deref().map_or_else(|| Ok(self.clone()), Self::load)
     }
 
-    /// Whom the file lists now, whatever else is wrong with it. Nothing where that can't be said: where it is no file of this form, or
-    /// has no principals at all, as one has that is being written.
+    /// Reads which principals, credentials and policies the file lists now, even if other parts of it are invalid.
+    /// Returns `None` if the file is not of the form of a configuration or has no principals, like one that is being
+    /// written.
     #[must_use]
-    pub fn listed_again(&self) -> Option<Listed> {
+    pub fn reload_listed(&self) -> Option<ListedCredentials> {
         let text = std::fs::read_to_string(self.file.as_deref()?).ok()?;
         let figment = figment(&text);
         let principals: Vec<PrincipalEntry> = figment.extract_inner("principal").ok()?;
@@ -194,14 +171,14 @@ impl Config {
         Some(access.listed())
     }
 
-    /// Reads a text in the form of the file, and the environment over it.
+    /// Parses the text of a file and overrides it by the environment.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let config: Self = figment(text).extract().map_err(|error| Error::Form(Box::new(error)))?;
         config.check()?;
         Ok(config)
     }
 
-    /// Refuses what can't be used, before anything is started.
+    /// Rejects invalid values.
     pub fn check(&self) -> Result<(), Error> {
         self.server.check(self.tls.is_some())?;
         let plaintext = self.server.allow_plaintext || self.tls.is_some();
@@ -219,69 +196,74 @@ impl Config {
         self.backend()?;
         self.topology()?;
         self.worker.served(&regions)?;
-        self.directory(&mut Fetched::default()).map(drop)
+        self.directory(&mut JwksFetcher::default()).map(drop)
     }
 
     /// The configured regions.
     pub fn regions(&self) -> Result<Regions, Error> {
         let mut ids = Vec::with_capacity(self.region.len());
-        for (place, region) in self.region.iter().enumerate() {
-            let id = region.id(place)?;
+        for (index, region) in self.region.iter().enumerate() {
+            let id = region.id(index)?;
             if ids.contains(&id) {
-                return Err(value(format!("region[{place}].id"), format!("{id} is configured twice")));
+                return Err(invalid(
+                    format!("region[{index}].id"),
+                    format!("{id} is configured twice; ids must be unique"),
+                ));
             }
             if id.as_str() == "all" {
-                return Err(value(format!("region[{place}].id"), "\"all\" stands for all regions and names none"));
+                return Err(invalid(
+                    format!("region[{index}].id"),
+                    "\"all\" is reserved for all regions; choose another id",
+                ));
             }
             ids.push(id);
         }
-        let home = self.home.region.parse().map_err(|error| value("home.region", error))?;
+        let home = self.home.region.parse().map_err(|error| invalid("home.region", error))?;
         if !ids.contains(&home) {
-            return Err(value("home.region", format!("{home} is not one of [[region]]")));
+            return Err(invalid("home.region", format!("{home} is not one of [[region]]")));
         }
         Ok(Regions::new(home, ids))
     }
 
-    /// The store of each region, as it may be shown: what another one is, holds other images.
+    /// The location of each region's store, without secrets. A store at another location has other images.
     pub fn locations(&self) -> Result<Vec<(RegionId, String)>, Error> {
-        self.region.iter().enumerate().map(|(place, region)| Ok((region.id(place)?, region.location()))).collect()
+        self.region.iter().enumerate().map(|(index, region)| Ok((region.id(index)?, region.location()))).collect()
     }
 
-    /// The limits of the regions, and the costs of the links between them.
+    /// The limits of the regions and the costs of the links between them.
     pub fn topology(&self) -> Result<Topology, Error> {
         let limits =
-            self.region.iter().enumerate().map(|(place, region)| Ok((region.id(place)?, region.limits(place)?)));
+            self.region.iter().enumerate().map(|(index, region)| Ok((region.id(index)?, region.limits(index)?)));
         let limits = limits.collect::<Result<Vec<_>, Error>>()?;
-        let known = |place: usize, key: &str, name: &str| {
-            let id = name.parse().map_err(|error| value(format!("link[{place}].{key}"), error))?;
-            let missing = || value(format!("link[{place}].{key}"), format!("{id} is not one of [[region]]"));
+        let region_id = |index: usize, key: &str, name: &str| {
+            let id = name.parse().map_err(|error| invalid(format!("link[{index}].{key}"), error))?;
+            let missing = || invalid(format!("link[{index}].{key}"), format!("{id} is not one of [[region]]"));
             if limits.iter().any(|(region, _)| *region == id) { Ok(id) } else { Err(missing()) }
         };
-        let costs =
-            self.link.iter().enumerate().map(|(place, link)| {
-                Ok(((known(place, "from", &link.from)?, known(place, "to", &link.to)?), link.cost))
-            });
+        let costs = self.link.iter().enumerate().map(|(index, link)| {
+            Ok(((region_id(index, "from", &link.from)?, region_id(index, "to", &link.to)?), link.cost))
+        });
         let costs = costs.collect::<Result<Vec<_>, Error>>()?;
         Ok(Topology::new(limits, costs))
     }
 
-    /// Everybody who may call. Keys that are fetched come from `fetched`.
-    pub fn directory(&self, fetched: &mut Fetched) -> Result<Directory, Error> {
+    /// The callers with their credentials. `fetched` keeps the key sets that are fetched.
+    pub fn directory(&self, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         self.access().directory(self.hosts(), fetched)
     }
 
-    /// The principals, with what they may do.
+    /// The principals with their policies.
     pub fn identities(&self) -> Result<Vec<Arc<Identity>>, Error> {
         self.access().identities()
     }
 
-    /// The keys that conditions of policies can be about.
+    /// The condition keys that policies may use.
     #[must_use]
     pub fn condition_keys(&self) -> ram::Keys {
         self.access().condition_keys()
     }
 
-    /// The files that say who may call, which are read again when they change.
+    /// The files that define access. A change of one of them triggers a reload.
     #[must_use]
     pub fn access_files(&self) -> Vec<PathBuf> {
         let tls = self.tls.iter().flat_map(|tls| {
@@ -290,13 +272,13 @@ impl Config {
         self.file.iter().chain(self.access().files()).chain(tls).cloned().collect()
     }
 
-    /// The file that it was read from, if it was.
+    /// The file of this configuration, if it has one.
     #[must_use]
-    pub fn own_file(&self) -> Vec<PathBuf> {
+    pub fn config_file(&self) -> Vec<PathBuf> {
         self.file.iter().cloned().collect()
     }
 
-    /// The hosts that requests may be signed for.
+    /// The hosts for which signed requests are accepted.
     fn hosts(&self) -> Hosts {
         if self.server.hosts.is_empty() {
             let openapi = self.openapi.iter().map(|openapi| openapi.listen.ip());
@@ -316,121 +298,13 @@ impl Config {
     }
 }
 
-/// A text in the form of the file, and the environment over it.
+/// The text of a file, overridden by the environment.
 fn figment(text: &str) -> Figment {
     let environment = Env::prefixed(PREFIX).filter(|key| key.as_str().contains(SEPARATOR)).split(SEPARATOR);
     Figment::from(Toml::string(text)).merge(environment)
 }
 
-/// A list of entries, which may be left out. Nothing if it is not of its form.
+/// An optional list of entries; `None` if it is malformed.
 fn section<T: serde::de::DeserializeOwned>(figment: &Figment, name: &str) -> Option<Vec<T>> {
     if figment.contains(name) { figment.extract_inner(name).ok() } else { Some(Vec::new()) }
-}
-
-/// A secret from a variable or a file; one of them at most.
-fn secret(keys: [&str; 2], variable: Option<&String>, file: Option<&PathBuf>) -> Result<Option<Secret>, Error> {
-    let text = match (variable, file) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(value(keys[0], format!("there is {} as well", keys[1]))),
-        (Some(name), None) => {
-            std::env::var(name).map_err(|_| value(keys[0], format!("the variable {name} is not set")))?
-        }
-        (None, Some(file)) => {
-            std::fs::read_to_string(file).map_err(|error| value(keys[1], format!("{}: {error}", file.display())))?
-        }
-    };
-    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-    if text.is_empty() { Err(value(keys[0], "the secret is empty")) } else { Ok(Some(Secret(text))) }
-}
-
-/// Where a secret is kept: in a variable, or in a file that is read again whenever the secret is needed. Whatever it is, there is one.
-fn secret_source(
-    keys: [&str; 2],
-    variable: Option<&String>,
-    file: Option<&PathBuf>,
-) -> Result<Option<SecretSource>, Error> {
-    let now = secret(keys, variable, file)?;
-    Ok(now.map(|secret| file.map_or(SecretSource::Fixed(secret), |path| SecretSource::File(path.clone()))))
-}
-
-/// No number that says how much or how long may be nothing, or so much that it overflows.
-fn positive(section: &str, keys: &[(&str, u64)]) -> Result<(), Error> {
-    match keys.iter().find(|(_, number)| *number == 0 || *number > 1 << 40) {
-        Some((key, number)) => Err(value(format!("{section}.{key}"), format!("{number} is not from 1 to 2^40"))),
-        None => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Config;
-
-    const LEAST: &str = r#"
-        [database]
-        url = "sqlite://state.db"
-        [home]
-        region = "a"
-        [[region]]
-        id = "a"
-        store = "dir:///a"
-    "#;
-
-    fn refusal(more: &str) -> String {
-        Config::parse(&format!("{LEAST}\n{more}")).expect_err(more).to_string()
-    }
-
-    #[test]
-    fn the_least_configuration_is_one() {
-        let config = Config::parse(LEAST).expect("it is one");
-        assert_eq!(config.server.listen.to_string(), "127.0.0.1:50051");
-    }
-
-    #[test]
-    fn a_refusal_names_the_key() {
-        for (more, named) in [
-            ("[server]\nlisten = 5", "server.listen"),
-            ("[server]\nlisen = \"127.0.0.1:1\"", "lisen"),
-            ("[server]\nlisten = \"0.0.0.0:50051\"", "server.allow_plaintext = true"),
-            ("[server]\nmax_in_flight = 0", "server.max_in_flight"),
-            ("[housekeeping]\ninterval_ms = 0", "housekeeping.interval_ms"),
-            ("[worker]\nheartbeat_ms = 6000", "worker.heartbeat_ms"),
-            ("[worker]\nregions = [\"b\"]", "worker.regions: b is not one of [[region]]"),
-            ("[[region]]\nid = \"a\"\nstore = \"dir:///b\"", "region[1].id: a is configured twice"),
-            ("[[region]]\nid = \"b\"\nstore = \"ftp://b\"", "region[1].store"),
-            ("[[region]]\nid = \"../b\"\nstore = \"dir:///b\"", "region[1].id"),
-            ("[[region]]\nid = \"all\"\nstore = \"dir:///b\"", "region[1].id"),
-            ("[[policy]]\nname = \"p\"\ndocument = '{}'", "policy[0].document: it has no Version"),
-            ("[[principal]]\narn = \"bob\"\ntoken_sha256 = \"\"", "principal[0].arn"),
-            ("[[principal]]\narn = \"acs:ram::1:user/bob\"\ntoken_sha256 = \"secret\"", "principal[0].token_sha256"),
-            ("unparsable", "TOML parse error"),
-            ("[nonsense]\na = 1", "nonsense"),
-        ] {
-            let refusal = refusal(more);
-            assert!(refusal.contains(named), "{more:?} was refused with {refusal:?}");
-            assert!(!refusal.contains("secret"), "{refusal}");
-        }
-    }
-
-    #[test]
-    fn a_database_that_can_t_be_one_is_refused_and_its_password_not_repeated() {
-        for (url, named) in [
-            ("oracle://user:secret@host/name", "\"oracle\" is no database"),
-            ("postgres://user:secret@host:port/name", "invalid port number"),
-            ("user:secret@host", "\"user\" is no database"),
-        ] {
-            let text = LEAST.replace("sqlite://state.db", url);
-            let refusal = Config::parse(&text).expect_err(url).to_string();
-            assert!(refusal.contains("database.url") && refusal.contains(named), "{url}: {refusal}");
-            assert!(!refusal.contains("secret"), "{refusal}");
-        }
-        let config =
-            Config::parse(&LEAST.replace("sqlite://state.db", "postgres://user:secret@host/name")).expect("it is one");
-        assert!(!format!("{config:?}").contains("user:secret"));
-    }
-
-    #[test]
-    fn what_is_reachable_may_do_without_tls_only_if_it_is_said() {
-        let text = format!("{LEAST}\n[server]\nlisten = \"0.0.0.0:1\"\nallow_plaintext = true");
-        assert!(Config::parse(&text).is_ok());
-    }
 }

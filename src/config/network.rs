@@ -5,37 +5,39 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use url::Url;
 
-use super::{Error, secret, value};
+use super::{Error, invalid, secret};
 use crate::region::{Exception, ForwardProxy};
 
-/// `[network]`: how what is elsewhere is reached: the stores of regions, and Alibaba Cloud. Variables such as `HTTPS_PROXY` say nothing here.
+/// `[network]`: the forward proxy for the stores of regions and Alibaba Cloud. Variables such as `HTTPS_PROXY` are
+/// ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
-    /// The proxy that stores are reached by, as `http://HOST:PORT` or `https://HOST:PORT`; without one, they are reached directly. What is
-    /// with TLS passes it unread (CONNECT). Which addresses may be reached is decided here all the same.
+    /// The forward proxy, as `http://HOST:PORT` or `https://HOST:PORT`; none if absent. TLS passes it end to end
+    /// (CONNECT). The addresses that may be contacted are checked here in either case.
     pub proxy: Option<String>,
-    /// The name that the proxy is shown.
+    /// The user name for the proxy.
     pub proxy_username: Option<String>,
-    /// The variable that holds the password for it.
+    /// The environment variable with the password for the proxy.
     pub proxy_password_env: Option<String>,
-    /// The file that holds it.
+    /// The file with the password for the proxy.
     pub proxy_password_file: Option<PathBuf>,
-    /// Hosts that are reached without the proxy: `example.com` with what is below it, `.example.com` for what is below it alone, addresses,
-    /// networks such as `10.0.0.0/8`; or `*` for all.
+    /// Hosts that are contacted without the proxy: `example.com` with its subdomains, `.example.com` for the subdomains
+    /// alone, addresses, networks such as `10.0.0.0/8`, or `*` for all.
     pub no_proxy: Vec<String>,
-    /// Whether the proxy alone resolves names, for a network in which names of the outside can't be resolved. Else a name is resolved here
-    /// before the proxy is asked for it, and refused where it leads to an address that is never contacted.
+    /// Whether only the proxy resolves names, for a network in which outside names can't be resolved. Otherwise a name
+    /// is resolved here before the proxy is asked for it, and rejected if it leads to an address that is never
+    /// contacted.
     pub proxy_resolves: bool,
 }
 
 impl Network {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.forward_proxy().map(drop)
     }
 
-    /// The proxy of all regions that say nothing else.
+    /// The proxy of all regions that have none of their own.
     pub(super) fn forward_proxy(&self) -> Result<Option<ForwardProxy>, Error> {
         let keys = ["network.proxy_password_env", "network.proxy_password_file"];
         let password = secret(keys, self.proxy_password_env.as_ref(), self.proxy_password_file.as_ref())?;
@@ -43,41 +45,41 @@ impl Network {
             (Some(username), Some(password)) => Some((username.clone(), password)),
             (None, None) => None,
             _ => {
-                return Err(value(
+                return Err(invalid(
                     "network.proxy_username",
-                    "it and its password (proxy_password_env or _file) go together",
+                    "set it and its password (proxy_password_env or proxy_password_file) together",
                 ));
             }
         };
         match &self.proxy {
             Some(url) => Ok(Some(self.proxy_at("network.proxy", url)?.with_login(login))),
-            None if login.is_some() => Err(value("network.proxy_username", "there is no network.proxy to show it to")),
+            None if login.is_some() => Err(invalid("network.proxy_username", "needs network.proxy")),
             None => self.exceptions().map(|_| None),
         }
     }
 
-    /// A proxy at that URL, with what holds for every one.
+    /// A proxy at `url`, with the exceptions and the name resolution of this section.
     pub(super) fn proxy_at(&self, key: &str, url: &str) -> Result<ForwardProxy, Error> {
-        // It is not repeated: it may hold a password.
-        let refuse = |problem: &str| value(key, problem);
-        let url: Url = url.parse().map_err(|_| refuse("it is not a URL; expected http://HOST:PORT"))?;
+        // The error does not have the URL, which may have a password.
+        let refuse = |problem: &str| invalid(key, problem);
+        let url: Url = url.parse().map_err(|_| refuse("not a URL; expected http://HOST:PORT"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-            return Err(refuse("it is neither http:// nor https:// and a host"));
+            return Err(refuse("not an http:// or https:// URL with a host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refuse(
-                "a name and a password stand in network.proxy_username and network.proxy_password_file",
+                "the URL must not have a user name or password; set network.proxy_username and network.proxy_password_file",
             ));
         }
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            return Err(refuse("a proxy has a host and maybe a port, and nothing else"));
+            return Err(refuse("a proxy has only a host and a port"));
         }
         Ok(ForwardProxy::new(url).except(self.exceptions()?).resolving(self.proxy_resolves))
     }
 
     fn exceptions(&self) -> Result<Vec<Exception>, Error> {
-        let parse = |(place, text): (usize, &String)| {
-            text.parse().map_err(|error| value(format!("network.no_proxy[{place}]"), error))
+        let parse = |(index, text): (usize, &String)| {
+            text.parse().map_err(|error| invalid(format!("network.no_proxy[{index}]"), error))
         };
         self.no_proxy.iter().enumerate().map(parse).collect()
     }

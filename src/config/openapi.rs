@@ -10,13 +10,13 @@ use super::{Error, server};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenApi {
-    /// Where to listen.
+    /// The address to listen on.
     #[serde(deserialize_with = "server::address")]
     pub listen: SocketAddr,
 }
 
 impl OpenApi {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self, plaintext: bool) -> Result<(), Error> {
         server::check_reach("openapi.listen", self.listen, plaintext)
     }

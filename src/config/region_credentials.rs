@@ -1,10 +1,11 @@
-//! What regions are shown: which of the keys of `[[region]]` go together, and whether what they name is there.
+//! The credentials of regions: which keys of `[[region]]` go together, and whether the files and programs that they
+//! name exist.
 
 use std::path::Path;
 
 use super::{
     Error,
-    region::{Checksum, Region, bytes},
+    region::{Checksum, Region, read_file},
     secret_source,
 };
 use crate::region::{
@@ -13,25 +14,25 @@ use crate::region::{
 };
 
 impl Region {
-    /// Who asks a registry: one way alone.
-    pub(super) fn credentials(&self, place: usize, location: &RegistryLocation) -> Result<CredentialSource, Error> {
-        let keys = ["password_env", "password_file"].map(|key| format!("region[{place}].{key}"));
+    /// The credentials of a registry. Only one kind may be configured.
+    pub(super) fn credentials(&self, index: usize, location: &RegistryLocation) -> Result<CredentialSource, Error> {
+        let keys = ["password_env", "password_file"].map(|key| format!("region[{index}].{key}"));
         let password = secret_source([&keys[0], &keys[1]], self.password_env.as_ref(), self.password_file.as_ref())?;
         if !self.credential_helper_env.is_empty() && self.credential_helper.is_none() && self.docker_config.is_none() {
-            let problem = "there is neither a credential_helper nor a docker_config that may name one";
-            return Self::refuse(place, "credential_helper_env", problem);
+            let problem = "needs credential_helper, or a docker_config that names one";
+            return Self::refuse(index, "credential_helper_env", problem);
         }
         match (&self.username, password, &self.docker_config, &self.credential_helper) {
             (None, None, None, None) => Ok(CredentialSource::Fixed(Credentials::Anonymous)),
             (Some(username), Some(password), None, None) => {
                 Ok(CredentialSource::Password { username: username.clone(), password })
             }
-            (None, None, Some(file), None) => self.docker_config(place, file, location),
+            (None, None, Some(file), None) => self.docker_config(index, file, location),
             (None, None, None, Some(name)) => {
-                let program: Program = name.parse().or_else(|error| Self::refuse(place, "credential_helper", error))?;
+                let program: Program = name.parse().or_else(|error| Self::refuse(index, "credential_helper", error))?;
                 program
                     .find(std::env::var_os("PATH"))
-                    .or_else(|error| Self::refuse(place, "credential_helper", error))?;
+                    .or_else(|error| Self::refuse(index, "credential_helper", error))?;
                 let environment = self.credential_helper_env.clone();
                 Ok(CredentialSource::Helper(Helper {
                     program,
@@ -40,25 +41,29 @@ impl Region {
                 }))
             }
             (Some(_), None, None, None) => {
-                Self::refuse(place, "username", "there is neither password_env nor password_file")
+                Self::refuse(index, "username", "needs a password; set password_env or password_file")
             }
-            (None, Some(_), None, None) => Self::refuse(place, "username", "it is missing, and there is a password"),
+            (None, Some(_), None, None) => Self::refuse(index, "username", "needed, because a password is set"),
             (_, _, None, Some(_)) => {
-                Self::refuse(place, "credential_helper", "there are a username or a password as well")
+                Self::refuse(index, "credential_helper", "a username or a password is set as well; remove one of them")
             }
-            (_, _, Some(_), None) => Self::refuse(place, "docker_config", "there are a username or a password as well"),
-            (_, _, Some(_), Some(_)) => {
-                Self::refuse(place, "credential_helper", "there is a docker_config as well, which may name one itself")
+            (_, _, Some(_), None) => {
+                Self::refuse(index, "docker_config", "a username or a password is set as well; remove one of them")
             }
+            (_, _, Some(_), Some(_)) => Self::refuse(
+                index,
+                "credential_helper",
+                "docker_config is set as well, which can name a helper itself; remove one of them",
+            ),
         }
     }
 
-    /// It must have an entry now; what the entry says is looked up whenever it is needed.
-    fn docker_config(&self, place: usize, path: &Path, location: &RegistryLocation) -> Result<CredentialSource, Error> {
+    /// A docker configuration. It must have an entry for the registry now; the entry is read whenever it is needed.
+    fn docker_config(&self, index: usize, path: &Path, location: &RegistryLocation) -> Result<CredentialSource, Error> {
         let registry = RegistryKey::from(location);
-        let entry = read_docker_config(path, &registry).or_else(|error| Self::refuse(place, "docker_config", error))?;
+        let entry = read_docker_config(path, &registry).or_else(|error| Self::refuse(index, "docker_config", error))?;
         if let DockerEntry::Helped { program, .. } = entry {
-            program.find(std::env::var_os("PATH")).or_else(|error| Self::refuse(place, "docker_config", error))?;
+            program.find(std::env::var_os("PATH")).or_else(|error| Self::refuse(index, "docker_config", error))?;
         }
         Ok(CredentialSource::DockerConfig {
             path: path.to_owned(),
@@ -67,14 +72,14 @@ impl Region {
         })
     }
 
-    /// Who asks a bucket: one way, and one that its provider has.
-    pub(super) fn access_keys(&self, place: usize, provider: Provider) -> Result<AccessKeys, Error> {
-        let keys = ["secret_access_key_env", "secret_access_key_file"].map(|key| format!("region[{place}].{key}"));
+    /// The credentials of a bucket. Only one kind may be configured, and only one that its provider supports.
+    pub(super) fn access_keys(&self, index: usize, provider: Provider) -> Result<AccessKeys, Error> {
+        let keys = ["secret_access_key_env", "secret_access_key_file"].map(|key| format!("region[{index}].{key}"));
         let (variable, file) = (self.secret_access_key_env.as_ref(), self.secret_access_key_file.as_ref());
         let secret = secret_source([&keys[0], &keys[1]], variable, file)?;
         if self.access_key_id.is_some() != secret.is_some() {
-            let problem = "it and its secret (secret_access_key_env or _file) go together";
-            return Self::refuse(place, "access_key_id", problem);
+            let problem = "set it and its secret (secret_access_key_env or secret_access_key_file) together";
+            return Self::refuse(index, "access_key_id", problem);
         }
         let of_one_provider = [
             ("service_account_file", self.service_account_file.is_some(), Provider::Gcs),
@@ -82,32 +87,32 @@ impl Region {
             ("profile", self.profile.is_some(), Provider::S3),
             ("checksum", self.checksum != Checksum::Sha256, Provider::S3),
         ];
-        if let Some((key, _, of)) = of_one_provider.iter().find(|(_, given, of)| *given && *of != provider) {
-            return Self::refuse(place, key, format!("it is of {}:// stores, and this one is another", of.scheme()));
+        if let Some((key, _, of)) = of_one_provider.iter().find(|(_, is_set, of)| *is_set && *of != provider) {
+            return Self::refuse(index, key, format!("applies to {}:// stores only; remove it", of.scheme()));
         }
         if self.profile.is_some() && self.credentials_file.is_none() {
-            return Self::refuse(place, "profile", "there is no credentials_file");
+            return Self::refuse(index, "profile", "needs credentials_file");
         }
-        let given = [
+        let kinds = [
             ("access_key_id", self.access_key_id.is_some()),
             ("credentials_file", self.credentials_file.is_some()),
             ("service_account_file", self.service_account_file.is_some()),
             ("anonymous", self.anonymous),
         ];
-        let given: Vec<&str> = given.iter().filter_map(|(key, given)| given.then_some(*key)).collect();
-        if let [first, second, ..] = given[..] {
-            return Self::refuse(place, second, format!("there is {first} as well"));
+        let kinds: Vec<&str> = kinds.iter().filter_map(|(key, is_set)| is_set.then_some(*key)).collect();
+        if let [first, second, ..] = kinds[..] {
+            return Self::refuse(index, second, format!("{first} is set as well; remove one of them"));
         }
         Ok(match (&self.access_key_id, secret, &self.credentials_file, &self.service_account_file) {
             (Some(id), Some(secret), ..) => AccessKeys::Key { id: id.clone(), secret },
             (_, _, Some(path), _) => {
                 let profile = self.profile.clone().unwrap_or_else(|| "default".to_owned());
-                let file = S3Profile { path: path.clone(), profile };
-                file.check().or_else(|error| Self::refuse(place, "credentials_file", error))?;
-                AccessKeys::Profile(file)
+                let section = S3Profile { path: path.clone(), profile };
+                section.check().or_else(|error| Self::refuse(index, "credentials_file", error))?;
+                AccessKeys::Profile(section)
             }
             (_, _, _, Some(path)) => {
-                bytes(place, "service_account_file", path)?;
+                read_file(index, "service_account_file", path)?;
                 AccessKeys::ServiceAccount(path.clone())
             }
             _ if self.anonymous => AccessKeys::Anonymous,

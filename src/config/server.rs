@@ -5,54 +5,56 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Error, positive, value};
+use super::{Error, invalid, positive};
 use crate::server::{ForwardedHeader, Proxies};
 
-/// The longest time to drain, in seconds.
+/// The longest `drain_seconds`.
 const MAX_DRAIN: u64 = 3_600;
 
-/// `[server]`: the gRPC listener and its limits.
+/// `[server]`: the gRPC listener and the limits of all listeners.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Where to listen.
+    /// The address to listen on.
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
-    /// The hosts that it is called by, each with a port or for any: a request that is signed with an access key is taken for these alone.
-    /// Without any, for the names of this machine and the addresses that it listens at.
+    /// The hosts, each with or without a port, for which requests signed with an access key are accepted. If empty, the
+    /// names of this machine and the addresses that it listens on.
     pub hosts: Vec<String>,
-    /// Whether a listener that others can reach may do without TLS.
+    /// Whether a listener on a non-loopback address may do without TLS.
     pub allow_plaintext: bool,
-    /// Calls that are carried out at the same time; one more is refused. Streams count until they have begun.
+    /// The limit of concurrent calls; further ones are rejected. A stream counts until it has started.
     pub max_in_flight: usize,
-    /// Connections that may be open at each listener. For the next one, that gives way which is least in use: one on which nobody has proved
-    /// who calls, or else one without an authenticated call in progress; if there is none, the next waits.
+    /// The limit of connections of each listener. A further connection replaces the least used one: one without an
+    /// authenticated caller, or else one without an authenticated call in progress. If there is none, it waits.
     pub max_connections: usize,
-    /// Those of one source, an IPv4 address or a network of IPv6 of 64 bits. Proxies that are trusted have any number.
+    /// The limit of connections of one source: an IPv4 address or an IPv6 network of 64 bits. Trusted proxies are not
+    /// limited.
     pub max_connections_per_source: usize,
-    /// Networks of proxies that are believed when they say for whom they call, like `10.0.0.0/8`.
+    /// The networks of trusted proxies, for example `10.0.0.0/8`. The client address that they report is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// The header by which they say it, of every call: `forwarded` (RFC 7239) or `x-forwarded-for`. They must add it themselves, since
-    /// what they pass on is believed.
+    /// The header with the client address in each call of a trusted proxy: `forwarded` (RFC 7239) or `x-forwarded-for`.
+    /// The proxy must set it itself, because the value is believed.
     pub forwarded_header: ForwardedHeader,
-    /// Whether their connections begin with the header of the PROXY protocol, version 2, which says for whom.
+    /// Whether connections of trusted proxies start with a header of the PROXY protocol, version 2, with the client
+    /// address.
     pub proxy_protocol: bool,
-    /// Streams that one connection may have open.
+    /// The limit of concurrent streams of a connection.
     pub max_streams_per_connection: u32,
-    /// How long a connection may last, in seconds, a tenth more or less; then its client is told to open another.
+    /// The lifetime of a connection, in seconds, with a jitter of 10 %; then GOAWAY asks its client to open another.
     pub max_connection_age_seconds: u64,
-    /// How long a connection may last without a call, in seconds.
+    /// How long a connection may be idle, in seconds.
     pub max_connection_idle_seconds: u64,
-    /// The deadline of a call that names none, in seconds.
+    /// The deadline of a call without one, in seconds.
     pub default_deadline_seconds: u64,
-    /// The latest deadline of a call, in seconds.
+    /// The longest deadline of a call, in seconds.
     pub max_deadline_seconds: u64,
-    /// The longest life of a stream, in seconds; its client connects again and has lost nothing.
+    /// The lifetime of a stream, in seconds; its client reconnects and misses nothing.
     pub max_stream_seconds: u64,
-    /// How long calls are still taken after the service has said that it is not ready any more, in seconds: whoever sends calls to it needs a
-    /// moment to hear of that.
+    /// How long calls are still accepted after the service reports that it is not ready, in seconds: load balancers
+    /// need a moment to notice.
     pub drain_seconds: u64,
-    /// How long a shutdown may take after that, in seconds.
+    /// The time limit of the shutdown after that, in seconds.
     pub shutdown_seconds: u64,
 }
 
@@ -81,22 +83,22 @@ impl Default for Server {
 }
 
 impl Server {
-    /// The proxies that are believed.
+    /// The trusted proxies.
     #[must_use]
     pub fn proxies(&self) -> Proxies {
         let (networks, header) = (self.trusted_proxies.clone(), self.forwarded_header);
         Proxies { networks, header, protocol: self.proxy_protocol }
     }
 
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self, tls: bool) -> Result<(), Error> {
         check_reach("server.listen", self.listen, self.allow_plaintext || tls)?;
         if self.proxy_protocol && self.trusted_proxies.is_empty() {
-            let problem = "only those in server.trusted_proxies are believed, and there are none";
-            return Err(value("server.proxy_protocol", problem));
+            let problem = "needs server.trusted_proxies, which is empty";
+            return Err(invalid("server.proxy_protocol", problem));
         }
         if self.drain_seconds > MAX_DRAIN {
-            return Err(value("server.drain_seconds", format!("{} is over {MAX_DRAIN}", self.drain_seconds)));
+            return Err(invalid("server.drain_seconds", format!("{} is more than {MAX_DRAIN}", self.drain_seconds)));
         }
         positive(
             "server",
@@ -116,21 +118,22 @@ impl Server {
     }
 }
 
-/// Refuses an address that others can reach, unless what is said there may travel in clear or does not.
-pub(super) fn check_reach(key: &str, listen: SocketAddr, may: bool) -> Result<(), Error> {
-    if listen.ip().is_loopback() || may {
+/// Rejects an address that is reachable from other machines, unless `is_allowed`: the traffic is encrypted or may be in
+/// clear.
+pub(super) fn check_reach(key: &str, listen: SocketAddr, is_allowed: bool) -> Result<(), Error> {
+    if listen.ip().is_loopback() || is_allowed {
         return Ok(());
     }
-    Err(value(
+    Err(invalid(
         key,
         format!(
-            "{listen} can be reached by others, and what is said there would travel in clear: configure [tls], listen on a loopback \
-             address behind something that speaks TLS, or set server.allow_plaintext = true"
+            "{listen} is reachable from other machines, and its traffic would not be encrypted; configure [tls], listen on \
+             a loopback address behind a TLS proxy, or set server.allow_plaintext = true"
         ),
     ))
 }
 
-/// Reads an address, and repeats what is none.
+/// Deserializes an address. The error has the value.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not of the form IP:PORT")))

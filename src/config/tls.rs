@@ -4,34 +4,34 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Error, value};
+use super::{Error, invalid};
 use crate::server::TlsSettings;
 
-/// `[tls]`: our certificate, and whose we take from callers.
+/// `[tls]`: the server's certificate, and the authorities of client certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
-    /// Our certificate and those that lead to its issuer, in PEM form.
+    /// The file with the server's certificate and its chain, in PEM form.
     pub certificate_file: PathBuf,
-    /// Its private key, in PEM form.
+    /// The file with its private key, in PEM form.
     pub key_file: PathBuf,
-    /// The issuers of client certificates that are taken, in PEM form.
+    /// The file with the trusted authorities of client certificates, in PEM form.
     pub client_ca_file: Option<PathBuf>,
-    /// Whether every client must show a certificate; else one that has none shows another credential.
+    /// Whether every client must present a certificate. Otherwise one without a certificate needs another credential.
     #[serde(default)]
     pub require_client_certificate: bool,
 }
 
 impl Tls {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.require_client_certificate && self.client_ca_file.is_none() {
-            return Err(value("tls.require_client_certificate", "there is no client_ca_file to verify one with"));
+            return Err(invalid("tls.require_client_certificate", "needs client_ca_file, to verify the certificates"));
         }
         Ok(())
     }
 
-    /// What the listener needs.
+    /// The settings of the listener.
     #[must_use]
     pub fn settings(&self) -> TlsSettings {
         TlsSettings {

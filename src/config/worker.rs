@@ -4,33 +4,33 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Error, positive, value};
+use super::{Error, invalid, positive};
 use crate::domain::{Backoff, RegionId, Regions};
 
-/// `[worker]`: how images are carried.
+/// `[worker]`: how images are copied.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
-    /// The regions that are served; all if none is named.
+    /// The regions that this process copies to; all if empty.
     pub regions: Vec<String>,
-    /// Images that are copied into each region at the same time. A region's copies take nothing from another region.
+    /// The limit of concurrent copies into each region. The copies of one region take nothing from another.
     pub concurrency: usize,
-    /// How long a claim is good for without a sign of life, in milliseconds.
+    /// How long a claim is valid without a renewal, in milliseconds.
     pub lease_ms: u64,
-    /// How often a sign of life is given and progress is written down, in milliseconds.
+    /// The interval of renewing claims and storing progress, in milliseconds; at most a third of `lease_ms`.
     pub heartbeat_ms: u64,
-    /// How often to look for work without being told of any, in milliseconds.
+    /// The interval of polling for work without a notification, in milliseconds.
     pub poll_ms: u64,
-    /// How long a region may keep the others of its image waiting at most, in milliseconds; never more than a tenth of the time that the
-    /// copy has taken.
+    /// How long a region may keep the other regions of its image waiting, in milliseconds; never more than a tenth of
+    /// the duration of the copy.
     pub patience_ms: u64,
-    /// How long a copy may show no progress before the attempt is given up, in milliseconds, whatever it waits for.
+    /// How long a copy may make no progress before the attempt is aborted, in milliseconds.
     pub stall_ms: u64,
-    /// How many attempts may end with a fault that may pass. By default they cover an outage of more than an hour.
+    /// The number of attempts after transient faults. The default covers an outage of more than an hour.
     pub attempts: u32,
-    /// The wait after the first fault, in milliseconds. It doubles from there.
+    /// The wait after the first fault, in milliseconds. It doubles with each fault.
     pub retry_first_ms: u64,
-    /// The longest wait, in milliseconds.
+    /// The longest wait between attempts, in milliseconds.
     pub retry_longest_ms: u64,
 }
 
@@ -52,7 +52,7 @@ impl Default for Worker {
 }
 
 impl Worker {
-    /// Refuses what can't be used.
+    /// Rejects invalid values.
     pub(super) fn check(&self) -> Result<(), Error> {
         positive(
             "worker",
@@ -69,12 +69,12 @@ impl Worker {
             ],
         )?;
         if self.heartbeat_ms.saturating_mul(3) > self.lease_ms {
-            return Err(value("worker.heartbeat_ms", "it must be at most a third of worker.lease_ms"));
+            return Err(invalid("worker.heartbeat_ms", "must be at most a third of worker.lease_ms"));
         }
         Ok(())
     }
 
-    /// How often, and after which waits, a copy is retried.
+    /// The number of attempts and the waits between them.
     #[must_use]
     pub fn backoff(&self) -> Backoff {
         Backoff {
@@ -84,17 +84,17 @@ impl Worker {
         }
     }
 
-    /// The regions that this process's workers serve.
+    /// The regions that the worker of this process copies to.
     pub fn served(&self, regions: &Regions) -> Result<Vec<RegionId>, Error> {
         if self.regions.is_empty() {
             return Ok(regions.iter().cloned().collect());
         }
         let parse = |name: &String| {
-            let id: RegionId = name.parse().map_err(|error| value("worker.regions", error))?;
+            let id: RegionId = name.parse().map_err(|error| invalid("worker.regions", error))?;
             if regions.contains(&id) {
                 Ok(id)
             } else {
-                Err(value("worker.regions", format!("{id} is not one of [[region]]")))
+                Err(invalid("worker.regions", format!("{id} is not one of [[region]]")))
             }
         };
         self.regions.iter().map(parse).collect()
@@ -111,7 +111,7 @@ mod tests {
     fn an_outage_of_an_hour_costs_no_copy_by_default() {
         let worker = Worker::default();
         let backoff = worker.backoff();
-        // With the most jitter, the waits are at their shortest.
+        // The most jitter gives the shortest waits.
         let waits: Vec<Duration> = (0..).map_while(|faults| backoff.wait(faults, 1.0)).collect();
         assert!(waits.iter().sum::<Duration>() > Duration::from_secs(3_600), "{waits:?}");
         let longest = (0..).map_while(|faults| backoff.wait(faults, 0.0)).max();

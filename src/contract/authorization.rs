@@ -1,4 +1,4 @@
-//! What each method asks of its caller, read from the `(appferry.v1.authorization)` option.
+//! The authorization table of the methods, read from the `(appferry.v1.authorization)` option.
 
 use std::collections::HashMap;
 
@@ -9,21 +9,21 @@ use super::{Error, PACKAGES};
 /// The path of a method in an HTTP/2 request, for example `/appferry.v1.AppSyncService/SynchronizeApp`.
 pub type MethodPath = String;
 
-/// What a method asks of its caller.
+/// The permission that a method requires of its caller.
 #[derive(Debug, Clone)]
 pub struct Authorization {
-    /// The RAM action.
+    /// The RAM action, for example `ehpc:SynchronizeApp`.
     pub action: String,
-    /// What it is performed on.
+    /// The resource that the action is performed on.
     pub resource: Resource,
-    /// Whether the method answers with a stream.
+    /// Whether the response is a stream.
     pub streams: bool,
 }
 
-/// What a method's action is performed on.
+/// The resource of a method's action.
 #[derive(Debug, Clone)]
 pub enum Resource {
-    /// All resources: only a grant on `*` counts.
+    /// All resources: only a grant on `*` permits the action.
     All,
     /// The resource that a field of the request names.
     Named(Template),
@@ -39,13 +39,13 @@ pub struct Template {
 }
 
 impl Template {
-    /// The form of the resource, with the field's name in its place.
+    /// Returns the template in the form of the option, `acs:ehpc:*:*:app/{image_id}`.
     #[must_use]
     pub fn describe(&self) -> String {
         format!("{}{{{}}}{}", self.before, self.field, self.after)
     }
 
-    /// The resource that `message`, an encoded request of the method, is about; `None` if it doesn't decode.
+    /// Returns the resource that an encoded request names; `None` if the request can't be decoded.
     #[must_use]
     pub fn fill(&self, message: &[u8]) -> Option<String> {
         let message = DynamicMessage::decode(self.request.clone(), message).ok()?;
@@ -56,9 +56,9 @@ impl Template {
 
 /// The authorization table: a row for each method of the contract.
 #[derive(Debug)]
-pub struct Authorizations(HashMap<MethodPath, Authorization>);
+pub struct AuthorizationTable(HashMap<MethodPath, Authorization>);
 
-impl Authorizations {
+impl AuthorizationTable {
     pub(super) fn read(pool: &DescriptorPool) -> Result<Self, Error> {
         let option = pool
             .get_extension_by_name("appferry.v1.authorization")
@@ -83,19 +83,19 @@ impl Authorizations {
         Ok(Self(rows))
     }
 
-    /// A method's path as it stands here, if it has a row.
+    /// Returns the static form of a method's path, if the method has a row.
     #[must_use]
     pub fn path(&self, path: &str) -> Option<&str> {
         self.0.get_key_value(path).map(|(path, _)| path.as_str())
     }
 
-    /// The row of a method.
+    /// Returns the row of a method, by its path.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&Authorization> {
         self.0.get(path)
     }
 
-    /// Every row with its method's path.
+    /// Iterates over all rows, each with its method's path.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Authorization)> {
         self.0.iter().map(|(path, row)| (path.as_str(), row))
     }
@@ -129,7 +129,7 @@ mod tests {
     use prost::Message as _;
     use prost_reflect::DescriptorPool;
 
-    use super::{Authorizations, Resource};
+    use super::{AuthorizationTable, Resource};
     use crate::contract::{DESCRIPTORS, Error, v1::GetImageRequest};
 
     fn pool() -> DescriptorPool {
@@ -137,8 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn synchronize_app_is_the_originals_row() {
-        let rows = Authorizations::read(&pool()).expect("every method has its row");
+    fn synchronize_app_has_the_originals_action() {
+        let rows = AuthorizationTable::read(&pool()).expect("every method has its row");
         let row = rows.get("/appferry.v1.AppSyncService/SynchronizeApp").expect("the row");
         assert_eq!(row.action, "ehpc:SynchronizeApp");
         assert!(matches!(row.resource, Resource::All));
@@ -146,8 +146,8 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_filled_from_the_encoded_request() {
-        let rows = Authorizations::read(&pool()).expect("every method has its row");
+    fn templates_are_filled_from_encoded_requests() {
+        let rows = AuthorizationTable::read(&pool()).expect("every method has its row");
         let row = rows.get("/appferry.v1.ImageService/GetImage").expect("the row");
         let Resource::Named(template) = &row.resource else { panic!("GetImage names its resource") };
         let request = GetImageRequest { image_id: "ci-vm-1".into(), ..Default::default() }.encode_to_vec();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_without_the_option_is_named() {
+    fn a_method_without_the_option_is_an_error() {
         let mut pool = pool();
         let proto = r#"
             syntax = "proto3";
@@ -168,7 +168,7 @@ mod tests {
             .expect("it compiles")
             .file_descriptor_set();
         pool.add_file_descriptor_set(file).expect("it fits");
-        let error = Authorizations::read(&pool).expect_err("Knock has no option");
+        let error = AuthorizationTable::read(&pool).expect_err("Knock has no option");
         assert!(matches!(&error, Error::Unauthorized(name) if name == "appferry.v1.Forgotten.Knock"), "{error}");
     }
 

@@ -1,19 +1,19 @@
-//! The contract: the types generated from `proto`, and the two tables that stand there as options, read back from
-//! the descriptors. Nothing in here knows how a call is carried out.
+//! The contract: the types generated from `proto`, and the authorization and error tables, which are options in `proto`
+//! and read back from the descriptors.
 
+mod api_error;
+mod api_error_response;
 mod authorization;
-mod error_row;
-mod failure;
-mod refusal;
+mod error_table;
 
 use std::sync::OnceLock;
 
 use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
 
-pub use authorization::{Authorization, Authorizations, MethodPath, Resource, Template};
-pub use error_row::{Code, ErrorRow, ErrorRows};
-pub use failure::{Failure, Violation, any};
-pub use refusal::Refusal;
+pub use api_error::{ApiError, Violation, pack_any};
+pub use api_error_response::ApiErrorResponse;
+pub use authorization::{Authorization, AuthorizationTable, MethodPath, Resource, Template};
+pub use error_table::{ApiErrorCode, ErrorRow, ErrorTable};
 
 /// The messages, clients and servers of `appferry.v1`.
 #[allow(missing_docs, clippy::pedantic)]
@@ -21,7 +21,7 @@ pub mod v1 {
     tonic::include_proto!("appferry.v1");
 }
 
-/// Long-running operations as clients know them that know nothing of us.
+/// Long-running operations, for clients that do not know the contract.
 #[allow(missing_docs, clippy::pedantic)]
 pub mod longrunning {
     tonic::include_proto!("google.longrunning");
@@ -33,55 +33,56 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/appferr
 /// The proto package of the contract.
 pub const PACKAGE: &str = "appferry.v1";
 
-/// The packages whose methods are the contract's.
+/// The packages whose methods have authorization rows.
 const PACKAGES: [&str; 2] = [PACKAGE, "google.longrunning"];
 
-/// Why the contract can't be read.
+/// An error of the descriptors, or of a message that they describe.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The descriptors don't decode.
-    #[error("the descriptors of the contract do not decode")]
+    /// The descriptors can't be decoded.
+    #[error("the descriptors of the contract can't be decoded")]
     Descriptors(#[from] DescriptorError),
-    /// A message is not what it should be.
-    #[error("the message does not decode")]
+    /// A message does not match its descriptor.
+    #[error("the message can't be decoded")]
     Message(#[from] prost::DecodeError),
     /// A message has no JSON form.
     #[error("the message can't be written as JSON")]
     Json(#[from] serde_json::Error),
-    /// Something that the tables are read from is not in the descriptors.
+    /// An extension or a message is missing from the descriptors.
     #[error("{0} is not in the descriptors of the contract")]
     Missing(&'static str),
-    /// A method says nothing about who may call it.
+    /// A method has no authorization row.
     #[error("the method {0} has no (appferry.v1.authorization) option with an action and a resource")]
     Unauthorized(String),
-    /// A method's resource template names a field that its request doesn't have.
+    /// A method's resource template names a field that its request does not have.
     #[error("the resource {template} of the method {method} names no string field of its request")]
-    Template {
-        /// The method's full name.
-        method: String,
-        /// The template as it stands in the option.
-        template: String,
-    },
-    /// An error code has no row, or one that makes no sense.
+    #[allow(missing_docs, reason = "the fields are named")]
+    Template { method: String, template: String },
+    /// An error code has no row, or an incomplete one.
     #[error("the enum value {0} has no usable (appferry.v1.error) option")]
     Row(String),
 }
 
-/// What is made once in the life of a process, unless that fails.
-fn once<T, E>(made: &'static OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<&'static T, E> {
-    match made.get() {
-        Some(made) => Ok(made),
-        None => make().map(|new| made.get_or_init(|| new)),
+/// Initializes a static value on first use; a failed initialization is repeated at the next.
+fn get_or_try_init<T, E>(cell: &'static OnceLock<T>, init: impl FnOnce() -> Result<T, E>) -> Result<&'static T, E> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => init().map(|value| cell.get_or_init(|| value)),
     }
 }
 
-/// The descriptors, decoded once.
+/// Returns the decoded descriptors.
 fn pool() -> Result<&'static DescriptorPool, DescriptorError> {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
-    once(&POOL, || DescriptorPool::decode(DESCRIPTORS))
+    get_or_try_init(&POOL, || DescriptorPool::decode(DESCRIPTORS))
 }
 
-/// A message of the contract in the JSON form that protobuf prescribes for it, by its name and as it is encoded.
+/// Converts an encoded message of the contract to JSON, by the protobuf JSON mapping. `name` is the message's name
+/// without its package.
+///
+/// # Errors
+///
+/// Fails if there is no such message, or `message` can't be decoded.
 pub fn json(name: &str, message: &[u8]) -> Result<serde_json::Value, Error> {
     let descriptor = pool()?.get_message_by_name(&format!("{PACKAGE}.{name}")).ok_or(Error::Missing("the message"))?;
     let message = DynamicMessage::decode(descriptor, message)?;
@@ -89,24 +90,32 @@ pub fn json(name: &str, message: &[u8]) -> Result<serde_json::Value, Error> {
     Ok(message.serialize_with_options(serde_json::value::Serializer, &options)?)
 }
 
-/// The contract's two tables.
+/// The tables of the contract.
 #[derive(Debug)]
 pub struct Contract {
-    /// What each method asks for.
-    pub authorizations: Authorizations,
-    /// How each error looks.
-    pub errors: ErrorRows,
+    /// What each method requires of its caller.
+    pub authorizations: AuthorizationTable,
+    /// The form of each error code.
+    pub errors: ErrorTable,
 }
 
 impl Contract {
-    /// The tables of the descriptors that were compiled in, read once in the life of a process.
+    /// Returns the tables of the embedded descriptors, read on first use.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a method or an error code has no usable row.
     pub fn load() -> Result<&'static Self, Error> {
         static CONTRACT: OnceLock<Contract> = OnceLock::new();
-        once(&CONTRACT, || Self::from_pool(pool()?))
+        get_or_try_init(&CONTRACT, || Self::from_pool(pool()?))
     }
 
-    /// Reads the tables from `pool`.
+    /// Reads the tables of other descriptors.
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`load`](Self::load) does.
     pub fn from_pool(pool: &DescriptorPool) -> Result<Self, Error> {
-        Ok(Self { authorizations: Authorizations::read(pool)?, errors: ErrorRows::read(pool)? })
+        Ok(Self { authorizations: AuthorizationTable::read(pool)?, errors: ErrorTable::read(pool)? })
     }
 }

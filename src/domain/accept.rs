@@ -1,89 +1,90 @@
-//! The decision to accept a call: what it means for each region, or why it is refused.
+//! The decision to accept a call: its effect on each region, or the reason to reject it.
 
 use super::{ImageId, RegionId, RegionStatus, Regions, Targets};
 
-/// How an image stands in a region before the call.
+/// Standing of an image in a region before a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Nobody has asked for it, or what was asked for failed or was canceled.
+    /// It was never requested, or its copy failed or was canceled.
     Missing,
-    /// It is being copied, or waits for it.
-    Underway,
-    /// It is there.
+    /// A copy is pending or running.
+    InFlight,
+    /// The region has the image.
     Available,
 }
 
 impl Standing {
-    /// How a replica stands; `None` is one that nobody has asked for.
+    /// The standing of a replica; `None` is one that was never requested.
     #[must_use]
-    pub fn of(replica: Option<RegionStatus>) -> Self {
+    pub fn from_status(replica: Option<RegionStatus>) -> Self {
         match replica {
             None | Some(RegionStatus::Failed | RegionStatus::Canceled) => Self::Missing,
-            Some(RegionStatus::Pending | RegionStatus::Copying) => Self::Underway,
-            // Of an image that was superseded, nothing is accepted at all.
+            Some(RegionStatus::Pending | RegionStatus::Copying) => Self::InFlight,
+            // A call for a superseded image is rejected before its replicas matter.
             Some(RegionStatus::Available | RegionStatus::Superseded) => Self::Available,
         }
     }
 }
 
-/// What an accepted call does in a region.
+/// Effect of an accepted call on a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Starts a copy.
     Start,
-    /// Waits for the copy that is underway.
+    /// Waits for the copy in flight.
     Join,
 }
 
-/// An accepted call: its regions, sorted, and what it does there. Without any region it has succeeded already.
+/// An accepted call: its effect on each of its regions, sorted. A call without regions has already succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted(pub Vec<(RegionId, Step)>);
 
-/// Why a call is refused. Nothing at all is queued then.
+/// Reason to reject a call. No copy is queued then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
+pub enum AcceptError {
     /// The image is not registered.
     ImageNotFound,
-    /// Another image has taken its name over.
+    /// Another image has taken over its name.
     Superseded(ImageId),
-    /// These regions have the image already, or are its home.
-    AlreadyThere(Vec<RegionId>),
+    /// These explicit targets already have the image, or are its home region.
+    AlreadyAvailable(Vec<RegionId>),
 }
 
-/// An image, as far as the decision depends on it.
+/// The properties of an image that the decision depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registered {
     /// Its home region.
     pub home: RegionId,
-    /// The image that took its name over.
+    /// The image that has taken over its name.
     pub superseded_by: Option<ImageId>,
 }
 
-/// Decides about a call for an image (`None` if it is not registered) that stands in each region as `standing` says.
+/// Decides about a call for an image, which is `None` if it is not registered. `standing` returns its standing in a
+/// region.
 pub fn accept(
     targets: &Targets,
     regions: &Regions,
     image: Option<&Registered>,
     standing: impl Fn(&RegionId) -> Standing,
-) -> Result<Accepted, Refusal> {
-    let Registered { home, superseded_by } = image.ok_or(Refusal::ImageNotFound)?;
+) -> Result<Accepted, AcceptError> {
+    let Registered { home, superseded_by } = image.ok_or(AcceptError::ImageNotFound)?;
     if let Some(by) = superseded_by {
-        return Err(Refusal::Superseded(by.clone()));
+        return Err(AcceptError::Superseded(by.clone()));
     }
     let standing = |region: &RegionId| if region == home { Standing::Available } else { standing(region) };
     let step = |region: &RegionId| match standing(region) {
         Standing::Missing => Some((region.clone(), Step::Start)),
-        Standing::Underway => Some((region.clone(), Step::Join)),
+        Standing::InFlight => Some((region.clone(), Step::Join)),
         Standing::Available => None,
     };
     match targets {
         Targets::All => Ok(Accepted(regions.iter().filter_map(step).collect())),
         Targets::Named(named) => {
-            let there: Vec<_> = named.iter().filter(|r| standing(r) == Standing::Available).cloned().collect();
-            if there.is_empty() {
+            let available: Vec<_> = named.iter().filter(|r| standing(r) == Standing::Available).cloned().collect();
+            if available.is_empty() {
                 Ok(Accepted(named.iter().filter_map(step).collect()))
             } else {
-                Err(Refusal::AlreadyThere(there))
+                Err(AcceptError::AlreadyAvailable(available))
             }
         }
     }
@@ -95,7 +96,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Refusal, Registered, Standing, Step, accept};
+    use super::{AcceptError, Registered, Standing, Step, accept};
     use crate::domain::{ImageId, RegionId, Regions, Targets};
 
     fn region(n: u8) -> RegionId {
@@ -103,40 +104,40 @@ mod tests {
     }
 
     fn standing() -> impl Strategy<Value = Standing> {
-        prop_oneof![Just(Standing::Missing), Just(Standing::Underway), Just(Standing::Available)]
+        prop_oneof![Just(Standing::Missing), Just(Standing::InFlight), Just(Standing::Available)]
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
 
         #[test]
-        fn each_region_gets_what_it_lacks_or_nothing_is_queued(
+        fn each_region_without_the_image_gets_it_or_nothing_is_queued(
             standings in prop::collection::vec(standing(), 1..8),
-            wanted in prop::option::of(prop::collection::btree_set(0..8u8, 1..8)),
+            requested in prop::option::of(prop::collection::btree_set(0..8u8, 1..8)),
         ) {
             let standings: BTreeMap<_, _> = (0u8..).map(region).zip(standings).collect();
             let home = region(0);
             let regions = Regions::new(home.clone(), standings.keys().cloned());
-            let wanted: Option<BTreeSet<_>> =
-                wanted.map(|set| set.into_iter().map(region).filter(|r| regions.contains(r)).collect());
-            prop_assume!(wanted.as_ref().is_none_or(|set| !set.is_empty()));
-            let targets = wanted.clone().map_or(Targets::All, Targets::Named);
-            let there = |r: &RegionId| *r == home || standings[r] == Standing::Available;
+            let requested: Option<BTreeSet<_>> =
+                requested.map(|set| set.into_iter().map(region).filter(|r| regions.contains(r)).collect());
+            prop_assume!(requested.as_ref().is_none_or(|set| !set.is_empty()));
+            let targets = requested.clone().map_or(Targets::All, Targets::Named);
+            let is_available = |r: &RegionId| *r == home || standings[r] == Standing::Available;
 
             let image = Registered { home: home.clone(), superseded_by: None };
             match accept(&targets, &regions, Some(&image), |r| standings[r]) {
-                Err(Refusal::AlreadyThere(named)) => {
-                    let wanted = wanted.expect("`all` is never refused");
+                Err(AcceptError::AlreadyAvailable(named)) => {
+                    let requested = requested.expect("`all` is never rejected");
                     prop_assert!(!named.is_empty());
-                    prop_assert!(named.iter().all(|r| wanted.contains(r) && there(r)));
-                    prop_assert_eq!(named.len(), wanted.iter().filter(|r| there(r)).count());
+                    prop_assert!(named.iter().all(|r| requested.contains(r) && is_available(r)));
+                    prop_assert_eq!(named.len(), requested.iter().filter(|r| is_available(r)).count());
                 }
-                Err(refusal) => prop_assert!(false, "{refusal:?}"),
+                Err(error) => prop_assert!(false, "{error:?}"),
                 Ok(accepted) => {
-                    let expected: Vec<_> = wanted
+                    let expected: Vec<_> = requested
                         .unwrap_or_else(|| regions.iter().cloned().collect())
                         .into_iter()
-                        .filter(|r| !there(r))
+                        .filter(|r| !is_available(r))
                         .map(|r| {
                             let step = if standings[&r] == Standing::Missing { Step::Start } else { Step::Join };
                             (r, step)
@@ -151,16 +152,16 @@ mod tests {
     #[test]
     fn an_image_that_is_not_registered_is_not_found() {
         let regions = Regions::new(region(0), [region(1)]);
-        let refused = accept(&Targets::All, &regions, None, |_| Standing::Missing);
-        assert_eq!(refused, Err(Refusal::ImageNotFound));
+        let result = accept(&Targets::All, &regions, None, |_| Standing::Missing);
+        assert_eq!(result, Err(AcceptError::ImageNotFound));
     }
 
     #[test]
-    fn an_image_that_was_superseded_is_carried_nowhere() {
+    fn a_superseded_image_is_not_copied() {
         let regions = Regions::new(region(0), [region(1)]);
         let by: ImageId = "newer".parse().expect("an id");
         let image = Registered { home: region(0), superseded_by: Some(by.clone()) };
-        let refused = accept(&Targets::All, &regions, Some(&image), |_| Standing::Missing);
-        assert_eq!(refused, Err(Refusal::Superseded(by)));
+        let result = accept(&Targets::All, &regions, Some(&image), |_| Standing::Missing);
+        assert_eq!(result, Err(AcceptError::Superseded(by)));
     }
 }

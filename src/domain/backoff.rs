@@ -1,21 +1,22 @@
-//! How long to wait before trying again.
+//! Waits between attempts.
 
 use std::time::Duration;
 
 /// Exponential backoff with jitter.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
-    /// The wait after the first fault.
+    /// Wait after the first fault.
     pub first: Duration,
-    /// The longest wait.
+    /// Maximum wait.
     pub longest: Duration,
-    /// How many attempts may end with a fault; the last of them is final.
+    /// Maximum number of failed attempts.
     pub attempts: u32,
 }
 
 impl Backoff {
-    /// The wait after an attempt ended with a fault, `faults` having done so before; nothing if that was the last.
-    /// `jitter`, from 0 to 1, takes up to half of the wait away, so that those who failed together do not come back together.
+    /// Returns the wait after a failed attempt that `faults` failed attempts preceded, or `None` after the last
+    /// attempt. `jitter`, from 0 to 1, shortens the wait by up to a half, so that copies that failed together are not
+    /// retried together.
     #[must_use]
     pub fn wait(&self, faults: u32, jitter: f64) -> Option<Duration> {
         if faults.saturating_add(1) >= self.attempts {

@@ -1,62 +1,63 @@
-//! How the file descriptors of a process are divided between the connections of callers and everything else.
+//! Division of a process's file descriptors between the connections of callers and all other uses.
 
-/// The fewest descriptors that a process can work with.
-pub const FEWEST: u64 = 256;
-/// Descriptors that a process needs whatever it does: its output, its listeners, the files that it reads again.
+/// Minimum number of descriptors of a process.
+pub const MIN_DESCRIPTORS: u64 = 256;
+/// Descriptors of every process: standard streams, listeners, reloaded files.
 const BASE: u64 = 64;
-/// Descriptors of one connection to the database: on SQLite the file, its log and the index of that.
-const OF_DATABASE: u64 = 3;
-/// Connections to the database beside those that are configured.
+/// Descriptors of a database connection: on SQLite the file, the write-ahead log and its index.
+const PER_DATABASE_CONNECTION: u64 = 3;
+/// Database connections beside the configured ones.
 const WRITERS: u64 = 12;
-/// Descriptors of one region in one copy: blobs that are read or written, connections to a service.
-const OF_COPY: u64 = 16;
+/// Descriptors of a copy in a region: blobs being read or written, connections to a store.
+const PER_COPY: u64 = 16;
 
-/// What a process is configured to do.
+/// Configured demand of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Demand {
-    /// Connections that each listener may have open.
+    /// Maximum number of connections of each listener.
     pub connections: u64,
-    /// Listeners.
+    /// Number of listeners.
     pub listeners: u64,
-    /// Connections to the database that read.
+    /// Number of reading database connections.
     pub database: u64,
-    /// Regions.
+    /// Number of regions.
     pub regions: u64,
-    /// Images that are copied into each region at the same time.
+    /// Maximum number of concurrent copies into each region.
     pub copies: u64,
 }
 
-/// How many connections each listener may have open, so that stores and the database never lack descriptors; nothing if there are
-/// too few for the process to work. What is kept back is what the demand may take, three quarters of all at most.
+/// Returns the number of connections that each listener may have open, so that stores and the database never lack
+/// descriptors, or `None` if `limit` is too low for the process. Reserves the demand of the other uses, at most three
+/// quarters of `limit`.
 #[must_use]
 pub fn connections(limit: u64, demand: Demand) -> Option<u64> {
-    if limit < FEWEST {
+    if limit < MIN_DESCRIPTORS {
         return None;
     }
     let Demand { connections, listeners, database, regions, copies } = demand;
-    let of_database = database.saturating_add(WRITERS).saturating_mul(OF_DATABASE);
-    let of_copies = copies.saturating_mul(regions.saturating_add(1)).saturating_mul(OF_COPY);
-    let reserve = BASE.saturating_add(of_database).saturating_add(of_copies);
+    let for_database = database.saturating_add(WRITERS).saturating_mul(PER_DATABASE_CONNECTION);
+    let for_copies = copies.saturating_mul(regions.saturating_add(1)).saturating_mul(PER_COPY);
+    let reserve = BASE.saturating_add(for_database).saturating_add(for_copies);
     let free = limit - reserve.min(limit / 4 * 3);
     Some(connections.min(free / listeners.max(1)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Demand, FEWEST, connections};
+    use super::{Demand, MIN_DESCRIPTORS, connections};
 
     const DEMAND: Demand = Demand { connections: 16_384, listeners: 2, database: 4, regions: 4, copies: 4 };
 
     #[test]
-    fn connections_leave_what_stores_and_the_database_need() {
+    fn connections_leave_descriptors_for_stores_and_the_database() {
         assert_eq!(connections(u64::MAX, DEMAND), Some(16_384));
         assert_eq!(connections(65_536, DEMAND), Some(16_384));
-        // 64 + 16 * 3 + 4 * 5 * 16 are kept back.
+        // 64 + 16 * 3 + 4 * 5 * 16 are reserved.
         assert_eq!(connections(1_024, DEMAND), Some((1_024 - 432) / 2));
-        // Three quarters at most.
+        // At most three quarters are reserved.
         assert_eq!(connections(1_024, Demand { copies: 1_000, ..DEMAND }), Some(128));
         assert_eq!(connections(1_024, Demand { copies: u64::MAX, ..DEMAND }), Some(128));
-        assert_eq!(connections(FEWEST - 1, DEMAND), None);
+        assert_eq!(connections(MIN_DESCRIPTORS - 1, DEMAND), None);
         assert_eq!(connections(1_024, Demand { connections: 10, ..DEMAND }), Some(10));
     }
 }

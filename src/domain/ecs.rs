@@ -1,20 +1,20 @@
-//! A copy that ECS makes: what is remembered of it, and what is to be done about it next.
+//! A copy by ECS: its record, and the decision about the next step.
 //!
-//! ECS answers `CopyImage` at once and copies for as long as it takes; nothing tells when the image is usable but asking. What it
-//! has accepted is remembered as a generation: all that ask for the copy within one, however often and from wherever, ask with
-//! the same client token and so for one and the same image. A new generation begins only when the image of the one before is
-//! known to be of no use.
+//! ECS replies to `CopyImage` at once and copies in the background; only polling shows when the image is usable. An
+//! accepted copy is recorded as a generation: every request of a generation has the same client token and so leads to
+//! the same image, however often and from wherever it is sent. A new generation begins only once the image of the last
+//! one is known to be unusable.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use super::{ForeignText, Timestamp};
 
-/// The id of an image of ECS: `m-` and up to 64 letters and digits.
+/// Id of an ECS image: `m-` and 1 to 64 letters and digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EcsImageId(String);
 
 impl EcsImageId {
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -31,102 +31,105 @@ impl FromStr for EcsImageId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let own = text.strip_prefix("m-").filter(|own| (1..=64).contains(&own.len()));
-        if own.is_some_and(|own| own.bytes().all(|b| b.is_ascii_alphanumeric())) {
+        let suffix = text.strip_prefix("m-").filter(|suffix| (1..=64).contains(&suffix.len()));
+        if suffix.is_some_and(|suffix| suffix.bytes().all(|b| b.is_ascii_alphanumeric())) {
             return Ok(Self(text.to_owned()));
         }
         let shown = ForeignText::value(text);
-        Err(format!("{shown:?} is no image of ECS; expected m- and letters and digits, for example m-bp1h46wfpjsjastc"))
+        Err(format!(
+            "{shown:?} is not the id of an ECS image; expected m- followed by letters and digits, for example m-bp1h46wfpjsjastc"
+        ))
     }
 }
 
-/// How an image of ECS stands (ECS API 2014-05-26, `DescribeImages`, `Status`).
+/// Status of an ECS image (ECS API 2014-05-26, `DescribeImages`, `Status`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EcsStatus {
-    /// `Creating` or `Waiting`: it is being made, or is in the queue for that.
-    Coming,
+    /// `Creating` or `Waiting`: it is being created or queued.
+    Creating,
     /// `Available`.
     Available,
-    /// `CreateFailed`, `UnAvailable` and whatever else: it will be of no use.
-    Lost(ForeignText),
+    /// `CreateFailed`, `UnAvailable` and any other status: it will never be usable.
+    Unusable(ForeignText),
 }
 
-/// An image as ECS lists it.
+/// An image in a listing of ECS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcsImage {
-    /// Its id.
+    /// Id of the image.
     pub id: EcsImageId,
-    /// Its name, which no other image of the account has in that region.
+    /// Name, unique in the account and region.
     pub name: String,
-    /// How it stands.
+    /// Current status.
     pub status: EcsStatus,
-    /// How much of it there is, in per cent.
+    /// Progress in percent.
     pub percent: u8,
-    /// Its size in GiB.
+    /// Size in GiB.
     pub gibibytes: u64,
-    /// Its tags.
+    /// Tags as pairs of key and value.
     pub tags: Vec<(String, String)>,
 }
 
 impl EcsImage {
-    /// Whether it bears all of some tags.
+    /// Whether it has all of the given tags.
     #[must_use]
-    pub fn bears(&self, tags: &[(String, String)]) -> bool {
+    pub fn has_tags(&self, tags: &[(String, String)]) -> bool {
         tags.iter().all(|tag| self.tags.contains(tag))
     }
 }
 
-/// What is remembered of the copy of an image into a region.
+/// Record of the copy of an image to a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcsCopy {
-    /// Which copy it is; greater than any before.
+    /// Number of the generation, greater than every earlier one.
     pub generation: u64,
-    /// When this generation began, or, once its image is known, when that was.
+    /// Start of the generation, or the time at which its image became known.
     pub since: Timestamp,
-    /// The image that ECS makes, once it has said so.
+    /// The image, once ECS has reported its id.
     pub image: Option<EcsImageId>,
-    /// Whether ECS has said that the image is available.
+    /// Whether ECS has reported the image as available.
     pub finished: bool,
-    /// An image of a generation before that is to be given up and may not have been yet.
+    /// Image of an earlier generation that is to be aborted, and may already have been.
     pub discarded: Option<EcsImageId>,
 }
 
-/// What is to be done about a copy.
+/// Next step of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EcsStep {
-    /// Ask ECS for the copy.
+    /// Request the copy from ECS.
     Copy,
-    /// Look again later; so much of it is there, in per cent.
+    /// Poll again later. Holds the progress in percent.
     Wait(u8),
-    /// Take this image for the copy's: it was made for it.
+    /// Adopt this image, which was created for the copy.
     Adopt(EcsImageId),
-    /// It is there.
+    /// Finish: the image is available.
     Finish,
-    /// Give up this image, which was being made for the copy, and look again later.
+    /// Cancel the creation of this image, which was requested for the copy, and poll again later.
     Cancel(EcsImageId),
-    /// Delete this image, which was made for the copy and is of no use, and look again later.
+    /// Delete this image, which was created for the copy and is unusable, and poll again later.
     Delete(EcsImageId),
-    /// Begin anew: what there was is of no use. It says so itself, unless it has vanished.
+    /// Begin a new generation: the image is unusable. Holds its status unless it has vanished.
     Renew(Option<ForeignText>),
-    /// Leave it: an image of the same name is there that was not made for the copy.
+    /// Fail: an image with the same name was not created for the copy.
     Refuse(EcsImageId),
 }
 
 impl EcsCopy {
-    /// The first generation. No two are the same, of images that were removed and added again either.
+    /// Creates the first generation. Its number is the time, so that an image that was removed and added again gets a
+    /// new one.
     #[must_use]
     pub fn first(now: Timestamp) -> Self {
         let generation = now.as_millis().unsigned_abs();
         Self { generation, since: now, image: None, finished: false, discarded: None }
     }
 
-    /// The same generation, whose image is known now.
+    /// Returns the generation with its image.
     #[must_use]
-    pub fn made(&self, image: EcsImageId, now: Timestamp) -> Self {
+    pub fn with_image(&self, image: EcsImageId, now: Timestamp) -> Self {
         Self { image: Some(image), since: now, ..self.clone() }
     }
 
-    /// The generation after this one, whose image is to be given up.
+    /// Returns the next generation, which discards the image of this one.
     #[must_use]
     pub fn next(&self, now: Timestamp) -> Self {
         let first = Self::first(now);
@@ -134,30 +137,30 @@ impl EcsCopy {
         Self { generation: first.generation.max(self.generation + 1), discarded, ..first }
     }
 
-    /// What is to be done when ECS, asked for the copy's image by its id, shows this. For `settle` after it was known, an image
-    /// that isn't listed is only not listed yet.
+    /// Decides the next step by ECS's listing of the copy's image. For the duration `settle` after it became known, an
+    /// unlisted image is taken for one that is not listed yet.
     #[must_use]
-    pub fn watch(&self, shown: Option<&EcsImage>, now: Timestamp, settle: Duration) -> EcsStep {
-        match shown {
+    pub fn watch(&self, listed: Option<&EcsImage>, now: Timestamp, settle: Duration) -> EcsStep {
+        match listed {
             Some(EcsImage { status: EcsStatus::Available, .. }) => EcsStep::Finish,
-            Some(EcsImage { status: EcsStatus::Coming, percent, .. }) => EcsStep::Wait(*percent),
-            Some(EcsImage { status: EcsStatus::Lost(status), .. }) => EcsStep::Renew(Some(status.clone())),
+            Some(EcsImage { status: EcsStatus::Creating, percent, .. }) => EcsStep::Wait(*percent),
+            Some(EcsImage { status: EcsStatus::Unusable(status), .. }) => EcsStep::Renew(Some(status.clone())),
             None if !self.finished && now < self.since.after(settle) => EcsStep::Wait(0),
             None => EcsStep::Renew(None),
         }
     }
 
-    /// What is to be done when no image is known of this generation, and these have the name that it is to have. Those that bear
-    /// all of `tags` were made for the copy.
+    /// Decides the next step of a generation without an image. `named` are the images with the name of the copy; those
+    /// with all of `tags` were created for the copy.
     #[must_use]
     pub fn begin(&self, named: &[EcsImage], tags: &[(String, String)]) -> EcsStep {
-        let Some(there) = named.first() else { return EcsStep::Copy };
-        let id = there.id.clone();
-        match &there.status {
-            _ if !there.bears(tags) => EcsStep::Refuse(id),
-            EcsStatus::Coming if self.discarded.as_ref() == Some(&id) => EcsStep::Cancel(id),
-            EcsStatus::Coming | EcsStatus::Available => EcsStep::Adopt(id),
-            EcsStatus::Lost(_) => EcsStep::Delete(id),
+        let Some(image) = named.first() else { return EcsStep::Copy };
+        let id = image.id.clone();
+        match &image.status {
+            _ if !image.has_tags(tags) => EcsStep::Refuse(id),
+            EcsStatus::Creating if self.discarded.as_ref() == Some(&id) => EcsStep::Cancel(id),
+            EcsStatus::Creating | EcsStatus::Available => EcsStep::Adopt(id),
+            EcsStatus::Unusable(_) => EcsStep::Delete(id),
         }
     }
 }
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_read_and_refused() {
+    fn ids_are_parsed_and_rejected() {
         assert_eq!(id("m-bp1h46wfpjsjastc").as_str(), "m-bp1h46wfpjsjastc");
         for bad in ["", "m-", "bp1", "m-a/b", "m-a b", "M-a", "m-\u{e9}", &format!("m-{}", "a".repeat(65))] {
             assert!(bad.parse::<EcsImageId>().is_err(), "{bad}");
@@ -195,41 +198,41 @@ mod tests {
     fn a_copy_is_watched_to_its_end() {
         let now = Timestamp::from_millis(1_000_000);
         let copy = EcsCopy { image: Some(id("m-1")), ..EcsCopy::first(now) };
-        let step = |shown: Option<EcsStatus>, finished, after| {
-            let shown = shown.map(|status| image(status, tags()));
-            EcsCopy { finished, ..copy.clone() }.watch(shown.as_ref(), now.after(after), SETTLE)
+        let step = |status: Option<EcsStatus>, finished, after| {
+            let listed = status.map(|status| image(status, tags()));
+            EcsCopy { finished, ..copy.clone() }.watch(listed.as_ref(), now.after(after), SETTLE)
         };
-        let lost = EcsStatus::Lost("CreateFailed".into());
-        assert_eq!(step(Some(EcsStatus::Coming), false, SETTLE * 9), EcsStep::Wait(40));
+        let unusable = EcsStatus::Unusable("CreateFailed".into());
+        assert_eq!(step(Some(EcsStatus::Creating), false, SETTLE * 9), EcsStep::Wait(40));
         assert_eq!(step(Some(EcsStatus::Available), false, SETTLE), EcsStep::Finish);
-        assert_eq!(step(Some(lost), false, Duration::ZERO), EcsStep::Renew(Some("CreateFailed".into())));
+        assert_eq!(step(Some(unusable), false, Duration::ZERO), EcsStep::Renew(Some("CreateFailed".into())));
         assert_eq!(step(None, false, SETTLE / 2), EcsStep::Wait(0), "it may not be listed yet");
         assert_eq!(step(None, false, SETTLE), EcsStep::Renew(None));
         assert_eq!(step(None, true, SETTLE / 2), EcsStep::Renew(None), "it was listed before");
     }
 
     #[test]
-    fn only_what_was_made_for_the_copy_is_touched() {
+    fn only_images_created_for_the_copy_are_changed() {
         let copy = EcsCopy::first(Timestamp::from_millis(1));
         let begin = |copy: &EcsCopy, status, tags: Vec<_>| copy.begin(&[image(status, tags)], &self::tags());
-        let lost = || EcsStatus::Lost("CreateFailed".into());
+        let unusable = || EcsStatus::Unusable("CreateFailed".into());
         assert_eq!(copy.begin(&[], &tags()), EcsStep::Copy);
-        for status in [EcsStatus::Coming, EcsStatus::Available] {
+        for status in [EcsStatus::Creating, EcsStatus::Available] {
             assert_eq!(begin(&copy, status.clone(), tags()), EcsStep::Adopt(id("m-1")));
             assert_eq!(begin(&copy, status, tags()[..1].to_vec()), EcsStep::Refuse(id("m-1")));
         }
-        assert_eq!(begin(&copy, lost(), tags()), EcsStep::Delete(id("m-1")));
-        assert_eq!(begin(&copy, lost(), Vec::new()), EcsStep::Refuse(id("m-1")));
+        assert_eq!(begin(&copy, unusable(), tags()), EcsStep::Delete(id("m-1")));
+        assert_eq!(begin(&copy, unusable(), Vec::new()), EcsStep::Refuse(id("m-1")));
         let canceled = EcsCopy { discarded: Some(id("m-1")), ..copy };
-        assert_eq!(begin(&canceled, EcsStatus::Coming, tags()), EcsStep::Cancel(id("m-1")));
+        assert_eq!(begin(&canceled, EcsStatus::Creating, tags()), EcsStep::Cancel(id("m-1")));
         assert_eq!(begin(&canceled, EcsStatus::Available, tags()), EcsStep::Adopt(id("m-1")), "it was too late");
     }
 
     #[test]
-    fn generations_grow_and_remember_what_is_to_be_given_up() {
+    fn generations_grow_and_keep_the_discarded_image() {
         let first = EcsCopy::first(Timestamp::from_millis(7));
-        let known = EcsCopy { image: Some(id("m-1")), finished: true, ..first };
-        let next = known.next(Timestamp::from_millis(3));
+        let created = EcsCopy { image: Some(id("m-1")), finished: true, ..first };
+        let next = created.next(Timestamp::from_millis(3));
         assert_eq!((next.generation, next.image.clone(), next.finished), (8, None, false));
         assert_eq!(next.discarded, Some(id("m-1")));
         assert_eq!(next.next(Timestamp::from_millis(20)).discarded, Some(id("m-1")));

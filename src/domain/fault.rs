@@ -1,10 +1,10 @@
-//! What goes wrong with a copy. It belongs to one region, and never touches another.
+//! Faults of copies. A fault belongs to one region and does not affect others.
 
 use std::{fmt, str::FromStr};
 
 use super::ForeignText;
 
-/// Who answered with the error: each kind is one row of the original's table.
+/// Origin of a fault. Each kind is a row of the original's error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// The store of a region.
@@ -15,7 +15,7 @@ pub enum FaultKind {
     Aliyun,
     /// The database.
     Database,
-    /// The image has gone from the home region.
+    /// The image is no longer in the home region.
     ImageNotFound,
 }
 
@@ -23,7 +23,7 @@ impl FaultKind {
     /// Every kind.
     pub const ALL: [Self; 5] = [Self::Store, Self::Ecs, Self::Aliyun, Self::Database, Self::ImageNotFound];
 
-    /// The kind's name in the database.
+    /// Name in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,21 +40,21 @@ impl FromStr for FaultKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("{text:?} is no kind of fault"))
+        Self::ALL.into_iter().find(|k| k.as_str() == text).ok_or_else(|| format!("{text:?} is not a kind of fault"))
     }
 }
 
-/// Why a copy failed, as its region shows it.
+/// A fault as callers see it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fault {
-    /// Who answered with it.
+    /// Origin of the fault.
     pub kind: FaultKind,
-    /// What was wrong, and with what.
+    /// What failed, with which value.
     pub message: ForeignText,
 }
 
 impl Fault {
-    /// A fault of a kind. Of its message, no more is kept than every caller can be sent.
+    /// Creates a fault. Truncates the message to the length that every caller can receive.
     pub fn new(kind: FaultKind, message: impl fmt::Display) -> Self {
         Self { kind, message: ForeignText::message(message) }
     }
@@ -64,19 +64,4 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
-}
-
-/// An error and its causes, in one line. A cause that the text before it has repeated is left out.
-#[must_use]
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }

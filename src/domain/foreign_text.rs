@@ -1,5 +1,5 @@
-//! Texts of others, made fit to be shown: what a store, a provider, a caller or a service says, in an error, a row, a log line, a header
-//! or on a terminal.
+//! Untrusted text, such as a message of a store, a provider or a caller, made safe for errors, rows, log lines, headers
+//! and terminals.
 
 use std::{
     borrow::Cow,
@@ -7,72 +7,72 @@ use std::{
     ops::Deref,
 };
 
-/// How much of a sentence is kept, in bytes of UTF-8.
-const SENTENCE: usize = 512;
-/// How much of a whole error is kept: what was tried, and what was said about it. A refusal repeats it in its message, percent-encoded, and
-/// three times in its details, in Base64; with it, they fit into the 8 KiB of headers that gRPC clients take at the least.
-const MESSAGE: usize = 768;
-/// How much of a single value is kept that an error repeats, in bytes of UTF-8.
-const VALUE: usize = 160;
-/// What stands for the rest of a text that is cut.
-const CUT: char = '…';
+/// Maximum length of a sentence, in bytes of UTF-8.
+const MAX_SENTENCE: usize = 512;
+/// Maximum length of a whole error, in bytes of UTF-8. An error response repeats it percent-encoded in its message and
+/// three times in its Base64 details; all of these fit into 8 KiB of headers, which every gRPC client accepts.
+const MAX_MESSAGE: usize = 768;
+/// Maximum length of a value in an error, in bytes of UTF-8.
+const MAX_VALUE: usize = 160;
+/// Replaces the rest of a truncated text.
+const ELLIPSIS: char = '…';
 
-/// A text of somebody else's: of bounded length, on one line, and without characters that move the cursor, hide text or change its
-/// direction. Those stand there as `\u{202e}` does. Bytes are counted, so there are no more characters than that either.
+/// Untrusted text of bounded length, on one line, in which characters that move the cursor, hide text or change its
+/// direction are escaped as `\u{202e}` is. Limits count bytes.
 ///
-/// `Debug` shows it in quotation marks, for errors that repeat a value.
+/// `Debug` quotes it, for errors that repeat a value.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ForeignText(String);
 
 impl ForeignText {
-    /// A sentence or a line, of 512 bytes at most.
+    /// Creates a sentence or line of at most 512 bytes.
     pub fn new(text: impl Display) -> Self {
-        Self::limited(SENTENCE, text)
+        Self::limited(MAX_SENTENCE, text)
     }
 
-    /// A whole error, of 768 bytes at most.
+    /// Creates a whole error of at most 768 bytes.
     pub fn message(text: impl Display) -> Self {
-        Self::limited(MESSAGE, text)
+        Self::limited(MAX_MESSAGE, text)
     }
 
-    /// A value that an error repeats, of 160 bytes at most.
+    /// Creates a value in an error, of at most 160 bytes.
     pub fn value(text: impl Display) -> Self {
-        Self::limited(VALUE, text)
+        Self::limited(MAX_VALUE, text)
     }
 
-    /// A text of at most `limit` bytes. What is beyond is not even formatted.
+    /// Creates a text of at most `limit` bytes. Formatting stops at the limit.
     pub fn limited(limit: usize, text: impl Display) -> Self {
-        let mut bounded = Bounded { text: String::new(), limit, cut: false };
-        // It ends with an error where the text is cut, and that is all it can end with.
+        let mut bounded = Bounded { text: String::new(), limit, is_truncated: false };
+        // Fails only where the text is truncated.
         let _ = write!(bounded, "{text}");
         bounded.finish()
     }
 
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether nothing is there.
+    /// Whether the text is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Takes what fits.
+/// Writer that stops at a limit.
 struct Bounded {
     text: String,
     limit: usize,
-    cut: bool,
+    is_truncated: bool,
 }
 
 impl Bounded {
     fn finish(mut self) -> ForeignText {
-        if self.cut {
-            while self.text.len() + CUT.len_utf8() > self.limit && self.text.pop().is_some() {}
-            self.text.push(CUT);
+        if self.is_truncated {
+            while self.text.len() + ELLIPSIS.len_utf8() > self.limit && self.text.pop().is_some() {}
+            self.text.push(ELLIPSIS);
         }
         ForeignText(self.text)
     }
@@ -89,7 +89,7 @@ impl fmt::Write for Bounded {
             }
             if self.text.len() > self.limit {
                 self.text.truncate(before);
-                self.cut = true;
+                self.is_truncated = true;
                 return Err(fmt::Error);
             }
         }
@@ -106,8 +106,8 @@ fn write_escaped(text: &mut String, c: char) {
     }
 }
 
-/// Whether a character is one that a terminal acts on, or that shows others in another order or not at all: control characters (Unicode
-/// general category Cc), line and paragraph separators, the bidirectional controls (UAX #9, section 2), the byte order mark, interlinear
+/// Whether a character acts on a terminal, reorders or hides text: control characters (Unicode general category Cc),
+/// line and paragraph separators, bidirectional controls (UAX #9, section 2), the byte order mark, interlinear
 /// annotations and tags.
 #[must_use]
 pub fn is_unprintable(c: char) -> bool {
@@ -117,19 +117,19 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// A text in which everything is escaped that is not printable, but for what is allowed. It is not shortened.
+/// Escapes the unprintable characters of a text except allowed ones. Does not truncate it.
 pub fn printable(text: &str, is_allowed: impl Fn(char) -> bool) -> Cow<'_, str> {
     escaped(text, |c| is_unprintable(c) && !is_allowed(c), write_escaped)
 }
 
-/// The same, with line breaks.
+/// Like [`printable`], keeping line breaks.
 #[must_use]
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     printable(text, |c| c == '\n')
 }
 
-/// JSON that says the same and is printable: characters that are not are written by their numbers (RFC 8259, section 7). Outside of
-/// strings, there are none but line breaks.
+/// Returns equivalent JSON that is printable: unprintable characters become `\uXXXX` escapes (RFC 8259, section 7).
+/// Outside of strings, JSON has none but line breaks.
 #[must_use]
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     escaped(
@@ -137,20 +137,20 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
         |c| c != '\n' && is_unprintable(c),
         |text, c| {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 let _ = write!(text, "\\u{unit:04x}");
             }
         },
     )
 }
 
-fn escaped(text: &str, wanted: impl Fn(char) -> bool, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
-    if !text.contains(&wanted) {
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
+    if !text.contains(&is_escaped) {
         return Cow::Borrowed(text);
     }
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
-        if wanted(c) { escape(&mut printable, c) } else { printable.push(c) }
+        if is_escaped(c) { escape(&mut printable, c) } else { printable.push(c) }
     }
     Cow::Owned(printable)
 }
@@ -200,7 +200,7 @@ mod tests {
     use super::{ForeignText, is_unprintable, printable_json, printable_lines};
 
     #[test]
-    fn what_a_terminal_would_act_on_is_escaped() {
+    fn characters_that_act_on_a_terminal_are_escaped() {
         let text = "\u{1b}]0;x\u{7}\u{1b}[2Jred\u{202e}\u{9b}32m\r\nFAKE\u{8}\t\u{2066}\u{feff}\u{e0041}";
         assert_eq!(
             ForeignText::new(text).as_str(),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_cut_to_its_limit() {
+    fn a_text_is_truncated_to_its_limit() {
         assert_eq!(ForeignText::limited(5, "12345").as_str(), "12345");
         assert_eq!(ForeignText::limited(5, "123456").as_str(), "12…");
         assert_eq!(ForeignText::limited(8, "1\u{1b}2").as_str(), "1\\u{1b}2");
@@ -224,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_bounded_and_printable_and_stays_so(text in any::<String>(), limit in 3_usize..600) {
+        fn a_text_is_bounded_printable_and_stable(text in any::<String>(), limit in 3_usize..600) {
             let once = ForeignText::limited(limit, &text);
             prop_assert!(once.len() <= limit && !once.contains(is_unprintable));
             prop_assert_eq!(&ForeignText::limited(limit, &once), &once);
@@ -234,7 +234,7 @@ mod tests {
         }
 
         #[test]
-        fn json_says_the_same(text in any::<String>()) {
+        fn printable_json_is_equivalent(text in any::<String>()) {
             let json = serde_json::Value::from(text);
             let printed = printable_json(&json.to_string()).into_owned();
             prop_assert!(!printed.contains(is_unprintable));

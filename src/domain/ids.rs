@@ -1,4 +1,4 @@
-//! The names of things, parsed at the door.
+//! Ids and tokens, parsed from untrusted text.
 
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
@@ -6,32 +6,32 @@ use uuid::Uuid;
 
 use super::ForeignText;
 
-/// The most characters that an image's or a region's id may have.
+/// Maximum length of an image or region id, in characters.
 pub const MAX_ID_LENGTH: usize = 128;
-/// The most characters that a client token may have.
+/// Maximum length of a client token, in characters.
 pub const MAX_TOKEN_LENGTH: usize = 64;
 
-/// Why a text is not an id.
+/// Reason why a text is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// It is empty.
     #[error("it is empty")]
     Empty,
     /// It is too long.
-    #[error("it has {length} characters, the most is {most}")]
+    #[error("it has {length} characters, the maximum is {limit}")]
     TooLong {
-        /// Its length in characters.
+        /// Length in characters.
         length: usize,
-        /// The most that is allowed.
-        most: usize,
+        /// Maximum length.
+        limit: usize,
     },
-    /// It has characters that don't belong in it.
+    /// It contains invalid characters.
     #[error("{0:?} does not match [A-Za-z0-9][A-Za-z0-9._-]*")]
     Characters(ForeignText),
     /// It is not a UUID.
     #[error("{0:?} is not a UUID")]
     NotUuid(ForeignText),
-    /// A client token with something else than printable ASCII in it.
+    /// A client token contains other characters than printable ASCII.
     #[error("{0:?} has characters that are not printable ASCII")]
     NotAscii(ForeignText),
 }
@@ -42,7 +42,7 @@ fn parse_name(value: &str) -> Result<Arc<str>, IdError> {
         return Err(IdError::Empty);
     }
     if length > MAX_ID_LENGTH {
-        return Err(IdError::TooLong { length, most: MAX_ID_LENGTH });
+        return Err(IdError::TooLong { length, limit: MAX_ID_LENGTH });
     }
     let first = value.starts_with(|c: char| c.is_ascii_alphanumeric());
     let rest = value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
@@ -56,7 +56,7 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The id as text.
+            /// Returns the id as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -86,28 +86,22 @@ macro_rules! name {
 }
 
 name! {
-    /// An image's id, for example `ci-vm-rYfypJKwlN9Y`: 1 to 128 characters of `[A-Za-z0-9][A-Za-z0-9._-]*`. It can't be a
-    /// path's `.` or `..`, and has no separator, so that it can name a directory.
+    /// Id of an image, for example `ci-vm-rYfypJKwlN9Y`: 1 to 128 characters matching `[A-Za-z0-9][A-Za-z0-9._-]*`. It
+    /// is safe as the name of a directory, being neither `.` nor `..` and without separators.
     ImageId
 }
 name! {
-    /// A region's id, for example `cn-shanghai`, of the same form as an image's.
+    /// Id of a region, for example `cn-shanghai`, in the same form as an image id.
     RegionId
 }
 
-/// The id of a call, and of the synchronization that it starts: a UUID of version 7 (RFC 9562), so that ids sort by time.
-/// Written in upper case, as the original does.
+/// Id of a call and of the synchronization that it starts: a UUID of version 7 (RFC 9562), which sorts by time.
+/// Displayed in upper case, like the ids of the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    /// A new id of this instant.
-    #[must_use]
-    pub fn generate() -> Self {
-        Self(Uuid::now_v7())
-    }
-
-    /// The id as a UUID.
+    /// Returns the id as a UUID.
     #[must_use]
     pub const fn as_uuid(self) -> Uuid {
         self.0
@@ -137,12 +131,12 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// What a caller names a call by, so that repeating it does nothing twice: 1 to 64 printable ASCII characters.
+/// Idempotency token of a call: 1 to 64 printable ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientToken(String);
 
 impl ClientToken {
-    /// The token as text.
+    /// Returns the token as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -157,7 +151,7 @@ impl FromStr for ClientToken {
         if length == 0 {
             Err(IdError::Empty)
         } else if length > MAX_TOKEN_LENGTH {
-            Err(IdError::TooLong { length, most: MAX_TOKEN_LENGTH })
+            Err(IdError::TooLong { length, limit: MAX_TOKEN_LENGTH })
         } else if value.bytes().all(|b| b.is_ascii_graphic()) {
             Ok(Self(value.to_owned()))
         } else {
@@ -173,7 +167,7 @@ mod tests {
     use super::{ImageId, RequestId};
 
     #[test]
-    fn what_could_leave_a_directory_is_no_id() {
+    fn a_text_that_could_leave_a_directory_is_not_an_id() {
         for bad in ["", ".", "..", "../x", "a/b", "a\\b", "-a", "_a", ".hidden", "a b", "a\0", "ä", &"x".repeat(129)] {
             assert!(bad.parse::<ImageId>().is_err(), "{bad:?}");
         }
@@ -195,8 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_is_upper_case_and_read_back_in_any_case() {
-        let id = RequestId::generate();
+    fn a_request_id_is_displayed_in_upper_case_and_parsed_in_any_case() {
+        let id: RequestId = "01a20fb1-6370-7000-8000-00000000000a".parse().expect("an id");
         let text = id.to_string();
         assert_eq!(text, text.to_uppercase());
         assert_eq!(text.to_lowercase().parse(), Ok(id));

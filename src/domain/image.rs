@@ -1,20 +1,20 @@
-//! Images: what is carried.
+//! Images.
 
 use std::{fmt, str::FromStr};
 
-use super::{Digest, ImageId, RegionId, Timestamp};
+use super::{Algorithm, Digest, ImageId, RegionId, Timestamp};
 
-/// What kind of image it is.
+/// Kind of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageKind {
-    /// A virtual machine's disk.
+    /// Disk of a virtual machine.
     Vm,
-    /// A container image.
+    /// Container image.
     Container,
 }
 
 impl ImageKind {
-    /// The kind's name in the database.
+    /// Name in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -23,7 +23,7 @@ impl ImageKind {
         }
     }
 
-    /// What the ids that the service makes for this kind begin with.
+    /// Prefix of the ids that the service generates.
     #[must_use]
     pub const fn id_prefix(self) -> &'static str {
         match self {
@@ -32,8 +32,7 @@ impl ImageKind {
         }
     }
 
-    /// An id for a new image: the kind's prefix, and 12 letters and digits drawn by `pick`, which is given a bound and
-    /// returns a number below it.
+    /// Generates an id: the kind's prefix and 12 letters and digits. `pick` returns a random number below its argument.
     pub fn new_id(self, mut pick: impl FnMut(usize) -> usize) -> Result<ImageId, super::IdError> {
         const LETTERS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         let letters = (0..12).filter_map(|_| LETTERS.get(pick(LETTERS.len())).copied().map(char::from));
@@ -48,11 +47,11 @@ impl FromStr for ImageKind {
         [Self::Vm, Self::Container]
             .into_iter()
             .find(|k| k.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is no kind of image"))
+            .ok_or_else(|| format!("{text:?} is not a kind of image"))
     }
 }
 
-/// The name by which a store knows an image: in the home region its source, in the others its id.
+/// Name of an image in a store: its source in the home region, its id in the others.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName(pub String);
 
@@ -62,61 +61,70 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// Content by its digest (OCI image specification 1.1, "Content Descriptors").
+/// Descriptor of content (OCI image specification 1.1, "Content Descriptors").
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Descriptor {
-    /// What the content is.
+    /// Media type (RFC 6838).
     pub media_type: String,
-    /// Its digest.
+    /// Digest of the content.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// What an image consists of.
+impl Descriptor {
+    /// Describes content that this service generates, by the digest algorithm that every store supports.
+    #[must_use]
+    pub fn of_content(media_type: &str, content: &[u8]) -> Self {
+        let digest = Algorithm::CANONICAL.digest(content);
+        Self { media_type: media_type.to_owned(), digest, size: content.len() as u64 }
+    }
+}
+
+/// Content of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Blobs below a root manifest or index.
     Blobs(Descriptor),
-    /// Disks that ECS keeps and shows nobody: there is no digest to know them by.
+    /// Disks inside ECS, which have no digest.
     Ecs,
 }
 
 /// A registered image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Its id.
+    /// Id of the image.
     pub id: ImageId,
-    /// What people call it.
+    /// Display name.
     pub name: String,
-    /// Its version.
+    /// Version, chosen by the publisher.
     pub version: String,
-    /// What it is for.
+    /// Description.
     pub description: String,
-    /// Its kind.
+    /// Kind of the image.
     pub kind: ImageKind,
-    /// Where the home region's store has it.
+    /// Name in the home region's store.
     pub source: ImageName,
-    /// The region it comes from.
+    /// Home region.
     pub home: RegionId,
-    /// What it consists of.
+    /// Content.
     pub content: Content,
-    /// The size of all its content in bytes, each blob counted once; what ECS keeps, in whole GiB.
+    /// Size in bytes, each blob counted once. Images inside ECS have whole GiB.
     pub size: u64,
-    /// When it was registered.
+    /// Time of its registration.
     pub created_at: Timestamp,
-    /// The image that took its name over, if one has: then it is carried nowhere any more.
+    /// The image that has taken over its name; a superseded image is not copied.
     pub superseded_by: Option<ImageId>,
-    /// Entries of its indexes that the home region did not have when it was registered. It is whole without them.
+    /// Index entries that were missing in the home region at registration. The image is complete without them.
     pub absent: Vec<Digest>,
 }
 
-/// The repository of images that have no name of their own in a registry.
+/// Repository of images without a name of their own.
 pub const UNNAMED: &str = "images";
 
 impl Image {
-    /// Its name in every store that gives images names of their own, as registries do: the one that it was registered by, or one made of
-    /// its id, which may be a tag but no repository.
+    /// Returns its name in stores that have names for images, such as registries: the name that it was registered by,
+    /// or `images:ID`. An id is a valid tag but not always a valid repository.
     #[must_use]
     pub fn reference(&self) -> ImageName {
         if self.kind == ImageKind::Container && self.source.0.contains(':') {
@@ -126,7 +134,7 @@ impl Image {
         }
     }
 
-    /// The digest of its root; nothing for what ECS keeps.
+    /// Returns the digest of its root, or `None` for an image inside ECS.
     #[must_use]
     pub fn root(&self) -> Option<Digest> {
         match &self.content {

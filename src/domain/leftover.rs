@@ -1,59 +1,59 @@
-//! What is left over in a store: files that no copy will finish, and images that never became visible. What may be removed is
-//! decided here, from what lies in the store and from what the database knows of it.
+//! Leftovers in a store: files that no copy will finish, and images that never became visible. Decides what may be
+//! removed from the listing of the store and its use in the database.
 
 use std::collections::BTreeMap;
 
 use super::{ImageName, Timestamp};
 
-/// One image's place in a store, as it was found.
+/// Listing of an image in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundImage {
-    /// The store's name for the image.
+pub struct StoreEntry {
+    /// Name of the image in the store.
     pub name: ImageName,
     /// Whether the image is visible.
     pub visible: bool,
-    /// The fence of the claim that prepared the place last; nothing if this service never has: then nothing there is its own.
+    /// Fence of the claim that prepared it last; `None` if this service did not create it.
     pub fence: Option<u64>,
-    /// The bytes of the image's files.
+    /// Size of its files, in bytes.
     pub bytes: u64,
-    /// When anything there was changed last.
+    /// Time of the last change.
     pub changed: Timestamp,
-    /// Its unfinished files.
-    pub partials: Vec<FoundFile>,
+    /// Unfinished files.
+    pub partials: Vec<PartialFile>,
 }
 
-/// An unfinished file that bears a name that only this service gives.
+/// An unfinished file with a name that only this service gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundFile {
-    /// Its path in the store.
+pub struct PartialFile {
+    /// Path in the store.
     pub path: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// When it was changed last.
+    /// Time of the last change.
     pub changed: Timestamp,
 }
 
-/// What an image's place in a store is for, as the database knows it. Read after the place was looked at: a claim that came since
-/// has a fence that was not found there.
+/// Use of an image in a store according to the database. Must be read after the listing: the fence of a later claim
+/// differs from the listed one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ImageUse {
-    /// The image is there, or is read from there.
+    /// The image is available or is a source.
     Kept,
-    /// A copy waits or runs.
+    /// A copy is pending or running.
     InFlight,
 }
 
-/// Something that is left over.
+/// A leftover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftover {
     /// An unfinished file.
-    File(FoundFile),
-    /// All that there is of an image that never became visible.
-    Image(FoundImage),
+    File(PartialFile),
+    /// Every file of an image that never became visible.
+    Image(StoreEntry),
 }
 
 impl Leftover {
-    /// What it is, as its path in the store.
+    /// Returns its path in the store.
     #[must_use]
     pub fn path(&self) -> &str {
         match self {
@@ -62,7 +62,7 @@ impl Leftover {
         }
     }
 
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match self {
@@ -71,7 +71,7 @@ impl Leftover {
         }
     }
 
-    /// When it was changed last.
+    /// Returns the time of its last change.
     #[must_use]
     pub fn changed(&self) -> Timestamp {
         match self {
@@ -81,87 +81,91 @@ impl Leftover {
     }
 }
 
-/// What of a store is left over, and was changed last at `until` or before.
+/// Selects the leftovers of a store that were last changed at or before `until`.
 ///
-/// Nothing of an image whose copy waits or runs, whatever its age. Nothing of a visible image but unfinished files. Of an
-/// invisible image everything, if this service has prepared its place and the database does not count on it.
+/// Of an image with a pending or running copy, selects nothing. Of a visible image, selects unfinished files. Of an
+/// invisible image that this service created and the database does not use, selects everything.
 #[must_use]
-pub fn leftovers(found: Vec<FoundImage>, uses: &BTreeMap<ImageName, ImageUse>, until: Timestamp) -> Vec<Leftover> {
-    let mut left = Vec::new();
-    for image in found {
-        let used = uses.get(&image.name);
-        if used == Some(&ImageUse::InFlight) {
+pub fn leftovers(entries: Vec<StoreEntry>, uses: &BTreeMap<ImageName, ImageUse>, until: Timestamp) -> Vec<Leftover> {
+    let mut leftovers = Vec::new();
+    for image in entries {
+        let image_use = uses.get(&image.name);
+        if image_use == Some(&ImageUse::InFlight) {
             continue;
         }
-        if !image.visible && image.fence.is_some() && used.is_none() && image.changed <= until {
-            left.push(Leftover::Image(image));
+        if !image.visible && image.fence.is_some() && image_use.is_none() && image.changed <= until {
+            leftovers.push(Leftover::Image(image));
         } else {
-            left.extend(image.partials.into_iter().filter(|file| file.changed <= until).map(Leftover::File));
+            leftovers.extend(image.partials.into_iter().filter(|file| file.changed <= until).map(Leftover::File));
         }
     }
-    left
+    leftovers
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{FoundFile, FoundImage, ImageName, ImageUse, Leftover, Timestamp, leftovers};
+    use super::{ImageName, ImageUse, Leftover, PartialFile, StoreEntry, Timestamp, leftovers};
 
     const OLD: Timestamp = Timestamp::from_millis(1_000);
     const UNTIL: Timestamp = Timestamp::from_millis(2_000);
     const YOUNG: Timestamp = Timestamp::from_millis(3_000);
 
-    fn found(changed: Timestamp) -> FoundImage {
-        FoundImage {
+    fn entry(changed: Timestamp) -> StoreEntry {
+        StoreEntry {
             name: ImageName("a".to_owned()),
             visible: false,
             fence: Some(7),
             bytes: 50,
             changed,
-            partials: vec![FoundFile { path: "a/blobs/sha256/x.7-0.partial".to_owned(), bytes: 20, changed: OLD }],
+            partials: vec![PartialFile { path: "a/blobs/sha256/x.7-0.partial".to_owned(), bytes: 20, changed: OLD }],
         }
     }
 
-    fn left(image: FoundImage, used: Option<ImageUse>) -> Vec<String> {
-        let uses = used.map(|used| (image.name.clone(), used)).into_iter().collect::<BTreeMap<_, _>>();
-        leftovers(vec![image], &uses, UNTIL).iter().map(|left| left.path().to_owned()).collect()
+    fn paths(image: StoreEntry, image_use: Option<ImageUse>) -> Vec<String> {
+        let uses = image_use.map(|image_use| (image.name.clone(), image_use)).into_iter().collect::<BTreeMap<_, _>>();
+        leftovers(vec![image], &uses, UNTIL).iter().map(|leftover| leftover.path().to_owned()).collect()
     }
 
     const FILE: &str = "a/blobs/sha256/x.7-0.partial";
 
     #[test]
-    fn an_image_that_never_became_visible_is_left_over_when_nothing_counts_on_it() {
-        assert_eq!(left(found(OLD), None), ["a"]);
-        assert_eq!(left(found(OLD), Some(ImageUse::Kept)), [FILE], "a damaged image is repaired from what there is");
-        assert_eq!(left(FoundImage { visible: true, ..found(OLD) }, None), [FILE], "the bytes of a removed image stay");
+    fn an_unused_image_that_never_became_visible_is_a_leftover() {
+        assert_eq!(paths(entry(OLD), None), ["a"]);
+        assert_eq!(paths(entry(OLD), Some(ImageUse::Kept)), [FILE], "a damaged image is repaired from its blobs");
+        assert_eq!(
+            paths(StoreEntry { visible: true, ..entry(OLD) }, None),
+            [FILE],
+            "the bytes of a removed image stay"
+        );
     }
 
     #[test]
-    fn nothing_of_a_copy_that_waits_or_runs_is_left_over() {
-        assert_eq!(left(found(OLD), Some(ImageUse::InFlight)), Vec::<String>::new());
-        assert_eq!(left(FoundImage { visible: true, ..found(OLD) }, Some(ImageUse::InFlight)), Vec::<String>::new());
+    fn files_of_a_copy_in_flight_are_no_leftovers() {
+        assert_eq!(paths(entry(OLD), Some(ImageUse::InFlight)), Vec::<String>::new());
+        assert_eq!(paths(StoreEntry { visible: true, ..entry(OLD) }, Some(ImageUse::InFlight)), Vec::<String>::new());
     }
 
     #[test]
-    fn nothing_young_is_left_over() {
-        // A file of the image is old, but another one is being written.
-        assert_eq!(left(found(YOUNG), None), [FILE]);
-        let mut young = found(YOUNG);
+    fn recently_changed_files_are_no_leftovers() {
+        // One file of the image is old, but another one is being written.
+        assert_eq!(paths(entry(YOUNG), None), [FILE]);
+        let mut young = entry(YOUNG);
         young.partials[0].changed = YOUNG;
-        assert_eq!(left(young, None), Vec::<String>::new());
+        assert_eq!(paths(young, None), Vec::<String>::new());
     }
 
     #[test]
-    fn nothing_is_left_over_that_the_service_did_not_write() {
-        let foreign = FoundImage { fence: None, partials: Vec::new(), ..found(OLD) };
-        assert_eq!(left(foreign, None), Vec::<String>::new());
+    fn files_of_other_programs_are_no_leftovers() {
+        let foreign = StoreEntry { fence: None, partials: Vec::new(), ..entry(OLD) };
+        assert_eq!(paths(foreign, None), Vec::<String>::new());
     }
 
     #[test]
-    fn what_is_left_over_says_how_much_it_is() {
-        let left = leftovers(vec![found(OLD)], &BTreeMap::new(), UNTIL);
-        let [only @ Leftover::Image(_)] = &left[..] else { panic!("{left:?}") };
+    fn a_leftover_has_its_size_and_time() {
+        let all = leftovers(vec![entry(OLD)], &BTreeMap::new(), UNTIL);
+        let [only @ Leftover::Image(_)] = &all[..] else { panic!("{all:?}") };
         assert_eq!((only.bytes(), only.changed()), (50, OLD));
     }
 }

@@ -1,17 +1,18 @@
-//! What this service has made visible in a region, and what that allows.
+//! Publications of this service in a region, and the decisions that depend on them.
 //!
-//! A store is shared: people push tags and put layouts there by other means. What this service remembers of its own writing
-//! decides two things: whether an image that is there already has to be looked at part by part, and whether a name may be
-//! moved from one image to another.
+//! Stores are shared with other programs, which push tags and write layouts. The record of this service's own
+//! publications decides whether an existing image must be verified part by part, and whether a name may be moved from
+//! one image to another.
 
 use std::{fmt, str::FromStr};
 
 use super::Digest;
 
-/// How it is known that a region has what it should.
+/// How the content of a region was verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verification {
-    /// It was there before, written by others or by an earlier copy, and has the right size. Its bytes were not read.
+    /// It existed before, written by another program or an earlier copy, and has the right size. Its bytes were not
+    /// read.
     Trusted,
     /// This copy wrote it and the store checked its digest, or it was read and has its digest.
     #[default]
@@ -19,10 +20,10 @@ pub enum Verification {
 }
 
 impl Verification {
-    /// Both.
+    /// Every value.
     pub const ALL: [Self; 2] = [Self::Trusted, Self::Verified];
 
-    /// The name in the database.
+    /// Name in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -31,7 +32,7 @@ impl Verification {
         }
     }
 
-    /// How a whole is known whose parts are known as `self` and as `other`: by the weaker of the two.
+    /// Verification of a whole with parts of these verifications: the weaker of the two.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         self.min(other)
@@ -42,7 +43,7 @@ impl FromStr for Verification {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|v| v.as_str() == text).ok_or_else(|| format!("{text:?} is no verification"))
+        Self::ALL.into_iter().find(|v| v.as_str() == text).ok_or_else(|| format!("{text:?} is not a verification"))
     }
 }
 
@@ -52,45 +53,50 @@ impl fmt::Display for Verification {
     }
 }
 
-/// What is done about parts of an image that a region has already.
+/// Verification of existing parts of an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum VerifyExisting {
-    /// They are looked for, and trusted.
+    /// Existing parts are trusted.
     #[default]
     Never,
-    /// They are read once, and what was found is remembered.
+    /// Existing parts are read once, and the result is recorded.
     Once,
 }
 
-/// What this service remembers to have published by one name in one region.
+/// Record of this service's publications by a name in a region.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
-    /// The root that was published last; nothing if the first publication was begun and not confirmed.
+    /// Root of the last completed publication and its verification; `None` before the first one is completed.
     pub root: Option<(Digest, Verification)>,
-    /// The root of a publication that was begun and not confirmed: the store may show it or the one before.
-    pub begun: Option<Digest>,
-    /// The root that was published where the region's store was before: this service's own, and not known to be whole here.
-    pub elsewhere: Option<Digest>,
+    /// Root of an announced publication. The store may show it or the previous one.
+    pub pending: Option<Digest>,
+    /// Root that this service published and that is not known to be complete: it was published at a former location of
+    /// the region's store, or without entries of its indexes that no store had at that time.
+    pub unproven: Option<Digest>,
 }
 
 impl Published {
-    /// Whether this service made the name show `root`.
+    /// Iterates over the roots that this service has published by the name.
+    pub fn roots(&self) -> impl Iterator<Item = Digest> {
+        self.root.map(|(root, _)| root).into_iter().chain(self.pending).chain(self.unproven)
+    }
+
+    /// Whether this service has published `root` by the name.
     #[must_use]
     pub fn wrote(&self, root: Digest) -> bool {
-        self.root.is_some_and(|(published, _)| published == root)
-            || self.begun == Some(root)
-            || self.elsewhere == Some(root)
+        self.roots().any(|published| published == root)
     }
 
-    /// The same for a store that is somewhere else by now.
+    /// Returns the record for a store that has moved to another location.
     #[must_use]
-    pub fn elsewhere(self) -> Self {
-        Self { root: None, elsewhere: self.root.map(|(root, _)| root).or(self.elsewhere), begun: self.begun }
+    pub fn relocated(self) -> Self {
+        Self { root: None, unproven: self.root.map(|(root, _)| root).or(self.unproven), pending: self.pending }
     }
 
-    /// How it is known that everything below `root` is there, from this record alone; nothing if it has to be looked at.
+    /// Returns how everything below `root` was verified according to this record, or `None` if it must be verified
+    /// again.
     #[must_use]
-    pub fn vouches(&self, root: Digest, existing: VerifyExisting) -> Option<Verification> {
+    pub fn verification_of(&self, root: Digest, existing: VerifyExisting) -> Option<Verification> {
         let (_, verification) = self.root.filter(|(published, _)| *published == root)?;
         match existing {
             VerifyExisting::Never => Some(verification),
@@ -99,44 +105,44 @@ impl Published {
     }
 }
 
-/// What a store shows by a name.
+/// Content of a name in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
-    /// Nothing.
+pub enum NameContent {
+    /// The name does not exist.
     Nothing,
-    /// An image, by its root.
+    /// An image with this root.
     Root(Digest),
-    /// What can't be read as one image: it is damaged, or something else.
+    /// Content that cannot be read as an image.
     Unreadable,
 }
 
-/// Whether a name that shows `shown` may be made to show `wanted`: the name is free, what it shows is this service's own,
-/// or the caller has asked for it to be replaced.
+/// Whether `root` may be published by a name with this content: the name is free, its content was published by this
+/// service, or the caller allows overwriting.
 #[must_use]
-pub fn may_publish(wanted: Digest, shown: &Shown, published: &Published, overwrite: bool) -> bool {
+pub fn may_publish(root: Digest, content: &NameContent, published: &Published, overwrite: bool) -> bool {
     overwrite
-        || match shown {
-            Shown::Nothing => true,
-            Shown::Root(there) => *there == wanted || published.wrote(*there),
-            // Of a name that this service published, it is what has become of its own.
-            Shown::Unreadable => published.root.is_some() || published.begun.is_some() || published.elsewhere.is_some(),
+        || match content {
+            NameContent::Nothing => true,
+            NameContent::Root(current) => *current == root || published.wrote(*current),
+            // Unreadable content of a name that this service published is its own, damaged.
+            NameContent::Unreadable => published.roots().next().is_some(),
         }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Published, Shown, Verification as V, VerifyExisting as E, may_publish};
+    use super::{NameContent, Published, Verification as V, VerifyExisting as E, may_publish};
     use crate::domain::Digest;
 
-    const OURS: Digest = Digest::new([1; 32]);
-    const OTHER: Digest = Digest::new([2; 32]);
+    const OURS: Digest = Digest::Sha256([1; 32]);
+    const OTHER: Digest = Digest::Sha256([2; 32]);
 
     fn published(verification: V) -> Published {
         Published { root: Some((OURS, verification)), ..Published::default() }
     }
 
     #[test]
-    fn a_whole_is_known_as_its_weakest_part_is() {
+    fn a_whole_has_the_verification_of_its_weakest_part() {
         assert_eq!(V::Verified.and(V::Verified), V::Verified);
         assert_eq!(V::Verified.and(V::Trusted), V::Trusted);
         assert_eq!(V::Trusted.and(V::Verified), V::Trusted);
@@ -146,30 +152,30 @@ mod tests {
     }
 
     #[test]
-    fn a_record_vouches_for_its_own_root_alone() {
-        assert_eq!(published(V::Trusted).vouches(OURS, E::Never), Some(V::Trusted));
-        assert_eq!(published(V::Trusted).vouches(OURS, E::Once), None, "it has to be read once");
-        assert_eq!(published(V::Verified).vouches(OURS, E::Once), Some(V::Verified));
-        assert_eq!(published(V::Verified).vouches(OTHER, E::Never), None);
-        let begun = Published { begun: Some(OURS), ..Published::default() };
-        assert_eq!(begun.vouches(OURS, E::Never), None, "nothing says that it was whole");
-        let moved = published(V::Verified).elsewhere();
-        assert_eq!((moved.vouches(OURS, E::Never), moved.wrote(OURS)), (None, true), "the store is another one");
+    fn a_record_verifies_its_own_root_alone() {
+        assert_eq!(published(V::Trusted).verification_of(OURS, E::Never), Some(V::Trusted));
+        assert_eq!(published(V::Trusted).verification_of(OURS, E::Once), None, "it must be read once");
+        assert_eq!(published(V::Verified).verification_of(OURS, E::Once), Some(V::Verified));
+        assert_eq!(published(V::Verified).verification_of(OTHER, E::Never), None);
+        let pending = Published { pending: Some(OURS), ..Published::default() };
+        assert_eq!(pending.verification_of(OURS, E::Never), None, "it was not completed");
+        let relocated = published(V::Verified).relocated();
+        assert_eq!((relocated.verification_of(OURS, E::Never), relocated.wrote(OURS)), (None, true), "another store");
     }
 
     #[test]
-    fn a_name_of_others_is_replaced_on_demand_alone() {
+    fn a_name_of_another_program_is_replaced_with_permission_alone() {
         let nothing = Published::default();
-        assert!(may_publish(OURS, &Shown::Nothing, &nothing, false));
-        assert!(may_publish(OURS, &Shown::Root(OURS), &nothing, false));
-        for foreign in [Shown::Root(OTHER), Shown::Unreadable] {
+        assert!(may_publish(OURS, &NameContent::Nothing, &nothing, false));
+        assert!(may_publish(OURS, &NameContent::Root(OURS), &nothing, false));
+        for foreign in [NameContent::Root(OTHER), NameContent::Unreadable] {
             assert!(!may_publish(OURS, &foreign, &nothing, false));
             assert!(may_publish(OURS, &foreign, &nothing, true));
         }
-        assert!(may_publish(OTHER, &Shown::Root(OURS), &published(V::Trusted), false));
-        assert!(may_publish(OTHER, &Shown::Unreadable, &published(V::Trusted), false));
-        let begun = Published { begun: Some(OURS), ..published(V::Verified) };
-        let begun = Published { root: Some((Digest::new([3; 32]), V::Verified)), ..begun };
-        assert!(may_publish(OTHER, &Shown::Root(OURS), &begun, false), "a publication that was begun is ours as well");
+        assert!(may_publish(OTHER, &NameContent::Root(OURS), &published(V::Trusted), false));
+        assert!(may_publish(OTHER, &NameContent::Unreadable, &published(V::Trusted), false));
+        let pending = Published { pending: Some(OURS), ..published(V::Verified) };
+        let pending = Published { root: Some((Digest::Sha256([3; 32]), V::Verified)), ..pending };
+        assert!(may_publish(OTHER, &NameContent::Root(OURS), &pending, false), "an announced publication is our own");
     }
 }

@@ -1,16 +1,16 @@
-//! The configured regions, and which of them a call asks for.
+//! The configured regions and the targets of a call.
 
 use std::collections::BTreeSet;
 
 use super::{ForeignText, IdError, RegionId};
 
-/// The most regions that one call may name.
+/// Maximum number of regions in a call.
 pub const MAX_TARGETS: usize = 100;
 
-/// The word that stands for all other regions.
+/// Stands for all other regions in a list of targets.
 const ALL: &str = "all";
 
-/// The ids of the configured regions.
+/// Ids of the configured regions.
 #[derive(Debug, Clone)]
 pub struct Regions {
     home: RegionId,
@@ -18,32 +18,32 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// The home region and every region; the home region belongs to them whether it is named or not.
+    /// Creates the set of regions. The home region is a member even if `all` leaves it out.
     #[must_use]
     pub fn new(home: RegionId, all: impl IntoIterator<Item = RegionId>) -> Self {
         let all = all.into_iter().chain([home.clone()]).collect();
         Self { home, all }
     }
 
-    /// The region that images are added in.
+    /// The home region, in which images are registered.
     #[must_use]
     pub fn home(&self) -> &RegionId {
         &self.home
     }
 
-    /// Every region, sorted.
+    /// Returns every region, sorted.
     pub fn iter(&self) -> impl Iterator<Item = &RegionId> {
         self.all.iter()
     }
 
-    /// Whether the region is configured.
+    /// Whether a region is configured.
     #[must_use]
     pub fn contains(&self, region: &RegionId) -> bool {
         self.all.contains(region)
     }
 
-    /// Reads the list of a call: regions by name, or `all`, or nothing, which means the same. A name beside `all` must be a
-    /// configured region as well.
+    /// Parses the targets of a call: region ids or `all`. An empty list means `all`. Names beside `all` must be
+    /// configured regions too.
     pub fn parse_targets(&self, names: &[String]) -> Result<Targets, TargetError> {
         if names.len() > MAX_TARGETS {
             return Err(TargetError::TooMany(names.len()));
@@ -60,31 +60,31 @@ impl Regions {
         Ok(if all { Targets::All } else { Targets::Named(targets) })
     }
 
-    /// A name of its own, and not another hold on the configured one: all calls would change the few counters of those, and every
-    /// processor would wait for the one that changed them last.
+    /// Parses a region id. Allocates a new one instead of cloning the configured `Arc`, whose shared counter would move
+    /// between the caches of all cores.
     fn parse_target(&self, name: &str) -> Result<RegionId, TargetError> {
         match name.parse() {
             Ok(region) if self.contains(&region) => Ok(region),
             Ok(region) => {
-                let known = self.iter().map(RegionId::as_str).collect::<Vec<_>>().join(", ");
-                Err(TargetError::Unknown { region, known })
+                let configured = self.iter().map(RegionId::as_str).collect::<Vec<_>>().join(", ");
+                Err(TargetError::Unknown { region, configured })
             }
             Err(error) => Err(TargetError::Malformed { name: ForeignText::value(name), error }),
         }
     }
 }
 
-/// What a call asks for.
+/// Targets of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
-    /// Every other region that has not got the image.
+    /// Every region that does not have the image.
     All,
-    /// These regions. Never empty.
+    /// These regions; never empty.
     Named(BTreeSet<RegionId>),
 }
 
 impl Targets {
-    /// The same for the same targets, however they were written. Tells whether a repeated call has the same parameters.
+    /// Returns the canonical form, equal for equal targets, with which the parameters of a repeated call are compared.
     #[must_use]
     pub fn canonical(&self) -> String {
         match self {
@@ -94,26 +94,26 @@ impl Targets {
     }
 }
 
-/// Why a list of regions is refused.
+/// Reason to reject a list of targets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Too many names.
-    #[error("it names {0} regions, the most is {MAX_TARGETS}")]
+    /// It has too many names.
+    #[error("it names {0} regions, the maximum is {MAX_TARGETS}")]
     TooMany(usize),
-    /// A name that no region can have.
+    /// A name is not a valid region id.
     #[error("{name:?} is not a region id: {error}")]
     Malformed {
         /// The name.
         name: ForeignText,
-        /// What is wrong with it.
+        /// Reason.
         error: IdError,
     },
-    /// A region that is not configured.
-    #[error("the region {region} is not configured; configured are {known}")]
+    /// A region is not configured.
+    #[error("the region {region} is not configured; configured regions: {configured}")]
     Unknown {
         /// The region.
         region: RegionId,
-        /// The regions that are.
-        known: String,
+        /// Ids of the configured regions, separated by commas.
+        configured: String,
     },
 }

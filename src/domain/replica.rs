@@ -1,213 +1,70 @@
-//! The state machine of one image in one region.
+//! The state machine of an image in a region.
 //!
 //! ```text
 //! PENDING --claim--> COPYING --verified--> AVAILABLE
-//!    ^                 |  \--permanent fault, or faults used up--> FAILED
+//!    ^                 |  \--permanent fault, or attempts used up--> FAILED
 //!    |--fault, later---/  \--cancel--> CANCELED      (PENDING --cancel--> CANCELED)
-//! COPYING whose lease ran out is claimed again, with a higher fence, or becomes PENDING while nobody claims it
-//! PENDING, or COPYING whose lease ran out --region no longer configured--> suspended --region configured again--> PENDING
-//! AVAILABLE --found damaged--> FAILED, which the next request starts afresh
-//! AVAILABLE --name taken over--> SUPERSEDED, which no request starts again
-//! AVAILABLE --read again, and whole--> AVAILABLE, and verified
+//! COPYING with an expired lease is claimed again, with a higher fence, or becomes PENDING while no worker claims it
+//! PENDING, or COPYING with an expired lease --not configured--> suspended --configured again--> PENDING
+//! AVAILABLE --found damaged--> FAILED, which the next request restarts
+//! AVAILABLE --name taken over--> SUPERSEDED, which no request restarts
+//! AVAILABLE --read again and intact--> AVAILABLE and verified
 //! ```
 //!
-//! Every write of a worker carries the fence that its claim was given. A claim, a rescue, a cancellation and a new request raise
-//! it, so that whoever was overtaken can change nothing. It begins with the time of the request, not at zero: an image that was
-//! removed and added again has new replicas, and a worker that still copies the old one must not hold a fence of theirs.
+//! Every write of a worker carries the fence of its claim. A claim, an expiry, a cancellation and a new request raise
+//! the fence, so a worker that was overtaken can change nothing. The fence of a new replica is the time of its request
+//! instead of zero: an image that was removed and added again has new replicas, and a worker that still copies the old
+//! image must not hold one of their fences.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use super::{Fault, RegionStatus, Timestamp, Verification, Warnings};
 
-/// How many times longer the leases of one worker may be than those of another.
-const LEASES_DIFFER: u32 = 4;
+mod event;
+mod state;
+#[cfg(test)]
+mod tests;
 
-/// Who holds a lease: one running process.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct WorkerId(pub Arc<str>);
+pub use event::Event;
+pub use state::{Lease, Outcome, Progress, ReplicaState, WorkerId};
 
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+/// Maximum factor between the lease durations of different workers.
+const MAX_LEASE_FACTOR: u32 = 4;
 
-/// The right of one worker to copy, until it runs out.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Lease {
-    /// Who holds it.
-    pub owner: WorkerId,
-    /// When it runs out, unless it is renewed.
-    pub until: Timestamp,
-}
-
-/// How far an attempt has come, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Progress {
-    /// The size of the image.
-    pub total: u64,
-    /// Moved by this attempt.
-    pub copied: u64,
-    /// Not moved, because the region had them.
-    pub skipped: u64,
-}
-
-/// Where a replica stands.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum State {
-    /// It waits for a worker.
-    Pending {
-        /// Not claimed before.
-        not_before: Timestamp,
-        /// Why the attempt before failed.
-        last: Option<Fault>,
-    },
-    /// No process has its region configured: it waits for that, and is due for no worker. Callers see it as PENDING.
-    Suspended {
-        /// Why.
-        reason: Fault,
-    },
-    /// A worker copies it.
-    Copying {
-        /// That worker's lease.
-        lease: Lease,
-        /// Why the attempt before failed.
-        last: Option<Fault>,
-    },
-    /// It is there, whole. How that is known; nothing if a version made it available that did not record it.
-    Available(Option<Verification>),
-    /// It failed for good.
-    Failed(Fault),
-    /// It was canceled.
-    Canceled,
-    /// It was there, and another image has taken its name over since.
-    Superseded,
-}
-
-/// One image in one region.
+/// An image in a region.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Replica {
-    /// Where it stands.
-    pub state: State,
-    /// How often a copy was started since it was last requested.
+    /// Current state.
+    pub state: ReplicaState,
+    /// Number of attempts since the last request.
     pub attempt: u32,
-    /// How many of these attempts ended with a fault.
+    /// Number of these attempts that failed.
     pub faults: u32,
-    /// Raised whenever whoever wrote before must not write any more.
+    /// Raised whenever an earlier writer must not write any more.
     pub fence: u64,
-    /// Whether something of it was found damaged and has not been made good yet: then nothing that is there is believed.
+    /// Whether a part was found damaged and has not been repaired; no existing part is trusted then.
     pub suspect: bool,
-    /// How far the last attempt has come.
+    /// Progress of the last attempt.
     pub progress: Progress,
-    /// When the first attempt started.
+    /// Start of the first attempt.
     pub started_at: Option<Timestamp>,
-    /// When it reached a terminal state.
+    /// Time at which it reached a terminal state.
     pub finished_at: Option<Timestamp>,
-    /// What it arrived without.
+    /// Parts that could not be copied.
     pub warnings: Warnings,
 }
 
-/// What can happen to a replica.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// A call asks for it.
-    Request,
-    /// A worker takes it.
-    Claim {
-        /// The worker.
-        owner: WorkerId,
-        /// How long its lease lasts.
-        lease: Duration,
-    },
-    /// Its worker is alive, and has come so far.
-    Renew {
-        /// The fence of its claim.
-        fence: u64,
-        /// How long the lease lasts from now.
-        lease: Duration,
-        /// How far it has come.
-        progress: Progress,
-    },
-    /// Its worker has verified the whole image in the region.
-    Verified {
-        /// The fence of its claim.
-        fence: u64,
-        /// What was moved and what was there.
-        progress: Progress,
-        /// How it is known that all of it is there.
-        verification: Verification,
-        /// What could not be carried with it.
-        warnings: Warnings,
-    },
-    /// Its worker met a fault.
-    Faulted {
-        /// The fence of its claim.
-        fence: u64,
-        /// The fault.
-        fault: Fault,
-        /// How long to wait before another attempt; nothing if there is to be none.
-        retry_after: Option<Duration>,
-        /// How far it had come.
-        progress: Progress,
-    },
-    /// Its worker hands it back untried, because it is shutting down or wants to try it alone.
-    Release {
-        /// The fence of its claim.
-        fence: u64,
-    },
-    /// Its worker has not been heard of for the length of its lease, and nobody else has taken it.
-    Expire,
-    /// No process has its region configured any more.
-    Suspend {
-        /// What callers are shown.
-        reason: Fault,
-    },
-    /// Its region is configured again.
-    Resume,
-    /// The clock was set back: what it waits for lies further ahead than any wait is long.
-    ClockSetBack {
-        /// How long leases last.
-        lease: Duration,
-        /// The longest wait before an attempt is repeated.
-        longest_wait: Duration,
-    },
-    /// Somebody read it again, and it is not what it should be.
-    Damaged {
-        /// What was found.
-        fault: Fault,
-    },
-    /// All of it was read again and has its digests.
-    Confirmed,
-    /// Another image takes its name in the region over.
-    Supersede,
-    /// Nobody wants it any more.
-    Cancel,
-}
-
-/// The event can't happen to the replica as it stands: whoever sent it was overtaken.
+/// The replica rejects the event in its current state: its sender was overtaken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the replica has moved on")]
 pub struct Stale;
 
-/// How a replica ended.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// It is there.
-    Available,
-    /// It failed.
-    Failed(Fault),
-    /// It was canceled.
-    Canceled,
-    /// It was there until its name was taken over.
-    Superseded,
-}
-
 impl Replica {
-    /// A replica that has just been asked for.
+    /// Creates a replica that is requested for the first time.
     #[must_use]
     pub fn requested(now: Timestamp) -> Self {
         Self {
-            state: State::Pending { not_before: now, last: None },
+            state: ReplicaState::Pending { not_before: now, last_fault: None },
             attempt: 0,
             faults: 0,
             fence: now.as_millis().unsigned_abs(),
@@ -219,136 +76,173 @@ impl Replica {
         }
     }
 
-    /// A replica that has just been asked for, after one that ended with `fence`.
-    #[must_use]
-    pub fn requested_again(fence: u64, now: Timestamp) -> Self {
-        let anew = Self::requested(now);
-        Self { fence: anew.fence.max(fence + 1), ..anew }
+    /// Applies an event. Returns [`Stale`] if the event is not possible in the current state.
+    pub fn apply(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
+        match event {
+            Event::Request => self.request(now),
+            Event::Claim { owner, lease } => self.claim(Lease { owner, until: now.after(lease) }, now),
+            Event::Renew { fence, .. }
+            | Event::Verified { fence, .. }
+            | Event::Faulted { fence, .. }
+            | Event::Release { fence } => {
+                let ReplicaState::Copying { lease, last_fault } = &self.state else { return Err(Stale) };
+                if fence == self.fence { self.report(event, lease, last_fault.as_ref(), now) } else { Err(Stale) }
+            }
+            Event::Expire | Event::Suspend { .. } | Event::Resume | Event::ClockSetBack { .. } => {
+                self.maintain(event, now)
+            }
+            Event::Cancel if self.outcome().is_none() => {
+                Ok(Self { fence: self.fence + 1, ..self.ended(ReplicaState::Canceled, now) })
+            }
+            Event::Damaged { .. } | Event::Confirmed | Event::Supersede
+                if matches!(self.state, ReplicaState::Available(_)) =>
+            {
+                Ok(self.inspect(event, now))
+            }
+            Event::Cancel | Event::Damaged { .. } | Event::Confirmed | Event::Supersede => Err(Stale),
+        }
     }
 
-    /// What becomes of the replica. Returns [`Stale`] and changes nothing where the event has no place.
-    pub fn apply(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
-        match (event, &self.state) {
-            (Event::Request, State::Pending { .. } | State::Suspended { .. } | State::Copying { .. }) => {
+    fn request(&self, now: Timestamp) -> Result<Self, Stale> {
+        match &self.state {
+            ReplicaState::Pending { .. } | ReplicaState::Suspended { .. } | ReplicaState::Copying { .. } => {
                 Ok(self.clone())
             }
-            (Event::Request, State::Failed(_) | State::Canceled) => {
-                Ok(Self { suspect: self.suspect, ..Self::requested_again(self.fence, now) })
+            ReplicaState::Failed(_) | ReplicaState::Canceled => {
+                let restarted = Self::requested(now);
+                Ok(Self { fence: restarted.fence.max(self.fence + 1), suspect: self.suspect, ..restarted })
             }
-            (Event::Claim { owner, lease }, _) if self.claimable(now) => Ok(Self {
-                state: State::Copying {
-                    lease: Lease { owner, until: now.after(lease) },
-                    last: self.last_fault().cloned(),
-                },
-                attempt: self.attempt + 1,
-                fence: self.fence + 1,
-                progress: Progress::default(),
-                started_at: self.started_at.or(Some(now)),
-                ..self.clone()
-            }),
-            (Event::Renew { fence, lease, progress }, State::Copying { lease: held, last }) if fence == self.fence => {
-                let lease = Lease { owner: held.owner.clone(), until: now.after(lease) };
-                Ok(Self { state: State::Copying { lease, last: last.clone() }, progress, ..self.clone() })
+            ReplicaState::Available(_) | ReplicaState::Superseded => Err(Stale),
+        }
+    }
+
+    fn claim(&self, lease: Lease, now: Timestamp) -> Result<Self, Stale> {
+        if !self.claimable(now) {
+            return Err(Stale);
+        }
+        Ok(Self {
+            state: ReplicaState::Copying { lease, last_fault: self.last_fault().cloned() },
+            attempt: self.attempt + 1,
+            fence: self.fence + 1,
+            progress: Progress::default(),
+            started_at: self.started_at.or(Some(now)),
+            ..self.clone()
+        })
+    }
+
+    /// Applies an event of the worker that holds the lease.
+    fn report(&self, event: Event, lease: &Lease, last_fault: Option<&Fault>, now: Timestamp) -> Result<Self, Stale> {
+        let last_fault = last_fault.cloned();
+        match event {
+            Event::Renew { lease: duration, progress, .. } => {
+                let lease = Lease { owner: lease.owner.clone(), until: now.after(duration) };
+                Ok(Self { state: ReplicaState::Copying { lease, last_fault }, progress, ..self.clone() })
             }
-            (Event::Verified { fence, progress, verification, warnings }, State::Copying { .. })
-                if fence == self.fence =>
-            {
-                let state = State::Available(Some(verification));
+            Event::Verified { progress, verification, warnings, .. } => {
+                let state = ReplicaState::Available(Some(verification));
                 Ok(Self { progress, suspect: false, warnings, ..self.ended(state, now) })
             }
-            (Event::Faulted { fence, fault, retry_after, progress }, State::Copying { .. }) if fence == self.fence => {
-                let faults = self.faults + 1;
+            Event::Faulted { fault, retry_after, progress, .. } => {
                 let next = match retry_after {
                     Some(wait) => {
-                        let state = State::Pending { not_before: now.after(wait), last: Some(fault) };
+                        let state = ReplicaState::Pending { not_before: now.after(wait), last_fault: Some(fault) };
                         Self { state, ..self.clone() }
                     }
-                    None => self.ended(State::Failed(fault), now),
+                    None => self.ended(ReplicaState::Failed(fault), now),
                 };
-                Ok(Self { faults, progress, ..next })
+                Ok(Self { faults: self.faults + 1, progress, ..next })
             }
-            (Event::Release { fence }, State::Copying { last, .. }) if fence == self.fence => Ok(Self {
-                state: State::Pending { not_before: now, last: last.clone() },
+            Event::Release { .. } => Ok(Self {
+                state: ReplicaState::Pending { not_before: now, last_fault },
                 attempt: self.attempt.saturating_sub(1),
                 ..self.clone()
             }),
-            (Event::Expire, State::Copying { lease, last }) if lease.until <= now => Ok(Self {
-                state: State::Pending { not_before: now, last: last.clone() },
-                fence: self.fence + 1,
-                ..self.clone()
-            }),
-            (Event::Suspend { reason }, State::Pending { .. }) => {
-                Ok(Self { state: State::Suspended { reason }, ..self.clone() })
-            }
-            (Event::Suspend { reason }, State::Copying { lease, .. }) if lease.until <= now => {
-                Ok(Self { state: State::Suspended { reason }, fence: self.fence + 1, ..self.clone() })
-            }
-            (Event::Resume, State::Suspended { .. }) => {
-                Ok(Self { state: State::Pending { not_before: now, last: None }, ..self.clone() })
-            }
-            (Event::ClockSetBack { lease, longest_wait }, _) => self.set_back(lease, longest_wait, now).ok_or(Stale),
-            (Event::Damaged { fault }, State::Available(_)) => {
-                Ok(Self { suspect: true, warnings: Warnings::default(), ..self.ended(State::Failed(fault), now) })
-            }
-            (Event::Confirmed, State::Available(_)) => {
-                Ok(Self { state: State::Available(Some(Verification::Verified)), ..self.clone() })
-            }
-            (Event::Supersede, State::Available(_)) => {
-                Ok(Self { warnings: Warnings::default(), ..self.ended(State::Superseded, now) })
-            }
-            (Event::Cancel, State::Pending { .. } | State::Suspended { .. } | State::Copying { .. }) => {
-                Ok(Self { fence: self.fence + 1, ..self.ended(State::Canceled, now) })
-            }
             _ => Err(Stale),
         }
     }
 
-    /// The replica, if it waits for longer than it can have been told to: after a lease at most it is claimable. Other workers may have
-    /// leases of another length: what is less than some times as long as this one is left alone.
-    fn set_back(&self, lease: Duration, longest_wait: Duration, now: Timestamp) -> Option<Self> {
+    /// Applies an event of the leader's maintenance.
+    fn maintain(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
+        match (event, &self.state) {
+            (Event::Expire, ReplicaState::Copying { lease, last_fault }) if lease.until <= now => Ok(Self {
+                state: ReplicaState::Pending { not_before: now, last_fault: last_fault.clone() },
+                fence: self.fence + 1,
+                ..self.clone()
+            }),
+            (Event::Suspend { reason }, ReplicaState::Pending { .. }) => {
+                Ok(Self { state: ReplicaState::Suspended { reason }, ..self.clone() })
+            }
+            (Event::Suspend { reason }, ReplicaState::Copying { lease, .. }) if lease.until <= now => {
+                Ok(Self { state: ReplicaState::Suspended { reason }, fence: self.fence + 1, ..self.clone() })
+            }
+            (Event::Resume, ReplicaState::Suspended { .. }) => {
+                Ok(Self { state: ReplicaState::Pending { not_before: now, last_fault: None }, ..self.clone() })
+            }
+            (Event::ClockSetBack { lease, longest_wait }, _) => self.clamp_wait(lease, longest_wait, now).ok_or(Stale),
+            _ => Err(Stale),
+        }
+    }
+
+    /// Applies an event of an available replica.
+    fn inspect(&self, event: Event, now: Timestamp) -> Self {
+        match event {
+            Event::Damaged { fault } => {
+                let failed = self.ended(ReplicaState::Failed(fault), now);
+                Self { suspect: true, warnings: Warnings::default(), ..failed }
+            }
+            Event::Supersede => Self { warnings: Warnings::default(), ..self.ended(ReplicaState::Superseded, now) },
+            _ => Self { state: ReplicaState::Available(Some(Verification::Verified)), ..self.clone() },
+        }
+    }
+
+    /// Shortens a wait that ends later than any wait can last, so that the replica becomes claimable after a lease at
+    /// most. Returns `None` for any other wait. Workers may have leases of different durations, so leases up to a
+    /// factor are left alone.
+    fn clamp_wait(&self, lease: Duration, longest_wait: Duration, now: Timestamp) -> Option<Self> {
         let soon = now.after(lease);
         let state = match &self.state {
-            State::Pending { not_before, last: None } if *not_before > soon => {
-                State::Pending { not_before: now, last: None }
+            ReplicaState::Pending { not_before, last_fault: None } if *not_before > soon => {
+                ReplicaState::Pending { not_before: now, last_fault: None }
             }
-            State::Pending { not_before, last } if *not_before > now.after(longest_wait.max(lease)) => {
-                State::Pending { not_before: soon, last: last.clone() }
+            ReplicaState::Pending { not_before, last_fault } if *not_before > now.after(longest_wait.max(lease)) => {
+                ReplicaState::Pending { not_before: soon, last_fault: last_fault.clone() }
             }
-            State::Copying { lease: held, last } if held.until > now.after(lease * LEASES_DIFFER) => {
-                State::Copying { lease: Lease { until: soon, ..held.clone() }, last: last.clone() }
+            ReplicaState::Copying { lease: current, last_fault }
+                if current.until > now.after(lease * MAX_LEASE_FACTOR) =>
+            {
+                let lease = Lease { until: soon, ..current.clone() };
+                ReplicaState::Copying { lease, last_fault: last_fault.clone() }
             }
             _ => return None,
         };
         Some(Self { state, ..self.clone() })
     }
 
-    /// Whether a worker may take it: it waits and is due, or its worker has not been heard of for the length of its lease.
+    /// Whether a worker can claim it: it is pending and due, or its lease has expired.
     #[must_use]
     pub fn claimable(&self, now: Timestamp) -> bool {
         match &self.state {
-            State::Pending { not_before, .. } => *not_before <= now,
-            State::Copying { lease, .. } => lease.until <= now,
-            State::Suspended { .. } | State::Available(_) | State::Failed(_) | State::Canceled | State::Superseded => {
-                false
-            }
+            ReplicaState::Pending { not_before, .. } => *not_before <= now,
+            ReplicaState::Copying { lease, .. } => lease.until <= now,
+            _ => false,
         }
     }
 
-    /// Whether it waits for its region to be configured again.
+    /// Whether it waits for its region to be configured.
     #[must_use]
     pub fn is_suspended(&self) -> bool {
-        matches!(self.state, State::Suspended { .. })
+        matches!(self.state, ReplicaState::Suspended { .. })
     }
 
-    /// How it ended; nothing while it has not.
+    /// Its terminal state; `None` while it is pending or being copied.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         match &self.state {
-            State::Pending { .. } | State::Suspended { .. } | State::Copying { .. } => None,
-            State::Available(_) => Some(Outcome::Available),
-            State::Failed(fault) => Some(Outcome::Failed(fault.clone())),
-            State::Canceled => Some(Outcome::Canceled),
-            State::Superseded => Some(Outcome::Superseded),
+            ReplicaState::Pending { .. } | ReplicaState::Suspended { .. } | ReplicaState::Copying { .. } => None,
+            ReplicaState::Available(_) => Some(Outcome::Available),
+            ReplicaState::Failed(fault) => Some(Outcome::Failed(fault.clone())),
+            ReplicaState::Canceled => Some(Outcome::Canceled),
+            ReplicaState::Superseded => Some(Outcome::Superseded),
         }
     }
 
@@ -356,35 +250,32 @@ impl Replica {
     #[must_use]
     pub fn status(&self) -> RegionStatus {
         match &self.state {
-            State::Pending { .. } | State::Suspended { .. } => RegionStatus::Pending,
-            State::Copying { .. } => RegionStatus::Copying,
-            State::Available(_) => RegionStatus::Available,
-            State::Failed(_) => RegionStatus::Failed,
-            State::Canceled => RegionStatus::Canceled,
-            State::Superseded => RegionStatus::Superseded,
+            ReplicaState::Pending { .. } | ReplicaState::Suspended { .. } => RegionStatus::Pending,
+            ReplicaState::Copying { .. } => RegionStatus::Copying,
+            ReplicaState::Available(_) => RegionStatus::Available,
+            ReplicaState::Failed(_) => RegionStatus::Failed,
+            ReplicaState::Canceled => RegionStatus::Canceled,
+            ReplicaState::Superseded => RegionStatus::Superseded,
         }
     }
 
-    /// How it is known that all of it is there; nothing while it is not, or if that was not recorded.
+    /// How the image was verified; `None` unless it is available and that was recorded.
     #[must_use]
     pub fn verification(&self) -> Option<Verification> {
-        if let State::Available(verification) = &self.state { *verification } else { None }
+        if let ReplicaState::Available(verification) = &self.state { *verification } else { None }
     }
 
-    /// Why it failed, or why its last attempt did.
+    /// The final fault, or the fault of the last attempt.
     #[must_use]
     pub fn last_fault(&self) -> Option<&Fault> {
         match &self.state {
-            State::Pending { last, .. } | State::Copying { last, .. } => last.as_ref(),
-            State::Suspended { reason: fault } | State::Failed(fault) => Some(fault),
-            State::Available(_) | State::Canceled | State::Superseded => None,
+            ReplicaState::Pending { last_fault, .. } | ReplicaState::Copying { last_fault, .. } => last_fault.as_ref(),
+            ReplicaState::Suspended { reason: fault } | ReplicaState::Failed(fault) => Some(fault),
+            ReplicaState::Available(_) | ReplicaState::Canceled | ReplicaState::Superseded => None,
         }
     }
 
-    fn ended(&self, state: State, now: Timestamp) -> Self {
+    fn ended(&self, state: ReplicaState, now: Timestamp) -> Self {
         Self { state, finished_at: Some(now), ..self.clone() }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,8 +1,8 @@
-//! What must not be seen.
+//! Secrets.
 
 use std::fmt;
 
-/// A secret. Never shown.
+/// A secret that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 

@@ -1,10 +1,10 @@
-//! One accepted call as callers see it.
+//! Synchronizations as callers see them.
 
 use std::str::FromStr;
 
-use super::{Fault, ImageId, Progress, RegionId, RequestId, Timestamp, Verification, Warnings};
+use super::{Fault, ImageId, Progress, RegionId, Replica, ReplicaState, RequestId, Timestamp, Verification, Warnings};
 
-/// The states of a synchronization.
+/// State of a synchronization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SynchronizationState {
     /// At least one region has not ended.
@@ -21,25 +21,25 @@ impl SynchronizationState {
     /// Every state.
     pub const ALL: [Self; 4] = [Self::Running, Self::Succeeded, Self::Failed, Self::Canceled];
 
-    /// What the states of its regions make of it. Without any region it has succeeded.
+    /// Derives the state from the states of the regions. A synchronization without regions has succeeded.
     #[must_use]
-    pub fn of(regions: impl IntoIterator<Item = RegionStatus>) -> Self {
+    pub fn from_regions(regions: impl IntoIterator<Item = RegionStatus>) -> Self {
         regions.into_iter().fold(Self::Succeeded, |state, region| match (region, state) {
             (RegionStatus::Pending | RegionStatus::Copying, _) | (_, Self::Running) => Self::Running,
             (RegionStatus::Failed, _) | (_, Self::Failed) => Self::Failed,
             (RegionStatus::Canceled, _) | (_, Self::Canceled) => Self::Canceled,
-            // It was there when the synchronization ended.
+            // A superseded replica was available when the synchronization ended.
             (RegionStatus::Available | RegionStatus::Superseded, Self::Succeeded) => Self::Succeeded,
         })
     }
 
-    /// Whether nothing will change any more.
+    /// Whether the state is final.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         self != Self::Running
     }
 
-    /// The state's name in the database.
+    /// Name in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,24 +55,27 @@ impl FromStr for SynchronizationState {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("{text:?} is no state"))
+        Self::ALL
+            .into_iter()
+            .find(|s| s.as_str() == text)
+            .ok_or_else(|| format!("{text:?} is not a state of a synchronization"))
     }
 }
 
-/// The states of a region as callers see them.
+/// State of a region as callers see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RegionStatus {
-    /// It waits.
+    /// It waits for a worker.
     Pending,
     /// It is being copied.
     Copying,
-    /// It is there.
+    /// It has the image.
     Available,
     /// It failed.
     Failed,
     /// It was canceled.
     Canceled,
-    /// It was there until its name was taken over.
+    /// It had the image until another one took over its name.
     Superseded,
 }
 
@@ -81,7 +84,7 @@ impl RegionStatus {
     pub const ALL: [Self; 6] =
         [Self::Pending, Self::Copying, Self::Available, Self::Failed, Self::Canceled, Self::Superseded];
 
-    /// The state's name, in the database and on the command line.
+    /// Name in the database and on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -99,53 +102,93 @@ impl FromStr for RegionStatus {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("{text:?} is no state of a replica"))
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("{text:?} is not a state of a region"))
     }
 }
 
-/// Where one region of a synchronization stands.
+/// A region of a synchronization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionView {
     /// The region.
     pub region: RegionId,
-    /// Its state.
+    /// State of the region.
     pub status: RegionStatus,
-    /// How it is known that the image is there; nothing while it is not, or if that was not recorded.
+    /// How the image was verified; `None` unless it is available and that was recorded.
     pub verification: Option<Verification>,
-    /// How far it has come.
+    /// Progress of the last attempt.
     pub progress: Progress,
-    /// How often a copy was started.
+    /// Number of attempts.
     pub attempt: u32,
-    /// When the next attempt is due, if one has failed and another follows.
+    /// Time of the next attempt after a failed one.
     pub next_attempt_at: Option<Timestamp>,
-    /// Why it failed, or why its last attempt did.
+    /// The final fault, or the fault of the last attempt.
     pub fault: Option<Fault>,
-    /// When the first attempt started.
+    /// Start of the first attempt.
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time at which the region ended.
     pub finished_at: Option<Timestamp>,
-    /// What the image arrived without.
+    /// Parts that could not be copied.
     pub warnings: Warnings,
 }
 
-/// One accepted call and what has become of it.
+impl RegionView {
+    /// The view of a replica.
+    #[must_use]
+    pub fn new(region: RegionId, replica: &Replica) -> Self {
+        let next_attempt_at = match &replica.state {
+            ReplicaState::Pending { not_before, last_fault: Some(_) } => Some(*not_before),
+            _ => None,
+        };
+        Self {
+            region,
+            status: replica.status(),
+            verification: replica.verification(),
+            progress: replica.progress,
+            attempt: replica.attempt,
+            next_attempt_at,
+            fault: replica.last_fault().cloned(),
+            started_at: replica.started_at,
+            finished_at: replica.finished_at,
+            warnings: replica.warnings.clone(),
+        }
+    }
+
+    /// The view of a region without a replica.
+    #[must_use]
+    pub fn not_started(region: RegionId) -> Self {
+        Self {
+            region,
+            status: RegionStatus::Pending,
+            verification: None,
+            progress: Progress::default(),
+            attempt: 0,
+            next_attempt_at: None,
+            fault: None,
+            started_at: None,
+            finished_at: None,
+            warnings: Warnings::default(),
+        }
+    }
+}
+
+/// An accepted call and its regions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Synchronization {
-    /// Its id.
+    /// Id of the call.
     pub request_id: RequestId,
     /// The image.
     pub image: ImageId,
-    /// Who asked.
+    /// ARN of the caller.
     pub principal: String,
-    /// Where it stands.
+    /// Current state.
     pub state: SynchronizationState,
-    /// When it was accepted.
+    /// Time at which it was accepted.
     pub created_at: Timestamp,
-    /// When its last region ended.
+    /// Time at which its last region ended.
     pub finished_at: Option<Timestamp>,
-    /// Its regions, sorted.
+    /// The regions, sorted.
     pub regions: Vec<RegionView>,
-    /// The trace that the call was part of, 32 hexadecimal digits.
+    /// Trace id of the call, 32 hexadecimal digits (W3C Trace Context).
     pub trace_id: Option<String>,
 }
 
@@ -154,13 +197,13 @@ mod tests {
     use super::{RegionStatus as R, SynchronizationState as S};
 
     #[test]
-    fn a_synchronization_is_what_its_regions_are() {
-        assert_eq!(S::of([]), S::Succeeded);
-        assert_eq!(S::of([R::Available, R::Available]), S::Succeeded);
-        assert_eq!(S::of([R::Failed, R::Pending]), S::Running);
-        assert_eq!(S::of([R::Copying, R::Canceled]), S::Running);
-        assert_eq!(S::of([R::Canceled, R::Failed, R::Available]), S::Failed);
-        assert_eq!(S::of([R::Failed, R::Canceled]), S::Failed);
-        assert_eq!(S::of([R::Available, R::Canceled]), S::Canceled);
+    fn the_state_follows_from_the_regions() {
+        assert_eq!(S::from_regions([]), S::Succeeded);
+        assert_eq!(S::from_regions([R::Available, R::Available]), S::Succeeded);
+        assert_eq!(S::from_regions([R::Failed, R::Pending]), S::Running);
+        assert_eq!(S::from_regions([R::Copying, R::Canceled]), S::Running);
+        assert_eq!(S::from_regions([R::Canceled, R::Failed, R::Available]), S::Failed);
+        assert_eq!(S::from_regions([R::Failed, R::Canceled]), S::Failed);
+        assert_eq!(S::from_regions([R::Available, R::Canceled]), S::Canceled);
     }
 }

@@ -1,22 +1,22 @@
-//! What an image arrived without.
+//! Warnings of a copy.
 
 use std::{fmt, str::FromStr};
 
 use super::ForeignText;
 
-/// The most warnings that are listed of one copy.
+/// Maximum number of warnings of a copy.
 const MAX_WARNINGS: usize = 16;
-/// What stands in the list for those beyond.
-const MORE: &str = "there were more warnings than are listed";
+/// Replaces further warnings.
+const MORE: &str = "more warnings were omitted";
 
-/// What could not be carried, although the image itself was: signatures that the source does not give out, layers that may not be
-/// distributed, entries of an index that no store has. Each names what is missing, and why. At most 16 sentences of 512 bytes are kept;
-/// one more says that there were others.
+/// Parts that could not be copied although the image was: signatures that the source does not serve, layers that may
+/// not be distributed, index entries that no store has. Each warning names the part and the reason. Holds at most 16
+/// sentences of 512 bytes, and one more that says that further ones were omitted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Warnings(Vec<ForeignText>);
 
 impl Warnings {
-    /// Adds one, unless it is listed already.
+    /// Adds a warning unless the list contains it.
     pub fn add(&mut self, warning: impl fmt::Display) {
         let warning = ForeignText::new(warning);
         if self.0.contains(&warning) {
@@ -29,30 +29,30 @@ impl Warnings {
         }
     }
 
-    /// Adds those of another list.
+    /// Adds the warnings of another list.
     pub fn extend(&mut self, others: &Self) {
         others.0.iter().for_each(|warning| self.add(warning.as_str()));
     }
 
-    /// Whether there is none.
+    /// Whether there are no warnings.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The warnings, in the order in which they arose.
+    /// Returns the warnings in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(ForeignText::as_str)
     }
 
-    /// The warnings as texts of their own.
+    /// Returns the warnings as strings.
     #[must_use]
     pub fn to_texts(&self) -> Vec<String> {
         self.iter().map(str::to_owned).collect()
     }
 }
 
-/// A line a warning: no warning has a line break.
+/// Formats one warning per line; warnings have no line breaks.
 impl fmt::Display for Warnings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.iter().collect::<Vec<_>>().join("\n"))
@@ -72,11 +72,11 @@ mod tests {
     use super::{MAX_WARNINGS, Warnings};
 
     #[test]
-    fn warnings_are_bounded_and_survive_being_stored() {
+    fn warnings_are_bounded_and_can_be_stored() {
         let mut warnings = Warnings::default();
         assert_eq!((warnings.to_string().as_str(), "".parse()), ("", Ok(warnings.clone())));
         for number in 0..1_000 {
-            // Once, however often it arises.
+            // A repeated warning is listed once.
             warnings.add(format_args!("{number}\n\u{202e}{}", "x".repeat(2_000)));
             warnings.add(format_args!("{number}\n\u{202e}{}", "x".repeat(2_000)));
         }

@@ -1,26 +1,25 @@
-//! Bearer tokens (RFC 6750) that were given to principals, of which only digests are kept.
+//! Static bearer tokens (RFC 6750). Only their digests are stored.
 
 use std::{collections::HashMap, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::{Caller, Identity, Method, Unproven};
+use super::{AuthError, AuthMethod, Caller, Identity};
 use crate::domain::Timestamp;
 
-/// A token of a principal, which may have several: an old one and its successor.
+/// A token of a principal. A principal may have several, so that tokens can be rotated.
 #[derive(Debug, Clone)]
 pub struct Token {
-    /// The SHA-256 of it.
+    /// SHA-256 of the token.
     pub digest: [u8; 32],
-    /// When it ends; never if nothing is said.
+    /// Time of expiry; `None` if the token does not expire.
     pub expires: Option<Timestamp>,
-    /// Whose it is.
+    /// The token's principal.
     pub holder: Arc<Identity>,
 }
 
-/// All tokens, by the digests of them. Where in the table one is looked for says something about its digest, and from that nothing
-/// can be learned about the token: whoever asks can't choose digests.
+/// All tokens, by digest. The look-up is not constant in time, but reveals only digests, which a caller can't choose.
 #[derive(Debug, Clone, Default)]
 pub struct Tokens(HashMap<[u8; 32], Token>);
 
@@ -31,19 +30,23 @@ impl FromIterator<Token> for Tokens {
 }
 
 impl Tokens {
-    /// All of them.
+    /// Iterates over all tokens.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Token> {
         self.0.values()
     }
 
-    /// Whose token it is.
-    pub fn verify(&self, presented: &[u8], now: Timestamp) -> Result<Caller, Unproven> {
+    /// Authenticates the holder of a token.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the token is unknown or has expired.
+    pub fn verify(&self, presented: &[u8], now: Timestamp) -> Result<Caller, AuthError> {
         let presented: [u8; 32] = Sha256::digest(presented).into();
-        let found = self.0.get(&presented).filter(|token| bool::from(token.digest.ct_eq(&presented)));
-        let token = found.ok_or(Unproven::Unknown)?;
+        let token = self.0.get(&presented).filter(|token| bool::from(token.digest.ct_eq(&presented)));
+        let token = token.ok_or(AuthError::Unknown)?;
         match token.expires {
-            Some(expires) if expires <= now => Err(Unproven::Invalid(format!("The token has expired at {expires}"))),
-            _ => Ok(Caller::of(&token.holder, Method::Token)),
+            Some(expires) if expires <= now => Err(AuthError::Invalid(format!("The token expired at {expires}"))),
+            _ => Ok(Caller::new(&token.holder, AuthMethod::Token)),
         }
     }
 }

@@ -1,39 +1,39 @@
-//! The directory that counts now, and who wants to hear when another one does.
+//! The authenticator in force, and notifications of its replacement.
 
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use super::Directory;
+use super::Authenticator;
 
-/// See the module.
+/// Holds the [`Authenticator`] of the configuration in force.
 #[derive(Debug)]
-pub struct CurrentDirectory {
-    directory: ArcSwap<Directory>,
+pub struct CurrentAuthenticator {
+    authenticator: ArcSwap<Authenticator>,
     changed: watch::Sender<()>,
 }
 
-impl CurrentDirectory {
-    /// Begins with this one.
+impl CurrentAuthenticator {
+    /// Puts an authenticator into force.
     #[must_use]
-    pub fn new(directory: Directory) -> Self {
-        Self { directory: ArcSwap::from_pointee(directory), changed: watch::Sender::new(()) }
+    pub fn new(authenticator: Authenticator) -> Self {
+        Self { authenticator: ArcSwap::from_pointee(authenticator), changed: watch::Sender::new(()) }
     }
 
-    /// The one that counts now.
+    /// Returns the authenticator in force.
     #[must_use]
-    pub fn load(&self) -> Guard<Arc<Directory>> {
-        self.directory.load()
+    pub fn load(&self) -> Guard<Arc<Authenticator>> {
+        self.authenticator.load()
     }
 
-    /// From now on this one counts. Calls that are in progress are decided about again.
-    pub fn replace(&self, directory: Directory) {
-        self.directory.store(Arc::new(directory));
+    /// Replaces the authenticator. Long-running calls are reauthorized.
+    pub fn replace(&self, authenticator: Authenticator) {
+        self.authenticator.store(Arc::new(authenticator));
         self.changed.send_replace(());
     }
 
-    /// Hears of every change after this.
+    /// Returns a receiver that is notified of all later replacements.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

@@ -1,4 +1,4 @@
-//! The public keys of an issuer of JSON Web Tokens (RFC 7517).
+//! Public keys of issuers of JSON Web Tokens (RFC 7517).
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse},
 };
 
-/// The most keys that an issuer may have.
+/// Maximum number of keys of an issuer.
 const MAX_KEYS: usize = 64;
 
-/// Why a key set can't be used.
+/// An error of a key set.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetError {
-    /// It is none.
-    #[error("it is no JSON Web Key Set")]
+    /// The text is not a key set.
+    #[error("it is not a JSON Web Key Set")]
     Form(#[from] serde_json::Error),
-    /// There are too many.
-    #[error("it has {0} keys, more than {MAX_KEYS}")]
+    /// The set has too many keys.
+    #[error("it has {0} keys; the maximum is {MAX_KEYS}")]
     TooMany(usize),
-    /// There are keys, but none that signatures are verified with here.
+    /// The set has no key for a supported algorithm.
     #[error("it has no public key for RS256, ES256 or EdDSA")]
     NoneUsable,
 }
@@ -40,19 +40,22 @@ struct Key {
 pub struct KeySet(Vec<Key>);
 
 impl KeySet {
-    /// Reads a key set. A key belongs to one algorithm, whatever a token says: what is made for verifying one must not be taken for
-    /// the secret of another. Keys of other kinds, shared secrets
-    /// among them, are left out, and so are those that sign for anybody.
+    /// Parses a key set. Each key is bound to one algorithm, so that a token can't have a public key used as a shared
+    /// secret. Keys of unsupported types, shared secrets and weak keys are left out.
+    ///
+    /// # Errors
+    ///
+    /// Fails if `text` is not a key set, or has no usable key.
     pub fn parse(text: &[u8]) -> Result<Self, KeySetError> {
         let set: JwkSet = serde_json::from_slice(text)?;
         if set.keys.len() > MAX_KEYS {
             return Err(KeySetError::TooMany(set.keys.len()));
         }
-        let keys: Vec<Key> = set.keys.iter().filter_map(read).collect();
+        let keys: Vec<Key> = set.keys.iter().filter_map(parse_key).collect();
         if keys.is_empty() { Err(KeySetError::NoneUsable) } else { Ok(Self(keys)) }
     }
 
-    /// The keys that a token with this header can be verified with.
+    /// Returns the keys that may have signed a token with this key id and algorithm.
     pub(super) fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> impl Iterator<Item = &DecodingKey> {
         let fits = move |key: &&Key| {
             key.algorithm == algorithm && id.is_none_or(|id| key.id.as_deref().is_none_or(|own| own == id))
@@ -60,13 +63,13 @@ impl KeySet {
         self.0.iter().filter(fits).map(|key| &key.public)
     }
 
-    /// Whether it has a key of this name.
+    /// Whether the set has a key with this id.
     pub(super) fn has(&self, id: &str) -> bool {
         self.0.iter().any(|key| key.id.as_deref() == Some(id))
     }
 }
 
-fn read(jwk: &Jwk) -> Option<Key> {
+fn parse_key(jwk: &Jwk) -> Option<Key> {
     if jwk.common.public_key_use.as_ref().is_some_and(|r#use| *r#use != PublicKeyUse::Signature) {
         return None;
     }
@@ -89,24 +92,24 @@ fn read(jwk: &Jwk) -> Option<Key> {
     Some(Key { id: jwk.common.key_id.clone(), algorithm, public })
 }
 
-/// Whether a public key of Ed25519 is a point that has a private key: of one of small order, anybody can make signatures that hold for any
-/// message (RFC 8032, section 5.1.7, leaves it to the verifier; what verifies here does not refuse it).
+/// Whether an Ed25519 public key is not a point of small order, for which signatures can be forged (RFC 8032, section
+/// 5.1.7, leaves the check to the verifier; the library does not perform it).
 fn is_strong(x: &str) -> bool {
     let bytes = URL_SAFE_NO_PAD.decode(x).ok();
     let point = bytes.and_then(|bytes| CompressedEdwardsY::from_slice(&bytes).ok()?.decompress());
     point.is_some_and(|point| !point.is_small_order())
 }
 
-/// An issuer's keys as they are now: who fetches them anew puts them here.
+/// The current keys of an issuer; replaced when they are fetched again. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Keys {
+pub struct SharedKeySet {
     current: Arc<ArcSwap<KeySet>>,
-    /// Told when a token names a key that is not among them.
+    /// Notified when a token names an unknown key.
     missed: Arc<tokio::sync::Notify>,
 }
 
-impl Keys {
-    /// Keys that stay as they are.
+impl SharedKeySet {
+    /// Creates keys that are not replaced.
     #[must_use]
     pub fn fixed(set: KeySet) -> Self {
         let keys = Self::default();
@@ -114,12 +117,12 @@ impl Keys {
         keys
     }
 
-    /// Puts others in their place.
+    /// Replaces the keys.
     pub fn replace(&self, set: KeySet) {
         self.current.store(Arc::new(set));
     }
 
-    /// Waits until a token names a key that is not among them.
+    /// Waits until a token names an unknown key.
     pub async fn missed(&self) {
         self.missed.notified().await;
     }

@@ -1,4 +1,4 @@
-//! JSON Web Tokens (RFC 7519, with the advice of RFC 8725): whoever an issuer that is trusted says the caller is.
+//! JSON Web Tokens (RFC 7519, RFC 8725) of trusted issuers.
 
 use std::{slice, sync::Arc, time::Duration};
 
@@ -7,149 +7,159 @@ use jsonwebtoken::{Algorithm, Validation, errors::ErrorKind};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Caller, Identity, Method, Unproven, jwks::Keys};
+use super::{AuthError, AuthMethod, Caller, Identity, jwks::SharedKeySet};
 use crate::{domain::Timestamp, ram::Claim};
 
-/// The longest token, in bytes.
+/// Longest token, in bytes.
 const MAX_BYTES: usize = 8 << 10;
 
-/// Somebody who signs tokens and is believed.
+/// A trusted issuer.
 #[derive(Debug, Clone)]
 pub struct Issuer {
-    /// Its name, which its tokens bear as `iss`.
+    /// Value of `iss` in the issuer's tokens.
     pub name: String,
-    /// Whom a token must be made for: one of these is in its `aud`.
+    /// Accepted values of `aud`.
     pub audiences: Vec<String>,
-    /// How it signs.
+    /// Accepted algorithms.
     pub algorithms: Vec<Algorithm>,
-    /// By how much clocks may differ.
+    /// Tolerance for differing clocks.
     pub leeway: Duration,
-    /// Its public keys.
-    pub keys: Keys,
-    /// Who its tokens are for, the first that fits.
+    /// Public keys, fetched or read from a file.
+    pub keys: SharedKeySet,
+    /// Principals by claims; the first mapping that matches is used.
     pub mappings: Vec<Mapping>,
-    /// What else is taken from a token: the name of a condition's key, and the path of the claim.
+    /// Claims for policy conditions: the condition key, and the path of the claim.
     pub claims: Vec<(Arc<str>, String)>,
 }
 
-/// Claims, and the principal that a token with all of them is for.
+/// Maps tokens with certain claims to a principal.
 #[derive(Debug, Clone)]
 pub struct Mapping {
-    /// Paths of claims, and their values.
+    /// Paths and values of the required claims.
     pub claims: Vec<(String, String)>,
-    /// Who that is.
+    /// Principal of tokens with these claims.
     pub identity: Arc<Identity>,
 }
 
 /// Whether a bearer token has the form of a JSON Web Token (RFC 7515, section 7.1).
-pub fn is_one(token: &str) -> bool {
+pub fn is_jwt(token: &str) -> bool {
     let url_safe = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     token.starts_with("eyJ") && token.split('.').count() == 3 && token.split('.').all(url_safe)
 }
 
-/// Whom a token is for, by the issuer that it names.
-pub fn verify(issuers: &[Issuer], token: &str, now: Timestamp) -> Result<Caller, Unproven> {
+/// Authenticates the holder of a token, by the issuer that the token names.
+///
+/// # Errors
+///
+/// Fails if the issuer is not trusted, or the token is invalid, expired or not mapped to a principal.
+pub fn verify(issuers: &[Issuer], token: &str, now: Timestamp) -> Result<Caller, AuthError> {
     #[derive(Deserialize)]
-    struct Named {
+    struct IssuerClaim {
         iss: String,
     }
-    let unreadable = || invalid("The JSON Web Token can't be read");
+    let malformed = || invalid("The JSON Web Token is malformed");
     if token.len() > MAX_BYTES {
         return Err(invalid(format!("The JSON Web Token is longer than {MAX_BYTES} bytes")));
     }
-    // Only to find whose keys it has to be verified with.
-    let payload = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok()).ok_or_else(unreadable)?;
-    let named: Named = serde_json::from_slice(&payload).map_err(|_| unreadable())?;
-    let issuer = issuers.iter().find(|issuer| issuer.name == named.iss).ok_or(Unproven::Unknown)?;
+    // Not verified yet: only selects the issuer whose keys verify the token.
+    let payload = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok()).ok_or_else(malformed)?;
+    let claim: IssuerClaim = serde_json::from_slice(&payload).map_err(|_| malformed())?;
+    let issuer = issuers.iter().find(|issuer| issuer.name == claim.iss).ok_or(AuthError::Unknown)?;
     issuer.verify(token, now)
 }
 
-fn invalid(why: impl Into<String>) -> Unproven {
-    Unproven::Invalid(why.into())
+fn invalid(problem: impl Into<String>) -> AuthError {
+    AuthError::Invalid(problem.into())
 }
 
 impl Issuer {
-    fn verify(&self, token: &str, now: Timestamp) -> Result<Caller, Unproven> {
-        let header = jsonwebtoken::decode_header(token)
-            .map_err(|_| invalid("The header of the JSON Web Token can't be read"))?;
-        refuse_unsupported(token)?;
+    fn verify(&self, token: &str, now: Timestamp) -> Result<Caller, AuthError> {
+        let header =
+            jsonwebtoken::decode_header(token).map_err(|_| invalid("The header of the JSON Web Token is malformed"))?;
+        reject_unsupported(token)?;
         let algorithm = header.alg;
         if !self.algorithms.contains(&algorithm) {
-            return Err(invalid(format!("The JSON Web Token is signed with {algorithm:?}, which is not accepted")));
+            return Err(invalid(format!(
+                "The JSON Web Token is signed with {algorithm:?}, which its issuer is not configured to use"
+            )));
         }
         let mut validation = Validation::new(algorithm);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         validation.set_issuer(&[&self.name]);
         validation.set_audience(&self.audiences);
-        // By the clock that everything here goes by.
+        // Checked in `caller`, with the clock that is passed in.
         (validation.validate_exp, validation.validate_nbf) = (false, false);
         let keys = self.keys.current(header.kid.as_deref());
-        let mut refused = None;
+        let mut last_error = None;
         for key in keys.candidates(header.kid.as_deref(), algorithm) {
             match jsonwebtoken::decode::<Map<String, Value>>(token, key, &validation) {
                 Ok(data) => return self.caller(&data.claims, now),
-                Err(error) => refused = Some(error),
+                Err(error) => last_error = Some(error),
             }
         }
-        Err(match refused.as_ref().map(jsonwebtoken::errors::Error::kind) {
-            None => invalid("The JSON Web Token is signed with a key that its issuer does not have"),
-            Some(ErrorKind::InvalidAudience) => invalid("The JSON Web Token is made for another audience"),
+        Err(match last_error.as_ref().map(jsonwebtoken::errors::Error::kind) {
+            None => invalid("The JSON Web Token is signed with an unknown key"),
+            Some(ErrorKind::InvalidAudience) => invalid("The JSON Web Token is for another audience"),
             Some(ErrorKind::MissingRequiredClaim(claim)) => invalid(format!("The JSON Web Token has no {claim}")),
             Some(_) => invalid("The signature of the JSON Web Token is not valid"),
         })
     }
 
-    fn caller(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Caller, Unproven> {
+    fn caller(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Caller, AuthError> {
         let time = |name: &str| match claims.get(name) {
             None => Ok(None),
-            Some(value) => {
-                seconds(value).map(Some).ok_or_else(|| invalid(format!("The JSON Web Token's {name} is no time")))
-            }
+            Some(value) => numeric_date(value)
+                .map(Some)
+                .ok_or_else(|| invalid(format!("The {name} of the JSON Web Token is not a time"))),
         };
         let expires = time("exp")?.ok_or_else(|| invalid("The JSON Web Token has no exp"))?;
         if expires.after(self.leeway) <= now {
-            return Err(invalid(format!("The JSON Web Token has expired at {expires}")));
+            return Err(invalid(format!("The JSON Web Token expired at {expires}")));
         }
         if let Some(from) = time("nbf")?.filter(|from| now.after(self.leeway) < *from) {
             return Err(invalid(format!("The JSON Web Token is not valid before {from}")));
         }
-        let has = |(path, wanted): &(String, String)| find(claims, path).is_some_and(|value| says(value, wanted));
-        let mapping = self.mappings.iter().find(|mapping| mapping.claims.iter().all(has));
-        let mapping = mapping.ok_or_else(|| invalid("The JSON Web Token is of nobody who may call"))?;
-        let taken = self.claims.iter().flat_map(|(name, path)| {
+        let matches =
+            |(path, value): &(String, String)| find(claims, path).is_some_and(|claim| has_value(claim, value));
+        let mapping = self.mappings.iter().find(|mapping| mapping.claims.iter().all(matches));
+        let mapping =
+            mapping.ok_or_else(|| invalid("No principal is configured for the claims of the JSON Web Token"))?;
+        let condition_claims = self.claims.iter().flat_map(|(name, path)| {
             let values = find(claims, path).into_iter().flat_map(values);
             values.map(|value| Claim { name: Arc::clone(name), value })
         });
-        Ok(Caller { identity: Arc::clone(&mapping.identity), method: Method::Jwt, claims: taken.collect() })
+        Ok(Caller {
+            identity: Arc::clone(&mapping.identity),
+            method: AuthMethod::Jwt,
+            claims: condition_claims.collect(),
+        })
     }
 }
 
-/// Members of a header by which a token means something else than what is read of it: extensions that must be understood (RFC 7515,
-/// section 4.1.11), of which none is, a payload that is compressed (RFC 7516, section 4.1.3, of encrypted tokens alone) or not encoded
-/// (RFC 7797).
+/// Header members that change the meaning of a token, all of them unsupported: critical extensions (RFC 7515, section
+/// 4.1.11), a compressed payload (RFC 7516, section 4.1.3), and an unencoded payload (RFC 7797).
 const UNSUPPORTED: [&str; 3] = ["crit", "zip", "b64"];
 
-/// Refuses a token whose header has one of those, whatever its value.
-fn refuse_unsupported(token: &str) -> Result<(), Unproven> {
+/// Rejects a token whose header has one of these members, whatever its value.
+fn reject_unsupported(token: &str) -> Result<(), AuthError> {
     let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok()).unwrap_or_default();
     let header: Map<String, Value> =
-        serde_json::from_slice(&header).map_err(|_| invalid("The header of the JSON Web Token can't be read"))?;
+        serde_json::from_slice(&header).map_err(|_| invalid("The header of the JSON Web Token is malformed"))?;
     match UNSUPPORTED.into_iter().find(|member| header.contains_key(*member)) {
         None => Ok(()),
-        Some(member) => {
-            Err(invalid(format!("The header of the JSON Web Token has {member}, which is not supported here")))
-        }
+        Some(member) => Err(invalid(format!("The header of the JSON Web Token has {member}, which is not supported"))),
     }
 }
 
-/// A `NumericDate` (RFC 7519, section 2).
-fn seconds(value: &Value) -> Option<Timestamp> {
+/// Parses a `NumericDate` (RFC 7519, section 2).
+fn numeric_date(value: &Value) -> Option<Timestamp> {
     let seconds = value.as_f64().filter(|seconds| (0.0..1e12).contains(seconds))?;
     #[expect(clippy::cast_possible_truncation, reason = "it is in range")]
     Some(Timestamp::from_millis((seconds * 1e3) as i64))
 }
 
-/// A claim by its path, whose names are parted by `/`, as in `kubernetes.io/namespace`: a name that stands there whole goes first.
+/// Returns a claim by its path, whose names are separated by `/`, as in `kubernetes.io/namespace`. A name that contains
+/// the separator has precedence.
 fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     if let Some(value) = claims.get(path) {
         return Some(value);
@@ -161,15 +171,15 @@ fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     })
 }
 
-/// Whether a claim is a value, or a list with it.
-fn says(claim: &Value, wanted: &str) -> bool {
+/// Whether a claim is `value`, or a list that contains it.
+fn has_value(claim: &Value, value: &str) -> bool {
     match claim {
-        Value::Array(entries) => entries.iter().any(|entry| entry.as_str() == Some(wanted)),
-        one => text(one).is_some_and(|one| one == wanted),
+        Value::Array(entries) => entries.iter().any(|entry| entry.as_str() == Some(value)),
+        one => text(one).is_some_and(|one| one == value),
     }
 }
 
-/// What a claim says: one thing, or each of a list. An empty list says as little as a claim that is not there.
+/// Returns the values of a claim: one, or those of a list. An empty list has none, like a missing claim.
 fn values(claim: &Value) -> impl Iterator<Item = String> {
     let entries = match claim {
         Value::Array(entries) => entries.as_slice(),
@@ -197,11 +207,11 @@ mod tests {
     use super::{Issuer, Mapping, verify};
     use crate::{
         domain::Timestamp,
-        identity::{Caller, Identity, KeySet, Keys, Quota, Unproven},
+        identity::{AuthError, Caller, Identity, KeySet, Quota, SharedKeySet},
         ram::Policies,
     };
 
-    /// A pair that was made for this.
+    /// A key pair for these tests only.
     const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIBOS7uNzv7dcWRKmMPc+DRLCzKgdnSziuUn0zuxb1zyj\n-----END PRIVATE KEY-----\n";
     const PUBLIC: &str = "Uy2NhcyoazJd8nvnGkKwuvRhTj3tODD1tDZmvq8M480";
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -210,7 +220,7 @@ mod tests {
         json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "use": "sig", "x": x }] }).to_string()
     }
 
-    fn caller(token: &str) -> Result<Caller, Unproven> {
+    fn caller(token: &str) -> Result<Caller, AuthError> {
         let principal = "acs:ram::1:user/a".parse().expect("a principal");
         let identity = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
         let issuer = Issuer {
@@ -218,7 +228,7 @@ mod tests {
             audiences: vec!["a".into()],
             algorithms: vec![Algorithm::EdDSA],
             leeway: Duration::ZERO,
-            keys: Keys::fixed(KeySet::parse(key_set(PUBLIC).as_bytes()).expect("a key set")),
+            keys: SharedKeySet::fixed(KeySet::parse(key_set(PUBLIC).as_bytes()).expect("a key set")),
             mappings: vec![Mapping { claims: vec![("sub".into(), "s".into())], identity }],
             claims: vec![("corp:groups".into(), "groups".into())],
         };
@@ -234,10 +244,10 @@ mod tests {
         format!("{message}.{signature}")
     }
 
-    /// RFC 7515, section 4.1.11: what must be understood and is not has the token refused.
+    /// RFC 7515, section 4.1.11: a token with an extension that is not understood is rejected.
     #[test]
-    fn a_header_that_asks_for_more_is_refused() {
-        caller(&token(&json!({ "alg": "EdDSA", "typ": "JWT", "kid": "any" }), &json!({}))).expect("it is genuine");
+    fn unsupported_header_members_are_rejected() {
+        caller(&token(&json!({ "alg": "EdDSA", "typ": "JWT", "kid": "any" }), &json!({}))).expect("the token is valid");
         for (member, value) in [
             ("crit", json!(["exp"])),
             ("crit", json!(["b64"])),
@@ -248,14 +258,14 @@ mod tests {
             ("b64", json!(false)),
             ("b64", json!(true)),
         ] {
-            let refused = caller(&token(&json!({ "alg": "EdDSA", member: value }), &json!({}))).expect_err(member);
-            let told = refused.to_string();
-            assert!(told.contains(member) || told.contains("can't be read"), "{member} {value}: {told}");
+            let error = caller(&token(&json!({ "alg": "EdDSA", member: value }), &json!({}))).expect_err(member);
+            let error = error.to_string();
+            assert!(error.contains(member) || error.contains("malformed"), "{member} {value}: {error}");
         }
     }
 
     #[test]
-    fn each_of_a_list_is_a_claim() {
+    fn list_claims_have_several_values() {
         for (groups, expected) in [
             (json!(["staff", "interns"]), &["staff", "interns"][..]),
             (json!("interns"), &["interns"]),
@@ -264,16 +274,17 @@ mod tests {
             (json!({ "a": "interns" }), &[]),
         ] {
             let caller =
-                caller(&token(&json!({ "alg": "EdDSA" }), &json!({ "groups": groups }))).expect("it is genuine");
+                caller(&token(&json!({ "alg": "EdDSA" }), &json!({ "groups": groups }))).expect("the token is valid");
             let claims: Vec<_> = caller.claims.iter().map(|claim| (&*claim.name, claim.value.as_str())).collect();
             let expected: Vec<_> = expected.iter().map(|value| ("corp:groups", *value)).collect();
             assert_eq!(claims, expected, "{groups}");
         }
     }
 
-    /// Points of small order, in their own form and in others (RFC 8032, section 5.1.3): a signature by one of them holds for any message.
+    /// Points of small order, in canonical and other encodings (RFC 8032, section 5.1.3): their signatures are valid
+    /// for any message.
     #[test]
-    fn keys_by_which_anybody_signs_are_none() {
+    fn weak_keys_are_rejected() {
         let bytes = |first: u8, rest: u8, last: u8| {
             let mut bytes = [rest; 32];
             (bytes[0], bytes[31]) = (first, last);
@@ -294,6 +305,6 @@ mod tests {
         ] {
             assert!(KeySet::parse(key_set(&weak).as_bytes()).is_err(), "{weak}");
         }
-        KeySet::parse(key_set(PUBLIC).as_bytes()).expect("it is a key");
+        KeySet::parse(key_set(PUBLIC).as_bytes()).expect("a key set");
     }
 }

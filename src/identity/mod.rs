@@ -1,50 +1,50 @@
-//! Who calls: what proves it, and which principal that is. One file a kind of credential; [`Directory`] knows them all.
+//! Authentication: the kinds of credentials, one a file, and the [`Authenticator`] that maps credentials to principals.
 //!
-//! What a principal may do then is decided by [`crate::ram`].
+//! Authorization of the principals is decided by [`crate::ram`].
 
 pub mod acs3;
+mod authenticator;
 mod bearer;
 mod certificate;
 mod current;
-mod directory;
-mod fetch;
 mod jwks;
+mod jwks_fetch;
 mod jwt;
-mod narrow;
+mod revocation;
 
 use std::sync::Arc;
 
+pub use authenticator::{Authenticator, Credentials};
 pub use bearer::{Token, Tokens};
-pub use certificate::{CertificateError, CertificateNames, Name, NameError};
-pub use current::CurrentDirectory;
-pub use directory::{Builder, Directory};
-pub use fetch::{Fetch, Fetched};
-pub use jwks::{KeySet, KeySetError, Keys};
+pub use certificate::{CertificateError, CertificateName, CertificateNameError, CertificateNames};
+pub use current::CurrentAuthenticator;
+pub use jwks::{KeySet, KeySetError, SharedKeySet};
+pub use jwks_fetch::{JwksFetcher, JwksSource};
 pub use jwt::{Issuer, Mapping};
-pub use narrow::Listed;
+pub use revocation::ListedCredentials;
 
 use crate::{
     domain::Timestamp,
     ram::{Claim, Policies, Principal},
 };
 
-/// A principal, what it may do, and how much.
+/// A principal with its policies and quota.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Who it is.
+    /// Principal that calls are authorized for.
     pub principal: Principal,
-    /// What it may do.
+    /// Policies of the principal and of its groups.
     pub policies: Policies,
-    /// How much.
+    /// Limits of its calls.
     pub quota: Quota,
 }
 
-/// How much a principal may do.
+/// Limits of a principal's calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Calls a second, and as many at once; any number if nothing is said.
+    /// Calls per second, all of them at once if need be; unlimited if `None`.
     pub calls_per_second: Option<u32>,
-    /// Calls and streams that are open at the same time.
+    /// Maximum number of calls and streams in flight.
     pub max_in_flight: u32,
 }
 
@@ -55,26 +55,26 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// Calls and streams of a principal at the same time where nothing else is configured: enough for a pipeline with many regions, and
-    /// less than half of what the service carries out, so that no one principal keeps the others out.
+    /// Default of `max_in_flight`: enough for a pipeline with many regions, and less than half of the service's own
+    /// default, so that one principal can't use up its capacity.
     pub const MAX_IN_FLIGHT: u32 = 384;
 }
 
-/// How a caller proved who it is.
+/// The kind of credential that a caller was authenticated by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// By a bearer token that it was given.
+pub enum AuthMethod {
+    /// A static bearer token.
     Token,
-    /// By a JSON Web Token that somebody who is trusted has signed.
+    /// A JSON Web Token of a trusted issuer.
     Jwt,
-    /// By its TLS certificate.
+    /// A TLS client certificate.
     Certificate,
-    /// By a signature with its access key.
+    /// A signature with an access key.
     AccessKey,
 }
 
-impl Method {
-    /// Its name, for the audit log.
+impl AuthMethod {
+    /// Returns the name in the audit log.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -86,42 +86,42 @@ impl Method {
     }
 }
 
-/// Somebody who has proved who it is.
+/// An authenticated caller.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who it is.
+    /// The caller's principal.
     pub identity: Arc<Identity>,
-    /// How that was proved.
-    pub method: Method,
-    /// What else is known of it.
+    /// The kind of its credential.
+    pub method: AuthMethod,
+    /// Claims for policy conditions.
     pub claims: Arc<[Claim]>,
 }
 
 impl Caller {
-    fn of(identity: &Arc<Identity>, method: Method) -> Self {
+    fn new(identity: &Arc<Identity>, method: AuthMethod) -> Self {
         Self { identity: Arc::clone(identity), method, claims: Arc::default() }
     }
 }
 
-/// Why a credential proves nothing.
+/// Why authentication failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unproven {
-    /// It is none that the service knows. Which of those it is like is not told.
-    #[error("the credential is none that this service knows")]
+pub enum AuthError {
+    /// The credential is not configured. The error does not reveal whether a similar one is.
+    #[error("unknown credential")]
     Unknown,
-    /// It is known, and what is wrong with it may be told to whoever has it.
+    /// The credential is known but invalid, for this reason, which its holder may learn.
     #[error("{0}")]
     Invalid(String),
-    /// The signature is not the one of this request.
+    /// The signature does not match the request, for this reason.
     #[error("{0}")]
     Signature(String),
-    /// The request was not signed just now.
-    #[error("the request was signed at {signed}, more than {minutes} minutes from now", minutes = acs3::CLOCK_SKEW.as_secs() / 60)]
+    /// The request was not signed recently.
+    #[error("the request was signed at {signed}, more than {minutes} minutes from the server's time", minutes = acs3::CLOCK_SKEW.as_secs() / 60)]
     Stale {
-        /// When it says that it was.
+        /// The signed time.
         signed: Timestamp,
     },
-    /// The request has been made before.
-    #[error("the nonce has been used")]
+    /// The request was made before.
+    #[error("the nonce was used before")]
     Replayed,
 }

@@ -1,25 +1,26 @@
-//! The circumstances of a call, by the names that conditions call them.
+//! The context of a call, which conditions test by key.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use crate::domain::Timestamp;
 
-/// What a condition can be about (RAM, "Common condition keys", those that a call to this service has).
+/// A condition key: one of RAM's common keys that calls to this service have, or a claim (RAM, "Common condition
+/// keys").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
-    /// `acs:SourceIp`: where the call comes from.
+    /// `acs:SourceIp`: the caller's address.
     SourceIp,
-    /// `acs:CurrentTime`: when it is decided about.
+    /// `acs:CurrentTime`: the time of the decision.
     CurrentTime,
-    /// `acs:SecureTransport`: whether it came by TLS.
+    /// `acs:SecureTransport`: whether the connection uses TLS.
     SecureTransport,
-    /// `acs:PrincipalARN`: who calls.
+    /// `acs:PrincipalARN`: the caller's principal.
     PrincipalArn,
-    /// Something that the configuration says of callers, by a name of its own.
+    /// A claim of the caller's token, by a name that the configuration defines.
     Claim(Arc<str>),
 }
 
-/// The keys with a meaning of their own, by their names.
+/// RAM's common keys.
 const GLOBAL: [(&str, Key); 4] = [
     ("acs:SourceIp", Key::SourceIp),
     ("acs:CurrentTime", Key::CurrentTime),
@@ -36,26 +37,26 @@ impl fmt::Display for Key {
     }
 }
 
-/// The keys that a document may speak of: the global ones, and the claims that callers can have. A name that no call ever has would
-/// be a Deny that never denies, so it is refused.
+/// The keys that documents may use: RAM's common keys, and the configured claims. Other keys are rejected: a Deny with
+/// a key that no call has would never deny.
 #[derive(Debug, Clone, Default)]
 pub struct Keys(Vec<Arc<str>>);
 
 impl Keys {
-    /// The global keys and these claims.
+    /// Creates the common keys, and a key for each claim.
     pub fn with_claims(claims: impl IntoIterator<Item = Arc<str>>) -> Self {
         Self(claims.into_iter().collect())
     }
 
-    /// The key of a name, whose case does not matter.
+    /// Returns the key with this name; case is ignored.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Key> {
-        let global = GLOBAL.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
-        let claim = || self.0.iter().find(|known| known.eq_ignore_ascii_case(name));
+        let global = GLOBAL.iter().find(|(global, _)| global.eq_ignore_ascii_case(name));
+        let claim = || self.0.iter().find(|claim| claim.eq_ignore_ascii_case(name));
         global.map(|(_, key)| key.clone()).or_else(|| claim().map(|claim| Key::Claim(Arc::clone(claim))))
     }
 
-    /// All names, for a message.
+    /// Returns all names, for error messages.
     #[must_use]
     pub fn names(&self) -> String {
         let names = GLOBAL.iter().map(|(name, _)| *name).chain(self.0.iter().map(|name| &**name));
@@ -63,33 +64,33 @@ impl Keys {
     }
 }
 
-/// What is known of a caller, by its key. Of what is several things, there are as many with the same name.
+/// A claim of a caller. A claim with several values is repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The name of the key.
+    /// Name of the condition key.
     pub name: Arc<str>,
-    /// What is said.
+    /// One value.
     pub value: String,
 }
 
-/// The circumstances of a call, as far as they are known.
+/// The context of a call, as far as it is known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Context<'a> {
-    /// Where it comes from.
+    /// Address of the caller.
     pub source_ip: Option<IpAddr>,
-    /// When it is decided about.
+    /// Time of the decision.
     pub current_time: Option<Timestamp>,
-    /// Whether it came by TLS.
+    /// Whether the connection uses TLS.
     pub secure_transport: Option<bool>,
-    /// Who calls.
+    /// Principal of the caller.
     pub principal: Option<&'a str>,
-    /// What else is known of who calls.
+    /// Claims of the caller.
     pub claims: &'a [Claim],
 }
 
-/// What a call's context says under a key.
+/// A value of a key.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Fact<'a> {
+pub enum ContextValue<'a> {
     Address(IpAddr),
     Time(Timestamp),
     Flag(bool),
@@ -97,22 +98,22 @@ pub enum Fact<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// What it says under a key, if anything: one thing, or several of a claim. Needs no memory.
-    pub(super) fn facts<'k>(&self, key: &'k Key) -> impl Iterator<Item = Fact<'a>> + use<'a, 'k> {
+    /// Returns the values of a key: at most one of a common key, any number of a claim. Does not allocate.
+    pub(super) fn values<'k>(&self, key: &'k Key) -> impl Iterator<Item = ContextValue<'a>> + use<'a, 'k> {
         let (global, claims): (_, &[Claim]) = match key {
-            Key::SourceIp => (self.source_ip.map(Fact::Address), &[]),
-            Key::CurrentTime => (self.current_time.map(Fact::Time), &[]),
-            Key::SecureTransport => (self.secure_transport.map(Fact::Flag), &[]),
-            Key::PrincipalArn => (self.principal.map(Fact::Text), &[]),
+            Key::SourceIp => (self.source_ip.map(ContextValue::Address), &[]),
+            Key::CurrentTime => (self.current_time.map(ContextValue::Time), &[]),
+            Key::SecureTransport => (self.secure_transport.map(ContextValue::Flag), &[]),
+            Key::PrincipalArn => (self.principal.map(ContextValue::Text), &[]),
             Key::Claim(_) => (None, self.claims),
         };
         let name = if let Key::Claim(name) = key { &**name } else { "" };
         let claims = claims.iter().filter(move |claim| claim.name.eq_ignore_ascii_case(name));
-        global.into_iter().chain(claims.map(|claim| Fact::Text(&claim.value)))
+        global.into_iter().chain(claims.map(|claim| ContextValue::Text(&claim.value)))
     }
 }
 
-impl fmt::Display for Fact<'_> {
+impl fmt::Display for ContextValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),

@@ -1,56 +1,57 @@
-//! The decision: an explicit Deny wins, then an Allow, else it is denied (RAM, "How RAM evaluates policies").
+//! Evaluates policies: an explicit Deny wins, then an Allow, else the call is denied (RAM, "How RAM evaluates
+//! policies").
 
 use std::{fmt, sync::Arc};
 
 use super::{
     Document, Request,
-    statement::{Effect, Verdict},
+    statement::{Applicability, Effect},
 };
 
 /// A named policy.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Its name.
+    /// Name in the configuration.
     pub name: Arc<str>,
-    /// What it says.
+    /// Its statements.
     pub document: Document,
 }
 
-/// What a policy is attached to, of a principal that it is a policy of.
+/// Where a principal has a policy from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attachment {
-    /// The principal itself.
+    /// The policy is attached to the principal itself.
     Principal,
-    /// A group that it is in.
+    /// The policy is attached to this group of the principal.
     Group(Arc<str>),
 }
 
-/// A policy, and why a principal has it.
+/// A policy of a principal.
 #[derive(Debug, Clone)]
-pub struct Attached {
-    /// The policy.
+pub struct AttachedPolicy {
+    /// The policy, shared by all principals that have it.
     pub policy: Arc<Policy>,
-    /// What it is attached to.
+    /// Where the principal has it from.
     pub to: Attachment,
 }
 
-/// The statement that decided.
+/// A reference to a statement of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatementRef {
-    /// The policy's name.
+    /// Name of the policy.
     pub policy: Arc<str>,
-    /// What the policy is attached to.
+    /// Where the principal has the policy from.
     pub attached: Attachment,
-    /// The statement's place in it.
+    /// Index of the statement in the policy.
     pub statement: usize,
 }
 
-/// Whether a call is allowed, and why.
+/// The decision about a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// A statement allows it and none denies it.
+    /// This statement allows the call, and none denies it.
     Allowed(StatementRef),
-    /// A statement denies it.
+    /// This statement denies the call.
     Denied(StatementRef),
     /// No statement applies.
     NotAllowed,
@@ -63,7 +64,7 @@ impl Decision {
         matches!(self, Self::Allowed(_))
     }
 
-    /// The statement that decided.
+    /// Returns the statement that decided, if any applies.
     #[must_use]
     pub fn statement(&self) -> Option<&StatementRef> {
         match self {
@@ -93,55 +94,55 @@ impl fmt::Display for Decision {
     }
 }
 
-/// What a statement says about a call, and why.
+/// The evaluation of one statement for a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
-    /// The statement.
+    /// The evaluated statement.
     pub statement: StatementRef,
-    /// What it does where it applies.
+    /// Effect of the statement where it applies.
     pub effect: Effect,
-    /// Why it does not apply; nothing if it does.
-    pub unless: Option<String>,
+    /// Why the statement does not apply; `None` if it does.
+    pub mismatch: Option<String>,
 }
 
 /// The policies of a principal.
 #[derive(Debug, Clone, Default)]
-pub struct Policies(pub Vec<Attached>);
+pub struct Policies(pub Vec<AttachedPolicy>);
 
 impl Policies {
-    /// Decides about a call. Needs no memory.
+    /// Decides about a call. Does not allocate.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let mut allowed = None;
         for attached in &self.0 {
-            for (place, statement) in attached.policy.document.statements.iter().enumerate() {
-                // An Allow after the first changes nothing.
+            for (index, statement) in attached.policy.document.statements.iter().enumerate() {
+                // Further Allow statements don't change the decision.
                 if statement.effect == Effect::Allow && allowed.is_some() {
                     continue;
                 }
-                if let Verdict::Applies = statement.judge(request) {
+                if let Applicability::Applies = statement.applicability(request) {
                     match statement.effect {
-                        Effect::Deny => return Decision::Denied(attached.statement(place)),
-                        Effect::Allow => allowed = Some((attached, place)),
+                        Effect::Deny => return Decision::Denied(attached.statement(index)),
+                        Effect::Allow => allowed = Some((attached, index)),
                     }
                 }
             }
         }
-        allowed.map_or(Decision::NotAllowed, |(attached, place)| Decision::Allowed(attached.statement(place)))
+        allowed.map_or(Decision::NotAllowed, |(attached, index)| Decision::Allowed(attached.statement(index)))
     }
 
-    /// What each statement says about a call.
+    /// Evaluates each statement for a call.
     #[must_use]
     pub fn explain(&self, request: &Request<'_>) -> Vec<Reason> {
         let reasons = self.0.iter().flat_map(|attached| {
-            attached.policy.document.statements.iter().enumerate().map(|(place, statement)| Reason {
-                statement: attached.statement(place),
+            attached.policy.document.statements.iter().enumerate().map(|(index, statement)| Reason {
+                statement: attached.statement(index),
                 effect: statement.effect,
-                unless: match statement.judge(request) {
-                    Verdict::Applies => None,
-                    Verdict::OtherAction => Some(format!("it is not about {}", request.action)),
-                    Verdict::OtherResource => Some(format!("its Resource does not cover {}", request.resource)),
-                    Verdict::Unmet(condition) => Some(condition.explain(request.context)),
+                mismatch: match statement.applicability(request) {
+                    Applicability::Applies => None,
+                    Applicability::OtherAction => Some(format!("it is not about {}", request.action)),
+                    Applicability::OtherResource => Some(format!("its Resource does not cover {}", request.resource)),
+                    Applicability::Unmet(condition) => Some(condition.explain(request.context)),
                 },
             })
         });
@@ -149,8 +150,8 @@ impl Policies {
     }
 }
 
-impl Attached {
-    fn statement(&self, place: usize) -> StatementRef {
-        StatementRef { policy: Arc::clone(&self.policy.name), attached: self.to.clone(), statement: place }
+impl AttachedPolicy {
+    fn statement(&self, index: usize) -> StatementRef {
+        StatementRef { policy: Arc::clone(&self.policy.name), attached: self.to.clone(), statement: index }
     }
 }

@@ -1,109 +1,111 @@
-//! An element of a policy document: its JSON, and where it stands, so that a fault can be told with its path.
+//! An element of a policy document: a JSON value with its path, which errors name.
 
 use std::fmt;
 
 use super::json::Json;
 
-/// Why a document is refused.
+/// An error of a policy document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}{}{problem}", if path.is_empty() { "" } else { ": " })]
 pub struct DocumentError {
-    /// Where the fault is, for example `Statement[1].Condition.IpAddress`; empty for the document as a whole.
+    /// Path of the element, for example `Statement[1].Condition.IpAddress`; empty for the whole document.
     pub path: String,
-    /// What is wrong there.
+    /// The problem with the element.
     pub problem: String,
 }
 
-/// A place in a document.
+/// The path of an element, as a list from the element to the document.
 #[derive(Debug, Clone, Copy)]
-enum At<'a> {
+enum Path<'a> {
     Document,
-    Member(&'a At<'a>, &'a str),
-    Entry(&'a At<'a>, usize),
+    Member(&'a Path<'a>, &'a str),
+    Entry(&'a Path<'a>, usize),
 }
 
-impl fmt::Display for At<'_> {
+impl fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Document => Ok(()),
             Self::Member(Self::Document, name) => f.write_str(name),
             Self::Member(object, name) => write!(f, "{object}.{name}"),
-            Self::Entry(list, place) => write!(f, "{list}[{place}]"),
+            Self::Entry(list, index) => write!(f, "{list}[{index}]"),
         }
     }
 }
 
-/// See the module.
+/// A JSON value with its path.
 #[derive(Debug, Clone, Copy)]
 pub struct Element<'a> {
-    /// What it is.
+    /// The value.
     pub json: &'a Json,
-    at: At<'a>,
+    path: Path<'a>,
 }
 
 impl<'a> Element<'a> {
-    /// The document itself.
+    /// Returns the root element of a document.
     pub fn document(json: &'a Json) -> Self {
-        Self { json, at: At::Document }
+        Self { json, path: Path::Document }
     }
 
-    /// What is wrong with it.
-    pub fn fault(&self, problem: impl fmt::Display) -> DocumentError {
-        DocumentError { path: self.at.to_string(), problem: problem.to_string() }
+    /// Creates an error of this element.
+    pub fn error(&self, problem: impl fmt::Display) -> DocumentError {
+        DocumentError { path: self.path.to_string(), problem: problem.to_string() }
     }
 
-    /// Its members; a fault if it is no object.
+    /// Returns the members of an object; an error for other values.
     fn members(&self) -> Result<impl Iterator<Item = (&'a str, Element<'_>)>, DocumentError> {
         match self.json {
             Json::Object(members) => Ok(members.iter().map(|(name, json)| {
-                let member = Element { json, at: At::Member(&self.at, name) };
+                let member = Element { json, path: Path::Member(&self.path, name) };
                 (name.as_str(), member)
             })),
-            other => Err(self.fault(format_args!("it is {}, not an object", other.kind()))),
+            other => Err(self.error(format_args!("it is {}, not an object", other.kind()))),
         }
     }
 
-    /// Its members; a fault if it has none.
+    /// Returns the members of an object that has to have some.
     pub fn some_members(&self) -> Result<impl Iterator<Item = (&'a str, Element<'_>)>, DocumentError> {
         let mut members = self.members()?.peekable();
-        if members.peek().is_none() { Err(self.fault("it is empty")) } else { Ok(members) }
+        if members.peek().is_none() { Err(self.error("it is empty")) } else { Ok(members) }
     }
 
-    /// Its members by these names, of which it has no others.
+    /// Returns the members with these names; an error if there are others.
     pub fn members_named<const N: usize>(&self, names: [&str; N]) -> Result<[Option<Element<'_>>; N], DocumentError> {
-        let mut found = [None; N];
+        let mut members_by_name = [None; N];
         for (name, member) in self.members()? {
-            match names.iter().position(|known| *known == name) {
-                Some(place) => found[place] = Some(member),
+            match names.iter().position(|allowed| *allowed == name) {
+                Some(index) => members_by_name[index] = Some(member),
                 None => {
-                    return Err(member.fault(format_args!("there is no such element; known are {}", names.join(", "))));
+                    return Err(
+                        member.error(format_args!("there is no such element; supported are {}", names.join(", ")))
+                    );
                 }
             }
         }
-        Ok(found)
+        Ok(members_by_name)
     }
 
-    /// A member that it needs.
-    pub fn need<'m>(&self, name: &str, member: Option<Element<'m>>) -> Result<Element<'m>, DocumentError> {
-        member.ok_or_else(|| self.fault(format_args!("it has no {name}")))
+    /// Returns a required member.
+    pub fn require<'m>(&self, name: &str, member: Option<Element<'m>>) -> Result<Element<'m>, DocumentError> {
+        member.ok_or_else(|| self.error(format_args!("it has no {name}")))
     }
 
-    /// Its entries, if it is a list; itself, if it is one value. None is a fault.
+    /// Returns the entries of a list, which has to have some; a single value is its own entry.
     pub fn entries(&self) -> Result<impl Iterator<Item = Element<'_>>, DocumentError> {
         let (list, one): (&[Json], _) = match self.json {
-            Json::List(list) if list.is_empty() => return Err(self.fault("it is empty")),
+            Json::List(list) if list.is_empty() => return Err(self.error("it is empty")),
             Json::List(list) => (list, None),
             _ => (&[], Some(*self)),
         };
-        let entry = |(place, json)| Element { json, at: At::Entry(&self.at, place) };
+        let entry = |(index, json)| Element { json, path: Path::Entry(&self.path, index) };
         Ok(list.iter().enumerate().map(entry).chain(one))
     }
 
-    /// Its text.
+    /// Returns a string; an error for other values.
     pub fn text(&self) -> Result<&'a str, DocumentError> {
         match self.json {
             Json::Text(text) => Ok(text),
-            other => Err(self.fault(format_args!("it is {}, not a string", other.kind()))),
+            other => Err(self.error(format_args!("it is {}, not a string", other.kind()))),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A policy document's JSON, read so that nothing in it gets lost: members keep their order, and one that stands twice is a fault.
-//! Which of two `Condition`s counts must not depend on who reads them.
+//! JSON of policy documents, parsed without loss: members keep their order, and a repeated member is an error. Which of
+//! two `Condition` members counts must not depend on the parser.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde::{
 pub enum Json {
     Null,
     Bool(bool),
-    /// As it was written, in the shortest form.
+    /// In its shortest decimal form.
     Number(String),
     Text(String),
     List(Vec<Json>),
@@ -21,7 +21,7 @@ pub enum Json {
 }
 
 impl Json {
-    /// What kind of value it is, for a message.
+    /// Returns the kind of value, for error messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -89,7 +89,7 @@ impl<'de> Visitor<'de> for Reader {
         let mut members: Vec<(String, Json)> = Vec::new();
         while let Some((name, value)) = object.next_entry::<String, Json>()? {
             if members.iter().any(|(earlier, _)| *earlier == name) {
-                return Err(serde::de::Error::custom(format_args!("{name:?} stands twice in one object")));
+                return Err(serde::de::Error::custom(format_args!("{name:?} occurs twice in one object")));
             }
             members.push((name, value));
         }

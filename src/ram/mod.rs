@@ -1,32 +1,35 @@
-//! Who may do what, after Alibaba Cloud's RAM: principals, policy documents, and the decision. Pure.
+//! Authorization by RAM policies, as Alibaba Cloud defines them: principals, policy documents, and decisions. Pure: no
+//! I/O, no clock.
 
 mod condition;
+mod condition_values;
 mod context;
 mod decision;
 mod document;
 mod element;
 mod json;
+mod operator;
 mod pattern;
 mod principal;
 mod statement;
 
 pub use context::{Claim, Context, Key, Keys};
-pub use decision::{Attached, Attachment, Decision, Policies, Policy, Reason, StatementRef};
+pub use decision::{AttachedPolicy, Attachment, Decision, Policies, Policy, Reason, StatementRef};
 pub use document::{Document, MAX_DOCUMENT_BYTES};
 pub use element::DocumentError;
 pub use principal::{Principal, PrincipalError};
 pub use statement::Effect;
 
-/// The resource of an action that is performed on all resources.
+/// The resource of actions on all resources.
 pub const ALL_RESOURCES: &str = "*";
 
-/// What a call asks to do, and under which circumstances.
+/// A call to decide about.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// The action, for example `ehpc:SynchronizeApp`.
+    /// Action, for example `ehpc:SynchronizeApp`.
     pub action: &'a str,
-    /// The resource, [`ALL_RESOURCES`] for an action on all of them.
+    /// Resource, [`ALL_RESOURCES`] for an action on all resources.
     pub resource: &'a str,
-    /// The circumstances.
+    /// Context that conditions test.
     pub context: &'a Context<'a>,
 }

@@ -1,34 +1,35 @@
-//! Patterns with `*` (any run of characters, none too) and `?` (any one character).
+//! Patterns with `*` (any number of characters) and `?` (one character).
 
-/// How letters are compared.
+/// Case sensitivity of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Case {
-    /// As they are.
-    Heeded,
-    /// Those of ASCII without their case.
-    Ignored,
+    /// `a` and `A` differ.
+    Sensitive,
+    /// `a` and `A` are equal; ASCII only.
+    Insensitive,
 }
 
 impl Case {
     fn same(self, a: u8, b: u8) -> bool {
         match self {
-            Self::Heeded => a == b,
-            Self::Ignored => a.eq_ignore_ascii_case(&b),
+            Self::Sensitive => a == b,
+            Self::Insensitive => a.eq_ignore_ascii_case(&b),
         }
     }
 }
 
-/// Whether `text` matches `pattern`. Takes time in proportion to the product of their lengths at most, and no memory.
+/// Whether `text` matches `pattern`. Takes at most time proportional to the product of their lengths, and does not
+/// allocate.
 pub fn matches(pattern: &str, text: &str, case: Case) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
-    // Where to go on if what follows the last `*` turns out not to match: after the star, and the text it has not swallowed yet.
-    let mut back: Option<(usize, usize)> = None;
+    // Where to backtrack to: the pattern after the last `*`, and the text that the `*` has not matched yet.
+    let mut backtrack: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {
             Some(b'*') => {
                 p += 1;
-                back = Some((p, t));
+                backtrack = Some((p, t));
             }
             Some(b'?') => {
                 p += 1;
@@ -38,11 +39,11 @@ pub fn matches(pattern: &str, text: &str, case: Case) -> bool {
                 p += 1;
                 t += 1;
             }
-            _ => match back {
-                Some((after, swallowed)) => {
+            _ => match backtrack {
+                Some((after, unmatched)) => {
                     p = after;
-                    t = swallowed + width(text[swallowed]);
-                    back = Some((after, t));
+                    t = unmatched + width(text[unmatched]);
+                    backtrack = Some((after, t));
                 }
                 None => return false,
             },
@@ -51,7 +52,7 @@ pub fn matches(pattern: &str, text: &str, case: Case) -> bool {
     pattern[p..].iter().all(|&c| c == b'*')
 }
 
-/// How many bytes the character has that begins with this one (RFC 3629, section 3).
+/// Returns the length in bytes of the character with this first byte (RFC 3629, section 3).
 fn width(first: u8) -> usize {
     match first {
         0xf0.. => 4,
@@ -67,13 +68,15 @@ mod tests {
 
     use super::{Case, matches};
 
-    /// The definition, as plainly as it can be written.
-    fn plainly(pattern: &[char], text: &[char]) -> bool {
+    /// A naive implementation of the definition.
+    fn naive_matches(pattern: &[char], text: &[char]) -> bool {
         match (pattern, text) {
             ([], []) => true,
-            (['*', rest @ ..], _) => plainly(rest, text) || (!text.is_empty() && plainly(pattern, &text[1..])),
-            (['?', rest @ ..], [_, text @ ..]) => plainly(rest, text),
-            ([c, rest @ ..], [d, text @ ..]) => c == d && plainly(rest, text),
+            (['*', rest @ ..], _) => {
+                naive_matches(rest, text) || (!text.is_empty() && naive_matches(pattern, &text[1..]))
+            }
+            (['?', rest @ ..], [_, text @ ..]) => naive_matches(rest, text),
+            ([c, rest @ ..], [d, text @ ..]) => c == d && naive_matches(rest, text),
             _ => false,
         }
     }
@@ -81,17 +84,17 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
         #[test]
-        fn it_is_the_definition(pattern in "[abé語😀*?]{0,8}", text in "[abé語😀]{0,8}") {
+        fn matches_agrees_with_the_definition(pattern in "[abé語😀*?]{0,8}", text in "[abé語😀]{0,8}") {
             let chars = |text: &str| text.chars().collect::<Vec<_>>();
-            prop_assert_eq!(matches(&pattern, &text, Case::Heeded), plainly(&chars(&pattern), &chars(&text)));
+            prop_assert_eq!(matches(&pattern, &text, Case::Sensitive), naive_matches(&chars(&pattern), &chars(&text)));
             let shouted = text.to_ascii_uppercase();
-            prop_assert_eq!(matches(&pattern, &shouted, Case::Ignored), matches(&pattern, &text, Case::Heeded));
+            prop_assert_eq!(matches(&pattern, &shouted, Case::Insensitive), matches(&pattern, &text, Case::Sensitive));
         }
     }
 
     #[test]
-    fn a_hostile_pattern_takes_no_time() {
+    fn matching_takes_polynomial_time() {
         let (pattern, text) = ("a*".repeat(100) + "b", "a".repeat(5_000));
-        assert!(!matches(&pattern, &text, Case::Heeded));
+        assert!(!matches(&pattern, &text, Case::Sensitive));
     }
 }

@@ -1,4 +1,4 @@
-//! Statements: what they are about, and whether that includes a call.
+//! Statements of policy documents, and whether they apply to a call.
 
 use super::{
     ALL_RESOURCES, Request,
@@ -7,16 +7,16 @@ use super::{
     pattern::{Case, matches},
 };
 
-/// What a statement does where it applies.
+/// Effect of a statement on the calls that it applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It allows.
+    /// Allows the call, unless another statement denies it.
     Allow,
-    /// It denies, whatever allows.
+    /// Denies the call.
     Deny,
 }
 
-/// A statement, compiled.
+/// A compiled statement.
 #[derive(Debug, Clone)]
 pub struct Statement {
     pub effect: Effect,
@@ -25,9 +25,9 @@ pub struct Statement {
     pub conditions: Conditions,
 }
 
-/// Whether a statement applies to a call, or what it fails for first.
+/// Whether a statement applies to a call, or the first element that does not match.
 #[derive(Debug, Clone, Copy)]
-pub enum Verdict<'a> {
+pub enum Applicability<'a> {
     Applies,
     OtherAction,
     OtherResource,
@@ -35,56 +35,56 @@ pub enum Verdict<'a> {
 }
 
 impl Statement {
-    /// Judges a call. Needs no memory.
-    pub fn judge(&self, request: &Request<'_>) -> Verdict<'_> {
+    /// Returns whether the statement applies to a call. Does not allocate.
+    pub fn applicability(&self, request: &Request<'_>) -> Applicability<'_> {
         if !self.actions.include(request.action) {
-            return Verdict::OtherAction;
+            return Applicability::OtherAction;
         }
         if !self.resources.cover(request.resource) {
-            return Verdict::OtherResource;
+            return Applicability::OtherResource;
         }
-        self.conditions.unmet(request.context).map_or(Verdict::Applies, Verdict::Unmet)
+        self.conditions.unmet(request.context).map_or(Applicability::Applies, Applicability::Unmet)
     }
 }
 
-/// `Action` or `NotAction`: patterns of `SERVICE:NAME`, whose case RAM takes no notice of.
+/// `Action` or `NotAction`: patterns of `SERVICE:NAME`; RAM ignores their case.
 #[derive(Debug, Clone)]
 pub struct Actions {
     patterns: Vec<String>,
-    /// Whether these are the ones that are not meant.
+    /// Whether the element is `NotAction`.
     inverted: bool,
 }
 
 impl Actions {
     pub fn compile(element: Element<'_>, inverted: bool) -> Result<Self, DocumentError> {
-        let read = |entry: Element<'_>| {
+        let parse = |entry: Element<'_>| {
             let text = entry.text()?;
             let parts = text.split_once(':').filter(|(service, name)| !service.is_empty() && !name.is_empty());
             if is_all(text) || parts.is_some_and(|(_, name)| !name.contains(':')) {
                 return Ok(text.to_owned());
             }
-            Err(entry.fault(format_args!("{text:?} is neither * nor of the form SERVICE:ACTION, as in ehpc:GetImage")))
+            Err(entry.error(format_args!("{text:?} is neither * nor of the form SERVICE:ACTION, as in ehpc:GetImage")))
         };
-        Ok(Self { patterns: element.entries()?.map(read).collect::<Result<_, _>>()?, inverted })
+        Ok(Self { patterns: element.entries()?.map(parse).collect::<Result<_, _>>()?, inverted })
     }
 
     fn include(&self, action: &str) -> bool {
-        self.patterns.iter().any(|pattern| matches(pattern, action, Case::Ignored)) != self.inverted
+        self.patterns.iter().any(|pattern| matches(pattern, action, Case::Insensitive)) != self.inverted
     }
 }
 
-/// `Resource`: all, or patterns of `acs:SERVICE:REGION:ACCOUNT:RESOURCE`, whose case matters.
+/// `Resource`: `*`, or patterns of `acs:SERVICE:REGION:ACCOUNT:RESOURCE`, which are case-sensitive.
 #[derive(Debug, Clone)]
 pub struct Resources(Vec<Resource>);
 
 #[derive(Debug, Clone)]
 enum Resource {
     All,
-    /// The part after `acs:`, in its four parts. No `*` reaches beyond its own.
+    /// The four parts after `acs:`. A `*` matches within its part only.
     Named([String; 4]),
 }
 
-/// What stands before the four parts.
+/// Prefix of resource names.
 const PREFIX: &str = "acs:";
 
 fn parts(text: &str) -> Option<[&str; 4]> {
@@ -95,33 +95,34 @@ fn parts(text: &str) -> Option<[&str; 4]> {
 
 impl Resources {
     pub fn compile(element: Element<'_>) -> Result<Self, DocumentError> {
-        let read = |entry: Element<'_>| {
+        let parse = |entry: Element<'_>| {
             let text = entry.text()?;
             if is_all(text) {
                 return Ok(Resource::All);
             }
             let named = parts(text).filter(|[service, .., resource]| !service.is_empty() && !resource.is_empty());
             named.map(|parts| Resource::Named(parts.map(str::to_owned))).ok_or_else(|| {
-                entry.fault(format_args!("{text:?} is neither * nor of the form acs:ehpc:REGION:ACCOUNT:app/ID"))
+                entry.error(format_args!("{text:?} is neither * nor of the form acs:ehpc:REGION:ACCOUNT:app/ID"))
             })
         };
-        Ok(Self(element.entries()?.map(read).collect::<Result<_, _>>()?))
+        Ok(Self(element.entries()?.map(parse).collect::<Result<_, _>>()?))
     }
 
-    /// An action on all resources is covered by `*` alone: a narrower pattern neither grants nor denies it.
+    /// Whether a resource matches. Actions on all resources match `*` only: a narrower pattern neither allows nor
+    /// denies them.
     fn cover(&self, resource: &str) -> bool {
-        let asked = if resource == ALL_RESOURCES { None } else { parts(resource) };
-        self.0.iter().any(|known| match (known, &asked) {
+        let requested = if resource == ALL_RESOURCES { None } else { parts(resource) };
+        self.0.iter().any(|pattern| match (pattern, &requested) {
             (Resource::All, _) => true,
-            (Resource::Named(patterns), Some(asked)) => {
-                patterns.iter().zip(asked).all(|(pattern, part)| matches(pattern, part, Case::Heeded))
+            (Resource::Named(patterns), Some(requested)) => {
+                patterns.iter().zip(requested).all(|(pattern, part)| matches(pattern, part, Case::Sensitive))
             }
             (Resource::Named(_), None) => false,
         })
     }
 }
 
-/// Whether a pattern is `*`, however often that is written.
+/// Whether a pattern consists of one or more `*`.
 fn is_all(pattern: &str) -> bool {
     !pattern.is_empty() && pattern.bytes().all(|b| b == b'*')
 }

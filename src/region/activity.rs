@@ -1,4 +1,4 @@
-//! How a store says that an operation is alive.
+//! The progress counter of a copy, by which a stalled copy is detected.
 
 use std::{
     sync::{
@@ -10,29 +10,29 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// Counts the signs of progress of one copy. A store that works for long within one operation (hashes a large file, copies a part) ticks
-/// as it proceeds; a copy that does not tick for `worker.stall_ms` is given up.
+/// Counts the signs of progress of one copy. A store that works for long within one operation (hashes a large file,
+/// copies a part) ticks as it proceeds. A copy that does not tick for `worker.stall_ms` is aborted.
 #[derive(Debug, Clone, Default)]
 pub struct Activity(Arc<AtomicU64>);
 
 impl Activity {
-    /// Something has moved.
+    /// Records progress.
     pub fn tick(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often something has moved. Only a difference says anything.
+    /// The number of ticks. Only differences are meaningful.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Resolves when nothing has moved for `stall`.
+    /// Resolves when there was no tick for `stall`.
     pub async fn silence(&self, stall: Duration) {
         let mut seen = self.count();
         let mut since = Instant::now();
         loop {
-            // Looked at several times, so that the silence is at most a quarter longer than it may be.
+            // Checked four times per `stall`, so that the silence lasts at most a quarter longer.
             sleep_until((since + stall).min(Instant::now() + stall / 4)).await;
             let count = self.count();
             if count != seen {
@@ -43,8 +43,8 @@ impl Activity {
         }
     }
 
-    /// Waits for something that is not the store's to do, such as bytes that have yet to arrive from the source: the store is not silent
-    /// meanwhile.
+    /// Ticks while `wait` is pending. It is for waits that are not the store's fault, such as bytes that have yet to
+    /// arrive from the source.
     pub async fn excused<T>(&self, stall: Duration, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
         loop {

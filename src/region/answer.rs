@@ -1,4 +1,4 @@
-//! Answers of registries and of other services that speak HTTP: bounded, and what they say when they are no good ones.
+//! Reads HTTP responses of registries and other services within limits, and turns failed ones into errors.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use tokio::time::timeout;
 use super::{Error, Result};
 use crate::domain::ForeignText;
 
-/// How long nothing of an answer may come.
+/// The time limit for the next chunk of a response.
 const STALL: Duration = Duration::from_secs(60);
-/// How long all of an answer may take to arrive.
+/// The time limit for a whole response.
 const WHOLE: Duration = Duration::from_secs(120);
-/// The longest `Retry-After` that is believed.
+/// Upper bound of `Retry-After`: a longer wait is cut to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-/// How much of what a registry says about an error is read, in bytes.
+/// The limit of the body of an error response, in bytes.
 const MAX_ERROR_BYTES: u64 = 8 << 10;
 
-/// The error that an answer is.
+/// Returns the error for a response whose status is a failure.
 pub async fn refusal(what: &str, response: Response) -> Error {
     let status = response.status();
     let retry_after = retry_after(response.headers());
@@ -31,13 +31,13 @@ pub async fn refusal(what: &str, response: Response) -> Error {
     Error::Status { what: what.into(), status, detail: detail(&body), retry_after }
 }
 
-/// Whether an answer says that it may go better in a moment.
+/// Whether a status reports a transient failure.
 pub fn passes(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
 }
 
-/// The header `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date. The wait until a date is computed from the server's
-/// `Date`; without one it is not known.
+/// The wait that the header `Retry-After` requests (RFC 9110, section 10.2.3), which has seconds or a date. The wait
+/// until a date is relative to the response's `Date`; without that header the result is `None`.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wanted = text(RETRY_AFTER)?;
@@ -45,14 +45,14 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
             let (until, now) = (parse_http_date(wanted).ok()?, parse_http_date(text(DATE)?).ok()?);
-            // One that is over means now.
+            // A date in the past means no wait.
             until.duration_since(now).unwrap_or_default()
         }
     };
     Some(wait.min(LONGEST_WAIT))
 }
 
-/// An answer's body, if it is not too large.
+/// Reads the body of a response. Fails if it has more than `limit` bytes or stalls.
 pub async fn bounded(what: &str, response: Response, limit: u64) -> Result<Bytes> {
     let read = timeout(WHOLE, read_bounded(what, response, limit)).await;
     read.unwrap_or(Err(Error::Stalled("an answer")))
@@ -74,7 +74,8 @@ async fn read_bounded(what: &str, mut response: Response, limit: u64) -> Result<
     }
 }
 
-/// A connection's trouble, down to its cause. The URL is told apart, without its query.
+/// Returns the error for a failed connection, with its innermost cause. `what` names the request without the URL's
+/// query.
 pub fn transport(what: impl Into<ForeignText>, error: &reqwest::Error) -> Error {
     let mut cause: &dyn std::error::Error = error;
     let what = what.into();
@@ -87,7 +88,8 @@ pub fn transport(what: impl Into<ForeignText>, error: &reqwest::Error) -> Error 
     Error::Transport { what, problem: ForeignText::new(cause) }
 }
 
-/// What a registry says about an error, in the form of the distribution specification ("Error Codes") or in its own words.
+/// Extracts a registry's description of an error: from the form of the distribution specification ("Error Codes"), or
+/// else the text of the body.
 fn detail(body: &[u8]) -> ForeignText {
     #[derive(serde::Deserialize)]
     struct Errors {
@@ -111,18 +113,19 @@ fn detail(body: &[u8]) -> ForeignText {
 mod tests {
     use std::time::Duration;
 
-    use bytes::Bytes;
-    use futures_util::stream;
     use http::{
         HeaderMap, HeaderValue,
         header::{DATE, RETRY_AFTER},
     };
+
+    use bytes::Bytes;
+    use futures_util::stream;
     use tokio::time::{Instant, sleep};
 
     use super::{bounded, retry_after};
     use crate::region::Error;
 
-    /// A registry that sends a byte just before it would count as silent, for ever.
+    /// The registry sends a byte just before each time-out, without end.
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_trickles_ends_after_two_minutes() {
         let trickle = stream::unfold((), |()| async {

@@ -1,8 +1,13 @@
-//! An image in a tar: an OCI image layout, as `docker save`, `podman save --format oci-archive` and skopeo's `oci-archive:` write it; or
-//! docker's older form, a `manifest.json` that names configurations and layers, as `docker save` before version 25, `podman save` and
-//! `crane pull` write it. It is read where it lies.
+//! Source of images in an uncompressed tar archive, which is read in place.
+//!
+//! The archive is an OCI image layout (`docker save`, `podman save --format oci-archive`, skopeo's `oci-archive:`), or
+//! has docker's older format: a `manifest.json` that lists configurations and layers (`docker save` before version 25,
+//! `podman save`, `crane pull`).
 
 mod docker;
+mod layer;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -13,17 +18,17 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
-    BlobChunks, Entry, Error, Listing, MAX_MANIFEST_BYTES, Result, Source, file_part,
+    BlobChunks, Error, MAX_MANIFEST_BYTES, Neighbors, Result, Source, file_part,
     layout::{self, BLOBS, INDEX, Index},
-    tree,
 };
 use crate::domain::{Descriptor, Digest, ImageName};
 
-/// The most files in an archive.
+/// Maximum number of files in an archive.
 const MAX_MEMBERS: usize = 200_000;
-/// What a file begins with that is a compressed tar, and what uncompresses it.
+/// Magic numbers of compressed files, and the program that decompresses each.
 const COMPRESSIONS: [(&[u8], &str); 4] = [
     (&[0x1f, 0x8b], "gunzip"),
     (&[0x28, 0xb5, 0x2f, 0xfd], "unzstd"),
@@ -31,58 +36,66 @@ const COMPRESSIONS: [(&[u8], &str); 4] = [
     (b"BZh", "bunzip2"),
 ];
 
-/// A part of the archive's file.
+/// A byte range of the archive's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Part {
     from: u64,
     size: u64,
 }
 
-/// An archive of images.
+/// An archive of one or more images.
 #[derive(Debug, Clone)]
-pub struct Archive(Arc<Contents>);
+pub struct Archive {
+    contents: Arc<Contents>,
+    /// Selects the image if the archive has several.
+    name: Option<String>,
+}
 
 #[derive(Debug)]
 struct Contents {
     path: PathBuf,
-    /// The image that is meant, where there are several.
-    name: Option<String>,
-    /// The index of its layout, its own or one that was made of docker's list.
+    /// The index of the layout: the archive's own, or one generated from docker's list.
     index: Bytes,
     blobs: HashMap<Digest, Part>,
-    /// Manifests that were made, and are nowhere in the file.
+    /// Generated manifests, which are not in the file.
     made: HashMap<Digest, Bytes>,
 }
 
 impl Archive {
-    /// Opens an archive, whose image is the one called `name`, or the only one.
+    /// Opens an archive and selects the image called `name`, or the only one.
     pub async fn open(path: &Path, name: Option<String>) -> Result<Self> {
         let path = path.to_owned();
-        let contents = tokio::task::spawn_blocking(move || Contents::read(path, name));
-        Ok(Self(Arc::new(contents.await.map_err(|_| Error::Interrupted)??)))
+        let contents = tokio::task::spawn_blocking(move || Contents::read(path));
+        Ok(Self { contents: Arc::new(contents.await.map_err(|_| Error::Interrupted)??), name })
+    }
+
+    /// Returns the same archive with the image called `name` selected, or the only one.
+    #[must_use]
+    pub fn with_name(&self, name: Option<String>) -> Self {
+        Self { name, ..self.clone() }
     }
 
     fn index(&self) -> Result<Index> {
-        Index::parse(&self.0.path.join(INDEX).display().to_string(), &self.0.index)
+        Index::parse(&self.contents.path.join(INDEX).display().to_string(), &self.contents.index)
     }
 }
 
 impl Contents {
-    fn read(path: PathBuf, name: Option<String>) -> Result<Self> {
+    fn read(path: PathBuf) -> Result<Self> {
         let members = Members::list(&path)?;
         if let Some(index) = members.small(INDEX)? {
             let blobs = members.parts.iter().filter_map(|(member, part)| {
-                let hex = member.strip_prefix(BLOBS)?.strip_prefix('/')?;
-                Some((format!("sha256:{hex}").parse().ok()?, *part))
+                let (algorithm, digits) = member.strip_prefix(BLOBS)?.strip_prefix('/')?.split_once('/')?;
+                Some((format!("{algorithm}:{digits}").parse().ok()?, *part))
             });
             let blobs = blobs.collect();
-            return Ok(Self { path, name, index, blobs, made: HashMap::new() });
+            return Ok(Self { path, index, blobs, made: HashMap::new() });
         }
         let Some(list) = members.small(docker::LIST)? else {
             let reason = format!("it is an archive without {INDEX} or {}, and so of no image", docker::LIST);
             return Err(Error::malformed(path.display().to_string(), reason));
         };
-        docker::convert(&members, &list, name)
+        docker::convert(&members, &list)
     }
 
     fn part(&self, digest: Digest, image: &ImageName) -> Result<Part> {
@@ -91,7 +104,7 @@ impl Contents {
     }
 }
 
-/// Where the files of an archive lie in it.
+/// The byte ranges of an archive's files, by normalized path.
 struct Members<'a> {
     path: &'a Path,
     parts: HashMap<String, Part>,
@@ -123,7 +136,7 @@ impl<'a> Members<'a> {
                 links.push((if kind.is_symlink() { beside(&name, &to) } else { plain(&to) }, name));
             }
         }
-        // Older versions of docker link a layer that comes twice to where it came first.
+        // Older versions of docker write a repeated layer as a link to its first occurrence.
         for (to, name) in links {
             if let Some(part) = parts.get(&to).copied() {
                 parts.insert(name, part);
@@ -136,7 +149,7 @@ impl<'a> Members<'a> {
         Ok(file_part::read_whole(self.path, part.from, part.size)?.into())
     }
 
-    /// A file that is read whole; nothing if there is none.
+    /// Reads a small file whole. Returns `None` if the archive has no such file.
     fn small(&self, member: &str) -> Result<Option<Bytes>> {
         let Some(part) = self.parts.get(member) else { return Ok(None) };
         if part.size > MAX_MANIFEST_BYTES {
@@ -147,7 +160,7 @@ impl<'a> Members<'a> {
     }
 }
 
-/// A path within an archive, in one way of writing it.
+/// Normalizes a path within an archive.
 fn plain(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -162,7 +175,7 @@ fn plain(path: &str) -> String {
     parts.join("/")
 }
 
-/// Where a symbolic link leads that lies at `path`.
+/// Resolves the target of a symbolic link at `path`.
 fn beside(path: &str, to: &str) -> String {
     let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
     plain(&format!("{directory}/{to}"))
@@ -171,48 +184,40 @@ fn beside(path: &str, to: &str) -> String {
 #[async_trait]
 impl Source for Archive {
     async fn root(&self, _: &ImageName) -> Result<Option<Descriptor>> {
-        self.index()?.root(self.0.name.as_deref()).map(Some)
+        self.index()?.root(self.name.as_deref()).map(Some)
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
-        if let Some(made) = self.0.made.get(&manifest.digest) {
+        if let Some(made) = self.contents.made.get(&manifest.digest) {
             return Ok(made.clone());
         }
         if manifest.size > MAX_MANIFEST_BYTES {
             return Err(Error::malformed(manifest.digest.to_string(), "it is larger than a manifest may be"));
         }
-        let part = self.0.part(manifest.digest, name)?;
-        let contents = Arc::clone(&self.0);
+        let part = self.contents.part(manifest.digest, name)?;
+        let contents = Arc::clone(&self.contents);
         let read = move || file_part::read_whole(&contents.path, part.from, part.size.min(MAX_MANIFEST_BYTES));
         let content = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Interrupted)??;
-        let actual = tree::digest(&content);
+        let actual = manifest.digest.algorithm().digest(&content);
         if actual == manifest.digest {
             Ok(content.into())
         } else {
-            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual })
+            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual: Box::new(actual) })
         }
     }
 
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
-        let part = self.0.part(blob.digest, name)?;
+        let part = self.contents.part(blob.digest, name)?;
         if part.size != blob.size {
             let (image, digest, expected) = (name.to_string(), blob.digest, blob.size);
             return Err(Error::SizeMismatch { image, digest, expected, actual: part.size });
         }
         let from = from.min(part.size);
         let most = (part.size - from).min(most.unwrap_or(u64::MAX));
-        Ok(file_part::read(&self.0.path, part.from + from, most))
+        Ok(file_part::read(&self.contents.path, part.from + from, most))
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
-        layout::referrers(self, name, self.index()?, subject).await
-    }
-
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        layout::tagged(self, name, self.index()?, tag).await
-    }
-
-    async fn unnamed(&self, _: &ImageName) -> Result<Vec<Entry>> {
-        self.index()?.unnamed()
+    async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {
+        layout::neighbors(self, name, self.index()?).await
     }
 }

@@ -1,23 +1,24 @@
-//! A source that answers in time: every question to it has a deadline.
+//! Wraps a source with a deadline for each call.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{BlobChunks, Entry, Error, Listing, Result, Source};
+use super::{BlobChunks, Error, Listing, Neighbors, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
-/// Longest wait for what is attached to an image, which does not wait for that any longer.
+/// The deadline for calls about attachments: an image does not wait longer for them.
 const ATTACHED: Duration = Duration::from_secs(20);
 
-/// A source, each answer of which comes within `deadline`. (The chunks of a blob come after the answer; their reader waits for each.)
+/// A source each of whose calls ends within `deadline`. The chunks of a blob arrive after the call; their reader waits
+/// for each.
 #[derive(Debug)]
 pub struct BoundedSource {
-    /// The source.
+    /// The wrapped source.
     pub store: Arc<dyn Source>,
-    /// How long an answer may take.
+    /// The time limit of a call.
     pub deadline: Duration,
 }
 
@@ -37,6 +38,10 @@ impl Source for BoundedSource {
         self.ask("looking for the image", self.store.root(name)).await
     }
 
+    async fn root_as(&self, name: &ImageName, known: Digest) -> Result<Option<Descriptor>> {
+        self.ask("looking for the image", self.store.root_as(name, known)).await
+    }
+
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
         self.ask("reading a manifest", self.store.read_manifest(name, manifest)).await
     }
@@ -45,16 +50,16 @@ impl Source for BoundedSource {
         self.ask("reading a blob", self.store.read_blob(name, blob, from, most)).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
-        self.ask_of_attached("listing referrers", self.store.referrers(name, subject)).await
+    async fn neighbors(&self, name: &ImageName, since: Instant) -> Result<Neighbors> {
+        self.ask_of_attached("listing what is beside the image", self.store.neighbors(name, since)).await
     }
 
     async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
         self.ask_of_attached("looking for a tag", self.store.tagged(name, tag)).await
     }
 
-    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        self.ask_of_attached("listing manifests", self.store.unnamed(name)).await
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Option<Listing>> {
+        self.ask_of_attached("listing referrers", self.store.referrers(name, subject)).await
     }
 
     fn is_remote(&self) -> bool {

@@ -1,22 +1,22 @@
-//! How much of an image is read: so many manifests, so many parts, so many bytes, so deep. Everything is counted before it is read.
+//! Limits the manifests, parts, bytes and depth of an image. Everything is counted before it is read.
 
 use super::{Error, Result};
 use crate::domain::Descriptor;
 
-/// The largest manifest or index that is read, in bytes: what the OCI distribution specification recommends.
+/// The limit of one manifest or index, in bytes: what the OCI distribution specification recommends.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// All manifests of an image together, in bytes: they are held in memory while it is copied.
+/// The limit of all manifests of an image together, in bytes: they are held in memory during the copy.
 const MAX_MANIFESTS_BYTES: u64 = 16 << 20;
-/// All parts of an image together, in bytes: what a database's signed number holds.
+/// The limit of all parts of an image together, in bytes: the range of a database's signed number.
 const MAX_IMAGE_BYTES: u64 = i64::MAX.unsigned_abs();
-/// The most manifests of an image.
+/// The limit of manifests of an image.
 const MAX_MANIFESTS: usize = 1_000;
-/// The most parts of an image; and the most that one manifest may name, each as often as it does.
+/// The limit of parts of an image, and of the references in one manifest with repetitions.
 const MAX_PARTS: usize = 20_000;
-/// How deep indexes may lie in indexes.
+/// The limit of nested indexes.
 const MAX_DEPTH: usize = 8;
 
-/// What may still be read.
+/// The rest of an image's limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     manifests: usize,
@@ -32,18 +32,18 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// The sizes of all parts that were spent.
+    /// The sizes of all parts counted so far, in bytes.
     pub fn spent_bytes(&self) -> u64 {
         MAX_IMAGE_BYTES - self.bytes
     }
 
-    /// The budget of one thing of several that are read at the same time: their manifests are held in memory together.
+    /// The budget of one of several concurrent reads, whose manifests are held in memory together.
     pub fn of_one(self) -> Self {
         Self { manifest_bytes: self.manifest_bytes.min(MAX_MANIFEST_BYTES), ..self }
     }
 
-    /// What is left of this budget when something was read that had the budget `before`, and has `after` left of it. Nothing if that is
-    /// too much.
+    /// Subtracts the consumption of another walk, whose budget went from `before` to `after`. Returns `None` if this
+    /// budget is too small for it.
     pub fn less(self, before: Self, after: Self) -> Option<Self> {
         Some(Self {
             manifests: self.manifests.checked_sub(before.manifests - after.manifests)?,
@@ -53,7 +53,7 @@ impl Budget {
         })
     }
 
-    /// Counts so many parts that are known, and refuses more than an image may have.
+    /// Fails if `parts` exceeds the limit.
     pub fn has_parts(&self, parts: usize, what: &str) -> Result<()> {
         if parts <= self.parts {
             return Ok(());
@@ -61,23 +61,23 @@ impl Budget {
         Err(Error::malformed(what, format!("the image has more than {MAX_PARTS} parts")))
     }
 
-    /// So many parts were found.
+    /// Counts `parts` found parts.
     pub fn spend_parts(&mut self, parts: usize) {
         self.parts = self.parts.saturating_sub(parts);
     }
 
-    /// What was counted as a manifest is a blob.
+    /// Reverts the count of a manifest that turned out to be a blob.
     pub fn is_blob(&mut self, blob: &Descriptor) {
         self.manifests += 1;
         self.manifest_bytes += blob.size;
     }
 
-    /// What was counted is not there.
+    /// Reverts the count of a part that is missing.
     pub fn is_absent(&mut self, part: &Descriptor) {
         self.bytes += part.size;
     }
 
-    /// Counts a part, before anything of it is read.
+    /// Counts a part before it is read. Fails if the image becomes too large.
     pub fn part(&mut self, part: &Descriptor, what: impl Fn() -> String) -> Result<()> {
         self.bytes = self.bytes.checked_sub(part.size).ok_or_else(|| {
             let reason = format!("with {} bytes of one part, it has more than {MAX_IMAGE_BYTES}", part.size);
@@ -86,7 +86,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Counts a manifest, which is `depth` indexes deep, before anything of it is read.
+    /// Counts a manifest, which is `depth` indexes deep, before it is read. Fails if a limit is exceeded.
     pub fn manifest(&mut self, manifest: &Descriptor, depth: usize, what: impl Fn() -> String) -> Result<()> {
         let (manifests, bytes) = (self.manifests.checked_sub(1), self.manifest_bytes.checked_sub(manifest.size));
         let reason = match (manifests, bytes) {

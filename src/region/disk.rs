@@ -1,4 +1,4 @@
-//! A disk file, read as if it were an image: an OCI artifact of one layer (image specification 1.1, "Guidelines for Artifact
+//! Presents a disk file as an image: an OCI artifact of one layer (image specification 1.1, "Guidelines for Artifact
 //! Usage").
 
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_part, tree};
+use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_part};
 use crate::domain::{Descriptor, ImageName};
 
-/// What the artifact says it is.
+/// The artifact's type.
 const ARTIFACT_TYPE: &str = "application/vnd.appferry.disk.v1";
 const LAYER_TYPE: &str = "application/octet-stream";
 /// The empty descriptor (image specification 1.1, "Guidance for an Empty Descriptor").
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 const EMPTY: &[u8] = b"{}";
 
-/// A disk file, read as an image of one layer.
+/// A disk file as an image of one layer.
 #[derive(Debug, Clone)]
 pub struct DiskFile {
     path: PathBuf,
@@ -27,7 +27,7 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Opens a file, or a block device, and reads it once, to know its digest. What can be read only once is refused.
+    /// Opens a file or a block device and reads it once for its digest. Fails for files that can be read only once.
     pub async fn open(path: &Path) -> Result<Self> {
         let owned = path.to_owned();
         let hash = move || {
@@ -53,16 +53,12 @@ impl DiskFile {
     }
 
     fn manifest(&self) -> Descriptor {
-        describe(MANIFEST_TYPE, &self.manifest)
+        Descriptor::of_content(MANIFEST_TYPE, &self.manifest)
     }
 }
 
-fn describe(media_type: &str, content: &[u8]) -> Descriptor {
-    Descriptor { media_type: media_type.to_owned(), digest: tree::digest(content), size: content.len() as u64 }
-}
-
 fn empty() -> Descriptor {
-    describe(EMPTY_TYPE, EMPTY)
+    Descriptor::of_content(EMPTY_TYPE, EMPTY)
 }
 
 #[async_trait]
@@ -81,7 +77,7 @@ impl Source for DiskFile {
             return Ok(file_part::read(&self.path, from, most));
         }
         let (sender, chunks) = mpsc::channel(1);
-        // It fits into the channel.
+        // The channel has room for it.
         let from = usize::try_from(from).unwrap_or(usize::MAX).min(EMPTY.len());
         let _ = sender.try_send(Ok(Bytes::from_static(&EMPTY[from..])));
         Ok(chunks)

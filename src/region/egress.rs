@@ -1,6 +1,7 @@
-//! The way out to stores: directly, or by way of a proxy. Either way it is a guard that decides which addresses may be reached.
+//! Egress to stores, directly or through a proxy; a guard decides which addresses may be contacted.
 
 mod forward_proxy;
+mod proxy_trial;
 
 use std::{
     collections::HashMap,
@@ -18,40 +19,41 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 pub use forward_proxy::{Exception, ExceptionError, ForwardProxy};
+pub use proxy_trial::ProxyTrial;
 
 use super::guard::{Forbidden, Guard};
 
-/// How long a connection may take to be made, and a name to be resolved.
+/// The time limit for establishing a connection, and for resolving a name.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a name that the proxy is asked for is taken to lead where it led when it was judged.
+/// How long the guard's verdict on a name requested through the proxy stays valid.
 const JUDGED_FOR: Duration = Duration::from_secs(10);
-/// How many such names are remembered at most.
+/// Maximum number of cached verdicts.
 const MOST_JUDGED: usize = 64;
 
-/// Why a request is not made.
+/// The reason why a request is not sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum NotAdmitted {
-    /// Its address is never contacted.
+    /// The guard forbids the address.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// Where it would go by way of the proxy can't be known.
+    /// The host can't be resolved, so the guard can't judge where the proxy would connect.
     #[error(
         "{host} can't be resolved here ({problem}), so that nobody knows where the proxy would go; network.proxy_resolves = true leaves that to the proxy"
     )]
     Unresolved {
-        /// The host.
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         problem: String,
     },
 }
 
-/// The way out.
+/// The network path to stores. Clones share the cache of verdicts.
 #[derive(Debug, Clone)]
 pub struct Egress {
     guard: Guard,
     proxy: Option<Arc<ForwardProxy>>,
-    /// Names that the proxy may be asked for, and when they were found to be so.
+    /// The time at which each name requested through the proxy was last admitted.
     judged: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
@@ -62,13 +64,14 @@ impl From<Guard> for Egress {
 }
 
 impl Egress {
-    /// A way out, by a proxy if there is one.
+    /// Creates an egress that uses the proxy, if there is one.
     #[must_use]
     pub fn new(guard: Guard, proxy: Option<ForwardProxy>) -> Self {
         Self { guard, proxy: proxy.map(Arc::new), judged: Arc::default() }
     }
 
-    /// A client that goes that way, follows no redirects, and takes nothing from the environment.
+    /// Returns a builder for clients that use this egress. They follow no redirects and ignore proxy settings of the
+    /// environment.
     pub fn client(&self) -> reqwest::Result<ClientBuilder> {
         let builder = reqwest::Client::builder()
             .user_agent(concat!("appferry/", env!("CARGO_PKG_VERSION")))
@@ -85,18 +88,18 @@ impl Egress {
         Ok(builder.proxy(way))
     }
 
-    /// The proxy by which a URL is reached, without its login; nothing if it is reached directly.
+    /// Returns the URL of the proxy for a URL, without its login, or `None` for a direct connection.
     pub fn proxy_for(&self, url: &Url) -> Option<&Url> {
         self.proxy.as_deref().filter(|proxy| proxy.covers(url)).map(ForwardProxy::url)
     }
 
-    /// Refuses a URL whose host is an address that is not contacted.
+    /// Rejects a URL whose host is a forbidden IP address.
     pub fn check(&self, url: &Url) -> Result<(), Forbidden> {
         self.guard.check(url)
     }
 
-    /// Refuses what must not be requested through the proxy, whose dialing this process cannot see. Direct requests are checked when they are
-    /// dialed.
+    /// Rejects a request through the proxy to a forbidden address, because the guard does not see what the proxy dials.
+    /// For direct requests, the guard checks each address on connect.
     pub async fn admit(&self, url: &Url) -> Result<(), NotAdmitted> {
         let Some(proxy) = self.proxy.as_ref().filter(|proxy| proxy.covers(url)) else { return Ok(()) };
         self.guard.check(url)?;
@@ -122,7 +125,7 @@ impl Egress {
     }
 }
 
-/// Resolves hosts to dial: stores, whose addresses the guard checks, and the proxy, which the configuration trusts.
+/// Resolves the hosts to dial: stores, whose addresses the guard checks, and the proxy, which the configuration trusts.
 #[derive(Debug)]
 struct Dialing(Egress);
 
@@ -181,7 +184,7 @@ mod tests {
         assert_eq!(admit(None, proxy().resolving(true), "https://registry.example/").await, Ok(()));
         let refused = admit(None, proxy().resolving(true), "https://169.254.169.254/").await;
         assert!(matches!(refused, Err(NotAdmitted::Forbidden(_))), "{refused:?}");
-        // It is judged when it is dialed.
+        // A direct connection is checked on connect.
         assert_eq!(admit(inward, proxy(), "https://direct.example/").await, Ok(()));
         assert_eq!(admit(Some("192.0.2.1:0"), proxy(), "https://registry.example/").await, Ok(()));
     }

@@ -1,199 +1,221 @@
-//! What can be wrong with a store, and whether trying again is of any use.
+//! The errors of stores, and whether a retry can help.
 
 use std::{io, time::Duration};
 
 use super::{CredentialsError, Refused, ecs, guard::Forbidden};
-use crate::domain::{Digest, DigestError, FaultKind, ForeignText};
+use crate::domain::{Algorithm, Digest, DigestError, FaultKind, ForeignText};
 
-/// A result of a store.
+/// The result of an operation on a store.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What is wrong with a store.
+/// An error of an operation on a store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path acted on.
         path: String,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The store itself is not there.
+    /// The store's directory does not exist.
     #[error("the directory {0} does not exist or is no directory; create or mount it")]
     Vanished(ForeignText),
     /// The store has no image of that name.
     #[error("{0} is not there")]
     ImageMissing(ForeignText),
-    /// A blob of an image is not there.
+    /// A blob of an image is missing.
     #[error("the blob {digest} of {image} is not there")]
     BlobMissing {
-        /// The blob.
+        /// The missing blob.
         digest: Digest,
-        /// The image.
+        /// The image's name.
         image: String,
     },
-    /// The bytes are not those that the digest promises.
+    /// The bytes do not match their digest.
     #[error("the blob {expected} of {image} does not have that digest: its bytes have {actual}")]
     DigestMismatch {
-        /// The image.
+        /// The image's name.
         image: String,
-        /// The digest by which they are known.
+        /// The digest that was requested.
         expected: Digest,
-        /// The digest that they have.
-        actual: Digest,
+        /// The digest of the bytes. Boxed because two digests would make every result large.
+        actual: Box<Digest>,
     },
-    /// There are more or fewer bytes than there should be.
+    /// The number of bytes is wrong.
     #[error("the blob {digest} of {image} has {actual} bytes and should have {expected}")]
     SizeMismatch {
-        /// The image.
+        /// The image's name.
         image: String,
-        /// The blob.
+        /// The blob's digest.
         digest: Digest,
-        /// How many there should be.
+        /// The size by the descriptor, in bytes.
         expected: u64,
-        /// How many there are, or more than that.
+        /// The number of bytes received, which may be a lower bound.
         actual: u64,
     },
-    /// A layout, an index or a manifest is not as OCI describes it.
+    /// A layout, an index or a manifest violates the OCI specifications or a limit.
     #[error("{what} can't be used: {reason}")]
     Malformed {
-        /// What.
+        /// The rejected content.
         what: ForeignText,
-        /// Why.
+        /// The violation.
         reason: ForeignText,
     },
-    /// Another image bears the name already.
+    /// Another image has the name already.
     #[error("there is another image called {0} already; choose another id")]
     Occupied(ForeignText),
-    /// Others have put another image in its place.
+    /// Another client's image has the name.
     #[error(
         "{name} shows {there}, which this service did not put there; remove that, or synchronize again with overwrite to replace it"
     )]
     Foreign {
-        /// What people pull the image by.
+        /// The reference by which the image is pulled.
         name: ForeignText,
-        /// What is there.
+        /// A description of the content there.
         there: ForeignText,
     },
-    /// The store takes no index that names what the image does not have.
+    /// The store rejects an index that refers to missing entries.
     #[error(
         "{absent} entries of the image's index were not there when it was registered, and the region takes no such index; push them to the home region and register it again, or synchronize it to other regions: {source}"
     )]
     Incomplete {
-        /// How many.
+        /// The number of missing entries.
         absent: usize,
-        /// What the store said.
+        /// The store's response.
         source: Box<Error>,
     },
-    /// There is not enough room.
+    /// A registry does not support the algorithm of a digest.
+    #[error(
+        "the registry does not take the digest {digest}: {source}; carry the image to a registry that supports {}, or push it with digests by {}",
+        .digest.algorithm(), Algorithm::CANONICAL
+    )]
+    DigestUnsupported {
+        /// The digest that it rejected.
+        digest: Digest,
+        /// The registry's response.
+        source: Box<Error>,
+    },
+    /// There is not enough free space.
     #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
     NoSpace {
-        /// How many bytes are needed.
+        /// The bytes that the copy needs.
         needed: u64,
-        /// How many there are, less those that are kept free and those that other copies have reserved.
+        /// The free bytes, less those that are kept free or reserved for other copies.
         available: u64,
     },
-    /// A directory's operations hang.
+    /// Operations on a directory hang.
     #[error(
         "{pending} operations on the directory {directory} have not returned; its disk or its server does not respond"
     )]
     Unresponsive {
-        /// The directory.
+        /// The store's directory.
         directory: ForeignText,
-        /// How many operations have not returned.
+        /// The number of operations that have not returned.
         pending: usize,
     },
-    /// A registry or an object store refused.
+    /// A registry or an object store responded with a failure status.
     #[error("{what}: {status}{detail}")]
     Status {
-        /// What was asked of it.
+        /// The request.
         what: ForeignText,
-        /// What it answered.
+        /// The response's status.
         status: http::StatusCode,
-        /// What it said about that, with a separator before.
+        /// The response's description of the error, with a leading separator.
         detail: ForeignText,
-        /// When it wants to be asked again.
+        /// The wait that the response requests.
         retry_after: Option<Duration>,
     },
-    /// An object store refused, and said why.
+    /// An object store refused a request with a reason.
     #[error("{what}: {source}")]
     Refused {
-        /// What was asked of it.
+        /// The request.
         what: ForeignText,
-        /// What it answered.
+        /// The store's reason.
         source: Box<Refused>,
     },
-    /// A store has other bytes than it was sent.
+    /// The store's bytes differ from those sent.
     #[error("{what}: what the store has of it does not have the digest {digest}; it is written again")]
     WrittenWrong {
-        /// What was written.
+        /// The written content.
         what: ForeignText,
-        /// The digest that it should have.
+        /// The expected digest.
         digest: Digest,
     },
-    /// There are no credentials to show.
+    /// The credentials can't be loaded.
     #[error("the region's credentials: {0}")]
     Credentials(Box<CredentialsError>),
-    /// A registry or an object store could not be reached, or the connection broke.
+    /// A registry or an object store can't be reached, or the connection was lost.
     #[error("{what}: {problem}")]
     Transport {
-        /// What was asked of it.
+        /// The request.
         what: ForeignText,
-        /// What was wrong with the connection, down to its cause.
+        /// The innermost cause.
         problem: ForeignText,
     },
-    /// A copy that ECS makes can't go on.
+    /// A copy by ECS failed.
     #[error(transparent)]
     Ecs(Box<ecs::Error>),
-    /// A store pointed to an address that is not dialed.
+    /// A store referred to a forbidden address.
     #[error("{what}: {source}")]
     Forbidden {
-        /// What was asked of it.
+        /// The request.
         what: ForeignText,
-        /// The address.
+        /// The address, and why it is forbidden.
         source: Forbidden,
     },
-    /// A store pointed to somewhere else.
+    /// A store redirected to another host, which is not contacted.
     #[error("{what}: it points to {to}, {advice}")]
     Elsewhere {
-        /// What was asked of it.
+        /// The request.
         what: ForeignText,
-        /// Where it pointed.
+        /// The target of the redirect.
         to: ForeignText,
-        /// Why it is not contacted, and what would help.
+        /// Why the target is not contacted, and how to change that.
         advice: &'static str,
     },
-    /// An upload that was begun earlier is not there any more, or not as it should be.
+    /// An upload that an earlier attempt began is gone or invalid.
     #[error("{0}: the upload that was begun is gone; it begins anew")]
     UploadGone(ForeignText),
-    /// A registry does not take a blob in the way in which it was sent, and is sent it in another one.
+    /// A registry redirected an upload after its bytes were consumed. They are read again and sent to the target.
+    #[error("{what}: it points to {to}; the bytes are sent there from where the request began")]
+    Redirected {
+        /// The request.
+        what: ForeignText,
+        /// The target of the redirect.
+        to: ForeignText,
+    },
+    /// A registry rejects the way in which a blob was sent. The blob is sent in another way.
     #[error("{0}; the blob is sent in another way")]
     UploadMode(ForeignText),
-    /// The claim that the store is written for is not good any more.
+    /// The claim of the copy is lost.
     #[error("the claim is not good any more")]
     Overtaken,
-    /// Somebody else wrote at the same time.
+    /// Another client changed the content concurrently.
     #[error("{0} was changed by somebody else while it was written")]
     Contended(ForeignText),
-    /// What a claim remembers could not be read or written.
+    /// The database can't be read or written for the journal of the claim.
     #[error("the database: {0}")]
     Journal(String),
-    /// The stream that was to be written broke off; whoever sent it knows why.
+    /// The stream of bytes ended early. Its sender reports the cause.
     #[error("the bytes stopped coming")]
     Interrupted,
-    /// Nothing went on for too long.
+    /// An operation exceeded its time limit.
     #[error("{0} took too long")]
     Stalled(&'static str),
 }
 
-/// What a registry says of a manifest whose blobs it does not find (OCI distribution specification, "Error Codes"). They have been
-/// sent by then: it has lost one, or somebody writes the same one at this moment.
+/// The code of a registry that does not find the blobs of a manifest (OCI distribution specification, "Error Codes").
+/// They were sent before, so the registry lost one, or another client writes the same one concurrently.
 const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
 
-/// What services say by 403 that permission has nothing to do with: that they are asked too often, or that a clock is off.
+/// The prefix of the codes for errors in a manifest's content.
+const OF_MANIFEST: &str = "MANIFEST_";
+
+/// Texts in responses with status 403 that are transient: rate limits and clock skew.
 const PASSING: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
 
 fn is_passing(detail: &str) -> bool {
@@ -201,12 +223,12 @@ fn is_passing(detail: &str) -> bool {
     PASSING.iter().any(|known| detail.contains(known))
 }
 
-/// Whether trying again is of any use.
+/// Whether a retry can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The same may succeed later.
+    /// A retry may succeed.
     Retry,
-    /// It will fail again until somebody changes something.
+    /// A retry fails until a person changes something.
     Fail,
 }
 
@@ -243,13 +265,13 @@ impl Error {
         move |error| Self::malformed(what, error)
     }
 
-    /// Whether trying again is of any use.
+    /// Whether a retry can help.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         use io::ErrorKind as Kind;
         match self {
             Self::Io { source, .. } => match source.kind() {
-                // A file system that had an error of its disk is read-only until that is mended: it is away, as others are.
+                // A file system with a disk error is read-only until it is repaired: the store counts as unavailable.
                 Kind::PermissionDenied
                 | Kind::NotADirectory
                 | Kind::IsADirectory
@@ -258,11 +280,11 @@ impl Error {
                 | Kind::InvalidFilename => Verdict::Fail,
                 _ => Verdict::Retry,
             },
-            // RFC 9110: these say that it may go better later. A missing upload is one that expired.
+            // RFC 9110: these statuses are transient. A missing upload has expired.
             Self::Status { status, detail, retry_after, .. } => match status.as_u16() {
                 408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
                 403 if retry_after.is_some() || is_passing(detail) => Verdict::Retry,
-                // The next attempt looks again which blobs are there, and sends what is not.
+                // The next attempt checks again which blobs are missing, and sends those.
                 400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
                 _ => Verdict::Fail,
             },
@@ -275,6 +297,7 @@ impl Error {
             | Self::Transport { .. }
             | Self::UploadGone(_)
             | Self::UploadMode(_)
+            | Self::Redirected { .. }
             | Self::WrittenWrong { .. }
             | Self::Overtaken
             | Self::Contended(_)
@@ -287,6 +310,7 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::Malformed { .. }
             | Self::Incomplete { .. }
+            | Self::DigestUnsupported { .. }
             | Self::Forbidden { .. }
             | Self::Elsewhere { .. }
             | Self::Occupied(_)
@@ -294,8 +318,8 @@ impl Error {
         }
     }
 
-    /// Whether what is wrong may be the network's, or that of a server which does not know yet what was pushed to another: content that was
-    /// damaged on its way, a part that is not there. Where a source is read over a network, it is worth a few more tries.
+    /// Whether the cause may be the network or a server that has not seen yet what was pushed to another: damaged
+    /// content, or a missing part. Reads over a network are retried a few times for these.
     #[must_use]
     pub fn may_be_outdated(&self) -> bool {
         matches!(
@@ -304,12 +328,35 @@ impl Error {
         )
     }
 
-    /// Whether a registry refused a manifest because it does not find the blobs.
+    /// Converts a failure by which a registry may reject the algorithm of `digest` into [`Error::DigestUnsupported`];
+    /// returns other errors unchanged. No code is defined for that, and every registry supports SHA-256.
+    pub(super) fn about_digest(self, digest: Digest) -> Self {
+        let refuses = match &self {
+            Self::Status { status, detail, .. } => {
+                matches!(status.as_u16(), 400 | 422) && !detail.contains(OF_MANIFEST)
+            }
+            _ => false,
+        };
+        if refuses && digest.algorithm() != Algorithm::CANONICAL {
+            Self::DigestUnsupported { digest, source: Box::new(self) }
+        } else {
+            self
+        }
+    }
+
+    /// Whether the blob must be sent again, in another way or to another place. This happens at most a few times,
+    /// without a wait.
+    #[must_use]
+    pub fn is_resent(&self) -> bool {
+        matches!(self, Self::UploadMode(_) | Self::Redirected { .. })
+    }
+
+    /// Whether a registry rejected a manifest because it does not find the blobs.
     pub(super) fn is_blob_unknown(&self) -> bool {
         matches!(self, Self::Status { detail, .. } if detail.contains(MANIFEST_BLOB_UNKNOWN))
     }
 
-    /// Whether the store is full: room may be made at any time, and the copy is of use then.
+    /// Whether the store is full. Space may be freed at any time, so the copy is retried.
     #[must_use]
     pub fn is_full(&self) -> bool {
         use io::ErrorKind as Kind;
@@ -321,7 +368,7 @@ impl Error {
         }
     }
 
-    /// When the store wants to be asked again, if it said so.
+    /// The wait that the store requests, if it does.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -332,13 +379,13 @@ impl Error {
         }
     }
 
-    /// Whose error it is.
+    /// The party that has to act on the error.
     #[must_use]
     pub fn fault_kind(&self) -> FaultKind {
         if let Self::Ecs(error) = self { error.fault_kind() } else { FaultKind::Store }
     }
 
-    /// Whether what is wrong is that the image, or a part of it, is not there.
+    /// Whether the image or a part of it is missing.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         match self {
@@ -356,6 +403,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::{Error, Verdict};
+    use crate::domain::Digest;
 
     fn io_error(errno: Errno) -> Error {
         Error::io("writing", "a")(io::Error::from_raw_os_error(errno.raw_os_error()))
@@ -388,6 +436,35 @@ mod tests {
             ("", None, Verdict::Fail),
         ] {
             assert_eq!(forbidden(detail, retry_after).verdict(), verdict, "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_unsupported_where_its_algorithm_may_be() {
+        let refused = |status: u16, detail: &str| Error::Status {
+            what: "PUT /".into(),
+            status: http::StatusCode::from_u16(status).expect("a status"),
+            detail: detail.into(),
+            retry_after: None,
+        };
+        let (short, long) = (Digest::Sha256([7; 32]), Digest::Sha512([7; 64]));
+        for (status, detail, digest, unsupported) in [
+            (400, ": DIGEST_INVALID provided digest did not match", long, true),
+            (422, "", long, true),
+            (400, ": DIGEST_INVALID provided digest did not match", short, false),
+            (400, ": MANIFEST_BLOB_UNKNOWN blob unknown to registry", long, false),
+            (400, ": MANIFEST_INVALID", long, false),
+            (401, "", long, false),
+            (404, ": BLOB_UPLOAD_UNKNOWN", long, false),
+            (500, "", long, false),
+        ] {
+            let error = refused(status, detail).about_digest(digest);
+            assert_eq!(matches!(error, Error::DigestUnsupported { .. }), unsupported, "{error}");
+            if unsupported {
+                let text = error.to_string();
+                assert!(text.contains(&digest.to_string()) && text.contains("supports sha512"), "{text}");
+                assert_eq!(error.verdict(), Verdict::Fail);
+            }
         }
     }
 

@@ -1,27 +1,27 @@
-//! What a copy has made visible, until it is certain that it may stay so.
+//! The index that a copy replaced, kept so that the copy can restore it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The index that a copy has put in place of another one, or of none. Clones share it.
+/// The index that a copy has published, with the one it replaced. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange(Arc<Mutex<Option<Exchanged>>>);
 
-/// An index that has taken another one's place.
+/// A replaced index.
 #[derive(Debug)]
 pub struct Exchanged {
-    /// The content of the index that is visible.
+    /// The content of the visible index.
     pub index: Vec<u8>,
-    /// The content of the one that was visible before; nothing if there was none.
+    /// The content of the previous index; `None` if there was none.
     pub previous: Option<Vec<u8>>,
 }
 
 impl Exchange {
-    /// Remembers an exchange.
+    /// Records an exchange.
     pub fn set(&self, exchanged: Exchanged) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(exchanged);
     }
 
-    /// The exchange, which is then forgotten; nothing if the copy has changed nothing that is visible.
+    /// Takes the exchange out; `None` if the copy has published nothing.
     #[must_use]
     pub fn take(&self) -> Option<Exchanged> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()

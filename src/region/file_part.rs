@@ -1,24 +1,23 @@
-//! A part of a file of this machine, read on a thread of its own: a disk, or a member of an archive.
+//! Reads a range of a local file, a disk or a member of an archive, on a blocking thread.
 
 use std::{
     fs::{File, FileType},
-    io::{Read as _, Seek as _, SeekFrom, Take},
+    io::{self, Read, Seek as _, SeekFrom, Take},
     os::unix::fs::FileTypeExt as _,
     path::Path,
 };
 
 use bytes::{Bytes, BytesMut};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::{BlobChunks, CHUNK_BYTES, Error, Result};
-use crate::domain::Digest;
+use crate::domain::{Algorithm, Digest};
 
-/// How many pieces may have been read and not yet passed on.
+/// The limit of chunks that are read ahead.
 const READ_AHEAD: usize = 2;
 
-/// Refuses what can't be read more than once: a file is read for its digests, and again as it is stored. Before it is opened, which would
-/// wait for whatever writes to a pipe.
+/// Fails for files that can't be read twice: a file is read for its digests and again when it is stored. Checked before
+/// the file is opened, because opening a pipe waits for its writer.
 pub fn require_rereadable(path: &Path) -> Result<()> {
     let shown = || path.display().to_string();
     let kind = std::fs::metadata(path).map_err(Error::io("reading", shown()))?.file_type();
@@ -42,7 +41,8 @@ fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
+/// Opens a range of at most `most` bytes that begins at the byte `from`.
+pub fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
     let mut file = File::open(path).map_err(failed(path))?;
     if from > 0 {
         file.seek(SeekFrom::Start(from)).map_err(failed(path))?;
@@ -54,36 +54,40 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     Error::io("reading", path.display().to_string())
 }
 
-/// Reads a part whole, which begins at the byte `from` and has `most` bytes at most.
+/// Reads a range of at most `most` bytes that begins at the byte `from` into memory.
 pub fn read_whole(path: &Path, from: u64, most: u64) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     open(path, from, most)?.read_to_end(&mut content).map_err(failed(path))?;
     Ok(content)
 }
 
-/// The digest of a part, and how many bytes it has.
+/// The digest of a range, and its size in bytes.
 pub fn hash(path: &Path, from: u64, most: u64) -> Result<(Digest, u64)> {
-    let mut file = open(path, from, most)?;
-    let mut hasher = Sha256::new();
+    hash_all(open(path, from, most)?).map_err(failed(path))
+}
+
+/// The digest of everything that `reader` returns, and its size in bytes.
+pub fn hash_all(mut reader: impl Read) -> io::Result<(Digest, u64)> {
+    let mut hasher = Algorithm::CANONICAL.hasher();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut size = 0;
     loop {
-        let length = file.read(&mut buffer).map_err(failed(path))?;
+        let length = reader.read(&mut buffer)?;
         if length == 0 {
-            return Ok((Digest::new(hasher.finalize().into()), size));
+            return Ok((hasher.finish(), size));
         }
         size += length as u64;
         hasher.update(&buffer[..length]);
     }
 }
 
-/// Reads a part piece by piece. Ends with the part, or when nothing receives any more.
+/// Reads a range in chunks. Ends with the range, or when the receiver is dropped.
 pub fn read(path: &Path, from: u64, most: u64) -> BlobChunks {
     let (sender, chunks) = mpsc::channel(READ_AHEAD);
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = pass_on(&path, from, most, &sender) {
-            // Nothing may be listening any more.
+            // The receiver may be dropped.
             let _ = sender.blocking_send(Err(error));
         }
     });

@@ -1,5 +1,7 @@
-//! Which addresses a store may be reached at. A name can be made to point anywhere, at any moment: so it is not the name that is
-//! judged but every address that it leads to, at the moment when it is dialed.
+//! The SSRF guard: decides which addresses may be dialed for a store.
+//!
+//! A name can be made to resolve to any address at any time. The guard therefore checks every resolved address right
+//! before it is dialed, and not the name.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,7 +12,7 @@ use futures_util::future::BoxFuture;
 use reqwest::dns::{Name, Resolve, Resolving};
 use url::{Host, Url};
 
-/// Asks for the addresses of a name.
+/// Resolves a name to its addresses.
 pub type Lookup = dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync;
 
 /// Why an address is not dialed.
@@ -23,7 +25,7 @@ pub struct Forbidden {
     hint: &'static str,
 }
 
-/// Resolves names, and refuses what they must not lead to.
+/// Resolves names and rejects forbidden addresses.
 #[derive(Clone)]
 pub struct Guard {
     loopback: bool,
@@ -39,25 +41,25 @@ impl std::fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// A guard that asks the system for addresses; this machine's own are dialed only if `loopback` says so.
+    /// A guard that uses the system's resolver. Loopback addresses are allowed if `loopback` is set.
     #[must_use]
     pub fn new(loopback: bool) -> Self {
         Self::with_lookup(loopback, Arc::new(|name| Box::pin(system(name))))
     }
 
-    /// A guard that asks `lookup` for addresses.
+    /// A guard that resolves names with `lookup`.
     #[must_use]
     pub fn with_lookup(loopback: bool, lookup: Arc<Lookup>) -> Self {
         Self { loopback, shared: false, lookup }
     }
 
-    /// The same guard, which lets addresses through that a provider shares among its customers (RFC 6598) if `shared` says so.
+    /// The same guard; shared address space (RFC 6598) is allowed if `shared` is set.
     #[must_use]
     pub fn with_shared(self, shared: bool) -> Self {
         Self { shared, ..self }
     }
 
-    /// Refuses a URL whose host is an address that is not dialed. Names are judged when they are resolved.
+    /// Fails if the URL's host is a forbidden address. Names are checked when they are resolved.
     pub fn check(&self, url: &Url) -> Result<(), Forbidden> {
         match url.host() {
             Some(Host::Ipv4(address)) => self.judge(url.host_str().unwrap_or_default(), address.into()),
@@ -66,17 +68,18 @@ impl Guard {
         }
     }
 
-    /// A guard for a host that the configuration names: it may be this machine, or in any of its networks.
+    /// A guard for a host that the configuration trusts: loopback and shared addresses are allowed.
     pub(super) fn trusting(self) -> Self {
         Self { loopback: true, shared: true, ..self }
     }
 
-    /// Asks for the addresses of a name.
+    /// Resolves a name.
     pub(super) async fn look_up(&self, name: &str) -> std::io::Result<Vec<SocketAddr>> {
         (self.lookup)(name.to_owned()).await
     }
 
-    /// Refuses a name if any of its addresses is forbidden: a resolver that returns one such address is not trusted with the others.
+    /// Fails if any address of a name is forbidden: a resolver that returns one such address is not trusted with the
+    /// others.
     pub(super) fn judge_all(&self, host: &str, addresses: &[SocketAddr]) -> Result<(), Forbidden> {
         addresses.iter().try_for_each(|address| self.judge(host, address.ip()))
     }
@@ -117,22 +120,22 @@ enum Class {
     Never(&'static str),
 }
 
-/// Where the clouds' metadata services listen outside of the link-local addresses.
+/// The addresses of cloud metadata services outside of the link-local range.
 const METADATA: [IpAddr; 6] = [
     // Alibaba Cloud ECS.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     // Amazon EC2 over IPv6.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    // Azure's platform, beside its metadata service.
+    // Azure's platform endpoint, beside its metadata service.
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     // Google Compute Engine over IPv6.
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
-    // Oracle Cloud: the older address, and the one over IPv6.
+    // Oracle Cloud: the older address, and the IPv6 one.
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
 ];
 
-/// What an address is (RFC 6890 and the registries it refers to).
+/// Classifies an address (RFC 6890 and the registries it refers to).
 fn class(address: IpAddr) -> Class {
     if METADATA.contains(&address) {
         return Class::Never("a metadata service");
@@ -154,13 +157,14 @@ fn class(address: IpAddr) -> Class {
     }
 }
 
-/// Whether an address leads to an IPv4 host by a way that nobody needs any more, or whose end it does not tell: Teredo (RFC 4380), 6to4 (RFC
-/// 3056, given up by RFC 7526), and NAT64 by a prefix of a network's own (RFC 8215).
+/// Whether an address leads to an IPv4 host through an obsolete or opaque mechanism: Teredo (RFC 4380), 6to4 (RFC 3056,
+/// deprecated by RFC 7526), or NAT64 with a network-specific prefix (RFC 8215).
 fn is_tunnel(v6: Ipv6Addr) -> bool {
     matches!(v6.segments(), [0x2001, 0, ..] | [0x2002, ..] | [0x64, 0xff9b, 1, ..])
 }
 
-/// The IPv4 address that an IPv6 address stands for: mapped, NAT64 by the prefix of all (RFC 6052), or ISATAP (RFC 5214).
+/// The IPv4 address embedded in an IPv6 address: mapped, NAT64 with the well-known prefix (RFC 6052), or ISATAP (RFC
+/// 5214).
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| {
         let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];

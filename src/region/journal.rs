@@ -1,97 +1,104 @@
-//! What a claim remembers beyond its worker.
+//! The journal of a claim: the record that outlives its worker.
 
 use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::{Result, tree};
-use crate::domain::{Digest, ImageName, Verification};
+use super::Result;
+use crate::domain::{Algorithm, Digest, ImageName, Verification};
 
-/// What a claim remembers beyond its worker: the uploads that it has begun, so that whoever claims the replica next goes on
-/// with them, what it has written and made visible, and whether it is still good.
+/// The record of a claim that outlives its worker: unfinished uploads, which the next claim of the replica resumes,
+/// written and published content, and whether the claim is still valid.
 #[async_trait]
 pub trait Journal: Send + Sync + std::fmt::Debug {
-    /// Fails if the claim is not good any more. Asked right before what a fence can't guard: a registry knows of none.
+    /// Fails if the claim is lost. Called right before writes that a fence can't guard: registries have no fences.
     async fn hold(&self) -> Result<()>;
 
-    /// The upload of a blob that was begun and has not ended.
+    /// The unfinished upload of a blob, if there is one.
     async fn upload(&self, blob: Digest) -> Result<Option<String>>;
 
-    /// Remembers how far an upload has come, or that it has begun; before anything of it can be lost.
+    /// Records the beginning or the progress of an upload, before any of it can be lost.
     async fn note(&self, blob: Digest, session: &str) -> Result<()>;
 
-    /// Forgets an upload: it is done, or gone.
+    /// Removes an upload that is complete or gone.
     async fn forget(&self, blob: Digest) -> Result<()>;
+
+    /// Records an upload that the store failed to abort and that no other record has, so that the abort is retried
+    /// later.
+    async fn abandon(&self, _session: &str) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether this copy has written the blob, in this attempt or an earlier one.
     async fn wrote(&self, _blob: Digest) -> Result<bool> {
         Ok(false)
     }
 
-    /// Remembers that this copy has written the blob, and that its store has checked its digest. It may be lost until
-    /// [`Journal::save`].
+    /// Records that this copy has written the blob and that its store has verified the digest. The record may be lost
+    /// until [`Journal::save`].
     async fn note_written(&self, _blob: Digest) -> Result<()> {
         Ok(())
     }
 
-    /// Makes what was noted last outlive the attempt.
+    /// Makes the records outlive the attempt.
     async fn save(&self) -> Result<()> {
         Ok(())
     }
 
-    /// What was learned about how a registry takes blobs, as it was noted; nothing if nothing was, or that is long ago.
+    /// The recorded habits of a registry in taking blobs; `None` if there are none or they are outdated.
     async fn registry_habits(&self, _service: &str) -> Result<Option<String>> {
         Ok(None)
     }
 
-    /// Remembers what was learned about how a registry takes blobs, for every process that writes to it.
+    /// Records the habits of a registry in taking blobs, for every process that writes to it.
     async fn note_registry_habits(&self, _service: &str, _habits: &str) -> Result<()> {
         Ok(())
     }
 
-    /// What the store said of a blob at a location when it was read there and had its digest; nothing if it never was.
+    /// The witness of a blob that was read at a location and had its digest; `None` if it was never read there.
     async fn reading(&self, _location: &str, _blob: Digest) -> Result<Option<Witness>> {
         Ok(None)
     }
 
-    /// Remembers that a blob at a location was read and had its digest.
+    /// Records that a blob was read at a location and had its digest.
     async fn note_reading(&self, _location: &str, _blob: Digest, _witness: &Witness) -> Result<()> {
         Ok(())
     }
 
-    /// Remembers that a name is about to show a root, so that it is this service's own from then on. Fails if the claim is not good any
-    /// more.
+    /// Records that a name is about to show a root, which makes the name this service's own. Fails if the claim is
+    /// lost.
     async fn begin_publishing(&self, _name: &ImageName, _root: Digest) -> Result<()> {
         self.hold().await
     }
 
-    /// Remembers that a name shows a root, and how it is known that all of it is there.
-    async fn note_published(&self, _name: &ImageName, _root: Digest, _verification: Verification) -> Result<()> {
+    /// Records that a name shows a root, and how all of it was verified; `None` if a part is known to be missing.
+    async fn note_published(&self, _name: &ImageName, _root: Digest, _whole: Option<Verification>) -> Result<()> {
         Ok(())
     }
 }
 
-/// What a store says of a blob that changes when it is written again: its entity tag, the time at which it was written. Nothing where
-/// the store says no such thing.
+/// A value of the store that changes when a blob is written again: its entity tag or modification time. `None` if the
+/// store has no such value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Witness(pub Option<String>);
 
-/// The longest witness that is kept as it is, in bytes.
+/// The longest witness that is kept verbatim, in bytes.
 const MAX_WITNESS: usize = 256;
 
 impl Witness {
-    /// What a store says. It is kept in the database, and only ever compared: of what is long, its digest does as well.
+    /// The witness for a store's value. The database keeps it and only compares it; a long value is replaced by its
+    /// digest.
     pub(super) fn of(said: String) -> Self {
         Self(match said.len() {
             0 => None,
             1..=MAX_WITNESS => Some(said),
-            _ => Some(tree::digest(said.as_bytes()).to_string()),
+            _ => Some(Algorithm::CANONICAL.digest(said.as_bytes()).to_string()),
         })
     }
 }
 
-/// A journal that lives as long as its process.
+/// A journal in memory, which ends with its process.
 #[derive(Debug, Default)]
 pub struct Memory {
     uploads: Mutex<BTreeMap<Digest, String>>,

@@ -1,84 +1,103 @@
-//! The index of an OCI image layout (image specification 1.1, "index.json file"), wherever it lies: how it is written so that every
-//! program finds the image, and how those that other programs write are read.
+//! Writes and reads the index of an OCI image layout (image specification 1.1, "index.json file") in any store.
 //!
-//! Programs find an image in a layout in three ways: as the only entry of the index, by the name `latest`, or by a name that they are
-//! given. So a layout that is written here has one entry, and it is called `latest`. What refers to the image (signatures, bills of
-//! materials) would be further entries, with which skopeo, podman and crane no longer find the image by itself; it is listed in a second
-//! index, a blob, which an annotation of the entry names.
+//! Programs find an image in a layout in three ways: as the only entry of the index, by the name `latest`, or by a
+//! given name. A layout written here therefore has one entry, called `latest`. Further entries for the image's
+//! referrers (signatures, bills of materials) would hide the image from skopeo, podman and crane when no name is given.
+//! They are listed in a second index, a blob that an annotation of the entry names.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::{
-    Error, ImageSpec, Result, Source, Tree,
-    referrers::{self, Entry, Listing, is_attached_by, referrers_tag},
-    tree::{self, INDEX_TYPES, Reference},
+    Entry, Error, ImageSpec, Located, Result, Source, Tree,
+    neighbors::{Neighbors, Tags},
+    pinned::split_digest,
+    referrers::{self, is_attached_by, referrers_tag},
+    tree::{INDEX_TYPES, Reference},
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageId, ImageName};
 
-/// The index's file, which makes an image visible.
+/// The file of the index. It makes an image visible.
 pub const INDEX: &str = "index.json";
-/// The file that says what the directory is, and its content.
+/// The file that marks a directory as a layout, and its content.
 pub const MARKER: &str = "oci-layout";
 pub const MARKER_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The directory of the blobs.
-pub const BLOBS: &str = "blobs/sha256";
+/// The directory of the blobs, with a subdirectory for each digest algorithm.
+pub const BLOBS: &str = "blobs";
 
-/// The annotation by which an entry of an index is known (image specification 1.1, "Pre-Defined Annotation Keys").
+/// The annotation with an entry's name (image specification 1.1, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The annotation with the whole name, beside its tag in [`REF_NAME`]: docker and containerd write it.
+/// The annotation with the full name, of which [`REF_NAME`] has the tag. Docker and containerd write it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// The annotation by which `cosign save` tells an image from its signatures, and how the values for images end.
+/// The annotation by which `cosign save` distinguishes images from signatures, and the suffixes of its values for
+/// images.
 const COSIGN_KIND: &str = "kind";
 const COSIGN_IMAGES: [&str; 2] = ["/image", "/imageIndex"];
-/// The annotations of an image's entry with the digest and the size of the index of what refers to the image.
+/// The annotations of an image's entry with the digest and the size of the index of the image's referrers.
 const REFERRERS: &str = "io.appferry.referrers";
 const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
-/// How many of a layout's names an error repeats.
+/// The limit of names that an error lists.
 const SHOWN_NAMES: usize = 16;
-/// The name of the image in a layout that is written here: the one that programs ask for by default.
+/// The image's name in a layout written here: the one that programs request by default.
 const LATEST: &str = "latest";
 
-/// The name of the layout that a caller describes, in a store that has one for each image.
-pub fn name(spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-    let name = match spec {
-        ImageSpec::Vm(name) => name,
-        ImageSpec::Container(url) => url.strip_prefix("oci:").ok_or_else(|| {
-            let url = ForeignText::value(url);
-            format!("{url:?} is not of the form oci:NAME, and the home region's store is one of OCI image layouts")
-        })?,
+/// The path of a blob in a layout (image specification 1.1, "Blobs").
+pub fn blob_path(digest: Digest) -> String {
+    format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// Resolves a caller's description of an image in a store that has one layout for each image.
+pub fn locate(spec: &ImageSpec) -> std::result::Result<Located, String> {
+    let (name, digest) = match spec {
+        ImageSpec::Vm(name) => (name.as_str(), None),
+        ImageSpec::Container(url) => {
+            let (plain, digest) = split_digest(url).map_err(|error| error.to_string())?;
+            let name = plain.strip_prefix("oci:").ok_or_else(|| {
+                let url = ForeignText::value(url);
+                format!("{url:?} is not of the form oci:NAME or oci:NAME@DIGEST, and the home region's store is one of OCI image layouts")
+            })?;
+            (name, digest)
+        }
     };
     let name: ImageId = name.parse().map_err(|error| format!("it names no image of the store: {error}"))?;
-    Ok(ImageName(name.to_string()))
+    Ok(Located { name: ImageName(name.to_string()), digest })
 }
 
 /// The index of a layout.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
     schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
+    #[serde(deserialize_with = "descriptors")]
     manifests: Vec<Reference>,
-    /// What was read.
+    /// The content that was parsed.
     #[serde(skip)]
     content: Bytes,
-    /// Where it was read.
+    /// The path of the index, for errors.
     #[serde(skip)]
     path: String,
 }
 
-/// What an image's layout has beside the image's own blobs and manifests.
+/// Parses the entries that are descriptors and skips others. [`Index::unnamed`] includes those for a warning.
+fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Reference>, D::Error> {
+    let entries = Vec::<Box<RawValue>>::deserialize(deserializer)?;
+    Ok(entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect())
+}
+
+/// The files of an image's layout other than the image's own blobs and manifests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The content of [`INDEX`].
     pub index: Vec<u8>,
-    /// Blobs that the index needs.
+    /// The blobs that the index refers to.
     pub blobs: Vec<(Descriptor, Bytes)>,
-    /// An index of the image and of what refers to it, which is one of the blobs; nothing if nothing refers to it. As the index of a
-    /// layout of the same blobs, it shows programs that look for signatures there what they look for.
+    /// An index of the image and its referrers, which is one of the blobs; `None` if the image has no referrers. As the
+    /// index of a layout with the same blobs, it shows the referrers to programs that search for signatures.
     pub with_referrers: Option<Bytes>,
 }
 
@@ -104,20 +123,19 @@ impl Layout {
         }
         entries.extend(tagged);
         let with_referrers = Bytes::from(content(entries)?);
-        let digest = tree::digest(&with_referrers);
-        let size = with_referrers.len() as u64;
-        blobs.push((Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }, with_referrers.clone()));
+        let list = Descriptor::of_content(INDEX_TYPES[0], &with_referrers);
         let annotations = [
             named(LATEST),
-            (REFERRERS.to_owned(), digest.to_string().into()),
-            (REFERRERS_SIZE.to_owned(), size.to_string().into()),
+            (REFERRERS.to_owned(), list.digest.to_string().into()),
+            (REFERRERS_SIZE.to_owned(), list.size.to_string().into()),
         ];
+        blobs.push((list, with_referrers.clone()));
         let index = content(vec![Reference::new(root, Some(annotations.into_iter().collect()))])?;
         Ok(Self { index, blobs, with_referrers: Some(with_referrers) })
     }
 }
 
-/// The content of an index of these entries.
+/// The JSON of an index with the given entries.
 fn content(manifests: Vec<Reference>) -> Result<Vec<u8>> {
     let media_type = Some(INDEX_TYPES[0].to_owned());
     let index = Index { schema_version: 2, media_type, manifests, content: Bytes::new(), path: String::new() };
@@ -128,7 +146,7 @@ fn annotation<'a>(entry: &'a Reference, key: &str) -> Option<&'a str> {
     entry.annotations.as_ref()?.get(key)?.as_str()
 }
 
-/// Whether an entry is an image of the layout, and not a list or a signature of one by its name or its kind.
+/// Whether an entry is an image, and not a signature or a list of referrers, by its name or its kind.
 fn is_image(entry: &Reference) -> bool {
     let is_attached = annotation(entry, REF_NAME).is_some_and(is_attached_by);
     let kind = annotation(entry, COSIGN_KIND).filter(|kind| kind.starts_with("dev.cosignproject.cosign/"));
@@ -136,7 +154,7 @@ fn is_image(entry: &Reference) -> bool {
 }
 
 impl Index {
-    /// Reads an index that lies at `path`.
+    /// Parses the index at `path`.
     pub fn parse(path: &str, content: &[u8]) -> Result<Self> {
         let index: Self = serde_json::from_slice(content).map_err(|error| Error::malformed(path, error))?;
         if index.schema_version != 2 {
@@ -145,8 +163,8 @@ impl Index {
         Ok(Self { path: path.to_owned(), content: Bytes::copy_from_slice(content), ..index })
     }
 
-    /// The root of an image: the one that is called `name`, be that its digest; without a name, the only one, or the only one that has a
-    /// name. One image may have several names.
+    /// The root of an image: the entry with `name`, which may be its digest; without a name the only image, or the only
+    /// named one. One image may have several names.
     pub fn root(&self, name: Option<&str>) -> Result<Descriptor> {
         let is_called = |entry: &&Reference, name: &str| {
             let names = [annotation(entry, REF_NAME), annotation(entry, CONTAINERD_NAME), Some(entry.digest.as_str())];
@@ -167,7 +185,7 @@ impl Index {
         }
     }
 
-    /// Why no image, or none of several, was chosen.
+    /// Describes why no image or no single image was found.
     fn unclear(&self, name: Option<&str>, count: usize) -> String {
         let names = self.manifests.iter().filter(|entry| is_image(entry));
         let names = names.map(|entry| ForeignText::value(annotation(entry, REF_NAME).unwrap_or(&entry.digest)));
@@ -177,12 +195,18 @@ impl Index {
             (Some(name), count) => {
                 format!("it has {count} images called {name:?}; name one by its digest, of: {names}")
             }
-            (None, 0) => "it has no image".to_owned(),
+            (None, 0) => {
+                match self.unnamed().ok().and_then(|entries| entries.iter().find_map(|entry| entry.descriptor().err()))
+                {
+                    Some(error) => format!("it has no image: {error}"),
+                    None => "it has no image".to_owned(),
+                }
+            }
             (None, count) => format!("it has {count} images; name one of them behind a colon, of: {names}"),
         }
     }
 
-    /// The index that lists what is attached to the image, where there is one of its own.
+    /// The separate index of the image's attachments, if the layout has one.
     fn with_attachments(&self) -> Result<Option<Descriptor>> {
         let Some(entry) = self.manifests.iter().find(|entry| annotation(entry, REFERRERS).is_some()) else {
             return Ok(None);
@@ -194,14 +218,21 @@ impl Index {
         Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
     }
 
-    /// What has a tag, if anything has.
-    fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
+    /// The entry with a digest, if there is one.
+    pub fn listed(&self, digest: Digest) -> Result<Option<Descriptor>> {
+        let digest = digest.to_string();
+        let found = self.manifests.iter().find(|entry| entry.digest == digest);
+        found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
+    }
+
+    /// The entry with a tag, if there is one.
+    pub fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
         let found = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(tag));
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// The manifests that are listed without a name: oras puts those that refer to the image there.
-    pub fn unnamed(&self) -> Result<Vec<Entry>> {
+    /// The unnamed manifests and the invalid entries: oras lists an image's referrers there.
+    fn unnamed(&self) -> Result<Vec<Entry>> {
         let entries = referrers::entries(&self.content);
         let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
         Ok(entries.into_iter().filter(|entry| !entry.has_name()).collect())
@@ -212,26 +243,14 @@ fn digests<'a>(entries: &[&'a Reference]) -> BTreeSet<&'a str> {
     entries.iter().map(|entry| entry.digest.as_str()).collect()
 }
 
-/// The index that lists what is attached to an image: one of its own, or the layout's.
-async fn of_attachments(source: &dyn Source, name: &ImageName, index: Index) -> Result<Index> {
-    match index.with_attachments()? {
-        Some(own) => Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?),
-        None => Ok(index),
-    }
-}
-
-/// What refers to a manifest of an image, as the index of its layout says ("Referrers Tag Schema").
-pub async fn referrers(source: &dyn Source, name: &ImageName, index: Index, subject: Digest) -> Result<Listing> {
-    let Some(list) = tagged(source, name, index, &referrers_tag(subject)).await? else { return Ok(Listing::default()) };
-    referrers::fits_list(&list)?;
-    let content = source.read_manifest(name, &list).await?;
-    let listed = referrers::entries(&content).map(Listing::from);
-    listed.map_err(|error| Error::malformed(format!("the referrers of {subject}"), error))
-}
-
-/// What has a tag beside the image, as the index of its layout says.
-pub async fn tagged(source: &dyn Source, name: &ImageName, index: Index, tag: &str) -> Result<Option<Descriptor>> {
-    of_attachments(source, name, index).await?.tagged(tag)
+/// The neighbors of an image by its layout's index: attachments are listed there or in a separate index.
+pub async fn neighbors(source: &dyn Source, name: &ImageName, index: Index) -> Result<Neighbors> {
+    let unnamed = index.unnamed()?;
+    let index = match index.with_attachments()? {
+        Some(own) => Index::parse(&own.digest.to_string(), &source.read_manifest(name, &own).await?)?,
+        None => index,
+    };
+    Ok(Neighbors { tags: Tags::Indexed(index), unnamed })
 }
 
 #[cfg(test)]
@@ -299,5 +318,16 @@ mod tests {
             assert!(refused.contains("2 images; name one"), "{refused}");
         }
         assert!(root(&[], None).expect_err("there is none").contains("it has no image"));
+    }
+
+    #[test]
+    fn an_entry_that_is_nonsense_takes_no_image_away() {
+        let mut nonsense = entry('c', &json!({}));
+        nonsense["size"] = json!(-1);
+        let entries = [nonsense.clone(), json!("x"), named('a', "v1")];
+        assert_eq!(root(&entries, None).as_deref(), Ok("a"));
+        assert_eq!(root(&entries, Some("v1")).as_deref(), Ok("a"));
+        let refused = root(&[nonsense], None).expect_err("there is none");
+        assert!(refused.contains("it has no image") && refused.contains("-1"), "{refused}");
     }
 }

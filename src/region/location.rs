@@ -1,4 +1,4 @@
-//! Where a store is, as the configuration writes it.
+//! Parses and formats the locations of stores in the configuration.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -6,42 +6,42 @@ use url::{Host, Url};
 
 use crate::domain::ForeignText;
 
-/// Where a store is.
+/// The location of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
-    /// `dir://PATH`: a directory, absolute or relative to where the service runs.
+    /// `dir://PATH`: a directory, absolute or relative to the working directory of the service.
     Dir(PathBuf),
     /// `registry+https://HOST[:PORT][/NAMESPACE]`, or `registry+http://` for one without TLS.
     Registry(RegistryLocation),
-    /// `s3://BUCKET[/PREFIX]`, `gs://` and `az://`.
+    /// `s3://BUCKET[/PREFIX]`, `gs://` or `az://`.
     Object(ObjectLocation),
-    /// `ecs://REGION`: a region of Alibaba Cloud, by its own name for it.
+    /// `ecs://REGION`: a region of Alibaba Cloud, by the provider's name for it.
     Ecs(String),
 }
 
-/// Where a registry is.
+/// The location of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryLocation {
-    /// Its scheme, host and port.
+    /// The scheme, host and port.
     pub base: Url,
-    /// What stands before the names of its repositories; empty for nothing.
+    /// The prefix of the repositories' names; may be empty.
     pub namespace: String,
 }
 
 impl RegistryLocation {
-    /// Whether it is this machine by its very name.
+    /// Whether the host is a loopback address or `localhost`.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.base)
     }
 
-    /// Whether it is spoken to without TLS.
+    /// Whether the registry is used without TLS.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.base.scheme() == "http"
     }
 
-    /// Whether a text names its host and its port: capitals and the usual port make no difference.
+    /// Whether `host` names the same host and port. Case and the default port make no difference.
     #[must_use]
     pub fn is_at(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
@@ -49,20 +49,20 @@ impl RegistryLocation {
         host.strip_suffix(usual).unwrap_or(&host) == self.authority()
     }
 
-    /// Its host, and its port if it is not the usual one.
+    /// The host, with the port unless it is the default.
     #[must_use]
     pub fn authority(&self) -> String {
         authority(&self.base)
     }
 }
 
-/// A URL's host, and its port if it is not the usual one: what stands in the header `host`.
+/// A URL's host, with the port unless it is the default, as in the header `host`.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Whether a URL is this machine by its very name.
+/// Whether a URL's host is a loopback address or `localhost`.
 #[must_use]
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -73,10 +73,10 @@ pub fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Whose object store it is.
+/// The provider of an object store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Provider {
-    /// Amazon S3 and whatever speaks its API.
+    /// Amazon S3 and services with its API.
     S3,
     /// Google Cloud Storage.
     Gcs,
@@ -85,7 +85,7 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// The scheme of its locations.
+    /// The scheme of the provider's locations.
     #[must_use]
     pub const fn scheme(self) -> &'static str {
         match self {
@@ -96,18 +96,18 @@ impl Provider {
     }
 }
 
-/// A part of a bucket.
+/// The location of a bucket, or of a prefix in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectLocation {
-    /// Whose it is.
+    /// The provider.
     pub provider: Provider,
-    /// The bucket, or the container.
+    /// The bucket, or Azure's container.
     pub bucket: String,
-    /// What stands before the names of its images; empty for nothing.
+    /// The prefix of the images' names; may be empty.
     pub prefix: String,
 }
 
-/// Why a text is no location.
+/// A text that is not a valid location.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no store; expected dir://PATH, registry+https://HOST/NAMESPACE, s3://BUCKET/PREFIX, gs://, az:// or ecs://REGION{1}"
@@ -169,7 +169,7 @@ fn object(provider: Provider, rest: &str) -> Result<ObjectLocation, &'static str
     Ok(ObjectLocation { provider, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
 }
 
-/// Whether a text may name a repository (OCI distribution specification 1.1, "Pulling manifests").
+/// Whether a text is a valid repository name (OCI distribution specification 1.1, "Pulling manifests").
 pub(super) fn is_repository(name: &str) -> bool {
     let component = |part: &str| {
         let runs: Vec<&str> = part.split(['.', '_', '-']).collect();
@@ -183,7 +183,7 @@ pub(super) fn is_repository(name: &str) -> bool {
     name.len() <= 255 && name.split('/').all(component)
 }
 
-/// Whether a text may be a tag (OCI distribution specification 1.1, "Pulling manifests").
+/// Whether a text is a valid tag (OCI distribution specification 1.1, "Pulling manifests").
 pub(super) fn is_tag(tag: &str) -> bool {
     let first = |c: char| c.is_ascii_alphanumeric() || c == '_';
     tag.len() <= 128
@@ -191,7 +191,7 @@ pub(super) fn is_tag(tag: &str) -> bool {
         && tag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// A location as it may be shown: what stands before an @ may be a password.
+/// Removes everything before an `@` from a location, as it may be a password.
 fn without_secret(text: &str) -> ForeignText {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => ForeignText::value(format_args!("{scheme}://***@{rest}")),

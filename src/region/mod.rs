@@ -1,5 +1,5 @@
-//! Where images live: the store of each region, behind one trait. Only this module knows how bytes are stored; it knows
-//! nothing of who asks for them, of databases or of protobuf.
+//! The stores of the regions' images, behind one trait. Only this module knows how bytes are stored. It does not know
+//! the API, the database or protobuf.
 
 mod activity;
 mod answer;
@@ -11,14 +11,18 @@ mod dir;
 mod disk;
 pub mod ecs;
 mod egress;
+mod entry;
 mod error;
 mod exchange;
 mod file_part;
 pub mod guard;
 mod journal;
 mod layout;
+mod lenders;
 mod location;
+mod neighbors;
 mod object;
+mod pinned;
 mod references;
 mod referrers;
 mod registry;
@@ -40,13 +44,17 @@ pub use budget::MAX_MANIFEST_BYTES;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
-pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted};
+pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted, ProxyTrial};
+pub use entry::{Entry, EntryError};
 pub use error::{Error, Result, Verdict};
 pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
+pub use lenders::Lenders;
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
+pub use neighbors::Neighbors;
 pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
-pub use referrers::{Entry, Listing, ReferrersIndex};
+pub use pinned::split_digest;
+pub use referrers::{Listing, ReferrersIndex};
 pub use registry::{
     Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
     DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,
@@ -54,27 +62,27 @@ pub use registry::{
 pub use remembering_source::{Manifests, RememberingSource};
 pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
-pub use store::{BlobChunks, Chunk, ImageSpec, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
+pub use store::{BlobChunks, Chunk, ImageSpec, Located, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
 pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
 
-pub use verify::{Inspection, verify};
+pub use verify::{Inspection, MovedName, verify};
 
 use crate::domain::RegionId;
 
-/// How many bytes travel together.
+/// The size of a chunk of a blob, in bytes.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
-/// What keeps the images of all configured regions.
+/// The storage of all configured regions.
 #[derive(Debug, Clone)]
 pub enum Backend {
-    /// Stores of blobs, which we carry.
+    /// Stores of blobs, which this service copies.
     Stores(Stores),
-    /// Regions of Alibaba Cloud, whose ECS copies images itself.
+    /// Regions of Alibaba Cloud, where ECS copies the images.
     Ecs(Ecs),
 }
 
 impl Backend {
-    /// The store of a region; nothing if it has none.
+    /// The store of a region; `None` if it has none.
     #[must_use]
     pub fn store(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
         match self {
@@ -102,18 +110,18 @@ impl Backend {
     }
 }
 
-/// The store of every configured region.
+/// The stores of all configured regions. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Stores(Arc<BTreeMap<RegionId, Arc<dyn Store>>>);
 
 impl Stores {
-    /// The stores of some regions.
+    /// Creates the set from the regions and their stores.
     #[must_use]
     pub fn new(stores: impl IntoIterator<Item = (RegionId, Arc<dyn Store>)>) -> Self {
         Self(Arc::new(stores.into_iter().collect()))
     }
 
-    /// The store of a region; nothing if it is not configured.
+    /// The store of a region; `None` if the region is not configured.
     #[must_use]
     pub fn get(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
         self.0.get(region)

@@ -1,41 +1,41 @@
-//! What a manifest refers to, by the place where it says so.
+//! Parses a manifest's references and determines the role of each.
 
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::tree::{INDEX_TYPES, MANIFEST_TYPES};
 use crate::domain::{Descriptor, DigestError};
 
-/// A manifest of an artifact, as registries from before OCI 1.1 have them: a list of blobs.
+/// The type of artifact manifests in registries that predate OCI 1.1. They list blobs.
 const ARTIFACT_TYPE: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
-/// Where something stands that is to be read.
+/// The role of a referenced part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// An image's own manifest, of a type that is known.
+    /// An image's root manifest, of a known type.
     Root,
-    /// What is attached to an image: a manifest of any type.
+    /// An attachment's manifest, of any type.
     Attached,
     /// An entry of an index.
     Entry,
     /// A configuration or a layer.
     Blob,
-    /// A layer that others give out.
+    /// A layer that is distributed from other URLs.
     Foreign,
 }
 
-/// What a manifest says of one part. Annotations, which may take many times the memory that they have bytes, are left out.
+/// A manifest's reference to one part. Annotations are skipped, as they may take many times their size in memory.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reference {
     media_type: String,
     digest: String,
     size: u64,
-    /// Where else the content is to be had.
+    /// Other URLs of the content.
     #[serde(default)]
     urls: Option<Vec<IgnoredAny>>,
 }
 
-/// What is read of a manifest.
+/// The parsed fields of a manifest.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Content {
@@ -47,12 +47,12 @@ struct Content {
     blobs: Option<Vec<Reference>>,
 }
 
-/// Whether it is known what manifests of a type have.
+/// Whether a media type is a known type of manifests or indexes.
 pub fn is_known(kind: &str) -> bool {
     INDEX_TYPES.contains(&kind) || MANIFEST_TYPES.contains(&kind) || kind == ARTIFACT_TYPE
 }
 
-/// What a manifest or an index refers to. One of a type that is not known says by its content what it is.
+/// The references of a manifest or an index. The content determines which of the two one of an unknown type is.
 pub fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<(Reference, Place)>> {
     let Content { schema_version, media_type, manifests, config, layers, blobs } = serde_json::from_slice(content)?;
     let missing = |field| Err(serde::de::Error::missing_field(field));
@@ -77,7 +77,7 @@ pub fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<(Referen
 }
 
 impl Reference {
-    /// What it refers to.
+    /// The descriptor of the part.
     pub fn parse(self) -> std::result::Result<Descriptor, DigestError> {
         Ok(Descriptor { digest: self.digest.parse()?, media_type: self.media_type, size: self.size })
     }

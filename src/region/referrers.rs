@@ -1,5 +1,5 @@
-//! What refers to a manifest: lists of referrers (OCI distribution specification 1.1, "Listing Referrers"), and the tags that tell
-//! of attachments where there is no such list. Entries are kept byte for byte, with all that others have written into them.
+//! Lists of the manifests that refer to a manifest (OCI distribution specification 1.1, "Listing Referrers"), and the
+//! tags of attachments that replace such lists. Entries of other clients in a list are kept byte for byte.
 
 use std::collections::BTreeMap;
 
@@ -7,36 +7,40 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{
-    Error, Result,
-    tree::{INDEX_TYPES, digest},
-};
-use crate::domain::{Descriptor, Digest, DigestError};
+use super::{Error, Result, entry::Entry, tree::INDEX_TYPES};
+use crate::domain::{Algorithm, Descriptor, Digest};
 
-/// What a list of referrers may have in bytes, all its pages together.
+/// The limit of a list of referrers, all its pages together, in bytes.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
 
-/// What is attached to an image by a tag of its own beside it: `sha256-HEX` and one of these, where HEX are the digits of the digest
-/// that it is attached to. Cosign names signatures, attestations and bills of materials so.
+/// The suffixes of an attachment's tag, after the tag of the subject's digest ([`referrers_tag`]). Cosign names
+/// signatures, attestations and bills of materials so.
 const ATTACHED: [&str; 3] = [".sig", ".att", ".sbom"];
+/// The limit of a digest's hexadecimal digits in a tag ("Referrers Tag Schema"): all of SHA-256's, half of SHA-512's.
+const TAG_DIGITS: usize = 64;
 
-/// The tag by which what refers to a manifest is found where there is no other way ("Referrers Tag Schema").
+/// The fallback tag of a manifest's referrers ("Referrers Tag Schema").
 pub(super) fn referrers_tag(subject: Digest) -> String {
-    format!("sha256-{}", subject.hex())
+    let mut digits = subject.hex();
+    digits.truncate(TAG_DIGITS);
+    format!("{}-{digits}", subject.algorithm())
 }
 
-/// The tags of images that may be attached to a manifest.
+/// The tags of possible attachments to a manifest.
 pub(super) fn attachment_tags(subject: Digest) -> [String; 3] {
     ATTACHED.map(|kind| format!("{}{kind}", referrers_tag(subject)))
 }
 
-/// Whether a tag is of something that is attached to an image, or lists such things, and not an image's own.
+/// Whether a tag is an attachment's or a list of referrers', and not an image's.
 pub(super) fn is_attached_by(tag: &str) -> bool {
     let name = ATTACHED.iter().find_map(|kind| tag.strip_suffix(kind)).unwrap_or(tag);
-    name.strip_prefix("sha256-").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    let is_known = |algorithm: &str| Algorithm::ALL.into_iter().any(|known| known.as_str() == algorithm);
+    name.split_once('-').is_some_and(|(algorithm, digits)| {
+        is_known(algorithm) && digits.len() == TAG_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
 }
 
-/// Refuses a list of referrers that says of itself that it is too large.
+/// Fails if the declared size of a list of referrers exceeds the limit.
 pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
     if list.size <= MAX_REFERRERS_BYTES {
         return Ok(());
@@ -45,57 +49,12 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
     Err(Error::malformed(format!("the list of referrers {}", list.digest), reason))
 }
 
-/// A manifest as an index lists it, with all that the index says of it.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    raw: Box<RawValue>,
-    told: Told,
-}
-
-/// What is read of an entry.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Told {
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    annotations: Option<Annotations>,
-}
-
-/// The annotations that are read.
-#[derive(Debug, Clone, Deserialize)]
-struct Annotations {
-    #[serde(rename = "org.opencontainers.image.ref.name")]
-    name: Option<String>,
-}
-
-impl Entry {
-    /// Whether the index gives it a name (image specification 1.1, "Pre-Defined Annotation Keys").
-    #[must_use]
-    pub fn has_name(&self) -> bool {
-        self.told.annotations.as_ref().is_some_and(|annotations| annotations.name.is_some())
-    }
-
-    /// Its digest, if it is one that is understood.
-    #[must_use]
-    pub fn digest(&self) -> Option<Digest> {
-        self.told.digest.parse().ok()
-    }
-
-    /// What it lists.
-    pub fn descriptor(&self) -> std::result::Result<Descriptor, DigestError> {
-        let Told { media_type, digest, size, .. } = &self.told;
-        Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
-    }
-}
-
-/// What a store lists as referring to a manifest.
+/// A store's list of a manifest's referrers.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The manifests.
+    /// The listed entries.
     pub entries: Vec<Entry>,
-    /// Why there may be others, if the list could not be read to its end.
+    /// The error that cut the list short, if one did.
     pub broken: Option<Error>,
 }
 
@@ -105,7 +64,7 @@ impl From<Vec<Entry>> for Listing {
     }
 }
 
-/// An index whose entries, and whatever else it has, are kept as they are.
+/// An index whose entries and other fields are kept unchanged.
 struct List {
     fields: BTreeMap<String, Box<RawValue>>,
     manifests: Vec<Box<RawValue>>,
@@ -115,7 +74,7 @@ impl List {
     fn read(content: &[u8]) -> serde_json::Result<Self> {
         let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(content)?;
         let manifests = fields.remove("manifests");
-        // Some write `null` for an empty list.
+        // Some clients write `null` for an empty list.
         let manifests: Option<Option<Vec<_>>> = manifests.map(|text| serde_json::from_str(text.get())).transpose()?;
         Ok(Self { fields, manifests: manifests.flatten().unwrap_or_default() })
     }
@@ -129,7 +88,7 @@ impl List {
     }
 }
 
-/// Whether content is an index, whatever it is called.
+/// Whether content is an index, of any media type.
 pub(super) fn is_list(content: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Index {
@@ -141,40 +100,39 @@ pub(super) fn is_list(content: &[u8]) -> bool {
     serde_json::from_slice::<Index>(content).is_ok()
 }
 
-/// The manifests that an index lists.
+/// Parses the entries of an index.
 pub(super) fn entries(index: &[u8]) -> serde_json::Result<Vec<Entry>> {
-    let entry = |raw: Box<RawValue>| Ok(Entry { told: serde_json::from_str(raw.get())?, raw });
-    List::read(index)?.manifests.into_iter().map(entry).collect()
+    Ok(List::read(index)?.manifests.into_iter().map(Entry::read).collect())
 }
 
-/// What refers to one manifest.
+/// The referrers of one manifest.
 #[derive(Debug, Clone)]
 pub struct ReferrersIndex {
-    /// The manifest.
+    /// The digest of the manifest.
     pub subject: Digest,
-    /// The manifests that refer to it.
+    /// The entries of the manifests that refer to it.
     pub entries: Vec<Entry>,
 }
 
 impl ReferrersIndex {
-    /// The index that lists them (OCI distribution specification 1.1, "Referrers Tag Schema").
+    /// The index that lists the referrers (OCI distribution specification 1.1, "Referrers Tag Schema").
     pub(super) fn index(&self) -> Result<(Descriptor, Bytes)> {
         let empty = format!(r#"{{"mediaType":"{}","schemaVersion":2}}"#, INDEX_TYPES[0]);
         self.added_to(empty.as_bytes()).map(|(descriptor, content, _)| (descriptor, content))
     }
 
-    /// The index that is there already, and what it lacks of these; and whether it lacks anything. What others have put there stays.
+    /// Adds the missing referrers to an existing index and keeps its other entries. Returns the new index, and whether
+    /// any referrer was missing.
     pub(super) fn added_to(&self, there: &[u8]) -> Result<(Descriptor, Bytes, bool)> {
         let malformed = |error| Error::malformed(format!("the referrers of {}", self.subject), error);
         let mut list = List::read(there).map_err(malformed)?;
         let listed: Vec<Option<Digest>> = entries(there).map_err(malformed)?.iter().map(Entry::digest).collect();
         let lacking = self.entries.iter().filter(|entry| !listed.contains(&entry.digest()));
-        let lacking: Vec<_> = lacking.map(|entry| entry.raw.clone()).collect();
+        let lacking: Vec<_> = lacking.map(|entry| entry.raw().to_owned()).collect();
         let lacks = !lacking.is_empty();
         list.manifests.extend(lacking);
         let content = list.write().map_err(malformed)?;
-        let media_type = INDEX_TYPES[0].to_owned();
-        Ok((Descriptor { media_type, digest: digest(&content), size: content.len() as u64 }, content, lacks))
+        Ok((Descriptor::of_content(INDEX_TYPES[0], &content), content, lacks))
     }
 }
 
@@ -183,10 +141,11 @@ mod tests {
     use super::{ReferrersIndex, attachment_tags, entries, is_attached_by, referrers_tag};
     use crate::domain::Digest;
 
-    const SUBJECT: Digest = Digest::new([7; 32]);
+    const SUBJECT: Digest = Digest::Sha256([7; 32]);
+    const LONG: Digest = Digest::Sha512([7; 64]);
 
     fn entry(number: u8, more: &str) -> String {
-        format!(r#"{{"mediaType": "x/y","digest":"{}","size":  2{more}}}"#, Digest::new([number; 32]))
+        format!(r#"{{"mediaType": "x/y","digest":"{}","size":  2{more}}}"#, Digest::Sha256([number; 32]))
     }
 
     #[test]
@@ -203,17 +162,56 @@ mod tests {
         assert!(lacks && content.contains(&format!("[{theirs},{ours}]")), "{content}");
         assert!(content.contains(r#""annotations":{"z":"1","a":"2"}"#), "{content}");
         assert!(!added(&there).2, "everything is listed");
-        for bad in ["", "[]", r#"{"manifests":[1]}"#, r#"{"manifests":{}}"#] {
+        for bad in ["", "[]", r#"{"manifests":{}}"#] {
             assert!(entries(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 
     #[test]
+    fn an_entry_that_is_nonsense_takes_no_other_away() {
+        let good = entry(1, "");
+        for bad in [
+            "1",
+            "null",
+            r#"{"size":2}"#,
+            &good.replace("  2", "-1"),
+            &good.replace("  2", "1e40"),
+            &good.replace("sha256:", "x"),
+        ] {
+            let list = format!(r#"{{"manifests":[{bad},{good}]}}"#);
+            let found = entries(list.as_bytes()).expect("a list");
+            let [nonsense, good] = found.as_slice() else { panic!("{found:?}") };
+            assert!(nonsense.descriptor().is_err() && nonsense.digest().is_none(), "{bad}");
+            assert_eq!(good.digest(), Some(Digest::Sha256([1; 32])), "{bad}");
+            // An invalid entry of another client is kept in a list.
+            let ours = entries(format!(r#"{{"manifests":[{}]}}"#, entry(2, "")).as_bytes()).expect("a list");
+            let ours = ReferrersIndex { subject: SUBJECT, entries: ours };
+            let (_, content, lacks) = ours.added_to(list.as_bytes()).expect("a list");
+            let content = String::from_utf8(content.to_vec()).expect("text");
+            assert!(lacks && content.contains(&format!("[{bad},")), "{content}");
+        }
+    }
+
+    #[test]
     fn tags_of_attachments_are_told_from_those_of_images() {
-        assert!(is_attached_by(&referrers_tag(SUBJECT)));
-        assert!(attachment_tags(SUBJECT).iter().all(|tag| is_attached_by(tag)), "{:?}", attachment_tags(SUBJECT));
-        for own in ["latest", "sha256-", "sha256-07.sig", &format!("{}.sig.sig", referrers_tag(SUBJECT))] {
+        for subject in [SUBJECT, LONG] {
+            assert!(is_attached_by(&referrers_tag(subject)));
+            assert!(attachment_tags(subject).iter().all(|tag| is_attached_by(tag)), "{:?}", attachment_tags(subject));
+            assert!(!is_attached_by(&format!("{}.sig.sig", referrers_tag(subject))));
+        }
+        let whole = format!("sha512-{}", LONG.hex());
+        for own in ["latest", "sha256-", "sha256-07.sig", &whole, &format!("sha384-{}", SUBJECT.hex())] {
             assert!(!is_attached_by(own), "{own}");
         }
+    }
+
+    /// The specification's own example ("Referrers Tag Schema").
+    #[test]
+    fn a_tag_has_no_more_than_64_digits_of_a_digest() {
+        let short = Digest::from_hex(&"a".repeat(64)).expect("a digest");
+        let long = Digest::from_hex(&"a".repeat(128)).expect("a digest");
+        assert_eq!(referrers_tag(short), format!("sha256-{}", "a".repeat(64)));
+        assert_eq!(referrers_tag(long), format!("sha512-{}", "a".repeat(64)));
+        assert_eq!(attachment_tags(long)[0], format!("sha512-{}.sig", "a".repeat(64)));
     }
 }

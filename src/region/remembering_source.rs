@@ -1,5 +1,5 @@
-//! A source whose manifests are remembered for a while: a registration that could not read all of a large index in time goes on where
-//! it was when it is repeated.
+//! Caches the manifests of a source for a while, so that a registration which timed out in a large index resumes when
+//! it is retried.
 
 use std::{
     num::NonZeroUsize,
@@ -14,14 +14,14 @@ use lru::LruCache;
 use super::{BlobChunks, Result, Source};
 use crate::domain::{Descriptor, Digest, ImageName};
 
-/// What is remembered at most, in bytes: as much as one image's manifests may have together.
+/// The limit of cached bytes: that of one image's manifests.
 const MAX_BYTES: usize = 16 << 20;
-/// How many manifests are remembered at most: as many as one image may have.
+/// The limit of cached manifests: that of one image.
 const MAX_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1_000).expect("it is not 0");
-/// How long one is remembered. One that is removed meanwhile is missed later, when the image is copied.
+/// How long a manifest is cached. If it is removed meanwhile, the copy of the image reports it missing.
 const AGE: Duration = Duration::from_secs(600);
 
-/// Manifests that were read, by where they are and by their digests, so that they are what they should be. Clones share it.
+/// A cache of verified manifests, by image and digest. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Manifests(Arc<Mutex<Remembered>>);
 
@@ -38,7 +38,7 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    /// Nothing is left half-done by a panic.
+    /// Recovers from poisoning: a panic leaves the cache consistent.
     fn lock(&self) -> MutexGuard<'_, Remembered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,12 +63,12 @@ impl Manifests {
     }
 }
 
-/// A source whose manifests are remembered.
+/// A source whose manifests are cached.
 #[derive(Debug)]
 pub struct RememberingSource<'a> {
-    /// The source.
+    /// The wrapped source.
     pub source: &'a dyn Source,
-    /// What is remembered of it, and of nothing else.
+    /// The cache, used for this source only.
     pub manifests: &'a Manifests,
 }
 
@@ -76,6 +76,10 @@ pub struct RememberingSource<'a> {
 impl Source for RememberingSource<'_> {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         self.source.root(name).await
+    }
+
+    async fn root_as(&self, name: &ImageName, known: Digest) -> Result<Option<Descriptor>> {
+        self.source.root_as(name, known).await
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -102,10 +106,10 @@ mod tests {
     fn so_much_is_remembered_for_so_long() {
         let (manifests, now) = (Manifests::default(), Instant::now());
         let (name, piece) = (ImageName("a".into()), Bytes::from(vec![0; MAX_BYTES / 4]));
-        let digest = |number| Digest::new([number; 32]);
+        let digest = |number| Digest::Sha256([number; 32]);
         for number in 0..5 {
             manifests.put(&name, digest(number), piece.clone(), now);
-            // Once, however often it is put.
+            // A repeated insertion counts once.
             manifests.put(&name, digest(number), piece.clone(), now);
         }
         assert_eq!(manifests.get(&name, digest(0), now), None, "the oldest one made room");

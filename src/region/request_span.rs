@@ -1,4 +1,4 @@
-//! A span for a request to a store, as the OpenTelemetry semantic conventions for HTTP have it (version 1.44).
+//! Spans for requests to stores (OpenTelemetry semantic conventions for HTTP, version 1.44).
 
 use http::{Method, StatusCode};
 use tracing::{Span, field::Empty};
@@ -7,7 +7,8 @@ use url::Url;
 use super::location::authority;
 use crate::domain::ForeignText;
 
-/// The span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"), in the one that it is made for.
+/// Begins the span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"), as a child of the current
+/// one.
 pub fn begin(method: &Method, url: &Url) -> Span {
     tracing::info_span!(
         "http",
@@ -23,8 +24,8 @@ pub fn begin(method: &Method, url: &Url) -> Span {
     )
 }
 
-/// Records how a request came out: with a status, or with a fault of this kind. That something is not there yet, or that a store wants to
-/// know who asks, is what was asked about.
+/// Records the outcome of a request: a status, or the kind of its error. A 401, or a 404 to `HEAD`, is an expected
+/// answer and no failure.
 pub fn end(span: &Span, method: &Method, outcome: Result<StatusCode, &'static str>) {
     match outcome {
         Err(kind) => fail(span, kind),
@@ -43,7 +44,7 @@ fn fail(span: &Span, kind: &str) {
     span.record("otel.status_code", "ERROR");
 }
 
-/// A URL without what stands in its query: that may be a secret. Where it leads may be what a store has said.
+/// A URL without its query, which may have secrets. The text is untrusted, because a store may have chosen the URL.
 pub fn shown(url: &Url) -> ForeignText {
     ForeignText::new(format_args!("{}://{}{}", url.scheme(), authority(url), url.path()))
 }

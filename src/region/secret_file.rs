@@ -1,4 +1,4 @@
-//! Secrets in files, which others may replace at any time: they are read again whenever they are needed, never kept.
+//! Reads secrets from files. They may be replaced at any time, so they are read on each use and never cached.
 
 use std::{
     fs::File,
@@ -11,46 +11,46 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::domain::Secret;
 
-/// The largest file that holds one secret, in bytes.
+/// The limit of a file with one secret, in bytes.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
-/// How long reading a file may take: it may lie on a server.
+/// The time limit for reading a file, which may be on a network file system.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a file with secrets can't be used. Its content is never part of the text.
+/// Why a file with secrets can't be used. The text never includes the content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SecretFileError {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{} can't be read: {problem}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error, or the time-out.
         problem: String,
     },
-    /// It is too large to be what it should be.
+    /// The file exceeds its size limit.
     #[error("{} has more than {limit} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// The most bytes that it may have.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("{} is empty", .0.display())]
     Empty(PathBuf),
 }
 
-/// Where one secret is kept.
+/// The source of one secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// It was given when the process started.
+    /// The value, given at startup.
     Fixed(Secret),
-    /// The file that holds it, and maybe a line's end after it.
+    /// A file with the value, optionally followed by a line end.
     File(PathBuf),
 }
 
 impl SecretSource {
-    /// The secret as it is now.
+    /// Reads the current value.
     pub async fn read(&self) -> Result<Secret, SecretFileError> {
         let path = match self {
             Self::Fixed(secret) => return Ok(secret.clone()),
@@ -73,7 +73,7 @@ pub async fn read(path: &Path, limit: u64) -> Result<String, SecretFileError> {
     }
 }
 
-/// Reads a text file of at most `limit` bytes, and blocks the thread meanwhile.
+/// Reads a text file of at most `limit` bytes, blocking the thread.
 pub fn read_now(path: &Path, limit: u64) -> Result<String, SecretFileError> {
     let unreadable =
         |error: io::Error| SecretFileError::Unreadable { path: path.to_owned(), problem: error.to_string() };

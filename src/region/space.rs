@@ -1,26 +1,25 @@
-//! Free space that is promised to copies: each copy reserves what it is about to write, so that the copies that are admitted
-//! together fit together.
+//! Reserves free space for copies, so that the copies admitted together have enough space.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Error, Result};
 
-/// What is reserved of one file system, by all copies of this process.
+/// The bytes of one file system that all copies of this process have reserved.
 #[derive(Debug, Default)]
 pub struct Ledger(Mutex<u64>);
 
 impl Ledger {
-    /// A number can't be left half-changed by a panic.
+    /// Recovers from poisoning: a panic can't leave the number half-changed.
     fn reserved(&self) -> MutexGuard<'_, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What one copy has reserved. It shrinks as the copy writes, and the rest is released when the last clone is dropped.
+/// The reservation of one copy. It shrinks as the copy writes. The rest is released when the last clone is dropped.
 #[derive(Debug, Clone, Default)]
 pub struct Reservation(Arc<Mutex<Option<Held>>>);
 
-/// A part of a ledger's reserved bytes.
+/// A share of a ledger's reserved bytes.
 #[derive(Debug)]
 struct Held {
     ledger: Arc<Ledger>,
@@ -39,11 +38,11 @@ impl Reservation {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves `bytes` instead of what was reserved before. `free` is what the file system has, less what is kept free there.
-    /// Refuses if other copies leave less than that; then nothing stays reserved.
+    /// Reserves `bytes` in place of the previous reservation. `free` is the file system's free space less the part that
+    /// is kept free. Fails if other copies' reservations leave less than `bytes`; the copy then has no reservation.
     pub fn replace(&self, ledger: &Arc<Ledger>, bytes: u64, free: u64) -> Result<()> {
         let mut held = self.held();
-        // Released first: a copy that looks again must not be refused because of itself.
+        // Released first, so that a copy's own reservation does not cause its rejection.
         drop(held.take());
         let mut reserved = ledger.reserved();
         let available = free.saturating_sub(*reserved);
@@ -56,7 +55,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Counts bytes as written: the file system says by itself that they are no longer free.
+    /// Releases bytes that were written: the file system no longer counts them as free.
     pub fn written(&self, bytes: u64) {
         if let Some(held) = &mut *self.held() {
             let bytes = bytes.min(held.bytes);
@@ -86,11 +85,11 @@ mod tests {
         second.replace(&ledger, 40, 100).expect("there is room");
         assert_eq!(refused(third.replace(&ledger, 40, 100)), 20);
 
-        // What is written is no longer free, and no longer reserved.
+        // Written bytes are neither free nor reserved.
         first.written(30);
         assert_eq!(refused(third.replace(&ledger, 40, 70)), 20);
 
-        // The rest of what an ended copy had reserved is for others.
+        // The rest of a finished copy's reservation is available to others.
         drop(first);
         drop(second);
         third.replace(&ledger, 70, 70).expect("there is room");
@@ -102,7 +101,7 @@ mod tests {
         let own = Reservation::default();
         own.replace(&ledger, 80, 100).expect("there is room");
         own.replace(&ledger, 90, 100).expect("there is room");
-        // More than was reserved, as when a damaged blob is written again.
+        // More bytes than were reserved, as when a damaged blob is written again.
         own.written(500);
         Reservation::default().replace(&ledger, 100, 100).expect("nothing is reserved any more");
         assert_eq!(refused(own.replace(&ledger, 101, 100)), 100);

@@ -1,4 +1,4 @@
-//! What a region's store can do. One trait, one module a kind behind it; what is only read needs less.
+//! The traits of stores and of read-only sources. Each kind of store implements them in a module of its own.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,16 +10,15 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, Attachment, Error, Exchange, Journal, Reservation, Result, Tree,
-    dir::Holders,
-    referrers::{Entry, Listing, ReferrersIndex},
+    Activity, Attachment, Error, Exchange, Journal, Listing, Neighbors, ReferrersIndex, Reservation, Result, Tree,
+    dir::Holders, lenders::Lenders, registry::WaitingUploads,
 };
 use crate::domain::{
-    Descriptor, Digest, ForeignText, FoundImage, Image, ImageName, Leftover, Published, Shown, Verification,
+    Descriptor, Digest, ForeignText, Image, ImageName, Leftover, NameContent, Published, StoreEntry, Verification,
     may_publish,
 };
 
-/// Which kind of store it is.
+/// The kind of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
     /// A directory of OCI image layouts.
@@ -42,78 +41,89 @@ impl StoreKind {
     }
 }
 
-/// Where an image that is to be registered is said to be.
+/// A caller's description of an image to register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSpec {
-    /// A virtual machine's image, by the name that the store has for it.
+    /// A virtual machine image, by its name in the store.
     Vm(String),
     /// A container image, by its URL.
     Container(String),
 }
 
-/// A piece of a blob on its way to a store.
+/// A caller's image, resolved in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// The image's name in the store.
+    pub name: ImageName,
+    /// The digest of the root, if the caller gave one. It takes precedence over the root that the name shows.
+    pub digest: Option<Digest>,
+}
+
+/// A part of a blob that is sent to a store.
 #[derive(Debug, Clone)]
 pub enum Chunk {
     /// The next bytes.
     Data(Bytes),
-    /// There are no more, and what was sent had the digest it should have, if it was sent from its beginning. A stream that
-    /// ends without this is to be thrown away.
+    /// The end of the blob. The digest of the sent bytes was correct, if they were sent from the beginning. A stream
+    /// that ends without this must be discarded.
     End,
 }
 
-/// A blob as it is read, in pieces of at most [`super::CHUNK_BYTES`].
+/// The bytes of a blob, in chunks of at most [`super::CHUNK_BYTES`].
 pub type BlobChunks = mpsc::Receiver<Result<Bytes>>;
 
-/// What a store has of a blob.
+/// The part of a blob that a store has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// All of it, and how that is known.
+    /// The whole blob, and how it was verified.
     Whole(Verification),
-    /// As many of its first bytes, in an upload that can be gone on with from there. Not verified.
+    /// The first bytes, of this number, in an upload that can be resumed. Not verified.
     Part(u64),
-    /// Nothing.
+    /// No part.
     Absent,
 }
 
-/// Where an image lies within a service, so that another store of the same service can take blobs from there.
+/// An image's place within a service, from which other stores of the same service can copy blobs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
-    /// The service: nothing that another one could be called.
+    /// The service, by a name that no other service has.
     pub service: String,
-    /// Where in it: a repository, or the prefix of a layout.
+    /// The path within it: a repository, or the prefix of a layout.
     pub path: String,
 }
 
-/// An image that is being written, by one claim.
+/// The destination of one claim's copy: an image being written.
 #[derive(Debug, Clone)]
 pub struct Stage {
     /// The image's name in the store.
     pub name: ImageName,
-    /// The fence of the claim: what is not finished yet bears it, so that two claims never write to the same place.
+    /// The fence of the claim. Unfinished content is marked with it, so that two claims never write to the same place.
     pub fence: u64,
-    /// Whether something of the image was found damaged here: then what is there is not believed but read again.
+    /// Whether damage was found in the image here. Existing content is then read again instead of trusted.
     pub suspect: bool,
-    /// Where blobs may be taken from without carrying them, if they are of the same service.
-    pub lenders: Arc<[Place]>,
-    /// What this service remembers to have published by the image's name.
+    /// The places from which blobs can be mounted instead of sent, if the service is the same.
+    pub lenders: Lenders,
+    /// The record of the roots that this service has published under the name.
     pub published: Published,
-    /// Whether what others have put in the image's place may be replaced.
+    /// Whether other clients' content in the image's place may be replaced.
     pub overwrite: bool,
-    /// What the claim remembers beyond its worker, and whether it is still good.
+    /// The journal of the claim.
     pub journal: Arc<dyn Journal>,
-    /// How far the copy has come: long operations count their steps here.
+    /// The progress of the copy, which long operations tick.
     pub activity: Activity,
-    /// The space that the copy has reserved, until the last clone is dropped.
+    /// The space reserved for the copy, until the last clone is dropped.
     pub reservation: Reservation,
-    /// What the copy has made visible, and what was visible before.
+    /// The published content, and the content it replaced.
     pub exchange: Exchange,
-    /// When it was last seen that the image may be shown by its name, which shows something else, or nothing.
+    /// The time of the last check that the name may be made to show the image, although it shows other content or none.
     pub seen_free: SeenAt,
-    /// Which other images of a directory have its blobs.
+    /// The other images of a directory that have the image's blobs.
     pub holders: Holders,
+    /// Uploads that a registry began in response to mount requests.
+    pub waiting: WaitingUploads,
 }
 
-/// When something was last seen. Clones share it.
+/// The time of the last successful check. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct SeenAt(Arc<Mutex<Option<Instant>>>);
 
@@ -122,12 +132,12 @@ impl SeenAt {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was seen just now.
+    /// Records a successful check.
     fn note(&self) {
         *self.cell() = Some(Instant::now());
     }
 
-    /// Whether it was seen within `time`.
+    /// Whether the last successful check was at most `time` ago.
     #[must_use]
     pub fn within(&self, time: Duration) -> bool {
         self.cell().is_some_and(|seen| seen.elapsed() <= time)
@@ -135,14 +145,14 @@ impl SeenAt {
 }
 
 impl Stage {
-    /// A stage of which nothing else is known: nothing was published by its name.
+    /// A stage without a history: no content was published under its name.
     #[must_use]
     pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
         Self {
             name,
             fence,
             suspect: false,
-            lenders: Arc::default(),
+            lenders: Lenders::default(),
             published: Published::default(),
             overwrite: false,
             journal,
@@ -151,73 +161,93 @@ impl Stage {
             exchange: Exchange::default(),
             seen_free: SeenAt::default(),
             holders: Holders::default(),
+            waiting: WaitingUploads::default(),
         }
     }
 
-    /// Refuses to make the image visible in the place of what others have put there. `url` is what people pull it by.
-    pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &Shown) -> Result<()> {
+    /// Fails if the image must not replace the content that the name shows. `url` is the reference for pulls.
+    pub(super) fn may_show(&self, url: &str, wanted: Digest, shown: &NameContent) -> Result<()> {
         if may_publish(wanted, shown, &self.published, self.overwrite) {
-            if *shown != Shown::Root(wanted) {
+            if *shown != NameContent::Root(wanted) {
                 self.seen_free.note();
             }
             return Ok(());
         }
         let there = match shown {
-            Shown::Root(there) => ForeignText::value(there),
+            NameContent::Root(there) => ForeignText::value(there),
             _ => "what can't be read as one image".into(),
         };
         Err(Error::Foreign { name: url.into(), there })
     }
 }
 
-/// Blobs of at most this size, in bytes, are always read where a store has them: that costs little more than looking for them, and
-/// images that differ mostly share their configuration.
+/// The size in bytes up to which blobs are always read where a store has them. Reading costs little more than a check
+/// there, and otherwise different images often share their configuration.
 pub(super) const SMALL: u64 = 16 << 10;
 
-/// What a store shows by a name, of what its root is there or can't be read.
-pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<Shown> {
+/// The size in bytes above which a blob is requested from all lenders of the image. A smaller one is requested from one
+/// at most.
+pub(super) const WORTH_LENDING: u64 = 128 << 10;
+
+/// Converts the result of reading a name's root into the name's content. An unreadable root counts as content.
+pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<NameContent> {
     match root {
-        Ok(Some(root)) => Ok(Shown::Root(root.digest)),
-        Ok(None) => Ok(Shown::Nothing),
-        Err(Error::Malformed { .. }) => Ok(Shown::Unreadable),
+        Ok(Some(root)) => Ok(NameContent::Root(root.digest)),
+        Ok(None) => Ok(NameContent::Nothing),
+        Err(Error::Malformed { .. }) => Ok(NameContent::Unreadable),
         Err(error) => Err(error),
     }
 }
 
-/// Where an image can be read.
+/// A place from which images are read.
 #[async_trait]
 pub trait Source: Send + Sync + std::fmt::Debug {
-    /// The root of an image; nothing if no whole image of that name is visible.
+    /// The root of an image; `None` if no complete image of that name is visible.
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>>;
 
-    /// A manifest or an index, verified. Those over [`super::MAX_MANIFEST_BYTES`] are refused.
-    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes>;
-
-    /// A blob from the byte `from` on; `most` bytes of it at most, if that is given. What arrives is not verified.
-    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks>;
-
-    /// Manifests whose subject is this one: signatures, bills of materials (OCI distribution specification 1.1, "Listing
-    /// Referrers").
-    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Listing> {
-        Ok(Listing::default())
+    /// The root of an image, expressed by the digest `known` if it has that one. For a tag, a registry returns a digest
+    /// by an algorithm of its choice.
+    async fn root_as(&self, name: &ImageName, _known: Digest) -> Result<Option<Descriptor>> {
+        self.root(name).await
     }
 
-    /// What another tag stands for that is beside the image's; nothing if there is none.
+    /// The root with a digest, regardless of the name's content; `None` if it is missing.
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        Ok(self.root(name).await?.filter(|root| root.digest == digest))
+    }
+
+    /// Reads and verifies a manifest or an index. Fails above [`super::MAX_MANIFEST_BYTES`].
+    async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes>;
+
+    /// Reads a blob from the byte `from` on, at most `most` bytes of it. The bytes are not verified.
+    async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks>;
+
+    /// Lists the manifests beside the image, no staler than `since`. Signatures and lists of referrers may be among
+    /// them.
+    async fn neighbors(&self, _name: &ImageName, _since: Instant) -> Result<Neighbors> {
+        Ok(Neighbors::default())
+    }
+
+    /// The descriptor of a tag beside the image; `None` if there is no such tag. Called for tags that
+    /// [`Source::neighbors`] does not resolve.
     async fn tagged(&self, _name: &ImageName, _tag: &str) -> Result<Option<Descriptor>> {
         Ok(None)
     }
 
-    /// Manifests that lie beside the image, are listed with it, and have no name: what refers to the image may be among them.
-    async fn unnamed(&self, _name: &ImageName) -> Result<Vec<Entry>> {
-        Ok(Vec::new())
+    /// The manifests whose subject is the given one: signatures, bills of materials (OCI distribution specification
+    /// 1.1, "Listing Referrers"). `None` if the store has no such lists; a fallback tag replaces them ("Referrers Tag
+    /// Schema").
+    async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Option<Listing>> {
+        Ok(None)
     }
 
-    /// Whether it is read over a network, which may damage what it carries, from servers that may not know yet what was written to others.
+    /// Whether the source is read over a network. The network may damage content, and servers may lag behind each
+    /// other.
     fn is_remote(&self) -> bool {
         false
     }
 
-    /// Whether reading several ranges of a blob at once may be faster than reading it in one go.
+    /// Whether reading several ranges of a blob concurrently may be faster than reading it sequentially.
     fn reads_ranges(&self) -> bool {
         false
     }
@@ -226,48 +256,48 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 /// A region's store. Every operation may be repeated.
 #[async_trait]
 pub trait Store: Source {
-    /// Which kind it is.
+    /// The kind of the store.
     fn kind(&self) -> StoreKind;
 
-    /// The store's name for what a caller describes; refused with the reason if such an image can't be in it.
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String>;
+    /// Resolves a caller's description of an image. Fails with the reason if the store can't have such an image.
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String>;
 
-    /// The store's name for a registered image that is carried to it.
+    /// The name in this store for a registered image.
     fn name_of(&self, image: &Image) -> ImageName;
 
-    /// What people pull an image by.
+    /// The reference by which an image is pulled.
     fn url(&self, name: &ImageName) -> String;
 
-    /// Where an image lies, for stores that can take blobs from each other.
+    /// The place of an image, for stores that can copy blobs from each other.
     fn place(&self, _name: &ImageName) -> Option<Place> {
         None
     }
 
-    /// Tries whether the store can be read and written, and leaves nothing behind. Returns how many bytes are free for images, where that
-    /// can be told.
+    /// Checks that the store can be read and written, and leaves no content behind. Returns the bytes free for images,
+    /// if they are known.
     async fn probe(&self) -> Result<Option<u64>>;
 
-    /// Makes the place where an image will be written, and clears away what claims before this one left unfinished.
+    /// Creates the place where the image is written, and removes unfinished content of earlier claims.
     async fn prepare(&self, stage: &Stage) -> Result<()>;
 
-    /// How it is known that the whole image is there and visible already, if the store shows it and this service's own record vouches
-    /// for what is below; nothing if every part has to be looked for. Fails if its name shows what may not be replaced.
+    /// How the whole image was verified, if the store shows it and this service's record covers its parts; `None` if
+    /// every part must be checked. Fails if the name shows content that must not be replaced.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>>;
 
-    /// What there is of a blob, be it that another image of the store lends it.
+    /// Checks how much of a blob is there. May mount it from another image of the store.
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;
 
-    /// Whether a manifest or an index is there already, verified by its digest.
+    /// Whether the store has a manifest or an index, verified by its digest.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
 
-    /// Reserves room for as many bytes more in the stage's reservation, instead of what it had reserved before. Refuses if the store
-    /// has less, or if other copies have reserved it.
+    /// Reserves space for `bytes` more, in place of the stage's previous reservation. Fails if the store has less or
+    /// other copies have reserved it.
     async fn reserve(&self, _stage: &Stage, _bytes: u64) -> Result<()> {
         Ok(())
     }
 
-    /// Writes a blob, whose bytes come from `from` on: 0, or what [`Presence::Part`] said. Returns when it is durable and has
-    /// been verified by its digest.
+    /// Writes a blob from the byte `from` on, which is 0 or the value of [`Presence::Part`]. Returns when the blob is
+    /// durable and its digest is verified.
     async fn write_blob(
         &self,
         stage: &Stage,
@@ -276,55 +306,56 @@ pub trait Store: Source {
         chunks: mpsc::Receiver<Chunk>,
     ) -> Result<()>;
 
-    /// Writes a manifest or an index, as [`Store::write_blob`] does.
+    /// Writes a manifest or an index, durably and verified as in [`Store::write_blob`].
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()>;
 
-    /// Whether [`Store::publish`] writes the root of the image by itself, so that it need not be written before.
+    /// Whether [`Store::publish`] writes the root of the image, so that it need not be written before.
     fn publishes_root(&self) -> bool {
         false
     }
 
-    /// Makes something findable that is attached to the image, once it was written, where that is not done with the image itself.
+    /// Makes a written attachment findable, if publishing the image does not.
     async fn attach(&self, _stage: &Stage, _attachment: &Attachment) -> Result<()> {
         Ok(())
     }
 
-    /// Makes what refers to a manifest findable, once it was written, where that is not done with the image itself.
+    /// Makes a manifest's written referrers findable, if publishing the image does not.
     async fn list_referrers(&self, _stage: &Stage, _referrers: &ReferrersIndex) -> Result<()> {
         Ok(())
     }
 
-    /// Makes the image visible, in one step, and durable. Everything in `tree` must have been written, but for what it writes itself.
+    /// Makes the image visible, atomically and durably. Everything in `tree` must have been written, except for the
+    /// parts that this operation writes.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
 
-    /// Takes back what [`Store::publish`] has made visible for the stage, and shows what was visible before: its copy was canceled
-    /// before it was reported. Returns whether it did. What another claim has touched since is left alone, and a store that
-    /// can't take back does nothing.
+    /// Reverts [`Store::publish`] and restores the previous content, for a copy that was canceled before it was
+    /// reported. Returns whether it did: content that another claim changed since is kept, and a store without this
+    /// operation does nothing.
     async fn retract(&self, _stage: &Stage) -> Result<bool> {
         Ok(false)
     }
 
-    /// Gives up what this process has begun and dropped unfinished, and no journal knows of.
+    /// Aborts uploads that this process began and abandoned, and that no journal has.
     async fn tidy(&self) {}
 
-    /// Gives up an upload that nobody will go on with: `session` is what the journal says about it.
+    /// Aborts an upload that no copy will resume. `session` is its record in the journal.
     async fn abort(&self, _session: &str) -> Result<()> {
         Ok(())
     }
 
-    /// The images of which something may be left over: what copies that died, failed or were canceled left behind. None in a
-    /// store that shows only what is whole.
-    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+    /// The images with possible leftovers of copies that died, failed or were canceled. Empty for a store that shows
+    /// only complete images.
+    async fn find_leftovers(&self) -> Result<Vec<StoreEntry>> {
         Ok(Vec::new())
     }
 
-    /// Removes something that is left over. Returns whether it was still so: what has changed since is kept.
+    /// Removes a leftover. Returns whether it did: a leftover that has changed since is kept.
     async fn clear_leftover(&self, _leftover: &Leftover) -> Result<bool> {
         Ok(false)
     }
 
-    /// Removes the image that a stage's writer has just published, and that nothing refers to. Returns whether it did: an image
-    /// that another writer has touched since is kept, and so is one in a store that has no such operation.
+    /// Removes the image that the stage's writer has just published and that has no references. Returns whether it did:
+    /// an image that another writer has touched since is kept, as it is in a store without this operation.
     async fn discard(&self, _stage: &Stage) -> Result<bool> {
         Ok(false)
     }

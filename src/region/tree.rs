@@ -1,88 +1,89 @@
-//! What an image is made of: its root, the manifests below it, the blobs below them (OCI image specification 1.1, and Docker's
-//! image manifest version 2, schema 2), and what is attached to it. Manifests are carried byte for byte; only what they refer to is
-//! read from them.
+//! The manifest graph of an image: its root, the manifests below it, their blobs (OCI image specification 1.1, and
+//! Docker's image manifest version 2, schema 2), and the attachments. Manifests are copied byte for byte; only their
+//! references are parsed.
 //!
-//! Everything that looks at an image looks at the same tree: its registration, the plan of a copy, the copy, and its verification.
+//! Registration, planning, copying and verification all use the same tree.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::try_join};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::{
-    Activity, BlobChunks, Result, Source, attachments,
+    Activity, BlobChunks, Error, Result, Source, attachments,
     budget::Budget,
     references::Place,
     referrers::ReferrersIndex,
     walk::{Missing, Walk},
 };
-use crate::domain::{Descriptor, Digest, DigestError, ImageName, Warnings};
+use crate::domain::{Algorithm, Descriptor, Digest, DigestError, ImageName, Warnings};
 
 /// The media type of an OCI image manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-/// Manifests of an image, OCI's first.
+/// The media types of image manifests, OCI's first.
 pub(super) const MANIFEST_TYPES: [&str; 2] = [MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json"];
-/// Indexes of manifests, OCI's first.
+/// The media types of indexes, OCI's first.
 pub(super) const INDEX_TYPES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 
-/// Everything that an image is made of, each thing once, and what is attached to it.
+/// The parts of an image, each once, and its attachments.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
-    /// Its manifests and indexes with their content, every one before those that refer to it: the root is the last.
+    /// The manifests and indexes with their content, each before those that refer to it: the root is the last.
     pub manifests: Vec<(Descriptor, Bytes)>,
-    /// Its configurations and layers.
+    /// The configurations and layers.
     pub blobs: Vec<Descriptor>,
-    /// What is attached to its manifests, and to what is attached to them: signatures, bills of materials.
+    /// The attachments of the image's manifests and of other attachments: signatures, bills of materials.
     pub attachments: Vec<Attachment>,
-    /// The blobs of what is attached, as far as the image does not have them itself.
+    /// The attachments' blobs that the image does not have itself.
     pub attached_blobs: Vec<Descriptor>,
-    /// What is listed as referring to a manifest, of all that is attached.
+    /// The lists of referrers, limited to the attachments.
     pub referrers: Vec<ReferrersIndex>,
-    /// Entries of its indexes that were not there when it was registered.
+    /// Entries of the image's indexes that were missing at registration.
     pub absent: Vec<Digest>,
-    /// What could not be had of what is attached, and what is not carried.
+    /// Attachments that can't be read, and content that is not copied.
     pub warnings: Warnings,
 }
 
-/// Something that is attached to an image: it travels with it, and never decides over whether the image can be carried.
+/// An attachment of an image. It is copied with the image; its failure never fails the image.
 #[derive(Debug, Clone)]
 pub struct Attachment {
-    /// The tag by which it is found; nothing if it is listed by what it refers to.
+    /// The attachment's tag; `None` if a list of referrers names it.
     pub tag: Option<String>,
-    /// Its manifests, its own the last.
+    /// The attachment's manifests, its root last.
     pub manifests: Vec<(Descriptor, Bytes)>,
-    /// Its blobs, by their places in the tree ([`Tree::blob`]).
+    /// The places of the attachment's blobs in the tree ([`Tree::blob`]).
     pub blobs: Vec<usize>,
 }
 
 impl Attachment {
-    /// Its own manifest.
+    /// The attachment's root manifest.
     #[must_use]
     pub fn root(&self) -> Option<&(Descriptor, Bytes)> {
         self.manifests.last()
     }
 }
 
-/// An image's size, and what of its indexes is not there.
+/// An image's size, and the missing entries of its indexes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Measure {
-    /// The size of everything that the image is made of, in bytes, without what is attached to it.
+    /// The size of all parts of the image in bytes, without attachments.
     pub bytes: u64,
-    /// Entries of its indexes that the source does not have.
+    /// Entries of the image's indexes that the source does not have.
     pub absent: Vec<Digest>,
 }
 
 impl Tree {
-    /// Reads the manifests of an image, from `root` down. Of its indexes' entries, those in `absent` need not be there.
+    /// Reads the manifests of an image from `root` down. The index entries in `absent` may be missing.
     pub async fn read(source: &dyn Source, name: &ImageName, root: &Descriptor, absent: &[Digest]) -> Result<Self> {
         let mut walk = Walk::new(source, name, Budget::default(), Missing::Known(absent));
         walk.down(root.clone(), Place::Root).await?;
         Ok(Self::from_walk(walk))
     }
 
-    /// Measures an image, and finds out which entries of its indexes are not there.
+    /// Measures an image and finds the missing entries of its indexes.
     pub async fn measure(source: &dyn Source, name: &ImageName, root: &Descriptor) -> Result<Measure> {
         let mut walk = Walk::new(source, name, Budget::default(), Missing::Noted);
         walk.keeps = false;
@@ -90,7 +91,7 @@ impl Tree {
         Ok(Measure { bytes: walk.budget.spent_bytes(), absent: walk.absent })
     }
 
-    /// Reads the manifests of an image, and those of everything that is attached to it. What is wrong with an attachment is a warning.
+    /// Reads the manifests of an image and of its attachments. Failures of attachments become warnings.
     pub async fn read_with_attachments(
         source: &dyn Source,
         name: &ImageName,
@@ -98,10 +99,12 @@ impl Tree {
         absent: &[Digest],
     ) -> Result<Self> {
         let mut walk = Walk::new(source, name, Budget::default(), Missing::Known(absent));
-        walk.down(root.clone(), Place::Root).await?;
+        // Concurrently: the reads are independent.
+        let neighbors = source.neighbors(name, Instant::now()).map(Ok::<_, Error>);
+        let ((), neighbors) = try_join(walk.down(root.clone(), Place::Root), neighbors).await?;
         let budget = walk.budget;
         let mut tree = Self::from_walk(walk);
-        attachments::gather(source, name, &mut tree, budget).await;
+        attachments::gather(source, name, &mut tree, budget, neighbors).await;
         Ok(tree)
     }
 
@@ -111,21 +114,21 @@ impl Tree {
         Self { manifests, blobs, absent, warnings, ..Self::default() }
     }
 
-    /// The size of everything in bytes.
+    /// The size of all parts and attachments in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         let attached = self.attachments.iter().flat_map(|attachment| &attachment.manifests);
         let manifests = self.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size);
-        // What was read does not overflow; what a caller has put together might.
+        // A tree read from a source does not overflow; one that a caller builds might.
         manifests.chain(self.all_blobs().map(|blob| blob.size)).fold(0, u64::saturating_add)
     }
 
-    /// The blobs of the image, and after them those of what is attached to it.
+    /// The blobs of the image, followed by those of the attachments.
     pub fn all_blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.blobs.iter().chain(&self.attached_blobs)
     }
 
-    /// A blob by its place among them.
+    /// The blob at a place in [`Tree::all_blobs`].
     #[must_use]
     pub fn blob(&self, place: usize) -> Option<&Descriptor> {
         match place.checked_sub(self.blobs.len()) {
@@ -134,13 +137,13 @@ impl Tree {
         }
     }
 
-    /// Whether the image is whole without the blob at a place.
+    /// Whether the blob at a place belongs only to attachments.
     #[must_use]
     pub fn is_attached(&self, place: usize) -> bool {
         place >= self.blobs.len()
     }
 
-    /// The same image with only those attachments that are chosen, by their places. Lists name no other.
+    /// The same image with only the attachments at the chosen places. Lists of referrers are reduced accordingly.
     #[must_use]
     pub fn with_attachments(&self, chosen: &BTreeSet<usize>) -> Self {
         let kept = self.attachments.iter().enumerate().filter(|(place, _)| chosen.contains(place));
@@ -157,32 +160,31 @@ impl Tree {
     }
 }
 
-/// The digest that a blob's bytes have. `activity` counts them as they are read.
+/// The digest of a blob's bytes, by the algorithm of the blob's digest. Ticks `activity` as they are read.
 pub(super) async fn digest_of(
     source: &dyn Source,
     name: &ImageName,
     blob: &Descriptor,
     activity: &Activity,
 ) -> Result<Digest> {
-    digest_of_chunks(source.read_blob(name, blob, 0, None).await?, activity).await
+    digest_of_chunks(source.read_blob(name, blob, 0, None).await?, blob.digest.algorithm(), activity).await
 }
 
-/// The digest that some chunks have together. `activity` counts them as they come.
-pub(super) async fn digest_of_chunks(mut chunks: BlobChunks, activity: &Activity) -> Result<Digest> {
-    let mut hasher = Sha256::new();
+/// The digest of a stream of chunks. Ticks `activity` as they arrive.
+pub(super) async fn digest_of_chunks(
+    mut chunks: BlobChunks,
+    algorithm: Algorithm,
+    activity: &Activity,
+) -> Result<Digest> {
+    let mut hasher = algorithm.hasher();
     while let Some(chunk) = chunks.recv().await {
-        hasher.update(chunk?);
+        hasher.update(&chunk?);
         activity.tick();
     }
-    Ok(Digest::new(hasher.finalize().into()))
+    Ok(hasher.finish())
 }
 
-/// The digest of some bytes.
-pub(super) fn digest(content: &[u8]) -> Digest {
-    Digest::new(Sha256::digest(content).into())
-}
-
-/// A descriptor as JSON has it.
+/// A descriptor in JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Reference {

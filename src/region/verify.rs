@@ -1,42 +1,62 @@
-//! Reading an image again, to see whether it is what it should be.
+//! Reads an image again and verifies its digests.
 
 use std::{fmt::Display, sync::Arc, time::Duration};
 
 use super::{Activity, BoundedSource, Error, Result, Source, Tree, tree::digest_of};
 use crate::domain::{Descriptor, Digest, ForeignText, ImageName, Warnings};
 
-/// How long a store may show no progress while an image is read again.
+/// How long a store may make no progress while an image is verified.
 const STALL: Duration = Duration::from_secs(60);
-/// How much of what is wrong with an image is listed.
+/// The limit of listed damages.
 const MAX_DAMAGES: usize = 100;
 
-/// What was found when an image was read again.
+/// The result of a verification.
 #[derive(Debug, Clone, Default)]
 pub struct Inspection {
-    /// How many bytes were read.
+    /// The number of bytes read.
     pub bytes: u64,
-    /// What is wrong, if anything is; no more of it than is worth reading.
+    /// The damages, up to a limit; empty if the image is intact.
     pub damages: Vec<String>,
-    /// What is wrong with what is attached to the image. It does not decide over the image.
+    /// The damages of attachments. They do not make the image damaged.
     pub warnings: Warnings,
+    /// The number of missing index entries that may be missing.
+    pub absent: usize,
 }
 
-/// Reads everything of an image again and compares it with its digests. An error means that it could not be told, not that the
-/// image is damaged. Of its indexes' entries, those in `absent` need not be there.
+/// The effect of a name that shows another image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MovedName {
+    /// The image counts as damaged: it can be found only by its name.
+    Damages,
+    /// A warning: the image is read by its digest.
+    Warns,
+}
+
+/// Reads all parts of an image and compares them with their digests. An error means that the verification could not be
+/// completed, not that the image is damaged. The index entries in `absent` may be missing.
 pub async fn verify(
     store: Arc<dyn Source>,
     name: &ImageName,
     root: &Descriptor,
     absent: &[Digest],
+    moved: MovedName,
 ) -> Result<Inspection> {
     let source = &BoundedSource { store, deadline: STALL };
     let activity = Activity::default();
     let mut found = Inspection::default();
-    match source.root(name).await {
-        Ok(Some(there)) if there.digest == root.digest => {}
-        Ok(Some(there)) => found.note(format!("{name} shows {} and not {}", there.digest, root.digest)),
-        Ok(None) => found.note(Error::ImageMissing(name.to_string().into())),
-        Err(error) => found.take(error)?,
+    let shown = match source.root_as(name, root.digest).await {
+        Ok(Some(there)) if there.digest == root.digest => None,
+        Ok(Some(there)) => Some(format!("{name} shows {} and not {}", there.digest, root.digest)),
+        Ok(None) => Some(Error::ImageMissing(name.to_string().into()).to_string()),
+        Err(error) => {
+            found.take(error)?;
+            None
+        }
+    };
+    match (shown, moved) {
+        (Some(shown), MovedName::Damages) => found.note(shown),
+        (Some(shown), MovedName::Warns) => found.warnings.add(shown),
+        (None, _) => {}
     }
     let tree = match Tree::read_with_attachments(source, name, root, absent).await {
         Ok(tree) => tree,
@@ -45,7 +65,8 @@ pub async fn verify(
             return Ok(found);
         }
     };
-    found.warnings = tree.warnings.clone();
+    found.warnings.extend(&tree.warnings);
+    found.absent = tree.absent.len();
     let attached = tree.attachments.iter().flat_map(|attachment| &attachment.manifests);
     found.bytes = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size).sum();
     for (place, blob) in tree.all_blobs().enumerate() {
@@ -58,7 +79,9 @@ pub async fn verify(
                 found.bytes += blob.size;
                 continue;
             }
-            Ok(actual) => Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual },
+            Ok(actual) => {
+                Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual: Box::new(actual) }
+            }
             Err(error) => error,
         };
         if tree.is_attached(place) {
@@ -79,7 +102,7 @@ impl Inspection {
         }
     }
 
-    /// Notes what is wrong with the image; what is wrong with reading it is an error.
+    /// Records an error that means damage to the image; returns any other.
     fn take(&mut self, error: Error) -> Result<()> {
         match &error {
             Error::ImageMissing(_)

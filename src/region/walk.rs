@@ -1,6 +1,7 @@
-//! A walk through manifests, from one down: side by side, within a budget, and by the place that each thing has. What an index lists is
-//! a manifest and what a manifest lists is a blob, whatever media type is said of it; an index may list blobs as well, of types of
-//! their own.
+//! Walks the manifest graph from a manifest down, concurrently and within a budget.
+//!
+//! The position of a part determines its role, not the declared media type: an index lists manifests, and a manifest
+//! lists blobs. An index may also list blobs, of types of their own.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,52 +15,53 @@ use super::{
 };
 use crate::domain::{Descriptor, Digest, ForeignText, ImageName, Warnings};
 
-/// The most entries of indexes that may not be there.
+/// The limit of missing index entries.
 const MAX_ABSENT: usize = 100;
-/// Manifests that are read at the same time.
+/// Manifests that are read concurrently.
 const READS_AT_ONCE: usize = 32;
 
-/// How the media types of manifests begin that say no sizes, and are known by a digest that their bytes need not have.
+/// The prefix of the media types of Docker's schema 1. Its manifests have no sizes, and their bytes need not match
+/// their digest.
 const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
 
-/// What is done about entries of indexes that are not there.
+/// The treatment of missing index entries.
 #[derive(Debug, Clone, Copy)]
 pub enum Missing<'a> {
-    /// These were not there when the image was registered. Any other is an error.
+    /// These were missing at registration. Any other missing entry is an error.
     Known(&'a [Digest]),
-    /// They are noted.
+    /// Missing entries are recorded.
     Noted,
 }
 
-/// Something that is to be read.
+/// A part to read.
 struct Part {
     descriptor: Descriptor,
     place: Place,
     depth: usize,
 }
 
-/// A walk through manifests.
+/// A walk through a manifest graph.
 pub struct Walk<'a> {
     source: &'a dyn Source,
     name: &'a ImageName,
     missing: Missing<'a>,
-    /// Whether what is read is kept.
+    /// Whether the manifests' content and the blobs are kept.
     pub keeps: bool,
-    /// What may still be read.
+    /// The rest of the limits.
     pub budget: Budget,
-    /// The blobs that were found.
+    /// The blobs found.
     pub blobs: Vec<Descriptor>,
-    /// Entries of indexes that are not there.
+    /// The missing index entries.
     pub absent: Vec<Digest>,
-    /// What is not carried.
+    /// Content that is not copied.
     pub warnings: Warnings,
     seen: HashSet<Digest>,
-    /// The manifests in the order in which they were read, each with what it refers to.
+    /// The manifests in reading order, each with its references.
     manifests: Vec<(Descriptor, Bytes, Vec<Digest>)>,
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that has not begun.
+    /// Creates a walk.
     pub fn new(source: &'a dyn Source, name: &'a ImageName, budget: Budget, missing: Missing<'a>) -> Self {
         Self {
             source,
@@ -75,7 +77,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Takes in everything from a manifest down, one level after the other.
+    /// Adds all parts from a manifest down, level by level.
     pub async fn down(&mut self, root: Descriptor, place: Place) -> Result<()> {
         let mut level = vec![Part { descriptor: root.clone(), place, depth: 0 }];
         while !level.is_empty() {
@@ -88,7 +90,7 @@ impl<'a> Walk<'a> {
             }
         }
         self.budget.spend_parts(self.seen.len());
-        // An index of which nothing is there is no image.
+        // An index without any existing entry is no image.
         match self.absent.first() {
             Some(digest) if self.seen.len() == self.absent.len() + 1 => {
                 Err(Error::BlobMissing { digest: *digest, image: self.name.to_string() })
@@ -101,7 +103,7 @@ impl<'a> Walk<'a> {
         format!("the manifest {digest} of {}", self.name)
     }
 
-    /// Takes blobs in, and returns what has to be read.
+    /// Adds the blobs of a level, and returns the manifests to read.
     fn sort(&mut self, level: Vec<Part>) -> Result<Vec<Part>> {
         let mut manifests = Vec::new();
         for part in level {
@@ -141,7 +143,8 @@ impl<'a> Walk<'a> {
         Ok(manifests)
     }
 
-    /// Takes in what was read of a part, and returns what that refers to. `waiting` parts are known beside them.
+    /// Adds a part that was read, and returns its references. `waiting` is the number of parts already found on the
+    /// next level.
     fn take(&mut self, part: Part, read: Result<Read>, waiting: usize) -> Result<Vec<Part>> {
         let Part { descriptor, place, depth } = part;
         let (content, below) = match read {
@@ -170,7 +173,7 @@ impl<'a> Walk<'a> {
         Ok(below)
     }
 
-    /// An entry of an index is not there.
+    /// Records a missing index entry. Fails if it is not among the known ones or there are too many.
     fn absent(&mut self, entry: &Descriptor, error: Error) -> Result<()> {
         match self.missing {
             Missing::Known(known) if !known.contains(&entry.digest) => return Err(error),
@@ -180,21 +183,23 @@ impl<'a> Walk<'a> {
             }
             _ => {}
         }
-        self.warnings
-            .add(format_args!("the entry {} of the index was not there when the image was registered", entry.digest));
+        self.warnings.add(format_args!(
+            "the entry {} of the index was not there when the image was registered; once it is, remove the image, add it and synchronize it again",
+            entry.digest
+        ));
         self.absent.push(entry.digest);
         self.budget.is_absent(entry);
         Ok(())
     }
 
-    /// The manifests, every one before those that refer to it.
+    /// The manifests, each before those that refer to it.
     pub fn in_order(&mut self) -> Vec<(Descriptor, Bytes)> {
         let manifests = std::mem::take(&mut self.manifests);
         let by_digest: HashMap<Digest, usize> =
             manifests.iter().enumerate().map(|(place, (manifest, ..))| (manifest.digest, place)).collect();
         let mut placed = vec![false; manifests.len()];
         let mut ordered = Vec::with_capacity(manifests.len());
-        // Depth first; a manifest is put down after those below it.
+        // Depth first, in post-order.
         let mut open: Vec<(usize, bool)> = if manifests.is_empty() { Vec::new() } else { vec![(0, false)] };
         while let Some((place, is_done)) = open.pop() {
             let Some((manifest, content, below)) = manifests.get(place) else { continue };
@@ -209,13 +214,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What something turned out to be.
+/// The outcome of reading a part.
 enum Read {
     Manifest(Bytes, Vec<(Reference, Place)>),
     Blob,
 }
 
-/// Whether something has to be read: it may be a manifest, by where it stands.
+/// Whether a part must be read because it may be a manifest, by its position.
 fn may_be_manifest(part: &Part) -> bool {
     match part.place {
         Place::Root | Place::Attached => true,
@@ -224,7 +229,7 @@ fn may_be_manifest(part: &Part) -> bool {
     }
 }
 
-/// Reads a manifest, and what it refers to.
+/// Reads a manifest and its references.
 async fn read(source: &dyn Source, name: &ImageName, part: Part) -> (Part, Result<Read>) {
     let read = read_content(source, name, &part).await;
     (part, read)
@@ -235,7 +240,7 @@ async fn read_content(source: &dyn Source, name: &ImageName, part: &Part) -> Res
     let Descriptor { media_type, digest, size } = descriptor;
     let is_doubtful = *place == Place::Entry && !is_known(media_type);
     let content = match source.read_manifest(name, descriptor).await {
-        // An index may list blobs, of types that no specification knows of.
+        // An index may list blobs, of types unknown to the specifications.
         Err(error) if is_doubtful && is_refused(&error) => {
             return Ok(Read::Blob);
         }
@@ -252,7 +257,7 @@ async fn read_content(source: &dyn Source, name: &ImageName, part: &Part) -> Res
     }
 }
 
-/// Whether a store says that something is no manifest of its.
+/// Whether a store's error means that the content is not a manifest.
 fn is_refused(error: &Error) -> bool {
     match error {
         Error::Status { status, .. } => matches!(status.as_u16(), 400 | 404..=406 | 415),

@@ -1,4 +1,4 @@
-//! Readiness: whether the service can carry calls out, which it can't without its database, nor while the audit log is blocked.
+//! Readiness: whether the service can handle calls. It can't without its database, nor while the audit log is blocked.
 
 use std::time::Duration;
 
@@ -7,67 +7,69 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::SERVICES;
-use crate::{audit::Audit, domain::with_causes, state::State};
+use crate::{audit::Audit, db::Db, domain::with_causes};
 
-/// How often the database is asked.
+/// Interval at which the database is checked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether the service can carry calls out.
+/// Whether the service can handle calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
     /// It can.
     Ready,
-    /// It can't, and why.
+    /// It can't, for this reason.
     NotReady(String),
 }
 
-/// Where it is told.
+/// Publishes the readiness.
 #[derive(Debug)]
-pub struct Told {
-    /// By gRPC, if calls are answered.
+pub struct PublishedHealth {
+    /// The gRPC health service; `None` in workers, which have none.
     pub grpc: Option<HealthReporter>,
-    /// To whoever asks here.
-    pub here: watch::Sender<Readiness>,
+    /// The probes of the admin listener.
+    pub admin: watch::Sender<Readiness>,
 }
 
-impl Told {
-    async fn tell(&self, readiness: Readiness) {
+impl PublishedHealth {
+    async fn publish(&self, readiness: Readiness) {
         if let Some(grpc) = &self.grpc {
             let status = if readiness == Readiness::Ready { ServingStatus::Serving } else { ServingStatus::NotServing };
             set(grpc, status).await;
         }
-        self.here.send_replace(readiness);
+        self.admin.send_replace(readiness);
     }
 }
 
-/// Publishes whether the database answers and takes writes and the audit log, if this process has one, is written, until `stop` is
-/// canceled: then the service is not ready any more.
-pub async fn run(told: Told, state: State, audit: Option<Audit>, stop: CancellationToken) {
+/// Publishes whether the database accepts writes and the audit log, if this process has one, is written. When `stop` is
+/// canceled, publishes that the service is not ready, and returns.
+pub async fn run(health: PublishedHealth, state: Db, audit: Option<Audit>, stop: CancellationToken) {
     let mut before = Readiness::Ready;
     loop {
-        let asked = tokio::select! {
-            asked = state.ready() => asked,
+        let result = tokio::select! {
+            result = state.ready() => result,
             () = stop.cancelled() => break,
         };
-        let readiness = match &asked {
+        let readiness = match &result {
             Err(error) => {
                 let error = with_causes(error);
-                Readiness::NotReady(format!("the database does not answer, or takes no writes: {error}"))
+                Readiness::NotReady(format!("the database is unreachable or read-only: {error}"))
             }
             Ok(()) if audit.as_ref().is_some_and(Audit::is_blocked) => {
-                Readiness::NotReady("the audit log is not written and its queue is full".to_owned())
+                Readiness::NotReady("the audit log can't be written and its queue is full".to_owned())
             }
             Ok(()) => Readiness::Ready,
         };
         let is_ready = readiness == Readiness::Ready;
         if is_ready != (before == Readiness::Ready) {
             match &readiness {
-                Readiness::Ready => tracing::info!("the database answers and the audit log is written again; ready"),
-                Readiness::NotReady(why) => tracing::warn!("{why}; not ready"),
+                Readiness::Ready => {
+                    tracing::info!("ready again: the database accepts writes and the audit log is written");
+                }
+                Readiness::NotReady(reason) => tracing::warn!(%reason, "not ready; calls fail until the cause is gone"),
             }
         }
         if readiness != before {
-            told.tell(readiness.clone()).await;
+            health.publish(readiness.clone()).await;
         }
         before = readiness;
         tokio::select! {
@@ -75,17 +77,17 @@ pub async fn run(told: Told, state: State, audit: Option<Audit>, stop: Cancellat
             () = stop.cancelled() => break,
         }
     }
-    told.tell(Readiness::NotReady("it is shutting down".to_owned())).await;
+    health.publish(Readiness::NotReady("the service is shutting down".to_owned())).await;
 }
 
-/// Ends the streams of all who watch: a client that stays must not hold up the end of the service.
+/// Ends all streams of the health service: an open one would delay the shutdown.
 pub async fn end_watches(mut health: HealthReporter) {
     for service in SERVICES {
         health.clear_service_status(service).await;
     }
 }
 
-/// Sets the status of everything whose health is told.
+/// Sets the status of all services.
 pub async fn set(health: &HealthReporter, status: ServingStatus) {
     for service in SERVICES {
         health.set_service_status(service, status).await;

@@ -1,76 +1,65 @@
-//! The way in: the tower stack, and the handlers behind it. Everything that a caller sends is read here and becomes a domain
-//! type, or is refused.
+//! The gRPC and HTTP server: listeners, the middleware stack, the handlers, and the admin endpoints. Requests are
+//! parsed into domain types here; invalid ones are rejected.
 
-mod app_sync;
-mod call_timer;
-mod connections;
-mod door;
-mod gather;
+mod admin;
+mod auth_throttle;
+mod grpc;
 pub mod health;
-mod held;
-mod http;
-mod image;
-mod layer;
+mod http_api;
 mod listener;
-mod openapi;
-mod operations;
-mod origin;
-mod page;
-mod paths;
-mod peer;
-mod permit;
-mod proxy;
+mod middleware;
 mod rate;
-mod refusals;
 mod source_pool;
-mod status;
-mod tls;
-mod verify;
-mod wire;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use ::http::Request;
+use ::http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
-pub use layer::{AuthenticateLayer, AuthorizeLayer, Deadlines, LimitLayer, QuotaLayer};
-pub use listener::{Listener, ListenerSettings};
-pub use proxy::{ForwardedHeader, Proxies};
-pub use status::StatusPage;
-pub use tls::{Tls, TlsError, TlsSettings};
+pub use admin::StatusPage;
+pub use auth_throttle::AuthThrottle;
+pub use listener::{
+    Listener, ListenerSettings,
+    proxy::{ForwardedHeader, Proxies},
+    tls::{Tls, TlsError, TlsSettings},
+};
+pub use middleware::{AuthenticateLayer, AuthorizeLayer, Deadlines, InFlightLimitLayer, QuotaLayer};
 
 use crate::{
     audit::Audit,
     contract::{Contract, DESCRIPTORS, longrunning::operations_server, v1},
+    db::Db,
     domain::Clock,
-    identity::CurrentDirectory,
+    identity::CurrentAuthenticator,
     region::Backend,
-    state::State,
 };
-use layer::{
-    AmendLayer, Authentication, Authorization, CatchPanic, Conform, DeadlineLayer, LimitBodyLayer, OpenLayer,
-    RequestIdLayer, TraceLayer, UnreadableLayer,
+use admin::AdminService;
+use grpc::{ImageHandlers, SyncHandlers};
+use http_api::{HttpApi, grpc_bridge::GrpcStack};
+use middleware::{
+    BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
+    RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
 };
-use openapi::OpenApi;
-use paths::{Methods, Paths};
-pub use refusals::Refusals;
 use source_pool::SourcePool;
 
-/// The largest message that a caller may send, in bytes; and the largest answer of reflection.
+/// Largest request message, and largest response of the reflection service, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
-/// How long the one message of a call may take to arrive.
-const MESSAGE_ARRIVAL: Duration = Duration::from_secs(10);
-/// How long the questions of a call that reflects may take, all together.
-const REFLECTION_ARRIVAL: Duration = Duration::from_secs(60);
-/// Messages of callers that have proved nothing that are read at the same time, and those of one source.
-const UNPROVEN: (usize, usize) = (256, 32);
+/// Retry delay sent with responses that report an overloaded service.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The services whose health is told: those of the contract, and, by the empty name, the whole.
+/// Longest time for a request's message to arrive.
+const MESSAGE_ARRIVAL: Duration = Duration::from_secs(10);
+/// Longest time for all requests of a reflection stream to arrive.
+const REFLECTION_ARRIVAL: Duration = Duration::from_secs(60);
+/// Messages of unauthenticated callers that are buffered at the same time: in total, and per source address.
+const UNAUTHENTICATED_MESSAGES: (usize, usize) = (256, 32);
+
+/// Service names with a health status: those of the contract, and the empty name for the server as a whole.
 const SERVICES: [&str; 4] = [
     "",
     v1::app_sync_service_server::SERVICE_NAME,
@@ -78,82 +67,127 @@ const SERVICES: [&str; 4] = [
     operations_server::SERVICE_NAME,
 ];
 
-/// What the stack needs.
+/// The collaborators and limits that [`endpoints`] builds the server from.
 #[derive(Debug, Clone)]
-pub struct Parts {
-    /// The contract's tables.
+pub struct Dependencies {
+    /// Authorization and error tables of the contract.
     pub contract: &'static Contract,
-    /// Who may call, as the configuration has it now.
-    pub directory: Arc<CurrentDirectory>,
-    /// Counts the calls whose credentials prove nothing.
-    pub refusals: Arc<Refusals>,
-    /// Takes decisions down.
+    /// Credentials and policies of the configuration in force.
+    pub authenticator: Arc<CurrentAuthenticator>,
+    /// Throttles addresses after repeated authentication failures.
+    pub auth_throttle: Arc<AuthThrottle>,
+    /// Audit log that records every decision.
     pub audit: Audit,
-    /// The state.
-    pub state: State,
-    /// The stores, in which images to be registered are looked up.
+    /// Database.
+    pub state: Db,
+    /// Stores in which new images are looked up.
     pub backend: Backend,
-    /// Tells when an image was registered, and whether a credential has expired.
+    /// Source of creation times, and of the time that credentials are checked against.
     pub clock: Clock,
-    /// Calls that are carried out at the same time.
+    /// Maximum number of calls in flight.
     pub max_in_flight: usize,
-    /// The deadlines of calls.
+    /// Default and maximum deadlines of calls.
     pub deadlines: Deadlines,
-    /// Whether credentials may come over connections that others could read.
+    /// Whether credentials are accepted over unencrypted connections that are not local.
     pub plaintext: bool,
-    /// Canceled when the service stops: streams end then, so that their clients go elsewhere.
+    /// Canceled at shutdown: open streams then end with UNAVAILABLE, and clients reconnect elsewhere.
     pub stop: CancellationToken,
 }
 
-/// The whole service, as a connection needs it.
-pub type Entrance = BoxCloneSyncService<Request<Incoming>, ::http::Response<Body>, Infallible>;
+/// A service as a [`Listener`] serves it to its connections.
+pub type Frontend = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
-/// The ways in.
+/// The entry points that listeners serve.
 #[derive(Debug)]
-pub struct Doors {
-    /// By gRPC.
-    pub grpc: Entrance,
-    /// In the original's HTTP form.
-    pub openapi: Entrance,
-    /// The page that shows what is where.
+pub struct Endpoints {
+    /// gRPC.
+    pub grpc: Frontend,
+    /// HTTP form of the original API.
+    pub openapi: Frontend,
+    /// Status page, served by the admin listener.
     pub page: StatusPage,
-    /// What is told of the health of all.
+    /// Publishes the status of the gRPC health service.
     pub health: Health,
 }
 
-/// The way in for probes and for Prometheus, and to the status page, if there is one.
-#[must_use]
-pub fn http(readiness: watch::Receiver<health::Readiness>, page: Option<StatusPage>) -> Entrance {
-    Entrance::new(http::Http::new(readiness, page))
-}
-
-/// The health of the service, to be set.
+/// Publishes the status of the gRPC health service.
 pub type Health = tonic_health::server::HealthReporter;
 
-/// The whole service: every path, with everything that stands before it.
-pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Error> {
-    let contract = parts.contract;
-    let synchronizations = Arc::new(app_sync::AppSync::new(&parts));
-    let app_sync = v1::app_sync_service_server::AppSyncServiceServer::from_arc(Arc::clone(&synchronizations))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let images = v1::image_service_server::ImageServiceServer::new(image::Images::new(&parts))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let operations =
-        operations_server::OperationsServer::from_arc(synchronizations).max_decoding_message_size(MAX_MESSAGE_BYTES);
+/// Creates the admin service: probes, metrics and, on servers, the status page.
+#[must_use]
+pub fn admin(readiness: watch::Receiver<health::Readiness>, page: Option<StatusPage>) -> Frontend {
+    Frontend::new(AdminService::new(readiness, page))
+}
 
-    let (reporter, health_service) = tonic_health::server::health_reporter();
+/// Creates the services of all entry points; they share one middleware stack.
+///
+/// # Errors
+///
+/// Fails if the reflection service can't read the descriptors.
+pub async fn endpoints(dependencies: Dependencies) -> Result<Endpoints, tonic_reflection::server::Error> {
+    let contract = dependencies.contract;
+    let (health, public) = public_services().await?;
+    let public = ServiceBuilder::new()
+        .layer(BodyLimitLayer::new(MAX_MESSAGE_BYTES, REFLECTION_ARRIVAL, contract))
+        .layer(PublicMethodsLayer::new(contract))
+        .layer(DeadlineLayer::new(dependencies.deadlines, contract))
+        .service(public);
+
+    let message_slots = unauthenticated_messages();
+    // Layers of the contract's methods, outermost first.
+    let guarded = ServiceBuilder::new()
+        // First, so that every later reader of the body is bounded.
+        .layer(BodyLimitLayer::new(MAX_MESSAGE_BYTES, MESSAGE_ARRIVAL, contract))
+        // Outside of every layer that may wait for the caller or for a resource.
+        .layer(DeadlineLayer::new(dependencies.deadlines, contract))
+        .layer(access_layers_with(&dependencies, message_slots.clone()))
+        // After authorization: only permitted callers learn why their request is malformed.
+        .layer(RejectMalformedLayer(contract))
+        .service(contract_services(&dependencies));
+
+    // Layers of every call, outermost first.
+    let stack = ServiceBuilder::new()
+        // First: rejections, logs and spans of all other layers carry the request id.
+        .layer(RequestIdLayer)
+        // Outside of every layer that rejects calls, so that rejections are traced and counted.
+        .layer(TraceLayer(contract))
+        // Outside of all code that may panic.
+        .layer(MapOutcomeLayer::<CatchPanic>::new(contract))
+        // Outside of the gRPC library, whose errors do not have the contract's form.
+        .layer(MapOutcomeLayer::<NormalizeErrors>::new(contract))
+        .service(Router { guarded, public });
+    let bridged = GrpcStack::new(stack.clone());
+    let openapi = Frontend::new(HttpApi::new(bridged.clone(), message_slots));
+    let page = StatusPage::new(bridged, dependencies.plaintext);
+    Ok(Endpoints { grpc: Frontend::new(stack), openapi, page, health })
+}
+
+/// Handlers of the contract's methods.
+fn contract_services(dependencies: &Dependencies) -> ContractServices {
+    let synchronizations = Arc::new(SyncHandlers::new(dependencies));
+    ContractServices {
+        app_sync: v1::app_sync_service_server::AppSyncServiceServer::from_arc(Arc::clone(&synchronizations))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        images: v1::image_service_server::ImageServiceServer::new(ImageHandlers::new(dependencies))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        operations: operations_server::OperationsServer::from_arc(synchronizations)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES),
+    }
+}
+
+/// Health and reflection. They need no credential and stand outside of the limits of the contract's methods, so that a
+/// busy server still answers its probes; [`PublicMethodsLayer`] limits them separately.
+async fn public_services() -> Result<(Health, Routes), tonic_reflection::server::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
     health::set(&reporter, tonic_health::ServingStatus::Serving).await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that clients which ask the service for types, like grpcurl, can show the details of an error.
+            // Lets clients such as grpcurl decode the details of errors.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-
-    // Health and reflection stand outside of the limits of the methods, and need no credential: a busy service is not a dead one. What they
-    // may take is bounded by itself.
-    let open = Routes::new(health_service.max_decoding_message_size(MAX_MESSAGE_BYTES))
+    let routes = Routes::new(health.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(
             reflection()
                 .build_v1()?
@@ -166,61 +200,33 @@ pub async fn service(parts: Parts) -> Result<Doors, tonic_reflection::server::Er
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         );
-    let open = ServiceBuilder::new()
-        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, REFLECTION_ARRIVAL, contract))
-        .layer(OpenLayer::new(contract))
-        .layer(DeadlineLayer::new(parts.deadlines, contract))
-        .service(open.prepare());
-    let unproven = SourcePool::new(UNPROVEN.0, UNPROVEN.1);
-    // What stands before the methods of the contract, outermost first.
-    let guarded = ServiceBuilder::new()
-        // Before a byte of the body is read by anybody.
-        .layer(LimitBodyLayer::new(MAX_MESSAGE_BYTES, MESSAGE_ARRIVAL, contract))
-        // Around whatever may wait, for the caller or for anything else.
-        .layer(DeadlineLayer::new(parts.deadlines, contract))
-        .layer(gate_with(&parts, unproven.clone()))
-        // Behind it: what is wrong with a request is told to those who may make it.
-        .layer(UnreadableLayer(contract))
-        .service(Methods { app_sync, images, operations });
-
-    // Every call, outermost first.
-    let entrance = ServiceBuilder::new()
-        // Before anything that can refuse or that writes something down: it names the request.
-        .layer(RequestIdLayer)
-        // Sees everything that happens to a call, rejections too.
-        .layer(TraceLayer(contract))
-        // Around whatever may fail in a way that nobody foresaw.
-        .layer(AmendLayer::<CatchPanic>::new(contract))
-        // Around everything that may refuse in words that are not the contract's.
-        .layer(AmendLayer::<Conform>::new(contract))
-        .service(Paths { guarded, open });
-    let inner = door::Inner::new(entrance.clone());
-    let openapi = Entrance::new(OpenApi::new(inner.clone(), unproven));
-    let page = StatusPage::new(inner, parts.plaintext);
-    Ok(Doors { grpc: Entrance::new(entrance), openapi, page, health: reporter })
+    Ok((reporter, routes.prepare()))
 }
 
-/// Who is it, is there room, not too much of one caller, and may they? Decided before anything is decoded, validated or looked up; and
-/// nobody takes a place who has not proved who it is.
-pub type Gate = (AuthenticateLayer, LimitLayer, QuotaLayer, AuthorizeLayer);
+/// Authentication, limit of calls in flight, quota and authorization, outermost first. All of them run before the body
+/// is decoded and validated, and only authenticated callers use capacity of the limits.
+pub type AccessLayers = (AuthenticateLayer, InFlightLimitLayer, QuotaLayer, AuthorizeLayer);
 
-/// What lets calls in. Clones of it count calls together.
+/// Creates the access layers. Clones share the limits.
 #[must_use]
-pub fn gate(parts: &Parts) -> Gate {
-    gate_with(parts, SourcePool::new(UNPROVEN.0, UNPROVEN.1))
+pub fn access_layers(dependencies: &Dependencies) -> AccessLayers {
+    access_layers_with(dependencies, unauthenticated_messages())
 }
 
-fn gate_with(parts: &Parts, unproven: SourcePool) -> Gate {
-    let Parts { contract, directory, refusals, state, clock, audit, max_in_flight, .. } = parts.clone();
-    let authorization = Authorization { contract, clock: clock.clone(), audit: audit.clone() };
-    let authentication = Authentication { directory, refusals, unproven, state, clock, audit, contract };
+fn access_layers_with(dependencies: &Dependencies, message_slots: SourcePool) -> AccessLayers {
+    let Dependencies { contract, authenticator, auth_throttle, state, clock, audit, max_in_flight, .. } =
+        dependencies.clone();
+    let authorizer = RequestAuthorizer { contract, clock: clock.clone(), audit: audit.clone() };
+    let authenticator =
+        RequestAuthenticator { authenticator, auth_throttle, message_slots, state, clock, audit, contract };
     (
-        AuthenticateLayer(Arc::new(authentication)),
-        LimitLayer::new(max_in_flight, contract),
+        AuthenticateLayer(Arc::new(authenticator)),
+        InFlightLimitLayer::new(max_in_flight, contract),
         QuotaLayer::new(contract),
-        AuthorizeLayer(Arc::new(authorization)),
+        AuthorizeLayer(Arc::new(authorizer)),
     )
 }
 
-/// How long a caller should wait before it repeats a call that found the service overloaded.
-pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
+fn unauthenticated_messages() -> SourcePool {
+    SourcePool::new(UNAUTHENTICATED_MESSAGES.0, UNAUTHENTICATED_MESSAGES.1)
+}

@@ -1,5 +1,5 @@
-//! Places for calls that need something of ours before anybody has proved who calls: so many at once, and so many for one source, so that
-//! no source keeps another one out.
+//! Slots for work on behalf of unauthenticated callers, limited in total and per source address, so that no source can
+//! use up the slots of others.
 
 use std::{
     collections::HashMap,
@@ -7,59 +7,60 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::peer::Peer;
+use super::listener::peer::Peer;
 
-/// See the module. Its clones share the places.
+/// A pool of slots. Clones share them.
 #[derive(Debug, Clone)]
 pub struct SourcePool(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
-    places: usize,
+    total: usize,
     per_source: usize,
-    taken: Mutex<Taken>,
+    in_use: Mutex<InUse>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
-    all: usize,
+struct InUse {
+    total: usize,
     sources: HashMap<Option<IpAddr>, usize>,
 }
 
-/// A place, until this is dropped.
+/// A slot in use; free again once dropped.
 #[derive(Debug)]
-pub struct PoolPlace {
+pub struct PoolSlot {
     pool: Arc<Pool>,
     source: Option<IpAddr>,
 }
 
 impl SourcePool {
-    /// So many places, and so many for one source.
-    pub fn new(places: usize, per_source: usize) -> Self {
-        Self(Arc::new(Pool { places, per_source, taken: Mutex::default() }))
+    /// Creates a pool of `total` slots, at most `per_source` of them for each source.
+    pub fn new(total: usize, per_source: usize) -> Self {
+        Self(Arc::new(Pool { total, per_source, in_use: Mutex::default() }))
     }
 
-    /// A place for a call of a peer, if there is one.
-    pub fn enter(&self, peer: Option<&Peer>) -> Option<PoolPlace> {
+    /// Returns a slot for a call of a peer, if one is free.
+    pub fn try_acquire(&self, peer: Option<&Peer>) -> Option<PoolSlot> {
         let source = peer.map(Peer::source);
-        let mut taken = self.0.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.all >= self.0.places || taken.sources.get(&source).is_some_and(|count| *count >= self.0.per_source) {
+        let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_use.total >= self.0.total || in_use.sources.get(&source).is_some_and(|count| *count >= self.0.per_source)
+        {
             return None;
         }
-        taken.all += 1;
-        *taken.sources.entry(source).or_default() += 1;
-        Some(PoolPlace { pool: Arc::clone(&self.0), source })
+        in_use.total += 1;
+        *in_use.sources.entry(source).or_default() += 1;
+        Some(PoolSlot { pool: Arc::clone(&self.0), source })
     }
 }
 
-impl Drop for PoolPlace {
+impl Drop for PoolSlot {
     fn drop(&mut self) {
-        let mut taken = self.pool.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.all = taken.all.saturating_sub(1);
-        if let Some(count) = taken.sources.get_mut(&self.source) {
+        let mut in_use = self.pool.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        in_use.total = in_use.total.saturating_sub(1);
+        if let Some(count) = in_use.sources.get_mut(&self.source) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                taken.sources.remove(&self.source);
+                in_use.sources.remove(&self.source);
             }
         }
     }
@@ -70,10 +71,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::SourcePool;
-    use crate::server::peer::Peer;
+    use crate::server::listener::peer::Peer;
 
     #[test]
-    fn one_source_leaves_places_for_others() {
+    fn one_source_leaves_slots_for_others() {
         let pool = SourcePool::new(3, 2);
         let [one, two, three] = [1, 2, 3].map(|last| Peer {
             address: [192, 0, 2, last].into(),
@@ -81,13 +82,13 @@ mod tests {
             certificate: None,
             activity: Arc::default(),
         });
-        let held = [pool.enter(Some(&one)), pool.enter(Some(&one))];
-        assert!(held.iter().all(Option::is_some) && pool.enter(Some(&one)).is_none());
-        let other = pool.enter(Some(&two));
-        assert!(other.is_some() && pool.enter(Some(&three)).is_none(), "all are taken");
+        let held = [pool.try_acquire(Some(&one)), pool.try_acquire(Some(&one))];
+        assert!(held.iter().all(Option::is_some) && pool.try_acquire(Some(&one)).is_none());
+        let other = pool.try_acquire(Some(&two));
+        assert!(other.is_some() && pool.try_acquire(Some(&three)).is_none(), "all slots are in use");
         drop(held);
-        assert!(pool.enter(Some(&three)).is_some());
+        assert!(pool.try_acquire(Some(&three)).is_some());
         drop(other);
-        assert!(pool.0.taken.lock().expect("nobody panicked").sources.is_empty(), "nothing is remembered");
+        assert!(pool.0.in_use.lock().expect("nobody panicked").sources.is_empty(), "no source is left");
     }
 }

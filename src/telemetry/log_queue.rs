@@ -1,5 +1,5 @@
-//! Log lines on their way to standard error: a bounded queue and a thread that writes. Code that logs never waits for whatever reads
-//! standard error; lines that find no room are dropped and counted.
+//! Queues log lines for a thread that writes them to standard error. Code that logs never waits for the reader of
+//! standard error: lines that exceed the queue are dropped and counted.
 
 use std::{
     collections::VecDeque,
@@ -14,17 +14,17 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::metrics;
 
-/// How much may wait to be written, in bytes.
-const ROOM: usize = 4 << 20;
+/// The capacity of the queue in bytes.
+const CAPACITY: usize = 4 << 20;
 
-/// See the module.
+/// A bounded queue of log lines with a writer thread. Clones share it.
 #[derive(Debug, Clone)]
 pub struct LogQueue(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a line comes, and when all have been written.
+    /// Notified when a line is queued and when all are written.
     changed: Condvar,
 }
 
@@ -43,7 +43,7 @@ impl Shared {
 }
 
 impl LogQueue {
-    /// Starts the thread, which lives as long as the process.
+    /// Starts the writer thread, which lives as long as the process.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let queue = Self(Arc::default());
         let shared = Arc::clone(&queue.0);
@@ -51,20 +51,20 @@ impl LogQueue {
         Ok(queue)
     }
 
-    /// Waits until everything has been written, for `limit` at most.
+    /// Waits until every line is written, for `limit` at most.
     pub fn flush(&self, limit: Duration) {
         let state = self.0.lock();
         let busy = |state: &mut State| state.writing || !state.lines.is_empty();
-        // What has not been written by then is lost with the process.
+        // Lines that are not written by then are lost with the process.
         drop(self.0.changed.wait_timeout_while(state, limit, busy));
     }
 
     fn push(&self, line: &[u8]) {
         let mut state = self.0.lock();
-        if state.bytes + line.len() > ROOM {
+        if state.bytes + line.len() > CAPACITY {
             state.dropped += 1;
             drop(state);
-            metrics::log_dropped();
+            metrics::record_dropped_line();
             return;
         }
         state.bytes += line.len();
@@ -88,16 +88,16 @@ fn write(shared: &Shared, mut out: impl Write) {
         let dropped = mem::take(&mut state.dropped);
         drop(state);
         for line in &lines {
-            // There is nowhere left to tell that standard error can't be written.
+            // An error of standard error can't be reported anywhere.
             let _ = out.write_all(line);
         }
         if dropped > 0 {
-            tracing::warn!(dropped, "log lines were dropped; standard error was not read in time");
+            tracing::warn!(dropped, "log lines dropped: standard error was not read in time");
         }
     }
 }
 
-/// Takes one event, which the formatter hands over in one piece.
+/// A writer for one event, which the formatter writes in one call.
 #[derive(Debug)]
 pub struct Line<'a>(&'a LogQueue);
 
@@ -128,19 +128,19 @@ mod tests {
         time::Duration,
     };
 
-    use super::{LogQueue, ROOM};
+    use super::{CAPACITY, LogQueue};
 
-    /// Writes nothing before it is let.
-    struct Stuck {
-        begun: Sender<()>,
-        go_on: Receiver<()>,
+    /// A writer that blocks until it is released.
+    struct BlockedWriter {
+        started: Sender<()>,
+        release: Receiver<()>,
         written: Sender<usize>,
     }
 
-    impl Write for Stuck {
+    impl Write for BlockedWriter {
         fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            let _ = self.begun.send(());
-            let _ = self.go_on.recv();
+            let _ = self.started.send(());
+            let _ = self.release.recv();
             let _ = self.written.send(line.len());
             Ok(line.len())
         }
@@ -152,19 +152,19 @@ mod tests {
 
     #[test]
     fn lines_that_find_no_room_are_dropped_and_no_caller_waits() {
-        let ((begun, has_begun), (let_go, go_on), (written, lines)) =
+        let ((started, has_started), (released, release), (written, lines)) =
             (mpsc::channel(), mpsc::channel(), mpsc::channel());
-        let queue = LogQueue::start(Stuck { begun, go_on, written }).expect("a thread");
+        let queue = LogQueue::start(BlockedWriter { started, release, written }).expect("a thread");
         queue.push(b"first");
-        has_begun.recv().expect("it is written");
-        let line = vec![b'x'; ROOM / 4];
+        has_started.recv().expect("the first line");
+        let line = vec![b'x'; CAPACITY / 4];
         for _ in 0..6 {
             queue.push(&line);
         }
         assert_eq!(queue.0.lock().dropped, 2);
         queue.flush(Duration::from_millis(1));
-        drop(let_go);
+        drop(released);
         queue.flush(Duration::from_secs(60));
-        assert_eq!(lines.try_iter().collect::<Vec<_>>(), [5, ROOM / 4, ROOM / 4, ROOM / 4, ROOM / 4]);
+        assert_eq!(lines.try_iter().collect::<Vec<_>>(), [5, CAPACITY / 4, CAPACITY / 4, CAPACITY / 4, CAPACITY / 4]);
     }
 }

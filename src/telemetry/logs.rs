@@ -1,5 +1,5 @@
-//! Logs on standard error: a line an event, for people or in JSON, each with the requests and the trace that it belongs to. What is
-//! logged, and how, can be changed while the process runs.
+//! Formats logs on standard error: one line per event, as plain text or JSON, with the request ids and the trace id
+//! that it belongs to. The format and the filter can be changed while the process runs.
 
 use std::{
     borrow::Cow,
@@ -36,114 +36,116 @@ use tracing_subscriber::{
 use super::{Error, log_queue::LogQueue};
 use crate::domain::{ForeignText, printable, printable_json};
 
-/// Targets whose events belong to requests: the service's own.
-const OWN: &str = "appferry";
-/// The spans that know their requests: of calls and of copies.
-const WITH_REQUESTS: [&str; 2] = ["call", "copy"];
-/// The field of those spans that says which they are.
-const REQUESTS: &str = "appferry.request_id";
+/// The target of this crate's events, which belong to requests.
+const OWN_TARGET: &str = "appferry";
+/// The spans with request ids: calls and copies.
+const SPANS_WITH_IDS: [&str; 2] = ["call", "copy"];
+/// The field of those spans with the request ids.
+const REQUEST_ID_FIELD: &str = "appferry.request_id";
 
-/// How lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     #[default]
     Human,
-    /// An object of JSON a line.
+    /// A JSON object per line.
     Json,
 }
 
-/// The longest line, in bytes: what is logged of others is shortened before, and this bounds the rest, other libraries' events among it.
+/// The longest line, in bytes. Foreign texts are shortened before; this bounds everything else, including events of
+/// libraries.
 const MAX_LINE: usize = 16 << 10;
 
-/// What a process changes its logs by.
-struct Running {
+/// Changes the logs of the running process.
+struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
     lines: LogQueue,
-    /// `RUST_LOG` has said what is logged, and goes on to.
+    /// Whether `RUST_LOG` is set, so that the filter is not reloaded.
     fixed: bool,
 }
 
-static RUNNING: OnceLock<Running> = OnceLock::new();
+static HANDLE: OnceLock<LogHandle> = OnceLock::new();
 static JSON: AtomicBool = AtomicBool::new(false);
 
-/// What logs only errors unless the filter names it: it warns of what its peers send, a line for every frame, so that whoever can
-/// connect could fill the disk.
-const QUIET: &str = "h2=error";
+/// Targets that log only errors unless the filter names them: h2 warns about every malformed frame, so that any peer
+/// could fill the disk.
+const QUIET_TARGETS: &str = "h2=error";
 
-/// Reads what is logged, in the form of `RUST_LOG`.
+/// Parses a filter in the syntax of `RUST_LOG`.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
-    // What stands later wins.
-    EnvFilter::try_new(format!("{QUIET},{text}"))
+    // Later directives override earlier ones.
+    EnvFilter::try_new(format!("{QUIET_TARGETS},{text}"))
 }
 
-/// The layers that write logs: of what `RUST_LOG` or else `default_filter` names.
+/// The layers that write logs, filtered by `RUST_LOG` or else `default_filter`.
 pub(super) fn layers(default_filter: &str) -> Result<impl Layer<Registry> + Send + Sync + use<>, Error> {
     let (filter, fixed) = match env::var(EnvFilter::DEFAULT_ENV) {
         Ok(text) if !text.is_empty() => (parse_filter(&text)?, true),
         _ => (parse_filter(default_filter)?, false),
     };
     let (filter, handle) = reload::Layer::new(filter);
-    // The first that starts logs has them; another one can't take its place anyway.
+    // Fails only for a second subscriber, which can't be installed anyway.
     let queue = LogQueue::start(io::stderr()).map_err(Error::Thread)?;
-    let _ = RUNNING.set(Running { filter: handle, lines: queue.clone(), fixed });
-    // A line says everything by itself. Spans are for traces; only two kinds of them are made where nothing is exported.
+    let _ = HANDLE.set(LogHandle { filter: handle, lines: queue.clone(), fixed });
+    // Lines have no span context, because spans are for traces. Only the two kinds with request ids are created without
+    // an export.
     let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
     let lines = tracing_subscriber::fmt::layer()
-        .event_format(Lines::new(io::stderr().is_terminal()))
+        .event_format(LineFormat::new(io::stderr().is_terminal()))
         .with_ansi(io::stderr().is_terminal())
         .with_writer(queue)
         .with_filter(events.and(filter));
     let spans = filter_fn(|metadata| {
-        metadata.is_span() && metadata.target().starts_with(OWN) && WITH_REQUESTS.contains(&metadata.name())
+        metadata.is_span() && metadata.target().starts_with(OWN_TARGET) && SPANS_WITH_IDS.contains(&metadata.name())
     });
-    Ok(Remember.with_filter(spans.with_max_level_hint(LevelFilter::INFO)).and_then(lines))
+    Ok(RequestIdLayer.with_filter(spans.with_max_level_hint(LevelFilter::INFO)).and_then(lines))
 }
 
-/// Writes lines in this form from now on, of what this names.
+/// Applies a format and a filter to the running process.
 pub fn apply(format: LogFormat, filter: &str) -> Result<(), ParseError> {
     JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let filter = parse_filter(filter)?;
-    if let Some(running) = RUNNING.get().filter(|running| !running.fixed) {
-        // It fails only where nothing is logged any more.
-        let _ = running.filter.reload(filter);
+    if let Some(handle) = HANDLE.get().filter(|handle| !handle.fixed) {
+        // Fails only after the subscriber was dropped.
+        let _ = handle.filter.reload(filter);
     }
     Ok(())
 }
 
-/// Waits until everything that was logged has been written, for `limit` at most.
+/// Waits until every line is written, for `limit` at most.
 pub fn flush(limit: Duration) {
-    if let Some(running) = RUNNING.get() {
-        running.lines.flush(limit);
+    if let Some(handle) = HANDLE.get() {
+        handle.lines.flush(limit);
     }
 }
 
-/// Remembers the requests of spans.
-struct Remember;
+/// Stores the request ids of spans for the lines of their events.
+struct RequestIdLayer;
 
-struct Requests(String);
+struct RequestIds(String);
 
-impl Visit for Requests {
+impl Visit for RequestIds {
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == REQUESTS {
+        if field.name() == REQUEST_ID_FIELD {
             value.clone_into(&mut self.0);
         }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == REQUESTS {
+        if field.name() == REQUEST_ID_FIELD {
             self.0 = format!("{value:?}");
         }
     }
 }
 
-impl Remember {
-    fn keep<S>(id: &Id, context: &Context<'_, S>, read: impl FnOnce(&mut Requests))
+impl RequestIdLayer {
+    fn keep<S>(id: &Id, context: &Context<'_, S>, read: impl FnOnce(&mut RequestIds))
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let mut requests = Requests(String::new());
+        let mut requests = RequestIds(String::new());
         read(&mut requests);
         if let Some(span) = context.span(id).filter(|_| !requests.0.is_empty()) {
             span.extensions_mut().replace(requests);
@@ -151,7 +153,7 @@ impl Remember {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Remember {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for RequestIdLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         Self::keep(id, &context, |requests| attributes.record(requests));
     }
@@ -161,8 +163,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Remember {
     }
 }
 
-/// A line for people of bounded length, on which nothing is that a terminal would act on, but for the colours of `ansi`: escape characters
-/// in what is logged are not among those.
+/// Bounds a text line and escapes control characters, except the colours if `ansi` is set: escape characters in logged
+/// values are escaped by the formatter before.
 fn bounded_line(line: &str, ansi: bool) -> Cow<'_, str> {
     let printable = printable(line, |c| ansi && c == '\u{1b}');
     if printable.len() <= MAX_LINE {
@@ -172,7 +174,7 @@ fn bounded_line(line: &str, ansi: bool) -> Cow<'_, str> {
     Cow::Owned(format!("{}…", &printable[..end]))
 }
 
-/// A line of JSON, without its last brace, of which each text has a bounded length if all of it is too long.
+/// Bounds a JSON line, given without its last brace, by shortening each text in it if it is too long.
 fn bounded_json(line: &str) -> Cow<'_, str> {
     let shorter = || {
         let fields: serde_json::Map<String, Value> = serde_json::from_str(&format!("{line}}}")).ok()?;
@@ -186,25 +188,25 @@ fn bounded_json(line: &str) -> Cow<'_, str> {
     };
     match line.len() {
         0..=MAX_LINE => printable_json(line),
-        _ => Cow::Owned(shorter().unwrap_or_else(|| "{\"message\":\"a line was too long to be logged\"".to_owned())),
+        _ => Cow::Owned(shorter().unwrap_or_else(|| "{\"message\":\"log line dropped: it was too long\"".to_owned())),
     }
 }
 
-/// Writes lines.
-struct Lines {
+/// Formats events as lines.
+struct LineFormat {
     ansi: bool,
     human: Format<Full>,
     json: Format<Json>,
 }
 
-impl Lines {
+impl LineFormat {
     fn new(ansi: bool) -> Self {
         let json = Format::default().json().flatten_event(true).with_current_span(false).with_span_list(false);
         Self { ansi, human: Format::default().with_ansi(ansi), json }
     }
 }
 
-impl<N> FormatEvent<Registry, N> for Lines
+impl<N> FormatEvent<Registry, N> for LineFormat
 where
     N: for<'a> FormatFields<'a> + 'static,
 {
@@ -221,9 +223,10 @@ where
         } else {
             self.human.format_event(context, Writer::new(&mut line), event)?;
         }
-        let (requests, trace) = if event.metadata().target().starts_with(OWN) { belongs(event) } else { (None, None) };
+        let (requests, trace) =
+            if event.metadata().target().starts_with(OWN_TARGET) { ids_of(event) } else { (None, None) };
         let ids = [("request_id", requests), ("trace_id", trace)];
-        // Both forms end in the same way each time; what is added goes before that.
+        // Each format has a fixed end; the ids are inserted before it.
         let end = if json { "}\n" } else { "\n" };
         let line = line.strip_suffix(end).unwrap_or(&line);
         writer.write_str(&if json { bounded_json(line) } else { bounded_line(line, self.ansi) })?;
@@ -238,8 +241,8 @@ where
     }
 }
 
-/// The requests and the trace that an event belongs to: those of its span, or of what that is a part of.
-fn belongs(event: &Event<'_>) -> (Option<String>, Option<String>) {
+/// The request ids and the trace id of an event: those of its span or of the nearest ancestor that has them.
+fn ids_of(event: &Event<'_>) -> (Option<String>, Option<String>) {
     tracing::dispatcher::get_default(|dispatch: &Dispatch| {
         let current = || dispatch.current_span().id().cloned();
         let Some(id) = event.parent().cloned().or_else(current) else { return (None, None) };
@@ -249,7 +252,7 @@ fn belongs(event: &Event<'_>) -> (Option<String>, Option<String>) {
         });
         let registry = dispatch.downcast_ref::<Registry>();
         let requests = registry.and_then(|registry| registry.span(&id)).and_then(|span| {
-            span.scope().find_map(|span| span.extensions().get::<Requests>().map(|requests| requests.0.clone()))
+            span.scope().find_map(|span| span.extensions().get::<RequestIds>().map(|requests| requests.0.clone()))
         });
         (requests, trace)
     })

@@ -1,4 +1,5 @@
-//! Metrics on their way out: scraped by Prometheus, or sent by OTLP. One set for the life of a process, as instruments are.
+//! Exports metrics: scraped by Prometheus, or sent by OTLP. There is one set for the life of a process, like the
+//! instruments.
 
 use std::sync::OnceLock;
 
@@ -7,10 +8,10 @@ use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 
-use super::{Error, FLUSH, check_protocol, exports, resource};
+use super::{Error, FLUSH_TIMEOUT, check_protocol, exports, resource};
 use crate::metrics;
 
-/// The variables of which one names the endpoint to export to (OpenTelemetry specification, "OTLP Exporter Configuration").
+/// The variables with the endpoint of metrics (OpenTelemetry specification, "OTLP Exporter Configuration").
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 static EXPORT: OnceLock<Export> = OnceLock::new();
@@ -20,23 +21,23 @@ struct Export {
     registry: Registry,
 }
 
-/// The type of what [`scrape`] returns.
+/// The content type of [`scrape`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// Starts to measure, if somebody scrapes or an endpoint is configured. Called within a runtime; only the first call of a process that
-/// starts something counts.
-pub fn start(scraped: bool) -> Result<(), Error> {
-    let sent = exports(&ENDPOINTS, "OTEL_METRICS_EXPORTER");
-    if EXPORT.get().is_some() || !(scraped || sent) {
+/// Starts to record metrics if Prometheus scrapes them or an endpoint is configured. Must be called within a runtime.
+/// Only the first effective call of a process counts.
+pub fn start(is_scraped: bool) -> Result<(), Error> {
+    let is_sent = exports(&ENDPOINTS, "OTEL_METRICS_EXPORTER");
+    if EXPORT.get().is_some() || !(is_scraped || is_sent) {
         return Ok(());
     }
     let mut builder = SdkMeterProvider::builder().with_resource(resource());
     let registry = Registry::new();
-    // Every reader keeps all measurements once more.
-    if scraped {
+    // Added only if needed: every reader keeps all measurements once more.
+    if is_scraped {
         builder = builder.with_reader(opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?);
     }
-    if sent {
+    if is_sent {
         check_protocol(&["OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"])?;
         builder = builder.with_periodic_exporter(MetricExporter::builder().with_tonic().build()?);
     }
@@ -48,22 +49,22 @@ pub fn start(scraped: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// All metrics, as Prometheus reads them; nothing where nothing is measured.
+/// All metrics in the text format of Prometheus; `None` if nothing is recorded.
 #[must_use]
 pub fn scrape() -> Option<Vec<u8>> {
     let mut text = Vec::new();
     match TextEncoder::new().encode(&EXPORT.get()?.registry.gather(), &mut text) {
         Ok(()) => Some(text),
         Err(error) => {
-            tracing::error!(%error, "the metrics can't be written down");
+            tracing::error!(%error, "failed to encode metrics; the scrape fails");
             None
         }
     }
 }
 
-/// Sends what was measured last, waiting for a bounded time.
+/// Exports the last metrics, within a time limit.
 pub(super) fn shutdown() {
-    if let Some(Err(error)) = EXPORT.get().map(|export| export.provider.shutdown_with_timeout(FLUSH)) {
-        tracing::warn!(%error, "the last metrics could not be sent");
+    if let Some(Err(error)) = EXPORT.get().map(|export| export.provider.shutdown_with_timeout(FLUSH_TIMEOUT)) {
+        tracing::warn!(%error, "failed to flush metrics on shutdown");
     }
 }

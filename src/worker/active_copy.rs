@@ -1,32 +1,37 @@
-//! One region of a claim, while it is copied to.
+//! The copy to one claimed region.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{Span, field::Empty};
 
-use super::{heartbeat::HeldClaim, lanes::Lane, span_links::link, transfer::Meter};
-use crate::{domain::Image, metrics::Running, state::ClaimedRegion};
+use super::{heartbeat::LeasedCopy, lanes::Lane, span_links::link, transfer::Meter};
+use crate::{
+    db::ClaimedRegion,
+    domain::{Image, ImageId},
+    metrics::{self, RunningCopy},
+};
 
-/// One region of a claim, how far its copy has come, and its span.
+/// A claimed region with the progress and the span of its copy.
 #[derive(Debug)]
 pub struct ActiveCopy {
-    /// What was claimed.
+    /// The claim.
     pub claimed: ClaimedRegion,
-    /// How far it has come.
+    /// The progress of the copy.
     pub meter: Arc<Meter>,
-    /// Its span.
+    /// The span of this attempt.
     pub span: Span,
-    /// When this attempt began.
-    pub began: Instant,
-    /// Counts it among the copies that are being made.
-    _running: Running,
-    /// Its place in the region's lanes.
+    /// When this attempt started.
+    pub start: Instant,
+    /// Canceled when the claim is lost or released: the copy must not write any more.
+    pub lost: CancellationToken,
+    _running: RunningCopy,
     _lane: Lane,
 }
 
 impl ActiveCopy {
-    /// Begins with a region.
+    /// Starts the attempt that `claimed` is for.
     pub fn new(image: &Image, claimed: ClaimedRegion, lane: Lane) -> Self {
         let span = tracing::info_span!(
             "copy",
@@ -44,12 +49,29 @@ impl ActiveCopy {
             appferry.state = Empty,
         );
         link(&span, claimed.attempt, &claimed.traces);
-        let running = Running::new(&claimed.region);
-        Self { claimed, meter: Arc::default(), span, began: Instant::now(), _running: running, _lane: lane }
+        let running = RunningCopy::new(&claimed.region);
+        Self {
+            claimed,
+            meter: Arc::default(),
+            span,
+            start: Instant::now(),
+            lost: CancellationToken::new(),
+            _running: running,
+            _lane: lane,
+        }
     }
 
-    /// As the heartbeat knows it.
-    pub fn held(&self) -> HeldClaim {
-        HeldClaim { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
+    /// The lease that the heartbeat renews.
+    pub fn lease(&self) -> LeasedCopy {
+        LeasedCopy { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
+    }
+
+    /// Stops the copy because its claim is lost.
+    pub fn lose(&self, image: &ImageId) {
+        let region = &self.claimed.region;
+        self.lost.cancel();
+        self.span.record("appferry.state", "LOST");
+        metrics::record_lost_claim(region);
+        tracing::info!(parent: &self.span, %image, %region, "claim lost: the copy was canceled or taken over");
     }
 }

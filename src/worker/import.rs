@@ -1,39 +1,41 @@
-//! Putting an image into a store: what `image add` does before it registers it.
+//! Copies an image from this machine into a store, before `image add` registers it.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
     slots::Limits,
-    transfer::{Copied, CopyError, Destination, ImageSource, Meter, Transfer, Waits},
+    transfer::{CopyError, CopySummary, Destination, ImageSource, Meter, Transfer, Waits},
 };
 use crate::{
     domain::{Descriptor, ImageName, Progress, RegionId, Warnings, relay::Topology},
     region::{Error, Source, Stage, Store, Tree},
 };
 
-/// How long nothing at all may move.
+/// How long the import may make no progress.
 const STALL: Duration = Duration::from_secs(60);
-/// How often progress is shown.
-const TICK: Duration = Duration::from_millis(100);
+/// The interval at which progress is reported.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Copies the image that `source` knows as `from` into the store of `region`, to `stage`. An image that is there by that name
-/// already must be the same one. `progress` is called with how far it has come. Returns its root, and what it arrived without.
+/// Copies the image `name` of `source` into the store of `region`, to `stage`. Returns its root, and warnings about
+/// attachments that were not copied.
+///
+/// Fails with [`Error::Occupied`] if the store has another image under that name. Calls `progress` at intervals.
 pub async fn import(
     source: Arc<dyn Source>,
-    from: ImageName,
+    name: ImageName,
     region: RegionId,
     store: Arc<dyn Store>,
     stage: Stage,
     progress: impl Fn(Progress),
 ) -> Result<(Descriptor, Warnings), CopyError> {
     let unreadable = |error| CopyError::Source { region: region.clone(), error: Arc::new(error), is_remote: false };
-    let missing = || unreadable(Error::ImageMissing(from.to_string().into()));
-    let root = source.root(&from).await.map_err(unreadable)?.ok_or_else(missing)?;
-    let absent = Tree::measure(&*source, &from, &root).await.map_err(unreadable)?.absent.into();
-    let destination = |error| CopyError::Destination(Arc::new(error));
-    let there = store.root(&stage.name).await.map_err(destination)?;
-    if there.is_some_and(|there| there.digest != root.digest) {
-        return Err(destination(Error::Occupied(stage.name.to_string().into())));
+    let missing = || unreadable(Error::ImageMissing(name.to_string().into()));
+    let root = source.root(&name).await.map_err(unreadable)?.ok_or_else(missing)?;
+    let absent = Tree::measure(&*source, &name, &root).await.map_err(unreadable)?.absent.into();
+    let unwritable = |error| CopyError::Destination(Arc::new(error));
+    let existing = store.root_as(&stage.name, root.digest).await.map_err(unwritable)?;
+    if existing.is_some_and(|existing| existing.digest != root.digest) {
+        return Err(unwritable(Error::Occupied(stage.name.to_string().into())));
     }
     let meter = Arc::<Meter>::default();
     let paces = Limits::new(Topology::default()).paces(&region);
@@ -47,17 +49,17 @@ pub async fn import(
         resumed: 0,
     };
     let waits = Waits { patience: STALL, stall: STALL };
-    let source = ImageSource { region, store: source, name: from, root: root.clone(), absent, paces };
+    let source = ImageSource { region, store: source, name, root: root.clone(), absent, paces };
     let transfer = Transfer::start(source, waits);
-    let copy = transfer.copy_to(destination, transfer.board());
+    let copy = transfer.copy_to(destination, transfer.announce());
     tokio::pin!(copy);
-    let copied = loop {
+    let result = loop {
         tokio::select! {
-            copied = &mut copy => break copied,
-            () = tokio::time::sleep(TICK) => progress(meter.read()),
+            result = &mut copy => break result,
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => progress(meter.read()),
         }
     };
     progress(meter.read());
     store.tidy().await;
-    copied.map(|Copied { warnings, .. }| (root, warnings))
+    result.map(|CopySummary { warnings, .. }| (root, warnings))
 }

@@ -1,7 +1,8 @@
-//! How many copies this process carries into each region at the same time.
+//! Limits the concurrent copies of this process into each region.
 //!
-//! Every region has lanes of its own, and nothing else is shared by regions: a region that is slow, refuses or does not answer fills its
-//! own lanes and takes nothing from the others. A copy waits for a lane in the database, as a replica that is due.
+//! Every region has lanes of its own and shares nothing else with other regions: a region that is slow, rejects or
+//! hangs fills its own lanes and takes nothing from the others. A copy waits for a lane in the database, as a replica
+//! that is due.
 
 use std::{
     collections::BTreeMap,
@@ -10,21 +11,21 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{domain::RegionId, state::Lane as FreeLanes};
+use crate::{db::LaneCapacity, domain::RegionId};
 
-/// The lanes of the regions that a worker serves.
+/// The lanes of the regions that a worker serves. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Lanes(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Copies into a region for which an image is claimed.
+    /// Copies into a region up to which images are claimed for it.
     limit: usize,
-    taken: Mutex<BTreeMap<RegionId, usize>>,
+    occupied: Mutex<BTreeMap<RegionId, usize>>,
     freed: Notify,
 }
 
-/// A place in the lanes of a region. Free again when it is dropped.
+/// An occupied lane of a region. Freed on drop.
 #[derive(Debug)]
 pub struct Lane {
     lanes: Lanes,
@@ -32,33 +33,35 @@ pub struct Lane {
 }
 
 impl Lanes {
-    /// `limit` lanes for each of some regions.
+    /// Creates `limit` lanes for each region.
     pub fn new<'a>(regions: impl IntoIterator<Item = &'a RegionId>, limit: usize) -> Self {
-        let taken = regions.into_iter().map(|region| (region.clone(), 0)).collect();
-        Self(Arc::new(Shared { limit, taken: Mutex::new(taken), freed: Notify::new() }))
+        let occupied = regions.into_iter().map(|region| (region.clone(), 0)).collect();
+        Self(Arc::new(Shared { limit, occupied: Mutex::new(occupied), freed: Notify::new() }))
     }
 
-    fn taken(&self) -> MutexGuard<'_, BTreeMap<RegionId, usize>> {
-        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn occupied(&self) -> MutexGuard<'_, BTreeMap<RegionId, usize>> {
+        self.0.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many images more each region takes. An image is claimed for a region with a free lane. Regions that are due for the same
-    /// image come along even when their lanes are just taken, up to twice the limit: those that keep up with each other then stay
+    /// The free lanes of each region. An image is claimed for a region with a free lane. Other regions that are due for
+    /// the same image join even when their lanes are occupied, up to twice the limit: regions of equal speed then stay
     /// together, and the source is read once for all of them.
-    pub fn free(&self) -> BTreeMap<RegionId, FreeLanes> {
+    pub fn free(&self) -> BTreeMap<RegionId, LaneCapacity> {
         let limit = self.0.limit;
-        let free =
-            |taken: usize| FreeLanes { lead: limit.saturating_sub(taken), along: (limit * 2).saturating_sub(taken) };
-        self.taken().iter().map(|(region, taken)| (region.clone(), free(*taken))).collect()
+        let free = |occupied: usize| LaneCapacity {
+            primary: limit.saturating_sub(occupied),
+            total: (limit * 2).saturating_sub(occupied),
+        };
+        self.occupied().iter().map(|(region, occupied)| (region.clone(), free(*occupied))).collect()
     }
 
-    /// Takes a lane for a copy that has been claimed.
-    pub fn enter(&self, region: &RegionId) -> Lane {
-        *self.taken().entry(region.clone()).or_default() += 1;
+    /// Occupies a lane for a claimed copy.
+    pub fn occupy(&self, region: &RegionId) -> Lane {
+        *self.occupied().entry(region.clone()).or_default() += 1;
         Lane { lanes: self.clone(), region: region.clone() }
     }
 
-    /// Resolves when a lane has been freed since the last call. For one waiter.
+    /// Resolves when a lane has been freed since the last call. Supports one waiter.
     pub async fn freed(&self) {
         self.0.freed.notified().await;
     }
@@ -66,8 +69,8 @@ impl Lanes {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        if let Some(taken) = self.lanes.taken().get_mut(&self.region) {
-            *taken = taken.saturating_sub(1);
+        if let Some(occupied) = self.lanes.occupied().get_mut(&self.region) {
+            *occupied = occupied.saturating_sub(1);
         }
         self.lanes.0.freed.notify_one();
     }
@@ -82,12 +85,12 @@ mod tests {
     async fn a_region_fills_its_own_lanes_only() {
         let [slow, fast]: [RegionId; 2] = ["slow", "fast"].map(|name| name.parse().expect("an id"));
         let lanes = Lanes::new([&slow, &fast], 2);
-        let held: Vec<_> = (0..3).map(|_| lanes.enter(&slow)).collect();
+        let occupied: Vec<_> = (0..3).map(|_| lanes.occupy(&slow)).collect();
         let free = lanes.free();
-        assert_eq!((free[&slow].lead, free[&slow].along), (0, 1));
-        assert_eq!((free[&fast].lead, free[&fast].along), (2, 4));
-        drop(held);
+        assert_eq!((free[&slow].primary, free[&slow].total), (0, 1));
+        assert_eq!((free[&fast].primary, free[&fast].total), (2, 4));
+        drop(occupied);
         lanes.freed().await;
-        assert_eq!(lanes.free()[&slow].lead, 2);
+        assert_eq!(lanes.free()[&slow].primary, 2);
     }
 }

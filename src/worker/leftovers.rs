@@ -1,4 +1,4 @@
-//! What is left over in the regions' stores: finding it, and removing what is old enough.
+//! Finds and removes leftovers in the stores: files and images of copies that failed, were canceled or died.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,38 +9,38 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    db::{self, Db},
     domain::{Leftover, RegionId, Timestamp, leftovers, with_causes},
     region::{self, Store, Stores},
-    state::{self, State},
 };
 
-/// How old something must be that is removed: older than any file that a copy still writes to.
+/// The minimum age of a leftover that is removed: older than any file that a running copy still writes.
 pub const SAFE_AGE: Duration = Duration::from_secs(3_600);
-/// How often a process looks.
+/// The interval at which a process removes leftovers.
 const INTERVAL: Duration = Duration::from_secs(600);
-/// How long it may take in one region.
+/// The time limit in each region.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why it can't be said what is left over in a region.
+/// Why the leftovers of a region can't be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum LeftoverError {
-    /// The store can't be looked at.
+    /// The store can't be read.
     #[error(transparent)]
     Store(#[from] region::Error),
-    /// The database does not say what is in use.
+    /// The database can't be read for the images in use.
     #[error(transparent)]
-    State(#[from] state::Error),
+    Db(#[from] db::Error),
 }
 
-/// Removes what is left over, at intervals. Clones share the time of the last look.
+/// Removes leftovers at intervals. Clones share the time of the last run.
 #[derive(Debug, Clone, Default)]
 pub struct LeftoverSweep {
-    /// Nothing before the first look.
+    /// `None` before the first run.
     next: Arc<Mutex<Option<Instant>>>,
 }
 
 impl LeftoverSweep {
-    /// Whether it is due; if so, it is due again after the interval.
+    /// Whether a run is due. If so, the next one is due after the interval.
     fn is_due(&self) -> bool {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -51,29 +51,29 @@ impl LeftoverSweep {
         due
     }
 
-    /// Removes what is left over in each region, if it is time to look.
-    pub async fn run(&self, state: &State, stores: &Stores) {
+    /// Removes the leftovers of each region, if a run is due.
+    pub async fn run(&self, state: &Db, stores: &Stores) {
         if self.is_due() {
-            clear_all(state, stores).await;
+            remove_all(state, stores).await;
         }
     }
 }
 
-/// Removes what is left over in each region. No region waits for another.
-async fn clear_all(state: &State, stores: &Stores) {
-    // By the database's clock; that of a file system may differ by far less than the age that is asked for.
+/// Removes the leftovers of all regions, concurrently.
+async fn remove_all(state: &Db, stores: &Stores) {
+    // By the database's clock. That of a file system may differ, but by far less than the minimum age.
     let until = match state.time().await {
         Ok(now) => now.before(SAFE_AGE),
         Err(error) => {
             tracing::debug!(
                 error = with_causes(&error),
-                "failed to ask for the time; leftovers stay until the next look"
+                "failed to read the database's time; leftovers stay until the next run"
             );
             return;
         }
     };
     let regions = stores.iter().map(|(region, store)| async move {
-        match timeout(DEADLINE, clear(state, region, &**store, until)).await {
+        match timeout(DEADLINE, remove(state, region, &**store, until)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(error = with_causes(&error), %region, "failed to remove leftovers; will retry");
@@ -84,20 +84,20 @@ async fn clear_all(state: &State, stores: &Stores) {
     join_all(regions).await;
 }
 
-/// What is left over in a region, and was changed last at `until` or before.
+/// The leftovers of a region that were last changed at `until` or before.
 pub async fn find_leftovers(
-    state: &State,
+    state: &Db,
     region: &RegionId,
     store: &dyn Store,
     until: Timestamp,
 ) -> Result<Vec<Leftover>, LeftoverError> {
-    let found = store.find_leftovers().await?;
-    // Asked afterwards: a claim that has come since the store was looked at has another fence than was found there.
-    let names: Vec<_> = found.iter().map(|image| image.name.clone()).collect();
-    Ok(leftovers(found, &state.image_uses(region, &names).await?, until))
+    let candidates = store.find_leftovers().await?;
+    // Read after the store was listed: a claim since then has another fence than any file in the list.
+    let names: Vec<_> = candidates.iter().map(|image| image.name.clone()).collect();
+    Ok(leftovers(candidates, &state.image_uses(region, &names).await?, until))
 }
 
-async fn clear(state: &State, region: &RegionId, store: &dyn Store, until: Timestamp) -> Result<(), LeftoverError> {
+async fn remove(state: &Db, region: &RegionId, store: &dyn Store, until: Timestamp) -> Result<(), LeftoverError> {
     let (mut count, mut bytes) = (0_u64, 0);
     for leftover in find_leftovers(state, region, store, until).await? {
         let path = leftover.path();
@@ -108,7 +108,7 @@ async fn clear(state: &State, region: &RegionId, store: &dyn Store, until: Times
                 bytes += leftover.bytes();
             }
             Ok(false) => {}
-            // One that can't be removed must not keep the others.
+            // One that can't be removed must not stop the removal of the others.
             Err(error) => {
                 tracing::warn!(error = with_causes(&error), %region, path, "failed to remove a leftover; will retry");
             }

@@ -1,8 +1,8 @@
-//! What one process at a time does for all, elected by a lease: copies whose worker has died are requeued, synchronizations that ended long
-//! ago are pruned, and uploads and copies of ECS that are abandoned are aborted.
+//! The maintenance that the leader, elected by a lease, does for all processes: requeues copies with expired leases,
+//! prunes old synchronizations, and aborts abandoned uploads and ECS copies.
 //!
-//! The parts run side by side, each with a deadline, and one region's with no other's: a store that does not answer delays nothing but
-//! what is to be done there.
+//! The parts run concurrently, each with a deadline and separately for each region, so that a store that hangs delays
+//! only its own part.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,45 +14,51 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ecs::give_up,
+    ecs::abandon,
     leftovers::LeftoverSweep,
     region_check::{RegionCheck, record_configured},
 };
 use crate::{
-    domain::{RegionId, WorkerId, with_causes},
+    db::{self, Db},
+    domain::{Backoff, RegionId, WorkerId, with_causes},
     metrics,
     region::{Backend, Ecs, Store},
-    state::{self, State},
 };
 
-/// How long the leader's lease lasts without being renewed, as a multiple of the interval.
+/// The duration of the leader's lease, as a multiple of the interval.
 const LEASE: u32 = 3;
-/// How long one part of a round may take.
+/// The time limit of one part of a round.
 const PART: Duration = Duration::from_secs(90);
-/// How long a store may take to abort one upload.
+/// The time limit for aborting one upload.
 const ABORT: Duration = Duration::from_secs(10);
+/// Retries of uploads that a store failed to abort, for about a day. Most registries remove such uploads by themselves
+/// after a week.
+pub const STRAY_UPLOADS: Backoff =
+    Backoff { first: Duration::from_secs(60), longest: Duration::from_secs(6 * 3_600), attempts: 12 };
 
-/// How maintenance is done.
+/// The settings of the maintenance.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The process's name.
+    /// The owner of the leader's lease.
     pub id: WorkerId,
-    /// How often.
+    /// The interval between two rounds.
     pub interval: Duration,
-    /// How long synchronizations are kept after they have ended.
+    /// How long finished synchronizations are kept.
     pub keep: Duration,
-    /// The store of each configured region, as it may be shown.
+    /// The location of each configured region's store, without secrets.
     pub locations: Vec<(RegionId, String)>,
-    /// How long leases last.
+    /// The duration of a claim's lease.
     pub lease: Duration,
-    /// The longest wait before an attempt is repeated.
+    /// The longest wait before a retry.
     pub longest_wait: Duration,
+    /// The retries of uploads that a store failed to abort.
+    pub stray_uploads: Backoff,
 }
 
-/// Does the maintenance while this process is the leader.
+/// Runs the maintenance while this process is the leader.
 #[derive(Debug, Clone)]
 pub struct Maintenance {
-    state: State,
+    state: Db,
     backend: Backend,
     settings: Settings,
     leftovers: LeftoverSweep,
@@ -72,7 +78,7 @@ enum Part {
     AbandonEcsCopies,
 }
 
-/// The parts that are running.
+/// The running parts.
 #[derive(Default)]
 struct Round {
     tasks: JoinSet<()>,
@@ -80,37 +86,37 @@ struct Round {
 }
 
 impl Maintenance {
-    /// The maintenance of a database and of what keeps the images.
+    /// The maintenance of a database and its regions.
     #[must_use]
-    pub fn new(state: State, backend: Backend, settings: Settings) -> Self {
+    pub fn new(state: Db, backend: Backend, settings: Settings) -> Self {
         let Settings { locations, interval, .. } = &settings;
         let regions = RegionCheck::new(state.clone(), backend.clone(), locations.clone(), *interval);
         let regions = Arc::new(Mutex::new(regions));
         Self { state, backend, settings, leftovers: LeftoverSweep::default(), regions }
     }
 
-    /// Does the maintenance whenever this process is the leader, until `stop` is canceled.
+    /// Runs the maintenance whenever this process is the leader, until `stop` is canceled.
     pub async fn run(self, stop: CancellationToken) {
         let Settings { id, interval, .. } = &self.settings;
-        let mut leads = false;
+        let mut is_leader = false;
         let mut round = Round::default();
         while !stop.is_cancelled() {
             record_configured(&self.state, *interval).await;
-            match self.state.housekeeping_take(id, *interval * LEASE).await {
-                Ok(elected) => {
-                    if elected && !leads {
+            match self.state.leader_acquire(id, *interval * LEASE).await {
+                Ok(is_elected) => {
+                    if is_elected && !is_leader {
                         tracing::info!(%id, "elected leader");
                     }
-                    if leads && !elected {
-                        tracing::info!(%id, "another process is the leader now");
+                    if is_leader && !is_elected {
+                        tracing::info!(%id, "lost the leader's lease; stopping maintenance");
                         forget_measurements();
                         round.tasks.shutdown().await;
                     }
-                    leads = elected;
+                    is_leader = is_elected;
                 }
                 Err(error) => tracing::warn!(error = with_causes(&error), "leader election failed; will retry"),
             }
-            if leads {
+            if is_leader {
                 self.start_parts(&mut round);
             }
             let wait = interval.mul_f64(1.0 - rand::random::<f64>() / 4.0);
@@ -121,14 +127,14 @@ impl Maintenance {
         }
         round.tasks.shutdown().await;
         forget_measurements();
-        if leads && let Err(error) = self.state.housekeeping_leave(id).await {
+        if is_leader && let Err(error) = self.state.leader_resign(id).await {
             tracing::debug!(error = with_causes(&error), "failed to resign as leader; the lease will expire");
         }
     }
 
-    /// Starts every part that is not still running since an earlier round.
+    /// Starts every part that no longer runs from an earlier round.
     fn start_parts(&self, round: &mut Round) {
-        round.collect();
+        round.forget_finished();
         let mut parts = vec![Part::Requeue, Part::Prune, Part::PruneNonces, Part::CheckRegions];
         if metrics::are_exported() {
             parts.push(Part::MeasureQueues);
@@ -142,15 +148,15 @@ impl Maintenance {
         }
         for part in parts {
             if !round.running.contains_key(&part) {
-                let work = self.clone().part(part.clone());
-                let named = part.clone();
+                let work = self.clone().run_part(part.clone());
+                let name = part.clone();
                 let task = round.tasks.spawn(async move {
                     match tokio::time::timeout(PART, work).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
-                            tracing::warn!(part = ?named, error = with_causes(&error), "maintenance failed; will retry");
+                            tracing::warn!(part = ?name, error = with_causes(&error), "maintenance failed; will retry");
                         }
-                        Err(_) => tracing::warn!(part = ?named, "maintenance took too long; will retry"),
+                        Err(_) => tracing::warn!(part = ?name, "maintenance took too long; will retry"),
                     }
                 });
                 round.running.insert(part, task.id());
@@ -158,7 +164,7 @@ impl Maintenance {
         }
     }
 
-    fn part(self, part: Part) -> BoxFuture<'static, state::Result<()>> {
+    fn run_part(self, part: Part) -> BoxFuture<'static, db::Result<()>> {
         match part {
             Part::MeasureQueues => self.measure_queues().boxed(),
             Part::Requeue => self.requeue().boxed(),
@@ -171,29 +177,32 @@ impl Maintenance {
         }
     }
 
-    async fn measure_queues(self) -> state::Result<()> {
-        metrics::queues(self.state.queues().await?);
+    async fn measure_queues(self) -> db::Result<()> {
+        metrics::set_queues(self.state.queues().await?);
         Ok(())
     }
 
-    async fn requeue(self) -> state::Result<()> {
-        let count = self.state.replica_rescue().await?;
+    async fn requeue(self) -> db::Result<()> {
+        let count = self.state.requeue_expired().await?;
         if count > 0 {
             tracing::info!(count, "requeued copies with expired leases");
         }
         let Settings { lease, longest_wait, .. } = self.settings;
-        let count = self.state.replica_pull_back(lease, longest_wait).await?;
+        let count = self.state.clamp_waits(lease, longest_wait).await?;
         if count > 0 {
-            tracing::warn!(count, "the database's clock was set back; requeued copies that would have waited for it");
+            tracing::warn!(
+                count,
+                "the database's clock was set back; requeued copies whose retry was too far in the future"
+            );
         }
         Ok(())
     }
 
-    async fn prune(self) -> state::Result<()> {
+    async fn prune(self) -> db::Result<()> {
         loop {
             let (count, more) = self.state.synchronization_prune(self.settings.keep).await?;
             if count > 0 {
-                tracing::info!(count, "pruned synchronizations that ended long ago");
+                tracing::info!(count, "pruned finished synchronizations");
             }
             if !more {
                 return Ok(());
@@ -201,70 +210,85 @@ impl Maintenance {
         }
     }
 
-    async fn prune_nonces(self) -> state::Result<()> {
+    async fn prune_nonces(self) -> db::Result<()> {
         let count = self.state.nonce_prune().await?;
         tracing::debug!(count, "pruned nonces of expired requests");
         Ok(())
     }
 
-    /// Aborts the uploads to a region that no copy will resume: of copies that failed for good, were canceled, or whose image is gone. A
-    /// store that does not answer is left alone until the next round.
-    async fn abort_uploads(self, region: RegionId) -> state::Result<()> {
+    /// Aborts the uploads to a region that no copy will resume: of copies that failed, were canceled, or whose image
+    /// was removed. Stops at the first failure, until the next round.
+    async fn abort_uploads(self, region: RegionId) -> db::Result<()> {
         let Some(store) = self.backend.store(&region).cloned() else { return Ok(()) };
         for upload in self.state.upload_abandoned(&region).await? {
-            if !abort(&*store, &region, &upload).await {
+            if !abort(&*store, &region, &upload.session).await {
                 return Ok(());
             }
             self.state.upload_forget(&upload.image, &region, upload.blob).await?;
         }
+        for stray in self.state.stray_uploads_due(&region).await? {
+            if abort(&*store, &region, &stray.session).await {
+                tracing::info!(%region, "aborted a stray upload");
+                self.state.stray_upload_forget(&stray).await?;
+                continue;
+            }
+            match self.settings.stray_uploads.wait(stray.attempts, rand::random()) {
+                Some(wait) => self.state.stray_upload_defer(&stray, wait).await?,
+                None => {
+                    tracing::warn!(%region, "failed to abort a stray upload; giving up, it remains until the store removes it");
+                    self.state.stray_upload_forget(&stray).await?;
+                }
+            }
+            return Ok(());
+        }
         Ok(())
     }
 
-    async fn check_regions(self) -> state::Result<()> {
+    async fn check_regions(self) -> db::Result<()> {
         self.regions.lock().await.maintain().await;
         Ok(())
     }
 
-    /// Removes what copies that died, failed or were canceled left in the stores.
-    async fn clear_leftovers(self) -> state::Result<()> {
+    /// Removes the leftovers of copies that died, failed or were canceled.
+    async fn clear_leftovers(self) -> db::Result<()> {
         if let Backend::Stores(stores) = &self.backend {
             self.leftovers.run(&self.state, stores).await;
         }
         Ok(())
     }
 
-    /// Aborts the copies of ECS that are abandoned.
-    async fn abandon_ecs_copies(self) -> state::Result<()> {
+    /// Aborts abandoned ECS copies.
+    async fn abandon_ecs_copies(self) -> db::Result<()> {
         let Backend::Ecs(ecs) = &self.backend else { return Ok(()) };
         for (image, region) in self.state.ecs_copy_abandoned().await? {
             if Ecs::has(ecs, &region) {
-                give_up(&self.state, ecs, &image, &region).await;
+                abandon(&self.state, ecs, &image, &region).await;
             }
         }
         Ok(())
     }
 }
 
-/// Only the leader knows the queues and the suspended copies.
+/// Clears the gauges that only the leader reports.
 fn forget_measurements() {
-    metrics::queues(Vec::new());
-    metrics::suspended(BTreeMap::new());
+    metrics::set_queues(Vec::new());
+    metrics::set_suspended(BTreeMap::new());
 }
 
-/// Aborts an upload. Returns whether it is gone.
-async fn abort(store: &dyn Store, region: &RegionId, upload: &state::Abandoned) -> bool {
-    let error = match tokio::time::timeout(ABORT, store.abort(&upload.session)).await {
+/// Aborts an upload. Returns whether that succeeded.
+async fn abort(store: &dyn Store, region: &RegionId, session: &str) -> bool {
+    let error = match tokio::time::timeout(ABORT, store.abort(session)).await {
         Ok(Ok(())) => return true,
         Ok(Err(error)) => with_causes(&error),
-        Err(_) => "the store did not answer in time".to_owned(),
+        Err(_) => "the store did not respond in time".to_owned(),
     };
-    tracing::warn!(error, image = %upload.image, %region, "failed to abort an abandoned upload; will retry");
+    tracing::warn!(error, %region, "failed to abort an abandoned upload; will retry");
     false
 }
 
 impl Round {
-    /// Forgets the parts that have ended.
-    fn collect(&mut self) {
+    /// Removes the parts that have ended.
+    fn forget_finished(&mut self) {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             let id = match ended {
                 Ok((id, ())) => id,

@@ -1,5 +1,6 @@
-//! The workers: they claim what is due, copy it, and report. They know of a call only what the database says; what a worker was doing when
-//! it died, another one finds there and resumes.
+//! The workers claim due replicas, copy them, and report.
+//!
+//! They know of calls only through the database. When a worker dies, another one resumes its copies from there.
 
 mod active_copy;
 mod copy_job;
@@ -22,7 +23,7 @@ mod transfer;
 
 pub use import::import;
 pub use leftovers::{LeftoverError, SAFE_AGE, find_leftovers};
-pub use maintenance::{Maintenance, Settings as MaintenanceSettings};
+pub use maintenance::{Maintenance, STRAY_UPLOADS, Settings as MaintenanceSettings};
 pub use runner::Worker;
 pub use settings::Settings;
 pub use transfer::CopyError;

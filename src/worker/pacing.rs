@@ -1,4 +1,4 @@
-//! How many bytes may pass out of and into each region in a second.
+//! Limits the bandwidth out of and into each region.
 
 use std::{
     sync::{
@@ -10,53 +10,53 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// How much of a second may pass at once after nothing has passed for a while.
+/// The time whose share of bytes may pass at once after an idle period.
 const BURST: Duration = Duration::from_millis(50);
 
-/// Bytes a second that may pass.
+/// A rate limiter for bytes.
 #[derive(Debug)]
 pub struct Pace {
-    /// Nothing for any number.
+    /// The limit; `None` is unlimited.
     bytes_per_second: Option<u64>,
-    /// The part of it that is this process's, as the bits of a number up to 1.
-    part: AtomicU64,
-    /// Until when what has passed is paid for.
-    paid: Mutex<Instant>,
+    /// This process's share of the limit, from 0 to 1, as the bits of an `f64`.
+    share: AtomicU64,
+    /// When the bytes that have passed are within the limit.
+    due: Mutex<Instant>,
 }
 
 impl Pace {
-    /// A pace; without a number, any.
+    /// A limiter of `bytes_per_second`; `None` is unlimited.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
-        Self { bytes_per_second, part: AtomicU64::new(1_f64.to_bits()), paid: Mutex::new(Instant::now()) }
+        Self { bytes_per_second, share: AtomicU64::new(1_f64.to_bits()), due: Mutex::new(Instant::now()) }
     }
 
-    /// Leaves the rest to other processes: `ours` of `all` copies are made here.
-    pub fn share(&self, ours: u32, all: u32) {
-        // A process without copies is about to begin, if it asks at all.
-        let part = f64::from(ours.max(1)) / f64::from(all.max(ours).max(1));
-        self.part.store(part.to_bits(), Relaxed);
+    /// Sets this process's share of the limit: `ours` of the `all` copies of the region run here.
+    pub fn set_share(&self, ours: u32, all: u32) {
+        // A process that takes bytes before its first copy is counted gets the share of one copy.
+        let share = f64::from(ours.max(1)) / f64::from(all.max(ours).max(1));
+        self.share.store(share.to_bits(), Relaxed);
     }
 
-    /// Waits until as many bytes may pass.
+    /// Waits until `bytes` may pass.
     pub async fn take(&self, bytes: usize) {
         let Some(rate) = self.bytes_per_second else { return };
         #[allow(clippy::cast_precision_loss)]
-        let cost = Duration::from_secs_f64(bytes as f64 / (rate as f64 * f64::from_bits(self.part.load(Relaxed))));
+        let cost = Duration::from_secs_f64(bytes as f64 / (rate as f64 * f64::from_bits(self.share.load(Relaxed))));
         let until = {
-            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
-            *paid = (*paid).max(Instant::now() - BURST) + cost;
-            *paid
+            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+            *due = (*due).max(Instant::now() - BURST) + cost;
+            *due
         };
         sleep_until(until).await;
     }
 }
 
-/// The paces of a region.
+/// The limiters of a region.
 #[derive(Debug)]
 pub struct Paces {
-    /// Out of it.
+    /// For bytes read from it.
     pub egress: Pace,
-    /// Into it.
+    /// For bytes written to it.
     pub ingress: Pace,
 }
 
@@ -75,20 +75,20 @@ mod tests {
         for _ in 0..50 {
             pace.take(100_000).await;
         }
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(4_900) && took <= Duration::from_millis(5_100), "{took:?}");
+        let elapsed = start.elapsed();
+        assert!(elapsed >= Duration::from_millis(4_900) && elapsed <= Duration::from_millis(5_100), "{elapsed:?}");
         Pace::new(None).take(usize::MAX).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pace_that_is_shared_leaves_the_rest_to_others() {
         let pace = Pace::new(Some(1_000_000));
-        pace.share(1, 4);
+        pace.set_share(1, 4);
         let start = Instant::now();
         for _ in 0..10 {
             pace.take(100_000).await;
         }
-        let took = start.elapsed();
-        assert!(took >= Duration::from_millis(3_900) && took <= Duration::from_millis(4_100), "{took:?}");
+        let elapsed = start.elapsed();
+        assert!(elapsed >= Duration::from_millis(3_900) && elapsed <= Duration::from_millis(4_100), "{elapsed:?}");
     }
 }

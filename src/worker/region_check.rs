@@ -1,5 +1,5 @@
-//! Regions that come and go. Every process records which regions it has configured; the leader suspends copies to regions that no
-//! process has configured any more, and looks after the images of a region whose store has changed.
+//! Tracks which regions are configured. Every process records its configured regions; the leader suspends copies to
+//! regions that no process has configured any more, and checks the images of a region whose store has changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,79 +10,81 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use tokio::time::timeout;
 
 use crate::{
+    db::{self, Db, RegionStore},
     domain::{Content, Fault, FaultKind, Image, ImageId, RegionId, with_causes},
     metrics,
     region::{self, Backend, Store},
-    state::{self, RegionStore, State},
 };
 
-/// For how many intervals of maintenance no process must have had a region configured until its copies are suspended.
-const GONE: u32 = 12;
-/// Images of a moved store that are looked after in one interval.
+/// Maintenance intervals after which a region that no process has recorded counts as no longer configured.
+const UNSEEN_INTERVALS: u32 = 12;
+/// Images of a changed store that are checked in one interval.
 const BATCH: u64 = 256;
-/// How many of them at a time.
-const AT_ONCE: usize = 8;
-/// How long one may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Images that are checked concurrently.
+const CONCURRENCY: usize = 8;
+/// The time limit for checking one image.
+const IMAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// The leader's check of the recorded regions.
 #[derive(Debug)]
 pub struct RegionCheck {
-    state: State,
+    state: Db,
     backend: Backend,
-    /// The store of each configured region, as it may be shown.
+    /// The location of each configured region's store, without secrets.
     locations: BTreeMap<RegionId, String>,
     interval: Duration,
-    /// The regions whose stores have changed, each with the image that was looked after last.
-    moved: BTreeMap<RegionId, Option<ImageId>>,
-    /// The regions that have been reported as not configured.
-    gone: BTreeSet<RegionId>,
+    /// The regions whose stores have changed, each with the last image that was checked.
+    changed: BTreeMap<RegionId, Option<ImageId>>,
+    /// The regions that were logged as no longer configured.
+    unconfigured: BTreeSet<RegionId>,
 }
 
 impl RegionCheck {
-    /// A check that is made every `interval`.
+    /// A check that is run every `interval`.
     #[must_use]
     pub fn new(
-        state: State,
+        state: Db,
         backend: Backend,
         locations: impl IntoIterator<Item = (RegionId, String)>,
         interval: Duration,
     ) -> Self {
         let locations = locations.into_iter().collect();
-        Self { state, backend, locations, interval, moved: BTreeMap::new(), gone: BTreeSet::new() }
+        Self { state, backend, locations, interval, changed: BTreeMap::new(), unconfigured: BTreeSet::new() }
     }
 
-    /// What the leader does.
+    /// Runs the check once.
     pub async fn maintain(&mut self) {
-        let known = match self.state.region_stores().await {
-            Ok(known) => known,
+        let recorded = match self.state.region_stores().await {
+            Ok(recorded) => recorded,
             Err(error) => {
-                tracing::warn!(error = with_causes(&error), "reading the known regions failed; will retry");
+                tracing::warn!(error = with_causes(&error), "failed to read the recorded regions; will retry");
                 return;
             }
         };
-        if let Err(error) = self.suspend(&known).await {
-            tracing::warn!(error = with_causes(&error), "suspending copies failed; will retry");
+        if let Err(error) = self.suspend(&recorded).await {
+            tracing::warn!(error = with_causes(&error), "failed to suspend copies; will retry");
         }
-        if let Err(error) = self.compare(&known).await {
-            tracing::warn!(error = with_causes(&error), "recording the stores of the regions failed; will retry");
+        if let Err(error) = self.compare(&recorded).await {
+            tracing::warn!(error = with_causes(&error), "failed to record the stores of the regions; will retry");
         }
-        // Side by side: a store that does not answer delays no other.
-        let moved = self.moved.clone();
-        let looks = moved.iter().map(|(region, after)| self.look(region, after.as_ref()));
-        let looked = join_all(looks).await;
-        for (region, looked) in moved.into_keys().zip(looked) {
-            self.looked(&region, looked).await;
+        // Concurrently: a store that hangs delays no other.
+        let changed = self.changed.clone();
+        let checks = changed.iter().map(|(region, after)| self.check_batch(region, after.as_ref()));
+        let results = join_all(checks).await;
+        for (region, result) in changed.into_keys().zip(results) {
+            self.record_batch(&region, result).await;
         }
     }
 
-    /// Suspends what waits in regions that no process has configured.
-    async fn suspend(&mut self, known: &[RegionStore]) -> state::Result<()> {
-        let is_gone =
-            |store: &&RegionStore| !self.locations.contains_key(&store.region) && store.unseen > self.interval * GONE;
-        let gone: Vec<RegionId> = known.iter().filter(is_gone).map(|store| store.region.clone()).collect();
-        self.gone.retain(|region| gone.contains(region));
-        for region in &gone {
+    /// Suspends the waiting copies to regions that no process has configured.
+    async fn suspend(&mut self, recorded: &[RegionStore]) -> db::Result<()> {
+        let is_unconfigured = |store: &&RegionStore| {
+            !self.locations.contains_key(&store.region) && store.unseen > self.interval * UNSEEN_INTERVALS
+        };
+        let unconfigured: Vec<RegionId> =
+            recorded.iter().filter(is_unconfigured).map(|store| store.region.clone()).collect();
+        self.unconfigured.retain(|region| unconfigured.contains(region));
+        for region in &unconfigured {
             let message = format!("{region} is not configured any more; the copy resumes when it is configured again");
             let reason = Fault::new(FaultKind::Store, message);
             let mut suspended = 0;
@@ -92,26 +94,26 @@ impl RegionCheck {
                     count => suspended += count,
                 }
             }
-            if self.gone.insert(region.clone()) || suspended > 0 {
+            if self.unconfigured.insert(region.clone()) || suspended > 0 {
                 tracing::warn!(%region, suspended, "region is not configured any more; its copies are suspended");
             }
         }
         if metrics::are_exported() {
-            metrics::suspended(self.state.replicas_suspended(&gone).await?);
+            metrics::set_suspended(self.state.replicas_suspended(&unconfigured).await?);
         }
         Ok(())
     }
 
-    /// Finds the regions whose stores are not those that were recorded, and records those of new regions.
-    async fn compare(&mut self, known: &[RegionStore]) -> state::Result<()> {
-        for store in known {
+    /// Finds regions whose store differs from the recorded one, and records the stores of new regions.
+    async fn compare(&mut self, recorded: &[RegionStore]) -> db::Result<()> {
+        for store in recorded {
             let Some(location) = self.locations.get(&store.region) else { continue };
             match &store.location {
                 Some(recorded) if recorded == location => {}
-                Some(recorded) if !self.moved.contains_key(&store.region) => {
+                Some(recorded) if !self.changed.contains_key(&store.region) => {
                     let region = &store.region;
                     tracing::warn!(%region, %recorded, %location, "the region's store has changed; checking its images");
-                    self.moved.insert(region.clone(), None);
+                    self.changed.insert(region.clone(), None);
                 }
                 Some(_) => {}
                 None => self.state.region_located(&store.region, location).await?,
@@ -120,56 +122,59 @@ impl RegionCheck {
         Ok(())
     }
 
-    /// Some images of a store that has changed have been looked after; when all have, records the store.
-    async fn looked(&mut self, region: &RegionId, looked: Result<Option<ImageId>, String>) {
-        match looked {
+    /// Remembers how far the images of a changed store are checked. After the last one, records the new store.
+    async fn record_batch(&mut self, region: &RegionId, result: Result<Option<ImageId>, String>) {
+        match result {
             Ok(Some(last)) => {
-                self.moved.insert(region.clone(), Some(last));
+                self.changed.insert(region.clone(), Some(last));
             }
             Ok(None) => {
                 let location = self.locations.get(region).map_or("", String::as_str);
                 match self.state.region_located(region, location).await {
                     Ok(()) => {
-                        self.moved.remove(region);
+                        self.changed.remove(region);
                         tracing::info!(%region, location, "checked the images of the region's new store");
                     }
                     Err(error) => {
-                        tracing::warn!(error = with_causes(&error), %region, "recording the region's store failed; will retry");
+                        tracing::warn!(
+                            error = with_causes(&error), %region,
+                            "failed to record the region's new store; will retry"
+                        );
                     }
                 }
             }
             Err(error) => {
-                tracing::warn!(error, %region, "checking the images of the region's new store failed; will retry");
+                tracing::warn!(error, %region, "failed to check the images of the region's new store; will retry");
             }
         }
     }
 
-    /// Looks after one batch. Returns the last image of it, or nothing if there is no further one.
-    async fn look(&self, region: &RegionId, after: Option<&ImageId>) -> Result<Option<ImageId>, String> {
+    /// Checks one batch of images. Returns the last image of it, or `None` after the last batch.
+    async fn check_batch(&self, region: &RegionId, after: Option<&ImageId>) -> Result<Option<ImageId>, String> {
         let images = self.state.images_available(region, after, BATCH).await.map_err(|error| with_causes(&error))?;
         let Some(last) = images.last().map(|image| image.id.clone()) else { return Ok(None) };
-        // What ECS keeps is found by its account, which is another matter than where we write.
+        // ECS images are found by their account, whatever the location is.
         let Some(store) = self.backend.store(region) else { return Ok(Some(last)) };
-        let mut looks = stream::iter(images)
-            .map(|image| async move { (is_there(&**store, &image).await, image) })
-            .buffer_unordered(AT_ONCE);
-        while let Some((found, image)) = looks.next().await {
-            if found.map_err(|error| with_causes(&error))? {
+        let mut checks = stream::iter(images)
+            .map(|image| async move { (has_image(&**store, &image).await, image) })
+            .buffer_unordered(CONCURRENCY);
+        while let Some((is_present, image)) = checks.next().await {
+            if is_present.map_err(|error| with_causes(&error))? {
                 continue;
             }
             let location = self.locations.get(region).map_or("", String::as_str);
             let message = format!("not found in the region's new store {location}; synchronize the image again");
             tracing::warn!(image = %image.id, %region, "an image is not in the region's new store; its copy failed");
             let fault = Fault::new(FaultKind::Store, message);
-            // One that has moved on meanwhile is none that is AVAILABLE.
+            // A replica that is no longer AVAILABLE is left as it is.
             let _ = self.state.replica_damaged(&image.id, region, fault).await.map_err(|error| with_causes(&error))?;
         }
         Ok(Some(last))
     }
 }
 
-/// Records that this process has its regions configured, and resumes copies to them that were suspended.
-pub async fn record_configured(state: &State, interval: Duration) {
+/// Records that this process has its regions configured, and resumes the suspended copies to them.
+pub async fn record_configured(state: &Db, interval: Duration) {
     if let Err(error) = state.regions_seen(interval).await {
         tracing::warn!(error = with_causes(&error), "failed to record the configured regions; will retry");
     }
@@ -185,10 +190,11 @@ pub async fn record_configured(state: &State, interval: Duration) {
     }
 }
 
-/// Whether a store shows an image with the root that it should have.
-async fn is_there(store: &dyn Store, image: &Image) -> region::Result<bool> {
+/// Whether a store has an image under its name, with the registered root.
+async fn has_image(store: &dyn Store, image: &Image) -> region::Result<bool> {
     let Content::Blobs(root) = &image.content else { return Ok(true) };
     let name = store.name_of(image);
-    let found = timeout(PATIENCE, store.root(&name)).await.unwrap_or(Err(region::Error::Stalled("the store")))?;
-    Ok(found.is_some_and(|found| found.digest == root.digest))
+    let existing = timeout(IMAGE_TIMEOUT, store.root_as(&name, root.digest)).await;
+    let existing = existing.unwrap_or(Err(region::Error::Stalled("the store")))?;
+    Ok(existing.is_some_and(|existing| existing.digest == root.digest))
 }

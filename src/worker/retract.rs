@@ -1,22 +1,22 @@
-//! What becomes of an image that is visible, and whose copy was canceled before that was reported.
+//! Withdraws an image that was published by a copy which had been canceled before its report.
 
 use std::sync::Arc;
 
 use crate::{
+    db::Db,
     domain::{ImageId, RegionId, RegionStatus, with_causes},
     region::{Stage, Store},
-    state::State,
 };
 
-/// Takes the image back from a region whose report came too late, if the copy was canceled.
-pub async fn retract_canceled(state: State, image: ImageId, region: RegionId, store: Arc<dyn Store>, stage: Stage) {
-    // A report may be late because it was written already and only its answer was lost.
+/// Withdraws the image from a region whose report was stale, if the copy was canceled.
+pub async fn retract_canceled(state: Db, image: ImageId, region: RegionId, store: Arc<dyn Store>, stage: Stage) {
+    // A report may be stale because it was committed already and only the response was lost.
     let canceled = match state.image_get(&image).await {
         Ok((_, replicas)) => {
             replicas.iter().any(|(of, replica)| *of == region && replica.status() == RegionStatus::Canceled)
         }
         Err(error) => {
-            tracing::debug!(error = with_causes(&error), %image, %region, "failed to find out whether the copy was canceled");
+            tracing::debug!(error = with_causes(&error), %image, %region, "failed to read whether the copy was canceled; leaving the image visible");
             return;
         }
     };
@@ -27,7 +27,7 @@ pub async fn retract_canceled(state: State, image: ImageId, region: RegionId, st
         Ok(true) => tracing::info!(%image, %region, "withdrew the image: its copy was canceled"),
         Ok(false) => {}
         Err(error) => {
-            tracing::warn!(error = with_causes(&error), %image, %region, "failed to withdraw a canceled image");
+            tracing::warn!(error = with_causes(&error), %image, %region, "failed to withdraw a canceled image; it stays visible");
         }
     }
 }

@@ -1,29 +1,29 @@
-//! How a worker works.
+//! The settings of a worker.
 
 use std::time::Duration;
 
-use crate::domain::Backoff;
-use crate::domain::{RegionId, WorkerId};
+use crate::domain::{Backoff, RegionId, WorkerId};
 
-/// How a worker works.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Its name, of this process alone.
+    /// The owner of the worker's leases, unique to the process.
     pub id: WorkerId,
-    /// The regions that it serves.
+    /// The regions that the worker serves.
     pub regions: Vec<RegionId>,
-    /// Images that it copies into each region at the same time. (Twice as many where regions that keep up with each other stay together.)
+    /// The number of concurrent copies into each region. Up to twice as many run where regions of equal speed share a
+    /// transfer.
     pub concurrency: usize,
-    /// How long a claim is good for after it was made or renewed.
+    /// How long a claim is valid after it was acquired or renewed.
     pub lease: Duration,
-    /// How often claims are renewed and progress is written down; well below the lease.
+    /// The interval at which claims are renewed and progress is stored; at most a third of the lease.
     pub heartbeat: Duration,
-    /// How long it waits for a signal before it looks for work by itself.
+    /// The interval at which the worker polls for work when no signal arrives.
     pub poll: Duration,
-    /// How long a region may keep the others of its image waiting at most before it continues alone.
+    /// How long a region may keep the other regions of its image waiting before it is detached from them.
     pub patience: Duration,
-    /// How long a copy may show no progress before the attempt is given up.
+    /// How long a copy may make no progress before the attempt is aborted.
     pub stall: Duration,
-    /// How often, and after which waits, it tries again.
+    /// The number of attempts and the waits between them.
     pub backoff: Backoff,
 }

@@ -1,7 +1,7 @@
-//! How much may go out of and into each region: bytes a second, and copies at the same time.
+//! Limits the bandwidth and the concurrent copies out of and into each region.
 //!
-//! Copies are counted in the database, over all processes. Bytes are counted here: each process takes as large a part of what a
-//! region allows as its copies are of all copies there, which it looks up every second.
+//! Copies are counted in the database, over all processes. Bytes are limited in each process, to a share of the
+//! region's limit in proportion to its share of the copies there, which it reads every second.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::pacing::{Pace, Paces};
 use crate::{
+    db::{CopiesInFlight, Db},
     domain::{RegionId, WorkerId, relay::Topology, with_causes},
-    state::{State, Underway},
 };
 
-/// How often a process looks which part of the bytes is its own.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which a process updates its share of the bandwidth.
+const SHARE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the transfers of a process share.
+/// The limits that the transfers of a process share. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Limits(Arc<Shared>);
 
@@ -29,26 +29,27 @@ pub struct Limits(Arc<Shared>);
 struct Shared {
     topology: Topology,
     paces: BTreeMap<RegionId, Arc<Paces>>,
-    /// How many copies may go into a region, where that is limited.
+    /// The concurrent copies into a region, where they are limited.
     copies_into: BTreeMap<RegionId, usize>,
-    /// How many regions a region may feed, where that, or its bytes, are limited.
+    /// The regions that a region may feed concurrently, where that or its bandwidth is limited.
     copies_out_of: BTreeMap<RegionId, usize>,
-    /// Who feeds whom at the moment.
+    /// The current feeds: source and destination.
     feeding: Mutex<Vec<(RegionId, RegionId)>>,
-    ended: Notify,
+    freed: Notify,
 }
 
-/// A region that is being fed. Free again when it is dropped.
+/// The slot of a feed. Freed on drop.
 #[derive(Debug)]
 pub struct Slot {
     limits: Limits,
     feed: (RegionId, RegionId),
-    /// Whether it was used: only then is there a reason to try again when it is free.
+    /// Whether the feed started. Only then may freeing the slot let another copy start.
     used: bool,
 }
 
 impl Slot {
-    /// The region is being fed from now on. A slot that is given back without that wakes no other copy: nothing has changed for them.
+    /// Marks the feed as started. A slot that is dropped without that wakes no other copy, because nothing has changed
+    /// for them.
     pub fn in_use(mut self) -> Self {
         self.used = true;
         self
@@ -58,17 +59,17 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut feeding = self.limits.feeding();
-        if let Some(place) = feeding.iter().position(|feed| *feed == self.feed) {
-            feeding.swap_remove(place);
+        if let Some(index) = feeding.iter().position(|feed| *feed == self.feed) {
+            feeding.swap_remove(index);
         }
         if self.used {
-            self.limits.0.ended.notify_waiters();
+            self.limits.0.freed.notify_waiters();
         }
     }
 }
 
 impl Limits {
-    /// The limits of regions.
+    /// The limits of a topology.
     pub fn new(topology: Topology) -> Self {
         let paces = topology.rates().map(|(region, egress, ingress)| {
             (region.clone(), Arc::new(Paces { egress: Pace::new(egress), ingress: Pace::new(ingress) }))
@@ -82,49 +83,54 @@ impl Limits {
             copies_into,
             copies_out_of,
             feeding: Mutex::default(),
-            ended: Notify::new(),
+            freed: Notify::new(),
         }))
     }
 
-    /// The paces of a region.
+    /// The rate limiters of a region.
     pub fn paces(&self, region: &RegionId) -> Arc<Paces> {
-        let free = || Arc::new(Paces { egress: Pace::new(None), ingress: Pace::new(None) });
-        self.0.paces.get(region).cloned().unwrap_or_else(free)
+        let unlimited = || Arc::new(Paces { egress: Pace::new(None), ingress: Pace::new(None) });
+        self.0.paces.get(region).cloned().unwrap_or_else(unlimited)
     }
 
-    /// How many copies may go into a region at the same time, whichever process carries them.
+    /// The limit of concurrent copies into each region, over all processes. A region without a limit is absent.
     pub fn copies_into(&self) -> &BTreeMap<RegionId, usize> {
         &self.0.copies_into
     }
 
-    /// How many regions a region may feed at the same time, whichever process carries the copies.
+    /// The limit of regions that each region feeds concurrently, over all processes. A region without a limit is
+    /// absent.
     pub fn copies_out_of(&self) -> &BTreeMap<RegionId, usize> {
         &self.0.copies_out_of
     }
 
-    /// Keeps to this process's part of the bytes, until `stop` is canceled.
-    pub async fn follow(self, state: State, owner: WorkerId, stop: CancellationToken) {
+    /// Updates this process's shares of the bandwidth until `stop` is canceled.
+    pub async fn track_shares(self, state: Db, owner: WorkerId, stop: CancellationToken) {
         if self.0.topology.rates().all(|(_, egress, ingress)| egress.is_none() && ingress.is_none()) {
             return;
         }
         loop {
-            match state.copies_underway(&owner).await {
-                Ok(underway) => {
+            match state.copies_in_flight(&owner).await {
+                Ok(copies) => {
                     for (region, paces) in &self.0.paces {
-                        let count =
-                            |is: &dyn Fn(&Underway) -> bool| underway.iter().filter(|u| is(u)).map(|u| u.copies).sum();
-                        let into = |u: &Underway| u.to == *region;
-                        let out_of = |u: &Underway| u.from.as_ref() == Some(region);
-                        paces.ingress.share(count(&|u| into(u) && u.ours), count(&into));
-                        paces.egress.share(count(&|u| out_of(u) && u.ours), count(&out_of));
+                        let count = |matches: &dyn Fn(&CopiesInFlight) -> bool| {
+                            copies.iter().filter(|copy| matches(copy)).map(|copy| copy.copies).sum()
+                        };
+                        let into = |copy: &CopiesInFlight| copy.to == *region;
+                        let out_of = |copy: &CopiesInFlight| copy.from.as_ref() == Some(region);
+                        paces.ingress.set_share(count(&|copy| into(copy) && copy.is_own), count(&into));
+                        paces.egress.set_share(count(&|copy| out_of(copy) && copy.is_own), count(&out_of));
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(error = with_causes(&error), "what other processes carry is not known for now");
+                    tracing::debug!(
+                        error = with_causes(&error),
+                        "failed to read the copies of other processes; keeping the current bandwidth shares"
+                    );
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(SHARE_INTERVAL) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -134,7 +140,7 @@ impl Limits {
         self.0.feeding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides who of `waiting` is fed by whom of `sources` from now on, and takes their slots.
+    /// Assigns waiting regions to sources and occupies their slots.
     pub fn assign(&self, sources: &[RegionId], waiting: &[RegionId]) -> Vec<(RegionId, Vec<(RegionId, Slot)>)> {
         let mut feeding = self.feeding();
         let feeds = self.0.topology.plan(sources, waiting, &feeding);
@@ -147,9 +153,9 @@ impl Limits {
         by_source.into_iter().collect()
     }
 
-    /// Resolves when a slot that was used has become free.
+    /// Resolves when the slot of a feed that had started is freed.
     pub async fn freed(&self) {
-        self.0.ended.notified().await;
+        self.0.freed.notified().await;
     }
 }
 
@@ -165,7 +171,7 @@ mod tests {
         relay::{RegionLimits, Topology},
     };
 
-    /// A copy that can't use its slot must not wake the others: they would do the same, and wake it in turn.
+    /// A copy that can't use its slot must not wake the others: they would do the same and wake it in turn.
     #[tokio::test(start_paused = true)]
     async fn only_a_slot_that_was_used_wakes_those_that_wait() {
         let [home, one]: [[RegionId; 1]; 2] = ["home", "one"].map(|name| [name.parse().expect("an id")]);

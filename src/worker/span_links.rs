@@ -1,4 +1,4 @@
-//! The traces of the calls that a copy is made for.
+//! Links the span of a copy to the traces of the calls that requested it.
 
 use opentelemetry::{
     Context,
@@ -9,16 +9,16 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-use crate::state::TraceContext;
+use crate::db::TraceContext;
 
-/// Links the span of a copy to the calls that wait for it: the first attempt belongs to the trace of the first of them; a later
-/// one is the root of a trace of its own. All of them are linked.
+/// Links the span of a copy to the calls that wait for it. The first attempt is a child of the first call; a later one
+/// is the root of its own trace.
 pub fn link(span: &Span, attempt: u32, traces: &[TraceContext]) {
     let contexts: Vec<Context> = traces.iter().map(context).collect();
     if attempt == 1
         && let Some(first) = contexts.first()
     {
-        // It fails where nothing is exported, and then there is nothing to link.
+        // Fails only without an exporter, and then there is nothing to link.
         let _ = span.set_parent(first.clone());
     }
     for context in &contexts {

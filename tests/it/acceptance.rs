@@ -1,11 +1,12 @@
-//! What SynchronizeApp means: which regions are started, joined, left out or refused, and what a repeated call does.
+//! Semantics of SynchronizeApp: which regions are started, joined, skipped or rejected, and the effect of a repeated
+//! call.
 
 use appferry::{
+    app::Role,
     contract::v1::{
         CancelSynchronizationRequest, ListSynchronizationsRequest, RegionState, Synchronization, SynchronizationState,
         SynchronizeAppRequest,
     },
-    service::Role,
 };
 use tonic::Code;
 
@@ -19,7 +20,7 @@ fn states(synchronization: &Synchronization) -> Vec<(&str, RegionState)> {
     synchronization.regions.iter().map(|r| (r.region_id.as_str(), r.state())).collect()
 }
 
-/// A service that accepts and does not copy: what is accepted stays PENDING.
+/// Starts a service without workers: accepted replicas stay PENDING.
 async fn accepting() -> Running {
     Site::new().start_as(Role::Server).await
 }
@@ -27,7 +28,7 @@ async fn accepting() -> Running {
 async fn count(running: &Running) -> usize {
     let mut client = running.app_sync().await;
     let request = ListSynchronizationsRequest::default();
-    client.list_synchronizations(request).await.expect("it is told").into_inner().synchronizations.len()
+    client.list_synchronizations(request).await.expect("it is answered").into_inner().synchronizations.len()
 }
 
 #[tokio::test]
@@ -63,7 +64,7 @@ async fn an_explicit_target_that_has_the_image_refuses_the_whole_call() {
     let refused = refusal::read(&refused);
     refused.is(Code::AlreadyExists, "ImageAlreadyExists", 400);
     assert_eq!(refused.detail.region_ids, [HOME]);
-    assert_eq!(count(&running).await, 0, "nothing at all is queued");
+    assert_eq!(count(&running).await, 0, "nothing is queued");
 
     let id = running.synchronize(&app, &["cn-shanghai"]).await.expect("it is accepted");
     assert_eq!(running.finished(&id).await.state(), SynchronizationState::Succeeded);
@@ -71,7 +72,7 @@ async fn an_explicit_target_that_has_the_image_refuses_the_whole_call() {
     let refused = refusal::read(&refused);
     assert_eq!(refused.detail.region_ids, [HOME, "cn-shanghai"]);
     assert!(refused.message.contains("cn-hangzhou, cn-shanghai"), "{}", refused.message);
-    assert_eq!(count(&running).await, 1, "nothing at all is queued");
+    assert_eq!(count(&running).await, 1, "nothing is queued");
     assert!(!running.site.image("cn-beijing", "a").exists());
     running.stop().await;
 }
@@ -126,7 +127,7 @@ async fn hundreds_of_calls_that_join_one_copy_all_end_with_it() {
     }
     let mut client = running.app_sync().await;
     let request = ListSynchronizationsRequest { state: SynchronizationState::Running.into(), ..Default::default() };
-    let left = client.list_synchronizations(request).await.expect("it is told").into_inner().synchronizations;
+    let left = client.list_synchronizations(request).await.expect("it is answered").into_inner().synchronizations;
     assert_eq!(left, []);
     running.stop().await;
 }
@@ -204,7 +205,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
     ids.reverse();
     let mut client = running.app_sync().await;
     let cancel = CancelSynchronizationRequest { request_id: ids[3].clone() };
-    // A joined copy goes on: all of them wait for the same.
+    // The joined copy continues: every caller waits for the same replica.
     client.cancel_synchronization(cancel).await.expect("it is canceled");
 
     let mut all = Vec::new();

@@ -1,11 +1,11 @@
-//! Nobody does what no statement allows; who asks is told nothing about what exists.
+//! Authorization: what no statement allows is denied, and a denied caller does not learn what exists.
 
 use appferry::{
+    app::Role,
     contract::{
         Contract,
         v1::{GetImageRequest, ListRegionsRequest, RemoveImageRequest},
     },
-    service::Role,
 };
 use tonic::Code;
 
@@ -57,13 +57,13 @@ async fn a_principal_does_what_its_policy_allows_and_nothing_else() {
     }
 
     let mut images = images_client(running.address, Some(READER)).await;
-    images.get_image(GetImageRequest { image_id: app.clone(), ..Default::default() }).await.expect("it may look");
+    images.get_image(GetImageRequest { image_id: app.clone(), ..Default::default() }).await.expect("it is authorized");
     let refused = app_sync(running.address, Some(READER)).await.synchronize_app(ask(&app, &[])).await;
     refusal::read(&refused.expect_err("not allowed")).is(Code::PermissionDenied, "NoPermission", 403);
     running.stop().await;
 }
 
-/// AIP-211: the same answer whether or not the thing exists, and before anything is validated.
+/// AIP-211: the response is the same whether or not the resource exists, and precedes all validation.
 #[tokio::test]
 async fn who_may_not_ask_learns_nothing_about_what_exists() {
     let running = Site::new().start_as(Role::Server).await;
@@ -125,7 +125,7 @@ async fn a_statement_on_some_images_decides_about_those_before_they_are_looked_u
     running.stop().await;
 }
 
-/// A golden list: a new method has to be put down here, with what it asks for.
+/// A golden list: a new method must be added here, with its action.
 #[test]
 fn every_method_asks_for_its_action() {
     let contract = Contract::load().expect("the contract");

@@ -1,4 +1,4 @@
-//! The client library, and the examples that show it: what goes wrong on the way is not its user's affair, what the service refuses is.
+//! The client library and its examples: transport failures are retried, and rejections are returned to the caller.
 
 use std::{
     path::Path,
@@ -8,9 +8,10 @@ use std::{
 };
 
 use appferry::{
+    app::Role,
     client::{Client, Error},
     contract::{
-        Code, Contract, Failure,
+        ApiError, ApiErrorCode, Contract,
         v1::{
             self, AddImageRequest, ErrorCode, ListSynchronizationsRequest, RegionState, SynchronizationState,
             SynchronizeAppRequest, SynchronizeAppResponse,
@@ -18,7 +19,6 @@ use appferry::{
         },
     },
     domain::{Backoff, RequestId},
-    service::Role,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -31,7 +31,7 @@ use crate::harness::{
     images::noise,
     process,
     site::{self, Running, Site},
-    switch::Switch,
+    tcp_proxy::TcpProxy,
     until,
 };
 
@@ -50,7 +50,10 @@ async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
     let client = client(&running).await;
     let error = client.synchronize_app(ask("nothing", &[])).await.expect_err("there is none");
     let refusal = error.refusal().expect("a refusal");
-    assert_eq!((refusal.error, refusal.reason.as_str()), (Some(Code::Own(ErrorCode::ImageNotFound)), "ImageNotFound"));
+    assert_eq!(
+        (refusal.error, refusal.reason.as_str()),
+        (Some(ApiErrorCode::SynchronizeApp(ErrorCode::ImageNotFound)), "ImageNotFound")
+    );
     let id = refusal.request_id.as_deref().expect("an id");
     assert!(id.parse::<RequestId>().is_ok() && error.to_string().ends_with(&format!("(request {id})")), "{error}");
     let error = client.get_synchronization("nonsense").await.expect_err("no id");
@@ -60,7 +63,7 @@ async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
     assert!(error.refusal().is_some(), "{error}");
     running.stop().await;
 
-    let nobody = Client::builder("http://127.0.0.1:1").connect().await.expect_err("nobody");
+    let nobody = Client::builder("http://127.0.0.1:1").connect().await.expect_err("nothing listens there");
     assert!(matches!(nobody, Error::Unreachable { .. }), "{nobody}");
     let nonsense = Client::builder("http://a b").connect().await.expect_err("no URL");
     assert!(matches!(nonsense, Error::Endpoint { .. }), "{nonsense}");
@@ -69,13 +72,13 @@ async fn a_refusal_is_a_row_of_the_table_with_what_is_wrong() {
     assert!(matches!(&token, Error::Token) && !token.to_string().contains("a\nb"), "{token}");
 }
 
-/// A service that refuses calls so and so often before it takes one.
+/// A service that rejects a number of calls before it accepts one.
 #[derive(Clone)]
 struct Busy {
     contract: &'static Contract,
     refusals: usize,
     retry_after: Duration,
-    asked: Arc<Mutex<Vec<(Instant, String)>>>,
+    received: Arc<Mutex<Vec<(Instant, String)>>>,
 }
 
 type Watch = tokio_stream::Empty<Result<v1::WatchSynchronizationResponse, Status>>;
@@ -86,11 +89,11 @@ impl AppSyncService for Busy {
         &self,
         request: Request<SynchronizeAppRequest>,
     ) -> Result<Response<SynchronizeAppResponse>, Status> {
-        let mut asked = self.asked.lock().expect("no panic");
-        asked.push((Instant::now(), request.into_inner().client_token));
-        let id = RequestId::generate();
-        if asked.len() <= self.refusals {
-            let busy = Failure::unavailable("busy", self.retry_after);
+        let mut received = self.received.lock().expect("no panic");
+        received.push((Instant::now(), request.into_inner().client_token));
+        let id = appferry::new_request_id();
+        if received.len() <= self.refusals {
+            let busy = ApiError::unavailable("busy", self.retry_after);
             return Err(busy.status(&self.contract.errors, id));
         }
         Ok(Response::new(SynchronizeAppResponse { request_id: id.to_string() }))
@@ -129,7 +132,7 @@ impl AppSyncService for Busy {
 
 async fn busy(refusals: usize, retry_after: Duration) -> (Busy, String) {
     let contract = Contract::load().expect("the contract");
-    let busy = Busy { contract, refusals, retry_after, asked: Arc::default() };
+    let busy = Busy { contract, refusals, retry_after, received: Arc::default() };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let service = AppSyncServiceServer::new(busy.clone());
@@ -143,85 +146,93 @@ async fn a_call_is_repeated_when_the_service_says_so_under_one_token() {
     let (busy, endpoint) = busy(2, retry_after).await;
     let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1), attempts: 3 };
     let client = Client::builder(endpoint).backoff(backoff).connect().await.expect("it answers");
-    client.synchronize_app(ask("a", &[])).await.expect("it is taken at last");
-    let asked = busy.asked.lock().expect("no panic").clone();
-    let [(first, token), (second, again), (third, at_last)] = &asked[..] else { panic!("{asked:?}") };
-    assert!(!token.is_empty() && token == again && token == at_last, "{asked:?}");
+    client.synchronize_app(ask("a", &[])).await.expect("it is accepted at last");
+    let received = busy.received.lock().expect("no panic").clone();
+    let [(first, token), (second, again), (third, at_last)] = &received[..] else { panic!("{received:?}") };
+    assert!(!token.is_empty() && token == again && token == at_last, "{received:?}");
     assert!(*second - *first >= retry_after && *third - *second >= retry_after);
-    // An answer that lacks what the contract promises is an error, not a default.
+    // A response that lacks a promised field is an error, not a default.
     let error = client.get_synchronization("x").await.expect_err("there is none in it");
     assert!(matches!(error, Error::Incomplete(_)), "{error}");
 }
 
 #[tokio::test]
 async fn a_call_is_given_up_before_its_deadline_and_after_its_last_attempt() {
-    // It is to be called again when time is up: that is told now, not then.
+    // The retry delay exceeds the deadline: the call fails now, not at the deadline.
     let deadline = Duration::from_secs(60);
     let (patient, endpoint) = busy(usize::MAX, deadline).await;
     let client = Client::builder(&endpoint).deadline(deadline).connect().await.expect("it answers");
     let began = Instant::now();
-    let error = client.synchronize_app(ask("a", &[])).await.expect_err("it is never taken");
-    assert_eq!(error.refusal().and_then(|r| r.error), Some(Code::Own(ErrorCode::ServiceUnavailable)));
+    let error = client.synchronize_app(ask("a", &[])).await.expect_err("it is never accepted");
+    assert_eq!(
+        error.refusal().and_then(|r| r.error),
+        Some(ApiErrorCode::SynchronizeApp(ErrorCode::ServiceUnavailable))
+    );
     assert!(began.elapsed() < deadline / 2, "{:?}", began.elapsed());
-    assert_eq!(patient.asked.lock().expect("no panic").len(), 1);
+    assert_eq!(patient.received.lock().expect("no panic").len(), 1);
     let (hasty, endpoint) = busy(usize::MAX, Duration::from_millis(1)).await;
     let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(1), attempts: 2 };
     let client = Client::builder(&endpoint).backoff(backoff).connect().await.expect("it answers");
-    client.synchronize_app(ask("a", &[])).await.expect_err("it is never taken");
-    assert_eq!(hasty.asked.lock().expect("no panic").len(), 2);
+    client.synchronize_app(ask("a", &[])).await.expect_err("it is never accepted");
+    assert_eq!(hasty.received.lock().expect("no panic").len(), 2);
 }
 
 #[tokio::test]
 async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced() {
     let running = Site::new().start_as(Role::Server).await;
-    let switch = Switch::to(running.address.port()).await;
-    let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN);
+    let tcp_proxy = TcpProxy::start(running.address.port()).await;
+    let builder = Client::builder(format!("http://{}", tcp_proxy.address)).token(site::ADMIN);
     let client = builder.connect().await.expect("it answers");
     let app = running.add("a", &[noise(100_000, 1)]).await;
     let id = client.synchronize_app(ask(&app, &["cn-beijing", "cn-shanghai"])).await.expect("it is accepted");
     let mut watch = client.watch(&id);
     let first = watch.next().await.expect("a snapshot").expect("a snapshot");
     assert!(first.regions.iter().all(|region| region.state() == RegionState::Pending));
-    switch.cut();
-    // It is opened again, and as nothing has changed, nothing is told.
-    let told = tokio::time::timeout(Duration::from_secs(1), watch.next()).await;
-    assert!(told.is_err(), "{told:?}");
-    // Until another service takes over, which works.
+    let connections = tcp_proxy.connections();
+    tcp_proxy.cut();
+    // The library reconnects; since nothing has changed, it yields nothing.
+    tokio::select! {
+        next = watch.next() => panic!("nothing has changed: {next:?}"),
+        () = until("a new connection", async || (tcp_proxy.connections() > connections).then_some(())) => {}
+    }
+    let next = tokio::time::timeout(Duration::from_millis(500), watch.next()).await;
+    assert!(next.is_err(), "nothing has changed: {next:?}");
+    // Until another service that works takes over.
     let running = running.stop().await.start().await;
-    switch.turn(running.address.port());
-    switch.cut();
+    tcp_proxy.set_upstream(running.address.port());
+    tcp_proxy.cut();
     let mut last = first;
     while let Some(snapshot) = watch.next().await.expect("it goes on") {
-        assert_ne!(snapshot, last, "a snapshot is told when something has changed");
+        assert_ne!(snapshot, last, "a snapshot is sent when something has changed");
         last = snapshot;
     }
     assert_eq!(last.state(), SynchronizationState::Succeeded);
     assert!(watch.next().await.expect("nothing").is_none(), "it has ended");
-    assert_eq!(client.wait(&id).await.expect("it is told"), last);
+    assert_eq!(client.wait(&id).await.expect("it is answered"), last);
     running.stop().await;
 }
 
 #[tokio::test]
 async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_each() {
     let running = Site::new().start_as(Role::Server).await;
-    let switch = Switch::to(running.address.port()).await;
-    // A call may be hit by every cut: how often it is repeated is not what is tested.
+    let tcp_proxy = TcpProxy::start(running.address.port()).await;
+    // Every cut may hit a call, so the number of retries is unlimited here.
     let backoff = Backoff { first: Duration::from_millis(10), longest: Duration::from_millis(200), attempts: 1_000 };
-    let builder = Client::builder(format!("http://{}", switch.address)).token(site::ADMIN).backoff(backoff);
+    let builder = Client::builder(format!("http://{}", tcp_proxy.address)).token(site::ADMIN).backoff(backoff);
     let client = builder.connect().await.expect("it answers");
     let app = running.add("a", &[noise(10, 1)]).await;
     let uncut = self::client(&running).await;
-    // However slow the machine is, each connection lives until some more calls have been accepted.
+    // Each connection lives until more calls have been accepted, independent of the machine's speed.
     let cutting = async {
         for accepted in (3..40).step_by(3) {
             let list = ListSynchronizationsRequest { page_size: accepted, ..Default::default() };
             let enough = usize::try_from(accepted).expect("small");
-            until("more calls to be accepted", async || {
-                let found = uncut.list_synchronizations(list.clone()).await.expect("a list").synchronizations;
-                (found.len() >= enough).then_some(())
+            until("more accepted calls", async || {
+                let page = uncut.list_synchronizations(list.clone()).await.expect("a list");
+                (page.synchronizations.len() >= enough).then_some(())
             })
             .await;
-            switch.cut();
+            tcp_proxy.cut();
         }
     };
     let calls = (0..40).map(|_| client.synchronize_app(ask(&app, &["cn-beijing"])));
@@ -229,7 +240,7 @@ async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_e
     let mut ids: Vec<String> = ids.expect("all are accepted");
     ids.sort();
     let list = ListSynchronizationsRequest { page_size: 1_000, ..Default::default() };
-    let found = client.list_synchronizations(list).await.expect("they are told").synchronizations;
+    let found = client.list_synchronizations(list).await.expect("they are listed").synchronizations;
     let mut known: Vec<String> = found.into_iter().map(|s| s.request_id).collect();
     known.sort();
     assert_eq!(known, ids, "as many as calls, and no more");
@@ -245,7 +256,7 @@ fn example(mut command: Command, running: &Running, app: &str) -> Output {
     command.output().expect("it runs")
 }
 
-/// What an example says of an image that is carried, and of one that is not there.
+/// Checks the output of an example for a successful copy and for an unknown image.
 async fn shows(running: Running, command: impl Fn() -> Command + Send + Sync + 'static) {
     let app = running.add("a", &[noise(10, 1)]).await;
     let (running, output, refused) = tokio::task::spawn_blocking(move || {
@@ -267,7 +278,7 @@ async fn shows(running: Running, command: impl Fn() -> Command + Send + Sync + '
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_rust_carries_an_image() {
-    // Built with all tests; not, if this one alone is asked for.
+    // Built together with all tests, but not if only this test is selected.
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--locked", "--quiet", "--example", "synchronize"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     process::stdout(&build.output().expect("cargo runs"));

@@ -1,4 +1,5 @@
-//! Every kind of store, in every direction: the same images, carried by the same calls, and read again by other programs.
+//! Every kind of store as source and as target: the same images, copied by the same calls, and read back by other
+//! programs.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use object_store::ObjectStoreExt as _;
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, copy_tree, files, noise},
-    proxy::{Act, Proxy},
+    proxy::{Action, Proxy},
     registry::Registry,
     site::{HOME, Running, Site, TARGETS, container, registration},
     until,
@@ -16,9 +17,9 @@ use crate::harness::{
 
 const KINDS: [&str; 3] = TARGETS;
 
-/// A service whose home region is of one kind and that carries to all: `cn-beijing` is a directory, `cn-shanghai` a bucket,
-/// `cn-shenzhen` a registry.
-struct House {
+/// A service whose home region has one kind of store and that copies to all: `cn-beijing` is a directory, `cn-shanghai`
+/// a bucket, `cn-shenzhen` a registry.
+struct Fixture {
     running: Running,
     home: &'static str,
     home_registry: Registry,
@@ -26,7 +27,7 @@ struct House {
     bucket: Bucket,
 }
 
-impl House {
+impl Fixture {
     async fn build(home: &'static str) -> Self {
         let (home_registry, registry, bucket) =
             (Registry::start().await, Registry::start().await, Bucket::start().await);
@@ -44,7 +45,7 @@ impl House {
         Self { running: site.start().await, home, home_registry, registry, bucket }
     }
 
-    /// Puts a layout into the home region, and returns what it is registered by.
+    /// Writes a layout to the home region, and returns its source name for registration.
     async fn put(&self, layout: &Path, id: &str) {
         let request = match self.home {
             "registry" => {
@@ -64,7 +65,7 @@ impl House {
         self.running.images().await.add_image(request).await.expect("it is registered");
     }
 
-    /// What a region has of an image, as a layout.
+    /// Returns a region's copy of an image as a layout.
     async fn layout(&self, region: &str, id: &str, tag: &str) -> PathBuf {
         let layout = self.running.site.directory.path().join(format!("out-{region}-{id}"));
         match region {
@@ -83,39 +84,39 @@ impl House {
     }
 }
 
-/// Puts a layout into a bucket.
+/// Uploads a layout to a bucket.
 async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
     let objects = bucket.objects();
     for file in files(layout) {
         let below = file.strip_prefix(layout).expect("it is below").to_str().expect("text").to_owned();
         let content = std::fs::read(&file).expect("it is there");
-        objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is taken");
+        objects.put(&format!("{prefix}/{below}").into(), content.into()).await.expect("it is accepted");
     }
 }
 
-/// An image of several sizes of blobs: in one request, in parts, and in chunks.
+/// Copies an image with blobs of several sizes: for one request, for a multipart upload, and for chunks.
 async fn every_direction(home: &'static str) {
-    let house = House::build(home).await;
+    let fixture = Fixture::build(home).await;
     let directory = tempfile::tempdir().expect("a directory");
     let plain = directory.path().join("plain");
     let root = images::write(&plain, &[noise(70 << 20, 1), noise(9 << 20, 2), noise(1_000, 3), Vec::new()]);
-    house.put(&plain, "plain").await;
+    fixture.put(&plain, "plain").await;
     let multi = directory.path().join("multi");
     let index = images::write_platforms(&multi);
-    house.put(&multi, "multi").await;
+    fixture.put(&multi, "multi").await;
 
-    house.carry("plain").await;
-    house.carry("multi").await;
+    fixture.carry("plain").await;
+    fixture.carry("multi").await;
     for region in KINDS {
         let tag = |id: &str| if home == "registry" { format!("bio/{id}:2026.1") } else { format!("images:{id}") };
-        assert_eq!(images::verify(&house.layout(region, "plain", &tag("plain")).await), root, "{region}");
-        assert_eq!(images::verify(&house.layout(region, "multi", &tag("multi")).await), index, "{region}");
+        assert_eq!(images::verify(&fixture.layout(region, "plain", &tag("plain")).await), root, "{region}");
+        assert_eq!(images::verify(&fixture.layout(region, "multi", &tag("multi")).await), index, "{region}");
     }
     until("the end of dropped uploads", async || {
-        (house.registry.unfinished().is_empty() && house.bucket.unfinished() == 0).then_some(())
+        (fixture.registry.unfinished().is_empty() && fixture.bucket.unfinished() == 0).then_some(())
     })
     .await;
-    house.running.stop().await;
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,11 +148,11 @@ async fn a_disk_keeps_its_id_as_its_tag() {
     running.stop().await;
 }
 
-/// Between two regions in one bucket, the service copies by itself: nothing passes through the worker.
+/// Between two regions in one bucket, S3 copies the blob: no byte passes through the worker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_that_the_same_bucket_has_is_copied_by_the_service() {
     let bucket = Bucket::start().await;
-    let proxy = Proxy::start(bucket.address, |_| Act::Pass).await;
+    let proxy = Proxy::start(bucket.address, |_| Action::Pass).await;
     let running = Site::new()
         .with(HOME, format!("s3://{BUCKET}/home"), bucket.keys(proxy.address))
         .with("cn-beijing", format!("s3://{BUCKET}/other"), bucket.keys(proxy.address))

@@ -1,18 +1,15 @@
-//! Every row of the error tables reaches a real client as the original's documentation has it, and the service tells about
-//! itself: reflection and health, which need no credential.
+//! The contract: every row of the error tables reaches a client as the original API documents it, and the service
+//! describes itself by reflection and health, which require no credential.
 
 use std::{collections::HashMap, time::Duration};
 
-use appferry::{
-    contract::{
-        Code, Contract, Failure,
-        v1::{
-            CommonErrorCode, ErrorCode, SynchronizeAppRequest, SynchronizeAppResponse,
-            app_sync_service_client::AppSyncServiceClient,
-            app_sync_service_server::{AppSyncService, AppSyncServiceServer},
-        },
+use appferry::contract::{
+    ApiError, ApiErrorCode, Contract,
+    v1::{
+        CommonErrorCode, ErrorCode, SynchronizeAppRequest, SynchronizeAppResponse,
+        app_sync_service_client::AppSyncServiceClient,
+        app_sync_service_server::{AppSyncService, AppSyncServiceServer},
     },
-    domain::RequestId,
 };
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
@@ -24,7 +21,7 @@ use crate::harness::{
     site::{self, Site},
 };
 
-/// The table of SynchronizeApp's errors, as the original's documentation prints it, and the gRPC status of each.
+/// The error table of SynchronizeApp in the original API's documentation, with the gRPC status of each row.
 const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
     (ErrorCode::ImageAlreadyExists, 400, "ImageAlreadyExists", "The image id already exists.", Grpc::AlreadyExists),
     (ErrorCode::InvalidParams, 403, "InvalidParams", "Invalid parameters: the cause.", Grpc::InvalidArgument),
@@ -48,7 +45,7 @@ const OWN: [(ErrorCode, i32, &str, &str, Grpc); 8] = [
     ),
 ];
 
-/// The errors common to every operation of the product.
+/// The errors that all operations of the product share.
 const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
     (CommonErrorCode::NoPermission, 403, "NoPermission", Grpc::PermissionDenied),
     (CommonErrorCode::InvalidAccessKeyIdNotFound, 404, "InvalidAccessKeyId.NotFound", Grpc::Unauthenticated),
@@ -59,8 +56,8 @@ const COMMON: [(CommonErrorCode, i32, &str, Grpc); 7] = [
     (CommonErrorCode::Throttling, 429, "Throttling", Grpc::ResourceExhausted),
 ];
 
-/// A service that refuses every call with the failure that its `app_id` names.
-struct Refusing(&'static Contract, HashMap<String, Code>);
+/// A service that rejects every call with the error that its `app_id` names.
+struct Refusing(&'static Contract, HashMap<String, ApiErrorCode>);
 
 #[tonic::async_trait]
 impl AppSyncService for Refusing {
@@ -69,8 +66,8 @@ impl AppSyncService for Refusing {
         request: Request<SynchronizeAppRequest>,
     ) -> Result<Response<SynchronizeAppResponse>, Status> {
         let code = self.1[&request.into_inner().app_id];
-        let id = RequestId::generate();
-        let mut status = Failure::new(code, "the cause").status(&self.0.errors, id);
+        let id = appferry::new_request_id();
+        let mut status = ApiError::new(code, "the cause").status(&self.0.errors, id);
         status.metadata_mut().insert("x-request-id", id.to_string().parse().expect("text"));
         Err(status)
     }
@@ -110,8 +107,8 @@ impl AppSyncService for Refusing {
 
 #[tokio::test]
 async fn every_row_of_the_error_tables_reaches_a_client_as_it_is_documented() {
-    let codes = OWN.iter().map(|row| (row.2.to_owned(), Code::Own(row.0)));
-    let codes = codes.chain(COMMON.iter().map(|row| (row.2.to_owned(), Code::Common(row.0)))).collect();
+    let codes = OWN.iter().map(|row| (row.2.to_owned(), ApiErrorCode::SynchronizeApp(row.0)));
+    let codes = codes.chain(COMMON.iter().map(|row| (row.2.to_owned(), ApiErrorCode::Common(row.0)))).collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let service = AppSyncServiceServer::new(Refusing(Contract::load().expect("the contract"), codes));
@@ -139,17 +136,17 @@ async fn health_is_told_to_everybody_and_watched() {
     let mut client = HealthClient::new(running.channel().await);
     for service in ["", "appferry.v1.AppSyncService", "appferry.v1.ImageService", "google.longrunning.Operations"] {
         let check = HealthCheckRequest { service: service.to_owned() };
-        let status = client.check(check.clone()).await.expect("it is told").into_inner().status();
+        let status = client.check(check.clone()).await.expect("it is answered").into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service}");
     }
-    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is told").into_inner();
+    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it is answered").into_inner();
     assert_eq!(watch.message().await.expect("it goes on").expect("a status").status(), ServingStatus::Serving);
     let stopped = tokio::spawn(running.stop());
     let last = watch.message().await.expect("it goes on").expect("a status");
     assert_eq!(last.status(), ServingStatus::NotServing);
-    // A watch holds up no shutdown: it is ended, and not waited for until calls are cut off, which is 12 s by default.
-    while let Some(told) = watch.message().await.expect("it ends in order") {
-        assert_eq!(told.status(), ServingStatus::NotServing);
+    // A watch does not delay the shutdown: it is ended, instead of being cut off after the default 12 s.
+    while let Some(contains) = watch.message().await.expect("it ends in order") {
+        assert_eq!(contains.status(), ServingStatus::NotServing);
     }
     tokio::time::timeout(Duration::from_secs(6), stopped).await.expect("at once").expect("it stops");
 }
@@ -171,7 +168,7 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(running.channel().await);
     let mut answers =
-        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is told").into_inner();
+        client.server_reflection_info(tokio_stream::iter([list, ask])).await.expect("it is answered").into_inner();
     let answer = answers.message().await.expect("it goes on").expect("an answer");
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer.message_response
     else {
@@ -187,56 +184,57 @@ async fn reflection_tells_the_services_of_both_versions_and_the_tables() {
     else {
         panic!("{answer:?}");
     };
-    // The options are in what reflection serves, so that a client can read who may do what.
+    // Reflection serves the custom options, so that clients can read the authorization rules.
     let action = b"ehpc:SynchronizeApp";
-    let told = files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
-    assert!(told, "the authorization option is lost");
+    let contains =
+        files.file_descriptor_proto.iter().any(|file| file.windows(action.len()).any(|bytes| bytes == action));
+    assert!(contains, "the authorization option is lost");
 
     let list = v1alpha::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
     };
     let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(running.channel().await);
-    let mut answers = client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is told").into_inner();
+    let mut answers =
+        client.server_reflection_info(tokio_stream::iter([list])).await.expect("it is answered").into_inner();
     let answer = format!("{:?}", answers.message().await.expect("it goes on"));
     assert!(answer.contains("appferry.v1.AppSyncService"), "{answer}");
     running.stop().await;
 }
 
-/// A released contract that a client was built with goes on to count: what has gone since is found.
+/// Clients built with a released contract keep working: `scripts/breaking` detects a change that would break them.
 #[test]
 fn what_breaks_clients_is_found() {
-    let repository = tempfile::tempdir().expect("a directory");
+    let directory = tempfile::tempdir().expect("a directory");
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let within = |program: &str, arguments: &[&str]| {
         let path = format!("{}:{}", root.join(".tools/bin").display(), std::env::var("PATH").unwrap_or_default());
-        let identity = ["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"];
         let mut command = std::process::Command::new(program);
-        command.args(arguments).current_dir(repository.path()).env("PATH", path);
-        command.envs(identity.map(|name| (name, "test")));
+        command.args(arguments).current_dir(directory.path()).env("PATH", path);
         command.output().expect("it runs: source scripts/tools")
     };
-    let git = |arguments: &[&str]| process::stdout(&within("git", arguments));
     for part in ["proto", "buf.yaml", "scripts"] {
         let from = root.join(part);
         process::stdout(&within("cp", &["-r", from.to_str().expect("text"), "."]));
     }
-    git(&["init", "--quiet"]);
-    git(&["add", "."]);
-    git(&["commit", "--quiet", "--message", "The contract"]);
-    assert!(process::stdout(&within("scripts/breaking", &[])).contains("nothing was released yet"));
-    git(&["tag", "v1.0.0"]);
-    assert!(process::stdout(&within("scripts/breaking", &[])).contains("comparing with v1.0.0"));
+    let breaking = |arguments: &[&str]| within("scripts/breaking", arguments);
+    let is_refused = |named: &str| {
+        let output = breaking(&[]);
+        let message = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && message.contains(named), "{output:?}");
+    };
+    process::stdout(&breaking(&[]));
 
-    let file = repository.path().join("proto/appferry/v1/app_sync.proto");
+    let file = directory.path().join("proto/appferry/v1/app_sync.proto");
     let proto = std::fs::read_to_string(&file).expect("the contract");
-    std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 15;"))
-        .expect("it is written");
-    let broken = within("scripts/breaking", &[]);
-    let said = String::from_utf8_lossy(&broken.stdout);
-    assert!(!broken.status.success() && said.contains("SynchronizeAppRequest"), "{broken:?}");
-    // What is added breaks nobody.
-    std::fs::write(&file, proto.replace("string client_token = 3;", "string client_token = 3;\n  string note = 15;"))
-        .expect("it is written");
-    process::stdout(&within("scripts/breaking", &[]));
+    let write = |contract: &str| std::fs::write(&file, contract).expect("it is written");
+    write(&proto.replace("string client_token = 3;", "string client_token = 15;"));
+    is_refused("SynchronizeAppRequest");
+    // An addition breaks no client, until it is released and then removed.
+    write(&proto.replace("string client_token = 3;", "string client_token = 3;\n  string note = 15;"));
+    process::stdout(&breaking(&[]));
+    process::stdout(&breaking(&["--release"]));
+    process::stdout(&breaking(&[]));
+    write(&proto);
+    is_refused("note");
 }

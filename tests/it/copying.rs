@@ -1,14 +1,14 @@
-//! What is carried: every kind of image, only what is lacking, verified, visible only when whole; and a region that fails, fails
-//! alone, with its reason.
+//! Copies: every kind of image, only the missing blobs, verified, and visible only when complete; a region that fails
+//! does not affect the others and reports the reason.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use appferry::{
+    app::Role,
     contract::v1::{
         CancelSynchronizationRequest, ErrorCode, GetImageRequest, RegionState, RegionSynchronization, Synchronization,
         SynchronizationState,
     },
-    service::Role,
 };
 
 use crate::harness::{
@@ -23,7 +23,7 @@ fn region<'a>(synchronization: &'a Synchronization, id: &str) -> &'a RegionSynch
     synchronization.regions.iter().find(|region| region.region_id == id).expect("the region")
 }
 
-/// Asserts that one region failed with a reason that says `says`, and the others have the image.
+/// Asserts that one region failed with a reason that contains `says`, and that the others have the image.
 fn failed_alone(done: &Synchronization, id: &str, code: ErrorCode, says: &[&str]) {
     assert_eq!(done.state(), SynchronizationState::Failed, "{done:?}");
     for target in TARGETS {
@@ -65,8 +65,8 @@ async fn an_image_arrives_whole_and_the_same_everywhere() {
     assert_eq!((image.digest.as_str(), image.size_bytes), (root.as_str(), done.regions[0].bytes_total));
     let info: Vec<_> =
         image.additional_regions_info.iter().map(|i| (i.region_id.as_str(), i.image_id.as_str(), i.status())).collect();
-    let there = |region| (region, "a", RegionState::Available);
-    assert_eq!(info, [TARGETS[0], HOME, TARGETS[1], TARGETS[2]].map(there));
+    let available = |region| (region, "a", RegionState::Available);
+    assert_eq!(info, [TARGETS[0], HOME, TARGETS[1], TARGETS[2]].map(available));
     running.stop().await;
 }
 
@@ -105,7 +105,7 @@ async fn an_image_of_many_architectures_arrives_with_all_of_them() {
     for target in TARGETS {
         let layout = running.site.image(target, "gromacs");
         images::verify(&layout);
-        // What a foreign reader sees of it.
+        // Reads the image with skopeo.
         let name = format!("oci:{}", layout.display());
         let raw = Command::new("skopeo").args(["inspect", "--raw", &name]).output().expect("skopeo is installed");
         let raw = crate::harness::process::stdout(&raw);
@@ -135,7 +135,7 @@ async fn a_blob_that_another_image_of_the_region_has_is_taken_from_there() {
     let inode = |image| {
         fs::metadata(images::blob_path(&running.site.image("cn-beijing", image), &digest)).expect("it is there").ino()
     };
-    assert_eq!(inode("first"), inode("second"), "it is there once");
+    assert_eq!(inode("first"), inode("second"), "it is shared");
     images::verify(&running.site.image("cn-beijing", "second"));
     running.stop().await;
 }
@@ -145,17 +145,17 @@ async fn blobs_that_are_there_are_skipped_and_damaged_ones_are_not_trusted() {
     let running = Site::new().start().await;
     let app = running.add("a", &[noise(1 << 20, 1), noise(1 << 20, 2)]).await;
     let [whole, damaged] = &images::layers(&running.site.image(HOME, "a"))[..] else { panic!("two layers") };
-    let there = running.site.image("cn-beijing", "a");
-    fs::create_dir_all(there.join("blobs/sha256")).expect("directories");
-    fs::write(images::blob_path(&there, whole), noise(1 << 20, 1)).expect("it is written");
+    let available = running.site.image("cn-beijing", "a");
+    fs::create_dir_all(available.join("blobs/sha256")).expect("directories");
+    fs::write(images::blob_path(&available, whole), noise(1 << 20, 1)).expect("it is written");
     let mut bytes = noise(1 << 20, 2);
     bytes[77] ^= 1;
-    fs::write(images::blob_path(&there, damaged), bytes).expect("it is written");
+    fs::write(images::blob_path(&available, damaged), bytes).expect("it is written");
     let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let done = running.finished(&id).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded);
     assert_eq!(region(&done, "cn-beijing").bytes_skipped, 1 << 20);
-    images::verify(&there);
+    images::verify(&available);
     running.stop().await;
 }
 
@@ -175,13 +175,17 @@ async fn a_blob_whose_bytes_lie_fails_with_its_digest_and_nothing_becomes_visibl
         let error = region.error.as_ref().expect("a reason");
         assert_eq!((region.state(), refusal::code(error)), (RegionState::Failed, ErrorCode::ServiceApiError.into()));
         assert!(error.message.contains(&layers[1]) && error.message.contains("cn-hangzhou"), "{}", error.message);
-        assert_eq!(region.attempt, 1, "trying again is of no use");
+        assert_eq!(region.attempt, 1, "it is not retried");
         let layout = running.site.image(target, "a");
         assert!(!images::visible(&layout));
         for left in fs::read_dir(layout.join("blobs/sha256")).expect("blobs") {
             let path = left.expect("a file").path();
             let name = format!("sha256:{}", path.file_name().expect("a name").to_string_lossy());
-            assert_eq!(images::digest(&fs::read(&path).expect("it is there")), name, "what is left is whole");
+            assert_eq!(
+                images::digest(&fs::read(&path).expect("it is there")),
+                name,
+                "every remaining blob is complete"
+            );
             assert_ne!(name, layers[1]);
         }
     }
@@ -215,9 +219,9 @@ async fn a_fault_that_passes_is_tried_again_and_seen_meanwhile() {
     let gone = running.site.region("cn-shanghai");
     fs::remove_dir(&gone).expect("it was there");
     let id = running.synchronize(&app, &["cn-shanghai"]).await.expect("it is accepted");
-    let waiting = until("a second attempt to wait for", async || {
-        let found = running.get(&id).await;
-        let region = found.regions.into_iter().next().expect("the region");
+    let waiting = until("a failed attempt", async || {
+        let synchronization = running.get(&id).await;
+        let region = synchronization.regions.into_iter().next().expect("the region");
         (region.state() == RegionState::Pending && region.error.is_some()).then_some(region)
     })
     .await;
@@ -232,14 +236,14 @@ async fn a_fault_that_passes_is_tried_again_and_seen_meanwhile() {
 #[tokio::test]
 async fn a_region_that_can_t_be_written_fails_alone_at_once() {
     let mut site = Site::new();
-    // A file system that takes no files, whoever asks.
+    // A file system that accepts no files, not even from root.
     site.stores.push(("cn-shanghai", "dir:///sys/kernel".to_owned()));
     let running = site.start().await;
     let app = running.add("a", &[noise(1_000, 1)]).await;
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
     let done = running.finished(&id).await;
     failed_alone(&done, "cn-shanghai", ErrorCode::ServiceApiError, &["creating a/blobs/sha256"]);
-    assert_eq!(region(&done, "cn-shanghai").attempt, 1, "trying again is of no use");
+    assert_eq!(region(&done, "cn-shanghai").attempt, 1, "it is not retried");
     running.stop().await;
 }
 
@@ -251,9 +255,7 @@ async fn a_region_without_room_is_not_begun() {
     text.insert_str(at, "keep_free_bytes = 1000000000000000\n");
     let config = site.directory.path().join("appferry.toml");
     fs::write(&config, text).expect("it is written");
-    let path = config.to_str().expect("text").to_owned();
-    let migrated = crate::harness::process::run(site.directory.path(), &["migrate", "--config", &path]);
-    crate::harness::process::stdout(&migrated);
+    crate::harness::process::migrate(&config);
     let served = Served::configured(&config).await;
     images::write(&site.image(HOME, "a"), &[noise(1 << 20, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
@@ -265,19 +267,16 @@ async fn a_region_without_room_is_not_begun() {
     assert_eq!(begun, 0);
 }
 
-/// A disk that fills up on the way: other writers take the room that was there when it was asked for.
+/// A disk that becomes full during the copy: other writers take the space that was free when it was reserved.
 #[tokio::test]
 async fn a_disk_that_fills_up_fails_alone_and_leaves_nothing_half_done() {
     let site = Site::new();
     let config = site.write_config();
     let path = config.to_str().expect("text").to_owned();
-    crate::harness::process::stdout(&crate::harness::process::run(
-        site.directory.path(),
-        &["migrate", "--config", &path],
-    ));
+    crate::harness::process::migrate(&config);
     let full = site.region("cn-shanghai");
-    // In a mount namespace of its own: nothing is left of the mount when the service has ended. Half of the image's bytes fit
-    // in; the file system says that more is free than there is, since its limit is on the files' number too.
+    // Runs in its own mount namespace, so that the mount disappears with the service. The file system holds half of the
+    // image; it reports more free space, because the limit is on the number of files too.
     let script = format!(
         "mount -t tmpfs -o size=64m,nr_inodes=8 tmpfs {} && exec {APPFERRY} serve --config {path}",
         full.display()
@@ -323,7 +322,7 @@ async fn a_copy_that_is_canceled_stops_and_never_becomes_visible() {
     let running = Site::new().start().await;
     let app = running.add("a", &[vec![1; 200 << 20], vec![2; 200 << 20]]).await;
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
-    until("copies", async || {
+    until("copies in progress", async || {
         running.get(&id).await.regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
     })
     .await;
@@ -332,7 +331,7 @@ async fn a_copy_that_is_canceled_stops_and_never_becomes_visible() {
     let canceled = running.get(&id).await;
     assert_eq!(canceled.state(), SynchronizationState::Canceled);
     assert!(canceled.regions.iter().all(|r| r.state() == RegionState::Canceled));
-    // A later image goes the same way; when it has arrived, the worker has long noticed.
+    // A later image takes the same path; once it has arrived, the worker has noticed the change.
     let other = running.add("b", &[noise(1_000, 1)]).await;
     let later = running.synchronize(&other, &[]).await.expect("it is accepted");
     assert_eq!(running.finished(&later).await.state(), SynchronizationState::Succeeded);

@@ -1,4 +1,4 @@
-//! `kill -9` at any moment: whatever was acknowledged goes on to its end, and every digest is right.
+//! `kill -9` at any moment: every acknowledged call still ends, and every digest is right.
 
 use std::{
     net::SocketAddr,
@@ -11,7 +11,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::harness::{
     images::{self, noise},
-    process::{self, Served},
+    process::Served,
     site::{self, HOME, Site, TARGETS, app_sync, app_sync_lazy, ask, images_client},
     until,
 };
@@ -19,21 +19,21 @@ use crate::harness::{
 const IMAGES: usize = 350;
 const KILLS: usize = 25;
 
-/// What the callers have yet to ask for, and what was acknowledged: kept outside of the service.
+/// The clients' record of open and acknowledged calls, kept outside of the service.
 #[derive(Debug, Clone, Default)]
 struct Ledger(Arc<Mutex<Entries>>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// Images that nobody has had an answer for.
+    /// Images whose call has not been answered.
     open: Vec<String>,
-    /// Images with the request ids that were answered.
+    /// Images with the acknowledged request ids.
     acknowledged: Vec<(String, String)>,
 }
 
 impl Ledger {
     fn with<T>(&self, act: impl FnOnce(&mut Vec<String>, &mut Vec<(String, String)>) -> T) -> T {
-        let entries = &mut *self.0.lock().expect("nobody panicked");
+        let entries = &mut *self.0.lock().expect("no panic");
         act(&mut entries.open, &mut entries.acknowledged)
     }
 
@@ -41,8 +41,8 @@ impl Ledger {
         self.with(|_, acknowledged| acknowledged.len())
     }
 
-    /// Makes calls that are open, one after the other, until so many are acknowledged or the service is gone. A call that was not
-    /// answered stays open: nobody knows whether it was committed, and a caller repeats it.
+    /// Makes the open calls one after the other, until `most` are acknowledged or the service has exited. An unanswered
+    /// call stays open: it may or may not have been committed, and the client retries it.
     async fn call(self, address: SocketAddr, most: usize) {
         let mut client = app_sync_lazy(address);
         while let Some(app) = self.with(|open, done| if done.len() < most { open.pop() } else { None }) {
@@ -61,10 +61,8 @@ async fn every_acknowledged_call_is_finished_after_25_kills() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut site = Site::new();
     site.worker = "lease_ms = 600\nheartbeat_ms = 100\npoll_ms = 50\nconcurrency = 8".to_owned();
-    let config = site.write_config();
-    let path = config.to_str().expect("text");
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
-    let mut served = Served::configured(&config).await;
+    let mut served = site.serve().await;
+    let config = site.config_file();
     let mut registrar = images_client(served.address, Some(site::ADMIN)).await;
     let common = noise(200_000, 1);
     let ledger = Ledger::default();
@@ -76,10 +74,10 @@ async fn every_acknowledged_call_is_finished_after_25_kills() {
     }
 
     for kill in 0..KILLS {
-        // Each in another part of the run, and at a moment that nobody chose.
+        // Each kill happens in another part of the run, at an arbitrary moment.
         let [so_far, most] = [kill, kill + 1].map(|kills| IMAGES * kills / KILLS);
         let callers = [(); 2].map(|()| tokio::spawn(ledger.clone().call(served.address, most)));
-        until("calls", async || (ledger.acknowledged() >= so_far).then_some(())).await;
+        until("acknowledged calls", async || (ledger.acknowledged() >= so_far).then_some(())).await;
         tokio::time::sleep(Duration::from_micros(random.random_range(0..60_000))).await;
         served.kill();
         for caller in callers {

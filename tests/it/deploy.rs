@@ -1,4 +1,5 @@
-//! What `deploy/` and the Dockerfile say, judged by the programs that know their forms; and the configurations in there, by this one.
+//! Validates `deploy/` and the Dockerfile with the tools for their formats, and the contained configurations with
+//! appferry itself.
 
 use std::{
     fs,
@@ -14,10 +15,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs one of the tools that `scripts/tools` installs.
+/// Runs a tool that `scripts/tools` installs.
 fn tool(name: &str, arguments: &[&str]) -> Output {
-    let own = root().join(".tools/bin").join(name);
-    let program = if own.exists() { own } else { PathBuf::from(name) };
+    let installed = root().join(".tools/bin").join(name);
+    let program = if installed.exists() { installed } else { PathBuf::from(name) };
     Command::new(program).args(arguments).current_dir(root()).output().expect("it is installed: source scripts/tools")
 }
 
@@ -68,7 +69,7 @@ fn the_units_are_what_systemd_takes_and_leave_little_open() {
         let name = format!("appferry-{role}.service");
         let text = fs::read_to_string(root().join("deploy/systemd").join(&name)).expect("the unit");
         let unit = directory.path().join(&name);
-        // The verifier wants the program to be there.
+        // systemd-analyze requires the program to exist.
         fs::write(&unit, text.replace("/usr/local/bin/appferry", APPFERRY)).expect("it is written");
         let unit = unit.to_str().expect("text");
         let verified = tool("systemd-analyze", &["verify", "--man=no", unit]);
@@ -77,7 +78,7 @@ fn the_units_are_what_systemd_takes_and_leave_little_open() {
             ("", ""),
             "{name}"
         );
-        // Of 10.0, which is everything.
+        // The exposure level ranges from 0.0 to 10.0.
         stdout(&tool("systemd-analyze", &["security", "--offline=true", "--threshold=20", unit]));
     }
 }
@@ -89,4 +90,40 @@ fn the_configurations_are_such() {
     let manifest = fs::read_to_string(root().join("deploy/kubernetes/config.yaml")).expect("the file");
     let (_, text) = manifest.split_once("appferry.toml: |\n").expect("the configuration");
     Config::parse(text).expect("the configuration of the manifests");
+}
+
+/// The first text between two others.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before} is missing"));
+    rest.split_once(after).unwrap_or_else(|| panic!("{after} is missing")).0
+}
+
+#[test]
+fn the_image_is_built_with_a_toolchain_that_is_new_enough() {
+    let pinned = |path: &str| {
+        let text = fs::read_to_string(root().join(path)).expect("the file");
+        between(&text, "docker.io/library/rust:", "-slim").to_owned()
+    };
+    let version = pinned("Dockerfile");
+    assert_eq!(pinned("scripts/image"), version);
+    let numbers =
+        |version: &str| version.split('.').map(|number| number.parse::<u32>().expect("a number")).collect::<Vec<_>>();
+    assert!(numbers(&version) >= numbers(env!("CARGO_PKG_RUST_VERSION")), "{version}");
+}
+
+#[test]
+fn the_version_is_the_same_everywhere() {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).expect("the changelog");
+    let newest = changelog.lines().filter_map(|line| line.strip_prefix("## ")).find(|title| *title != "Unreleased");
+    assert_eq!(newest.and_then(|title| title.split(" - ").next()), Some(VERSION), "CHANGELOG.md");
+    let mut images = 0;
+    for entry in fs::read_dir(root().join("deploy/kubernetes")).expect("the directory") {
+        let text = fs::read_to_string(entry.expect("an entry").path()).expect("a manifest");
+        for image in text.lines().filter_map(|line| line.trim().strip_prefix("image: ")) {
+            images += 1;
+            assert_eq!(image, format!("appferry:{VERSION}"));
+        }
+    }
+    assert_eq!(images, 3);
 }

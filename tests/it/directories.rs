@@ -1,4 +1,4 @@
-//! Regions that are directories: a copy that was canceled shows nothing, and what copies leave behind is found and removed.
+//! Regions in directories: a canceled copy is never visible, and leftovers of copies are found and removed.
 
 use std::{
     collections::BTreeSet,
@@ -19,14 +19,14 @@ use crate::harness::{
 
 const REGION: &str = "cn-beijing";
 
-/// Images that are visible in a region.
+/// Returns the visible images of a region.
 fn visible(site: &Site) -> BTreeSet<String> {
     let images = fs::read_dir(site.region(REGION)).expect("the region").map(|image| image.expect("an image"));
     let visible = images.filter(|image| image.path().join("index.json").exists());
     visible.map(|image| image.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Copies that are canceled at every moment of their way: none is visible afterwards.
+/// Copies are canceled at every stage: none is visible afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canceled_copy_is_not_visible_afterwards() {
     const IMAGES: u64 = 24;
@@ -36,7 +36,7 @@ async fn a_canceled_copy_is_not_visible_afterwards() {
     for n in 0..IMAGES {
         let app = running.add(&format!("a{n}"), &[noise(1 << 20, n), noise(1 << 19, 1_000 + n)]).await;
         let request = running.synchronize(&app, &[REGION]).await.expect("it is accepted");
-        // Later with every image, from at once to about when it is done.
+        // Each image is canceled later than the one before, from at once to about its end.
         let moment = u32::try_from(n).expect("a small number") * Duration::from_millis(4);
         tokio::time::sleep(moment).await;
         let cancel = CancelSynchronizationRequest { request_id: request };
@@ -45,19 +45,19 @@ async fn a_canceled_copy_is_not_visible_afterwards() {
             canceled.insert(app);
         }
     }
-    // Behind all of them in the queue: when it is done, and nothing is unfinished, none of them is carried any more.
+    // Queued behind all of them: when it is done and nothing is in progress, no canceled image is copied any more.
     let last = running.add("last", &[noise(1_000, 7_777)]).await;
     let request = running.synchronize(&last, &[REGION]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
     let site = &running.site;
     until("the end of every write", async || unfinished(&site.region(REGION)).is_empty().then_some(())).await;
-    // Nor does one stay that had just become visible.
-    until("the end of what was canceled", async || visible(site).is_disjoint(&canceled).then_some(())).await;
+    // An image that had just been published is removed again.
+    until("the removal of canceled copies", async || visible(site).is_disjoint(&canceled).then_some(())).await;
     assert!(!canceled.is_empty(), "none was canceled in time");
     running.stop().await;
 }
 
-/// Files that bear the names of unfinished ones.
+/// Returns the files that are named like partial blobs.
 fn unfinished(region: &Path) -> Vec<PathBuf> {
     let images = fs::read_dir(region).expect("the region").map(|image| image.expect("an image").path());
     let directories = images.flat_map(|image| [image.join("blobs/sha256"), image]);
@@ -72,7 +72,7 @@ fn unfinished(region: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Makes a path, and what is below it, two hours old.
+/// Sets the modification time of a path, and of everything below it, to two hours ago.
 fn age(path: &Path) {
     if path.is_dir() {
         for entry in fs::read_dir(path).expect("a directory") {
@@ -81,10 +81,10 @@ fn age(path: &Path) {
     }
     #[expect(clippy::disallowed_methods, reason = "the test sets a file's time")]
     let then = SystemTime::now() - Duration::from_secs(7_200);
-    fs::File::open(path).and_then(|file| file.set_modified(then)).expect("its time is set");
+    fs::File::open(path).and_then(|file| file.set_modified(then)).expect("the time is set");
 }
 
-/// What a claim leaves that died: a whole blob, and an unfinished one.
+/// Writes what an interrupted claim leaves: a complete blob and a partial one.
 fn leave(image: &Path) {
     let blobs = image.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("directories");
@@ -100,19 +100,16 @@ fn doctor(config: &Path) -> String {
 }
 
 async fn served(site: &Site) -> (PathBuf, Served) {
-    let config = site.write_config();
-    let path = config.to_str().expect("text");
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
-    let served = Served::configured(&config).await;
-    (config, served)
+    let served = site.serve().await;
+    (site.config_file(), served)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     let site = Site::new();
     let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    // Of a copy that was canceled, and of an `image add` that was killed.
+    process::migrate(&config);
+    // From a copy that was canceled, and from an `image add` that was killed.
     let [copy, added] = [site.image(REGION, "gone"), site.image(HOME, "killed")];
     let young = site.image(REGION, "young");
     for image in [&copy, &added, &young] {
@@ -120,7 +117,7 @@ async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     }
     age(&copy);
     age(&added);
-    // What people put there is theirs, however old and unfinished it looks.
+    // Foreign files are kept, however old and incomplete they look.
     let foreign = site.image(HOME, "foreign");
     leave(&foreign);
     fs::remove_file(foreign.join(".appferry-fence")).expect("it was there");
@@ -131,23 +128,23 @@ async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     .expect("it was there");
     age(&foreign);
 
-    let told = doctor(&config);
+    let report = doctor(&config);
     for expected in [
         "cn-beijing: gone: image that is not visible, 1.50 MiB, 2 h old",
         "cn-hangzhou: killed: image that is not visible, 1.50 MiB, 2 h old",
         "cn-beijing: young: image that is not visible, 1.50 MiB, ",
     ] {
-        assert!(told.contains(expected), "{expected}: {told}");
+        assert!(report.contains(expected), "{expected}: {report}");
     }
-    assert!(!told.contains("foreign"), "{told}");
+    assert!(!report.contains("foreign"), "{report}");
 
     let (config, served) = served(&site).await;
-    until("the leftovers' end", async || (!copy.exists() && !added.exists()).then_some(())).await;
+    until("the removal of the leftovers", async || (!copy.exists() && !added.exists()).then_some(())).await;
     assert!(young.join("blobs/sha256").exists() && foreign.join("blobs/sha256/download.partial").exists());
-    let told = doctor(&config);
-    assert!(!told.contains("gone") && !told.contains("killed") && told.contains("young"), "{told}");
+    let report = doctor(&config);
+    assert!(!report.contains("gone") && !report.contains("killed") && report.contains("young"), "{report}");
 
-    // The young one is taken up by the next copy.
+    // The next copy resumes the recent one.
     images::write(&site.image(HOME, "young"), &[noise(1 << 20, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "young").await;
     let mut client = site::app_sync(served.address, Some(site::ADMIN)).await;
@@ -177,7 +174,7 @@ async fn an_image_that_may_not_be_registered_does_not_stay_in_the_home_region() 
     assert_eq!(fs::read_dir(site.region(HOME)).expect("the region").count(), 1);
 }
 
-/// Blobs that were there before are whole on the disk when the region is available, and a linked one is shared, not copied.
+/// Existing blobs are synced to disk when the region becomes available, and shared blobs are hard-linked, not copied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_of_another_image_is_linked_and_a_damaged_one_is_replaced() {
     use std::os::unix::fs::MetadataExt as _;
@@ -191,7 +188,7 @@ async fn a_blob_of_another_image_is_linked_and_a_damaged_one_is_replaced() {
     let request = running.synchronize("one", &[REGION]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
 
-    // What lies where the blob should be is damaged.
+    // The blob's path is occupied by a damaged file.
     fs::create_dir_all(file("two").parent().expect("a directory")).expect("directories");
     fs::write(file("two"), "damaged").expect("a damaged blob");
     let request = running.synchronize("two", &[REGION]).await.expect("it is accepted");

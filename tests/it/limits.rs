@@ -1,4 +1,5 @@
-//! Deadlines and limits: a call ends by its deadline, and one that finds no room is told so at once; health is always told.
+//! Deadlines and limits: a call ends by its deadline, excess calls are rejected at once, and health checks are exempt
+//! from the limits.
 
 use std::{
     net::SocketAddr,
@@ -6,8 +7,8 @@ use std::{
 };
 
 use appferry::{
+    app::Role,
     contract::v1::{SynchronizeAppRequest, WatchSynchronizationRequest},
-    service::Role,
 };
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -24,7 +25,7 @@ use crate::harness::{
     until,
 };
 
-/// Holds the write lock of a site's database until it is dropped.
+/// Takes the write lock of a site's database until dropped.
 async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
     let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", running.site.file().display()));
     options.max_connections(1);
@@ -33,8 +34,7 @@ async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
     other
 }
 
-/// A call over a bare HTTP/2 connection: tonic's own client gives up by itself when the time that it names is over, and here the
-/// service is to answer.
+/// Makes a call over a bare HTTP/2 connection: tonic's client would time out by itself, before the service responds.
 async fn bare_call(address: SocketAddr, timeout: &str, message: &SynchronizeAppRequest) -> Status {
     let stream = TokioIo::new(TcpStream::connect(address).await.expect("it listens"));
     let (mut sender, connection) =
@@ -62,12 +62,12 @@ async fn a_call_ends_by_the_deadline_that_its_caller_names() {
     let held = hold(&running).await;
     let started = Instant::now();
     let refused = bare_call(running.address, "150m", &ask(&app, &[])).await;
-    // Not after those 5 s that a transaction has.
+    // Before the 5 s transaction timeout.
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let refused = refusal::read(&refused);
     refused.is(Code::DeadlineExceeded, "RequestTimeout", 408);
     assert!(refused.message.contains("150ms"), "{}", refused.message);
-    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is released");
     running.stop().await;
 }
 
@@ -82,7 +82,7 @@ async fn a_deadline_is_capped_and_a_call_that_names_none_has_one() {
     refusal::read(&refused).is(Code::DeadlineExceeded, "RequestTimeout", 408);
     let refused = bare_call(running.address, "1H", &ask(&app, &[])).await;
     refusal::read(&refused).is(Code::DeadlineExceeded, "RequestTimeout", 408);
-    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is released");
     running.stop().await;
 }
 
@@ -129,8 +129,8 @@ async fn a_call_that_finds_no_room_is_told_at_once_and_health_is_told_all_the_sa
         shed += 1;
     }
     let mut health = HealthClient::new(running.channel().await);
-    health.check(HealthCheckRequest::default()).await.expect("it is told");
-    held.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
-    until("room", async || running.synchronize(&app, &[]).await.ok()).await;
+    health.check(HealthCheckRequest::default()).await.expect("it is answered");
+    held.execute_unprepared("ROLLBACK").await.expect("the lock is released");
+    until("capacity", async || running.synchronize(&app, &[]).await.ok()).await;
     running.stop().await;
 }

@@ -1,5 +1,4 @@
-//! Logs as somebody reads them who looks for one request: each line says which requests and which trace it is about, and what is logged
-//! can be changed while the process runs.
+//! Logs: each line identifies its requests and its trace, and the log filter can be changed at runtime.
 
 use std::{fs, path::Path};
 
@@ -16,7 +15,7 @@ use crate::harness::{
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
-/// The lines of JSON in a log, which must have no other ones but before it says that it serves.
+/// Parses the JSON lines of a log. Only lines before the service listens may have another format.
 fn lines(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).expect("a log");
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
@@ -26,7 +25,7 @@ fn find<'a>(lines: &'a [Value], message: &str) -> Option<&'a Value> {
     lines.iter().find(|line| line["message"] == message)
 }
 
-/// A site whose logs are like this.
+/// Sets a site's `[log]` section.
 fn logging(site: &Site, log: &str) {
     let config = site.write_config();
     let text = fs::read_to_string(&config).expect("the configuration");
@@ -41,7 +40,7 @@ async fn served(site: &Site, endpoint: Option<&str>) -> Served {
     Served::start(command, directory.join("log")).await
 }
 
-/// Makes a call and waits until its copy is there; returns the call's id.
+/// Makes a call, waits until its copy is complete, and returns the request id.
 async fn carry(site: &Site, served: &Served) -> String {
     images::write(&site.image(HOME, "a"), &[images::noise(1_000, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
@@ -63,16 +62,16 @@ async fn a_line_of_json_names_its_request_and_its_trace() {
     let id = carry(&site, &served).await;
 
     let lines = lines(&served.log);
-    let carried = find(&lines, "the image is available").expect("a line of the copy");
-    assert_eq!((&carried["request_id"], &carried["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
-    assert_eq!((&carried["level"], &carried["region"]), (&Value::from("INFO"), &Value::from("cn-beijing")));
-    assert!(carried["timestamp"].is_string() && carried["target"].is_string(), "{carried}");
+    let available = find(&lines, "image available").expect("a line of the copy");
+    assert_eq!((&available["request_id"], &available["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
+    assert_eq!((&available["level"], &available["region"]), (&Value::from("INFO"), &Value::from("cn-beijing")));
+    assert!(available["timestamp"].is_string() && available["target"].is_string(), "{available}");
     let answered = |line: &&Value| {
-        line["message"] == "a call was answered" && line["method"] == "appferry.v1.AppSyncService/SynchronizeApp"
+        line["message"] == "call finished" && line["method"] == "appferry.v1.AppSyncService/SynchronizeApp"
     };
     let answered = lines.iter().find(answered).expect("a line of the call");
     assert_eq!((&answered["request_id"], &answered["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
-    // What is about no request names none.
+    // A line without a request names none.
     let serving = find(&lines, "serving").expect("it serves");
     assert!(serving.get("request_id").is_none() && serving.get("trace_id").is_none(), "{serving}");
 }
@@ -84,9 +83,9 @@ async fn a_line_for_people_names_its_request_where_nothing_is_exported_too() {
     let served = served(&site, None).await;
     let id = carry(&site, &served).await;
     let text = fs::read_to_string(&served.log).expect("a log");
-    let line = text.lines().find(|line| line.contains("the image is available")).expect("a line of the copy");
+    let line = text.lines().find(|line| line.contains("image available")).expect("a line of the copy");
     assert!(line.ends_with(&format!(" request_id={id}")), "{line}");
-    assert!(!text.contains("a call was answered"), "that is for whoever asks for it: {text}");
+    assert!(!text.contains("call finished"), "it is logged at debug level only: {text}");
 }
 
 #[tokio::test]
@@ -94,7 +93,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     let site = Site::new();
     logging(&site, "");
     let served = served(&site, None).await;
-    // A worker of the same configuration, with a database of its own.
+    // A worker with the same configuration and its own database.
     let other = Site::new();
     logging(&other, "");
     let config = other.directory.path().join("appferry.toml");
@@ -105,7 +104,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
         logging(site, "format = \"json\"\nfilter = \"warn,appferry=debug\"");
     }
     for log in [&served.log, &worker.log] {
-        until("the new form", async || {
+        until("the new log format", async || {
             let text = fs::read_to_string(log).expect("a log");
             text.lines().any(|line| line.starts_with("{\"") && line.contains("appferry::reload")).then_some(())
         })
@@ -113,11 +112,11 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     }
     let id = carry(&site, &served).await;
     let text = fs::read_to_string(&served.log).expect("a log");
-    assert!(text.contains("\"a call was answered\""), "debug is logged now: {text}");
+    assert!(text.contains("\"call finished\""), "debug is logged now: {text}");
 
-    // And back, and what can't be used changes nothing.
+    // Then changes it back; an invalid filter changes nothing.
     logging(&site, "filter = \"warn,appferry=off\"");
-    until("less", async || {
+    until("the narrower filter", async || {
         let before = fs::metadata(&served.log).expect("a log").len();
         site::get(&mut app_sync(served.address, Some(site::ADMIN)).await, &id).await;
         (fs::metadata(&served.log).expect("a log").len() == before).then_some(())

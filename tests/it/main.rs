@@ -1,13 +1,11 @@
-//! The service as its users meet it: one binary, one module a promise.
+//! Integration tests: the service as its users see it, one module per feature.
 #![allow(missing_docs, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod abuse;
 mod acceptance;
 mod access;
-// It takes longest, and tests begin in the order of their names.
+// The longest test first: tests start in alphabetical order.
 mod adversity;
-mod answers;
-mod apart;
 mod authorization;
 mod chaos;
 mod client;
@@ -16,18 +14,21 @@ mod contract;
 mod copying;
 mod crash;
 mod credentials;
+mod database_outages;
 mod databases;
 mod deploy;
+mod digests;
 mod directories;
 mod documents;
-mod doors;
 mod ecs;
-mod ending;
+mod fanout;
 mod faults;
 mod fuzzed;
 mod harness;
-mod hostile;
+mod hostile_clients;
+mod hostile_stores;
 mod interop;
+mod isolation;
 mod limits;
 mod logs;
 mod maintenance;
@@ -36,22 +37,25 @@ mod model;
 mod openapi;
 mod operations;
 mod optional;
-mod passes;
 mod policies;
 mod program;
+mod prose;
 mod quirks;
 mod reference;
 mod refusals;
 mod regions;
 mod registries;
+mod registry_responses;
 mod relays;
 mod reloading;
+mod requests;
 mod shutdown;
-mod starting;
+mod shutdown_deadline;
+mod startup;
 mod status;
+mod stray_uploads;
 mod tls;
 mod traces;
-mod trouble;
 mod trust;
 mod verification;
 mod watch;

@@ -1,27 +1,28 @@
-//! What the leader does for all: a store that does not answer delays nothing but what is to be done there.
+//! The leader's maintenance: an unresponsive store delays only its own part.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
+    db::{self, Claim, ClaimRequest, Db, LaneCapacity, NewSynchronization},
     domain::{
-        Clock, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
+        Backoff, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
         Regions, RequestId, Targets, WorkerId,
     },
     region::{
         Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
     },
-    state::{self, Ask, Claim, Lane, Order, State},
-    worker::{Maintenance, MaintenanceSettings},
+    worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS},
 };
+use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    keeping::KeepingRegistry,
-    proxy::{Act, Proxy},
+    proxy::{Action, Proxy},
+    resumable_registry::ResumableRegistry,
     until,
 };
 
-/// The regions, in the order in which they would be served one after the other.
+/// The regions, in the order in which a sequential implementation would visit them.
 const SILENT: &str = "a-silent";
 const HEALTHY: &str = "b-healthy";
 
@@ -36,7 +37,7 @@ fn store(proxy: &Proxy) -> std::sync::Arc<dyn Store> {
 }
 
 fn image(id: &str) -> Image {
-    let root = Descriptor { media_type: MANIFEST_TYPE.into(), digest: Digest::new([7; 32]), size: 10 };
+    let root = Descriptor { media_type: MANIFEST_TYPE.into(), digest: Digest::Sha256([7; 32]), size: 10 };
     Image {
         id: id.parse().expect("an id"),
         name: id.into(),
@@ -49,34 +50,34 @@ fn image(id: &str) -> Image {
         superseded_by: None,
         absent: Vec::new(),
         size: 10,
-        created_at: Clock::system().now(),
+        created_at: appferry::system_clock().now(),
     }
 }
 
-/// A database whose leader is wanted.
-struct House {
+/// A database without a leader.
+struct Fixture {
     _directory: tempfile::TempDir,
-    state: State,
-    tasks: state::Tasks,
+    state: Db,
+    tasks: db::Tasks,
     stop: CancellationToken,
 }
 
-impl House {
+impl Fixture {
     async fn open() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let settings = state::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
-        state::migrate(&settings).await.expect("the schema");
+        let settings = db::Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        db::migrate(&settings).await.expect("the schema");
         let stop = CancellationToken::new();
         let regions = Regions::new(region("home"), [SILENT, HEALTHY].map(region));
-        let (state, tasks) = State::open(&settings, regions, stop.clone()).await.expect("it opens");
+        let (state, tasks) = Db::open(&settings, regions, stop.clone()).await.expect("it opens");
         Self { _directory: directory, state, tasks, stop }
     }
 
-    /// Has an image claimed for both regions, with a lease of that length.
+    /// Claims an image for both regions, with a lease of that duration.
     async fn claimed(&self, id: &str, lease: Duration) -> (RequestId, Claim) {
         self.state.image_add(&image(id)).await.expect("it is added");
-        let ask = Ask {
-            request_id: RequestId::generate(),
+        let ask = NewSynchronization {
+            request_id: appferry::new_request_id(),
             image: id.parse().expect("an id"),
             targets: Targets::All,
             principal: "p".into(),
@@ -85,9 +86,9 @@ impl House {
             trace: None,
         };
         let request = self.state.accept(ask).await.expect("it is accepted");
-        let lanes = [SILENT, HEALTHY].map(|name| (region(name), Lane { lead: 9, along: 9 })).into();
+        let lanes = [SILENT, HEALTHY].map(|name| (region(name), LaneCapacity { primary: 9, total: 9 })).into();
         let owner = WorkerId("w".into());
-        let order = Order { owner: &owner, lanes: &lanes, lease, limits: &BTreeMap::new(), draw: 0 };
+        let order = ClaimRequest { owner: &owner, lanes: &lanes, lease, limits: &BTreeMap::new(), draw: 0 };
         (request, self.state.replica_claim(order).await.expect("it can be claimed").remove(0))
     }
 
@@ -98,26 +99,26 @@ impl House {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor_shutdown() {
-    let registry = KeepingRegistry::start().await;
-    let silent = Proxy::start(registry.address, |_| Act::Hang).await;
-    let healthy = Proxy::start(registry.address, |_| Act::Pass).await;
-    let house = House::open().await;
+    let registry = ResumableRegistry::start().await;
+    let silent = Proxy::start(registry.address, |_| Action::Hang).await;
+    let healthy = Proxy::start(registry.address, |_| Action::Pass).await;
+    let fixture = Fixture::open().await;
 
-    // Uploads of copies that were canceled, to both regions.
+    // Uploads of canceled copies to both regions.
     for n in 0..3 {
-        let (request, claim) = house.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
+        let (request, claim) = fixture.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
         for claimed in &claim.regions {
             let proxy = if claimed.region == region(SILENT) { &silent } else { &healthy };
             let url = format!("http://{}/v2/apps/images/blobs/uploads/{n}", proxy.address);
             let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
             let noted =
-                house.state.upload_note(&claim.id, &claimed.region, claimed.fence, Digest::new([n; 32]), &session);
+                fixture.state.upload_save(&claim.id, &claimed.region, claimed.fence, Digest::Sha256([n; 32]), &session);
             noted.await.expect("it answers").expect("it is in time");
         }
-        house.state.synchronization_cancel(request).await.expect("it is canceled");
+        fixture.state.synchronization_cancel(request).await.expect("it is canceled");
     }
-    // And a copy whose worker has died.
-    let (orphan, claim) = house.claimed("orphan", Duration::from_millis(50)).await;
+    // A copy whose worker has died.
+    let (orphan, claim) = fixture.claimed("orphan", Duration::from_millis(50)).await;
     let fence = claim.regions.iter().find(|claimed| claimed.region == region(HEALTHY)).expect("the region").fence;
 
     let stores = Stores::new([(region(SILENT), store(&silent)), (region(HEALTHY), store(&healthy))]);
@@ -128,21 +129,58 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         locations: Vec::new(),
         lease: Duration::from_secs(600),
         longest_wait: Duration::from_secs(600),
+        stray_uploads: STRAY_UPLOADS,
     };
-    let maintenance = Maintenance::new(house.state.clone(), Backend::Stores(stores), settings);
-    let running = tokio::spawn(maintenance.run(house.stop.clone()));
-    until("the uploads of the healthy region", async || (house.abandoned(HEALTHY).await == 0).then_some(())).await;
-    until("the orphan", async || {
-        let found = house.state.synchronization_get(orphan).await.expect("it is known");
-        found.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
+    let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(fixture.stop.clone()));
+    until("the uploads of the healthy region", async || (fixture.abandoned(HEALTHY).await == 0).then_some(())).await;
+    until("the requeuing of the orphan", async || {
+        let synchronization = fixture.state.synchronization_get(orphan).await.expect("it is known");
+        synchronization.regions.iter().all(|view| view.status == RegionStatus::Pending).then_some(())
     })
     .await;
-    assert_eq!(house.abandoned(SILENT).await, 3, "they are retried when it answers");
+    assert_eq!(fixture.abandoned(SILENT).await, 3, "they are retried when it answers");
     let id: ImageId = "orphan".parse().expect("an id");
-    let late = state::Report { region: region(HEALTHY), event: Event::Release { fence } };
-    house.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
+    let late = db::Report { region: region(HEALTHY), event: Event::Release { fence } };
+    fixture.state.replica_report(&id, late).await.expect("it answers").expect_err("its fence was raised");
 
-    house.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops at once").expect("no panic");
-    house.tasks.join().await;
+    fixture.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it stops").expect("no panic");
+    fixture.tasks.join().await;
+}
+
+/// An upload that a store never aborts is tried a few times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_never_aborted_is_given_up_in_the_end() {
+    let registry = ResumableRegistry::start().await;
+    let refusing =
+        Proxy::start(registry.address, |_| Action::Answer(StatusCode::UNAUTHORIZED, Vec::new(), String::new())).await;
+    let fixture = Fixture::open().await;
+    let url = format!("http://{}/v2/apps/images/blobs/uploads/7", refusing.address);
+    let session = serde_json::json!({ "repository": "apps/images", "url": url }).to_string();
+    fixture.state.stray_upload_note(&region(HEALTHY), &session).await.expect("it answers");
+    let stores = Stores::new([(region(HEALTHY), store(&refusing))]);
+    let wait = Duration::from_millis(1);
+    let settings = MaintenanceSettings {
+        id: WorkerId("leader".into()),
+        interval: Duration::from_millis(50),
+        keep: Duration::from_secs(600),
+        locations: Vec::new(),
+        lease: Duration::from_secs(600),
+        longest_wait: Duration::from_secs(600),
+        stray_uploads: Backoff { first: wait, longest: wait, attempts: 3 },
+    };
+    let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
+    let running = tokio::spawn(maintenance.run(fixture.stop.clone()));
+    let tries = || refusing.requests().iter().filter(|seen| seen.method == Method::DELETE).count();
+    until("the last try", async || (tries() >= 3).then_some(())).await;
+    until("it to be forgotten", async || {
+        let due = fixture.state.stray_uploads_due(&region(HEALTHY)).await.expect("it answers");
+        due.is_empty().then_some(())
+    })
+    .await;
+    fixture.stop.cancel();
+    running.await.expect("no panic");
+    fixture.tasks.join().await;
+    assert_eq!(tries(), 3);
 }

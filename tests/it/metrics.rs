@@ -1,5 +1,5 @@
-//! What is measured: told to Prometheus, a real one, which answers every expression of the alerts and the dashboard; sent by OTLP; and
-//! bounded, whatever callers name. And the probes beside it.
+//! Metrics: scraped by a real Prometheus, which evaluates every expression of the alerts and the dashboard; exported by
+//! OTLP; and of bounded cardinality. Also the health probes.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ use crate::harness::{
     images,
     process::{self, Served},
     site::{self, HOME, Site, app_sync, ask, images_client},
-    switch::Switch,
+    tcp_proxy::TcpProxy,
     until,
 };
 
@@ -41,13 +41,13 @@ fn every_alert_has_a_page_that_tells_what_to_do() {
     }
 }
 
-/// A service in a process of its own that is scraped, and where.
+/// Starts a service in its own process, and returns it with the URL of its metrics.
 async fn serve(site: &mut Site, otlp: Option<&str>) -> (Served, String) {
     let http = free_address();
     site.more = format!("[http]\nlisten = \"{http}\"\n[housekeeping]\ninterval_ms = 100\n");
     let config = site.write_config();
     let path = config.to_str().expect("text");
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", path]));
+    process::migrate(&config);
     let mut command = process::command(site.directory.path(), &["serve", "--config", path]);
     if let Some(endpoint) = otlp {
         command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_METRIC_EXPORT_INTERVAL", "600000");
@@ -60,7 +60,7 @@ async fn get(url: &str) -> (u16, String) {
     (response.status().as_u16(), response.text().await.expect("text"))
 }
 
-/// The sum of a metric's values over the series that have all of these labels.
+/// Returns the sum of a metric over the series with all of these labels.
 fn total(metrics: &str, name: &str, labels: &[&str]) -> i64 {
     let of = |line: &&str| {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
@@ -70,7 +70,7 @@ fn total(metrics: &str, name: &str, labels: &[&str]) -> i64 {
     metrics.lines().filter(of).map(value).sum()
 }
 
-/// Has everything happen that is measured: an image in two regions, one region that fails, calls that are refused.
+/// Generates every measured event: an image in two regions, a region that fails, rejected calls.
 async fn work(served: &Served, site: &Site) {
     images::write(&site.image(HOME, "a"), &[images::noise(100_000, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
@@ -88,7 +88,7 @@ async fn what_happens_is_counted() {
     let (collector, endpoint) = Collector::start().await;
     let (mut served, http) = serve(&mut site, Some(&endpoint)).await;
     work(&served, &site).await;
-    // Methods that nobody has are one, however many are named, by whomever.
+    // Unknown methods share one label value, however many are called.
     let channel = site::channel(served.address).await;
     for method in 0..20 {
         let mut client = Grpc::new(channel.clone());
@@ -120,7 +120,7 @@ async fn what_happens_is_counted() {
         assert_eq!(count("appferry_copy_duration_seconds_count", &labels), attempts, "{labels:?}: {metrics}");
         assert_eq!(count("appferry_copy_attempts_total", &labels), attempts, "{labels:?}: {metrics}");
     }
-    assert!(metrics.contains("appferry_claims_lost_total{"), "what has not happened is told, too: {metrics}");
+    assert!(metrics.contains("appferry_claims_lost_total{"), "a counter is exported before its first event: {metrics}");
     assert!(count("appferry_copy_io_bytes_total", &["cn-beijing", "copied"]) > 100_000);
     assert_eq!(count("appferry_copies_running", &[]), 0);
     assert_eq!(count("appferry_queue_depth", &["cn-beijing"]), 0);
@@ -131,14 +131,14 @@ async fn what_happens_is_counted() {
     assert!(count("appferry_commit_duration_seconds_count", &["reports"]) >= 1);
     assert!(count("db_client_connection_count", &[]) >= 1);
 
-    // All of it is documented, and nothing else.
-    let told = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    let told: BTreeSet<&str> = told.filter(|name| *name != "target_info").collect();
+    // Every exported metric is documented, and no other.
+    let reported = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let reported: BTreeSet<&str> = reported.filter(|name| *name != "target_info").collect();
     let row = |line: &'static str| line.strip_prefix("| `")?.split('`').next();
     let documented: BTreeSet<&str> = METRICS.lines().filter_map(row).collect();
-    assert_eq!(told, documented);
+    assert_eq!(reported, documented);
 
-    // What is scraped is sent, too: the last of it at the end.
+    // The same metrics are exported by OTLP, the last values at the shutdown.
     assert_eq!(collector.metrics(), BTreeSet::new());
     served.terminate();
     assert!(served.ended().await.success());
@@ -150,15 +150,18 @@ async fn what_happens_is_counted() {
     }
 }
 
-/// A connection that a task keeps is idle while it is asked nothing: or else they would all seem to be in use, and an alert would say so.
+/// A connection that is pinned to a task counts as idle between queries; otherwise an alert on pool usage would fire.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_nobody_uses_are_idle() {
+    if !Kind::Postgres.is_available() {
+        return;
+    }
     let site = Site::new();
     let url = empty(Kind::Postgres, site.directory.path()).await;
     let mut site = site.on(&url);
     let (served, http) = serve(&mut site, None).await;
     work(&served, &site).await;
-    until("nobody to use a connection", async || {
+    until("idle connections", async || {
         let (_, metrics) = get(&format!("{http}/metrics")).await;
         let count = |state| total(&metrics, "db_client_connection_count", &["pool_name=\"write\"", state]);
         (count("state=\"used\"") == 0 && count("state=\"idle\"") >= 1).then_some(())
@@ -167,7 +170,7 @@ async fn connections_that_nobody_uses_are_idle() {
     drop(served);
 }
 
-/// Killed when it is dropped.
+/// A Prometheus server. Killed when dropped.
 struct Prometheus {
     child: Child,
     url: String,
@@ -203,7 +206,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// What an expression is answered with.
+    /// Evaluates an expression.
     async fn ask(&self, expression: &str) -> Vec<Value> {
         let url = url::Url::parse_with_params(&format!("{}/api/v1/query", self.url), [("query", expression)]);
         let (_, text) = get(url.expect("a URL").as_str()).await;
@@ -219,13 +222,13 @@ async fn prometheus_answers_every_expression() {
     let (served, http) = serve(&mut site, None).await;
     let prometheus = Prometheus::start(site.directory.path(), http.trim_start_matches("http://")).await;
     until("a scrape", async || (!prometheus.ask("up{job=\"appferry\"} == 1").await.is_empty()).then_some(())).await;
-    // There has to be a number from before, for what is counted from then on.
+    // A counter needs a sample before the event, so that an increase can be computed.
     app_sync(served.address, Some(site::READER)).await.synchronize_app(ask("a", &[])).await.expect_err("it may not");
     work(&served, &site).await;
     let counted = "count_over_time((appferry_copy_attempts_total{appferry_state=\"FAILED\"} > 0)[1m:1s]) >= 3";
     until("scrapes of the failure", async || (!prometheus.ask(counted).await.is_empty()).then_some(())).await;
 
-    // Of the dashboard, every expression has an answer.
+    // Every expression of the dashboard has a result.
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
     let mut expressions = 0;
@@ -235,7 +238,7 @@ async fn prometheus_answers_every_expression() {
         expressions += 1;
     }
     assert!(expressions >= 14);
-    // Of the rules, each is evaluated without an error; and what is compared in each, without what it is compared with, is there.
+    // Every alert rule evaluates without an error, and the expression without its threshold has a result.
     let (_, rules) = get(&format!("{}/api/v1/rules", prometheus.url)).await;
     let rules: Value = serde_json::from_str(&rules).expect("JSON");
     let rules = rules["data"]["groups"][0]["rules"].as_array().expect("rules").clone();
@@ -247,17 +250,17 @@ async fn prometheus_answers_every_expression() {
         let compared =
             query.rsplit_once([' ']).map_or(query.as_str(), |(left, _)| left.trim_end_matches(['=', '>', '<', ' ']));
         match name {
-            "AppferryQueueUnseen" => assert!(prometheus.ask(&query).await.is_empty(), "somebody keeps house"),
+            "AppferryQueueUnseen" => assert!(prometheus.ask(&query).await.is_empty(), "there is a leader"),
             "AppferryDatabaseBusy" => {
                 let idle = query.split(" == ").next().expect("a part");
                 assert!(!prometheus.ask(idle).await.is_empty(), "{idle}");
             }
-            // A rate of what has never happened has no answer; that it fires when it should is seen below.
+            // A rate of an event that has never happened has no result; the firing is tested below.
             "AppferryCallErrors" => {}
             _ => assert!(!prometheus.ask(compared).await.is_empty(), "{name}: {compared} has no answer"),
         }
     }
-    // One that fires, and one that does not.
+    // One alert that fires, and one that does not.
     let state = |wanted: &str| {
         let rule = rules.iter().find(|rule| rule["name"] == wanted).expect("the rule");
         rule["query"].as_str().expect("text").to_owned()
@@ -269,32 +272,35 @@ async fn prometheus_answers_every_expression() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn probes_tell_life_and_readiness_apart() {
+    if !Kind::Postgres.is_available() {
+        return;
+    }
     let site = Site::new();
     let mut url: url::Url = empty(Kind::Postgres, site.directory.path()).await.parse().expect("a URL");
     let port = url.port().expect("a port");
-    let switch = Switch::to(port).await;
-    url.set_port(Some(switch.address.port())).expect("it has one");
+    let tcp_proxy = TcpProxy::start(port).await;
+    url.set_port(Some(tcp_proxy.address.port())).expect("it has one");
     let mut site = site.on(url.as_str());
     site.database = "timeout_ms = 1000".to_owned();
     let (mut served, http) = serve(&mut site, None).await;
     let is = async |path: &str, status: u16| {
         let url = format!("{http}{path}");
         until(path, async || {
-            let (told, text) = get(&url).await;
-            (told == status).then_some(text)
+            let (reported, text) = get(&url).await;
+            (reported == status).then_some(text)
         })
         .await
     };
     assert_eq!(is("/livez", 200).await, "alive\n");
     assert_eq!(is("/readyz", 200).await, "ready\n");
     assert_eq!(get(&format!("{http}/nothing")).await.0, 404);
-    // Where nobody listens.
-    switch.turn(1);
-    switch.cut();
+    // A port without a listener.
+    tcp_proxy.set_upstream(1);
+    tcp_proxy.cut();
     let why = is("/readyz", 503).await;
-    assert!(why.starts_with("the database does not answer"), "{why}");
+    assert!(why.starts_with("the database is unreachable or read-only"), "{why}");
     assert_eq!(is("/livez", 200).await, "alive\n");
-    switch.turn(port);
+    tcp_proxy.set_upstream(port);
     is("/readyz", 200).await;
     served.terminate();
     assert!(served.ended().await.success());

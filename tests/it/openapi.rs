@@ -1,8 +1,8 @@
-//! The HTTP form of the original, as its official client of Python speaks it, which is pinned and unchanged.
+//! The HTTP API of the original, used by its official Python client, pinned and unmodified.
 
 use std::{fmt::Write as _, fs, net::SocketAddr};
 
-use appferry::{contract::v1::SynchronizationState, service::Role};
+use appferry::{app::Role, contract::v1::SynchronizationState};
 use sea_orm::ConnectionTrait as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,7 +14,7 @@ use crate::harness::{
     until,
 };
 
-/// The keys of somebody who may do all, of somebody who may look at what is called `gromacs-…`, and of somebody who may call rarely.
+/// Access keys of principals with all permissions, with read permission for ids `gromacs-…`, and with a low rate limit.
 const ADMIN: [&str; 2] = ["LTAI-admin", "the-administrators-secret"];
 const READER: [&str; 2] = ["LTAI-reader", "the-readers-secret"];
 const RARE: [&str; 2] = ["LTAI-rare", "the-rare-ones-secret"];
@@ -47,11 +47,11 @@ fn site() -> Site {
     site
 }
 
-/// Makes calls, one after the other, and returns what came of each.
+/// Makes calls, one after the other, and returns the results.
 async fn make(address: SocketAddr, calls: &[Value]) -> Vec<Value> {
-    let asked = json!({"package": "alibabacloud_ehpcinstant20230701", "endpoint": address.to_string(), "calls": calls})
+    let job = json!({"package": "alibabacloud_ehpcinstant20230701", "endpoint": address.to_string(), "calls": calls})
         .to_string();
-    serde_json::from_slice(&python(&["tests/it/harness/alibaba.py"], asked).await).expect("JSON")
+    serde_json::from_slice(&python(&["tests/it/harness/alibaba.py"], job).await).expect("JSON")
 }
 
 async fn ask(running: &Running, calls: &[Value]) -> Vec<Value> {
@@ -97,9 +97,9 @@ async fn the_official_client_does_all_that_it_can() {
 
         let request = json!({"ImageId": new, "ImageType": "VM", "AdditionalRegionIds": ["cn-shanghai", HOME]});
         let told = body(&running, call("get_image", request)).await;
-        let there =
+        let digest =
             [HOME, "cn-shanghai"].map(|region| json!({"RegionId": region, "ImageId": new, "Status": "Available"}));
-        assert_eq!(info(&told), json!(there));
+        assert_eq!(info(&told), json!(digest));
         let image = &told["Image"];
         for (key, value) in [
             ("AppId", new.as_str()),
@@ -135,7 +135,7 @@ async fn the_official_client_does_all_that_it_can() {
         let told = body(&running, call("list_images", json!({"ImageNames": [name]}))).await;
         assert_eq!(ids(&told, "Images"), std::slice::from_ref(new));
     }
-    // Without the client's help: by GET, in a form, and as a list by places.
+    // Without the client's own encoding: by GET, as a form, and with indexed list parameters.
     let generic = |more: Value| {
         let mut call = json!({"action": "SynchronizeApp", "version": "2023-07-01", "key": ADMIN});
         call.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
@@ -153,7 +153,7 @@ async fn the_official_client_does_all_that_it_can() {
     running.stop().await;
 }
 
-/// The configuration and the program of docs/alibaba-cloud.md, with a port and a place of the test's own.
+/// The configuration and the program in docs/alibaba-cloud.md, with the test's own port and paths.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_documentation_shows_works() {
     const DOCUMENT: &str = include_str!("../../docs/alibaba-cloud.md");
@@ -182,7 +182,7 @@ fn sync(key: [&str; 2], request: &Value) -> Value {
     json!({"method": "synchronize_app", "key": key, "request": request})
 }
 
-/// Calls that are refused: with which HTTP status and code, and what the message has in it.
+/// Rejected calls, with the HTTP status, the code, and a text that the message contains.
 fn refusals() -> Vec<(Value, u16, &'static str, &'static str)> {
     let any = |action: &str, version: &str, query: Value| json!({"action": action, "version": version, "query": query, "key": ADMIN});
     let add = |request: Value| json!({"method": "add_image", "key": ADMIN, "request": request});
@@ -241,16 +241,17 @@ fn refusals() -> Vec<(Value, u16, &'static str, &'static str)> {
             any("SynchronizeApp", v, json!({"AppId": "a", "Colour": "red"})),
             403,
             "InvalidParams",
-            "Colour: it is no parameter",
+            "Colour: SynchronizeApp has no such parameter",
         ),
-        (any("Fly", v, json!({})), 404, "InvalidAction.NotFound", "known are SynchronizeApp, AddImage"),
+        (any("Fly", v, json!({})), 404, "InvalidAction.NotFound", "expected one of SynchronizeApp, AddImage"),
         (any("GetImage", "2018-04-12", json!({})), 400, "InvalidVersion", "2018-04-12"),
         (sync(["LTAI-nobody", "s"], &nobody), 404, "InvalidAccessKeyId.NotFound", "not found"),
-        (sync([ADMIN[0], "another"], &nobody), 400, "SignatureDoesNotMatch", "not the one of this request"),
+        (sync([ADMIN[0], "another"], &nobody), 400, "SignatureDoesNotMatch", "does not match the request"),
         (old, 400, "InvalidTimeStamp.Expired", "2020-01-01"),
         (replayed.clone(), 404, "ImageNotFound", ""),
         (replayed, 400, "SignatureNonceUsed", ""),
-        // Whoever may not is not told what is wrong with its parameters, and may only where its policy says.
+        // An unauthorized caller receives no validation errors; an authorized one does, but only for resources that its
+        // policy allows.
         (
             sync(READER, &json!({"AppId": "..", "TargetRegionIds": ["mars"]})),
             403,
@@ -285,14 +286,14 @@ async fn every_refusal_is_raised_by_the_official_client() {
         assert!(data["Recommend"].as_str().is_some_and(|text| text.contains(code)), "{data}");
         let id = data["RequestId"].as_str().expect("an id");
         assert!(id.len() == 36 && id == id.to_uppercase() && told["request_id"] == id, "{told}");
-        assert!(!told.to_string().contains("p-p-p"), "a secret is told: {told}");
+        assert!(!told.to_string().contains("p-p-p"), "a secret is returned: {told}");
         let raised = if *status == 429 { "ThrottlingException" } else { "ClientException" };
         assert_eq!(told["raised"], raised, "{told}");
     }
     let throttled = told.last().expect("the last");
     assert!(throttled["retry_after"].as_u64().is_some_and(|ms| (1..=1_000).contains(&ms)), "{throttled}");
 
-    // A database that somebody else holds, and one that is broken.
+    // A database locked by another process, and a broken one.
     let url = format!("sqlite://{}", running.site.file().display());
     let mut options = sea_orm::ConnectOptions::new(url);
     options.max_connections(1);
@@ -339,9 +340,9 @@ async fn what_is_not_signed_as_it_should_be_is_told_how() {
         assert_eq!((&told["statusCode"], &told["body"]["Code"]), (&json!(status), &json!(code)), "{call}: {told}");
         assert!(told["body"]["Message"].as_str().is_some_and(|text| text.contains(says)), "{told}");
     }
-    // A head that never ends, and one that is longer than any: neither is waited for.
+    // A request head that never ends, and one that is too long: both are rejected by a timeout or a limit.
     let mut slow = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
-    slow.write_all(b"POST / HTTP/1.1\r\nHost: a\r\n").await.expect("it is heard");
+    slow.write_all(b"POST / HTTP/1.1\r\nHost: a\r\n").await.expect("it is sent");
     let mut long = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
     let head = format!("GET /?{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(200_000));
     let _ = long.write_all(head.as_bytes()).await;
@@ -351,7 +352,7 @@ async fn what_is_not_signed_as_it_should_be_is_told_how() {
         let _ = tokio::time::timeout(crate::harness::PATIENCE, read).await.expect("it ends");
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
     }
-    until("others to be heard", async || {
+    until("other callers to be answered", async || {
         let told = ask(&running, &[json!({"method": "list_images", "request": {}, "key": ADMIN})]).await;
         (told[0]["statusCode"] == 200).then_some(())
     })

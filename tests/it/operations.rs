@@ -1,8 +1,9 @@
-//! `google.longrunning.Operations`: the same synchronizations, for clients that know nothing of them.
+//! `google.longrunning.Operations`: the same synchronizations, for generic clients.
 
 use std::time::{Duration, Instant};
 
 use appferry::{
+    app::Role,
     contract::{
         longrunning::{
             CancelOperationRequest, GetOperationRequest, ListOperationsRequest, Operation, WaitOperationRequest,
@@ -10,7 +11,6 @@ use appferry::{
         },
         v1::{ErrorDetail, Synchronization, SynchronizationState},
     },
-    service::Role,
 };
 use prost::Message as _;
 use tonic::{Code, codegen::InterceptedService, transport::Channel};
@@ -32,7 +32,7 @@ fn name(id: &str) -> String {
     format!("operations/{id}")
 }
 
-/// Its metadata, which must say the same about the end as it does.
+/// Returns its metadata, whose state must be consistent with the operation's.
 fn synchronization(operation: &Operation) -> Synchronization {
     let metadata = operation.metadata.as_ref().expect("metadata");
     assert_eq!(metadata.type_url, "type.googleapis.com/appferry.v1.Synchronization");
@@ -45,7 +45,7 @@ fn synchronization(operation: &Operation) -> Synchronization {
 
 async fn wait(client: &mut Operations, id: &str, timeout: Option<Duration>) -> Operation {
     let timeout = timeout.map(|timeout| prost_types::Duration::try_from(timeout).expect("a duration"));
-    client.wait_operation(WaitOperationRequest { name: name(id), timeout }).await.expect("it is told").into_inner()
+    client.wait_operation(WaitOperationRequest { name: name(id), timeout }).await.expect("it is answered").into_inner()
 }
 
 #[tokio::test]
@@ -55,8 +55,8 @@ async fn an_operation_is_waited_for_and_ends_with_the_synchronization() {
     let id = running.synchronize(&app, &["cn-beijing", "cn-shanghai"]).await.expect("it is accepted");
     let mut client = operations(&running, site::ADMIN).await;
     let done = wait(&mut client, &id, None).await;
-    let told = synchronization(&done);
-    assert_eq!((told.state(), &told.app_id), (SynchronizationState::Succeeded, &app));
+    let result = synchronization(&done);
+    assert_eq!((result.state(), &result.app_id), (SynchronizationState::Succeeded, &app));
     assert!(matches!(&done.result, Some(Ending::Response(response)) if Some(response) == done.metadata.as_ref()));
     let got = client.get_operation(GetOperationRequest { name: name(&id) }).await.expect("it is known").into_inner();
     assert_eq!(got, done);
@@ -69,13 +69,13 @@ async fn whoever_waits_is_answered_before_the_deadline_and_when_the_service_stop
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let mut client = operations(&running, site::ADMIN).await;
-    // As long as the caller wants to, and not until the call would fail.
+    // At most as long as the caller asked for, and not until the call's deadline.
     let began = Instant::now();
     let open = wait(&mut client, &id, Some(Duration::from_millis(300))).await;
     assert!(!open.done && (300..5_000).contains(&began.elapsed().as_millis()), "{:?}: {open:?}", began.elapsed());
     let mut request = tonic::Request::new(WaitOperationRequest { name: name(&id), timeout: None });
     request.set_timeout(Duration::from_secs(5));
-    let open = client.wait_operation(request).await.expect("it is told before its deadline").into_inner();
+    let open = client.wait_operation(request).await.expect("it is answered before its deadline").into_inner();
     assert_eq!(synchronization(&open).state(), SynchronizationState::Running);
     let negative = prost_types::Duration { seconds: -1, nanos: 0 };
     let refused = client
@@ -83,11 +83,11 @@ async fn whoever_waits_is_answered_before_the_deadline_and_when_the_service_stop
         .await
         .expect_err("a negative time");
     refusal::read(&refused).is(Code::InvalidArgument, "InvalidParams", 403);
-    // And not longer than the service lives.
+    // And not beyond the shutdown of the service.
     let (mut waiter, waited) = (client.clone(), id.clone());
     let waiting = tokio::spawn(async move { wait(&mut waiter, &waited, None).await });
     tokio::task::yield_now().await;
-    // It goes over the same connection, behind the other one, which is in flight once this is answered.
+    // Sent over the same connection after the other call, so that call is in progress once this one is answered.
     client.get_operation(GetOperationRequest { name: name(&id) }).await.expect("it is known");
     running.stop().await;
     assert!(!waiting.await.expect("it ends").done);
@@ -105,7 +105,7 @@ async fn a_canceled_operation_and_a_failed_one_end_with_errors() {
     assert!(matches!(&canceled.result, Some(Ending::Error(error)) if error.code == Code::Cancelled as i32));
 
     let site = running.stop().await;
-    // A file where a region's directory should be.
+    // A file instead of a region's directory.
     std::fs::remove_dir_all(site.region("cn-beijing")).ok();
     std::fs::write(site.region("cn-beijing"), "not a directory").expect("it is written");
     let running = site.start().await;
@@ -176,15 +176,18 @@ async fn operations_are_asked_for_by_who_may_ask_for_synchronizations() {
     running.stop().await;
 }
 
-/// Google's own client of long-running operations, which has never heard of appferry.
+/// Google's generic client for long-running operations, which does not know appferry.
 #[tokio::test]
 async fn a_generic_client_follows_a_synchronization() {
     let running = Site::new().start().await;
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let input = serde_json::json!({ "address": running.address, "token": site::ADMIN, "name": name(&id) });
-    let told = python(&["tests/it/harness/longrunning.py"], input.to_string()).await;
-    let told: serde_json::Value = serde_json::from_slice(&told).expect("JSON");
-    assert_eq!(told, serde_json::json!({ "done": true, "listed": [name(&id)], "type": "appferry.v1.Synchronization" }));
+    let result = python(&["tests/it/harness/longrunning.py"], input.to_string()).await;
+    let result: serde_json::Value = serde_json::from_slice(&result).expect("JSON");
+    assert_eq!(
+        result,
+        serde_json::json!({ "done": true, "listed": [name(&id)], "type": "appferry.v1.Synchronization" })
+    );
     running.stop().await;
 }

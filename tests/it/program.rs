@@ -1,4 +1,4 @@
-//! The program as a person at a terminal meets it: the first start, the commands, what they print, and how they end.
+//! The command line at a terminal: the first start, the commands, their output, and their exit status.
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -16,7 +16,7 @@ use crate::harness::{
     until,
 };
 
-/// A service on the embedded default in a new directory, on a port of its own.
+/// Starts a service with the default database in a new directory, on a free port.
 async fn first_start() -> (tempfile::TempDir, Served, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let mut command = process::command(directory.path(), &["serve"]);
@@ -26,12 +26,12 @@ async fn first_start() -> (tempfile::TempDir, Served, String) {
     (directory, served, endpoint)
 }
 
-/// Runs a client's command on it.
+/// Runs a client command against it.
 fn client(directory: &Path, endpoint: &str, arguments: &[&str]) -> std::process::Output {
     process::command(directory, arguments).env("APPFERRY_ENDPOINT", endpoint).output().expect("the program runs")
 }
 
-/// What a command could not say does not change how it ends.
+/// A failed write to standard error does not change the exit status.
 #[tokio::test]
 async fn a_command_whose_errors_nobody_reads_ends_as_ever() {
     let (directory, _served, endpoint) = first_start().await;
@@ -50,7 +50,7 @@ async fn a_command_whose_errors_nobody_reads_ends_as_ever() {
     );
 }
 
-/// Refuses to have ended otherwise than with `code`, and with an error that says all of that.
+/// Asserts the exit status, and that the error message contains all texts.
 fn failed(output: &std::process::Output, code: i32, says: &[&str]) {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     assert_eq!(output.stdout, b"", "an error goes to standard error");
@@ -64,7 +64,7 @@ async fn the_first_start_needs_nothing_and_says_what_to_type_next() {
     let (directory, served, endpoint) = first_start().await;
     let token = directory.path().join("appferry-data/admin-token");
     assert_eq!(fs::metadata(&token).expect("a token").permissions().mode() & 0o777, 0o600);
-    let log = until("what to type next", async || {
+    let log = until("the next command to be printed", async || {
         let log = fs::read_to_string(&served.log).expect("a log");
         (log.contains("appferry image add") && log.contains("appferry-data/admin-token")).then_some(log)
     })
@@ -83,7 +83,7 @@ async fn the_first_start_needs_nothing_and_says_what_to_type_next() {
             vec!["cn-shenzhen", "dir"],
         ]
     );
-    // The same data again: the same token, and one user at a time.
+    // A second process on the same data directory: the same token, and only one process at a time.
     failed(&run(directory.path(), &["serve"]), 1, &["is in use by another appferry"]);
     let before = fs::read_to_string(&token).expect("a token");
     drop(served);
@@ -107,13 +107,13 @@ async fn an_image_is_added_synchronized_followed_listed_and_removed() {
     fs::write(directory.path().join("other.img"), images::noise(300_000, 2)).expect("a disk");
 
     let synced = command(&["sync", &app, "--wait"]);
-    let told = stdout(&synced);
-    assert!(told.contains("SUCCEEDED") && told.matches("AVAILABLE").count() == 3, "{told}");
+    let output_text = stdout(&synced);
+    assert!(output_text.contains("SUCCEEDED") && output_text.matches("AVAILABLE").count() == 3, "{output_text}");
     let lines = stderr(&synced);
     assert!(lines.contains("cn-beijing") && lines.contains("AVAILABLE, "), "plain lines: {lines}");
     assert!(!lines.contains('\r') && !lines.contains('\x1b'), "no bars where there is no terminal: {lines:?}");
 
-    let request_id = told.split_whitespace().next().expect("the id").to_owned();
+    let request_id = output_text.split_whitespace().next().expect("the id").to_owned();
     let status = stdout(&command(&["status", &request_id]));
     assert!(status.contains(&request_id) && status.contains("SUCCEEDED"), "{status}");
     let watched = stdout(&command(&["status", &request_id, "--watch", "--json"]));
@@ -156,7 +156,7 @@ async fn an_image_is_added_synchronized_followed_listed_and_removed() {
 
     stdout(&command(&["image", "remove", &app]));
     failed(&command(&["image", "show", &app]), 1, &["ImageNotFound"]);
-    // The bytes are where they were: another image does not take the name over.
+    // The bytes have not changed: another image does not take over the name.
     let taken = command(&["image", "add", "--name", "other", "--file", "other.img", "--id", &app]);
     failed(&taken, 1, &["there is another image called", &app]);
     let same = command(&["image", "add", "--name", "solver", "--file", "disk.img", "--id", &app]);
@@ -174,8 +174,13 @@ async fn a_synchronization_that_fails_fails_its_command() {
     fs::write(region.join(&app).join("blobs"), "in the way").expect("a file");
     let output = client(directory.path(), &endpoint, &["sync", &app, "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("FAILED") && told.matches("AVAILABLE").count() == 2 && told.contains("blobs"), "{told}");
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output_text.contains("FAILED")
+            && output_text.matches("AVAILABLE").count() == 2
+            && output_text.contains("blobs"),
+        "{output_text}"
+    );
     assert!(stderr(&output).contains("ended as FAILED"), "{}", stderr(&output));
 }
 
@@ -184,9 +189,9 @@ fn a_client_without_a_service_or_a_token_is_told_so() {
     let directory = tempfile::tempdir().expect("a directory");
     let free = free_address();
     let endpoint = format!("http://{free}");
-    failed(&client(directory.path(), &endpoint, &["regions"]), 1, &["no service answers at", &endpoint]);
+    failed(&client(directory.path(), &endpoint, &["regions"]), 1, &["failed to connect to", &endpoint]);
     failed(&client(directory.path(), "no url", &["regions"]), 2, &["--endpoint no url"]);
-    failed(&client(directory.path(), &endpoint, &["health"]), 1, &["no service answers at"]);
+    failed(&client(directory.path(), &endpoint, &["health"]), 1, &["failed to connect to"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +251,9 @@ fn a_schema_of_another_version_and_a_port_in_use_are_told() {
         command.env("APPFERRY_SERVER__LISTEN", "127.0.0.1:0").output().expect("it runs")
     };
     failed(&serve(), 1, &["steps behind; run `appferry migrate`"]);
-    assert!(stdout(&run(site.directory.path(), &["migrate", "--config", "appferry.toml"])).contains("steps taken"));
+    assert!(
+        stdout(&run(site.directory.path(), &["migrate", "--config", "appferry.toml"])).contains("migration applied")
+    );
     let in_use = run(site.directory.path(), &["serve", "--config", "appferry.toml"]);
     failed(&in_use, 1, &["server.listen", &address, "in use"]);
 
@@ -257,7 +264,7 @@ fn a_schema_of_another_version_and_a_port_in_use_are_told() {
         db.execute_unprepared("INSERT INTO seaql_migrations VALUES ('m20991231_000001_from_the_future', 1)").await
     };
     tokio::runtime::Runtime::new().expect("a runtime").block_on(newer).expect("it is written");
-    failed(&serve(), 1, &["is newer than this version knows"]);
+    failed(&serve(), 1, &["is newer than this version"]);
 }
 
 #[test]
@@ -273,16 +280,17 @@ fn a_data_directory_of_another_version_is_left_alone() {
 fn the_demo_carries_an_image_everywhere_and_verifies_it() {
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("disk.img"), images::noise(2 << 20, 1)).expect("a disk");
-    let told = stdout(&run(directory.path(), &["demo", "--exit", "--image", "disk.img"]));
-    assert!(told.contains("SUCCEEDED"), "{told}");
+    let output_text = stdout(&run(directory.path(), &["demo", "--exit", "--image", "disk.img"]));
+    assert!(output_text.contains("SUCCEEDED"), "{output_text}");
     let regions = directory.path().join("appferry-data/regions");
-    let app = told.split_whitespace().find(|word| word.starts_with("ci-vm-")).expect("the id").trim_end_matches(';');
+    let app =
+        output_text.split_whitespace().find(|word| word.starts_with("ci-vm-")).expect("the id").trim_end_matches(';');
     let roots: std::collections::BTreeSet<_> = ["cn-hangzhou", "cn-shanghai", "cn-beijing", "cn-shenzhen"]
         .iter()
         .map(|region| images::verify(&regions.join(region).join(app)))
         .collect();
     assert_eq!(roots.len(), 1);
-    assert_eq!(told.matches("verified ").count(), 4, "{told}");
+    assert_eq!(output_text.matches("verified ").count(), 4, "{output_text}");
     let refused = run(directory.path(), &["demo", "--exit", "--image", "not-there"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("not-there: No such file"), "{}", stderr(&refused));
@@ -297,7 +305,7 @@ fn shells_and_readers_of_manuals_are_told_of_every_command() {
             ["synchronization", "client-token", "vm-image"].iter().all(|word| text.contains(word)) || shell == "bash"
         );
     }
-    // Bash itself takes them, and completes by them.
+    // Bash parses the script and completes by it.
     let script = "source <(\"$0\" completions bash); COMP_WORDS=(appferry image a); COMP_CWORD=2; _appferry appferry a image; \
                   echo \"${COMPREPLY[@]}\"";
     let completed =
@@ -314,12 +322,12 @@ fn shells_and_readers_of_manuals_are_told_of_every_command() {
     failed(&run(directory.path(), &["man", "nowhere"]), 1, &["nowhere"]);
 }
 
-/// What `doctor` found wrong: each check with what it says and what it says is to be mended.
-fn found_wrong(output: &std::process::Output) -> Vec<(String, String)> {
+/// Returns the checks of `doctor` that failed, each with its message and its hint.
+fn failed_checks(output: &std::process::Output) -> Vec<(String, String)> {
     let text = stdout_of(output);
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let wrong = lines.filter(|line| line["ok"] == false).map(|line| {
-        assert!(!line["mend"].as_str().expect("what to mend").is_empty());
+        assert!(!line["mend"].as_str().expect("a hint").is_empty());
         (line["check"].as_str().expect("a check").to_owned(), line["detail"].as_str().expect("text").to_owned())
     });
     wrong.collect()
@@ -327,11 +335,14 @@ fn found_wrong(output: &std::process::Output) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_doctor_finds_what_is_wrong_and_says_what_to_mend() {
-    // Beside a service that runs, nothing is wrong.
+    // While a service runs, every check succeeds.
     let (directory, served, _) = first_start().await;
-    let told = stdout(&run(directory.path(), &["doctor"]));
-    assert!(told.lines().count() >= 7 && told.lines().all(|line| line.starts_with("ok ")), "{told}");
-    assert!(told.contains("free"), "{told}");
+    let output_text = stdout(&run(directory.path(), &["doctor"]));
+    assert!(
+        output_text.lines().count() >= 7 && output_text.lines().all(|line| line.starts_with("ok ")),
+        "{output_text}"
+    );
+    assert!(output_text.contains("free"), "{output_text}");
     drop(served);
 
     let (registry, bucket) = (Registry::start().await, Bucket::start().await);
@@ -348,15 +359,15 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_mend() {
     };
     let output = doctor(&[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let wrong = found_wrong(&output);
+    let wrong = failed_checks(&output);
     assert_eq!(wrong.len(), 1, "{wrong:?}");
     assert!(wrong[0].0 == "database" && wrong[0].1.contains("appferry migrate"), "{wrong:?}");
 
-    stdout(&run(site.directory.path(), &["migrate", "--config", path]));
+    process::migrate(&config);
     let output = doctor(&[]);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(found_wrong(&output), []);
-    // Nothing is left behind.
+    assert_eq!(failed_checks(&output), []);
+    // No probe leaves anything behind.
     assert_eq!(registry.unfinished(), Vec::<String>::new());
     assert_eq!(bucket.objects().list(None).count().await, 0);
     for region in [HOME, "cn-beijing"] {
@@ -368,10 +379,10 @@ async fn the_doctor_finds_what_is_wrong_and_says_what_to_mend() {
     drop(registry);
     let output = doctor(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let wrong = found_wrong(&output);
+    let wrong = failed_checks(&output);
     let checks: Vec<&str> = wrong.iter().map(|(check, _)| check.as_str()).collect();
     assert_eq!(checks, ["cn-beijing", "cn-shanghai", "cn-shenzhen", "collector"], "{wrong:?}");
-    assert!(stderr(&output).contains("4 things are wrong"), "{output:?}");
+    assert!(stderr(&output).contains("found 4 problems"), "{output:?}");
     for ((_, detail), says) in wrong.iter().zip(["does not exist", "403", "refused", "refused"]) {
         assert!(detail.contains(says) && !detail.contains("another-secret"), "{detail}");
     }

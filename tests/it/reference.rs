@@ -1,10 +1,10 @@
-//! The reference documents, made of what they are about: the contract's of the comments in `proto`, the configuration's of the types that it
-//! is read into and of the example. `APPFERRY_WRITE=1 cargo test --test it reference` writes them anew.
+//! The generated reference documents are up to date: the contract's is generated from the comments in `proto`, the
+//! configuration's from its types and the example. `APPFERRY_WRITE=1 cargo test --test it reference` regenerates them.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use appferry::contract::{
-    Code, Contract, DESCRIPTORS, Resource,
+    ApiErrorCode, Contract, DESCRIPTORS, Resource,
     v1::{CommonErrorCode, ErrorCode},
 };
 use prost::Message as _;
@@ -17,22 +17,22 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A document must be as it is made now.
-fn is_current(document: &str, made: &str) {
+/// Asserts that a document has the generated content.
+fn is_current(document: &str, generated: &str) {
     let path = root().join(document);
     if std::env::var_os("APPFERRY_WRITE").is_some() {
-        fs::write(path, made).expect("it is written");
+        fs::write(path, generated).expect("it is written");
         return;
     }
-    let there = fs::read_to_string(path).unwrap_or_default();
-    let differs = there.lines().zip(made.lines()).find(|(there, made)| there != made);
+    let current = fs::read_to_string(path).unwrap_or_default();
+    let differs = current.lines().zip(generated.lines()).find(|(current, generated)| current != generated);
     assert!(
-        there == made,
+        current == generated,
         "{document} is out of date; first where {differs:?}: APPFERRY_WRITE=1 cargo test --test it reference"
     );
 }
 
-/// The files of the contract, with the comments of what is in them.
+/// The descriptors of the contract, with comments.
 struct Described {
     file: FileDescriptorProto,
     comments: BTreeMap<Vec<i32>, String>,
@@ -46,14 +46,14 @@ fn described() -> Vec<Described> {
     };
     let files = all.file.into_iter().filter(ours).map(|file| {
         let places = file.source_code_info.iter().flat_map(|info| &info.location);
-        let comments = places.filter(|place| place.leading_comments.is_some());
-        let comments = comments.map(|place| (place.path.clone(), prose(place.leading_comments()))).collect();
+        let comments = places.filter(|position| position.leading_comments.is_some());
+        let comments = comments.map(|position| (position.path.clone(), prose(position.leading_comments()))).collect();
         Described { file, comments }
     });
     files.collect()
 }
 
-/// A comment as one paragraph, fit for a cell of a table.
+/// Formats a comment as one paragraph for a table cell.
 fn prose(comment: &str) -> String {
     comment.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|").replace('<', "&lt;")
 }
@@ -70,8 +70,8 @@ impl Described {
         if !message.field.is_empty() {
             text.push_str("| field | number | type | |\n|---|---|---|---|\n");
         }
-        for (place, field) in message.field.iter().enumerate() {
-            let about = self.of(&[path, &[2, index(place)]].concat());
+        for (position, field) in message.field.iter().enumerate() {
+            let about = self.of(&[path, &[2, index(position)]].concat());
             let one_of =
                 field.oneof_index.and_then(|of| message.oneof_decl.get(usize::try_from(of).expect("an index")));
             let kind = type_name(field);
@@ -79,32 +79,35 @@ impl Described {
             writeln!(text, "| `{}` | {} | {kind} | {about} |", field.name(), field.number()).expect("it is written");
         }
         text.push('\n');
-        for (place, nested) in message.nested_type.iter().enumerate() {
-            self.message(nested, &[path, &[3, index(place)]].concat(), &format!("{name}."), text);
+        for (position, nested) in message.nested_type.iter().enumerate() {
+            self.message(nested, &[path, &[3, index(position)]].concat(), &format!("{name}."), text);
         }
     }
 
     fn values(&self, of: &EnumDescriptorProto, path: &[i32], text: &mut String) {
         writeln!(text, "### {}\n\n{}\n\n| value | number | |\n|---|---|---|", of.name(), self.of(path))
             .expect("it is written");
-        for (place, value) in of.value.iter().enumerate() {
-            let about = self.of(&[path, &[2, index(place)]].concat());
+        for (position, value) in of.value.iter().enumerate() {
+            let about = self.of(&[path, &[2, index(position)]].concat());
             writeln!(text, "| `{}` | {} | {about} |", value.name(), value.number()).expect("it is written");
         }
         text.push('\n');
     }
 }
 
-fn index(place: usize) -> i32 {
-    i32::try_from(place).expect("an index")
+fn index(position: usize) -> i32 {
+    i32::try_from(position).expect("an index")
 }
 
 fn type_name(field: &FieldDescriptorProto) -> String {
     let name = match field.r#type() {
         Type::Message | Type::Enum => {
             let name = field.type_name().trim_start_matches('.');
-            let own = name.strip_prefix("appferry.v1.").or(name.strip_prefix("google.longrunning."));
-            own.map_or_else(|| format!("`{name}`"), |own| format!("[{own}](#{})", own.to_lowercase().replace('.', "")))
+            let local = name.strip_prefix("appferry.v1.").or(name.strip_prefix("google.longrunning."));
+            local.map_or_else(
+                || format!("`{name}`"),
+                |local| format!("[{local}](#{})", local.to_lowercase().replace('.', "")),
+            )
         }
         other => format!("`{}`", other.as_str_name().trim_start_matches("TYPE_").to_lowercase()),
     };
@@ -115,17 +118,17 @@ fn api() -> String {
     let contract = Contract::load().expect("the contract");
     let files = described();
     let mut text = String::from(
-        "# The contract\n\nMade of the comments in [`proto`](../proto): every service, message and enum, the RAM action that each method asks for, and\n\
-         the table of errors. `x-request-id` is in the metadata of every answer.\n\n",
+        "# The contract\n\nGenerated from the comments in [`proto`](../proto): every service, message and enum, the RAM action that each method\n\
+         requires, and the table of errors. `x-request-id` is in the metadata of every response.\n\n",
     );
     for described in &files {
-        for (place, service) in described.file.service.iter().enumerate() {
-            let path = [6, index(place)];
+        for (position, service) in described.file.service.iter().enumerate() {
+            let path = [6, index(position)];
             let full = format!("{}.{}", described.file.package(), service.name());
             writeln!(text, "## {full}\n\n{}\n", described.of(&path)).expect("it is written");
-            text.push_str("| method | request | answer | action, on | |\n|---|---|---|---|---|\n");
-            for (place, method) in service.method.iter().enumerate() {
-                let about = described.of(&[&path[..], &[2, index(place)]].concat());
+            text.push_str("| method | request | response | action, resource | |\n|---|---|---|---|---|\n");
+            for (position, method) in service.method.iter().enumerate() {
+                let about = described.of(&[&path[..], &[2, index(position)]].concat());
                 let row = contract.authorizations.get(&format!("/{full}/{}", method.name())).expect("a row");
                 let on = match &row.resource {
                     Resource::All => "*".to_owned(),
@@ -153,26 +156,26 @@ fn api() -> String {
             text.push('\n');
         }
     }
-    text.push_str("## Errors\n\nEach is a gRPC status with the code here, and the details `google.rpc.ErrorInfo` (the reason), `google.rpc.RequestInfo`,\n\
-                   [ErrorDetail](#errordetail), and, where they apply, `google.rpc.BadRequest` and `google.rpc.RetryInfo`.\n\n\
+    text.push_str("## Errors\n\nEach error is a gRPC status with the code below, and the details `google.rpc.ErrorInfo` (the reason), `google.rpc.RequestInfo`,\n\
+                   [ErrorDetail](#errordetail), and, if applicable, `google.rpc.BadRequest` and `google.rpc.RetryInfo`.\n\n\
                    | reason | gRPC | HTTP | message |\n|---|---|---|---|\n");
-    let own = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(Code::from);
-    let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(Code::from);
-    for row in own.chain(common).map(|code| contract.errors.row(code)) {
+    let local = (1..).map_while(|code| ErrorCode::try_from(code).ok()).map(ApiErrorCode::from);
+    let common = (1..).map_while(|code| CommonErrorCode::try_from(code).ok()).map(ApiErrorCode::from);
+    for row in local.chain(common).map(|code| contract.errors.row(code)) {
         let grpc = format!("{:?}", row.grpc_status);
         writeln!(text, "| `{}` | {grpc} | {} | {} |", row.code, row.http_status, prose(&row.message("…")))
             .expect("it is written");
     }
     text.push_str("\n## Messages\n\n");
     for described in &files {
-        for (place, message) in described.file.message_type.iter().enumerate() {
-            described.message(message, &[4, index(place)], "", &mut text);
+        for (position, message) in described.file.message_type.iter().enumerate() {
+            described.message(message, &[4, index(position)], "", &mut text);
         }
     }
     text.push_str("## Enums\n\n");
     for described in &files {
-        for (place, of) in described.file.enum_type.iter().enumerate() {
-            described.values(of, &[5, index(place)], &mut text);
+        for (position, of) in described.file.enum_type.iter().enumerate() {
+            described.values(of, &[5, index(position)], &mut text);
         }
     }
     text.trim_end().to_owned() + "\n"
@@ -183,7 +186,7 @@ fn the_reference_of_the_contract_is_that_of_the_contract() {
     is_current("docs/api.md", &api());
 }
 
-/// The types of the configuration, by their names.
+/// Returns the configuration types by name.
 fn types() -> BTreeMap<String, syn::ItemStruct> {
     let mut types = BTreeMap::new();
     for entry in fs::read_dir(root().join("src/config")).expect("the directory") {
@@ -208,7 +211,7 @@ fn comment(attributes: &[syn::Attribute]) -> String {
     prose(&lines.collect::<Vec<_>>().join(" "))
 }
 
-/// A type, without what stands around it: whether it may be absent, and whether there are many.
+/// Unwraps `Option` and `Vec`: returns the inner type, and whether it is optional and repeated.
 fn inner(of: &syn::Type) -> (String, bool, bool) {
     let syn::Type::Path(path) = of else { panic!("a type that is none of the configuration's") };
     let last = path.path.segments.last().expect("a name");
@@ -247,7 +250,7 @@ fn kind(name: &str, many: bool) -> String {
     if many { format!("list of {one}s").replace("textss", "texts") } else { one.to_owned() }
 }
 
-/// The values that the example shows, by section and key.
+/// Returns the values in the example, by section and key.
 fn shown() -> BTreeMap<(String, String), String> {
     let text = fs::read_to_string(root().join("appferry.example.toml")).expect("the example");
     let mut section = String::new();
@@ -271,10 +274,10 @@ fn shown() -> BTreeMap<(String, String), String> {
 fn configuration() -> String {
     let (types, shown) = (types(), shown());
     let mut text = String::from(
-        "# The configuration\n\nMade of the types that it is read into. The values are those of [`appferry.example.toml`](../appferry.example.toml): of the sections\n\
-         `server`, `limits`, `audit`, `log`, `worker` and `housekeeping`, they are the defaults. Every key but those of lists can be given as a variable,\n\
-         `APPFERRY_SECTION__KEY`, which wins; an unknown key is an error. What can be read anew while a process runs is told in\n\
-         [security](security.md) and [operations](operations.md#logs).\n\n",
+        "# The configuration\n\nGenerated from the types of the configuration. The values are those of [`appferry.example.toml`](../appferry.example.toml);\n\
+         in the sections `server`, `limits`, `audit`, `log`, `worker` and `housekeeping`, they are the defaults. An environment variable\n\
+         `APPFERRY_SECTION__KEY` overrides a key, except keys of lists. An unknown key is an error. [Security](security.md) and\n\
+         [operations](operations.md#logs) list the keys that can be reloaded while a process runs.\n\n",
     );
     let mut sections: Vec<(String, String, String)> = Vec::new();
     for field in &types["Config"].fields {
@@ -284,10 +287,10 @@ fn configuration() -> String {
             sections.push((if many { format!("[[{name}]]") } else { format!("[{name}]") }, name, of));
         }
     }
-    let mut place = 0;
-    while place < sections.len() {
-        let (heading, path, of) = sections[place].clone();
-        place += 1;
+    let mut position = 0;
+    while position < sections.len() {
+        let (heading, path, of) = sections[position].clone();
+        position += 1;
         let of = &types[&of];
         writeln!(text, "## {heading}\n\n{}\n\n| key | | for example | |\n|---|---|---|---|", comment(&of.attrs))
             .expect("it is written");
@@ -297,7 +300,7 @@ fn configuration() -> String {
             if types.contains_key(&name) {
                 let nested = format!("{path}.{key}");
                 let heading = if many { format!("[[{nested}]]") } else { format!("[{nested}]") };
-                sections.insert(place, (heading, nested, name));
+                sections.insert(position, (heading, nested, name));
                 continue;
             }
             let value = shown.get(&(path.clone(), key.clone()));

@@ -1,14 +1,14 @@
-//! Bad input: each is answered with a clear error that names the field and the value, and the service goes on.
+//! Invalid input: each is rejected with an error that names the field and the value, and the service stays available.
 
 use std::time::Duration;
 
 use appferry::{
+    app::Role,
     contract::v1::{
         AddImageRequest, CancelSynchronizationRequest, ContainerImageSpec, GetImageRequest, GetSynchronizationRequest,
         ImageType, ListImagesRequest, ListSynchronizationsRequest, RemoveImageRequest, SynchronizeAppRequest,
         VmImageSpec, WatchSynchronizationRequest, add_image_request::ImageSpec,
     },
-    service::Role,
 };
 use sea_orm::ConnectionTrait as _;
 use tonic::Code;
@@ -23,7 +23,7 @@ async fn accepting() -> Running {
     Site::new().start_as(Role::Server).await
 }
 
-/// The service still does what it should.
+/// Asserts that the service still accepts valid calls.
 async fn goes_on(running: &Running) {
     let app = running.add("still-there", &[noise(10, 1)]).await;
     running.synchronize(&app, &[]).await.expect("it is accepted");
@@ -60,7 +60,8 @@ async fn regions_that_are_none_are_named() {
     let running = accepting().await;
     let app = running.add("a", &[noise(10, 1)]).await;
     let refused = running.synchronize(&app, &["cn-shanghai", "cn-nowhere"]).await.expect_err("unknown");
-    refusal::read(&refused).is_invalid("target_region_ids", &["cn-nowhere", "configured are cn-beijing, cn-hangzhou"]);
+    refusal::read(&refused)
+        .is_invalid("target_region_ids", &["cn-nowhere", "configured regions: cn-beijing, cn-hangzhou"]);
     let refused = running.synchronize(&app, &["all", "../cn-shanghai"]).await.expect_err("malformed");
     refusal::read(&refused).is_invalid("target_region_ids", &["../cn-shanghai"]);
     for count in [101, 3_000] {
@@ -68,7 +69,7 @@ async fn regions_that_are_none_are_named() {
         let refused = running.synchronize(&app, &regions).await.expect_err("too many");
         refusal::read(&refused).is_invalid("target_region_ids", &[&count.to_string(), "100"]);
     }
-    // Ten thousand don't even fit into a message.
+    // Ten thousand regions exceed the maximum size of a message.
     let refused = running.synchronize(&app, &vec!["cn-shanghai"; 10_000]).await.expect_err("too large");
     refusal::read(&refused).is_invalid("the request", &["65536"]);
     goes_on(&running).await;
@@ -80,7 +81,7 @@ async fn a_message_of_a_mebibyte_is_refused() {
     let running = accepting().await;
     let refused = running.synchronize(&"x".repeat(1 << 20), &[]).await.expect_err("too large");
     refusal::read(&refused).is_invalid("the request", &["65536"]);
-    // Of a method whose resource is in its message, too: it is not even read to its end, whoever sends it.
+    // Also for methods whose resource is in the message: the body is not even read completely, for any caller.
     for token in [ADMIN, SYNC_ONLY] {
         let request = GetImageRequest { image_id: "x".repeat(1 << 20), ..Default::default() };
         let refused = images_client(running.address, Some(token)).await.get_image(request).await;
@@ -228,7 +229,7 @@ async fn a_corrupt_layout_is_not_registered() {
     running.stop().await;
 }
 
-/// The first entry of an index, with another digest.
+/// Returns the first entry of an index with another digest.
 fn entry_of(index: &str, digest: &str) -> String {
     let index: serde_json::Value = serde_json::from_str(index).expect("it is JSON");
     let mut entry = index["manifests"][0].clone();
@@ -279,7 +280,7 @@ async fn methods_and_messages_that_are_none_are_refused_in_the_contracts_form() 
     running.stop().await;
 }
 
-/// Sends bytes as they are.
+/// A codec that sends raw bytes.
 #[derive(Clone)]
 struct Raw;
 
@@ -333,15 +334,15 @@ async fn a_database_that_others_hold_is_unavailable_and_one_that_is_broken_is_an
     let refused = refusal::read(&refused);
     refused.is(Code::Unavailable, "ServiceUnavailable", 503);
     assert_eq!(refused.retry_after, Some(1.0));
-    assert!(started.elapsed() < Duration::from_secs(10), "it is told fast");
-    other.execute_unprepared("ROLLBACK").await.expect("the lock is let go");
+    assert!(started.elapsed() < Duration::from_secs(10), "it is rejected quickly");
+    other.execute_unprepared("ROLLBACK").await.expect("the lock is released");
     running.synchronize(&app, &["cn-beijing"]).await.expect("it goes on");
 
     other.execute_unprepared("ALTER TABLE synchronization RENAME TO hidden").await.expect("it is renamed");
     let refused = running.synchronize(&app, &[]).await.expect_err("it is broken");
     let refused = refusal::read(&refused);
     refused.is(Code::Internal, "DbError", 406);
-    assert_eq!(refused.message, "A database error occurred.", "nothing of the inside is told");
+    assert_eq!(refused.message, "A database error occurred.", "no internal error is exposed");
     other.execute_unprepared("ALTER TABLE hidden RENAME TO synchronization").await.expect("it is renamed");
     running.synchronize(&app, &[]).await.expect("it goes on");
     running.stop().await;

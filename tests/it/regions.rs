@@ -1,4 +1,4 @@
-//! Regions that are taken out of the configuration, put into it again, or given another store.
+//! Regions that are removed from the configuration, restored, or moved to another store.
 
 use std::fs;
 
@@ -13,9 +13,9 @@ use crate::harness::{
     until,
 };
 
-/// How often house is kept in these tests.
+/// The maintenance interval of these tests.
 const MAINTENANCE: &str = "[housekeeping]\ninterval_ms = 50\n";
-/// The region that comes and goes.
+/// The region that is removed and restored.
 const REGION: &str = "cn-shanghai";
 
 /// Writes a site's configuration without the region.
@@ -32,11 +32,10 @@ async fn copies_to_a_region_that_is_not_configured_are_suspended_until_it_is() {
     let mut site = Site::new();
     site.more = format!("{MAINTENANCE}[http]\nlisten = \"{http}\"\n");
     let all = site.worker.clone();
-    // Nobody carries to the region.
+    // No worker copies to the region.
     site.worker += "\nregions = [\"cn-beijing\"]";
-    let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    let mut served = Served::configured(&config).await;
+    let mut served = site.serve().await;
+    let config = site.config_file();
     let mut ids = Vec::new();
     for name in ["a", "b"] {
         images::write(&site.image(HOME, name), &[vec![1; 1_000]]);
@@ -51,7 +50,7 @@ async fn copies_to_a_region_that_is_not_configured_are_suspended_until_it_is() {
     let mut served = Served::configured(&config).await;
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     for id in &ids {
-        let said = until("the reason", async || {
+        let said = until("the error", async || {
             let seen = site::get(&mut client, id).await.regions.remove(0);
             assert_eq!(seen.state(), RegionState::Pending);
             seen.error.map(|error| error.message)
@@ -106,7 +105,8 @@ async fn images_that_a_regions_new_store_does_not_have_are_failed_and_can_be_syn
     let doctor = process::run(site.directory.path(), &["doctor", "--json", "--config", config.to_str().expect("text")]);
     let said = String::from_utf8(doctor.stdout).expect("text");
     let found = said.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let moved = |line: &Value| line["detail"].as_str().is_some_and(|detail| detail.contains("its store was"));
+    let moved =
+        |line: &Value| line["detail"].as_str().is_some_and(|detail| detail.contains("its store has changed from"));
     assert!(found.into_iter().any(|line| line["check"] == REGION && line["ok"] == false && moved(&line)), "{said}");
 
     let running = site.start().await;
@@ -117,7 +117,7 @@ async fn images_that_a_regions_new_store_does_not_have_are_failed_and_can_be_syn
         let region = image.additional_regions_info.into_iter().find(|info| info.region_id == REGION);
         region.expect("it is configured").status()
     };
-    until("the lost one to be noticed", async || (state("lost").await == RegionState::Failed).then_some(())).await;
+    until("the lost copy to be noticed", async || (state("lost").await == RegionState::Failed).then_some(())).await;
     assert_eq!(state("there").await, RegionState::Available);
     let id = running.synchronize("lost", &[REGION]).await.expect("it is accepted");
     assert_eq!(running.finished(&id).await.state(), SynchronizationState::Succeeded);

@@ -1,4 +1,4 @@
-//! What registries do beside taking blobs: they ask who is there, lend blobs to each other, and know what refers to what.
+//! Registry features beyond uploads: authentication, cross-repository mounts, and referrers.
 
 use std::{path::Path, sync::Arc};
 
@@ -6,8 +6,8 @@ use appferry::{
     contract::v1::SynchronizationState,
     domain::{Descriptor, Digest, ImageName},
     region::{
-        Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
-        guard::Guard,
+        Chunk, Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
+        Verdict, guard::Guard,
     },
 };
 use http::{Method, StatusCode};
@@ -16,13 +16,13 @@ use serde_json::json;
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
-    keeping::KeepingRegistry,
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     registry::{Registry, asks_for_password, skopeo},
+    resumable_registry::ResumableRegistry,
     site::{HOME, Running, Site, container},
 };
 
-async fn carried(running: &Running, app: &str, regions: &[&str]) {
+async fn synchronized(running: &Running, app: &str, regions: &[&str]) {
     let request = running.synchronize(app, regions).await.expect("it is accepted");
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -53,20 +53,20 @@ async fn a_registry_that_wants_a_password_gets_it_from_a_file_or_from_docker() {
         .start()
         .await;
     let app = running.add("a", &[noise(200_000, 1)]).await;
-    carried(&running, &app, &["cn-beijing", "cn-shanghai"]).await;
+    synchronized(&running, &app, &["cn-beijing", "cn-shanghai"]).await;
     let request = running.synchronize(&app, &["cn-shenzhen"]).await.expect("it is accepted");
     let done = running.finished(&request).await;
     let region = &done.regions[0];
     let message = &region.error.as_ref().expect("a reason").message;
     assert!(message.contains("401") && message.contains("wants credentials"), "{message}");
-    assert_eq!(region.attempt, 1, "trying again is of no use");
+    assert_eq!(region.attempt, 1, "it is not retried");
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blob_that_another_repository_of_the_registry_has_is_mounted() {
     let (source, target) = (Registry::start().await, Registry::start().await);
-    let proxy = Proxy::start(target.address, |_| Act::Pass).await;
+    let proxy = Proxy::start(target.address, |_| Action::Pass).await;
     let site = Site::new().with(HOME, source.store("apps"), "").with("cn-beijing", proxy.store("apps"), "");
     let made = |name: &str, layers: &[Vec<u8>]| {
         let layout = site.directory.path().join(name);
@@ -79,11 +79,11 @@ async fn a_blob_that_another_repository_of_the_registry_has_is_mounted() {
     for id in ["one", "two"] {
         registered(&running, id, &format!("{}/apps/{id}:1", source.address)).await;
     }
-    carried(&running, "one", &["cn-beijing"]).await;
+    synchronized(&running, "one", &["cn-beijing"]).await;
     let before = proxy.up();
-    carried(&running, "two", &["cn-beijing"]).await;
+    synchronized(&running, "two", &["cn-beijing"]).await;
     assert!(proxy.up() - before < 100_000, "{} bytes were sent", proxy.up() - before);
-    let mounts = proxy.requests().into_iter().filter(|seen| seen.path.contains("mount=")).count();
+    let mounts = proxy.requests().into_iter().filter(|request| request.path.contains("from=apps%2Fone")).count();
     assert!(mounts >= 1);
     let layout = running.site.directory.path().join("out");
     target.pull("apps/two:1", &layout);
@@ -102,15 +102,16 @@ async fn an_image_in_dockers_own_form_is_carried_byte_for_byte() {
     skopeo(&["copy", "--format", "v2s2", "--dest-tls-verify=false", &from, &to]);
     let running = site.start().await;
     registered(&running, "a", &format!("{}/apps/a:1", source.address)).await;
-    carried(&running, "a", &["cn-beijing"]).await;
+    synchronized(&running, "a", &["cn-beijing"]).await;
     let raw = |name: &str| skopeo(&["inspect", "--raw", "--tls-verify=false", name]);
-    let there = raw(&target.docker("other/apps/a:1"));
-    assert!(there.contains("vnd.docker.distribution.manifest.v2+json"), "{there}");
-    assert_eq!(there, raw(&to));
+    let manifest = raw(&target.docker("other/apps/a:1"));
+    assert!(manifest.contains("vnd.docker.distribution.manifest.v2+json"), "{manifest}");
+    assert_eq!(manifest, raw(&to));
     running.stop().await;
 }
 
-/// Signs an image by hand: a manifest whose subject it is, and the tag that lists it. Returns the signature's digest.
+/// Adds a signature without the service: a manifest whose subject is the image, and the tag that lists it. Returns the
+/// signature's digest.
 async fn sign(registry: &Registry, repository: &str, subject: &str, size: usize) -> (String, String) {
     let client = reqwest::Client::new();
     let base = format!("http://{}/v2/{repository}", registry.address);
@@ -153,30 +154,31 @@ fn manifest_size(layout: &Path, digest: &str) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     let (source, target, bucket) = (Registry::start().await, Registry::start().await, Bucket::start().await);
-    let keeping = KeepingRegistry::start().await;
+    let resumable_registry = ResumableRegistry::start().await;
     let mut site = Site::new().with(HOME, source.store("apps"), "").with("cn-beijing", target.store("apps"), "").with(
         "cn-shanghai",
         format!("s3://{BUCKET}/x"),
         bucket.keys(bucket.address),
     );
-    site.more = format!("[[region]]\nid = \"keeping\"\nstore = \"registry+http://{}/apps\"\n", keeping.address);
+    site.more =
+        format!("[[region]]\nid = \"keeping\"\nstore = \"registry+http://{}/apps\"\n", resumable_registry.address);
     let layout = site.directory.path().join("made");
     let root = images::write(&layout, &[noise(200_000, 1)]);
     source.push(&layout, "apps/a:1");
     let (signature, index) = sign(&source, "apps/a", &root, manifest_size(&layout, &root)).await;
     let running = site.start().await;
     registered(&running, "a", &format!("{}/apps/a:1", source.address)).await;
-    carried(&running, "a", &[]).await;
+    synchronized(&running, "a", &[]).await;
 
     let tag = root.replace(':', "-");
-    let found = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a:{tag}"))]);
-    assert!(found.contains(&signature) && found.contains("application/vnd.example.signature"), "{found}");
+    let list = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a:{tag}"))]);
+    assert!(list.contains(&signature) && list.contains("application/vnd.example.signature"), "{list}");
     let signed = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a@{signature}"))]);
     assert!(signed.contains(&root), "{signed}");
-    // One that knows referrers by itself needs no tag.
-    assert!(keeping.has(&signature) && keeping.has("1") && !keeping.has(&tag));
+    // A registry with the referrers API needs no tag.
+    assert!(resumable_registry.has(&signature) && resumable_registry.has("1") && !resumable_registry.has(&tag));
 
-    // In layouts: the image is the only entry, and names the index that lists them.
+    // In layouts, the image is the only entry, and it names the index that lists the referrers.
     let out = running.site.directory.path().join("out");
     bucket.pull("x/a", &out).await;
     for layout in [&running.site.image("cn-shenzhen", "a"), &out] {
@@ -198,7 +200,7 @@ async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     running.stop().await;
 }
 
-/// A source that knows referrers by the API.
+/// A source with the referrers API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn referrers_are_found_by_the_api_where_there_is_one() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -207,29 +209,29 @@ async fn referrers_are_found_by_the_api_where_there_is_one() {
     let root = images::write(&layout, &[noise(200_000, 1)]);
     source.push(&layout, "apps/a:1");
     let (signature, index) = sign(&source, "apps/a", &root, manifest_size(&layout, &root)).await;
-    let (wanted, empty) = (format!("/referrers/{root}"), r#"{"schemaVersion":2,"manifests":[]}"#);
-    let proxy = Proxy::start(source.address, move |seen: &Seen| {
-        if seen.path.contains("/manifests/sha256-") {
-            return Act::Answer(StatusCode::NOT_FOUND, vec![], String::new());
+    let (expected, empty) = (format!("/referrers/{root}"), r#"{"schemaVersion":2,"manifests":[]}"#);
+    let proxy = Proxy::start(source.address, move |request: &ReceivedRequest| {
+        if request.path.contains("/manifests/sha256-") {
+            return Action::Answer(StatusCode::NOT_FOUND, vec![], String::new());
         }
-        if !seen.path.contains("/referrers/") {
-            return Act::Pass;
+        if !request.path.contains("/referrers/") {
+            return Action::Pass;
         }
-        let list = if seen.path.ends_with(&wanted) { index.clone() } else { empty.to_owned() };
-        Act::Answer(StatusCode::OK, vec![("content-type", images::INDEX.to_owned())], list)
+        let list = if request.path.ends_with(&expected) { index.clone() } else { empty.to_owned() };
+        Action::Answer(StatusCode::OK, vec![("content-type", images::INDEX.to_owned())], list)
     })
     .await;
     let site = site.with(HOME, proxy.store("apps"), "").with("cn-beijing", target.store("apps"), "");
     let running = site.start().await;
     registered(&running, "a", &format!("{}/apps/a:1", proxy.address)).await;
-    carried(&running, "a", &["cn-beijing"]).await;
+    synchronized(&running, "a", &["cn-beijing"]).await;
     let tag = root.replace(':', "-");
-    let found = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a:{tag}"))]);
-    assert!(found.contains(&signature), "{found}");
+    let list = skopeo(&["inspect", "--raw", "--tls-verify=false", &target.docker(&format!("apps/a:{tag}"))]);
+    assert!(list.contains(&signature), "{list}");
     running.stop().await;
 }
 
-/// A journal of a claim that has been overtaken.
+/// A journal whose claim has expired.
 #[derive(Debug)]
 struct Overtaken;
 
@@ -265,27 +267,74 @@ fn store(proxy: &Proxy) -> RegistryStore {
     RegistryStore::new(client.expect("a client"))
 }
 
+/// Writes a blob from a stream, once.
+async fn write_once(store: &RegistryStore, stage: &Stage, content: &[u8]) -> Result<()> {
+    let digest = images::digest(content).parse().expect("a digest");
+    let blob = Descriptor { media_type: "x/y".into(), digest, size: content.len() as u64 };
+    let (sender, chunks) = tokio::sync::mpsc::channel(8);
+    let pieces = content.chunks(1 << 20).map(|piece| Chunk::Data(piece.to_vec().into())).chain([Chunk::End]);
+    for piece in pieces {
+        sender.send(piece).await.expect("there is room");
+    }
+    store.write_blob(stage, &blob, 0, chunks).await
+}
+
+/// An upload is followed to a few places, and to none that is not the registry's.
+#[tokio::test]
+async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
+    let registry = Registry::start().await;
+    let content = noise(3 << 20, 1);
+    let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::region::Memory>::default());
+    let redirect = |status: StatusCode, to: String| Action::Answer(status, vec![("location", to)], String::new());
+    let proxy = Proxy::start(registry.address, move |seen: &ReceivedRequest| {
+        let is_redirected = seen.writes_blob();
+        if is_redirected { redirect(StatusCode::TEMPORARY_REDIRECT, seen.path.clone()) } else { Action::Pass }
+    })
+    .await;
+    let (around, store) = (stage(), store(&proxy));
+    for count in 1..=4 {
+        let led_on = write_once(&store, &around, &content).await;
+        assert!(matches!(led_on, Err(Error::Redirected { .. })), "{count}: {led_on:?}");
+    }
+    let refused = write_once(&store, &around, &content).await.expect_err("it leads around");
+    assert!(refused.to_string().contains("redirected too often"), "{refused}");
+    assert_eq!(refused.verdict(), Verdict::Fail);
+    // One upload was begun, and it is what went around.
+    let begun = proxy.requests().iter().filter(|seen| seen.method == Method::POST).count();
+    assert_eq!(begun, 1);
+    proxy.rule(move |seen: &ReceivedRequest| {
+        let is_redirected = seen.writes_blob();
+        if is_redirected {
+            redirect(StatusCode::PERMANENT_REDIRECT, "http://127.0.0.1:1/x".into())
+        } else {
+            Action::Pass
+        }
+    });
+    let refused = write_once(&store, &stage(), &content).await;
+    assert!(matches!(refused, Err(Error::Elsewhere { .. })), "{refused:?}");
+}
+
 #[tokio::test]
 async fn who_was_overtaken_moves_no_tag() {
-    let keeping = KeepingRegistry::start().await;
-    let proxy = Proxy::start(keeping.address, |_| Act::Pass).await;
+    let resumable_registry = ResumableRegistry::start().await;
+    let proxy = Proxy::start(resumable_registry.address, |_| Action::Pass).await;
     let stage = |journal: Arc<dyn Journal>| Stage::new(ImageName("a:1".into()), 1, journal);
     let refused = store(&proxy).publish(&stage(Arc::new(Overtaken)), &tree()).await;
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
-    assert!(!keeping.has("1"));
+    assert!(!resumable_registry.has("1"));
 
-    // And whose tag somebody else moved right after, notices.
-    proxy.rule(|seen: &Seen| {
-        let looks = seen.method != Method::PUT && seen.path.ends_with("/manifests/1");
-        if looks { Act::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Act::Pass }
+    // Detects that another client moves the tag right after.
+    proxy.rule(|request: &ReceivedRequest| {
+        let looks = request.method != Method::PUT && request.path.ends_with("/manifests/1");
+        if looks { Action::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Action::Pass }
     });
     let contended = store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await;
     assert!(matches!(contended, Err(Error::Contended(_))), "{contended:?}");
 
-    // What is answered to `HEAD` may be older than what is there.
-    proxy.rule(|seen: &Seen| {
-        let looks = seen.method == Method::HEAD && seen.path.ends_with("/manifests/1");
-        if looks { Act::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Act::Pass }
+    // The response to `HEAD` may be stale.
+    proxy.rule(|request: &ReceivedRequest| {
+        let looks = request.method == Method::HEAD && request.path.ends_with("/manifests/1");
+        if looks { Action::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Action::Pass }
     });
     store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await.expect("it is there");
 }

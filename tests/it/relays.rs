@@ -1,18 +1,18 @@
-//! Who feeds whom, and who must not hold the others up.
+//! Relaying: which region is the source of another, and that slow regions do not delay others.
 
 use appferry::contract::v1::{ErrorCode, RegionState, SynchronizationState, error_detail::Reason};
 use http::StatusCode;
 
 use crate::harness::{
     images::{self, noise},
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     registry::Registry,
     site::{HOME, Running, Site, TARGETS, container},
     until,
 };
 
-/// Four registries, a proxy before each, and limits on the home region.
-struct Ring {
+/// Four registries, each behind a proxy, and limits on the home region.
+struct Fixture {
     running: Running,
     registries: Vec<Registry>,
     proxies: Vec<Proxy>,
@@ -21,13 +21,13 @@ struct Ring {
 
 const SIZE: u64 = 3 << 20;
 
-impl Ring {
+impl Fixture {
     async fn build(home_keys: &str, more: &str) -> Self {
         let mut site = Site::new();
         let (mut registries, mut proxies) = (Vec::new(), Vec::new());
         for region in [HOME].into_iter().chain(TARGETS) {
             let registry = Registry::start().await;
-            let proxy = Proxy::start(registry.address, |_| Act::Pass).await;
+            let proxy = Proxy::start(registry.address, |_| Action::Pass).await;
             site = site.with(region, proxy.store("apps"), if region == HOME { home_keys } else { "" });
             registries.push(registry);
             proxies.push(proxy);
@@ -42,7 +42,7 @@ impl Ring {
         Self { running, registries, proxies, root }
     }
 
-    async fn carried(&self) {
+    async fn synchronized(&self) {
         let request = self.running.synchronize("a", &[]).await.expect("it is accepted");
         let done = self.running.finished(&request).await;
         assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -56,73 +56,77 @@ impl Ring {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_region_that_may_feed_one_at_a_time_is_helped_by_those_that_have_the_image() {
-    let ring = Ring::build("egress_copies = 1", "").await;
-    ring.carried().await;
-    // One after the other, or by a region that has it: two regions can be fed at the same time from the second round on.
-    let from_others: u64 = ring.proxies[1..].iter().map(Proxy::down).sum();
+    let fixture = Fixture::build("egress_copies = 1", "").await;
+    fixture.synchronized().await;
+    // Sequentially, or through a region that has the image: two regions can be served at once from the second round on.
+    let from_others: u64 = fixture.proxies[1..].iter().map(Proxy::down).sum();
     assert!(from_others >= SIZE, "{from_others} bytes came from regions that had it");
-    assert!(ring.proxies[0].down() < 3 * SIZE, "{} bytes came from the home region", ring.proxies[0].down());
-    ring.running.stop().await;
+    assert!(fixture.proxies[0].down() < 3 * SIZE, "{} bytes came from the home region", fixture.proxies[0].down());
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_near_region_feeds_before_a_far_home_and_the_home_when_it_fails() {
     let links = "[[link]]\nfrom = \"cn-beijing\"\nto = \"cn-shanghai\"\ncost = 1\n";
-    let ring = Ring::build("", links).await;
-    let request = ring.running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
-    assert_eq!(ring.running.finished(&request).await.state(), SynchronizationState::Succeeded);
-    let (home, near) = (ring.proxies[0].down(), ring.proxies[1].down());
-    let request = ring.running.synchronize("a", &["cn-shanghai"]).await.expect("it is accepted");
-    assert_eq!(ring.running.finished(&request).await.state(), SynchronizationState::Succeeded);
-    assert!(ring.proxies[0].down() - home < SIZE / 10, "the home region was not read");
-    assert!(ring.proxies[1].down() - near >= SIZE);
-    ring.running.stop().await;
+    let fixture = Fixture::build("", links).await;
+    let request = fixture.running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
+    assert_eq!(fixture.running.finished(&request).await.state(), SynchronizationState::Succeeded);
+    let (home, near) = (fixture.proxies[0].down(), fixture.proxies[1].down());
+    let request = fixture.running.synchronize("a", &["cn-shanghai"]).await.expect("it is accepted");
+    assert_eq!(fixture.running.finished(&request).await.state(), SynchronizationState::Succeeded);
+    assert!(fixture.proxies[0].down() - home < SIZE / 10, "the home region was not read");
+    assert!(fixture.proxies[1].down() - near >= SIZE);
+    fixture.running.stop().await;
 
-    let ring = Ring::build("", links).await;
-    let request = ring.running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
-    assert_eq!(ring.running.finished(&request).await.state(), SynchronizationState::Succeeded);
-    ring.proxies[1].rule(|_| Act::Answer(StatusCode::FORBIDDEN, vec![], String::new()));
-    let request = ring.running.synchronize("a", &["cn-shanghai"]).await.expect("it is accepted");
-    let done = ring.running.finished(&request).await;
+    let fixture = Fixture::build("", links).await;
+    let request = fixture.running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
+    assert_eq!(fixture.running.finished(&request).await.state(), SynchronizationState::Succeeded);
+    fixture.proxies[1].rule(|_| Action::Answer(StatusCode::FORBIDDEN, vec![], String::new()));
+    let request = fixture.running.synchronize("a", &["cn-shanghai"]).await.expect("it is accepted");
+    let done = fixture.running.finished(&request).await;
     assert_eq!((done.state(), done.regions[0].attempt), (SynchronizationState::Succeeded, 1), "{done:?}");
-    ring.running.stop().await;
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_at_one_mebibyte_a_second_holds_nobody() {
     let registry = Registry::start().await;
-    let proxy = Proxy::start(
-        registry.address,
-        |seen: &Seen| {
-            if seen.writes_blob() { Act::Throttle(1 << 20) } else { Act::Pass }
-        },
-    )
-    .await;
+    let proxy =
+        Proxy::start(
+            registry.address,
+            |request: &ReceivedRequest| {
+                if request.writes_blob() { Action::Throttle(1 << 20) } else { Action::Pass }
+            },
+        )
+        .await;
     let mut site = Site::new().with("cn-shenzhen", proxy.store("apps"), "");
-    // A lease that no machine stands still for: it is looked at whether being slow costs the region an attempt.
+    // A lease that does not expire on a busy machine: this tests whether a slow region loses an attempt.
     site.worker = site.worker.replace("lease_ms = 10000", "lease_ms = 30000\npatience_ms = 500");
     let running = site.start().await;
     let app = running.add("a", &[noise(40 << 20, 1), noise(1 << 20, 2)]).await;
     let request = running.synchronize(&app, &[]).await.expect("it is accepted");
-    let seen = until("the others", async || {
-        let seen = running.get(&request).await;
-        let there = |name: &str| {
-            seen.regions.iter().any(|region| region.region_id == name && region.state() == RegionState::Available)
+    let synchronization = until("the other regions", async || {
+        let synchronization = running.get(&request).await;
+        let is_available = |name: &str| {
+            synchronization
+                .regions
+                .iter()
+                .any(|region| region.region_id == name && region.state() == RegionState::Available)
         };
-        (there("cn-beijing") && there("cn-shanghai")).then_some(seen)
+        (is_available("cn-beijing") && is_available("cn-shanghai")).then_some(synchronization)
     })
     .await;
-    let slow = seen.regions.iter().find(|region| region.region_id == "cn-shenzhen").expect("the region");
+    let slow = synchronization.regions.iter().find(|region| region.region_id == "cn-shenzhen").expect("the region");
     assert_eq!(slow.state(), RegionState::Copying, "{slow:?}");
     assert!(proxy.up() < 10 << 20, "the others waited until it had {} bytes", proxy.up());
-    proxy.rule(|_| Act::Pass);
+    proxy.rule(|_| Action::Pass);
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     assert!(done.regions.iter().all(|region| region.attempt == 1), "{done:?}");
     running.stop().await;
 }
 
-/// The home region may be away, or have lost a blob, for as long as another region has the image whole.
+/// While another region has the complete image, the home region may be unavailable or have lost a blob.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_its_home_has_lost_comes_from_another_region_that_has_it() {
     let lose: [fn(&std::path::Path); 2] = [
@@ -150,7 +154,7 @@ async fn an_image_that_its_home_has_lost_comes_from_another_region_that_has_it()
     }
 }
 
-/// Without another region that has it, the reason is the home region's.
+/// If no region has the image, the error is the home region's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_no_region_has_any_more_fails_with_the_reason() {
     let running = Site::new().start().await;

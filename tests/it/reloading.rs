@@ -1,12 +1,12 @@
-//! Who may call changes while the service runs, and every decision is written down.
+//! Reloading of credentials and policies at runtime, and the audit log.
 
 use std::{fs, path::PathBuf};
 
 use appferry::{
+    app::Role,
     config::Config,
     contract::v1::{GetImageRequest, ListRegionsRequest},
-    service::Role,
-    state,
+    db,
 };
 use serde_json::Value;
 
@@ -18,11 +18,11 @@ use crate::harness::{
     until,
 };
 
-/// A process on a site, and its configuration's file.
+/// Starts a process on a site, and returns it with the path of its configuration file.
 async fn serve(site: &Site) -> (Served, PathBuf) {
     let file = site.write_config();
     let config = Config::load(&file).expect("it is one");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     (Served::configured(&file).await, file)
 }
 
@@ -39,51 +39,54 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
     assert_eq!(reason(served.address, SYNC_ONLY).await, "ImageNotFound");
     assert_eq!(reason(served.address, READER).await, "NoPermission");
 
-    // Nothing is done to the process: the file alone has changed.
+    // No signal is sent: the changed file is detected.
     let text = fs::read_to_string(&config).expect("the configuration");
     let changed = text.replace("\"ehpc:Get*\",", "\"ehpc:Get*\",\"ehpc:SynchronizeApp\",");
     assert_ne!(changed, text);
     fs::write(&config, &changed).expect("it is written");
-    until("the change", async || (reason(served.address, READER).await == "ImageNotFound").then_some(())).await;
+    until("the change to take effect", async || {
+        (reason(served.address, READER).await == "ImageNotFound").then_some(())
+    })
+    .await;
 
-    // One that can't be used is said to be so, with the place, and the one before counts.
+    // An invalid file is reported with the position of the error, and the previous one stays in effect.
     let broken = changed.replace("\"ehpc:SynchronizeApp\"", "\"SynchronizeApp\"");
     fs::write(&config, &broken).expect("it is written");
-    until("it to be said", async || log().contains("can't be used").then_some(())).await;
+    until("the log line", async || log().contains("configuration reload failed").then_some(())).await;
     assert!(log().contains("Statement[0].Action"), "{}", log());
     for token in [READER, SYNC_ONLY] {
         assert_eq!(reason(served.address, token).await, "ImageNotFound");
     }
 
-    // And a token that is taken away is nobody's.
+    // A removed token is no longer valid.
     let (head, tail) = changed.split_once("[[principal]]\narn = \"acs:ram::1234:role/pipeline\"").expect("it is there");
     let rest = tail.split_once("[[policy]]").map(|(_, rest)| format!("{head}[[policy]]{rest}")).expect("it goes on");
     fs::write(&config, rest).expect("it is written");
-    until("it to be nobody's", async || {
+    until("the token to be rejected", async || {
         (reason(served.address, SYNC_ONLY).await == "InvalidAccessKeyId.NotFound").then_some(())
     })
     .await;
     drop(served);
 }
 
-/// What log rotation does: the file is moved away, and the service told.
+/// As log rotation does: the file is renamed, and the service receives SIGHUP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_a_hangup_the_audit_log_is_opened_anew() {
     let site = Site::new();
     let (served, _) = serve(&site).await;
     assert_eq!(reason(served.address, ADMIN).await, "ImageNotFound");
     let moved = site.directory.path().join("audit.log.1");
-    until("the first line", async || (lines(&site).len() == 1).then_some(())).await;
+    until("the first audit log line", async || (lines(&site).len() == 1).then_some(())).await;
     fs::rename(site.audit(), &moved).expect("it is moved");
     served.hang_up();
     until("a new file", async || site.audit().exists().then_some(())).await;
     assert_eq!(reason(served.address, ADMIN).await, "ImageNotFound");
-    until("the second line", async || (lines(&site).len() == 1).then_some(())).await;
+    until("the second audit log line", async || (lines(&site).len() == 1).then_some(())).await;
     assert_eq!(fs::read_to_string(&moved).expect("the old file").lines().count(), 1);
     drop(served);
 }
 
-/// A log whose disk is full holds nobody, and what was decided meanwhile is written once there is room.
+/// While the disk of the audit log is full, calls are not blocked; the pending entries are written once there is space.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decisions_are_kept_while_the_audit_log_cannot_be_written() {
     let site = Site::new();
@@ -92,12 +95,12 @@ async fn decisions_are_kept_while_the_audit_log_cannot_be_written() {
     let log = || fs::read_to_string(&served.log).expect("a log");
     for token in [ADMIN, "a-guess", ADMIN] {
         reason(served.address, token).await;
-        until("it to be said", async || log().contains("the audit log can't be written").then_some(())).await;
+        until("the log line", async || log().contains("failed to write the audit log").then_some(())).await;
     }
-    fs::remove_file(site.audit()).expect("there is room");
+    fs::remove_file(site.audit()).expect("there is space");
     served.hang_up();
-    until("it to be said", async || log().contains("the audit log is written again").then_some(())).await;
-    assert_eq!(log().matches("the audit log can't be written").count(), 1, "{}", log());
+    until("the log line", async || log().contains("audit log is written again").then_some(())).await;
+    assert_eq!(log().matches("failed to write the audit log").count(), 1, "{}", log());
     let decisions = lines(&site).iter().map(|line| line["decision"].clone()).collect::<Vec<_>>();
     assert_eq!(decisions, ["allow", "deny", "allow"]);
     drop(served);
@@ -113,14 +116,14 @@ async fn every_decision_is_written_down() {
     let running = Site::new().start_as(Role::Server).await;
     running.add("a", &[noise(10, 1)]).await;
     let mut images = images_client(running.address, Some(READER)).await;
-    images.get_image(GetImageRequest { image_id: "a".into(), ..Default::default() }).await.expect("it may look");
-    images.list_regions(ListRegionsRequest {}).await.expect("it may look");
+    images.get_image(GetImageRequest { image_id: "a".into(), ..Default::default() }).await.expect("it is authorized");
+    images.list_regions(ListRegionsRequest {}).await.expect("it is authorized");
     for token in ["a-guess", READER] {
         app_sync(running.address, Some(token)).await.synchronize_app(ask("a", &[])).await.expect_err("not allowed");
     }
     let site = running.stop().await;
     let lines = lines(&site);
-    let told: Vec<_> = lines
+    let decision: Vec<_> = lines
         .iter()
         .map(|line| {
             let text = |key: &str| line[key].as_str().unwrap_or("-").to_owned();
@@ -157,10 +160,10 @@ async fn every_decision_is_written_down() {
             "allow",
             "Statement[0] of user/reader allows it",
         ],
-        ["-", "-", "ehpc:SynchronizeApp", "-", "deny", "the credential is none that this service knows"],
+        ["-", "-", "ehpc:SynchronizeApp", "-", "deny", "unknown credential"],
         ["acs:ram::1234:user/reader", "token", "ehpc:SynchronizeApp", "*", "deny", "no statement allows it"],
     ];
-    assert_eq!(told, expected.map(|line| line.map(str::to_owned)));
+    assert_eq!(decision, expected.map(|line| line.map(str::to_owned)));
     let text = fs::read_to_string(site.audit()).expect("the log");
     for secret in [ADMIN, READER, "a-guess", "Bearer"] {
         assert!(!text.contains(secret), "{secret} is in the log");
@@ -181,7 +184,7 @@ async fn what_is_allowed_can_be_left_out_and_what_is_denied_never_is() {
     assert_eq!(lines(&site).iter().map(|line| &line["decision"]).collect::<Vec<_>>(), ["deny", "deny"]);
 }
 
-/// Decisions without a service, with the reasons, and an exit status to go by.
+/// `policy check`: decisions without a service, with reasons, and an exit status.
 #[test]
 fn policy_check_decides_as_the_service_would_and_tells_why() {
     let mut site = Site::new();
@@ -228,7 +231,7 @@ fn policy_check_decides_as_the_service_would_and_tells_why() {
             1,
             &["denied", "no statement allows it", "Condition.IpAddress.acs:SourceIp does not hold: it is 192.0.2.1"],
         ),
-        ("ehpc:SynchronizeApp", &[], 1, &["Condition.IpAddress.acs:SourceIp does not hold: it is not known"]),
+        ("ehpc:SynchronizeApp", &[], 1, &["Condition.IpAddress.acs:SourceIp does not hold: the call has no value"]),
         (
             "ehpc:SynchronizeApp",
             &["--context", office, "--context", after],
@@ -242,26 +245,29 @@ fn policy_check_decides_as_the_service_would_and_tells_why() {
             1,
             &["its Resource does not cover acs:ehpc:*:*:app/lammps"],
         ),
-        ("ehpc:GetImage", &[], 2, &["give --resource, of the form acs:ehpc:*:*:app/{image_id}"]),
-        ("ehpc:Fly", &[], 2, &["no method of this service asks for it"]),
+        ("ehpc:GetImage", &[], 2, &["set --resource, of the form acs:ehpc:*:*:app/{image_id}"]),
+        ("ehpc:Fly", &[], 2, &["no method of this service requires it"]),
         (
             "ehpc:SynchronizeApp",
             &["--context", "acs:MFAPresent=::1"],
             2,
-            &["no call has that key; known are acs:SourceIp"],
+            &["unknown key; expected one of acs:SourceIp"],
         ),
-        ("ehpc:SynchronizeApp", &["--context", "acs:SourceIp=here"], 2, &["\"here\" is no address"]),
+        ("ehpc:SynchronizeApp", &["--context", "acs:SourceIp=here"], 2, &["\"here\" is not an IP address"]),
         ("ehpc:SynchronizeApp", &["--principal", "acs:ram::1234:user/nobody"], 2, &["--principal"]),
     ] {
-        let (status, told) = check(action, more);
-        assert_eq!(status, Some(code), "{action} {more:?}: {told}");
+        let (status, decision) = check(action, more);
+        assert_eq!(status, Some(code), "{action} {more:?}: {decision}");
         for part in parts {
-            assert!(told.contains(part), "{action} {more:?}: {part:?} is not in {told}");
+            assert!(decision.contains(part), "{action} {more:?}: {part:?} is not in {decision}");
         }
     }
-    let (status, told) = check("ehpc:SynchronizeApp", &["--context", office, "--json"]);
-    let told: Value = serde_json::from_str(&told).expect("JSON");
-    assert_eq!((status, &told["allowed"], &told["statements"][1]["policy"]), (Some(0), &true.into(), &"office".into()));
+    let (status, decision) = check("ehpc:SynchronizeApp", &["--context", office, "--json"]);
+    let decision: Value = serde_json::from_str(&decision).expect("JSON");
+    assert_eq!(
+        (status, &decision["allowed"], &decision["statements"][1]["policy"]),
+        (Some(0), &true.into(), &"office".into())
+    );
     let unknown = process::run(
         site.directory.path(),
         &[

@@ -1,4 +1,4 @@
-//! The status page, in a browser: what is where and how far it has come, as it happens, by the keyboard alone; and what it tells to whom.
+//! The status page in a browser: live progress, operation by keyboard alone, and authorization.
 
 use std::{
     fs,
@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 use crate::harness::{
     address::free_address,
     images::{self, noise},
-    process::{self, Served},
+    process::Served,
     site::{self, HOME, READER, SYNC_ONLY, Site, app_sync, ask, images_client},
 };
 
-/// A browser that has the page open.
+/// A browser with the open page.
 struct Browser {
     child: Child,
-    /// Nothing at the end: the script then closes the browser.
+    /// Closed at the end, upon which the script closes the browser.
     steps: Option<ChildStdin>,
-    seen: BufReader<ChildStdout>,
+    page: BufReader<ChildStdout>,
     url: String,
 }
 
@@ -36,17 +36,17 @@ impl Browser {
             .spawn()
             .expect("python runs: source scripts/tools");
         let mut steps = child.stdin.take().expect("it is piped");
-        let seen = BufReader::new(child.stdout.take().expect("it is piped"));
+        let page = BufReader::new(child.stdout.take().expect("it is piped"));
         writeln!(steps, "{}", json!({ "url": url })).expect("it reads");
-        Self { child, steps: Some(steps), seen, url: url.to_owned() }
+        Self { child, steps: Some(steps), page, url: url.to_owned() }
     }
 
-    /// Has a step taken, and returns what is seen then.
+    /// Executes a step, and returns the page's state after it.
     fn step(&mut self, step: &Value) -> Value {
         tokio::task::block_in_place(|| {
             writeln!(self.steps.as_mut().expect("it is open"), "{step}").expect("it reads");
             let mut line = String::new();
-            self.seen.read_line(&mut line).expect("it answers");
+            self.page.read_line(&mut line).expect("it answers");
             serde_json::from_str(&line).unwrap_or_else(|error| panic!("{step} at {}: {error}: {line:?}", self.url))
         })
     }
@@ -59,19 +59,17 @@ impl Drop for Browser {
     }
 }
 
-/// A service that shows its page, without workers at first: they come with `works`.
+/// Starts a service with its status page and without workers, which are started separately.
 async fn serve(site: &mut Site, more: &str) -> (Served, String) {
     let http = free_address();
     site.more = format!("[http]\nlisten = \"{http}\"\n{more}");
-    let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    (Served::configured(&config).await, format!("http://{http}"))
+    (site.serve().await, format!("http://{http}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     let site = Site::new();
-    // Slow enough for its progress to be seen.
+    // Slow enough for the progress to be visible.
     let store = format!("dir://{}", site.region("cn-beijing").display());
     let mut site = site.with("cn-beijing", store, "ingress_bytes_per_second = 1500000");
     images::write(&site.image(HOME, "gromacs-2026"), &[noise(12_000_000, 1)]);
@@ -84,11 +82,11 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     let mut browser = Browser::start(&url);
     let refused = browser.step(&json!({ "do": "enter", "token": "a-guess", "see": ["InvalidAccessKeyId", "Sign in"] }));
     assert!(!refused["text"].as_str().expect("text").contains("a-guess"), "{refused}");
-    let seen = browser
+    let page = browser
         .step(&json!({ "do": "enter", "token": site::ADMIN, "see": ["Live", "gromacs-2026", "cn-beijing", "AVAILABLE (home)"] }));
-    assert!(!seen["text"].as_str().expect("text").contains("COPYING"), "{seen}");
+    assert!(!page["text"].as_str().expect("text").contains("COPYING"), "{page}");
 
-    // Nobody touches the page while this happens.
+    // The page is not touched meanwhile.
     fs::remove_dir(site.region("cn-shenzhen")).expect("it was there");
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let regions = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
@@ -99,27 +97,27 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     if let Ok(directory) = std::env::var("APPFERRY_SCREENSHOTS") {
         browser.step(&json!({ "do": "shoot", "file": format!("{directory}/status.png") }));
     }
-    // By the keyboard to the synchronization, and what has gone wrong there.
-    let seen = browser.step(&json!({ "do": "follow", "link": &id, "see": ["COPYING", "MiB of 11.44 MiB", "FAILED"] }));
-    assert!(seen["text"].as_str().expect("text").contains("acs:ram::1234:user/admin"), "{seen}");
-    let seen = browser
+    // By keyboard to the synchronization, and to its error.
+    let page = browser.step(&json!({ "do": "follow", "link": &id, "see": ["COPYING", "MiB of 11.44 MiB", "FAILED"] }));
+    assert!(page["text"].as_str().expect("text").contains("acs:ram::1234:user/admin"), "{page}");
+    let page = browser
         .step(&json!({ "do": "see", "see": ["cn-beijing\t✓ AVAILABLE", "cn-shanghai\t✓ AVAILABLE", "State\nFAILED"] }));
-    let text = seen["text"].as_str().expect("text");
+    let text = page["text"].as_str().expect("text");
     let failed = text.lines().find(|line| line.starts_with("cn-shenzhen\t✗ FAILED")).expect("the region that failed");
     assert!(failed.contains("does not exist"), "{failed}");
-    browser.step(&json!({ "do": "follow", "link": "All images", "see": ["What is where", "✗ FAILED"] }));
+    browser.step(&json!({ "do": "follow", "link": "All images", "see": ["Images and regions", "✗ FAILED"] }));
 
     let colors = browser.step(&json!({ "do": "colors" }));
     assert_eq!((&colors["light"], &colors["dark"]), (&json!("rgb(255, 255, 255)"), &json!("rgb(21, 24, 29)")));
     let logs = browser.step(&json!({ "do": "logs" }));
     assert_eq!(logs["hosts"], json!([url.trim_start_matches("http://")]), "no foreign hosts");
-    // The guess is all that went wrong.
+    // The guessed token is the only error in the log.
     for message in logs["messages"].as_array().expect("messages") {
         let message = message.as_str().expect("text");
         assert!(message.contains("/api/") && message.contains("404"), "{message}");
     }
-    let seen = browser.step(&json!({ "do": "follow", "link": "leave", "see": ["Signed out", "Bearer token"] }));
-    assert_eq!(seen["focus"], "token");
+    let page = browser.step(&json!({ "do": "follow", "link": "leave", "see": ["Signed out", "Bearer token"] }));
+    assert_eq!(page["focus"], "token");
 }
 
 async fn get(url: &str, token: Option<&str>) -> (StatusCode, reqwest::header::HeaderMap, String) {
@@ -146,9 +144,9 @@ async fn the_page_tells_what_its_reader_could_ask_for_and_nothing_else() {
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}: {body}");
         assert!(body.contains("MissingCredentials") && headers["cache-control"] == "no-store", "{body}");
         let (status, _, body) = get(&url, Some(READER)).await;
-        let told: Value = serde_json::from_str(&body).expect("JSON");
-        assert_eq!(status, StatusCode::OK, "{path}: {body}");
-        assert!(told.is_object() && body.contains(if path == "regions" { HOME } else { "\"a\"" }), "{body}");
+        let json: Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(status, StatusCode::OK, "{path}: {json}");
+        assert!(json.is_object() && body.contains(if path == "regions" { HOME } else { "\"a\"" }), "{body}");
     }
     let (status, _, body) = get(&format!("{url}/api/images"), Some(SYNC_ONLY)).await;
     assert!(status == StatusCode::FORBIDDEN && body.contains("ehpc:ListImages"), "{body}");
@@ -156,7 +154,7 @@ async fn the_page_tells_what_its_reader_could_ask_for_and_nothing_else() {
     assert!(status == StatusCode::FORBIDDEN && body.contains("InvalidParams") && body.contains("nonsense"), "{body}");
     let (status, ..) = get(&format!("{url}/api/secrets"), Some(site::ADMIN)).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
-    // Decisions are taken down as for any call.
+    // Decisions are logged as for any call.
     let audit = fs::read_to_string(site.audit()).expect("an audit log");
     assert!(audit.contains("/appferry.v1.ImageService/ListImages"), "{audit}");
 
@@ -168,14 +166,12 @@ async fn the_page_tells_what_its_reader_could_ask_for_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_credential_is_taken_over_a_connection_that_others_could_read() {
-    // Of this machine, but not by its loopback interface.
+    // An address of this machine other than the loopback address.
     let Some(address) = foreign_address() else { panic!("there is no address but the loopback's") };
     let mut site = Site::new();
     let http = free_address();
     site.more = format!("[http]\nlisten = \"0.0.0.0:{}\"\nallow_remote = true\n", http.port());
-    let config = site.write_config();
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    let _served = Served::configured(&config).await;
+    let _served = site.serve().await;
     let (near, far) = (format!("http://{http}"), format!("http://{address}:{}", http.port()));
     let (status, _, body) = get(&format!("{far}/api/images"), Some(site::ADMIN)).await;
     assert!(status == StatusCode::FORBIDDEN && body.contains("server.allow_plaintext"), "{body}");
@@ -184,9 +180,9 @@ async fn no_credential_is_taken_over_a_connection_that_others_could_read() {
     }
 }
 
-/// An address of this machine that is not the loopback's.
+/// Returns an address of this machine other than the loopback address.
 fn foreign_address() -> Option<std::net::IpAddr> {
-    // Nothing is sent: it only shows which way a packet would go.
+    // No packet is sent: this only selects the local address of the route.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())

@@ -1,5 +1,5 @@
-//! One trace, from the caller through the stack and the commit to each region's copy, through a crash too; told to a real
-//! collector.
+//! Traces: from the caller through the stack and the commit to each region's copy, also across a crash; received by an
+//! OTLP collector.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -13,11 +13,11 @@ use crate::{
         bucket::{BUCKET, Bucket},
         collector::{Collector, attribute},
         ecs::Ecs,
-        images, picture,
+        images,
         process::{self, Served},
         registry::Registry,
         site::{self, HOME, Site, TARGETS, app_sync, ask, images_client},
-        until,
+        trace_diagram, until,
     },
 };
 
@@ -28,13 +28,13 @@ const METHOD: &str = "appferry.v1.AppSyncService/SynchronizeApp";
 fn command(site: &Site, endpoint: &str) -> Command {
     let config = site.write_config();
     let mut command = process::command(site.directory.path(), &["serve", "--config", "appferry.toml"]);
-    process::stdout(&process::run(site.directory.path(), &["migrate", "--config", config.to_str().expect("text")]));
-    // Nothing is sent before the end: what arrives was flushed by the shutdown.
+    process::migrate(&config);
+    // A long export interval: the received spans were flushed by the shutdown.
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "600000");
     command
 }
 
-/// Asks for an image in every region, as part of a caller's trace.
+/// Requests an image in all regions, as part of a caller's trace.
 async fn ask_traced(served: &Served, app: &str) -> String {
     let mut request = Request::new(ask(app, &["cn-beijing", "cn-shanghai", "cn-shenzhen"]));
     let parent = format!("00-{TRACE}-{SPAN}-01").parse().expect("a header");
@@ -61,7 +61,7 @@ async fn a_call_and_its_copies_are_one_trace() {
     assert_eq!(done.state(), SynchronizationState::Succeeded);
     let refused = client.synchronize_app(ask("a", &["nowhere"])).await.expect_err("unknown");
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-    // What has ended by then is sent before the process ends.
+    // Ended spans are exported before the process exits.
     served.terminate();
     assert!(served.ended().await.success());
 
@@ -82,7 +82,7 @@ async fn a_call_and_its_copies_are_one_trace() {
     ] {
         assert_eq!(attribute(call, key).as_deref(), Some(value), "{key}");
     }
-    // A refusal is an answer, and not an error of the server.
+    // A rejection is a response, not an error of the server.
     assert_eq!(attribute(refused, "rpc.response.status_code").as_deref(), Some("INVALID_ARGUMENT"));
     assert_ne!(refused.status.clone().unwrap_or_default().code(), StatusCode::Error);
 
@@ -100,10 +100,10 @@ async fn a_call_and_its_copies_are_one_trace() {
         assert_eq!((&copy.links[0].trace_id, &copy.links[0].span_id), (&call.trace_id, &call.span_id));
         assert_eq!(attribute(copy, "appferry.region_id").as_deref(), Some(target));
         assert_eq!(attribute(copy, "appferry.state").as_deref(), Some("AVAILABLE"));
-        let told = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
-        assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(told.to_string()));
+        let bytes = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
+        assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(bytes.to_string()));
     }
-    // A span a blob and region, with what moved, from where, and at which try.
+    // One span per blob and region, with the size, the source, and the attempt.
     let layer = &images::layers(&site.image(HOME, "a"))[0];
     let blobs = collector.spans(&format!("blob {layer}"));
     assert_eq!(blobs.len(), TARGETS.len(), "{blobs:?}");
@@ -121,11 +121,11 @@ async fn a_call_and_its_copies_are_one_trace() {
         }
     }
     let secret = |span: &Span| format!("{span:?}").contains(site::ADMIN);
-    assert!(!collector.all().iter().any(secret), "no secret is told");
+    assert!(!collector.all().iter().any(secret), "no secret is traced");
     assert!(!fs::read_to_string(&served.log).expect("a log").contains(site::ADMIN), "no secret is logged");
 }
 
-/// What the document shows is drawn from this run: three regions, of which one is away at first.
+/// The diagram in the documentation is drawn from this run: three regions, one of which is unavailable at first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
     let (one, two, mut three) = (Registry::start().await, Registry::start().await, Registry::start().await);
@@ -163,7 +163,7 @@ async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
     assert_eq!((&failed.trace_id, &failed.parent_span_id), (&call.trace_id, &call.span_id));
     assert!(last.parent_span_id.is_empty() && last.links[0].trace_id == call.trace_id, "{last:?}");
 
-    // A request to a registry is a part of what it is made for, and says where it went and how it came out.
+    // A request to a registry is a child of its operation, with the URL and the result.
     let puts: Vec<_> = of(&call.trace_id).into_iter().filter(|span| span.name == "PUT").collect();
     let copy = collector.spans("copy cn-beijing");
     let manifest = puts
@@ -186,7 +186,7 @@ async fn requests_to_stores_are_in_the_trace_and_a_retry_is_one_of_its_own() {
     assert!(refused.is_some_and(|span| span.status.unwrap_or_default().code() == StatusCode::Error));
 
     if let Ok(directory) = std::env::var("APPFERRY_PICTURES") {
-        let drawn = picture::draw(&[
+        let drawn = trace_diagram::draw(&[
             ("The trace of the call, with what it was copied by", of(&call.trace_id)),
             ("The attempt that succeeded, linked to it", of(&last.trace_id)),
         ]);
@@ -222,7 +222,7 @@ async fn requests_to_a_bucket_are_in_the_trace_without_what_they_are_signed_with
     }
 }
 
-/// The standard variables say what is sampled, and a caller that is not sampled is heeded.
+/// The standard variables configure sampling, and the caller's sampling decision is respected.
 #[tokio::test]
 async fn what_is_not_sampled_is_not_sent() {
     for (sampler, flags, sent) in
@@ -244,7 +244,7 @@ async fn what_is_not_sampled_is_not_sent() {
     }
 }
 
-/// Whoever looks for who asks too much finds it in the spans of the calls that were refused for it.
+/// Throttled calls have spans that identify the caller.
 #[tokio::test]
 async fn who_asked_too_often_is_in_the_span_of_what_was_refused() {
     let mut site = Site::new();
@@ -272,7 +272,7 @@ async fn who_asked_too_often_is_in_the_span_of_what_was_refused() {
 #[tokio::test]
 async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     let mut site = Site::new();
-    // So slow that it is killed in the midst of them, on whatever machine.
+    // Slow enough that the process is killed during the copies, on any machine.
     site.keys = TARGETS.map(|target| (target, "ingress_bytes_per_second = 65536".to_owned())).to_vec();
     let (collector, endpoint) = Collector::start().await;
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
@@ -280,7 +280,7 @@ async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let id = ask_traced(&served, "a").await;
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
-    until("copies", async || {
+    until("copies in progress", async || {
         let regions = site::get(&mut client, &id).await.regions;
         regions.iter().all(|r| r.state() == RegionState::Copying).then_some(())
     })
@@ -295,7 +295,7 @@ async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     served.terminate();
     assert!(served.ended().await.success());
     for region in &done.regions {
-        // A machine that stands still for longer than a lease has it taken up once more; the last one is what was told.
+        // On a machine that stalls for longer than a lease, the copy is claimed once more; the last attempt reported.
         assert!(region.attempt >= 2, "{region:?}");
         let mut copies = collector.spans(&format!("copy {}", region.region_id));
         copies.retain(|copy| attribute(copy, "appferry.attempt") == Some(region.attempt.to_string()));
@@ -318,11 +318,11 @@ async fn a_collector_that_is_not_there_costs_calls_nothing_but_their_spans() {
     assert!(served.ended().await.success());
 }
 
-/// What ECS is asked for belongs to the copy that it is asked for; that it is looked at again and again is not told.
+/// Requests to ECS belong to their copy's span; repeated polls have no spans.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_ecs_makes_is_in_the_trace_of_its_call() {
     let ecs = Ecs::start(&[HOME, "cn-beijing"], Duration::from_millis(100)).await;
-    let source = ecs.world().put(HOME, "gromacs", &[]);
+    let source = ecs.provider().put(HOME, "gromacs", &[]);
     let site = ecs::site(&ecs, &[HOME, "cn-beijing"]);
     let (collector, endpoint) = Collector::start().await;
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
@@ -341,11 +341,11 @@ async fn a_copy_that_ecs_makes_is_in_the_trace_of_its_call() {
     assert_eq!(hex::encode(&copy.trace_id), TRACE);
     assert_eq!(attribute(copy, "appferry.source_region_id").as_deref(), Some(HOME));
     assert_eq!(attribute(copy, "appferry.state").as_deref(), Some("AVAILABLE"));
-    let asked = collector.spans("ECS CopyImage");
-    let asked = only(&asked, "request");
-    assert_eq!((&asked.trace_id, &asked.parent_span_id), (&copy.trace_id, &copy.span_id));
-    assert_eq!(asked.kind(), SpanKind::Client);
-    assert_eq!(attribute(asked, "server.address"), Some(ecs.address.ip().to_string()));
-    assert_eq!(attribute(asked, "server.port"), Some(ecs.address.port().to_string()));
+    let request_span = collector.spans("ECS CopyImage");
+    let request_span = only(&request_span, "request");
+    assert_eq!((&request_span.trace_id, &request_span.parent_span_id), (&copy.trace_id, &copy.span_id));
+    assert_eq!(request_span.kind(), SpanKind::Client);
+    assert_eq!(attribute(request_span, "server.address"), Some(ecs.address.ip().to_string()));
+    assert_eq!(attribute(request_span, "server.port"), Some(ecs.address.port().to_string()));
     assert!(collector.spans("ECS DescribeImages").is_empty());
 }

@@ -1,4 +1,4 @@
-//! Images that are read again, and replicas that are made good.
+//! Verification: images are read again, and damaged replicas are repaired.
 
 use std::fs;
 
@@ -18,18 +18,18 @@ async fn verify(running: &Running, regions: &[&str]) -> Vec<VerifyImageResponse>
     let region_ids = regions.iter().map(|&region| region.to_owned()).collect();
     let request = VerifyImageRequest { image_id: "a".into(), region_ids };
     let mut stream = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
-    let mut found = Vec::new();
+    let mut results = Vec::new();
     while let Some(message) = stream.message().await.expect("it goes on") {
-        found.push(message);
+        results.push(message);
     }
-    found
+    results
 }
 
-fn of<'a>(found: &'a [VerifyImageResponse], region: &str) -> &'a VerifyImageResponse {
-    found.iter().find(|found| found.region_id == region).expect("the region")
+fn of<'a>(results: &'a [VerifyImageResponse], region: &str) -> &'a VerifyImageResponse {
+    results.iter().find(|results| results.region_id == region).expect("the region")
 }
 
-async fn carried(running: &Running, regions: &[&str]) {
+async fn synchronize_to(running: &Running, regions: &[&str]) {
     let request = running.synchronize("a", regions).await.expect("it is accepted");
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
@@ -44,12 +44,12 @@ async fn a_replica_that_is_found_damaged_is_made_good_by_the_next_call() {
         .start()
         .await;
     running.add("a", &[noise(200_000, 1), noise(300_000, 2)]).await;
-    carried(&running, &[]).await;
-    let found = verify(&running, &[]).await;
-    assert_eq!(found.len(), 4);
-    assert!(found.iter().all(|f| f.intactness() == Intactness::Intact && f.bytes_read > 500_000), "{found:?}");
+    synchronize_to(&running, &[]).await;
+    let results = verify(&running, &[]).await;
+    assert_eq!(results.len(), 4);
+    assert!(results.iter().all(|f| f.intactness() == Intactness::Intact && f.bytes_read > 500_000), "{results:?}");
 
-    // A byte that has changed; an object that is another one; a blob that has gone.
+    // A changed byte, a replaced object, and a missing blob.
     let layer = images::layers(&running.site.image(HOME, "a"))[0].clone();
     let file = images::blob_path(&running.site.image("cn-beijing", "a"), &layer);
     let mut bytes = fs::read(&file).expect("it is there");
@@ -59,37 +59,37 @@ async fn a_replica_that_is_found_damaged_is_made_good_by_the_next_call() {
     bucket.objects().put(&object.into(), bytes.into()).await.expect("it is put");
     fs::remove_file(registry.blob(&layer)).expect("it was there");
 
-    let found = verify(&running, &[]).await;
+    let results = verify(&running, &[]).await;
     for region in ["cn-beijing", "cn-shanghai", "cn-shenzhen"] {
-        let found = of(&found, region);
-        assert_eq!(found.intactness(), Intactness::Damaged, "{found:?}");
-        assert!(found.problems[0].contains(&layer), "{found:?}");
+        let results = of(&results, region);
+        assert_eq!(results.intactness(), Intactness::Damaged, "{results:?}");
+        assert!(results.problems[0].contains(&layer), "{results:?}");
     }
-    assert_eq!(of(&found, HOME).intactness(), Intactness::Intact);
+    assert_eq!(of(&results, HOME).intactness(), Intactness::Intact);
     let absent = verify(&running, &["cn-beijing"]).await;
     assert_eq!(absent[0].intactness(), Intactness::Absent, "it is not said to have it any more");
 
-    carried(&running, &["cn-beijing", "cn-shanghai", "cn-shenzhen"]).await;
-    let found = verify(&running, &[]).await;
-    assert!(found.iter().all(|f| f.intactness() == Intactness::Intact), "{found:?}");
+    synchronize_to(&running, &["cn-beijing", "cn-shanghai", "cn-shenzhen"]).await;
+    let results = verify(&running, &[]).await;
+    assert!(results.iter().all(|f| f.intactness() == Intactness::Intact), "{results:?}");
     let refused = running.synchronize("a", &["cn-beijing"]).await.expect_err("it is there again");
     assert_eq!(refused.code(), Code::AlreadyExists);
     running.stop().await;
 }
 
-/// The distribution project's registry keeps the blob that it has by a digest, whatever it is sent: that is told.
+/// The distribution project's registry ignores uploads of a blob that it has: the error says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_keeps_a_damaged_blob_is_not_believed() {
     let registry = Registry::start().await;
     let running = Site::new().with("cn-shenzhen", registry.store("apps"), "").start().await;
     running.add("a", &[noise(200_000, 1)]).await;
-    carried(&running, &["cn-shenzhen"]).await;
+    synchronize_to(&running, &["cn-shenzhen"]).await;
     let layer = images::layers(&running.site.image(HOME, "a"))[0].clone();
     let mut bytes = fs::read(registry.blob(&layer)).expect("it is there");
     bytes[1_000] ^= 1;
     fs::write(registry.blob(&layer), bytes).expect("it is written");
-    let found = verify(&running, &["cn-shenzhen"]).await;
-    assert_eq!(found[0].intactness(), Intactness::Damaged);
+    let results = verify(&running, &["cn-shenzhen"]).await;
+    assert_eq!(results[0].intactness(), Intactness::Damaged);
     let request = running.synchronize("a", &["cn-shenzhen"]).await.expect("it is accepted");
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Failed, "{done:?}");
@@ -112,8 +112,8 @@ async fn what_cannot_be_verified_is_refused_or_said() {
     let refused = images.verify_image(request("a", "mars")).await.expect_err("it is not configured");
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("mars"), "{refused:?}");
-    let found = verify(&running, &["cn-beijing"]).await;
-    assert_eq!(found[0].intactness(), Intactness::Absent);
+    let results = verify(&running, &["cn-beijing"]).await;
+    assert_eq!(results[0].intactness(), Intactness::Absent);
     running.stop().await;
 }
 
@@ -121,7 +121,7 @@ async fn what_cannot_be_verified_is_refused_or_said() {
 async fn the_command_tells_of_each_region_and_fails_if_one_is_not_whole() {
     let running = Site::new().start().await;
     running.add("a", &[noise(1_000, 1)]).await;
-    carried(&running, &["cn-beijing"]).await;
+    synchronize_to(&running, &["cn-beijing"]).await;
     let directory = running.site.directory.path().to_owned();
     let endpoint = format!("http://{}", running.address);
     let run = |arguments: &[&str]| {

@@ -1,11 +1,11 @@
-//! Watching: a snapshot at once, every change after it, an end at the end; and however many watch, the database is asked the
-//! same.
+//! Watching: an immediate snapshot, a snapshot for every change, and the end of the stream; the database load does not
+//! depend on the number of watchers.
 
 use std::sync::{Arc, Mutex};
 
 use appferry::{
+    app::Role,
     contract::v1::{CancelSynchronizationRequest, RegionState, SynchronizationState, WatchSynchronizationRequest},
-    service::Role,
 };
 use tracing_subscriber::{
     Layer,
@@ -42,7 +42,7 @@ async fn a_watcher_gets_a_snapshot_at_once_every_state_and_an_end() {
     assert!(region.start_time.is_some() && region.finish_time.is_some() && last.finish_time.is_some());
     assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "a snapshot is sent when something has changed");
 
-    // One that has ended is told whole, and the stream ends.
+    // An ended synchronization yields one full snapshot, and the stream ends.
     let mut stream = running.app_sync().await.watch_synchronization(request).await.expect("it starts").into_inner();
     let only = stream.message().await.expect("a snapshot").expect("a snapshot");
     assert_eq!(only.synchronization.as_ref(), Some(last));
@@ -72,7 +72,7 @@ async fn all_watchers_see_a_change() {
     running.stop().await;
 }
 
-/// Counts the rounds in which watchers are fed, and what is read in them.
+/// Counts the polling rounds of the watchers' task, and the rows read in each.
 #[derive(Clone, Default)]
 struct Rounds(Arc<Mutex<Vec<u64>>>);
 
@@ -81,7 +81,7 @@ impl<S: tracing::Subscriber> Layer<S> for Rounds {
         event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
             if field.name() == "synchronizations" {
                 let read = format!("{value:?}").parse().expect("a number");
-                self.0.lock().expect("nobody panicked").push(read);
+                self.0.lock().expect("no panic").push(read);
             }
         });
     }
@@ -90,11 +90,11 @@ impl<S: tracing::Subscriber> Layer<S> for Rounds {
 #[tokio::test]
 async fn a_thousand_watchers_cost_the_database_what_one_costs() {
     let rounds = Rounds::default();
-    // As long as there is one subscriber alone, a test on another thread, which has none, can have events switched off for all.
+    // With a single subscriber, a test on another thread without one can disable the events globally.
     let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     let _heard = tracing_subscriber::registry().with(rounds.clone()).set_default();
     let mut site = Site::new();
-    // More than one principal may have by default, on one connection.
+    // More than the default limit per principal, on one connection.
     site.server = "max_streams_per_connection = 2048".to_owned();
     site.more = "[limits]\nmax_in_flight = 2048\n".to_owned();
     let running = site.start_as(Role::Server).await;
@@ -109,9 +109,9 @@ async fn a_thousand_watchers_cost_the_database_what_one_costs() {
             stream.message().await.expect("a snapshot").expect("a snapshot");
             streams.push(stream);
         }
-        rounds.0.lock().expect("nobody panicked").clear();
+        rounds.0.lock().expect("no panic").clear();
         let read = until("five rounds", async || {
-            let read = rounds.0.lock().expect("nobody panicked").clone();
+            let read = rounds.0.lock().expect("no panic").clone();
             (read.len() >= 5).then_some(read)
         })
         .await;

@@ -1,15 +1,15 @@
-//! The machine under arbitrary histories of several workers.
+//! The state machine under arbitrary histories of several workers.
 
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Event, Lease, Progress, Replica, Stale, State, WorkerId};
+use super::{Event, Lease, Progress, Replica, ReplicaState, Stale, WorkerId};
 use crate::domain::{Fault, FaultKind, Timestamp, Verification, Warnings};
 
 const LEASE: Duration = Duration::from_secs(10);
 
-/// What a scheduler may make happen next. A worker acts with the fence it was last given, however old that is.
+/// A step of a history. A worker acts with the fence of its last claim, however old it is.
 #[derive(Debug, Clone)]
 enum Move {
     Pass(u32),
@@ -77,9 +77,8 @@ fn event(step: &Move, fences: &[u64; 3]) -> Event {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
-    /// Whatever happens in whatever order: only the holder of the newest claim changes a copy, the fence never falls, a
-    /// replica that ended stays as it is until it is asked for again, and an AVAILABLE one until it is
-    /// found damaged.
+    /// In any history, only the holder of the newest claim changes a copy, the fence never falls, an ended replica does
+    /// not change until it is requested again, and an AVAILABLE one until it is found damaged.
     #[test]
     fn only_the_newest_claim_writes(history in moves()) {
         let mut now = Timestamp::from_millis(1_000);
@@ -95,9 +94,9 @@ proptest! {
             let result = replica.apply(event(step, &fences), now);
             if let Ok(after) = &result {
                 prop_assert!(after.fence >= before.fence);
-                let was_available = matches!(before.state, State::Available(_));
+                let was_available = matches!(before.state, ReplicaState::Available(_));
                 prop_assert_eq!(was_available, matches!(step, Move::Damage), "{:?} at {:?}", step, &before.state);
-                // Until all of it has been verified again, nothing of a damaged replica is believed.
+                // A damaged replica stays suspect until all of it is verified again.
                 let verified = matches!(step, Move::Verify(_));
                 prop_assert_eq!(after.suspect, matches!(step, Move::Damage) || before.suspect && !verified);
             }
@@ -121,28 +120,28 @@ proptest! {
                     }
                     replica = after;
                 }
-                (Move::Request, Err(Stale)) => prop_assert!(matches!(before.state, State::Available(_))),
+                (Move::Request, Err(Stale)) => prop_assert!(matches!(before.state, ReplicaState::Available(_))),
                 (Move::Cancel, Ok(after)) => {
                     prop_assert!(before.outcome().is_none());
                     holder = None;
                     replica = after;
                 }
                 (Move::Damage, Ok(after)) => replica = after,
-                (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, State::Available(_))),
+                (Move::Damage, Err(Stale)) => prop_assert!(!matches!(before.state, ReplicaState::Available(_))),
                 (Move::Cancel, Err(Stale)) => prop_assert!(before.outcome().is_some()),
                 (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Ok(after)) => {
                     prop_assert_eq!(Some(*w), holder, "{:?} came from a worker that was overtaken", step);
                     if !matches!(step, Move::Renew(_)) {
                         holder = None;
                     }
-                    prop_assert_eq!(matches!(after.state, State::Available(_)), matches!(step, Move::Verify(_)));
+                    prop_assert_eq!(matches!(after.state, ReplicaState::Available(_)), matches!(step, Move::Verify(_)));
                     replica = after;
                 }
                 (Move::Renew(w) | Move::Verify(w) | Move::Retry(w) | Move::Fail(w) | Move::Release(w), Err(Stale)) => {
                     prop_assert_ne!(Some(*w), holder, "{:?} was refused to the holder", step);
                 }
                 (Move::Suspend, Ok(after)) => {
-                    let pending = matches!(before.state, State::Pending { .. });
+                    let pending = matches!(before.state, ReplicaState::Pending { .. });
                     prop_assert!(pending || before.claimable(now));
                     prop_assert!(!after.claimable(now), "a worker could take it");
                     holder = None;
@@ -160,9 +159,9 @@ proptest! {
         }
     }
 
-    /// Nothing is lost: from wherever a history ended, time, a configured region and one willing worker bring every replica to its end.
+    /// No replica is lost: after any history, time, a configured region and one working worker bring it to its end.
     #[test]
-    fn a_willing_worker_always_finishes(history in moves()) {
+    fn a_working_worker_always_finishes(history in moves()) {
         let mut now = Timestamp::from_millis(1_000);
         let mut replica = Replica::requested(now);
         let mut fences = [u64::MAX; 3];
@@ -178,14 +177,14 @@ proptest! {
         }
         if replica.outcome().is_none() {
             now = now.after(LEASE);
-            // A region that is configured again is served again.
+            // A suspended replica resumes once its region is configured.
             replica = replica.apply(Event::Resume, now).unwrap_or(replica);
-            let owner = WorkerId("willing".into());
-            let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("it is claimable");
+            let owner = WorkerId("working".into());
+            let claimed = replica.apply(Event::Claim { owner, lease: LEASE }, now).expect("a claim");
             let verification = Verification::Verified;
             let done = Event::Verified { fence: claimed.fence, progress: claimed.progress, verification, warnings: Warnings::default() };
-            let done = claimed.apply(done, now).expect("it holds the newest fence");
-            prop_assert_eq!(done.state, State::Available(Some(Verification::Verified)));
+            let done = claimed.apply(done, now).expect("the newest fence");
+            prop_assert_eq!(done.state, ReplicaState::Available(Some(Verification::Verified)));
         }
     }
 }
@@ -194,9 +193,9 @@ proptest! {
 fn a_worker_of_a_removed_image_holds_no_fence_of_the_next_one() {
     let then = Timestamp::from_millis(1_000);
     let claim = || Event::Claim { owner: WorkerId("w".into()), lease: LEASE };
-    let old = Replica::requested(then).apply(claim(), then).expect("it is due");
+    let old = Replica::requested(then).apply(claim(), then).expect("a claim");
     let later = then.after(Duration::from_secs(1));
-    let new = Replica::requested(later).apply(claim(), later).expect("it is due");
+    let new = Replica::requested(later).apply(claim(), later).expect("a claim");
     let verification = Verification::Verified;
     let late = Event::Verified {
         fence: old.fence,
@@ -208,20 +207,20 @@ fn a_worker_of_a_removed_image_holds_no_fence_of_the_next_one() {
 }
 
 #[test]
-fn a_copy_handed_back_has_not_been_tried() {
+fn a_released_copy_does_not_count_as_an_attempt() {
     let now = Timestamp::from_millis(5);
     let owner = WorkerId("w".into());
-    let claimed = Replica::requested(now).apply(Event::Claim { owner, lease: LEASE }, now).expect("it is due");
-    let back = claimed.apply(Event::Release { fence: claimed.fence }, now).expect("it is held");
-    assert_eq!((back.attempt, back.claimable(now)), (0, true));
+    let claimed = Replica::requested(now).apply(Event::Claim { owner, lease: LEASE }, now).expect("a claim");
+    let released = claimed.apply(Event::Release { fence: claimed.fence }, now).expect("a release");
+    assert_eq!((released.attempt, released.claimable(now)), (0, true));
 }
 
 #[test]
-fn what_is_there_may_be_superseded_for_good_and_read_again() {
+fn an_available_replica_can_be_confirmed_and_superseded() {
     let now = Timestamp::from_millis(0);
     let claim = Event::Claim { owner: WorkerId("w".into()), lease: LEASE };
     let pending = Replica::requested(now);
-    let copying = pending.apply(claim, now).expect("it is due");
+    let copying = pending.apply(claim, now).expect("a claim");
     let verification = Verification::Trusted;
     let verified = Event::Verified {
         fence: copying.fence,
@@ -229,15 +228,15 @@ fn what_is_there_may_be_superseded_for_good_and_read_again() {
         verification,
         warnings: Warnings::default(),
     };
-    let there = copying.apply(verified, now).expect("it holds the claim");
-    assert_eq!(there.verification(), Some(Verification::Trusted));
-    let read = there.apply(Event::Confirmed, now).expect("it is there");
+    let available = copying.apply(verified, now).expect("a verified copy");
+    assert_eq!(available.verification(), Some(Verification::Trusted));
+    let confirmed = available.apply(Event::Confirmed, now).expect("an available replica");
     assert_eq!(
-        (read.verification(), &read),
-        (Some(Verification::Verified), &Replica { state: read.state.clone(), ..there })
+        (confirmed.verification(), &confirmed),
+        (Some(Verification::Verified), &Replica { state: confirmed.state.clone(), ..available })
     );
 
-    let superseded = read.apply(Event::Supersede, now).expect("it is there");
+    let superseded = confirmed.apply(Event::Supersede, now).expect("an available replica");
     assert_eq!(superseded.verification(), None);
     for event in [Event::Request, Event::Cancel, Event::Expire, Event::Confirmed, Event::Supersede] {
         assert_eq!(superseded.apply(event, now), Err(Stale));
@@ -249,30 +248,30 @@ fn what_is_there_may_be_superseded_for_good_and_read_again() {
     }
 }
 
-/// After a clock was set back by an hour, nothing waits for longer than a lease; legitimate waits are unchanged.
+/// After the clock was set back by an hour, no replica waits longer than a lease; legitimate waits are unchanged.
 #[test]
-fn what_waits_too_far_ahead_is_pulled_back() {
+fn waits_after_a_clock_was_set_back_are_shortened() {
     let (now, hour) = (Timestamp::from_millis(10_000_000), Duration::from_secs(3_600));
     let ahead = |by: Duration| now.after(by);
     let replica = |state| Replica { state, ..Replica::requested(now) };
-    let pending = |by, last| replica(State::Pending { not_before: ahead(by), last });
+    let pending = |by, last_fault| replica(ReplicaState::Pending { not_before: ahead(by), last_fault });
     let copying = |by| {
         let lease = Lease { owner: WorkerId("w".into()), until: ahead(by) };
-        replica(State::Copying { lease, last: None })
+        replica(ReplicaState::Copying { lease, last_fault: None })
     };
     let longest_wait = Duration::from_secs(300);
-    let back = |replica: &Replica| replica.apply(Event::ClockSetBack { lease: LEASE, longest_wait }, now);
-    assert_eq!(back(&pending(hour, None)), Ok(pending(Duration::ZERO, None)));
-    assert_eq!(back(&pending(hour, Some(fault()))), Ok(pending(LEASE, Some(fault()))));
-    assert_eq!(back(&copying(hour)), Ok(copying(LEASE)));
-    for meant in [
+    let clamp = |replica: &Replica| replica.apply(Event::ClockSetBack { lease: LEASE, longest_wait }, now);
+    assert_eq!(clamp(&pending(hour, None)), Ok(pending(Duration::ZERO, None)));
+    assert_eq!(clamp(&pending(hour, Some(fault()))), Ok(pending(LEASE, Some(fault()))));
+    assert_eq!(clamp(&copying(hour)), Ok(copying(LEASE)));
+    for legitimate in [
         pending(Duration::ZERO, None),
         pending(longest_wait, Some(fault())),
         copying(LEASE),
         copying(LEASE * 3),
-        replica(State::Available(None)),
-        replica(State::Canceled),
+        replica(ReplicaState::Available(None)),
+        replica(ReplicaState::Canceled),
     ] {
-        assert_eq!(back(&meant), Err(Stale), "{meant:?}");
+        assert_eq!(clamp(&legitimate), Err(Stale), "{legitimate:?}");
     }
 }

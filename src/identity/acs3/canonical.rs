@@ -1,74 +1,74 @@
-//! The canonical form of a request: what both sides sign.
+//! The canonical form of a request, which its signature covers.
 
 use std::fmt::Write as _;
 
 use http::HeaderMap;
 
-use super::{CONTENT, DATE, NONCE, one};
-use crate::identity::Unproven;
+use super::{CONTENT_SHA256, DATE, NONCE, single_value};
+use crate::identity::AuthError;
 
-/// The prefix of headers that are signed wherever they stand.
-const OWN: &str = "x-acs-";
-/// Headers that are always signed.
-const ALWAYS: [&str; 4] = ["host", CONTENT, DATE, NONCE];
+/// Prefix of the headers that are always signed.
+const SIGNED_PREFIX: &str = "x-acs-";
+/// Headers that every request has, and has to sign.
+const REQUIRED: [&str; 4] = ["host", CONTENT_SHA256, DATE, NONCE];
 
-/// A request, as far as a signature covers it.
+/// The parts of a request that a signature covers.
 #[derive(Debug, Clone, Copy)]
-pub struct Signed<'r> {
-    /// The method, in capitals.
+pub struct SignedRequest<'r> {
+    /// Method, in upper case.
     pub method: &'r str,
-    /// The path, as it stands in the request.
+    /// Path, encoded as in the request.
     pub path: &'r str,
-    /// The query, as it stands in the request, without the question mark.
+    /// Query without the question mark, encoded as in the request.
     pub query: &'r str,
-    /// The headers. Of an HTTP/2 request, `host` is its `:authority`.
+    /// All headers of the request.
     pub headers: &'r HeaderMap,
-    /// The host that the request is for, if it does not stand in the headers.
+    /// The host, if it is not among the headers: the `:authority` of an HTTP/2 request.
     pub authority: Option<&'r str>,
 }
 
-impl Signed<'_> {
-    /// The names of the headers that must be signed, in order.
-    pub(super) fn names(&self) -> Vec<String> {
-        let own = self.headers.keys().map(http::HeaderName::as_str);
-        let own = own.filter(|name| name.starts_with(OWN) || *name == "content-type").map(str::to_owned);
-        let mut names: Vec<String> = own.chain(["host".to_owned()]).collect();
+impl SignedRequest<'_> {
+    /// Returns the sorted names of the headers to sign.
+    pub(super) fn signed_header_names(&self) -> Vec<String> {
+        let names = self.headers.keys().map(http::HeaderName::as_str);
+        let names = names.filter(|name| name.starts_with(SIGNED_PREFIX) || *name == "content-type").map(str::to_owned);
+        let mut names: Vec<String> = names.chain(["host".to_owned()]).collect();
         names.sort_unstable();
         names
     }
 
-    /// Whether the content's type decides how it is read: of anything with a content but a call of gRPC, whose path names a service and a
-    /// method.
+    /// Whether the content type determines how the content is parsed: for all requests with content except gRPC calls,
+    /// whose path names a service and a method.
     pub(super) fn is_form(&self, content: &[u8]) -> bool {
         let mut parts = self.path.trim_start_matches('/').split('/');
         let is_call = parts.next().is_some_and(|service| service.contains('.')) && parts.count() == 1;
         !is_call && !content.is_empty()
     }
 
-    /// The canonical form with these headers, which are in order. It fails if one that has to be signed is not among them, or one of
-    /// them is not there exactly once.
-    pub(super) fn canonical(&self, signed_headers: &[&str]) -> Result<String, Unproven> {
-        let wrong = |why: String| Unproven::Signature(why);
-        let own = self.headers.keys().map(http::HeaderName::as_str).filter(|name| name.starts_with(OWN));
-        if let Some(name) = own.chain(ALWAYS).find(|name| !signed_headers.contains(name)) {
-            return Err(wrong(format!("{name} must be among the signed headers")));
+    /// Returns the canonical form with the given headers, which have to be sorted. Fails if a header that has to be
+    /// signed is not given, or a given one does not occur exactly once.
+    pub(super) fn canonical(&self, signed_headers: &[&str]) -> Result<String, AuthError> {
+        let invalid = AuthError::Signature;
+        let names = self.headers.keys().map(http::HeaderName::as_str).filter(|name| name.starts_with(SIGNED_PREFIX));
+        if let Some(name) = names.chain(REQUIRED).find(|name| !signed_headers.contains(name)) {
+            return Err(invalid(format!("{name} must be signed")));
         }
         let mut text = format!("{}\n{}\n{}\n", self.method, path(self.path), query(self.query));
         for name in signed_headers {
             let value = match (*name, self.authority) {
                 ("host", Some(authority)) => Some(authority),
-                _ => one(self.headers, name),
+                _ => single_value(self.headers, name),
             };
-            let value = value.ok_or_else(|| wrong(format!("{name} is signed and does not stand there once")))?;
+            let value = value.ok_or_else(|| invalid(format!("{name} is signed, but does not occur exactly once")))?;
             let _ = writeln!(text, "{name}:{value}");
         }
-        let content = one(self.headers, CONTENT).unwrap_or_default();
+        let content = single_value(self.headers, CONTENT_SHA256).unwrap_or_default();
         let _ = write!(text, "\n{}\n{content}", signed_headers.join(";"));
         Ok(text)
     }
 }
 
-/// A path, encoded as RFC 3986 has it, part by part. What has been encoded already is read first, so that there is one form of it.
+/// Returns the canonical form of a path: each segment is decoded, and encoded again (RFC 3986).
 fn path(path: &str) -> String {
     if path.is_empty() {
         return "/".to_owned();
@@ -76,7 +76,7 @@ fn path(path: &str) -> String {
     path.split('/').map(|part| encode(&decode(part))).collect::<Vec<_>>().join("/")
 }
 
-/// The parameters of a query, in order of their names and values.
+/// Returns the canonical form of a query: its parameters, sorted by name and value.
 fn query(query: &str) -> String {
     let parameter = |text: &str| {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -88,7 +88,7 @@ fn query(query: &str) -> String {
     parameters.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
-/// Encodes all but the unreserved characters (RFC 3986, section 2.3).
+/// Percent-encodes all but the unreserved characters (RFC 3986, section 2.3).
 #[must_use]
 pub fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
@@ -102,7 +102,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// Decodes what is encoded; a percent sign that encodes nothing stands for itself.
+/// Percent-decodes a text; a percent sign without two hexadecimal digits is kept.
 fn decode(text: &str) -> Vec<u8> {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let [first, tail @ ..] = rest {

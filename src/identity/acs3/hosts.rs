@@ -1,18 +1,18 @@
-//! The hosts that a service is called by: a request that was signed for another one is not for it.
+//! The hosts of this service: a request that was signed for another host is rejected.
 
 use std::net::IpAddr;
 
-/// Names and addresses, each with a port or for any.
+/// Host names and addresses, each with a port or for all ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hosts(Vec<String>);
 
 impl Hosts {
-    /// These hosts, whose case does not matter. An IPv6 address with a port stands in brackets.
+    /// Creates a set of hosts; case is ignored. IPv6 addresses are in brackets.
     pub fn new(hosts: impl IntoIterator<Item = String>) -> Self {
         Self(hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect())
     }
 
-    /// The names of this machine, and these addresses of it.
+    /// Creates a set of the local host's names and the given addresses.
     pub fn of_machine(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         let named = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned);
         let addresses = addresses.into_iter().filter(|address| !address.is_unspecified());
@@ -23,7 +23,7 @@ impl Hosts {
         Self::new(named.into_iter().chain(addresses))
     }
 
-    /// Whether a request for that host, as its header or its `:authority` says it, is for this service.
+    /// Whether a `host` header or `:authority` names one of the hosts.
     #[must_use]
     pub fn include(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
@@ -41,7 +41,7 @@ mod tests {
     use super::Hosts;
 
     #[test]
-    fn a_host_is_known_by_its_name_and_its_port() {
+    fn hosts_match_by_name_and_port() {
         let hosts = Hosts::new(["Apps.example.com", "only.example.com:8080", "[fd00::1]"].map(str::to_owned));
         for own in ["apps.example.com", "APPS.example.com:443", "only.example.com:8080", "[FD00::1]:50051", "[fd00::1]"]
         {

@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};
 
-use super::{AccessKey, AccessKeys, Hosts, Signed, authorize};
+use super::{AccessKey, AccessKeys, Hosts, SignedRequest, authorize};
 use crate::{
     domain::{Secret, Timestamp},
-    identity::{Identity, Quota, Unproven},
+    identity::{AuthError, Identity, Quota},
     ram::Policies,
 };
 
@@ -35,9 +35,9 @@ fn headers(content: &[u8], nonce: &str, date: &str) -> HeaderMap {
     all.map(header).into_iter().collect()
 }
 
-fn request(headers: &HeaderMap) -> Signed<'_> {
+fn request(headers: &HeaderMap) -> SignedRequest<'_> {
     let query = "ImageId=win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd&RegionId=cn-shanghai";
-    Signed { method: "POST", path: "/", query, headers, authority: None }
+    SignedRequest { method: "POST", path: "/", query, headers, authority: None }
 }
 
 fn signed(content: &[u8]) -> HeaderMap {
@@ -54,9 +54,9 @@ fn at(text: &str) -> Timestamp {
     Timestamp::parse(text).expect("a time")
 }
 
-/// The example of the documentation, with its keys, its time and its nonce.
+/// The example of the original's documentation, with its key, time and nonce.
 #[test]
-fn the_documented_example_comes_out_as_documented() {
+fn the_documented_example_has_the_documented_signature() {
     let headers = signed(b"");
     let value = headers["authorization"].to_str().expect("text");
     assert_eq!(
@@ -67,13 +67,13 @@ fn the_documented_example_comes_out_as_documented() {
 }
 
 #[test]
-fn a_signature_is_good_for_its_own_request_within_a_quarter_of_an_hour() {
+fn a_signature_is_valid_for_its_request_and_15_minutes() {
     let headers = signed(b"body");
     let verify = |content: &[u8], now: &str| keys().verify(&request(&headers), content, at(now));
-    let verified = verify(b"body", "2023-10-26T10:22:33Z").expect("it is genuine");
+    let verified = verify(b"body", "2023-10-26T10:22:33Z").expect("the signature is valid");
     assert_eq!(verified.caller.identity.principal.as_str(), "acs:ram::1234:user/ops");
     assert!(verified.nonce.until > at("2023-10-26T10:37:32Z"));
-    assert!(matches!(verify(b"other", "2023-10-26T10:22:33Z"), Err(Unproven::Signature(_))));
+    assert!(matches!(verify(b"other", "2023-10-26T10:22:33Z"), Err(AuthError::Signature(_))));
     for (now, good) in [
         ("2023-10-26T10:37:32Z", true),
         ("2023-10-26T10:37:33Z", false),
@@ -81,20 +81,20 @@ fn a_signature_is_good_for_its_own_request_within_a_quarter_of_an_hour() {
         ("2023-10-26T10:07:31Z", false),
     ] {
         assert_eq!(verify(b"body", now).is_ok(), good, "{now}");
-        assert!(good || matches!(verify(b"body", now), Err(Unproven::Stale { .. })), "{now}");
+        assert!(good || matches!(verify(b"body", now), Err(AuthError::Stale { .. })), "{now}");
     }
 }
 
 #[test]
-fn what_is_changed_or_left_out_is_noticed() {
+fn changed_requests_are_rejected() {
     let now = at("2023-10-26T10:22:33Z");
     let good = signed(b"");
-    let refused = |headers: &HeaderMap, change: &dyn Fn(&mut Signed<'_>)| {
+    let refused = |headers: &HeaderMap, change: &dyn Fn(&mut SignedRequest<'_>)| {
         let mut request = request(headers);
         change(&mut request);
-        keys().verify(&request, b"", now).expect_err("it is not what was signed")
+        keys().verify(&request, b"", now).expect_err("the request was changed")
     };
-    let unchanged: &dyn Fn(&mut Signed<'_>) = &|_| {};
+    let unchanged: &dyn Fn(&mut SignedRequest<'_>) = &|_| {};
     for (name, value) in [
         ("x-acs-action", "StopInstances"),
         ("x-acs-date", "2023-10-26T10:22:31Z"),
@@ -104,43 +104,43 @@ fn what_is_changed_or_left_out_is_noticed() {
     ] {
         let mut headers = good.clone();
         headers.insert(name, value.parse().expect("a value"));
-        assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)), "{name}");
+        assert!(matches!(refused(&headers, unchanged), AuthError::Signature(_)), "{name}");
         let mut headers = good.clone();
         headers.append(name, HeaderValue::from_static("twice"));
-        assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)), "{name} twice");
+        assert!(matches!(refused(&headers, unchanged), AuthError::Signature(_)), "{name} twice");
     }
     for change in [
-        (&|r: &mut Signed<'_>| r.method = "GET") as &dyn Fn(&mut Signed<'_>),
+        (&|r: &mut SignedRequest<'_>| r.method = "GET") as &dyn Fn(&mut SignedRequest<'_>),
         &|r| r.path = "/elsewhere",
         &|r| r.query = "ImageId=another",
         &|r| r.authority = Some("elsewhere"),
     ] {
-        assert!(matches!(refused(&good, change), Unproven::Signature(_)));
+        assert!(matches!(refused(&good, change), AuthError::Signature(_)));
     }
-    // A signature that does not cover the nonce would let it be changed.
+    // A signature without the nonce would allow replays with another one.
     let mut headers = good.clone();
     let value = good["authorization"].to_str().expect("text").replace("x-acs-signature-nonce;", "");
     headers.insert("authorization", value.parse().expect("a value"));
-    assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)));
+    assert!(matches!(refused(&headers, unchanged), AuthError::Signature(_)));
     for scheme in ["ACS3-HMAC-SM3", "HMAC-SHA1", "acs"] {
         let value = good["authorization"].to_str().expect("text").replace("ACS3-HMAC-SHA256", scheme);
         headers.insert("authorization", value.parse().expect("a value"));
-        assert!(matches!(refused(&headers, unchanged), Unproven::Signature(_)), "{scheme}");
+        assert!(matches!(refused(&headers, unchanged), AuthError::Signature(_)), "{scheme}");
     }
     let value = good["authorization"].to_str().expect("text").replace("YourAccessKeyId", "Nobodys");
     headers.insert("authorization", value.parse().expect("a value"));
-    assert_eq!(refused(&headers, unchanged), Unproven::Unknown);
+    assert_eq!(refused(&headers, unchanged), AuthError::Unknown);
 }
 
-fn verify_changed(headers: &HeaderMap, path: &str, content: &[u8]) -> Result<(), Unproven> {
-    let request = Signed { path, ..request(headers) };
+fn verify_changed(headers: &HeaderMap, path: &str, content: &[u8]) -> Result<(), AuthError> {
+    let request = SignedRequest { path, ..request(headers) };
     keys().verify(&request, content, at("2023-10-26T10:22:33Z")).map(drop)
 }
 
-/// Signs these headers, without what `leave_out` names.
+/// Signs all headers but `leave_out`.
 fn sign_without(leave_out: &str, path: &str, mut headers: HeaderMap) -> HeaderMap {
-    let request = Signed { path, ..request(&headers) };
-    let names: Vec<String> = request.names().into_iter().filter(|name| name != leave_out).collect();
+    let request = SignedRequest { path, ..request(&headers) };
+    let names: Vec<String> = request.signed_header_names().into_iter().filter(|name| name != leave_out).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let signature = super::signature(&request, &names, &Secret(SECRET.into())).expect("it can be signed");
     let value =
@@ -150,7 +150,7 @@ fn sign_without(leave_out: &str, path: &str, mut headers: HeaderMap) -> HeaderMa
 }
 
 #[test]
-fn a_request_for_another_host_is_refused() {
+fn a_request_for_another_host_is_rejected() {
     for (host, good) in [
         ("ecs.cn-shanghai.aliyuncs.com", true),
         ("ECS.cn-shanghai.aliyuncs.com:443", true),
@@ -167,7 +167,7 @@ fn a_request_for_another_host_is_refused() {
 }
 
 #[test]
-fn what_says_how_a_content_is_read_is_signed() {
+fn the_content_type_of_forms_is_signed() {
     let form = b"TargetRegionIds.1=cn-shanghai";
     let method = "/appferry.v1.AppSyncService/SynchronizeApp";
     let made = |kind: Option<&'static str>| {
@@ -176,9 +176,9 @@ fn what_says_how_a_content_is_read_is_signed() {
         headers
     };
     let urlencoded = Some("application/x-www-form-urlencoded");
-    // Signed with its type, it is taken; changed or taken away on the way, it is not.
+    // Accepted with its signed type; rejected if the type is changed or removed.
     let signed = sign_without("", "/", made(urlencoded));
-    verify_changed(&signed, "/", form).expect("it is genuine");
+    verify_changed(&signed, "/", form).expect("the signature is valid");
     for kind in ["text/plain", "application/grpc", "multipart/form-data"] {
         let mut changed = signed.clone();
         changed.insert("content-type", HeaderValue::from_static(kind));
@@ -186,12 +186,12 @@ fn what_says_how_a_content_is_read_is_signed() {
     }
     let mut stripped = signed;
     stripped.remove("content-type");
-    verify_changed(&stripped, "/", form).expect_err("it is gone");
-    // Signed without, it is taken by no form, whatever type is put there; a call of gRPC has but one.
+    verify_changed(&stripped, "/", form).expect_err("the type is missing");
+    // Without a signed type, forms are rejected. gRPC calls have only one type, which need not be signed.
     for kind in [urlencoded, Some("application/grpc"), Some("text/plain"), None] {
         for path in ["/", "", "/a.b", "//", "/x/y"] {
             let signed = sign_without("content-type", path, made(kind));
-            let refused = verify_changed(&signed, path, form).expect_err("it is not signed").to_string();
+            let refused = verify_changed(&signed, path, form).expect_err("the type is not signed").to_string();
             assert!(refused.contains("content-type"), "{refused}");
         }
         verify_changed(&sign_without("content-type", method, made(kind)), method, form).expect("a call");
@@ -199,16 +199,16 @@ fn what_says_how_a_content_is_read_is_signed() {
 }
 
 proptest! {
-    /// However a query is written, it has one form, and whoever signs it and whoever verifies it come to the same.
+    /// All spellings of a query have the same canonical form, and so the same signature.
     #[test]
-    fn a_query_has_one_form(parameters in proptest::collection::vec(("[a-zA-Z.é +&=%]{1,8}", "[a-zA-Z0-9é ~*+/&=%\\[\\]\"]{0,12}"), 0..6)) {
+    fn a_query_has_one_canonical_form(parameters in proptest::collection::vec(("[a-zA-Z.é +&=%]{1,8}", "[a-zA-Z0-9é ~*+/&=%\\[\\]\"]{0,12}"), 0..6)) {
         let encode = |text: &str| super::canonical::encode(text.as_bytes());
         let pairs: Vec<String> = parameters.iter().map(|(n, v)| format!("{}={}", encode(n), encode(v))).collect();
         let mut reversed = pairs.clone();
         reversed.reverse();
         let headers = headers(b"", "nonce", "2023-10-26T10:22:32Z");
         let authorization = |query: &str| {
-            let request = Signed { query, ..request(&headers) };
+            let request = SignedRequest { query, ..request(&headers) };
             authorize(&request, "YourAccessKeyId", &Secret(SECRET.into())).expect("it can be signed")
         };
         prop_assert_eq!(authorization(&pairs.join("&")), authorization(&reversed.join("&")));

@@ -1,5 +1,7 @@
-//! Docker's older form of an archive: a list that names configurations and layers. It has no manifest in OCI's sense. The one that is made
-//! here depends on the archive's content alone, so that the same archive is always the same image.
+//! Converter from docker's older archive format to an OCI image layout.
+//!
+//! The older format lists configurations and layers and has no OCI manifest. The generated manifest depends only on the
+//! archive's content, so the same archive always yields the same digest.
 
 use std::collections::HashMap;
 
@@ -7,31 +9,24 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Contents, Members, Part, plain};
+use super::{Contents, Members, Part, layer::Layer, plain};
 use crate::{
     domain::{Descriptor, Digest, ForeignText},
-    region::{
-        Error, MANIFEST_TYPE, Result, file_part, layout,
-        tree::{self, INDEX_TYPES},
-    },
+    region::{Error, MANIFEST_TYPE, Result, file_part, layout, tree::INDEX_TYPES},
 };
 
-/// The list of images in docker's older form.
+/// The file that lists the images in docker's older format.
 pub const LIST: &str = "manifest.json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-/// What a layer begins with, by how it is compressed, and its media type (image specification 1.1, "Layer Media Types").
-const LAYER_TYPES: [(&[u8], &str); 3] = [
-    (&[0x1f, 0x8b], "application/vnd.oci.image.layer.v1.tar+gzip"),
-    (&[0x28, 0xb5, 0x2f, 0xfd], "application/vnd.oci.image.layer.v1.tar+zstd"),
-    (&[], "application/vnd.oci.image.layer.v1.tar"),
-];
+/// The hint for an archive whose list and content differ.
+const WRITE_AGAIN: &str = "write the archive again, by docker save, podman save or skopeo copy";
 
-/// Makes a layout's index of docker's list, and the manifests that it needs.
-pub fn convert(members: &Members<'_>, list: &[u8], name: Option<String>) -> Result<Contents> {
-    Docker { members, blobs: HashMap::new(), known: HashMap::new() }.convert(list, name)
+/// Generates a layout's index from docker's list, and the manifests that the index lists.
+pub fn convert(members: &Members<'_>, list: &[u8]) -> Result<Contents> {
+    Docker { members, blobs: HashMap::new(), layers: HashMap::new() }.convert(list)
 }
 
-/// An image in docker's list.
+/// An entry of docker's list.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerImage {
@@ -42,36 +37,47 @@ struct DockerImage {
     layers: Option<Vec<String>>,
 }
 
-/// Makes a layout of docker's older form.
+/// The fields of an image configuration that the conversion reads (image specification 1.1, "Image Configuration").
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+struct RootFs {
+    /// The digests of the uncompressed layers, in layer order.
+    #[serde(default)]
+    diff_ids: Option<Vec<String>>,
+}
+
+/// The state of one conversion.
 struct Docker<'a> {
     members: &'a Members<'a>,
     blobs: HashMap<Digest, Part>,
-    /// Files that have been read for their digests already: images share layers.
-    known: HashMap<Part, Descriptor>,
+    /// Layers that were hashed already; images of one archive share layers.
+    layers: HashMap<Part, Layer>,
 }
 
 impl Docker<'_> {
-    fn convert(mut self, list: &[u8], name: Option<String>) -> Result<Contents> {
+    fn convert(mut self, list: &[u8]) -> Result<Contents> {
         let path = self.members.path.to_owned();
         let images: Vec<DockerImage> = serde_json::from_slice(list)
             .map_err(|error| Error::malformed(path.join(LIST).display().to_string(), error))?;
         let mut made = HashMap::new();
         let mut entries = Vec::new();
-        for image in images {
-            let config = self.descriptor(&image.config, Some(CONFIG_TYPE))?;
-            let layers = image.layers.unwrap_or_default();
-            let layers = layers.iter().map(|layer| Ok(as_json(&self.descriptor(layer, None)?)));
-            let layers = layers.collect::<Result<Vec<_>>>()?;
+        for DockerImage { config, repo_tags, layers } in images {
+            let layers = self.layers(&config, &layers.unwrap_or_default())?;
             let manifest = json!({
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
-                "config": as_json(&config),
-                "layers": layers,
+                "config": as_json(&self.config(&config)?),
+                "layers": layers.iter().map(as_json).collect::<Vec<_>>(),
             });
             let content = Bytes::from(manifest.to_string());
-            let (digest, size) = (tree::digest(&content), content.len() as u64);
-            let mut entry = as_json(&Descriptor { media_type: MANIFEST_TYPE.to_owned(), digest, size });
-            let names = image.repo_tags.filter(|names| !names.is_empty());
+            let manifest = Descriptor::of_content(MANIFEST_TYPE, &content);
+            let mut entry = as_json(&manifest);
+            let names = repo_tags.filter(|names| !names.is_empty());
             match names {
                 None => entries.push(entry),
                 Some(names) => entries.extend(names.into_iter().map(|name| {
@@ -79,36 +85,75 @@ impl Docker<'_> {
                     entry.clone()
                 })),
             }
-            made.insert(digest, content);
+            made.insert(manifest.digest, content);
         }
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": entries });
-        Ok(Contents { path, name, index: index.to_string().into(), blobs: self.blobs, made })
+        Ok(Contents { path, index: index.to_string().into(), blobs: self.blobs, made })
     }
 
-    /// Reads a file for its digest, and a layer for its kind.
-    fn descriptor(&mut self, member: &str, media_type: Option<&str>) -> Result<Descriptor> {
-        let path = self.members.path;
-        let Some(part) = self.members.parts.get(&plain(member)).copied() else {
-            let reason = format!("its {LIST} names {:?}, which is not in it", ForeignText::value(member));
-            return Err(Error::malformed(path.display().to_string(), reason));
-        };
-        if let Some(known) = self.known.get(&part) {
-            return Ok(known.clone());
-        }
-        let (digest, size) = file_part::hash(path, part.from, part.size)?;
-        let media_type = match media_type {
-            Some(media_type) => media_type,
-            None => {
-                let beginning = file_part::read_whole(path, part.from, part.size.min(8))?;
-                let (_, kind) =
-                    LAYER_TYPES.into_iter().find(|(magic, _)| beginning.starts_with(magic)).unwrap_or_default();
-                kind
-            }
-        };
-        let descriptor = Descriptor { media_type: media_type.to_owned(), digest, size };
+    fn malformed(&self, reason: impl std::fmt::Display) -> Error {
+        Error::malformed(self.members.path.display().to_string(), reason)
+    }
+
+    /// Returns the byte range of a file that the list names.
+    fn part(&self, member: &str) -> Result<Part> {
+        let part = self.members.parts.get(&plain(member)).copied();
+        part.ok_or_else(|| {
+            self.malformed(format_args!("its {LIST} names {:?}, which is not in it", ForeignText::value(member)))
+        })
+    }
+
+    fn config(&mut self, member: &str) -> Result<Descriptor> {
+        let part = self.part(member)?;
+        let (digest, size) = file_part::hash(self.members.path, part.from, part.size)?;
         self.blobs.insert(digest, part);
-        self.known.insert(part, descriptor.clone());
-        Ok(descriptor)
+        Ok(Descriptor { media_type: CONFIG_TYPE.to_owned(), digest, size })
+    }
+
+    /// Returns the layers of an image. Each layer must match its digest in the configuration, because nothing else in
+    /// such an archive ties a layer to the image.
+    fn layers(&mut self, config: &str, members: &[String]) -> Result<Vec<Descriptor>> {
+        let diff_ids = self.diff_ids(config)?;
+        if diff_ids.len() != members.len() {
+            let (layers, ids, config) = (members.len(), diff_ids.len(), ForeignText::value(config));
+            return Err(self.malformed(format_args!(
+                "its {LIST} names {layers} layers, and rootfs.diff_ids of the configuration {config:?} has {ids}; {WRITE_AGAIN}"
+            )));
+        }
+        members.iter().zip(diff_ids).map(|(member, diff_id)| self.layer(member, diff_id)).collect()
+    }
+
+    fn diff_ids(&self, config: &str) -> Result<Vec<Digest>> {
+        self.part(config)?;
+        let content = self.members.small(&plain(config))?.unwrap_or_default();
+        let unusable = |error: &dyn std::fmt::Display| {
+            self.malformed(format_args!("the configuration {:?}: {error}", ForeignText::value(config)))
+        };
+        let Config { rootfs } = serde_json::from_slice(&content).map_err(|error| unusable(&error))?;
+        let diff_ids = rootfs.diff_ids.unwrap_or_default();
+        diff_ids.iter().map(|id| id.parse::<Digest>().map_err(|error| unusable(&error))).collect()
+    }
+
+    /// Reads a layer, whose uncompressed tar must have the digest `expected`.
+    fn layer(&mut self, member: &str, expected: Digest) -> Result<Descriptor> {
+        let part = self.part(member)?;
+        let layer = match self.layers.get(&part) {
+            Some(known) => known.clone(),
+            None => Layer::read(self.members.path, part)?,
+        };
+        let shown = ForeignText::value(member);
+        match &layer.diff_id {
+            Err(error) => Err(self.malformed(format_args!("the layer {shown:?} can't be uncompressed: {error}"))),
+            Ok(actual) if *actual != expected => Err(self.malformed(format_args!(
+                "the layer {shown:?}, uncompressed, has the digest {actual}, and the image's configuration says {expected}; {WRITE_AGAIN}"
+            ))),
+            Ok(_) => {
+                self.blobs.insert(layer.descriptor.digest, part);
+                let descriptor = layer.descriptor.clone();
+                self.layers.insert(part, layer);
+                Ok(descriptor)
+            }
+        }
     }
 }
 

@@ -1,10 +1,9 @@
-//! One blob's file, `<image>/blobs/sha256/<hex>`. It gets that name only when it is whole, durable and verified.
+//! Blob files, `<image>/blobs/<algorithm>/<hex>`. A file gets that name only once it is whole, durable and verified.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 
 use bytes::{Bytes, BytesMut};
-use cap_std::fs::{Dir, File};
-use sha2::{Digest as _, Sha256};
+use cap_std::fs::{Dir, DirEntry, File};
 
 use super::{
     layout,
@@ -12,16 +11,16 @@ use super::{
     partial::{self, Partial},
 };
 use crate::{
-    domain::{Descriptor, Digest, ImageName, Verification},
-    region::{CHUNK_BYTES, Error, Presence, Result, Stage},
+    domain::{Algorithm, Descriptor, Digest, ImageName, Verification},
+    region::{self, CHUNK_BYTES, Error, Presence, Result, Stage},
 };
 
-/// The path of a blob.
+/// Returns the path of a blob.
 pub fn path(name: &ImageName, digest: Digest) -> String {
-    format!("{}/{}", layout::blobs(name), digest.hex())
+    format!("{name}/{}", region::layout::blob_path(digest))
 }
 
-/// Opens an ordinary file. Anything else (a directory, a pipe) is refused before it can block.
+/// Opens a regular file. Rejects anything else (a directory, a pipe) before it can block.
 pub fn open_file(dir: &Dir, path: &str) -> Result<File> {
     let kind = dir.metadata(path).map_err(Error::io("reading", path))?;
     if !kind.is_file() {
@@ -41,7 +40,7 @@ pub fn read_bounded(dir: &Dir, path: &str, limit: u64) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Opens a blob for reading from the byte `from` on. Its file must have the blob's size.
+/// Opens a blob for reading from the byte `from` on. Fails if its file does not have the blob's size.
 pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor, from: u64) -> Result<File> {
     let mut file = match open_file(dir, &path(name, blob.digest)) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -63,15 +62,15 @@ pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Byte
     let mut content = Vec::new();
     let file = open(dir, name, blob, 0)?;
     file.take(blob.size).read_to_end(&mut content).map_err(Error::io("reading", path(name, blob.digest)))?;
-    let actual = Digest::new(Sha256::digest(&content).into());
+    let actual = blob.digest.algorithm().digest(&content);
     if actual == blob.digest {
         Ok(content.into())
     } else {
-        Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual })
+        Err(Error::DigestMismatch { image: name.to_string(), expected: blob.digest, actual: Box::new(actual) })
     }
 }
 
-/// Reads the next piece of an open blob; nothing at its end.
+/// Reads the next piece of an open blob. Returns `None` at its end.
 pub fn read_chunk(file: &mut impl io::Read) -> Result<Option<Bytes>> {
     let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
     let length = fill(file, &mut buffer).map_err(Error::io("reading", "a blob"))?;
@@ -92,11 +91,11 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// What there is of the blob: all of it, undamaged and durable, or the beginning that an earlier writer left. A blob that
-/// another image of the directory has is taken from there, by a hard link.
+/// Determines what is stored of the blob: all of it, intact and durable, or the beginning that an earlier writer left.
+/// A blob of another image in the directory is linked from there.
 ///
-/// A damaged file is left where it is until its replacement takes its place: the claim that looks may have been overtaken by a writer
-/// that is just putting a good one there.
+/// A damaged file stays until its replacement is renamed into place: another writer may have overtaken this claim, and
+/// may be putting an intact file there.
 pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if is_good(dir, &own, blob, progress) || link(dir, stage, blob, progress)? {
@@ -106,7 +105,7 @@ pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) ->
     Ok(begun.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))
 }
 
-/// Whether a file has the blob's bytes, durably: what wrote it may have died before it was synced.
+/// Returns whether a file has the blob's bytes, and makes them durable: its writer may have died before the sync.
 fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> bool {
     let check = || {
         verify(dir, path, blob, progress)?;
@@ -115,8 +114,8 @@ fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> boo
     check().is_ok()
 }
 
-/// Takes the blob from another image of the directory that has it whole. Without links, or if every other one is damaged, there
-/// is none, and the bytes are carried.
+/// Hard-links the blob from another image of the directory that has it intact. Returns false without hard links, or if
+/// every other copy is damaged; the caller then transfers the bytes.
 fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<bool> {
     let own = path(&stage.name, blob.digest);
     for other in stage.holders.of(blob.digest) {
@@ -124,12 +123,13 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
         if !dir.is_file(&theirs) || !layout::is_visible(dir, other) {
             continue;
         }
+        layout::create_blobs(dir, &stage.name, blob.digest.algorithm())?;
         let linked = partial::link(stage, blob);
         if dir.hard_link(&theirs, dir, &linked).is_err() {
             continue;
         }
         if is_good(dir, &linked, blob, progress) {
-            // A damaged file of the same name is replaced.
+            // The rename replaces a damaged file of the same name.
             dir.rename(&linked, dir, &own).map_err(Error::io("renaming", own))?;
             return Ok(true);
         }
@@ -138,11 +138,11 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
     Ok(false)
 }
 
-/// The longest beginning of the blob that a writer of this claim, or of one before, left, and its length.
+/// Finds the longest beginning of the blob that a writer of this claim or an earlier one left, and its length.
 pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Option<(String, u64)>> {
-    let blobs = layout::blobs(&stage.name);
+    let blobs = layout::blobs(&stage.name, blob.digest.algorithm());
     let mut longest: Option<(String, u64)> = None;
-    for entry in dir.read_dir(&blobs).map_err(Error::io("listing", &blobs))? {
+    for entry in entries(dir, &blobs)? {
         let entry = entry.map_err(Error::io("listing", &blobs))?;
         let file = entry.file_name().to_string_lossy().into_owned();
         let ours = matches!(partial::parse(&file), Some((Partial::Resumable(digest), fence)) if digest == blob.digest && fence <= stage.fence);
@@ -156,7 +156,15 @@ pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Op
     Ok(longest)
 }
 
-/// Removes a file that may be gone already.
+/// Lists the entries of a directory; none if it does not exist.
+fn entries(dir: &Dir, path: &str) -> Result<impl Iterator<Item = io::Result<DirEntry>>> {
+    match dir.read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
+        entries => Ok(Some(entries.map_err(Error::io("listing", path))?).into_iter().flatten()),
+    }
+}
+
+/// Removes a file. Succeeds if it does not exist.
 pub fn remove(dir: &Dir, path: &str) -> Result<()> {
     match dir.remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
@@ -164,28 +172,28 @@ pub fn remove(dir: &Dir, path: &str) -> Result<()> {
     }
 }
 
-/// Reads a file again and compares its bytes with the digest.
+/// Reads a file again and verifies its size and digest.
 pub fn verify(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> Result<()> {
     let mut file = open_file(dir, path)?;
-    let (actual, size) = hash(&mut file, progress).map_err(Error::io("reading", path))?;
+    let (actual, size) = hash(&mut file, blob.digest.algorithm(), progress).map_err(Error::io("reading", path))?;
     if size != blob.size {
         let image = path.to_owned();
         return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual: size });
     }
     if actual != blob.digest {
-        return Err(Error::DigestMismatch { image: path.to_owned(), expected: blob.digest, actual });
+        return Err(Error::DigestMismatch { image: path.to_owned(), expected: blob.digest, actual: Box::new(actual) });
     }
     Ok(())
 }
 
-fn hash(file: &mut File, progress: &Progress) -> io::Result<(Digest, u64)> {
-    let mut hasher = Sha256::new();
+fn hash(file: &mut File, algorithm: Algorithm, progress: &Progress) -> io::Result<(Digest, u64)> {
+    let mut hasher = algorithm.hasher();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut size = 0;
     loop {
         let length = fill(file, &mut buffer)?;
         if length == 0 {
-            return Ok((Digest::new(hasher.finalize().into()), size));
+            return Ok((hasher.finish(), size));
         }
         size += length as u64;
         hasher.update(&buffer[..length]);
@@ -193,14 +201,10 @@ fn hash(file: &mut File, progress: &Progress) -> io::Result<(Digest, u64)> {
     }
 }
 
-/// Removes what writers have left of a large blob.
+/// Removes the unfinished files of a large blob.
 pub fn remove_partials(dir: &Dir, name: &ImageName, digest: Digest) -> Result<()> {
-    let blobs = layout::blobs(name);
-    let entries = match dir.read_dir(&blobs) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(Error::io("listing", &blobs))?,
-    };
-    for entry in entries {
+    let blobs = layout::blobs(name, digest.algorithm());
+    for entry in entries(dir, &blobs)? {
         let file = entry.map_err(Error::io("listing", &blobs))?.file_name().to_string_lossy().into_owned();
         if matches!(partial::parse(&file), Some((Partial::Resumable(of), _)) if of == digest) {
             remove(dir, &format!("{blobs}/{file}"))?;

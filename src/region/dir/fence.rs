@@ -1,9 +1,11 @@
-//! The fence in an image's directory: which claim may make the image visible there. It stands in a file that is locked while
-//! it is read and acted on, so that on one host the decision and the act can't be parted.
+//! The fence in an image's directory, which says which claim may make the image visible there. The fence is in a file
+//! that is locked during the check and the write that depends on it, so that no other process of the host comes between
+//! them.
 //!
-//! A claim writes its fence when it prepares the directory, after its journal has confirmed that it is good. What publishes
-//! finds another fence than its own if any claim has come since, and stops. The journal has the last word on which claim is
-//! good: a fence in the file may be higher than that of a good claim, if the database was restored from a backup.
+//! A claim writes its fence when it prepares the directory, after its journal has confirmed it. A publication stops if
+//! it finds another fence than its own, because another claim has prepared the directory since. The journal is
+//! authoritative: after the database was restored from a backup, a fence in a file may be higher than that of the
+//! current claim.
 
 use std::{
     fs::{File, TryLockError},
@@ -18,12 +20,12 @@ use crate::{
     region::{Error, Result},
 };
 
-/// The file.
+/// The name of the file.
 pub const FENCE: &str = ".appferry-fence";
-/// The most bytes that are read of it.
+/// Maximum number of bytes read from the file.
 const MAX_BYTES: u64 = 32;
 
-/// The lock on an image's directory, until it is dropped. The operating system releases it when the process ends.
+/// Holds the lock on an image's directory until it is dropped. The operating system releases it when the process ends.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -31,9 +33,9 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// The lock, if nothing else holds it. The image's directory must be there.
+    /// Acquires the lock. Returns `None` if another process holds it. Fails if the image's directory does not exist.
     ///
-    /// A file system without locks grants it always: then only the fence itself parts two processes of one host.
+    /// A file system without locks always grants it; then only the fence separates two processes of one host.
     pub fn try_acquire(dir: &Dir, name: &ImageName) -> Result<Option<Self>> {
         let path = format!("{name}/{FENCE}");
         if dir.symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
@@ -48,13 +50,15 @@ impl Lock {
             Err(TryLockError::Error(error)) if has_no_locks(&error) => {}
             Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path)(error)),
         }
-        // The directory may have been removed and made again since the file was opened: then the lock is on a file of the past.
+        // The directory may have been removed and created again since the file was opened. The lock is then on a
+        // deleted file.
         let locked = file.metadata().map_err(Error::io("reading", &path))?;
         let current = dir.metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (locked.dev(), locked.ino()));
         Ok(current.then_some(Self { file, path }))
     }
 
-    /// The fence of the claim that prepared the directory last; nothing if none has, or if a power loss left it half-written.
+    /// Returns the fence of the claim that prepared the directory last; `None` if there was no claim, or if a power
+    /// loss left the file half-written.
     pub fn fence(&self) -> Result<Option<u64>> {
         let mut content = vec![0; usize::try_from(MAX_BYTES).unwrap_or_default()];
         let length = self.file.read_at(&mut content, 0).map_err(Error::io("reading", &self.path))?;
@@ -62,12 +66,12 @@ impl Lock {
         Ok(std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse().ok()))
     }
 
-    /// Makes a claim the one that may publish. Returns whether it was not so already.
+    /// Writes the fence of a claim, which may then publish. Returns false if the file has this fence already.
     pub fn set_fence(&self, fence: u64) -> Result<bool> {
         if self.fence()? == Some(fence) {
             return Ok(false);
         }
-        // In place and always of the same length: a file that is replaced would take its lock along.
+        // Overwritten in place, with a fixed length: replacing the file would lose its lock.
         let write = || {
             self.file.write_all_at(format!("{fence:020}\n").as_bytes(), 0)?;
             self.file.sync_all()
@@ -76,13 +80,13 @@ impl Lock {
         Ok(true)
     }
 
-    /// Refuses if another claim than the one with that fence has prepared the directory last.
+    /// Fails with `Overtaken` unless the claim with this fence prepared the directory last.
     pub fn require(&self, fence: u64) -> Result<()> {
         if self.fence()? == Some(fence) { Ok(()) } else { Err(Error::Overtaken) }
     }
 }
 
-/// The fence in an image's directory, read without a lock; nothing if there is none.
+/// Reads the fence in an image's directory without a lock. Returns `None` if there is none.
 pub fn read(dir: &Dir, name: &ImageName) -> Option<u64> {
     let mut text = String::new();
     dir.open(format!("{name}/{FENCE}")).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
@@ -127,7 +131,7 @@ mod tests {
         assert!(lock.set_fence(1_790_000_000_123).expect("it is written"));
         assert!(!lock.set_fence(1_790_000_000_123).expect("it is read"), "it is not written again");
         lock.require(1_790_000_000_123).expect("its own fence");
-        // Lower: the database was restored from a backup, and its claims are the good ones.
+        // Lower: the database was restored from a backup, and its claims are the current ones.
         assert!(lock.set_fence(7).expect("it is written"));
         lock.require(7).expect("its own fence");
         assert!(matches!(lock.require(1_790_000_000_123), Err(Error::Overtaken)));

@@ -1,8 +1,8 @@
-//! Which other images of a directory have the blobs of one image. That is found out once, for all of its blobs: asked for each blob by
-//! itself, it would be as many questions as there are blobs and images, multiplied.
+//! Index of the other images of a directory that have an image's blobs. It is built once for all blobs, because a
+//! search per blob would cost blobs times images lookups.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, OnceLock},
 };
 
@@ -10,19 +10,19 @@ use cap_std::fs::Dir;
 
 use super::{layout, operations::Progress};
 use crate::{
-    domain::{Digest, ImageName},
+    domain::{Algorithm, Digest, ImageName},
     region::{Error, Result, Tree},
 };
 
-/// The most images that are remembered for one blob: if all of these have it damaged, it is carried.
+/// Maximum number of holders recorded per blob. If all of them have it damaged, the bytes are transferred.
 const MAX_HOLDERS: usize = 4;
 
-/// Which other images of a directory have the blobs of one image, once that was found out. Clones share it.
+/// The other images of a directory that have an image's blobs, once searched. Clones share the result.
 #[derive(Debug, Clone, Default)]
 pub struct Holders(Arc<OnceLock<HashMap<Digest, Vec<ImageName>>>>);
 
 impl Holders {
-    /// Finds out which images have what a tree consists of, but for the one of that name.
+    /// Searches the directory for images, other than `name`, that have the manifests and blobs of a tree.
     pub fn find(&self, dir: &Dir, name: &ImageName, tree: &Tree, progress: &Progress) -> Result<()> {
         if self.0.get().is_some() {
             return Ok(());
@@ -31,6 +31,7 @@ impl Holders {
         let manifests = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.digest);
         let wanted = manifests.chain(tree.all_blobs().map(|blob| blob.digest));
         let wanted: HashMap<String, Digest> = wanted.map(|digest| (digest.hex(), digest)).collect();
+        let algorithms: BTreeSet<Algorithm> = wanted.values().map(Digest::algorithm).collect();
         let mut holders: HashMap<Digest, Vec<ImageName>> = HashMap::new();
         for entry in dir.entries().map_err(Error::io("listing", "."))? {
             progress.tick();
@@ -39,9 +40,9 @@ impl Holders {
             if other == *name || !layout::is_visible(dir, &other) {
                 continue;
             }
-            // One whose blobs can't be listed has none to give.
-            let Ok(files) = dir.read_dir(layout::blobs(&other)) else { continue };
-            for file in files.flatten() {
+            // An image whose blobs can't be listed is skipped.
+            let files = algorithms.iter().filter_map(|algorithm| dir.read_dir(layout::blobs(&other, *algorithm)).ok());
+            for file in files.flatten().flatten() {
                 let file = file.file_name();
                 let Some(digest) = file.to_str().and_then(|file| wanted.get(file)) else { continue };
                 let found = holders.entry(*digest).or_default();
@@ -50,12 +51,12 @@ impl Holders {
                 }
             }
         }
-        // Another plan of the same claim may have been faster.
+        // Another plan of the same claim may have set it first.
         let _ = self.0.set(holders);
         Ok(())
     }
 
-    /// The images that have a blob, as far as that was found out.
+    /// Returns the known images that have a blob.
     pub fn of(&self, digest: Digest) -> &[ImageName] {
         self.0.get().and_then(|holders| holders.get(&digest)).map_or(&[], Vec::as_slice)
     }

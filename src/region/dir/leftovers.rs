@@ -1,4 +1,4 @@
-//! What is left over in a directory: finding it, and removing it.
+//! Leftovers in a directory: finds and removes unfinished files, and images that are not visible.
 
 use std::io;
 
@@ -12,15 +12,15 @@ use super::{
     partial, signatures,
 };
 use crate::{
-    domain::{Digest, FoundFile, FoundImage, ImageName, Leftover, Timestamp},
+    domain::{Digest, ImageName, Leftover, PartialFile, StoreEntry, Timestamp},
     region::{
         Error, Result,
-        layout::{INDEX, MARKER},
+        layout::{BLOBS, INDEX, MARKER},
     },
 };
 
-/// Every place of an image in which this service has written, or left an unfinished file.
-pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<FoundImage>> {
+/// Returns every image's directory in which this service has written, or left an unfinished file.
+pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<StoreEntry>> {
     let mut images = Vec::new();
     for entry in dir.entries().map_err(Error::io("listing", "."))? {
         let entry = entry.map_err(Error::io("listing", "."))?;
@@ -31,7 +31,7 @@ pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<FoundImage>> {
         }
         match find_image(dir, ImageName(name)) {
             Ok(Some(image)) => images.push(image),
-            // Not a layout, or it was removed just now.
+            // Not a layout, or removed just now.
             Ok(None) => {}
             Err(Error::Io { source, .. }) if gone(&source) => {}
             Err(error) => return Err(error),
@@ -44,9 +44,9 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// What there is of an image, if anything of it may be left over.
-fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
-    let mut image = FoundImage {
+/// Examines an image's directory. Returns `None` if nothing in it can be a leftover.
+fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
+    let mut image = StoreEntry {
         visible: layout::is_visible(dir, &name),
         fence: fence::read(dir, &name),
         bytes: 0,
@@ -54,14 +54,19 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
         partials: Vec::new(),
         name,
     };
-    for directory in [image.name.0.clone(), layout::blobs(&image.name)] {
+    let blobs: Vec<String> = layout::blob_directories(dir, &image.name).map(|(_, path)| path).collect();
+    // Not a layout, and not the rest of an interrupted removal.
+    if blobs.is_empty() && image.fence.is_none() {
+        return Ok(None);
+    }
+    for directory in blobs.into_iter().chain([image.name.0.clone()]) {
         let metadata = dir.metadata(&directory).map_err(Error::io("reading", &directory))?;
         image.changed = image.changed.max(changed(&metadata));
         for entry in dir.read_dir(&directory).map_err(Error::io("listing", &directory))? {
             let entry = entry.map_err(Error::io("listing", &directory))?;
             let Ok(file) = entry.file_name().into_string() else { continue };
             let unfinished = partial::parse(&file).is_some();
-            // Of a visible image only unfinished files matter; the others are not looked at.
+            // Only the unfinished files of a visible image matter.
             if image.visible && !unfinished {
                 continue;
             }
@@ -73,7 +78,7 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
             image.bytes += metadata.len();
             if unfinished {
                 let path = format!("{directory}/{file}");
-                image.partials.push(FoundFile { path, bytes: metadata.len(), changed: changed(&metadata) });
+                image.partials.push(PartialFile { path, bytes: metadata.len(), changed: changed(&metadata) });
             }
         }
     }
@@ -81,13 +86,13 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<FoundImage>> {
     Ok(ours.then_some(image))
 }
 
-/// When a file was changed last, by the clock of its file system.
+/// Returns the time of the last modification, by the clock of the file system.
 fn changed(metadata: &Metadata) -> Timestamp {
     use cap_std::fs::MetadataExt as _;
     Timestamp::from_millis(metadata.mtime().saturating_mul(1_000))
 }
 
-/// Removes something that is left over. Returns whether it was still so: a claim that has come since keeps it.
+/// Removes a leftover. Returns false if it changed meanwhile, so that a newer claim keeps it.
 pub fn clear(dir: &Dir, leftover: &Leftover, progress: &Progress) -> Result<bool> {
     match leftover {
         Leftover::File(file) => {
@@ -110,7 +115,8 @@ pub fn clear(dir: &Dir, leftover: &Leftover, progress: &Progress) -> Result<bool
     }
 }
 
-/// Removes an image that was published under a fence, if it still is the one in the directory.
+/// Removes an image that was published under a fence. Returns false if a later claim has prepared the directory, or
+/// another process holds the lock.
 pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> Result<bool> {
     let Some(lock) = Lock::try_acquire(dir, name)? else { return Ok(false) };
     if lock.fence()? != Some(fence) {
@@ -122,17 +128,17 @@ pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> 
     Ok(true)
 }
 
-/// Removes the files of an image that is not visible, and its directories if nothing else is in them. Under its lock; the
-/// fence goes last, so that what is interrupted is found again.
+/// Removes the files of an image that is not visible, and those of its directories that are then empty. The caller
+/// holds the lock. The fence is removed last, so that an interrupted removal is found again.
 fn remove_image(dir: &Dir, name: &ImageName, progress: &Progress) -> Result<()> {
-    let blobs = layout::blobs(name);
-    let is_blob = |file: &str| format!("sha256:{file}").parse::<Digest>().is_ok() || partial::parse(file).is_some();
     signatures::remove(dir, name)?;
-    remove_files(dir, &blobs, is_blob, progress)?;
-    remove_files(dir, &name.0, |file| file == MARKER || partial::parse(file).is_some(), progress)?;
-    for directory in [blobs, format!("{name}/blobs")] {
-        remove_dir(dir, &directory)?;
+    for (algorithm, blobs) in layout::blob_directories(dir, name) {
+        let is_blob = |file: &str| Digest::from_hex(file).is_some_and(|digest| digest.algorithm() == algorithm);
+        remove_files(dir, &blobs, |file| is_blob(file) || partial::parse(file).is_some(), progress)?;
+        remove_dir(dir, &blobs)?;
     }
+    remove_files(dir, &name.0, |file| file == MARKER || partial::parse(file).is_some(), progress)?;
+    remove_dir(dir, &format!("{name}/{BLOBS}"))?;
     blob::remove(dir, &format!("{name}/{FENCE}"))?;
     remove_dir(dir, &name.0)
 }
@@ -148,7 +154,7 @@ fn remove_files(dir: &Dir, directory: &str, chosen: impl Fn(&str) -> bool, progr
     Ok(())
 }
 
-/// Removes a directory, unless something is in it.
+/// Removes a directory, unless it is not empty.
 fn remove_dir(dir: &Dir, path: &str) -> Result<()> {
     match dir.remove_dir(path) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {

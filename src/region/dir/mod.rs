@@ -1,7 +1,8 @@
-//! A directory of OCI image layouts: `<directory>/<image>/`, one layout an image, so that no index file is shared.
+//! Store in a directory of OCI image layouts: one layout per image at `<directory>/<image>/`, so that no index file is
+//! shared.
 //!
-//! Every path is opened beneath the directory, by capability: neither a name nor a symbolic link in a layout leads out of it.
-//! The directory itself is never created: one that is not there may be a disk that is not mounted.
+//! Every path is opened beneath the directory, by capability: neither a name nor a symbolic link in a layout leads out
+//! of it. The directory itself is never created, because a missing one may be a disk that is not mounted.
 
 mod blob;
 mod fence;
@@ -33,34 +34,32 @@ use cap_std::{
 pub use holders::Holders;
 use operations::{Operations, Progress, STALL};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, Presence, Result, Source, Stage, Store,
-    StoreKind, Tree,
-    referrers::{Entry, Listing},
-    store::shown,
+    Activity, BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, Presence, Result, Source,
+    Stage, Store, StoreKind, Tree, store::shown,
 };
-use crate::domain::{Descriptor, Digest, FoundImage, Image, ImageName, Leftover, Verification};
+use crate::domain::{Descriptor, Digest, Image, ImageName, Leftover, StoreEntry, Verification};
 
-/// How many pieces of a blob may have been read and not yet passed on.
+/// Number of pieces of a blob that may be read ahead of the receiver.
 const READ_AHEAD: usize = 4;
 
-/// A directory of OCI image layouts.
+/// A store in a directory of OCI image layouts.
 #[derive(Debug, Clone)]
 pub struct DirStore(Arc<Settings>);
 
 #[derive(Debug, Clone)]
 struct Settings {
     path: PathBuf,
-    /// The image of each layout, where one has several.
+    /// Selects the image of each layout that has several.
     name: Option<String>,
     keep_free: u64,
     operations: Arc<Operations>,
 }
 
 impl DirStore {
-    /// The store in a directory.
+    /// Creates the store in a directory.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
@@ -74,26 +73,26 @@ impl DirStore {
         Self(Arc::new(settings))
     }
 
-    /// The same store, in which an image is what its layout has under `name`.
+    /// Returns the same store, in which an image is the manifest that its layout lists under `name`.
     #[must_use]
     pub fn with_name(&self, name: Option<String>) -> Self {
         self.with(|settings| settings.name = name)
     }
 
-    /// The same store, which refuses an image that would leave fewer bytes free.
+    /// Returns the same store, which rejects an image that would leave less than `bytes` free.
     #[must_use]
     pub fn keeping_free(&self, bytes: u64) -> Self {
         self.with(|settings| settings.keep_free = bytes)
     }
 
-    /// The same store, whose operations may stand still for as long as `stall` before they fail.
+    /// Returns the same store, whose operations fail after `stall` without progress.
     #[must_use]
     pub fn stalling_after(&self, stall: Duration) -> Self {
         let operations = Arc::new(Operations::new(self.0.path.display().to_string(), stall));
         self.with(|settings| settings.operations = operations)
     }
 
-    /// Opens the directory each time: it may have been mounted, unmounted or replaced since.
+    /// Opens the directory each time, because it may have been mounted, unmounted or replaced since.
     fn dir(&self) -> Result<Dir> {
         let path = || self.0.path.display().to_string();
         Dir::open_ambient_dir(&self.0.path, ambient_authority()).map_err(|error| match error.kind() {
@@ -102,19 +101,19 @@ impl DirStore {
         })
     }
 
-    /// Refuses to replace an index that others have put there.
+    /// Fails if it would replace an index that another program wrote.
     async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
         let there = shown(self.root(&stage.name).await)?;
         stage.may_show(&self.shown_as(&stage.name), root.digest, &there)
     }
 
-    /// What people find an image by.
+    /// Returns the path of an image for messages.
     fn shown_as(&self, name: &ImageName) -> String {
         self.0.path.join(&name.0).display().to_string()
     }
 
-    /// Does something for a copy on a thread that may block.
+    /// Runs an operation of a copy on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         stage: &Stage,
@@ -124,7 +123,7 @@ impl DirStore {
         self.0.operations.run(&stage.activity, move |progress| act(&store.dir()?, progress)).await
     }
 
-    /// Does something for no copy on a thread that may block.
+    /// Runs an operation that belongs to no copy on a thread that may block.
     async fn reading<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Self, &Dir) -> Result<T> + Send + 'static,
@@ -134,7 +133,7 @@ impl DirStore {
     }
 }
 
-/// A large blob that has been begun, as the journal has it.
+/// A large blob whose writing has begun, as recorded in the journal.
 #[derive(Serialize, Deserialize)]
 struct Begun {
     name: String,
@@ -146,6 +145,12 @@ impl Source for DirStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let name = name.clone();
         self.reading(move |store, dir| layout::root(dir, &name, store.0.name.as_deref())).await
+    }
+
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        let name = name.clone();
+        let index = self.reading(move |_, dir| layout::index(dir, &name)).await?;
+        Ok(index.map(|index| index.listed(digest)).transpose()?.flatten())
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -161,31 +166,17 @@ impl Source for DirStore {
         let (name, blob) = (name.clone(), blob.clone());
         let file = self.reading(move |_, dir| blob::open(dir, &name, &blob, from)).await?;
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the file, or when nothing receives any more.
+        // Ends with the file, or when the receiver is dropped.
         drop(tokio::spawn(read_chunks(Arc::clone(&self.0.operations), file.take(most.unwrap_or(u64::MAX)), chunks)));
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
+    async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {
         let own = name.clone();
         match self.reading(move |_, dir| layout::index(dir, &own)).await? {
-            Some(index) => super::layout::referrers(self, name, index, subject).await,
-            None => Ok(Listing::default()),
+            Some(index) => super::layout::neighbors(self, name, index).await,
+            None => Ok(Neighbors::default()),
         }
-    }
-
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        let own = name.clone();
-        match self.reading(move |_, dir| layout::index(dir, &own)).await? {
-            Some(index) => super::layout::tagged(self, name, index, tag).await,
-            None => Ok(None),
-        }
-    }
-
-    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        let name = name.clone();
-        let index = self.reading(move |_, dir| layout::index(dir, &name)).await?;
-        Ok(index.map(|index| index.unnamed()).transpose()?.unwrap_or_default())
     }
 }
 
@@ -195,8 +186,8 @@ impl Store for DirStore {
         StoreKind::Dir
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-        super::layout::name(spec)
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
+        super::layout::locate(spec)
     }
 
     fn name_of(&self, image: &Image) -> ImageName {
@@ -219,7 +210,8 @@ impl Store for DirStore {
         publish::prepare(self, stage).await
     }
 
-    /// Never without looking: what lies in a directory may have been changed by anybody. Finds out what other images have of it.
+    /// Always returns `None`, because any program may have changed the directory, so each blob is checked. Searches the
+    /// other images for shared blobs.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         self.may_show(stage, tree).await?;
         let (own, tree) = (stage.clone(), tree.clone());
@@ -286,7 +278,7 @@ impl Store for DirStore {
         publish::retract(self, stage).await
     }
 
-    async fn find_leftovers(&self) -> Result<Vec<FoundImage>> {
+    async fn find_leftovers(&self) -> Result<Vec<StoreEntry>> {
         let store = self.clone();
         let find = move |progress: &Progress| leftovers::find(&store.dir()?, progress);
         self.0.operations.run(&Activity::default(), find).await
@@ -304,11 +296,11 @@ impl Store for DirStore {
     }
 }
 
-/// Reads an open blob and passes it on, until its end, or until nothing receives any more. A thread is held only while a piece
-/// is read.
+/// Reads an open blob and sends it in pieces, until its end, or until the receiver is dropped. Holds a thread only
+/// while it reads a piece.
 async fn read_chunks(operations: Arc<Operations>, mut file: io::Take<File>, chunks: mpsc::Sender<Result<Bytes>>) {
     loop {
-        // Before the piece is read: a slow receiver holds no more of them than it has room for.
+        // Reserved before the piece is read, so that a slow receiver buffers no more pieces than its channel holds.
         let Ok(place) = chunks.reserve().await else { return };
         let read = move |_: &Progress| {
             let chunk = blob::read_chunk(&mut file)?;

@@ -1,60 +1,76 @@
-//! Operations on one directory that may block: as many at a time as a directory may have threads, so that one that hangs takes
-//! none from other regions, and none is waited for that stands still.
+//! Blocking operations on one directory. Each directory has a limited number of threads, so that one that hangs takes
+//! none from other regions, and no caller waits for a stalled operation.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout, timeout_at},
+    time::timeout,
 };
 
 use crate::region::{Activity, Error, Result};
 
-/// Threads that one directory may hold at the same time.
+/// Maximum number of concurrent threads per directory.
 const THREADS: usize = 16;
-/// How long an operation may stand still, unless the store sets another limit.
+/// Default time after which an operation without progress counts as stalled.
 pub const STALL: Duration = Duration::from_secs(60);
+/// Number of parts in which that time is measured. The clock also runs while the process is stopped or its machine is
+/// suspended: such a gap ends one part only, and the operation can make progress in the others.
+const PARTS: u32 = 4;
 
-/// The operations of one directory.
+/// Runs the operations of one directory.
 #[derive(Debug)]
 pub struct Operations {
-    /// The directory, for errors.
+    /// The directory, for error messages.
     directory: String,
     threads: Arc<Semaphore>,
     stall: Duration,
     pulse: Arc<Pulse>,
 }
 
-/// When something moved last.
-#[derive(Debug)]
+/// Counts steps of progress.
+#[derive(Debug, Default)]
 struct Pulse {
-    origin: Instant,
-    /// Milliseconds after the origin.
-    last: AtomicU64,
+    steps: AtomicU64,
+    /// Whether an operation has made no step for too long.
+    stalled: AtomicBool,
 }
 
 impl Pulse {
-    fn new() -> Self {
-        Self { origin: Instant::now(), last: AtomicU64::new(0) }
-    }
-
     fn beat(&self) {
-        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.fetch_max(now, Ordering::Relaxed);
-    }
-
-    fn last(&self) -> Instant {
-        self.origin + Duration::from_millis(self.last.load(Ordering::Relaxed))
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.stalled.store(false, Ordering::Relaxed);
     }
 }
 
-/// What an operation says about its progress while it runs.
+/// Checks a pulse for progress each time that a part of the allowed time has passed.
+struct Observation<'a> {
+    pulse: &'a Pulse,
+    seen: u64,
+    idle_parts: u32,
+}
+
+impl<'a> Observation<'a> {
+    fn of(pulse: &'a Pulse) -> Self {
+        Self { pulse, seen: pulse.steps.load(Ordering::Relaxed), idle_parts: 0 }
+    }
+
+    /// Returns whether no step was made in the allowed number of parts, this one included.
+    fn is_stalled_after_part(&mut self) -> bool {
+        let steps = self.pulse.steps.load(Ordering::Relaxed);
+        self.idle_parts = if steps == self.seen { self.idle_parts + 1 } else { 0 };
+        self.seen = steps;
+        self.idle_parts >= PARTS
+    }
+}
+
+/// Reports the progress of an operation while it runs.
 #[derive(Debug)]
 pub struct Progress {
     operation: Arc<Pulse>,
@@ -63,7 +79,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Something moved: a chunk was read, hashed or written.
+    /// Records a step: a chunk was read, hashed or written.
     pub fn tick(&self) {
         self.operation.beat();
         self.directory.beat();
@@ -72,21 +88,21 @@ impl Progress {
 }
 
 impl Operations {
-    /// The operations of a directory; each may stand still for as long as `stall`.
+    /// Creates the operations of a directory. Each fails after `stall` without progress.
     pub fn new(directory: String, stall: Duration) -> Self {
         let threads = Arc::new(Semaphore::new(THREADS));
-        Self { directory, threads, stall, pulse: Arc::new(Pulse::new()) }
+        Self { directory, threads, stall, pulse: Arc::default() }
     }
 
-    /// Runs an operation on a thread that may block. Its thread counts until it has really returned, whether or not anything
-    /// still waits for it.
+    /// Runs an operation on a thread that may block. Its thread counts until the operation has returned, even if the
+    /// caller stopped waiting.
     pub async fn run<T: Send + 'static>(
         &self,
         copy: &Activity,
         act: impl FnOnce(&Progress) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let thread = self.thread().await?;
-        let operation = Arc::new(Pulse::new());
+        let operation = Arc::<Pulse>::default();
         let progress =
             Progress { operation: Arc::clone(&operation), directory: Arc::clone(&self.pulse), copy: copy.clone() };
         progress.tick();
@@ -96,47 +112,50 @@ impl Operations {
             drop(thread);
             result
         });
+        let mut observation = Observation::of(&operation);
         loop {
-            let deadline = operation.last() + self.stall;
-            match timeout_at(deadline, &mut running).await {
+            match timeout(self.stall / PARTS, &mut running).await {
                 Ok(Ok(result)) => return result,
                 Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Ok(Err(_)) => return Err(Error::Interrupted),
-                Err(_) if operation.last() + self.stall <= Instant::now() => return Err(self.unresponsive()),
+                Err(_) if observation.is_stalled_after_part() => return Err(self.unresponsive()),
                 Err(_) => {}
             }
         }
     }
 
-    /// Starts an operation whose result nothing waits for, if there is a thread for it.
+    /// Starts an operation whose result is ignored. Does nothing if no thread is free.
     pub fn start(&self, act: impl FnOnce() + Send + 'static) {
         let Ok(thread) = Arc::clone(&self.threads).try_acquire_owned() else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // It runs by itself.
+        // Detached.
         drop(runtime.spawn_blocking(move || {
             act();
             drop(thread);
         }));
     }
 
-    /// A thread for an operation, as soon as there is one. Nothing waits for a directory whose every thread stands still.
+    /// Waits for a thread. Fails at once if the directory counts as stalled.
     async fn thread(&self) -> Result<OwnedSemaphorePermit> {
+        let mut observation = Observation::of(&self.pulse);
         loop {
             if let Ok(thread) = Arc::clone(&self.threads).try_acquire_owned() {
                 return Ok(thread);
             }
-            let Some(left) = (self.pulse.last() + self.stall).checked_duration_since(Instant::now()) else {
+            if self.pulse.stalled.load(Ordering::Relaxed) {
                 return Err(self.unresponsive());
-            };
-            // Never zero: the deadline counts as passed only once it lies behind.
-            let left = left.max(Duration::from_millis(1));
-            if let Ok(Ok(thread)) = timeout(left, Arc::clone(&self.threads).acquire_owned()).await {
-                return Ok(thread);
+            }
+            match timeout(self.stall / PARTS, Arc::clone(&self.threads).acquire_owned()).await {
+                Ok(Ok(thread)) => return Ok(thread),
+                Ok(Err(_)) => return Err(Error::Interrupted),
+                Err(_) if observation.is_stalled_after_part() => return Err(self.unresponsive()),
+                Err(_) => {}
             }
         }
     }
 
     fn unresponsive(&self) -> Error {
+        self.pulse.stalled.store(true, Ordering::Relaxed);
         let pending = THREADS - self.threads.available_permits().min(THREADS);
         Error::Unresponsive { directory: self.directory.as_str().into(), pending }
     }
@@ -185,10 +204,40 @@ mod tests {
         assert!(text.contains("16 operations on the directory /srv/apps have not returned"), "{text}");
         healthy.run(&Activity::default(), |_| Ok(())).await.expect("another directory has threads of its own");
 
-        // As soon as the threads have returned, the directory is used again.
+        // The directory is usable again once the threads have returned.
         drop(release);
         crate::region::dir::tests::until(|| hanging.threads.available_permits() == THREADS).await;
         hanging.run(&Activity::default(), |_| Ok(())).await.expect("the threads are back");
+    }
+
+    /// The clock jumps by ten times the limit, as after SIGSTOP and SIGCONT, while an operation runs and another one
+    /// waits for a thread.
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_takes_no_operation_for_stalled() {
+        let operations = operations(Duration::from_secs(60));
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(std::sync::Mutex::new(held));
+        let runs: Vec<_> = (0..=THREADS)
+            .map(|_| {
+                let (operations, held) = (Arc::clone(&operations), Arc::clone(&held));
+                tokio::spawn(async move {
+                    let wait = move |_: &super::Progress| {
+                        let _ = held.lock().expect("a lock").recv();
+                        Ok(())
+                    };
+                    operations.run(&Activity::default(), wait).await
+                })
+            })
+            .collect();
+        while operations.threads.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::advance(Duration::from_secs(600)).await;
+        tokio::task::yield_now().await;
+        drop(release);
+        for run in runs {
+            run.await.expect("no panic").expect("it returns");
+        }
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
-//! Names of files that are not finished: each belongs to one writer alone and bears the fence of the claim that it writes for.
+//! Names of unfinished files: each belongs to one writer alone and contains the fence of the writer's claim.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::layout;
+use super::blob;
 use crate::{
     domain::{Descriptor, Digest},
     region::{
@@ -11,53 +11,54 @@ use crate::{
     },
 };
 
-/// What the name of an unfinished blob ends with.
+/// The suffix of an unfinished blob.
 const PARTIAL: &str = ".partial";
-/// The same, of a blob that is large enough to be resumed by the next writer.
+/// The suffix of an unfinished blob that the next writer can resume.
 const RESUMABLE: &str = ".begun";
-/// Blobs above this size, in bytes, are resumed.
+/// Blobs above this size, in bytes, can be resumed.
 const LARGE: u64 = 64 << 20;
 
-/// An unfinished file, as its name describes it.
+/// The kind of an unfinished file, parsed from its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Partial {
-    /// A blob that is written from its beginning again.
+    /// A blob that the next writer starts again.
     Blob,
     /// A large blob, which the next writer resumes.
     Resumable(Digest),
-    /// An index or a marker that was about to be put in place.
+    /// An index or a marker that was to be renamed into place.
     Replacement,
 }
 
-/// Whether the next writer of the blob resumes where the one before stopped.
+/// Returns whether the next writer of the blob resumes where the previous one stopped.
 pub fn is_resumable(blob: &Descriptor) -> bool {
     blob.size > LARGE
 }
 
-/// The ending of a name that no other writer has: the claim's fence, and a number of this process. A writer that was given up
-/// may still run when the same claim writes the same thing again, and neither may write or remove the other's file.
+/// Returns a unique suffix: the claim's fence, and a counter of this process. An abandoned writer may still run when
+/// the same claim writes the same blob again, and neither may write or remove the other's file.
 fn suffix(stage: &Stage) -> String {
     static WRITERS: AtomicU64 = AtomicU64::new(0);
     format!("{}-{}", stage.fence, WRITERS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The path of a new unfinished blob.
+/// Returns the path of a new unfinished blob.
 pub fn blob(stage: &Stage, blob: &Descriptor) -> String {
     let ending = if is_resumable(blob) { RESUMABLE } else { PARTIAL };
-    format!("{}/{}.{}{ending}", layout::blobs(&stage.name), blob.digest.hex(), suffix(stage))
+    format!("{}.{}{ending}", blob::path(&stage.name, blob.digest), suffix(stage))
 }
 
-/// The path of a new link to another image's blob.
+/// Returns the path of a new link to another image's blob.
 pub fn link(stage: &Stage, blob: &Descriptor) -> String {
-    format!("{}/{}.{}{PARTIAL}", layout::blobs(&stage.name), blob.digest.hex(), suffix(stage))
+    format!("{}.{}{PARTIAL}", blob::path(&stage.name, blob.digest), suffix(stage))
 }
 
-/// The path of what is about to replace a file of the layout.
+/// Returns the path of a file that is to replace one of the layout.
 pub fn replacement(stage: &Stage, file: &str) -> String {
     format!("{}/.{file}.{}", stage.name, suffix(stage))
 }
 
-/// What an unfinished file is, and the fence of the claim that wrote it; nothing if the file is none of this service's.
+/// Parses the name of an unfinished file: its kind, and the fence of the claim that wrote it. Returns `None` if this
+/// service did not write the file.
 pub fn parse(file: &str) -> Option<(Partial, u64)> {
     let fence = |suffix: &str| {
         let (fence, writer) = suffix.split_once('-')?;
@@ -68,7 +69,7 @@ pub fn parse(file: &str) -> Option<(Partial, u64)> {
         return [INDEX, MARKER].contains(&replaced).then(|| Some((Partial::Replacement, fence(suffix)?)))?;
     }
     let (digest, suffix) = file.split_once('.')?;
-    let digest: Digest = format!("sha256:{digest}").parse().ok()?;
+    let digest = Digest::from_hex(digest)?;
     if let Some(suffix) = suffix.strip_suffix(RESUMABLE.trim_start_matches('.')).and_then(|s| s.strip_suffix('.')) {
         return Some((Partial::Resumable(digest), fence(suffix)?));
     }
@@ -78,14 +79,16 @@ pub fn parse(file: &str) -> Option<(Partial, u64)> {
 #[cfg(test)]
 mod tests {
     use super::{Partial, parse};
+    use crate::domain::Digest;
 
     #[test]
     fn only_names_that_this_service_gives_are_unfinished_files() {
-        let hex = "0".repeat(64);
-        let digest = format!("sha256:{hex}").parse().expect("a digest");
+        let (hex, long) = ("0".repeat(64), "0".repeat(128));
         for (file, expected) in [
             (format!("{hex}.17-3.partial"), Some((Partial::Blob, 17))),
-            (format!("{hex}.17-3.begun"), Some((Partial::Resumable(digest), 17))),
+            (format!("{hex}.17-3.begun"), Some((Partial::Resumable(Digest::Sha256([0; 32])), 17))),
+            (format!("{long}.17-3.begun"), Some((Partial::Resumable(Digest::Sha512([0; 64])), 17))),
+            (format!("{hex}00.17-3.begun"), None),
             (".index.json.17-0".to_owned(), Some((Partial::Replacement, 17))),
             (".oci-layout.17-0".to_owned(), Some((Partial::Replacement, 17))),
             (hex.clone(), None),

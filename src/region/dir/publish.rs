@@ -1,15 +1,15 @@
-//! Making an image visible: the only write that readers see, and so the only one that has to be the right claim's.
+//! Publication of an image: the only write that readers see, and so the only one that requires the current claim.
 //!
-//! Everything slow comes first and shows nothing. Then, under the lock of the image's directory ([`super::fence`]): the journal
-//! confirms that the claim is good; the fence in the directory is the claim's own; the copy was not given up meanwhile; the
-//! index is renamed into its place. When that is durable, the journal confirms the claim once more. If it does not, the index is
-//! withdrawn, and what was visible before is visible again. A claim that is canceled after that, and before its worker has
-//! reported, is taken back by its worker ([`retract`]).
+//! Slow work comes first and is not visible. Then, under the lock of the image's directory ([`super::fence`]), the
+//! journal confirms the claim, the fence in the directory is checked, and the index is renamed into place unless the
+//! copy was abandoned. Once the index is durable, the journal confirms the claim again. If it does not, the index is
+//! withdrawn, and the previous one becomes visible again. If a claim is canceled after that and before its worker has
+//! reported, the worker takes the index back ([`retract`]).
 //!
-//! So a claim that was overtaken by another one never replaces what that one published: the other has written its fence
-//! before. And a claim that was canceled leaves nothing visible. What remains: a copy that is canceled within these few steps
-//! may be visible until it is withdrawn, and stays so if its process ends right then; and a file system without locks
-//! (see [`super::fence::Lock`]) parts processes of one host by the fence alone.
+//! So a claim that another one overtook never replaces the other's index, because the other has written its fence
+//! before. A canceled claim leaves nothing visible, with two exceptions. A copy that is canceled during these steps may
+//! be visible until it is withdrawn, and stays visible if its process ends right then. On a file system without locks
+//! (see [`super::fence::Lock`]), only the fence separates two processes of one host.
 
 use std::{
     io,
@@ -36,17 +36,17 @@ use crate::{
     domain::{Digest, ImageName},
     region::{
         Error, Exchanged, MAX_MANIFEST_BYTES, Result, Stage, Tree,
-        layout::{INDEX, Layout, MARKER, MARKER_CONTENT},
+        layout::{BLOBS, INDEX, Layout, MARKER, MARKER_CONTENT},
         store::shown,
     },
 };
 
-/// How often a lock that another writer holds is tried again, and for how long. It is held for a rename and two questions to
-/// the database.
+/// The interval between attempts to acquire a lock that another writer holds, and their time limit. A writer holds the
+/// lock for one rename and two database queries.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Set when what waits for a publication stops waiting: the copy was canceled, or given up.
+/// Sets its flag when the caller stops waiting for the publication: the copy was canceled or abandoned.
 #[derive(Debug)]
 struct Abandon(Arc<AtomicBool>);
 
@@ -56,8 +56,8 @@ impl Drop for Abandon {
     }
 }
 
-/// Makes the directories of an image, makes the claim the one that may publish there, and removes what claims before it left
-/// unfinished; but for the beginnings of large blobs, which this claim resumes.
+/// Prepares an image's directory: creates it, makes the claim the one that may publish, and removes the unfinished
+/// files of earlier claims. The beginnings of large blobs stay, and this claim resumes them.
 pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
     let lock = lock(store, stage, true).await?;
     stage.journal.hold().await?;
@@ -73,12 +73,12 @@ pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
         .await
 }
 
-/// Makes the image visible, in one step, and durable.
+/// Makes the image visible atomically and durably.
 pub async fn publish(store: &DirStore, stage: &Stage, tree: &Tree) -> Result<()> {
     let abandoned = Arc::<AtomicBool>::default();
     let guard = Abandon(Arc::clone(&abandoned));
     let publication = Publication { store: store.clone(), stage: stage.clone(), abandoned };
-    // By itself: what was begun is taken back, and the journal asked again, even if nothing waits for the answer any more.
+    // Runs on a task of its own: the check of the claim and the withdrawal complete even if the caller stops waiting.
     let result = match tokio::spawn(publication.run(tree.clone())).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -88,8 +88,8 @@ pub async fn publish(store: &DirStore, stage: &Stage, tree: &Tree) -> Result<()>
     result
 }
 
-/// The lock of an image's directory. With `create` the directory is made each time: it may be removed while the lock is waited
-/// for, by what removes leftovers.
+/// Acquires the lock of an image's directory. `create` makes the directory before each attempt, because the cleanup of
+/// leftovers may remove it meanwhile.
 async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -110,16 +110,16 @@ async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
     }
 }
 
-/// An index that is whole and durable, and not yet in its place.
+/// An index that is whole and durable, and not yet in place.
 #[derive(Debug)]
 struct StagedIndex {
     path: String,
     content: Vec<u8>,
-    /// What it makes visible.
+    /// The manifest that the index makes visible.
     root: Digest,
 }
 
-/// Writes everything that the image needs, and its index beside its place.
+/// Writes everything that the image needs, and its index as an unfinished file.
 fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     let name = &stage.name;
     let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
@@ -127,23 +127,24 @@ fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
     for (blob, content) in &layout.blobs {
         write::write_small(dir, stage, blob, content)?;
     }
-    layout::clear(dir, &layout::blobs(name), |partial, fence| {
-        matches!(partial, Partial::Resumable(_)) && fence <= stage.fence
-    })?;
-    sync_dir(dir, &layout::blobs(name))?;
-    sync_dir(dir, &format!("{name}/blobs"))?;
+    for (_, blobs) in layout::blob_directories(dir, name) {
+        let begun = |partial, fence| matches!(partial, Partial::Resumable(_)) && fence <= stage.fence;
+        layout::clear(dir, &blobs, begun)?;
+        sync_dir(dir, &blobs)?;
+    }
+    sync_dir(dir, &format!("{name}/{BLOBS}"))?;
     let marker = partial::replacement(stage, MARKER);
     write::write_file(dir, &marker, MARKER_CONTENT.as_bytes())?;
     rename(dir, &marker, name, MARKER)?;
     if let Err(error) = signatures::show(dir, stage, layout.with_referrers.as_deref()) {
-        tracing::debug!(%error, image = %name, "the signatures have no layout of their own; they are listed by the image's");
+        tracing::debug!(%error, image = %name, "updating the signatures layout failed; the image's index still lists the signatures");
     }
     let path = partial::replacement(stage, INDEX);
     write::write_file(dir, &path, &layout.index)?;
     Ok(StagedIndex { path, content: layout.index, root: root.digest })
 }
 
-/// One image that becomes visible.
+/// The publication of one image.
 #[derive(Debug)]
 struct Publication {
     store: DirStore,
@@ -167,12 +168,12 @@ impl Publication {
         };
         let settled = self.store.blocking(&self.stage, settle).await;
         exchanged?;
-        // Asked even if the index is not durable: what is visible must be a good claim's.
+        // Confirmed even if the sync failed: a visible index must belong to the current claim.
         let confirmed = self.confirm().await;
         settled.and(confirmed)
     }
 
-    /// Puts the index in its place, if the claim is good.
+    /// Renames the index into place, if the claim is current.
     async fn exchange(&self, index: StagedIndex) -> Result<()> {
         let Self { store, stage, abandoned } = self;
         let lock = lock(store, stage, false).await?;
@@ -180,7 +181,7 @@ impl Publication {
         let (own, given_up) = (stage.clone(), Arc::clone(abandoned));
         let shown_as = store.shown_as(&stage.name);
         let put = move |dir: &Dir, _: &Progress| {
-            // Looked at under the lock: nothing is replaced that this service did not put there.
+            // Checked under the lock: the rename must not replace an index that this service did not write.
             let there = shown(layout::root(dir, &own.name, None))?;
             own.may_show(&shown_as, index.root, &there)?;
             put_in_place(dir, &own, index, &lock, &given_up)
@@ -188,7 +189,8 @@ impl Publication {
         store.blocking(stage, put).await.inspect_err(|_| abandoned.store(true, Ordering::SeqCst))
     }
 
-    /// Asks whether the claim was still good when the index was in its place and durable. If not, the index is withdrawn.
+    /// Confirms that the claim was still current once the index was in place and durable. Withdraws the index
+    /// otherwise.
     async fn confirm(&self) -> Result<()> {
         let given_up = if self.abandoned.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) };
         let held = self.stage.journal.hold().await.and(given_up);
@@ -201,8 +203,8 @@ impl Publication {
     }
 }
 
-/// Takes back what was made visible for the stage, unless another claim has prepared the directory since: that one publishes
-/// by itself. Returns whether it did.
+/// Takes back the index that was published for the stage, unless another claim has prepared the directory since; that
+/// claim publishes its own. Returns whether it was taken back.
 pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
     let Some(exchanged) = stage.exchange.take() else { return Ok(false) };
     let lock = lock(store, stage, false).await?;
@@ -218,29 +220,29 @@ pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
     store.blocking(stage, take_back).await
 }
 
-/// The one step that readers see.
+/// Renames the index into place: the one step that readers see.
 fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, abandoned: &AtomicBool) -> Result<()> {
     lock.require(stage.fence)?;
     let StagedIndex { path, content, .. } = index;
-    // What the rename replaces, read under the lock.
+    // The index that the rename replaces, read under the lock.
     let previous = visible(dir, &stage.name)?;
     if abandoned.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);
     }
     rename(dir, &path, &stage.name, INDEX)?;
-    // A rename that hung until nothing waited for it any more.
+    // The caller may have stopped waiting while the rename hung.
     if abandoned.load(Ordering::SeqCst) {
         withdraw(dir, stage, previous, lock)?;
         return Err(Error::Interrupted);
     }
-    // The same index again shows nothing that was not visible before.
+    // An identical index changes nothing, so there is nothing to take back.
     if previous.as_ref() != Some(&content) {
         stage.exchange.set(Exchanged { index: content, previous });
     }
     Ok(())
 }
 
-/// The index that is visible.
+/// Returns the visible index.
 fn visible(dir: &Dir, name: &ImageName) -> Result<Option<Vec<u8>>> {
     match blob::read_bounded(dir, &format!("{name}/{INDEX}"), MAX_MANIFEST_BYTES) {
         Ok(content) => Ok(Some(content)),
@@ -249,7 +251,7 @@ fn visible(dir: &Dir, name: &ImageName) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Shows again what was visible before. Under the lock nothing else was published since.
+/// Restores the previous index. The lock ensures that no other claim has published since.
 fn withdraw(dir: &Dir, stage: &Stage, previous: Option<Vec<u8>>, _under: &Lock) -> Result<()> {
     match previous {
         None => blob::remove(dir, &format!("{}/{INDEX}", stage.name))?,

@@ -1,6 +1,8 @@
-//! A second layout inside an image's, `<image>/signatures/`: over the same blobs, by a symbolic link, with an index that lists what refers
-//! to the image as well. Programs that look for signatures look in the index, and those that look for the image find it by itself only
-//! where nothing else is listed ([`crate::region::layout`]). It is a view for other programs: nothing here reads it.
+//! Second layout of an image for signature tools, at `<image>/signatures/`: it shares the blobs by a symbolic link, and
+//! its index also lists the image's referrers.
+//!
+//! Signature tools look in the index for referrers, and other tools find the image without a name only if the index
+//! lists nothing else ([`crate::region::layout`]). This service never reads the layout.
 
 use cap_std::fs::Dir;
 
@@ -13,13 +15,13 @@ use crate::{
     },
 };
 
-/// The directory of the layout, in the image's.
+/// The layout's directory, within the image's.
 const SIGNATURES: &str = "signatures";
-/// The link to the image's blobs, and where it leads.
+/// The link to the image's blobs, and its target.
 const BLOBS: &str = "blobs";
 const IMAGES_BLOBS: &str = "../blobs";
 
-/// Shows what refers to the image by this index; without one, nothing. A file system without symbolic links is an error.
+/// Writes the layout with this index, or removes the layout without one. Fails on a file system without symbolic links.
 pub fn show(dir: &Dir, stage: &Stage, index: Option<&[u8]>) -> Result<()> {
     let layout = path(&stage.name);
     let Some(index) = index else { return remove(dir, &stage.name) };
@@ -32,7 +34,7 @@ pub fn show(dir: &Dir, stage: &Stage, index: Option<&[u8]>) -> Result<()> {
     write_new(dir, stage, INDEX, index)
 }
 
-/// Removes it, if there is one.
+/// Removes the layout, if there is one.
 pub fn remove(dir: &Dir, name: &ImageName) -> Result<()> {
     let layout = path(name);
     if !dir.is_dir(&layout) {
@@ -48,7 +50,7 @@ fn path(name: &ImageName) -> String {
     format!("{name}/{SIGNATURES}")
 }
 
-/// Writes a file beside its place, where an unfinished one of the image is looked for, and puts it there.
+/// Writes a file as an unfinished one of the image, where the cleanup finds it, and renames it into place.
 fn write_new(dir: &Dir, stage: &Stage, file: &str, content: &[u8]) -> Result<()> {
     let staged = super::partial::replacement(stage, file);
     write::write_file(dir, &staged, content)?;

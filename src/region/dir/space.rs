@@ -1,4 +1,4 @@
-//! The room in a directory: how much is free, what is reserved of it, and whether it can be written.
+//! Disk space of a directory: its free space, reservations, and a write test.
 
 use std::{
     collections::BTreeMap,
@@ -9,11 +9,11 @@ use std::{
 use super::DirStore;
 use crate::region::{Error, Result, space::Ledger};
 
-/// What is reserved of each file system, by its device number: directories of one disk share its space.
+/// The reservations of each file system, by device number: directories on one disk share its space.
 static LEDGERS: LazyLock<Mutex<BTreeMap<u64, Arc<Ledger>>>> = LazyLock::new(Mutex::default);
 
 impl DirStore {
-    /// Bytes that are free.
+    /// Returns the number of free bytes.
     pub(super) fn available(&self) -> Result<u64> {
         let path = self.0.path.display().to_string();
         let fs = rustix::fs::fstatvfs(&self.dir()?)
@@ -21,7 +21,7 @@ impl DirStore {
         Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
     }
 
-    /// Writes a file that is no image's, and removes it.
+    /// Writes a file that belongs to no image, and removes it.
     pub(super) fn try_to_write(&self) -> Result<()> {
         let (dir, name) = (self.dir()?, format!(".appferry-probe-{}", uuid::Uuid::now_v7().simple()));
         let path = self.0.path.join(&name).display().to_string();
@@ -32,7 +32,7 @@ impl DirStore {
         removed.map_err(Error::io("removing", path.as_str()))
     }
 
-    /// What is reserved of the directory's file system.
+    /// Returns the reservations of the directory's file system.
     pub(super) fn ledger(&self) -> Result<Arc<Ledger>> {
         use cap_std::fs::MetadataExt as _;
         let path = self.0.path.display().to_string();

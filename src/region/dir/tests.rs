@@ -1,6 +1,7 @@
-//! A directory is written by claims that are overtaken, canceled and given up at every moment: what is visible is always the
-//! image of the claim that is good.
+//! Tests of the directory store: claims are overtaken, canceled and aborted at every step, and the visible image is
+//! always that of the current claim.
 
+mod algorithms;
 mod leftovers;
 
 use std::{
@@ -15,16 +16,15 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{DirStore, fence::FENCE};
 use crate::{
-    domain::{Descriptor, Digest, ImageName, Verification},
+    domain::{Algorithm, Descriptor, Digest, ImageName, Verification},
     region::{Chunk, Error, Journal, Memory, Presence, Result, Source as _, Stage, Store as _, Tree},
 };
 
-/// Waits until something is so.
+/// Waits until a condition is met.
 pub async fn until(met: impl Fn() -> bool) {
     let wait = async {
         while !met() {
@@ -34,10 +34,10 @@ pub async fn until(met: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it comes");
 }
 
-/// A journal that holds for some answers and then no more, and answers as often as it is let.
+/// A journal that confirms the claim a given number of times, and responds only as often as it has permits.
 #[derive(Debug)]
 struct Scripted {
-    /// The number of times that the claim is good.
+    /// The number of times that the claim is confirmed.
     good: usize,
     asked: AtomicUsize,
     answers: Semaphore,
@@ -48,7 +48,7 @@ impl Scripted {
         Arc::new(Self { good, asked: AtomicUsize::new(0), answers: Semaphore::new(Semaphore::MAX_PERMITS) })
     }
 
-    /// One that answers so many questions, and lets the next one wait.
+    /// Creates a journal that responds to so many queries, and blocks the next one.
     fn silent_after(answers: usize) -> Arc<Self> {
         Arc::new(Self { good: usize::MAX, asked: AtomicUsize::new(0), answers: Semaphore::new(answers) })
     }
@@ -79,7 +79,7 @@ impl Journal for Scripted {
     }
 }
 
-/// A directory with one image's place in it.
+/// A directory store with one image.
 struct Place {
     directory: tempfile::TempDir,
     store: DirStore,
@@ -96,12 +96,12 @@ impl Place {
         self.directory.path().join("a").join(file)
     }
 
-    /// The root that is visible.
+    /// Returns the visible root.
     async fn visible(&self) -> Option<Digest> {
         self.store.root(&name()).await.expect("it is read").map(|root| root.digest)
     }
 
-    /// Writes an image whole, but for its index.
+    /// Writes an image whole, except its index.
     async fn write(&self, stage: &Stage, tree: &Tree) {
         self.store.prepare(stage).await.expect("it is prepared");
         for (manifest, content) in &tree.manifests {
@@ -109,10 +109,11 @@ impl Place {
         }
     }
 
-    /// The unfinished files.
+    /// Returns the names of the unfinished files.
     fn unfinished(&self) -> Vec<String> {
-        let directories = [self.file(""), self.file("blobs/sha256")];
-        let files = directories.into_iter().flat_map(|directory| fs::read_dir(directory).expect("a directory"));
+        let directories = ["", "blobs/sha256", "blobs/sha512"].map(|directory| self.file(directory));
+        let directories = directories.into_iter().filter(|directory| directory.exists());
+        let files = directories.flat_map(|directory| fs::read_dir(directory).expect("a directory"));
         let names = files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned());
         names.filter(|name| super::partial::parse(name).is_some()).collect()
     }
@@ -123,7 +124,7 @@ fn name() -> ImageName {
 }
 
 fn stage(fence: u64, journal: Arc<dyn Journal>) -> Stage {
-    // What is visible here was put there without a record of it.
+    // The visible image was put there without a record of it.
     Stage { overwrite: true, ..Stage::new(name(), fence, journal) }
 }
 
@@ -132,11 +133,11 @@ fn good(fence: u64) -> Stage {
 }
 
 fn descriptor(content: &[u8]) -> Descriptor {
-    let digest = Digest::new(Sha256::digest(content).into());
+    let digest = Algorithm::CANONICAL.digest(content);
     Descriptor { media_type: "application/octet-stream".into(), digest, size: content.len() as u64 }
 }
 
-/// An image of one manifest, and another one for every text.
+/// Returns an image of one manifest, with a different digest for every text.
 fn tree(text: &str) -> Tree {
     let content = Bytes::from(format!(r#"{{"schemaVersion":2,"annotations":{{"is":"{text}"}}}}"#));
     let manifest = Descriptor { media_type: crate::region::MANIFEST_TYPE.into(), ..descriptor(&content) };
@@ -173,7 +174,7 @@ async fn a_claim_that_is_no_longer_good_prepares_nothing_and_publishes_nothing()
     let current = good(9);
     place.write(&current, &tree("new")).await;
 
-    // An older writer that comes late does not make itself the one that may publish.
+    // An older writer that comes late does not become the one that may publish.
     let late = stage(7, Scripted::good_for(0));
     let refused = place.store.prepare(&late).await;
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
@@ -186,7 +187,8 @@ async fn a_claim_that_is_no_longer_good_prepares_nothing_and_publishes_nothing()
     assert_eq!(place.visible().await, Some(root(&tree("new"))));
 }
 
-/// The database is the authority: after it was restored from a backup, its fences may be lower than those in the directory.
+/// The database is the authority: after it was restored from a backup, its fences may be lower than those in the
+/// directory.
 #[tokio::test]
 async fn a_good_claim_with_a_lower_fence_publishes() {
     let place = Place::new();
@@ -200,14 +202,14 @@ async fn a_good_claim_with_a_lower_fence_publishes() {
 #[tokio::test]
 async fn a_claim_that_is_canceled_while_its_index_is_put_in_place_is_withdrawn() {
     let place = Place::new();
-    // Good when it prepares and right before the index is renamed, and not right after.
+    // Current when it prepares and right before the index is renamed, but not right after.
     let canceled = stage(7, Scripted::good_for(2));
     place.write(&canceled, &tree("first")).await;
     let refused = place.store.publish(&canceled, &tree("first")).await;
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
     assert_eq!(place.visible().await, None);
 
-    // What was visible before is visible again.
+    // The previous image is visible again.
     let earlier = good(8);
     place.write(&earlier, &tree("earlier")).await;
     place.store.publish(&earlier, &tree("earlier")).await.expect("it is published");
@@ -231,7 +233,7 @@ async fn what_a_canceled_copy_has_published_is_taken_back_unless_another_claim_c
     assert_eq!(place.visible().await, Some(root(&tree("earlier"))));
     assert!(!place.store.retract(&canceled).await.expect("an answer"), "once");
 
-    // The same image again has changed nothing that could be taken back.
+    // Publishing the same image again changes nothing that could be taken back.
     let again = good(9);
     place.write(&again, &tree("earlier")).await;
     place.store.publish(&again, &tree("earlier")).await.expect("it is published");
@@ -256,7 +258,7 @@ async fn a_publication_that_is_given_up_before_its_last_step_shows_nothing() {
     publication.abort();
     publication.await.expect_err("it was given up");
 
-    // The journal answers only now that the claim is good; but nothing waits for the copy any more.
+    // The journal confirms the claim only now, after the copy was abandoned.
     journal.answers.add_permits(100);
     until(|| place.unfinished().is_empty()).await;
     assert_eq!(place.visible().await, None);
@@ -280,7 +282,7 @@ async fn a_publication_that_is_given_up_after_its_last_step_still_asks_whether_i
     until(|| !place.file("index.json").exists()).await;
 }
 
-/// One that looks may have been overtaken by one that is just writing.
+/// Another claim may have overtaken the one that checks, and may be writing.
 #[tokio::test]
 async fn looking_removes_nothing_and_a_damaged_blob_is_replaced() {
     let place = Place::new();
@@ -332,7 +334,7 @@ async fn only_a_directory_that_is_not_there_is_said_not_to_exist() {
     let file = DirStore::new(file).root(&name()).await;
     assert!(matches!(file, Err(Error::Vanished(_))), "{file:?}");
 
-    // A name that is too long is none of these, and neither is anything else that the operating system may say.
+    // A name that is too long is neither of these errors, and the same holds for other errors of the operating system.
     let long =
         DirStore::new(directory.path().join("x".repeat(300))).root(&name()).await.expect_err("it can't be opened");
     let text = long.to_string();
@@ -367,7 +369,7 @@ async fn what_other_images_have_is_found_out_once_for_all_blobs() {
             fs::write(other.join("index.json"), "{}").expect("an index");
         }
     };
-    // One that is not whole yet gives nothing, and a damaged one is not taken.
+    // An incomplete image lends nothing, and a damaged blob is not linked.
     put("unfinished", content, false);
     put("damaged", b"a layer that is another.", true);
     for (claim, expected) in [(7, Presence::Absent), (8, Presence::Whole(Verification::Verified))] {

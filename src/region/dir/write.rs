@@ -1,5 +1,5 @@
-//! Writing one blob as its pieces come. A thread is held only while bytes are on their way to the disk, never while they are
-//! waited for.
+//! Writer of one blob as its pieces arrive. It holds a thread only while it writes to the disk, never while it waits
+//! for data.
 
 use std::io::{self, Read as _, Write as _};
 
@@ -7,18 +7,18 @@ use bytes::Bytes;
 use cap_std::fs::{Dir, File, OpenOptions};
 use tokio::sync::mpsc;
 
-use super::{DirStore, blob, operations::Progress, partial};
+use super::{DirStore, blob, layout, operations::Progress, partial};
 use crate::{
     domain::Descriptor,
     region::{Chunk, Error, Result, Stage},
 };
 
-/// The most bytes that one operation writes.
+/// Maximum number of bytes that one operation writes.
 const BATCH_BYTES: usize = 4 << 20;
-/// How many bytes may be written and not synced, so that no single sync takes long enough to be taken for one that hangs.
+/// Maximum number of bytes written between two syncs, so that no single sync takes long enough to count as stalled.
 const UNSYNCED_BYTES: u64 = 128 << 20;
 
-/// What has come of a blob since the last operation.
+/// The pieces of a blob that arrived since the last operation.
 #[derive(Debug, Default)]
 struct Batch {
     pieces: Vec<Bytes>,
@@ -28,14 +28,14 @@ struct Batch {
 /// How the stream of a blob ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// With everything.
+    /// After all pieces.
     Whole,
-    /// Before its end.
+    /// Before all pieces arrived.
     Broken,
 }
 
 impl Batch {
-    /// Waits for the next piece, and takes what is there behind it.
+    /// Waits for the next piece, and takes the pieces that are queued behind it.
     async fn next(chunks: &mut mpsc::Receiver<Chunk>) -> Self {
         let mut batch = Self::default();
         let mut bytes = batch.take(chunks.recv().await);
@@ -62,8 +62,8 @@ impl Batch {
     }
 }
 
-/// Writes a blob from the byte `from` on, and gives it its name when it is whole, durable and verified. What a stream that broke
-/// off has brought of a large blob is left for the next writer.
+/// Writes a blob from the byte `from` on, and gives it its name once it is whole, durable and verified. If the stream
+/// breaks off, the received part of a large blob stays for the next writer.
 pub async fn write(
     store: &DirStore,
     stage: &Stage,
@@ -82,20 +82,21 @@ pub async fn write(
     }
 }
 
-/// A blob that is being written. Dropped before it is whole, its file is removed, unless the next writer resumes it.
+/// A blob that is being written. Dropping it removes the file, unless the blob is complete or the next writer can
+/// resume it.
 #[derive(Debug)]
 struct Unfinished {
     store: DirStore,
     stage: Stage,
     blob: Descriptor,
-    /// How many of the first bytes an earlier writer left.
+    /// Number of leading bytes that an earlier writer left.
     from: u64,
     path: String,
-    /// Nothing before the first bytes have come.
+    /// Unset until the first bytes arrive.
     file: Option<File>,
     written: u64,
     unsynced: u64,
-    /// Whether nothing is left to be removed.
+    /// Whether no file is left to remove.
     settled: bool,
 }
 
@@ -105,7 +106,7 @@ impl Drop for Unfinished {
             return;
         }
         let (store, path) = (self.store.clone(), std::mem::take(&mut self.path));
-        // What can't be removed now is cleared away by the next claim, or by maintenance.
+        // If this fails, the next claim or the maintenance removes the file.
         self.store.0.operations.start(move || {
             let _ = store.dir().and_then(|dir| blob::remove(&dir, &path));
         });
@@ -127,12 +128,12 @@ impl Unfinished {
         }
     }
 
-    /// Whether what is there is worth keeping. As many bytes as there should be, and no end: they were wrong.
+    /// Returns whether the next writer can resume. A file of full size without an end failed its verification.
     fn is_resumable(&self) -> bool {
         partial::is_resumable(&self.blob) && (1..self.blob.size).contains(&self.written)
     }
 
-    /// Writes what has come; at the end, finishes the blob.
+    /// Writes the pieces of a batch, and finishes the blob at its end.
     fn advance(mut self, dir: &Dir, batch: Batch, progress: &Progress) -> Result<Self> {
         let done = self.append(dir, batch.pieces, progress).and_then(|()| match batch.end {
             None => Ok(()),
@@ -141,11 +142,11 @@ impl Unfinished {
         });
         let Err(error) = done else { return Ok(self) };
         if !(matches!(error, Error::Interrupted) && self.is_resumable()) {
-            // The error is what matters; that its remains could not be removed either would only hide it.
+            // A failed removal would only hide this error.
             let _ = blob::remove(dir, &self.path);
         }
         self.settled = true;
-        // The beginning was another writer's, and may never have reached the disk whole.
+        // Another writer left the beginning, which may never have reached the disk whole.
         let begun_wrong = self.from > 0 && matches!(error, Error::DigestMismatch { .. });
         Err(if begun_wrong { Error::UploadGone(std::mem::take(&mut self.path).into()) } else { error })
     }
@@ -175,16 +176,17 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Creates the file. The beginning that another writer left is copied, not taken over: that writer may still run, and hold
-    /// the file open.
+    /// Creates the file. Copies the beginning that another writer left instead of taking its file over, because that
+    /// writer may still run and hold the file open.
     fn begin(&self, dir: &Dir, progress: &Progress) -> Result<File> {
+        layout::create_blobs(dir, &self.stage.name, self.blob.digest.algorithm())?;
         let mut file = create(dir, &self.path)?;
         if self.from == 0 {
             return Ok(file);
         }
         let gone = || Error::UploadGone(self.path.clone().into());
         let found = blob::longest_partial(dir, &self.stage, &self.blob)?;
-        // Its own file is empty.
+        // The new file itself is empty, so it is never the longest.
         let (begun, _) = found.filter(|(_, length)| *length >= self.from).ok_or_else(gone)?;
         let copied = copy(blob::open_file(dir, &begun)?, &mut file, self.from, progress)
             .map_err(Error::io("copying", &begun))?;
@@ -192,7 +194,7 @@ impl Unfinished {
         if copied == self.from { Ok(file) } else { Err(gone()) }
     }
 
-    /// Makes the file durable, reads it again, and gives it the blob's name.
+    /// Makes the file durable, verifies it, and gives it the blob's name.
     fn finish(&mut self, dir: &Dir, progress: &Progress) -> Result<()> {
         if self.written != self.blob.size {
             return Err(self.size_mismatch());
@@ -214,7 +216,7 @@ impl Unfinished {
     }
 }
 
-/// Copies the first bytes of a file.
+/// Copies the first `bytes` bytes of a file. Returns how many were copied.
 fn copy(mut from: File, to: &mut File, bytes: u64, progress: &Progress) -> io::Result<u64> {
     let mut copied = 0;
     while copied < bytes {
@@ -228,7 +230,7 @@ fn copy(mut from: File, to: &mut File, bytes: u64, progress: &Progress) -> io::R
     Ok(copied)
 }
 
-/// Creates a file, or empties it.
+/// Creates or truncates a file.
 fn create(dir: &Dir, path: &str) -> Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
@@ -241,8 +243,9 @@ pub fn write_file(dir: &Dir, path: &str, content: &[u8]) -> Result<()> {
     file.write_all(content).and_then(|()| file.sync_all()).map_err(Error::io("writing", path))
 }
 
-/// Writes a small blob durably and in one step.
+/// Writes a small blob durably and atomically.
 pub fn write_small(dir: &Dir, stage: &Stage, blob: &Descriptor, content: &[u8]) -> Result<()> {
+    layout::create_blobs(dir, &stage.name, blob.digest.algorithm())?;
     let partial = partial::blob(stage, blob);
     write_file(dir, &partial, content)?;
     let own = blob::path(&stage.name, blob.digest);

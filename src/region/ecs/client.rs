@@ -1,4 +1,5 @@
-//! Requests to Alibaba Cloud's RPC-style APIs: signed, bounded in time and size, and to nowhere else.
+//! HTTP client for Alibaba Cloud's RPC-style APIs: signs requests, limits their time and response size, and contacts
+//! only admitted addresses.
 
 use std::{fmt, time::Duration};
 
@@ -15,7 +16,7 @@ use url::Url;
 use super::{credentials::Keys, error::Error};
 use crate::{
     domain::{Clock, ForeignText, Timestamp},
-    identity::acs3::{self, CONTENT, DATE, NONCE, Signed, encode},
+    identity::acs3::{self, CONTENT_SHA256, DATE, NONCE, SignedRequest, encode},
     region::{
         self,
         answer::{bounded, retry_after, transport},
@@ -24,10 +25,10 @@ use crate::{
     },
 };
 
-/// The largest answer, in bytes: a hundred images with their tags.
+/// Maximum size of a response, in bytes: enough for a page of 100 images with their tags.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
-/// A product of the provider.
+/// A product of Alibaba Cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Product {
     /// Elastic Compute Service.
@@ -37,7 +38,7 @@ pub enum Product {
 }
 
 impl Product {
-    /// The version of its API that is spoken.
+    /// Returns the version of the product's API that this client uses.
     const fn version(self) -> &'static str {
         match self {
             Self::Ecs => "2014-05-26",
@@ -55,20 +56,17 @@ impl fmt::Display for Product {
     }
 }
 
-/// A request.
+/// A request to the API.
 #[derive(Debug)]
 pub struct Call<'a> {
-    /// Of which product.
     pub product: Product,
-    /// Where that is.
+    /// The endpoint.
     pub base: &'a Url,
-    /// What is asked.
     pub action: &'static str,
-    /// With what.
     pub parameters: Vec<(String, String)>,
 }
 
-/// Asks, and shows who does.
+/// Sends signed requests.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -77,7 +75,7 @@ pub struct Client {
     patience: Duration,
 }
 
-/// An error as the provider tells it.
+/// The body of an error response.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Refusal {
@@ -87,19 +85,19 @@ struct Refusal {
 }
 
 impl Client {
-    /// A client whose requests take as long as `patience` at most.
+    /// Creates a client whose requests time out after `patience`.
     pub fn new(egress: Egress, clock: Clock, patience: Duration) -> region::Result<Self> {
         let http = egress.client().and_then(reqwest::ClientBuilder::build);
         let http = http.map_err(|error| transport("the HTTP client", &error))?;
         Ok(Self { http, egress, clock, patience })
     }
 
-    /// The time.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Asks, once.
+    /// Sends a request once, without retries.
     pub async fn call<T: DeserializeOwned>(&self, keys: &Keys, call: Call<'_>) -> Result<T, Error> {
         let product = call.product;
         let failed = |source: region::Error| Error::NoAnswer { product, source: Box::new(source) };
@@ -134,7 +132,7 @@ impl Client {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         let body = bounded(&what, response, MAX_ANSWER_BYTES).await.map_err(failed)?;
         if !status.is_success() {
-            // What comes from something in between has another form, or none.
+            // A gateway in between sends an error body of another form, or none.
             let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
             let code = if refusal.code.is_empty() { status.as_str() } else { &refusal.code };
             let (code, request_id) = (ForeignText::value(code), ForeignText::value(&refusal.request_id));
@@ -144,7 +142,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| failed(region::Error::malformed(what, error)))
     }
 
-    /// The URL and the headers of a request.
+    /// Returns the URL and the headers of a signed request.
     fn signed(&self, keys: &Keys, call: &Call<'_>) -> Result<(Url, HeaderMap), Error> {
         let malformed = |reason: &dyn fmt::Display| Error::NoAnswer {
             product: call.product,
@@ -156,7 +154,7 @@ impl Client {
             ("x-acs-version", call.product.version().to_owned()),
             (DATE, seconds.to_string()),
             (NONCE, uuid::Uuid::now_v7().simple().to_string()),
-            (CONTENT, hex::encode(Sha256::digest(b""))),
+            (CONTENT_SHA256, hex::encode(Sha256::digest(b""))),
         ];
         all.extend(keys.security_token.as_ref().map(|token| ("x-acs-security-token", token.0.clone())));
         let mut headers = HeaderMap::new();
@@ -170,7 +168,7 @@ impl Client {
         let query = call.parameters.iter().map(pair).collect::<Vec<_>>().join("&");
         let authority = authority(call.base);
         let request =
-            Signed { method: "POST", path: "/", query: &query, headers: &headers, authority: Some(&authority) };
+            SignedRequest { method: "POST", path: "/", query: &query, headers: &headers, authority: Some(&authority) };
         let authorization =
             acs3::authorize(&request, &keys.id, &keys.secret).map_err(|error| malformed(&format!("{error:?}")))?;
         let mut authorization = HeaderValue::try_from(authorization).map_err(|error| malformed(&error))?;
@@ -183,7 +181,8 @@ impl Client {
     }
 }
 
-/// The span of a request. A copy is looked at so often that those looks are only traced where debugging is.
+/// Creates the span of a request. `DescribeImages` polls the state of copies and is frequent, so its spans have level
+/// DEBUG.
 fn span(call: &Call<'_>) -> Span {
     let name = format!("{} {}", call.product, call.action);
     macro_rules! span {

@@ -1,4 +1,5 @@
-//! Who asks: an access key, one with a security token, or whatever a credentials file says. Every file is read again for every request.
+//! Credentials for Alibaba Cloud: an access key, a temporary key with a security token, or a profile of a credentials
+//! file. Every request reads the files again.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,65 +16,66 @@ use crate::{
     region::{SecretFileError, SecretSource, secret_file},
 };
 
-/// How long before a role's keys run out new ones are asked for.
+/// How long before their expiry a role's keys are renewed.
 const EARLY: Duration = Duration::from_secs(300);
-/// How long a role's keys are asked for, in seconds: the least that STS gives them for anyway.
+/// The requested lifetime of a role's keys, in seconds. Every role allows at least this much.
 const ROLE_SECONDS: u32 = 3_600;
-/// The largest credentials file, in bytes.
+/// Maximum size of a credentials file, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
-/// An access key, with what belongs to it.
+/// An access key, with a security token if it is temporary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
-    /// Its public part.
+    /// The access key id.
     pub id: String,
-    /// Its secret part.
+    /// The access key secret.
     pub secret: Secret,
-    /// Shown beside it if it is a temporary one.
+    /// The security token of a temporary key.
     pub security_token: Option<Secret>,
 }
 
-/// Where the keys come from.
+/// The source of the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// A key whose secret parts may change.
+    /// A key whose secret parts may change between requests.
     Key {
-        /// Its public part.
+        /// The access key id.
         id: String,
-        /// Its secret part.
+        /// The access key secret.
         secret: SecretSource,
-        /// What is shown beside it if it is a temporary one.
+        /// The security token of a temporary key.
         security_token: Option<SecretSource>,
     },
-    /// From a file that is read again for every request, so that it may be replaced at any time.
+    /// A credentials file. Every request reads it again, so it may be replaced at any time.
     File {
-        /// The file, in the form that the provider's own tools use.
+        /// The file, in the format of Alibaba Cloud's own tools.
         path: PathBuf,
-        /// Which of its sections.
+        /// The section of the file.
         profile: String,
     },
 }
 
-/// What a section of a credentials file says.
+/// The content of a section of a credentials file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Profile {
     /// `type = access_key` or `type = sts`.
     Keys(Keys),
-    /// `type = ram_role_arn`: those of a role that is assumed.
+    /// `type = ram_role_arn`: the temporary keys of a role.
     Role {
-        /// Who assumes it.
+        /// The keys that assume the role.
         keys: Keys,
-        /// The role.
+        /// The ARN of the role.
         arn: String,
-        /// What the session is called.
+        /// The name of the session.
         session: String,
     },
 }
 
 impl Profile {
-    /// Reads a section of a credentials file (Alibaba Cloud SDK, "Manage access credentials", `~/.alibabacloud/credentials.ini`).
+    /// Parses a section of a credentials file (Alibaba Cloud SDK, "Manage access credentials",
+    /// `~/.alibabacloud/credentials.ini`).
     pub fn parse(text: &str, profile: &str) -> Result<Self, String> {
-        // What the parser says may repeat a line, and that a secret.
+        // The parser's message may quote a line, and with it a secret.
         let file = ini::Ini::load_from_str(text).map_err(|error| format!("line {} can't be read", error.line))?;
         let section = file.section(Some(profile)).ok_or_else(|| format!("it has no section [{profile}]"))?;
         let maybe = |key: &str| section.get(key).map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned);
@@ -99,7 +101,7 @@ impl Profile {
     }
 }
 
-/// Hands out the keys to show.
+/// Provides the keys for each request, and caches those of an assumed role.
 #[derive(Debug)]
 pub struct Wallet {
     credentials: Credentials,
@@ -107,22 +109,22 @@ pub struct Wallet {
     assumed: Mutex<Option<Assumed>>,
 }
 
-/// A role that has been assumed.
+/// The cached keys of an assumed role.
 #[derive(Debug)]
 struct Assumed {
-    /// By what.
+    /// The profile that assumed the role; a changed profile invalidates the cache.
     by: Profile,
     keys: Keys,
     until: Timestamp,
 }
 
 impl Wallet {
-    /// A wallet; roles are assumed at `sts`.
+    /// Creates a wallet that assumes roles at `sts`.
     pub fn new(credentials: Credentials, sts: Url) -> Self {
         Self { credentials, sts, assumed: Mutex::new(None) }
     }
 
-    /// The keys to show now.
+    /// Returns the keys for the next request.
     pub async fn keys(&self, client: &Client) -> Result<Keys, Error> {
         let (path, profile) = match &self.credentials {
             Credentials::Key { id, secret, security_token } => {
@@ -139,7 +141,7 @@ impl Wallet {
         }
     }
 
-    /// A key as its files have it now.
+    /// Returns a key with the current content of its files.
     async fn key(id: &str, secret: &SecretSource, security_token: Option<&SecretSource>) -> Result<Keys, Error> {
         let unusable = |error: SecretFileError| Error::Credentials(error.to_string());
         let security_token = match security_token {
@@ -149,7 +151,7 @@ impl Wallet {
         Ok(Keys { id: id.to_owned(), secret: secret.read().await.map_err(unusable)?, security_token })
     }
 
-    /// The keys of a role. While they are asked for, all others wait for the same answer.
+    /// Returns the keys of a role. The lock is held during the request, so that concurrent callers share its result.
     async fn assume(&self, client: &Client, role: Profile) -> Result<Keys, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]

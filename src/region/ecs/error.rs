@@ -1,4 +1,4 @@
-//! What can be wrong with a copy that ECS makes.
+//! Errors of copies by ECS.
 
 use std::time::Duration;
 
@@ -10,74 +10,62 @@ use crate::{
     region::{self, Verdict},
 };
 
-/// What is wrong with a copy that ECS makes.
+/// An error of a copy by ECS, or of a request to Alibaba Cloud.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
-    /// The provider refused a request.
+    /// Alibaba Cloud refused a request.
     #[error("{product} {action}: {code}: {message} (RequestId {request_id})")]
     Refused {
-        /// The product that refused.
         product: Product,
-        /// What was asked of it.
+        /// The API action.
         action: &'static str,
-        /// The status of its answer.
+        /// The HTTP status of the response.
         status: StatusCode,
-        /// The code of the error.
+        /// Alibaba Cloud's code for the error.
         code: ForeignText,
-        /// What it said about that.
         message: ForeignText,
-        /// Its name for the request.
+        /// Alibaba Cloud's id of the request.
         request_id: ForeignText,
-        /// When it wants to be asked again, if it said so.
+        /// The delay that the response's `Retry-After` header requests.
         retry_after: Option<Duration>,
     },
-    /// The provider gave no answer, or none that can be read.
+    /// No response was received, or none that can be parsed.
     #[error("{product}: {source}")]
     NoAnswer {
-        /// The product.
         product: Product,
-        /// What was wrong with the connection or the answer.
+        /// The cause: an error of the connection or of the response.
         source: Box<region::Error>,
     },
-    /// There are no credentials to show.
+    /// The credentials can't be read or used.
     #[error("the credentials of [alibaba]: {0}")]
     Credentials(String),
-    /// ECS has given up the copy.
+    /// ECS aborted the copy.
     #[error("ECS ended the copy {image} with {status}")]
     Ended {
-        /// The image that it was to become.
+        /// The destination image.
         image: EcsImageId,
-        /// How it stands.
+        /// The final status of the image.
         status: ForeignText,
     },
-    /// The image that ECS was making, or had made, is not there any more.
+    /// ECS no longer lists an image that it was making, or had made.
     #[error("ECS does not list the copy {0} any more")]
     Vanished(EcsImageId),
-    /// The name is taken.
+    /// Another image has the name already.
     #[error(
         "the region has an image called {name} that was not made for this app, {image}; rename or delete it, or rename the source"
     )]
-    Foreign {
-        /// The name.
-        name: ForeignText,
-        /// The image.
-        image: EcsImageId,
-    },
-    /// The image is not ready to be copied.
+    Foreign { name: ForeignText, image: EcsImageId },
+    /// The source image can't be copied in its current status.
     #[error("the image {image} is {status} and not Available")]
-    NotAvailable {
-        /// The image.
-        image: EcsImageId,
-        /// How it stands.
-        status: ForeignText,
-    },
-    /// The image is not there.
+    NotAvailable { image: EcsImageId, status: ForeignText },
+    /// ECS does not list the source image.
     #[error("ECS lists no image {0}")]
     Missing(EcsImageId),
 }
 
-/// Codes of refusals that pass: of throttling, of a source that is being copied by somebody else, of a repeat that came while the first
-/// was being worked on (ECS API 2014-05-26, `CopyImage`, "Error codes", and the product's common ones).
+/// Codes of transient refusals: throttling, a source that another request is copying, a repeat of a request still in
+/// progress (ECS API 2014-05-26, `CopyImage`, "Error codes", and the product's common ones).
 const PASSING: [&str; 11] = [
     "Throttling",
     "ServiceUnavailable",
@@ -88,13 +76,13 @@ const PASSING: [&str; 11] = [
     "IncorrectImageStatus",
     "IdempotentProcessing",
     "SignatureNonceUsed",
-    // A clock that is off is set by its time service within minutes.
+    // The time service corrects a wrong clock within minutes.
     "InvalidTimeStamp.Expired",
     "InvalidSecurityToken.Expired",
 ];
 
 impl Error {
-    /// Whether trying again is of any use. What says neither is taken by its HTTP status.
+    /// Returns whether to retry. The HTTP status decides for unknown codes.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         match self {
@@ -106,7 +94,7 @@ impl Error {
                 if passes || matches!(status.as_u16(), 408 | 429 | 500..) { Verdict::Retry } else { Verdict::Fail }
             }
             Self::NoAnswer { source, .. } if matches!(**source, region::Error::Forbidden { .. }) => Verdict::Fail,
-            // The file may be in the middle of being replaced.
+            // Credentials: the file may be in the middle of a replacement.
             Self::NoAnswer { .. }
             | Self::Credentials(_)
             | Self::Ended { .. }
@@ -116,19 +104,19 @@ impl Error {
         }
     }
 
-    /// When the provider wants to be asked again, if it said so.
+    /// Returns the delay that the response's `Retry-After` header requests.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         if let Self::Refused { retry_after, .. } = self { *retry_after } else { None }
     }
 
-    /// Whether the code is that one.
+    /// Returns whether Alibaba Cloud refused with this code.
     #[must_use]
     pub fn is(&self, known: &str) -> bool {
         matches!(self, Self::Refused { code, .. } if code.as_str() == known)
     }
 
-    /// Whose error it is: what is wrong with a security token is STS's, whoever found it out.
+    /// Returns the party at fault. An invalid security token is attributed to STS, whichever product reports it.
     #[must_use]
     pub fn fault_kind(&self) -> FaultKind {
         match self {
@@ -141,13 +129,13 @@ impl Error {
         }
     }
 
-    /// Whether the copy itself is of no use any more, and not only how it stands unknown.
+    /// Returns whether the copy itself failed, as opposed to a request for its status.
     #[must_use]
     pub fn ends_the_copy(&self) -> bool {
         matches!(self, Self::Ended { .. } | Self::Vanished(_))
     }
 
-    /// Whether what is wrong is that the source is not there.
+    /// Returns whether the cause is a missing source image.
     #[must_use]
     pub fn is_source_missing(&self) -> bool {
         matches!(self, Self::Missing(_))

@@ -1,10 +1,10 @@
-//! What `DescribeImages` answers, as far as it is of use (ECS API 2014-05-26).
+//! The fields of a `DescribeImages` response that the service reads (ECS API 2014-05-26).
 
 use serde::Deserialize;
 
 use crate::domain::{EcsImage, EcsStatus, ForeignText};
 
-/// An answer that says nothing but that it was done.
+/// A response whose body is ignored.
 #[derive(Debug, Deserialize)]
 pub struct NoAnswer {}
 
@@ -55,7 +55,7 @@ struct Tag {
 }
 
 impl Listing {
-    /// How many images there are on all pages, and those of this one.
+    /// Returns the number of images on all pages, and the images of this page.
     pub fn read(self) -> Result<(u64, Vec<EcsImage>), String> {
         let images = self.images.image.into_iter().map(Entry::read).collect::<Result<_, _>>()?;
         Ok((self.total_count, images))
@@ -65,15 +65,15 @@ impl Listing {
 impl Entry {
     fn read(self) -> Result<EcsImage, String> {
         let status = match self.status.as_str() {
-            "Creating" | "Waiting" => EcsStatus::Coming,
+            "Creating" | "Waiting" => EcsStatus::Creating,
             "Available" => EcsStatus::Available,
-            other => EcsStatus::Lost(ForeignText::value(other)),
+            other => EcsStatus::Unusable(ForeignText::value(other)),
         };
         Ok(EcsImage {
             id: self.image_id.parse()?,
             name: self.image_name,
             status,
-            // `45%`; what can't be read has not begun.
+            // Formatted like `45%`. Anything else counts as 0.
             percent: self.progress.trim_end_matches('%').parse().map_or(0, |percent: u8| percent.min(100)),
             gibibytes: self.size,
             tags: self.tags.tag.into_iter().map(|tag| (tag.tag_key, tag.tag_value)).collect(),
@@ -96,8 +96,8 @@ mod tests {
         let listing: Listing = serde_json::from_str(text).expect("it is one");
         let (total, images) = listing.read().expect("ids");
         assert_eq!((total, images.len()), (2, 2));
-        assert_eq!((&images[0].status, images[0].percent, images[0].gibibytes), (&EcsStatus::Coming, 45, 40));
+        assert_eq!((&images[0].status, images[0].percent, images[0].gibibytes), (&EcsStatus::Creating, 45, 40));
         assert_eq!(images[0].tags, [("a".into(), "1".into()), ("b".into(), String::new())]);
-        assert_eq!((&images[1].status, images[1].percent), (&EcsStatus::Lost("CreateFailed".into()), 0));
+        assert_eq!((&images[1].status, images[1].percent), (&EcsStatus::Unusable("CreateFailed".into()), 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Regions of Alibaba Cloud, whose ECS copies images itself (ECS API 2014-05-26).
+//! Alibaba Cloud regions, between which ECS copies images itself (ECS API 2014-05-26).
 
 mod client;
 mod credentials;
@@ -25,42 +25,42 @@ use crate::{
     region::{self, Egress, ForwardProxy, guard::Guard},
 };
 
-/// What the keys of the tags begin with that an image bears which was made for an app.
+/// The prefix of the tag keys that mark an image made for an app.
 const TAG: &str = "appferry:";
-/// What is asked for in one page of a list: the most that ECS gives.
+/// The page size of a list request: the maximum of ECS.
 const PAGE: &str = "100";
-/// Every status that an image can have: without them, ECS lists those that are available.
+/// Every status of an image. Without this filter, ECS lists only available images.
 const ANY_STATUS: &str = "Creating,Waiting,Available,UnAvailable,CreateFailed";
 
-/// How the provider is spoken to.
+/// The settings for requests to Alibaba Cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Settings {
-    /// Who asks.
     pub credentials: Credentials,
-    /// Where roles are assumed.
+    /// The endpoint of STS, which assumes roles.
     pub sts: Url,
-    /// Whether an endpoint may be this machine.
+    /// Whether an endpoint may be a loopback address.
     pub loopback: bool,
-    /// The proxy that it is reached by.
+    /// The proxy for requests to Alibaba Cloud.
     pub proxy: Option<ForwardProxy>,
-    /// How long a request may take.
+    /// The time limit of a request.
     pub patience: Duration,
-    /// How long it is waited between two looks at a copy.
+    /// The interval between two polls of a copy.
     pub poll: Duration,
-    /// How long an image may not be listed after it was made.
+    /// How long a new image may be missing from lists before it counts as vanished.
     pub settle: Duration,
 }
 
-/// A region of the provider.
+/// A region of Alibaba Cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The provider's name for it, for example `cn-shanghai`.
+    /// Alibaba Cloud's name for the region, for example `cn-shanghai`.
     pub name: String,
-    /// Where its ECS is.
+    /// The region's ECS endpoint.
     pub endpoint: Url,
 }
 
-/// The regions of the provider, by our ids for them.
+/// The regions of Alibaba Cloud, by this service's ids for them. Clones share the client.
 #[derive(Debug, Clone)]
 pub struct Ecs(Arc<Shared>);
 
@@ -73,23 +73,23 @@ struct Shared {
     settle: Duration,
 }
 
-/// A copy to be asked for.
+/// A copy to request.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Order<'a> {
-    /// The app.
+    /// The app to copy.
     pub image: &'a Image,
-    /// The source.
     pub source: &'a EcsImageId,
-    /// Where to.
+    /// The destination region.
     pub to: &'a RegionId,
-    /// What it is to be called.
+    /// The name of the new image.
     pub name: &'a str,
-    /// Which copy it is.
+    /// The number of this copy. A new number makes ECS start another copy.
     pub generation: u64,
 }
 
 impl Ecs {
-    /// The regions at these places.
+    /// Creates the client for these regions.
     pub fn new(
         places: impl IntoIterator<Item = (RegionId, Place)>,
         settings: Settings,
@@ -106,60 +106,60 @@ impl Ecs {
         })))
     }
 
-    /// The regions, sorted.
+    /// Returns the regions, sorted by id.
     pub fn regions(&self) -> impl Iterator<Item = &RegionId> {
         self.0.places.keys()
     }
 
-    /// Whether it is one of them.
+    /// Returns whether the region belongs to Alibaba Cloud.
     #[must_use]
     pub fn has(&self, region: &RegionId) -> bool {
         self.0.places.contains_key(region)
     }
 
-    /// How long it is waited between two looks at a copy.
+    /// Returns the interval between two polls of a copy.
     #[must_use]
     pub fn poll(&self) -> Duration {
         self.0.poll
     }
 
-    /// How long an image may not be listed after it was made.
+    /// Returns how long a new image may be missing from lists.
     #[must_use]
     pub fn settle(&self) -> Duration {
         self.0.settle
     }
 
-    /// The time.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.0.client.now()
     }
 
-    /// An image of the account, by its id; nothing if it is not listed.
+    /// Finds an image of the account by its id. Returns `None` if ECS does not list it.
     pub async fn image(&self, region: &RegionId, id: &EcsImageId) -> Result<Option<EcsImage>, Error> {
         let listed = self.list(region, ("ImageId", id.as_str())).await?;
         Ok(listed.into_iter().find(|image| image.id == *id))
     }
 
-    /// The images of the account that have exactly that name. ECS itself takes it for a pattern.
+    /// Returns the images of the account with exactly this name. ECS itself matches the name as a pattern.
     pub async fn named(&self, region: &RegionId, name: &str) -> Result<Vec<EcsImage>, Error> {
         let mut listed = self.list(region, ("ImageName", name)).await?;
         listed.retain(|image| image.name == name);
         Ok(listed)
     }
 
-    /// An image that can be copied.
+    /// Finds an image of the account that can be copied. Fails if it is missing or not available.
     pub async fn source(&self, region: &RegionId, id: &EcsImageId) -> Result<EcsImage, Error> {
         let image = self.image(region, id).await?.ok_or_else(|| Error::Missing(id.clone()))?;
         let not = |status: &str| Error::NotAvailable { image: id.clone(), status: status.into() };
         match &image.status {
             EcsStatus::Available => Ok(image),
-            EcsStatus::Coming => Err(not("Creating")),
-            EcsStatus::Lost(status) => Err(not(status)),
+            EcsStatus::Creating => Err(not("Creating")),
+            EcsStatus::Unusable(status) => Err(not(status)),
         }
     }
 
-    /// Asks for a copy. However often it is asked for one, it makes one.
+    /// Requests a copy. The request is idempotent: repeats of the same order return the same image.
     pub async fn copy(&self, home: &RegionId, order: &Order<'_>) -> Result<EcsImageId, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -182,7 +182,7 @@ impl Ecs {
         image_id.parse().map_err(|problem: String| malformed("CopyImage", &problem))
     }
 
-    /// Gives up a copy that ECS makes. One that it has made, or does not know, is left as it is.
+    /// Cancels a running copy. Succeeds without effect if the copy is complete or unknown to ECS.
     pub async fn cancel(&self, region: &RegionId, id: &EcsImageId) -> Result<(), Error> {
         let parameters = vec![("ImageId".to_owned(), id.to_string())];
         match self.call::<NoAnswer>(region, "CancelCopyImage", parameters).await {
@@ -197,7 +197,7 @@ impl Ecs {
         }
     }
 
-    /// Deletes an image.
+    /// Deletes an image. Succeeds if ECS does not know it.
     pub async fn delete(&self, region: &RegionId, id: &EcsImageId) -> Result<(), Error> {
         let parameters = vec![("ImageId".to_owned(), id.to_string())];
         match self.call::<NoAnswer>(region, "DeleteImage", parameters).await {
@@ -253,15 +253,16 @@ fn malformed(what: &str, problem: &str) -> Error {
     Error::NoAnswer { product: Product::Ecs, source: Box::new(region::Error::malformed(what, problem)) }
 }
 
-/// The tags of an image that is made for an app.
+/// Returns the tags of an image that is made for an app.
 #[must_use]
 pub fn tags(image: &Image) -> Vec<(String, String)> {
     vec![(format!("{TAG}app-id"), image.id.to_string()), (format!("{TAG}source-image-id"), image.source.to_string())]
 }
 
-/// What makes ECS take all requests for a copy for one: 64 characters, the most that it takes, of nothing but what the copy is.
+/// Returns the token by which ECS recognizes repeats of a copy request: 64 characters, the maximum, derived from the
+/// copy alone.
 fn client_token(app: &ImageId, region: &RegionId, generation: u64) -> String {
-    // No id has a line break in it.
+    // Ids contain no line break, so the fields stay distinct.
     hex::encode(Sha256::digest(format!("{app}\n{region}\n{generation}")))
 }
 

@@ -1,4 +1,4 @@
-//! A proxy that requests leave by (RFC 9110, sections 3.7 and 9.3.6), and the hosts that are reached without it.
+//! A forward proxy (RFC 9110, sections 3.7 and 9.3.6), and the hosts that bypass it.
 
 use std::{net::IpAddr, str::FromStr};
 
@@ -7,7 +7,7 @@ use url::{Host, Url};
 
 use crate::domain::{ForeignText, Secret};
 
-/// A proxy.
+/// A forward proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardProxy {
     url: Url,
@@ -17,74 +17,76 @@ pub struct ForwardProxy {
 }
 
 impl ForwardProxy {
-    /// The proxy at a URL, for all hosts.
+    /// Creates a proxy that all hosts use.
     #[must_use]
     pub fn new(url: Url) -> Self {
         Self { url, login: None, except: Vec::new(), resolves: false }
     }
 
-    /// The same proxy, which is shown a name and a password.
+    /// Returns the same proxy with this user name and password.
     #[must_use]
     pub fn with_login(self, login: Option<(String, Secret)>) -> Self {
         Self { login, ..self }
     }
 
-    /// The same proxy, but not for these hosts.
+    /// Returns the same proxy, bypassed for these hosts.
     #[must_use]
     pub fn except(self, except: Vec<Exception>) -> Self {
         Self { except, ..self }
     }
 
-    /// The same proxy, which may be asked for names that can't be resolved here.
+    /// Returns the same proxy. `resolves` leaves name resolution to the proxy, so that the guard does not check the
+    /// addresses of names.
     #[must_use]
     pub fn resolving(self, resolves: bool) -> Self {
         Self { resolves, ..self }
     }
 
-    /// Where it is.
+    /// Returns the proxy's URL.
     #[must_use]
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// What it is shown.
+    /// Returns the user name and the password for the proxy.
     #[must_use]
     pub fn login(&self) -> Option<(&str, &str)> {
         self.login.as_ref().map(|(username, Secret(password))| (username.as_str(), password.as_str()))
     }
 
-    /// Whether names are resolved by it alone.
+    /// Returns whether only the proxy resolves names.
     #[must_use]
     pub fn resolves(&self) -> bool {
         self.resolves
     }
 
-    /// Whether a URL is reached by way of it.
+    /// Returns whether requests to a URL use the proxy.
     #[must_use]
     pub fn covers(&self, url: &Url) -> bool {
         !self.except.iter().any(|exception| exception.covers(url))
     }
 }
 
-/// Hosts that are reached without the proxy.
+/// Hosts that bypass the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exception {
     /// `*`: every host.
     All,
-    /// `10.0.0.0/8`: addresses, where they are written as such.
+    /// `10.0.0.0/8`: matches hosts that are written as IP addresses.
     Network(IpNet),
-    /// `example.com`, `.example.com` or `*.example.com`, each maybe with `:PORT`: a host and those below it, or those below it alone.
+    /// `example.com` matches the host and its subdomains; `.example.com` and `*.example.com` match only the subdomains.
+    /// Each may have a `:PORT`.
     Domain {
-        /// The host's name, in small letters.
+        /// The host's name, in lower case.
         name: String,
-        /// Whether the host itself is meant too.
+        /// Whether the host itself matches too.
         itself: bool,
-        /// The port; nothing for any.
+        /// The port; `None` matches every port.
         port: Option<u16>,
     },
 }
 
-/// Why a text names no hosts.
+/// A text that is not a valid exception.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} names no hosts; expected a host, .DOMAIN, an address, a network such as 10.0.0.0/8, or *")]
 pub struct ExceptionError(ForeignText);

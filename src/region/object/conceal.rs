@@ -1,5 +1,7 @@
-//! Buckets whose credentials may not list: they answer for an object that is missing as for one that may not be read (Amazon S3, "`GetObject`":
-//! 403 instead of 404 without `s3:ListBucket`). Whether a bucket does is found out once, by asking for what is certainly missing.
+//! Detection of buckets whose credentials may not list, which respond 403 instead of 404 for a missing object (Amazon
+//! S3, "`GetObject`": without `s3:ListBucket`).
+//!
+//! The first 403 of a bucket triggers one request for an object that does not exist, which detects this.
 
 use std::sync::OnceLock;
 
@@ -12,12 +14,12 @@ use crate::{
     region::{Error, Result},
 };
 
-/// Whether a bucket answers for what is missing as for what may not be read, once that is known.
+/// Whether a bucket responds 403 for missing objects; unset until it is known.
 #[derive(Debug, Default)]
 pub struct Concealment(OnceLock<bool>);
 
 impl ObjectStore {
-    /// Whether an error may just as well mean that the object is missing.
+    /// Returns whether an error may also mean that the object is missing.
     pub(super) async fn conceals(&self, error: &Error) -> Result<bool> {
         let Error::Refused { source, .. } = error else { return Ok(false) };
         if source.status != StatusCode::FORBIDDEN {
@@ -39,7 +41,7 @@ impl ObjectStore {
         }
     }
 
-    /// Whether the bucket is known to answer so.
+    /// Returns whether the bucket is known to respond 403 for missing objects.
     pub(super) fn is_concealing(&self) -> bool {
         self.concealment.0.get() == Some(&true)
     }

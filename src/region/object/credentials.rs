@@ -1,4 +1,5 @@
-//! What a bucket is shown: keys whose secret is read again for every request, so that its file may be replaced at any time.
+//! Credentials for buckets, whose secrets are read again for every request, so that their files may be replaced at any
+//! time.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -19,51 +20,48 @@ use crate::{
     },
 };
 
-/// The largest file of credentials, in bytes.
+/// Maximum size of a credentials file, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
-/// Who asks.
+/// The credentials for a bucket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AccessKeys {
-    /// Whoever the provider's usual environment variables say.
+    /// Those of the provider's usual environment variables.
     #[default]
     Environment,
-    /// Nobody: a public bucket.
+    /// No credentials, for a public bucket.
     Anonymous,
     /// An access key (S3) or an account (Azure).
     Key {
-        /// The key's or the account's public name.
+        /// The id of the key, or the name of the account.
         id: String,
-        /// Its secret.
+        /// The secret access key, or the key of the account.
         secret: SecretSource,
     },
-    /// A section of a credentials file as AWS's own tools use it (S3): keys, and a session token if they are temporary ones.
+    /// A section of a credentials file in the format of AWS's own tools (S3): keys, and a session token if they are
+    /// temporary.
     Profile(S3Profile),
     /// A service account's file (Google).
     ServiceAccount(PathBuf),
 }
 
-/// Why a credentials file can't be used. What stands in it is not told.
+/// The reason why a credentials file can't be used. It does not reveal the file's content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum ProfileError {
-    /// It can't be read.
+    /// The file can't be read.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// It does not say what is needed.
+    /// A section or a value is missing, or a line is malformed.
     #[error("{}: {problem}", path.display())]
-    Form {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    Form { path: PathBuf, problem: String },
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> object_store::Error {
     object_store::Error::Generic { store: "credentials", source: Box::new(error) }
 }
 
-/// A key of S3 whose secret may change.
+/// An S3 access key whose secret may change between requests.
 #[derive(Debug)]
 pub struct S3Key {
     pub id: String,
@@ -82,18 +80,18 @@ impl CredentialProvider for S3Key {
 
 /// A section of a credentials file.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct S3Profile {
-    /// The file.
     pub path: PathBuf,
-    /// Which of its sections.
+    /// The section of the file.
     pub profile: String,
 }
 
 impl S3Profile {
-    /// What the section says (AWS SDKs and Tools Reference Guide, "Shared config and credentials files").
+    /// Parses the section (AWS SDKs and Tools Reference Guide, "Shared config and credentials files").
     fn parse(&self, text: &str) -> Result<AwsCredential, ProfileError> {
         let unusable = |problem: String| ProfileError::Form { path: self.path.clone(), problem };
-        // What the parser says may repeat a line, and that a secret.
+        // The parser's message may quote a line, and with it a secret.
         let file = ini::Ini::load_from_str_noescape(text)
             .map_err(|error| unusable(format!("line {} can't be read", error.line)))?;
         let profile = &self.profile;
@@ -107,7 +105,7 @@ impl S3Profile {
         })
     }
 
-    /// Whether the section can be used now. Blocks the thread while it reads.
+    /// Checks that the section can be read and parsed. Blocks the thread while it reads.
     pub fn check(&self) -> Result<(), ProfileError> {
         self.parse(&secret_file::read_now(&self.path, MAX_FILE_BYTES)?).map(drop)
     }
@@ -124,7 +122,7 @@ impl CredentialProvider for S3Profile {
     }
 }
 
-/// An account of Azure whose key may change.
+/// An Azure account whose key may change between requests.
 #[derive(Debug)]
 pub struct AzureKey(pub SecretSource);
 
@@ -138,17 +136,17 @@ impl CredentialProvider for AzureKey {
     }
 }
 
-/// A service account of Google whose file may change: with another key, other tokens are got.
+/// A Google service account whose file may change. A changed file invalidates the tokens.
 #[derive(Debug)]
 pub struct GoogleAccount {
     path: PathBuf,
-    /// How the tokens are got, but for the account.
+    /// The settings for requesting tokens, without the account.
     builder: GoogleCloudStorageBuilder,
     current: Mutex<Option<(String, GcpCredentialProvider)>>,
 }
 
 impl GoogleAccount {
-    /// The account of a file, for which `builder` gets tokens.
+    /// Creates a provider for the account in a file; `builder` requests its tokens.
     pub fn new(path: PathBuf, builder: GoogleCloudStorageBuilder) -> Self {
         Self { path, builder, current: Mutex::new(None) }
     }

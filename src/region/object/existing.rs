@@ -1,15 +1,20 @@
-//! Blobs that a bucket has already: how it is known that they are whole.
+//! Verification of blobs that a bucket has already.
 
 use object_store::{ObjectStoreExt as _, path::Path};
 
-use super::{BLOBS, MOST_COPIED, ObjectStore, failed};
+use super::{MOST_COPIED, ObjectStore, failed};
 use crate::{
     domain::{Descriptor, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, store::SMALL, tree::digest_of},
+    region::{
+        Error, Result, Stage, Witness,
+        layout::blob_path,
+        store::{SMALL, WORTH_LENDING},
+        tree::digest_of,
+    },
 };
 
 impl ObjectStore {
-    /// What the service says of a blob of that size; nothing if it has none.
+    /// Returns the service's metadata of a blob of that size, or `None` if there is no such object.
     pub(super) async fn find(&self, path: &Path, blob: &Descriptor) -> Result<Option<Witness>> {
         let there = match self.bucket.head(path).await {
             Ok(there) => there,
@@ -24,13 +29,13 @@ impl ObjectStore {
         Ok((there.size == blob.size).then_some(witness))
     }
 
-    /// Reads a blob again.
+    /// Reads a blob again and compares its digest.
     pub(super) async fn is_intact(&self, stage: &Stage, blob: &Descriptor) -> Result<bool> {
         Ok(digest_of(self, &stage.name, blob, &stage.activity).await? == blob.digest)
     }
 
-    /// How it is known that a blob which is there is whole; nothing if it is damaged, and has to be written again. One that is
-    /// `unverified` was written by an attempt which could not check it.
+    /// Returns how a stored blob is known to be intact, or `None` if it is damaged and must be written again. An
+    /// `unverified` blob was written by an attempt that could not check it.
     pub(super) async fn verify_found(
         &self,
         stage: &Stage,
@@ -51,7 +56,7 @@ impl ObjectStore {
             }
         }
         let intact = match self.is_intact(stage, blob).await {
-            // It has gone since.
+            // The object was removed or replaced meanwhile.
             Err(Error::BlobMissing { .. } | Error::SizeMismatch { .. }) => false,
             intact => intact?,
         };
@@ -64,12 +69,19 @@ impl ObjectStore {
         Ok(Some(Verification::Verified))
     }
 
-    /// Makes the service copy the blob from another image that has it. Returns how it is known that it is whole; nothing if none has
-    /// it.
+    /// Makes the service copy the blob from another image. Returns how the copy was verified, or `None` if no image has
+    /// the blob.
     pub(super) async fn borrow(&self, stage: &Stage, blob: &Descriptor) -> Result<Option<Verification>> {
         let (service, own) = (self.service(), self.blob(&stage.name, blob.digest));
-        for lender in stage.lenders.iter().filter(|place| place.service == service && blob.size <= MOST_COPIED) {
-            let theirs = Path::from(format!("{}/{BLOBS}/{}", lender.path, blob.digest.hex()));
+        if blob.size > MOST_COPIED {
+            return Ok(None);
+        }
+        let lenders = stage.lenders.places().await;
+        // Sending a small blob costs no more than finding it, so only the first lender is checked: the image's home, if
+        // that is in the bucket.
+        let asked = if blob.size <= WORTH_LENDING { 1 } else { lenders.len() };
+        for lender in lenders.iter().filter(|place| place.service == service).take(asked) {
+            let theirs = Path::from(format!("{}/{}", lender.path, blob_path(blob.digest)));
             if theirs == own || self.find(&theirs, blob).await?.is_none() {
                 continue;
             }
@@ -78,8 +90,8 @@ impl ObjectStore {
                     let Some(witness) = self.find(&own, blob).await? else { return Ok(None) };
                     return self.verify_found(stage, blob, &witness, false).await;
                 }
-                // Then the bytes are carried, as if there were none.
-                Err(error) => tracing::info!(%error, %theirs, "a blob could not be copied by the service"),
+                // The caller then transfers the bytes itself.
+                Err(error) => tracing::info!(%error, %theirs, "server-side blob copy failed; transferring the bytes"),
             }
         }
         Ok(None)

@@ -1,5 +1,5 @@
-//! A bucket of OCI image layouts: `<prefix>/<image>/`, one layout an image, as a directory has them. What is written becomes
-//! visible whole or not at all: an object is there when all of it is.
+//! Store in a bucket of OCI image layouts: one layout per image at `<prefix>/<image>/`, as in a directory. Writes are
+//! atomic, because an object appears only when it is complete.
 
 mod conceal;
 mod credentials;
@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use object_store::{
     GetOptions, GetRange, ObjectStore as Objects, ObjectStoreExt as _, multipart::MultipartStore, path::Path,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 pub use credentials::{AccessKeys, ProfileError, S3Profile};
 pub use open::{Access, open};
@@ -24,38 +24,36 @@ pub use refusal::Refused;
 
 use self::{conceal::Concealment, upload::Upload};
 use super::{
-    BlobChunks, Chunk, Error, ImageSpec, MAX_MANIFEST_BYTES, ObjectLocation, Place, Presence, Result, Source, Stage,
-    Store, StoreKind, Tree,
-    layout::{self, BLOBS, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
-    referrers::{Entry, Listing},
+    BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, ObjectLocation, Place, Presence,
+    Result, Source, Stage, Store, StoreKind, Tree,
+    layout::{self, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
     store::shown,
-    tree,
 };
-use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 
-/// How many pieces of a blob may have been read and not yet passed on.
+/// Number of pieces of a blob that may be read ahead of the receiver.
 const READ_AHEAD: usize = 8;
-/// The largest object that every provider copies by itself in one request, in bytes.
+/// Maximum size of an object that every provider copies server-side in one request, in bytes.
 const MOST_COPIED: u64 = 5 << 30;
 
-/// What a provider's client can do.
+/// The operations of a provider's client.
 trait Bucket: Objects + MultipartStore {}
 
 impl<T: Objects + MultipartStore> Bucket for T {}
 
-/// A part of a bucket.
+/// A store under a prefix of a bucket.
 #[derive(Debug, Clone)]
 pub struct ObjectStore {
     location: Arc<ObjectLocation>,
     endpoint: Option<String>,
     bucket: Arc<dyn Bucket>,
-    /// Whether it tells what is missing.
+    /// Whether the bucket responds 403 for missing objects.
     concealment: Arc<Concealment>,
-    /// What is done about blobs that it has already.
+    /// How to verify blobs that the bucket has already.
     verify_existing: VerifyExisting,
 }
 
-/// What went wrong with an object, in the words of the other stores.
+/// Converts an error of the library, in the terms of the other stores.
 fn failed(what: &str, error: &object_store::Error) -> Error {
     use object_store::Error as Cause;
     let mut cause: &dyn std::error::Error = error;
@@ -92,7 +90,7 @@ impl ObjectStore {
         Self { location, endpoint, bucket, concealment, verify_existing: VerifyExisting::default() }
     }
 
-    /// The same store, which does this about blobs that it has already.
+    /// Returns the same store with this policy for blobs that it has already.
     #[must_use]
     pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
         Self { verify_existing, ..self }
@@ -107,10 +105,10 @@ impl ObjectStore {
     }
 
     fn blob(&self, name: &ImageName, digest: Digest) -> Path {
-        self.path(name, &format!("{BLOBS}/{}", digest.hex()))
+        self.path(name, &layout::blob_path(digest))
     }
 
-    /// A small object, of at most `limit` bytes; nothing if there is none.
+    /// Reads a small object, of at most `limit` bytes. Returns `None` if there is none.
     async fn small(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
         let got = match self.bucket.get(path).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -133,7 +131,8 @@ impl ObjectStore {
         Ok(Some(content.into()))
     }
 
-    /// A small object of a store that is written to; nothing if there is none.
+    /// Reads a small object of a destination store. Returns `None` if there is none, or if the bucket conceals missing
+    /// objects.
     async fn small_written(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
         match self.small(path, limit).await {
             Err(error) if self.conceals(&error).await? => Ok(None),
@@ -146,7 +145,7 @@ impl ObjectStore {
         self.small(&path, MAX_MANIFEST_BYTES).await?.map(|content| Index::parse(path.as_ref(), &content)).transpose()
     }
 
-    /// The size of an object; nothing if there is none.
+    /// Returns the size of an object, or `None` if there is none.
     async fn size(&self, path: &Path) -> Result<Option<u64>> {
         match self.bucket.head(path).await {
             Ok(meta) => Ok(Some(meta.size)),
@@ -171,11 +170,11 @@ impl Source for ObjectStore {
         let missing = || Error::BlobMissing { digest: manifest.digest, image: name.to_string() };
         let limit = manifest.size.min(MAX_MANIFEST_BYTES);
         let content = self.small(&self.blob(name, manifest.digest), limit).await?.ok_or_else(missing)?;
-        let actual = tree::digest(&content);
+        let actual = manifest.digest.algorithm().digest(&content);
         if actual == manifest.digest {
             Ok(content)
         } else {
-            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual })
+            Err(Error::DigestMismatch { image: name.to_string(), expected: manifest.digest, actual: Box::new(actual) })
         }
     }
 
@@ -195,7 +194,7 @@ impl Source for ObjectStore {
             return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual });
         }
         let mut stream = got.into_stream();
-        // Ends with the object, or when nobody receives any more.
+        // Ends with the object, or when the receiver is dropped.
         let digest = blob.digest;
         let (image, mut room) = (name.to_string(), end.saturating_sub(from));
         let expected = room;
@@ -221,22 +220,15 @@ impl Source for ObjectStore {
         Ok(received)
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
-        match self.index(name).await? {
-            Some(index) => layout::referrers(self, name, index, subject).await,
-            None => Ok(Listing::default()),
-        }
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        Ok(self.index(name).await?.map(|index| index.listed(digest)).transpose()?.flatten())
     }
 
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+    async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {
         match self.index(name).await? {
-            Some(index) => layout::tagged(self, name, index, tag).await,
-            None => Ok(None),
+            Some(index) => layout::neighbors(self, name, index).await,
+            None => Ok(Neighbors::default()),
         }
-    }
-
-    async fn unnamed(&self, name: &ImageName) -> Result<Vec<Entry>> {
-        Ok(self.index(name).await?.map(|index| index.unnamed()).transpose()?.unwrap_or_default())
     }
 
     fn is_remote(&self) -> bool {
@@ -254,8 +246,8 @@ impl Store for ObjectStore {
         StoreKind::Object
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
-        layout::name(spec)
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
+        layout::locate(spec)
     }
 
     fn name_of(&self, image: &Image) -> ImageName {
@@ -270,7 +262,7 @@ impl Store for ObjectStore {
         Some(Place { service: self.service(), path: self.path(name, "").to_string() })
     }
 
-    /// Puts an object that is no image's, looks for it, and deletes it.
+    /// Writes an object that belongs to no image, reads its metadata, and deletes it.
     async fn probe(&self) -> Result<Option<u64>> {
         let path = self.path(&ImageName(".appferry-probe".to_owned()), &uuid::Uuid::now_v7().simple().to_string());
         self.put(&path, Bytes::from_static(b"appferry").into()).await?;
@@ -283,7 +275,7 @@ impl Store for ObjectStore {
         Ok(())
     }
 
-    /// The index is written last: where this service wrote it, everything below it is there.
+    /// The index is written last: an index that this service wrote implies that everything below it is stored.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
@@ -291,11 +283,11 @@ impl Store for ObjectStore {
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
         let there = shown(content.as_ref().map(read).transpose())?;
         stage.may_show(path.as_ref(), root.digest, &there)?;
-        if stage.suspect || there != Shown::Root(root.digest) {
+        if stage.suspect || there != NameContent::Root(root.digest) {
             return Ok(None);
         }
         let same = content.is_some_and(|there| Layout::of(root, tree).is_ok_and(|layout| there == layout.index));
-        Ok(stage.published.vouches(root.digest, self.verify_existing).filter(|_| same))
+        Ok(stage.published.verification_of(root.digest, self.verify_existing).filter(|_| same))
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
@@ -319,10 +311,10 @@ impl Store for ObjectStore {
         Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
 
-    /// It is read, which takes as many round trips as asking for it.
+    /// Reads the manifest, which takes as many round trips as a check for its existence.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let there = self.small_written(&self.blob(&stage.name, manifest.digest), MAX_MANIFEST_BYTES).await?;
-        Ok(there.is_some_and(|there| tree::digest(&there) == manifest.digest))
+        Ok(there.is_some_and(|there| manifest.digest.matches(&there)))
     }
 
     async fn write_blob(
@@ -351,7 +343,7 @@ impl Store for ObjectStore {
         let path = self.path(name, INDEX);
         let content = self.small_written(&path, MAX_MANIFEST_BYTES).await?;
         if content.is_none() && self.is_concealing() {
-            // What may be read here can be: so the index is not there, and is not just hidden from us.
+            // The image's objects are readable, so the index is missing and not merely hidden.
             self.read_manifest(name, root).await?;
         }
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);

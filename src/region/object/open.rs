@@ -1,4 +1,4 @@
-//! Opening a bucket: which service, with which credentials, and never by way of anything but the addresses that may be dialed.
+//! Opens a bucket with the provider's client, its credentials, and the egress that limits which addresses are dialed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,31 +26,31 @@ use crate::region::{
     request_span,
 };
 
-/// How long nothing may come from a connection.
+/// How long a connection may be idle while a response is read.
 const STALL: Duration = Duration::from_secs(60);
-/// How often, and for how long, a request is sent again after a trouble that may pass.
+/// The maximum number of retries of a request after a transient error, and their time limit.
 const RETRIES: usize = 4;
 const RETRY: Duration = Duration::from_secs(20);
 
-/// The largest answer that is no object, in bytes.
+/// Maximum size of a response that is not an object, in bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// How a bucket is accessed.
+/// The settings for access to a bucket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Access {
-    /// The service, if it is not the provider's own.
+    /// The URL of the service, if it is not the provider's own.
     pub endpoint: Option<String>,
     /// The service's region (S3).
     pub bucket_region: Option<String>,
-    /// Who asks.
     pub keys: AccessKeys,
-    /// The checksum that is sent with what is written (S3); nothing for none.
+    /// The checksum that is sent with written data (S3).
     pub checksum: Option<Checksum>,
-    /// Whether a service without TLS will do.
+    /// Whether to allow a service without TLS.
     pub allow_http: bool,
 }
 
-/// Makes clients that dial only what a guard lets through.
+/// Creates HTTP clients that dial only admitted addresses.
 #[derive(Debug)]
 struct Guarded {
     egress: Egress,
@@ -68,8 +68,8 @@ impl HttpConnector for Guarded {
     }
 }
 
-/// A client each of whose requests is a span, and each of whose answers is bounded: the library reads whole what is no object, whatever its
-/// size. A refusal becomes an error that says why.
+/// An HTTP client that traces each request as a span, limits the size of each response, and converts refusals into
+/// errors. The library reads a response that is not an object whole, whatever its size.
 #[derive(Debug)]
 struct Traced {
     client: reqwest::Client,
@@ -81,7 +81,7 @@ struct Traced {
 impl HttpService for Traced {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let method = request.method().clone();
-        // It is an absolute one: the library has made it of a URL.
+        // The URI is absolute, because the library made it of a URL.
         let Ok(url) = request.uri().to_string().parse() else { return self.client.call(request).await };
         let action = Action::of(&method, request.uri().query(), request.headers());
         self.egress.admit(&url).await.map_err(|refused| match refused {
@@ -91,7 +91,7 @@ impl HttpService for Traced {
         let span = request_span::begin(&method, &url);
         let response = self.client.call(request).await;
         request_span::end(&span, &method, response.as_ref().map(|response| response.status()).map_err(|_| "transport"));
-        // Of an object, its reader takes as much as it should have.
+        // The reader of an object checks its size.
         let is_object = |status: StatusCode| method == Method::GET && status.is_success();
         let response = response?;
         let response = if is_object(response.status()) { response } else { response.map(bounded) };
@@ -104,7 +104,7 @@ fn bounded(body: HttpResponseBody) -> HttpResponseBody {
     HttpResponseBody::new(Limited::new(body, MAX_ANSWER_BYTES).map_err(too_large))
 }
 
-/// Opens a bucket.
+/// Opens a bucket. Fails if the endpoint is forbidden or the settings are invalid.
 pub fn open(location: ObjectLocation, access: &Access, egress: impl Into<Egress>) -> region::Result<ObjectStore> {
     let egress = egress.into();
     let what = format!("{}://{}", location.provider.scheme(), location.bucket);

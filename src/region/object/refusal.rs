@@ -1,4 +1,4 @@
-//! What a bucket's service says when it refuses: the provider's code, and what would have to be granted.
+//! Error responses of a bucket's service: the provider's code, and advice such as the permission to grant.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::{
     region::{Provider, answer::retry_after},
 };
 
-/// Codes of refusals that may pass (Amazon S3, "Error responses"; the others took them over): the service is busy, the clocks differ,
-/// a temporary key is about to be replaced, or the bytes were changed on their way.
+/// Codes of refusals that may be transient (Amazon S3, "Error responses"; the other providers adopted them): the
+/// service is busy, the clocks differ, a temporary key is about to be replaced, or the bytes changed in transit.
 const PASSING: [&str; 9] = [
     "RequestTimeTooSkewed",
     "RequestTimeout",
@@ -24,61 +24,61 @@ const PASSING: [&str; 9] = [
     "IncompleteBody",
     "XAmzContentSHA256Mismatch",
 ];
-/// Codes of refusals because the service has no room.
+/// Codes of refusals because the service is out of space.
 const FULL: [&str; 3] = ["XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"];
 
-/// A request that was refused.
+/// A refused request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status}{detail}{advice}")]
 pub struct Refused {
-    /// The answer's status.
+    /// The HTTP status of the response.
     pub status: StatusCode,
-    /// The provider's code; empty if it has said none.
+    /// The provider's code; empty if the response has none.
     pub code: String,
-    /// The code and what was said about it, with a separator before.
+    /// The code and the message, with a leading separator.
     pub detail: ForeignText,
-    /// What would help, with a separator before.
+    /// What would help, with a leading separator.
     pub advice: String,
-    /// When the service wants to be asked again.
+    /// The delay that the response's `Retry-After` header requests.
     pub retry_after: Option<Duration>,
 }
 
 impl Refused {
-    /// Whether the same may succeed later.
+    /// Returns whether a retry may succeed.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self.status.as_u16() {
-            // Not for what the service does not know how to do.
+            // The service does not support the request.
             501 | 505 => false,
             408 | 425 | 429 | 500.. => true,
             _ => PASSING.contains(&self.code.as_str()) || self.is_full(),
         }
     }
 
-    /// Whether the service has no room: it may be made at any time.
+    /// Returns whether the service is out of space, which an operator can free at any time.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.status == StatusCode::INSUFFICIENT_STORAGE || FULL.contains(&self.code.as_str())
     }
 }
 
-/// What a request does, as far as permissions go.
+/// The operation of a request, as far as permissions are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Reading an object, or looking for it.
+    /// Reading an object or its metadata.
     Read,
-    /// Writing one.
+    /// Writing an object.
     Write,
-    /// Writing one as a copy of another.
+    /// Writing an object as a copy of another.
     Copy,
-    /// Deleting one.
+    /// Deleting an object.
     Delete,
-    /// Giving up an upload in parts.
+    /// Aborting a multipart upload.
     Abort,
 }
 
 impl Action {
-    /// What a request does.
+    /// Determines the operation of a request.
     pub fn of(method: &Method, query: Option<&str>, headers: &HeaderMap) -> Self {
         let copies = ["x-amz-copy-source", "x-goog-copy-source", "x-ms-copy-source"];
         let is_upload = query.is_some_and(|query| query.contains("uploadId="));
@@ -91,7 +91,7 @@ impl Action {
         }
     }
 
-    /// What has to be granted for it, by the provider's name.
+    /// Returns the provider's names of the permissions that the operation needs.
     fn permission(self, provider: Provider) -> &'static str {
         match (provider, self) {
             (Provider::S3, Self::Read) => "s3:GetObject",
@@ -100,7 +100,7 @@ impl Action {
             (Provider::S3, Self::Delete) => "s3:DeleteObject",
             (Provider::S3, Self::Abort) => "s3:AbortMultipartUpload",
             (Provider::Gcs, Self::Read) => "storage.objects.get",
-            // Writing over an object is deleting it as well.
+            // Overwriting an object requires the permission to delete it.
             (Provider::Gcs, Self::Write) => "storage.objects.create and storage.objects.delete",
             (Provider::Gcs, Self::Copy) => "storage.objects.get and storage.objects.create",
             (Provider::Gcs, Self::Delete) => "storage.objects.delete",
@@ -114,8 +114,8 @@ impl Action {
     }
 }
 
-/// An answer that is a refusal becomes an error that says why; every other one, and what the library has to see for itself (an object
-/// that is missing, that did not change, or a condition that did not hold), is left alone.
+/// Converts a refusal into an error with its reason. Passes every other response, and those that the library must
+/// handle itself: a missing object, an unchanged one, or a failed precondition.
 pub async fn read(provider: Provider, action: Action, response: HttpResponse) -> Result<HttpResponse, HttpError> {
     let status = response.status();
     let moved = response.headers().get("x-amz-bucket-region").and_then(|region| region.to_str().ok());
@@ -125,7 +125,7 @@ pub async fn read(provider: Provider, action: Action, response: HttpResponse) ->
         return Ok(response);
     }
     let (parts, body) = response.into_parts();
-    // Without it, the status still says something.
+    // The status remains if the body can't be read.
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let text = String::from_utf8_lossy(&body);
     let code = code(&parts.headers, &text);
@@ -151,7 +151,7 @@ pub async fn read(provider: Provider, action: Action, response: HttpResponse) ->
     Err(HttpError::new(kind, refused))
 }
 
-/// The provider's code: where there is no body, some say it in a header.
+/// Returns the provider's code. Responses without a body may have it in a header.
 fn code<'a>(headers: &'a HeaderMap, body: &'a str) -> &'a str {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     between(body, "<Code>", "</Code>")
@@ -175,7 +175,7 @@ fn other_region(region: &str) -> String {
     format!("; the bucket is in {region}: set the region's bucket_region to that")
 }
 
-/// What would help.
+/// Returns a hint for the operator.
 fn advice(provider: Provider, action: Action, status: StatusCode, code: &str) -> String {
     match code {
         "NoSuchBucket" | "ContainerNotFound" => "; create the bucket, or correct the region's store".to_owned(),

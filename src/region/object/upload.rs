@@ -1,5 +1,5 @@
-//! Writing a blob to a bucket: whole if it is small, else in parts, several of them at a time, so that an upload that breaks off is
-//! gone on with after the parts that are there.
+//! Blob uploads to a bucket: a small blob as one object, a larger one as a multipart upload with concurrent parts,
+//! which resumes after the parts that are stored.
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
@@ -13,25 +13,25 @@ use crate::{
     region::{Chunk, Error, Provider, Result, Stage},
 };
 
-/// The smallest part in bytes; a blob of one part or less is written whole.
+/// Minimum size of a part, in bytes. A blob up to this size is written as one object.
 const PART: u64 = 8 << 20;
-/// The most parts that every provider takes.
+/// Maximum number of parts that every provider accepts.
 const MOST_PARTS: u64 = 9_000;
-/// Parts of a blob that are sent at the same time: so much of it may lie in memory.
+/// Number of concurrent part uploads per blob. It limits the memory of an upload to as many parts.
 const PARTS_AT_ONCE: usize = 3;
 
-/// The longest id of an upload or of a part, in bytes.
+/// Maximum length of the id of an upload or of a part, in bytes.
 const MAX_ID: usize = 1_024;
 
-/// An upload in parts, as the journal has it.
+/// A multipart upload, as recorded in the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Upload {
     path: String,
     id: String,
     part: u64,
-    /// What the service calls the parts that are there, from the first on without a gap.
+    /// The service's ids of the stored parts, from the first on without a gap.
     parts: Vec<String>,
-    /// Whether everything was sent: what is there then is a whole object that has not been verified yet.
+    /// Whether all parts were sent. The object may then exist without having been verified.
     completed: bool,
 }
 
@@ -44,7 +44,7 @@ impl Upload {
         serde_json::to_string(self).map_err(|error| Error::malformed("an upload", error))
     }
 
-    /// How many bytes are there.
+    /// Returns how many bytes are stored.
     pub fn there(&self) -> u64 {
         self.part * self.parts.len() as u64
     }
@@ -58,11 +58,11 @@ impl Upload {
     }
 }
 
-/// A part on its way.
+/// The part uploads in progress, in order.
 type Sending = FuturesOrdered<BoxFuture<'static, object_store::Result<PartId>>>;
 
 impl ObjectStore {
-    /// Writes a blob, the first `from` bytes of which are there.
+    /// Writes a blob whose first `from` bytes are stored already.
     pub(super) async fn upload(
         &self,
         stage: &Stage,
@@ -111,7 +111,7 @@ impl ObjectStore {
         let mut number = upload.parts.len();
         while offset < blob.size || !sending.is_empty() {
             let full = sending.len() >= PARTS_AT_ONCE || offset >= blob.size;
-            // A part is taken from the source while others are being sent.
+            // Gathers the next part from the source while other parts are sent.
             let taken = async {
                 if full { std::future::pending().await } else { pieces.take(upload.part.min(blob.size - offset)).await }
             };
@@ -128,7 +128,7 @@ impl ObjectStore {
                     let (payload, length) = payload?;
                     let (bucket, path, id) = (self.bucket.clone(), path.clone(), upload.id.clone());
                     let part = async move { bucket.put_part(&path, &id, number, payload).await };
-                    // On a task of its own: it goes on while the next part is gathered.
+                    // Runs on a task of its own, so that it progresses while the next part is gathered.
                     let task = tokio::spawn(part).map(|sent| {
                         sent.unwrap_or_else(|error| Err(object_store::Error::JoinError { source: error }))
                     });
@@ -148,8 +148,9 @@ impl ObjectStore {
         journal.forget(blob.digest).await
     }
 
-    /// S3 verifies the signed SHA-256 of whatever it is sent, and the blob's was verified as it was read. Where nothing of that
-    /// kind is there, or the beginning was sent by somebody else, the object is read again.
+    /// Verifies a written object by reading it again, unless the provider has verified it. S3 checks the signed SHA-256
+    /// of each request, and the source's bytes were verified while they were read. A resumed upload is verified,
+    /// because another process sent its beginning.
     async fn verify_unless_signed(&self, stage: &Stage, blob: &Descriptor, resumed: bool) -> Result<()> {
         if self.location.provider == Provider::S3 && !resumed && !stage.suspect {
             return Ok(());
@@ -162,7 +163,7 @@ impl ObjectStore {
         Err(Error::WrittenWrong { what: path.to_string().into(), digest: blob.digest })
     }
 
-    /// Gives up an upload in parts. One that is not there any more is as good.
+    /// Aborts a multipart upload. Succeeds if the upload no longer exists.
     pub(super) async fn abort_upload(&self, upload: &Upload) -> Result<()> {
         let path = Path::from(upload.path.as_str());
         match self.bucket.abort_multipart(&path, &upload.id).await {
@@ -176,7 +177,7 @@ impl ObjectStore {
     }
 }
 
-/// What a service calls an upload or a part, which the journal keeps.
+/// Rejects an id of an upload or of a part that is too long for the journal.
 fn bounded(path: &Path, id: String) -> Result<String> {
     if id.len() <= MAX_ID {
         Ok(id)
@@ -185,7 +186,7 @@ fn bounded(path: &Path, id: String) -> Result<String> {
     }
 }
 
-/// A service that does not know the upload any more has lost it: it is begun anew.
+/// Maps "not found" to `UploadGone`: the service lost the upload, and the copy starts it again.
 fn gone_or(error: Error, path: &Path) -> Error {
     match &error {
         Error::Status { status, .. } if *status == http::StatusCode::NOT_FOUND => {
@@ -195,14 +196,14 @@ fn gone_or(error: Error, path: &Path) -> Error {
     }
 }
 
-/// The pieces of a blob as they come.
+/// The pieces of a blob, in the order in which they arrive.
 struct Pieces {
     chunks: mpsc::Receiver<Chunk>,
     rest: Bytes,
 }
 
 impl Pieces {
-    /// The next `bytes` bytes.
+    /// Waits for the next `bytes` bytes.
     async fn take(&mut self, bytes: u64) -> Result<(PutPayload, u64)> {
         let mut gathered = Vec::new();
         let mut missing = bytes;

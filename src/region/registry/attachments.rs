@@ -1,5 +1,5 @@
-//! What is attached to images of a registry: lists of referrers, by the API or by the tag that stands in for it (OCI distribution
-//! specification 1.1, "Listing Referrers", "Referrers Tag Schema"), and images that bear a digest in their tags.
+//! Attachments of images in a registry: lists of referrers, by the API or by its fallback tag (OCI distribution
+//! specification 1.1, "Listing Referrers", "Referrers Tag Schema"), and images whose tags contain a digest.
 
 use std::collections::HashSet;
 
@@ -21,20 +21,20 @@ use super::{
 use crate::{
     domain::{Digest, ForeignText},
     region::{
-        Attachment, Error, Listing, MAX_MANIFEST_BYTES, ReferrersIndex, Result, Stage, Tree,
+        Attachment, Entry, Error, Listing, MAX_MANIFEST_BYTES, ReferrersIndex, Result, Stage, Tree,
         answer::{bounded, refusal},
-        referrers::{self, Entry, MAX_REFERRERS_BYTES, referrers_tag},
+        referrers::{self, MAX_REFERRERS_BYTES, referrers_tag},
         tree::INDEX_TYPES,
     },
 };
 
-/// Pages of a list of referrers that are read at most.
+/// Maximum number of pages that are read of a list of referrers.
 const MAX_PAGES: usize = 200;
-/// Attachments that are looked for at the same time.
+/// Maximum number of concurrent requests for attachments.
 const LOOKS_AT_ONCE: usize = 16;
 const OCI_INDEX: &str = INDEX_TYPES[0];
 
-/// A page of a list, and where the next one is.
+/// A page of a list of referrers.
 struct Page {
     entries: Vec<Entry>,
     bytes: u64,
@@ -42,37 +42,31 @@ struct Page {
 }
 
 impl RegistryStore {
-    /// What refers to a manifest: by the API, or where the registry has none, or refuses, by the tag that stands in for it.
-    pub(super) async fn read_referrers(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Listing> {
-        let mut broken = None;
-        if self.referrers_api.may_be_asked(repository, Instant::now()) {
-            match self.referrers_by_api(repository, subject, scope).await {
-                Ok(Some(listing)) => {
-                    self.referrers_api.answered();
-                    return Ok(listing);
-                }
-                Ok(None) if self.referrers_api.seems_absent(repository, Instant::now()) => {}
-                Ok(None) => {
-                    let reason = "the registry has listed referrers before, and now answers as if it could not";
-                    broken = Some(Error::malformed(format!("the referrers of {subject}"), reason));
-                }
-                Err(error) => broken = Some(error),
-            }
+    /// Reads the referrers of a manifest by the API; `None` if the registry has no such API.
+    pub(super) async fn read_referrers(
+        &self,
+        repository: &str,
+        subject: Digest,
+        scope: &Scope,
+    ) -> Result<Option<Listing>> {
+        if !self.referrers_api.may_be_asked(repository, Instant::now()) {
+            return Ok(None);
         }
-        let tag = referrers_tag(subject);
-        let found = self.get_manifest(repository, &tag, scope.clone(), MAX_REFERRERS_BYTES).await;
-        match (found, broken) {
-            // A registry without the API may refuse as if there were one.
-            (Ok(None) | Err(_), Some(error)) | (Err(error), None) => Err(error),
-            (Ok(None), None) => Ok(Listing::default()),
-            (Ok(Some((_, content))), broken) => {
-                let entries = referrers::entries(&content).map_err(|error| Error::malformed(tag, error))?;
-                Ok(Listing { entries, broken })
+        match self.referrers_by_api(repository, subject, scope).await? {
+            Some(listing) => {
+                self.referrers_api.answered();
+                Ok(Some(listing))
+            }
+            None if self.referrers_api.seems_absent(repository, Instant::now()) => Ok(None),
+            None => {
+                let reason = "the registry has listed referrers before, and now answers as if it could not";
+                Err(Error::malformed(format!("the referrers of {subject}"), reason))
             }
         }
     }
 
-    /// What the API lists; nothing if there is none. What can't be read behind the first page leaves what was read.
+    /// Reads all pages of the API; `None` if there is no such API. An error after the first page ends the list, which
+    /// keeps the earlier pages.
     async fn referrers_by_api(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Option<Listing>> {
         let first = self.client().url(&format!("{repository}/referrers/{subject}"))?;
         let Some(mut page) = self.referrers_page(first, MAX_REFERRERS_BYTES, scope).await? else { return Ok(None) };
@@ -92,7 +86,7 @@ impl RegistryStore {
         Ok(Some(Listing { broken: Some(broken), ..listing }))
     }
 
-    /// A page of at most `room` bytes; nothing if there is no such API.
+    /// Reads a page of at most `room` bytes; `None` if there is no such API.
     async fn referrers_page(&self, url: Url, room: u64, scope: &Scope) -> Result<Option<Page>> {
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(OCI_INDEX))]);
         let (what, asked) = (what(&Method::GET, &url), url.clone());
@@ -110,7 +104,7 @@ impl RegistryStore {
         }
         let next = next_page(response.headers());
         let says_index = media_type(&response).eq_ignore_ascii_case(OCI_INDEX);
-        // What it is, its content says: some give an index another type, and some answer with a page for people.
+        // The content decides: some registries label an index with another type, and some respond with an HTML page.
         let content = match bounded(&what, response, room).await {
             Ok(content) if says_index || referrers::is_list(&content) => content,
             Err(error) if says_index => return Err(error),
@@ -125,8 +119,8 @@ impl RegistryStore {
         Ok(Some(Page { entries, bytes: content.len() as u64, next }))
     }
 
-    /// Makes what refers to a manifest findable, where the registry does not do so by itself: what it lists by the tag and does
-    /// not know of stays.
+    /// Adds referrers to the fallback tag, if the registry does not index referrers itself. Entries that the tag
+    /// already lists are kept.
     pub(super) async fn put_referrers(&self, repository: &str, referrers: &ReferrersIndex) -> Result<()> {
         let scope = Scope::push(repository);
         if self.referrers_api.may_be_asked(repository, Instant::now())
@@ -145,13 +139,13 @@ impl RegistryStore {
         self.put_manifest(repository, &tag, &descriptor, content).await
     }
 
-    /// Makes something findable that is attached to an image by a tag. What others have attached there stays, unless it is all in
-    /// this one too, or is to be overwritten.
+    /// Tags an attachment of an image. Replaces another attachment under the tag only if this one includes all its
+    /// layers, or if the stage allows overwriting.
     pub(super) async fn put_attachment(&self, stage: &Stage, repository: &str, attachment: &Attachment) -> Result<()> {
         let (Some(tag), Some((root, content))) = (&attachment.tag, attachment.root()) else { return Ok(()) };
         let there = self.get_manifest(repository, tag, Scope::push(repository), MAX_MANIFEST_BYTES).await?;
         if let Some((there, theirs)) = there {
-            if there.digest == root.digest {
+            if theirs == *content {
                 return Ok(());
             }
             let has_theirs =
@@ -164,12 +158,12 @@ impl RegistryStore {
         self.put_manifest(repository, tag, root, content.clone()).await
     }
 
-    /// Whether everything that is attached to an image is there and can be found.
+    /// Returns whether all attachments of an image are present and can be found.
     pub(super) async fn has_attachments(&self, repository: &str, tree: &Tree) -> Result<bool> {
         let looks = tree.attachments.iter().filter_map(|attachment| Some((attachment, attachment.root()?)));
         let looks = looks.map(|(attachment, (root, _))| async move {
             let reference = attachment.tag.clone().unwrap_or_else(|| root.digest.to_string());
-            let there = self.head_manifest(repository, &reference, Scope::push(repository)).await?;
+            let there = self.head_manifest_as(&[root.digest], repository, &reference, Scope::push(repository)).await?;
             Ok::<_, Error>(there.is_some_and(|there| there.digest == root.digest))
         });
         let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffer_unordered(LOOKS_AT_ONCE);
@@ -182,7 +176,8 @@ impl RegistryStore {
     }
 }
 
-/// The digests of a manifest's layers, each of which is a signature, an attestation or a bill of materials; nothing if it has none.
+/// Returns the digests of a manifest's layers, each of which is a signature, an attestation or an SBOM; `None` if it
+/// has no layers.
 fn layers(manifest: &[u8]) -> Option<HashSet<String>> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -196,8 +191,8 @@ fn layers(manifest: &[u8]) -> Option<HashSet<String>> {
     Some(manifest.layers.into_iter().map(|layer| layer.digest).collect())
 }
 
-/// The next page, by the header `Link` (RFC 8288).
-fn next_page(headers: &HeaderMap) -> Option<String> {
+/// Returns the target of the next page from the header `Link` (RFC 8288).
+pub(super) fn next_page(headers: &HeaderMap) -> Option<String> {
     let link = headers.get(LINK)?.to_str().ok()?;
     let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
     let is_next = parameters.split(';').any(|p| p.trim().trim_start_matches("rel=").trim_matches('"') == "next");

@@ -1,30 +1,30 @@
-//! What a registry answers to who has not shown who they are: the header `WWW-Authenticate` (RFC 9110, section 11.6.1, and the
+//! Authentication challenges of a registry: the header `WWW-Authenticate` (RFC 9110, section 11.6.1, and the
 //! distribution project's "Token Authentication Specification").
 
 use std::collections::BTreeMap;
 
 use http::{HeaderMap, header::WWW_AUTHENTICATE};
 
-/// The longest realm and the longest name of a service that are taken, in bytes. They are kept, and sent.
+/// Maximum lengths of a realm and of a service name, in bytes. Both are stored and sent.
 const MAX_REALM: usize = 2_048;
 const MAX_SERVICE: usize = 512;
 
-/// How a registry wants to be shown who asks.
+/// An authentication scheme that a registry requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {
-    /// A name and a password with every request.
+    /// A user name and a password with every request.
     Basic,
-    /// A token that is to be got elsewhere.
+    /// A token that a token server issues.
     Bearer {
-        /// Where.
+        /// URL of the token server.
         realm: String,
-        /// For which service.
+        /// Name of the service that the token is for.
         service: Option<String>,
     },
 }
 
 impl Challenge {
-    /// The challenge in an answer: a token, if that is one of the ways.
+    /// Returns the challenge of a response. Prefers `Bearer` if there are several.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let found: Vec<Self> = values.flat_map(parse).filter_map(Offer::challenge).collect();
@@ -32,7 +32,7 @@ impl Challenge {
     }
 }
 
-/// One of the ways that a header offers: its scheme and its parameters.
+/// One challenge of a header.
 struct Offer {
     scheme: String,
     parameters: BTreeMap<String, String>,
@@ -53,8 +53,8 @@ impl Offer {
     }
 }
 
-/// The ways that one header offers, in its order: `scheme key=value, key="value", scheme …`. A word that no `=` follows begins the
-/// next one; what belongs to none is left out.
+/// Parses the challenges of one header, in their order: `scheme key=value, key="value", scheme …`. A word without a
+/// following `=` starts the next challenge. Parameters before the first scheme are skipped.
 fn parse(header: &str) -> Vec<Offer> {
     const SPACE: [char; 3] = [' ', ',', '\t'];
     let mut offers: Vec<Offer> = Vec::new();
@@ -63,7 +63,7 @@ fn parse(header: &str) -> Vec<Offer> {
         let end = rest.find(|c: char| c == '=' || SPACE.contains(&c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         let word = word.to_ascii_lowercase();
-        // RFC 9110, section 5.6.6, has no space around `=`; some registries do.
+        // RFC 9110, section 5.6.6, allows no space around `=`, but some registries send it.
         if let Some(value) = after.trim_start_matches([' ', '\t']).strip_prefix('=') {
             let (value, next) = parameter_value(value.trim_start_matches([' ', '\t']));
             if let Some(offer) = offers.last_mut() {
@@ -79,7 +79,7 @@ fn parse(header: &str) -> Vec<Offer> {
     offers
 }
 
-/// The value of a parameter, quoted or not, and what follows it.
+/// Returns the value of a parameter, quoted or not, and the text after it.
 fn parameter_value(text: &str) -> (String, &str) {
     if let Some(quoted) = text.strip_prefix('"') {
         return quoted_value(quoted);
@@ -88,7 +88,7 @@ fn parameter_value(text: &str) -> (String, &str) {
     (text[..end].to_owned(), &text[end..])
 }
 
-/// A quoted value without its quotes, and what follows it.
+/// Returns a quoted value without its quotes, and the text after it.
 fn quoted_value(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut escaped = false;
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(of(&[r#"Basic realm="x""#]), Some(Challenge::Basic));
         assert_eq!(of(&[r#"Basic realm="x""#, r#"Bearer realm="y""#]), bearer("y", None));
         assert_eq!(of(&["Negotiate"]), None);
-        // Several in one header, as proxies join them.
+        // Several challenges in one header, as proxies join them.
         assert_eq!(of(&[r#"Basic realm="x, y", Bearer realm="z",service="s""#]), bearer("z", Some("s")));
         assert_eq!(of(&[r#"Bearer realm="z",service="s",Basic realm="x""#]), bearer("z", Some("s")));
         assert_eq!(of(&[r#"Negotiate YII=, Basic realm="x""#]), Some(Challenge::Basic));

@@ -1,4 +1,4 @@
-//! Requests to one registry: authorized, bounded in time and size, and to nowhere else.
+//! HTTP client of one registry: adds authorization, limits time and size, and connects to allowed hosts only.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,24 +29,24 @@ use crate::{
     server_trust,
 };
 
-/// How long the beginning of an answer may take.
+/// Timeout until the head of a response.
 const ANSWER: Duration = Duration::from_secs(60);
-/// How long a connection that nobody uses is kept.
+/// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(60);
-/// How often a request whose body is at hand is sent again after a trouble that may pass, and the wait before the first time.
+/// Maximum number of retries of a repeatable request after a transient error, and the delay before the first retry.
 const REPEATS: u32 = 3;
 const REPEAT_WAIT: Duration = Duration::from_millis(200);
-/// How often one that was forbidden is.
+/// Maximum number of retries after a response with the status 403.
 const DOUBTS: u32 = 2;
-/// The longest `Retry-After` that is waited for here; with a longer one, the attempt is over.
+/// Longest `Retry-After` that the client waits for. A longer one ends the attempt.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
-/// How many redirects of one request are followed.
-const REDIRECTS: usize = 4;
+/// Maximum number of redirects of one request.
+pub const REDIRECTS: usize = 4;
 
-/// The longest `Location` that is followed or kept, in bytes: what RFC 9110, section 4.1, wants to be taken at the least.
+/// Maximum length of a `Location`, in bytes: RFC 9110, section 4.1, recommends support for at least this length.
 const MAX_LOCATION: usize = 8_000;
 
-/// Asks one registry.
+/// HTTP client of one registry.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -55,54 +55,52 @@ pub struct Client {
     credentials: CredentialProvider,
     also_hosts: Vec<String>,
     tokens: Tokens,
-    /// How the registry wants to be shown who asks, once it has been satisfied by it.
+    /// The last challenge for which the registry has accepted the authorization.
     challenge: ArcSwapOption<Challenge>,
 }
 
-/// What a request needs to be allowed to do.
+/// The access that a request needs.
 #[derive(Debug, Clone)]
 pub struct Scope(String);
 
 impl Scope {
-    /// Reading a repository.
+    /// Read access to a repository.
     pub fn pull(repository: &str) -> Self {
         Self(format!("repository:{repository}:pull"))
     }
 
-    /// Writing to a repository.
+    /// Read and write access to a repository.
     pub fn push(repository: &str) -> Self {
         Self(format!("repository:{repository}:pull,push"))
     }
 
-    /// Writing to a repository what another one lends.
+    /// Write access to a repository, and read access to the source of a mount.
     pub fn mount(repository: &str, from: &str) -> Self {
         Self(format!("repository:{repository}:pull,push repository:{from}:pull"))
     }
 }
 
-/// A request.
+/// A request that can be repeated.
 #[derive(Debug)]
 pub struct Ask {
-    /// The method.
     pub method: Method,
-    /// The whole URL.
+    /// The complete URL.
     pub url: Url,
-    /// What it needs to be allowed to do.
+    /// The access that the request needs.
     pub scope: Scope,
-    /// Further headers.
+    /// Additional headers.
     pub headers: HeaderMap,
-    /// A body that can be sent again.
     pub body: Bytes,
 }
 
-/// What a redirect was answered to, when it is followed.
+/// Result of sending a request: a response, or a 401 with its challenge.
 enum Sent {
     Answer(Response),
     Challenged(Option<Challenge>),
 }
 
 impl Client {
-    /// A client of a registry. `certificates`, in PEM form, are trusted beside the system's.
+    /// Creates a client. It trusts `certificates`, in PEM form, in addition to those of the system.
     pub fn new(
         location: RegistryLocation,
         credentials: impl Into<CredentialProvider>,
@@ -117,7 +115,7 @@ impl Client {
             .map_err(unusable)?
             .pool_idle_timeout(IDLE)
             .tcp_nodelay(true)
-            // The digests are of the bytes as they are: nothing may be compressed on the way.
+            // Digests apply to the bytes as they are stored, so the transfer must not compress them.
             .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
             .http1_only();
         if let Some(pem) = certificates {
@@ -139,25 +137,26 @@ impl Client {
         })
     }
 
-    /// Where the registry is.
+    /// Returns the location of the registry.
     pub fn location(&self) -> &RegistryLocation {
         &self.location
     }
 
-    /// A URL of the registry's API.
+    /// Returns a URL of the registry's API.
     pub fn url(&self, path: &str) -> Result<Url> {
         self.location.base.join(&format!("/v2/{path}")).map_err(|error| Error::malformed(path, error))
     }
 
-    /// Sends a request that can be sent again, and follows where the registry leads, if that is allowed. Returns its answer,
-    /// whatever it is, but for those that may pass.
+    /// Sends a request, follows allowed redirects, and retries transient errors. Returns any other response, whatever
+    /// its status.
     pub async fn ask(&self, ask: Ask) -> Result<Response> {
         let mut repeats = 0;
         loop {
             let answer = self.ask_once(&ask).await;
             let (wait, most) = match &answer {
                 Ok(response) if passes(response.status()) => (retry_after(response.headers()), REPEATS),
-                // Some limit rates by it, and some check permissions at a service that fails for a moment.
+                // Some registries signal a rate limit by this status, and some check permissions at a service that
+                // fails for a moment.
                 Ok(response) if response.status() == StatusCode::FORBIDDEN => (retry_after(response.headers()), DOUBTS),
                 Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => (error.retry_after(), REPEATS),
                 _ => return answer,
@@ -171,16 +170,21 @@ impl Client {
                 };
             }
             repeats += 1;
-            tracing::debug!(what = what(&ask.method, &ask.url), ?wait, "asked again");
+            tracing::debug!(what = what(&ask.method, &ask.url), ?wait, "a request failed; retrying");
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// Sends a request whose body is at hand, and follows where the registry leads, if that is allowed. Returns its answer, whatever it is.
+    /// Sends a request once and follows allowed redirects. Returns the response, whatever its status.
     pub async fn ask_once(&self, ask: &Ask) -> Result<Response> {
+        self.ask_once_within(ask, ANSWER).await
+    }
+
+    /// Does the same with another timeout until the head of the response.
+    pub async fn ask_once_within(&self, ask: &Ask, answer: Duration) -> Result<Response> {
         let mut url = ask.url.clone();
         for _ in 0..=REDIRECTS {
-            let response = self.authorized(ask, &url).await?;
+            let response = self.authorized(ask, &url, answer).await?;
             if !leads_on(&ask.method, response.status()) {
                 return Ok(response);
             }
@@ -189,16 +193,17 @@ impl Client {
         Err(Error::malformed(what(&ask.method, &ask.url), "it is redirected too often"))
     }
 
-    /// Sends a request; once more if the registry wants to know who asks. How it wants to be shown that is remembered once it has been
-    /// satisfied by it: nothing that it says once can spoil the requests after.
-    async fn authorized(&self, ask: &Ask, url: &Url) -> Result<Response> {
+    /// Sends a request, and once more if the registry responds with a new challenge. Remembers a challenge only after
+    /// the registry has accepted the authorization, so that a wrong challenge does not break later requests.
+    async fn authorized(&self, ask: &Ask, url: &Url, answer: Duration) -> Result<Response> {
         let mut challenge = self.known_challenge(url);
         let (mut fresh, mut renewed) = (false, false);
         loop {
             let mut headers = ask.headers.clone();
             let shown = match self.authorize(&mut headers, challenge.as_deref(), &ask.scope, fresh).await {
                 Err(error) if fresh => return Err(error),
-                // What satisfied it before does not work any more: it is asked what would.
+                // The remembered challenge can't be answered. The request is sent without authorization to get a new
+                // one.
                 Err(_) => {
                     challenge = self.forget_challenge();
                     None
@@ -206,7 +211,7 @@ impl Client {
                 Ok(shown) => shown,
             };
             let body = if ask.body.is_empty() { None } else { Some(Body::from(ask.body.clone())) };
-            match self.send(ask.method.clone(), url, headers, body, ANSWER).await? {
+            match self.send(ask.method.clone(), url, headers, body, answer).await? {
                 Sent::Answer(response) => {
                     if let Some(challenge) = challenge.filter(|_| fresh) {
                         self.remember_challenge(challenge);
@@ -235,8 +240,8 @@ impl Client {
         !matches!(challenge, Challenge::Basic) || !self.credentials.is_anonymous()
     }
 
-    /// Sends a request whose body comes as it is made, once. What it needs to show has been asked for shortly before; if it is
-    /// refused all the same, it has run out, and asking again finds out more.
+    /// Sends a request with a streamed body, once. Earlier requests have renewed the authorization shortly before. If
+    /// the registry rejects it, the authorization has expired, and the error requests a retry.
     pub async fn stream(
         &self,
         method: Method,
@@ -297,7 +302,7 @@ impl Client {
         Ok(Sent::Answer(response))
     }
 
-    /// Shows who asks, in the way that the registry wants it. Returns the credentials if they are shown themselves.
+    /// Adds the authorization that a challenge requires. Returns the credentials if the header contains them directly.
     async fn authorize(
         &self,
         headers: &mut HeaderMap,
@@ -326,7 +331,7 @@ impl Client {
         Ok(shown)
     }
 
-    /// Gets a token where the registry says, if that is where it may be got.
+    /// Requests a token from the token server of a challenge, if its URL is allowed.
     async fn token(&self, realm: &str, service: Option<&str>, scope: &Scope) -> Result<String> {
         let what = format!("a token for {}", self.location.authority());
         let url = self.location.base.join(realm).map_err(|error| Error::malformed(what.as_str(), error))?;
@@ -348,7 +353,7 @@ impl Client {
         Ok(secret)
     }
 
-    /// Asks for a token, and where that leads, if it is allowed. Credentials are shown to the host of the realm alone.
+    /// Requests a token and follows allowed redirects. Only the origin of the realm receives the credentials.
     async fn ask_for_token(
         &self,
         what: &str,
@@ -372,7 +377,7 @@ impl Client {
         Err(Error::malformed(what, "it is redirected too often"))
     }
 
-    /// Where a registry says an upload goes on, or a blob lies.
+    /// Returns the URL in the `Location` of a response, if it is allowed.
     pub fn target(&self, what: &str, from: &Url, headers: &HeaderMap) -> Result<Url> {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| Error::malformed(what, "the answer has no Location"))?;
@@ -386,12 +391,12 @@ impl Client {
         Ok(url)
     }
 
-    /// The URL with TLS, if it names the registry itself without: a registry behind a proxy that ends TLS often does not know better. It is
-    /// asked where it was asked before.
+    /// Upgrades a URL of the registry itself from `http` to `https`, if the region uses TLS: a registry behind a proxy
+    /// that terminates TLS often does not know its own scheme.
     fn secured(&self, mut url: Url) -> Url {
         let base = &self.location.base;
         let is_own_host = url.host() == base.host() && (url.port().is_none() || url.port() == base.port());
-        // A port that is left out or is the registry's own; setting the parts of one good URL in another can't fail.
+        // The port is absent or the registry's own. Both setters succeed for an `http` URL.
         if url.scheme() == "http" && base.scheme() == "https" && is_own_host {
             let _ = url.set_scheme(base.scheme());
             let _ = url.set_port(base.port());
@@ -399,7 +404,7 @@ impl Client {
         url
     }
 
-    /// Why a request brought no answer. Where it went by way of a proxy, that may be the reason.
+    /// Returns the error of a request without a response. Names the proxy if the request used one.
     fn unsent(&self, what: impl Into<ForeignText>, url: &Url, error: &reqwest::Error) -> Error {
         match (transport(what, error), self.egress.proxy_for(url)) {
             (Error::Transport { what, problem }, Some(proxy)) => Error::Transport {
@@ -410,7 +415,7 @@ impl Client {
         }
     }
 
-    /// Refuses what must not be asked for by way of the proxy.
+    /// Rejects a URL that the proxy must not be used for.
     async fn admit(&self, what: &str, url: &Url) -> Result<()> {
         self.egress.admit(url).await.map_err(|refused| match refused {
             NotAdmitted::Forbidden(source) => Error::Forbidden { what: what.into(), source },
@@ -420,7 +425,7 @@ impl Client {
         })
     }
 
-    /// Refuses what is not the registry, nor one of the hosts that it may refer to.
+    /// Rejects a URL that is neither the registry's nor one of an allowed host.
     pub fn allow(&self, what: &str, url: &Url) -> Result<()> {
         let authority = authority(url);
         let listed = self.also_hosts.iter().any(|also| match also.strip_prefix("*.") {
@@ -452,7 +457,7 @@ impl Client {
             && url.port_or_known_default() == base.port_or_known_default()
     }
 
-    /// How the registry was satisfied before. It is for nobody else.
+    /// Returns the remembered challenge. It applies to the registry's own URLs only.
     fn known_challenge(&self, url: &Url) -> Option<Arc<Challenge>> {
         self.challenge.load_full().filter(|_| self.is_own(url))
     }
@@ -477,9 +482,9 @@ impl Client {
     }
 }
 
-/// Whether a request that was answered with that status is to be sent to where the answer points (RFC 9110, section 15.4). One that
-/// writes is if it is to be the same request there.
-fn leads_on(method: &Method, status: StatusCode) -> bool {
+/// Returns whether a request with this response follows a redirect (RFC 9110, section 15.4). A write follows it only if
+/// the method and the body stay the same.
+pub fn leads_on(method: &Method, status: StatusCode) -> bool {
     match status.as_u16() {
         307 | 308 => true,
         301..=303 => method == Method::GET || method == Method::HEAD,
@@ -487,17 +492,17 @@ fn leads_on(method: &Method, status: StatusCode) -> bool {
     }
 }
 
-/// Whether a registry answers so to `HEAD` because it has only `GET`.
+/// Returns whether the status means that the registry does not support `HEAD`.
 pub fn refuses_head(status: StatusCode) -> bool {
     matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED)
 }
 
-/// A request in words, without what stands in its query: that may be a secret.
+/// Describes a request without its query, which may contain a secret.
 pub fn what(method: &Method, url: &Url) -> String {
     format!("{method} {}", request_span::shown(url))
 }
 
-/// A header that is known to be one.
+/// Returns a header, or an error if its value is invalid.
 pub fn header(name: HeaderName, value: impl Into<String>) -> Result<(HeaderName, HeaderValue)> {
     let value = HeaderValue::try_from(value.into()).map_err(|error| Error::malformed(name.as_str(), error))?;
     Ok((name, value))

@@ -1,20 +1,20 @@
-//! Which part of a blob an answer holds: the header `Content-Range` (RFC 9110, section 14.4).
+//! The range of a blob that a response contains: the header `Content-Range` (RFC 9110, section 14.4).
 
 use http::{HeaderMap, header::CONTENT_RANGE};
 
-/// A part of a blob.
+/// A range of bytes of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContentRange {
-    /// Its first byte.
+    /// First byte.
     pub first: u64,
-    /// Its last byte.
+    /// Last byte, inclusive.
     pub last: u64,
-    /// How many bytes the whole has, if the answer says so.
+    /// Size of the whole blob in bytes; `None` if the response does not state it.
     pub size: Option<u64>,
 }
 
 impl ContentRange {
-    /// The part that an answer says to hold; nothing if it says none that can be.
+    /// Returns the range that the headers state; `None` if they state none, or an invalid one.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
         let (unit, text) = text.trim().split_once(' ')?;

@@ -1,6 +1,7 @@
-//! Credential helpers: programs `docker-credential-NAME` that hand out a registry's credentials (docker's client, "Credential helper
-//! protocol"). They are run directly, with the variables that they are given and no others, and bounded in time and output. What one
-//! has handed out is kept until the registry refuses it, or for as long as such credentials have turned out to be good.
+//! Credential helpers: programs `docker-credential-NAME` that return the credentials of a registry (docker's client,
+//! "Credential helper protocol"). They run without a shell, with an explicit set of environment variables, and with
+//! limits of time and output. Their credentials are cached until the registry rejects them, or for the lifetime learned
+//! from earlier rejections.
 
 use std::{
     env,
@@ -28,33 +29,33 @@ use super::{
 };
 use crate::domain::ForeignText;
 
-/// What the name of every helper begins with.
+/// Prefix of the name of every helper.
 const PREFIX: &str = "docker-credential-";
-/// The longest name, in bytes, without its beginning.
+/// Maximum length of a name without the prefix, in bytes.
 const MAX_NAME: usize = 64;
-/// How long a helper may take: it may have to ask a service.
+/// Timeout of a helper. It may have to call a service.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The most that it may write, in bytes.
+/// Maximum output in bytes.
 const MAX_BYTES: u64 = 64 << 10;
-/// Variables that every helper is given: where other programs are, and where its own settings are.
+/// Variables that every helper receives: the path of programs, and the directory of its settings.
 const ALWAYS: [&str; 2] = ["PATH", "HOME"];
-/// The user name by which a helper says that the secret is an identity token (docker's client, `GetAuthConfig`).
+/// User name that marks the secret as an identity token (docker's client, `GetAuthConfig`).
 const IDENTITY: &str = "<token>";
-/// What a helper says that has no credentials for a registry (docker-credential-helpers, `errCredentialsNotFound`).
+/// Output of a helper without credentials for a registry (docker-credential-helpers, `errCredentialsNotFound`).
 const NOT_FOUND: &str = "credentials not found in native keychain";
-/// How long credentials are kept at most, while no registry has refused any.
+/// Longest time that credentials are cached, while no registry has rejected any.
 const LONGEST_LIFE: Duration = Duration::from_secs(300);
 
 /// A helper program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
-    /// One of the directories of `PATH` has it, under its name.
+    /// A file name that is searched in the directories of `PATH`.
     Named(String),
-    /// It is exactly there.
+    /// An absolute path.
     At(PathBuf),
 }
 
-/// Why a text names no helper.
+/// Why a text is no valid name of a helper.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} names no credential helper; expected the NAME of a program docker-credential-NAME, or a program's absolute path"
@@ -62,7 +63,7 @@ pub enum Program {
 pub struct ProgramError(ForeignText);
 
 impl Program {
-    /// The program of a name: letters, digits, '.', '_' and '-', so that it leads to no other place.
+    /// Returns the program with a name of letters, digits, '.', '_' and '-', so that it refers to no other directory.
     pub fn named(name: &str) -> Result<Self, ProgramError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(fits) {
@@ -72,7 +73,7 @@ impl Program {
         }
     }
 
-    /// The file that is run, among `directories`, which are written as `PATH` has them.
+    /// Finds the executable file in `directories`, which have the format of `PATH`.
     pub fn find(&self, directories: Option<OsString>) -> Result<PathBuf, HelperError> {
         let is_program = |path: &Path| {
             std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
@@ -105,67 +106,67 @@ impl fmt::Display for Program {
     }
 }
 
-/// Why a helper hands out no credentials.
+/// Why a helper returned no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HelperError {
-    /// There is no such program.
+    /// The program does not exist.
     #[error(
         "there is no program {0}{why}; install it where the service runs",
         why = if matches!(.0, Program::Named(_)) { " in the directories of PATH" } else { "" }
     )]
     NoProgram(Program),
-    /// It knows nothing of the registry.
+    /// The helper has no credentials for the registry.
     #[error(
         "{program} has no credentials for {server}; log in to it with that helper, as the user that the service runs as"
     )]
     Missing {
-        /// The helper.
+        /// The program.
         program: Program,
-        /// The registry.
+        /// Key of the registry.
         server: String,
     },
-    /// It ran, and failed.
+    /// The helper exited with an error.
     #[error("{program} failed for {server}: {said}; the variables that it needs are those of credential_helper_env")]
     Failed {
-        /// The helper.
+        /// The program.
         program: Program,
-        /// The registry.
+        /// Key of the registry.
         server: String,
-        /// What it said, or how it ended.
+        /// The output of the helper.
         said: ForeignText,
     },
-    /// It could not be run, took too long, or said something else than credentials.
+    /// The helper could not be run, timed out, or wrote no valid credentials.
     #[error("{program} for {server}: {problem}")]
     Unusable {
-        /// The helper.
+        /// The program.
         program: Program,
-        /// The registry.
+        /// Key of the registry.
         server: String,
-        /// What is wrong.
+        /// The reason.
         problem: String,
     },
 }
 
 impl HelperError {
-    /// Whether it may go better later by itself: most helpers ask services.
+    /// Returns whether a retry may succeed: most helpers call services.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::NoProgram(_) | Self::Missing { .. })
     }
 }
 
-/// A helper and what it is asked about.
+/// A helper and the registry to query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Helper {
     /// The program.
     pub program: Program,
-    /// The registry, as the helper knows it.
+    /// Key of the registry for the helper.
     pub server: String,
-    /// Variables of this process that it is given beside `PATH` and `HOME`.
+    /// Variables of this process that it receives in addition to `PATH` and `HOME`.
     pub environment: Vec<String>,
 }
 
-/// What a helper says.
+/// Output of a helper.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
@@ -174,7 +175,7 @@ struct Answer {
 }
 
 impl Helper {
-    /// Runs the helper, once.
+    /// Runs the helper once.
     async fn ask(&self) -> Result<Credentials, HelperError> {
         let path = self.program.find(env::var_os("PATH"))?;
         let passed = ALWAYS.into_iter().chain(self.environment.iter().map(String::as_str));
@@ -201,7 +202,7 @@ impl Helper {
             let said = String::from_utf8_lossy(&output);
             return Err(self.failed(said.trim()));
         }
-        // What it wrote is never told: it may hold the secret.
+        // Errors never quote the output, because it may contain the secret.
         let answer: Answer = serde_json::from_slice(&output)
             .map_err(|_| self.unusable("what it wrote is not the JSON of credentials".to_owned()))?;
         match answer {
@@ -224,14 +225,14 @@ impl Helper {
     }
 }
 
-/// A program and whatever it has started. All of it ends with this.
+/// A program and its descendants in one process group. Dropping it kills them.
 struct Group(Child);
 
 impl Group {
-    /// Tells it a registry, and takes what it writes until it has ended. Returns whether it succeeded.
+    /// Writes a registry to the program and reads its output until it ends. Returns whether it succeeded.
     async fn converse(&mut self, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
         if let Some(mut input) = self.0.stdin.take() {
-            // One that does not want to know it says so by how it ends.
+            // A helper that does not read its input reports the error by its exit status.
             let _ = input.write_all(server.as_bytes()).await;
         }
         let output = match self.0.stdout.take() {
@@ -247,7 +248,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Only of one that has not been waited for is the number certainly its own.
+        // The process id is reliable only until the process was waited for.
         if let Some(group) = self.0.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
             let _ = kill_process_group(group, Signal::KILL);
         }
@@ -260,14 +261,14 @@ async fn bounded(output: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a helper has handed out last.
+/// The last result of a helper.
 #[derive(Debug, Default)]
 pub struct HelperCache(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
     last: Option<Handed>,
-    /// For how long credentials are good.
+    /// Lifetime of credentials.
     life: LearntLife,
 }
 
@@ -276,13 +277,13 @@ struct Handed {
     by: Helper,
     outcome: Result<Credentials, HelperError>,
     at: Instant,
-    /// Their age when they were refused.
+    /// Age of the credentials when the registry rejected them.
     refused_at: Option<Duration>,
 }
 
 impl Kept {
-    /// What is known of a helper's credentials and still good now, for somebody who asked at some time before. That a helper fails is only
-    /// for those to know who have waited for it.
+    /// Returns the last result, if it is still valid at `now` for a caller that started at `asked`. Only callers that
+    /// waited for a failed run share its error.
     fn good(&self, helper: &Helper, asked: Instant, now: Instant) -> Option<&Handed> {
         let last = self.last.as_ref().filter(|handed| handed.by == *helper && handed.refused_at.is_none())?;
         let is_good = match last.outcome {
@@ -292,7 +293,7 @@ impl Kept {
         is_good.then_some(last)
     }
 
-    /// Keeps what a helper handed out. Where it differs from what was refused, that had ended, and was not just wrong.
+    /// Stores a result. If it differs from rejected credentials, those had expired, so their age caps the lifetime.
     fn keep(&mut self, handed: Handed) {
         if let Some(Handed { outcome: Ok(old), refused_at: Some(age), by, .. }) = &self.last
             && *by == handed.by
@@ -305,7 +306,7 @@ impl Kept {
 }
 
 impl HelperCache {
-    /// The credentials that a helper hands out. While it is asked, all others wait for the same answer.
+    /// Returns the credentials of a helper. Concurrent callers share one run.
     pub async fn get(&self, helper: &Helper) -> Result<Credentials, Error> {
         let asked = Instant::now();
         let mut kept = self.0.lock().await;
@@ -317,7 +318,7 @@ impl HelperCache {
         Ok(outcome?)
     }
 
-    /// Throws credentials away that were refused, unless there are others already.
+    /// Marks the cached credentials as rejected, unless newer ones have replaced them.
     pub async fn drop_refused(&self, refused: &Credentials) {
         if let Some(handed) = &mut self.0.lock().await.last
             && handed.outcome.as_ref() == Ok(refused)

@@ -1,5 +1,5 @@
-//! What a registry is shown, and where that comes from: the configuration, a file, a docker `config.json`, or a credential helper. What
-//! can change is looked up again whenever it is needed.
+//! Credentials of a registry and their sources: the configuration, a file, a docker `config.json`, or a credential
+//! helper. Sources that can change are read again on every use.
 
 use std::{fmt, path::PathBuf};
 
@@ -9,20 +9,20 @@ use super::{
 };
 use crate::region::{ProfileError, SecretFileError, SecretSource};
 
-/// What a registry is shown. Never printed.
+/// Credentials for a registry. Their `Debug` output omits the secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credentials {
-    /// Nothing.
+    /// No credentials.
     #[default]
     Anonymous,
-    /// A name and a password.
+    /// A user name and a password.
     Password {
-        /// The name.
+        /// The user name.
         username: String,
-        /// The password, or an access token in its place.
+        /// The password or an access token.
         password: String,
     },
-    /// A token that others are got for (the Docker registry's "identity token").
+    /// A refresh token that is exchanged for access tokens (Docker's "identity token").
     Identity(String),
 }
 
@@ -36,10 +36,10 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Why there are no credentials. What stands in a file, and what a helper hands out, is never part of the text.
+/// Why credentials are unavailable. The text never contains the content of a file or the output of a helper.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A file with a password can't be used.
+    /// A password file can't be used.
     #[error(transparent)]
     File(#[from] SecretFileError),
     /// A credentials file can't be used.
@@ -48,13 +48,14 @@ pub enum Error {
     /// A docker `config.json` can't be used.
     #[error(transparent)]
     DockerConfig(#[from] DockerConfigError),
-    /// A credential helper hands out none.
+    /// A credential helper returned no credentials.
     #[error(transparent)]
     Helper(#[from] HelperError),
 }
 
 impl Error {
-    /// Whether asking again later may help without anybody changing the configuration: files are replaced, helpers ask services.
+    /// Returns whether a retry may succeed without a change of the configuration: files are replaced, and helpers call
+    /// services.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -65,32 +66,32 @@ impl Error {
     }
 }
 
-/// Where a registry's credentials come from.
+/// Source of a registry's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CredentialSource {
-    /// They are always the same.
+    /// Credentials that never change.
     Fixed(Credentials),
-    /// A name, and a password that may change.
+    /// A user name with a password that may change.
     Password {
-        /// The name.
+        /// The user name.
         username: String,
-        /// The password.
+        /// Where the password is read.
         password: SecretSource,
     },
-    /// A docker `config.json`, which may name a helper.
+    /// A docker `config.json`, which may refer to a helper.
     DockerConfig {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Which of its entries.
+        /// Selects the entry.
         registry: RegistryKey,
-        /// Variables that a helper which it names is given.
+        /// Names of additional environment variables that are passed to a helper.
         environment: Vec<String>,
     },
     /// A credential helper.
     Helper(Helper),
 }
 
-/// The credentials of one registry, as they are at the moment.
+/// Provides the current credentials of one registry.
 #[derive(Debug)]
 pub struct CredentialProvider {
     source: CredentialSource,
@@ -110,13 +111,13 @@ impl From<CredentialSource> for CredentialProvider {
 }
 
 impl CredentialProvider {
-    /// Whether there are none, now and ever.
+    /// Returns whether the source never has credentials.
     #[must_use]
     pub fn is_anonymous(&self) -> bool {
         self.source == CredentialSource::Fixed(Credentials::Anonymous)
     }
 
-    /// The credentials to show now.
+    /// Returns the current credentials.
     pub async fn current(&self) -> Result<Credentials, Error> {
         match &self.source {
             CredentialSource::Fixed(credentials) => Ok(credentials.clone()),
@@ -136,7 +137,7 @@ impl CredentialProvider {
         }
     }
 
-    /// Whether there are others by now than those that the registry has refused.
+    /// Returns whether the current credentials differ from those that the registry has rejected.
     pub async fn renew(&self, refused: &Credentials) -> Result<bool, Error> {
         self.helped.drop_refused(refused).await;
         Ok(self.current().await? != *refused)

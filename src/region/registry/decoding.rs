@@ -1,5 +1,5 @@
-//! Content that a registry compresses on the way, though it is asked not to: the header `Content-Encoding` (RFC 9110, section 8.4). The
-//! digests are of the bytes as they were.
+//! Decoding of compressed responses: the header `Content-Encoding` (RFC 9110, section 8.4). Some registries compress
+//! although the client requests the identity encoding. Digests apply to the decoded bytes.
 
 use std::io::{self, Write as _};
 
@@ -7,32 +7,33 @@ use bytes::Bytes;
 use flate2::write::GzDecoder;
 use http::{HeaderMap, header::CONTENT_ENCODING};
 
-/// How many compressed bytes are decoded at once: each may become a thousand.
+/// Number of compressed bytes decoded per step. Each of them may expand to about a thousand.
 const STEP: usize = 4 << 10;
 
-/// Makes of an answer's bytes what they were.
+/// Restores the content of a response body.
 pub struct Decoder {
-    /// Nothing where they are that.
+    /// `None` if the body is not compressed.
     gzip: Option<GzDecoder<Vec<u8>>>,
-    /// What has come and was not decoded yet.
+    /// Received bytes that are not decoded yet.
     pending: Bytes,
 }
 
 impl Decoder {
-    /// The decoder for an answer. `size` is that of the content, if it is known: an answer as long as that is not compressed, whatever it
-    /// says; what is stored compressed is labeled as such by some.
+    /// Returns the decoder for a response. `size` is the size of the content, if known. A body of exactly that length
+    /// is not decoded, whatever its headers state, because some registries label blobs that are stored compressed as
+    /// encoded.
     pub fn of(headers: &HeaderMap, length: Option<u64>, size: Option<u64>) -> Self {
         let is_as_stored = size.is_some() && length == size;
         let gzip = (is_encoded(headers) && !is_as_stored).then(|| GzDecoder::new(Vec::new()));
         Self { gzip, pending: Bytes::new() }
     }
 
-    /// Takes the next bytes of the answer.
+    /// Adds the next bytes of the body.
     pub fn push(&mut self, bytes: Bytes) {
         self.pending = bytes;
     }
 
-    /// The next piece of what the bytes were; nothing if more of them are needed.
+    /// Returns the next piece of decoded content; `None` if more bytes are needed.
     pub fn next(&mut self) -> io::Result<Option<Bytes>> {
         let Some(gzip) = &mut self.gzip else {
             let bytes = std::mem::take(&mut self.pending);
@@ -51,7 +52,7 @@ impl Decoder {
     }
 }
 
-/// Whether an answer's content is compressed, so that its length is not that of the content.
+/// Returns whether the content is compressed, so that `Content-Length` is not the length of the content.
 pub fn is_encoded(headers: &HeaderMap) -> bool {
     let coding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok()).map(str::trim);
     coding.is_some_and(|coding| coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip"))
@@ -90,7 +91,7 @@ mod tests {
             let mut decoder = Decoder::of(&headers, length, size);
             assert_eq!(decoded(&mut decoder, &packed).expect("it is whole"), plain);
         }
-        // What is stored compressed is what was asked for.
+        // Blobs that are stored compressed are passed on unchanged.
         let mut decoder = Decoder::of(&headers, length, length);
         assert_eq!(decoded(&mut decoder, &packed).expect("it is whole"), packed);
         let mut decoder = Decoder::of(&headers, None, None);

@@ -1,4 +1,5 @@
-//! A `config.json` as docker, podman, skopeo and crane keep it: the credentials of registries, or the helper programs that have them.
+//! Reader of a `config.json` of docker, podman, skopeo or crane: credentials of registries, or the helper programs that
+//! store them.
 
 use std::{
     collections::BTreeMap,
@@ -17,61 +18,61 @@ use crate::region::{
     secret_file::{self, SecretFileError},
 };
 
-/// The largest `config.json` that is read, in bytes.
+/// Maximum size of a `config.json`, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// What Docker Hub is called in a `config.json`, and to helpers.
+/// Key of Docker Hub in a `config.json` and for helpers.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-/// Why a `config.json` has no credentials. What stands in it is not told.
+/// Why a `config.json` yields no credentials. The text never quotes the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DockerConfigError {
-    /// It can't be read.
+    /// The file can't be read.
     #[error(transparent)]
     File(#[from] SecretFileError),
-    /// It is not what `docker login` writes.
+    /// The file does not have the format of `docker login`.
     #[error("{} is no docker config.json", .0.display())]
     Form(PathBuf),
-    /// It names a helper that can't be one.
+    /// The file contains an invalid name of a helper.
     #[error("{}: {problem}", path.display())]
     Helper {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with its name.
+        /// The reason why the name is invalid.
         problem: ProgramError,
     },
-    /// It has no entry for the registry.
+    /// The file has no entry for the registry.
     #[error("{path} has no credentials for {host}; put them there by `skopeo login --authfile {path} {host}`, or as docker does", path = path.display())]
     Missing {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The registry.
+        /// Host of the registry.
         host: String,
     },
 }
 
 impl DockerConfigError {
-    /// Whether it may pass by itself: somebody may be writing the file at the moment.
+    /// Returns whether a retry may succeed: another process may be writing the file.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::File(_) | Self::Form(_))
     }
 }
 
-/// What the file says of a registry.
+/// The entry of a registry.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Its credentials.
+    /// Credentials in the file itself.
     Given(Credentials),
-    /// Which program has them.
+    /// A program that stores the credentials.
     Helped {
-        /// The program.
+        /// The helper program.
         program: Program,
-        /// What it knows the registry by.
+        /// The key under which the helper stores the registry.
         server: String,
     },
 }
 
-/// A region's registry, as it is found in the file.
+/// Selects the entry of a region's registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryKey(RegistryLocation);
 
@@ -101,8 +102,8 @@ impl From<&RegistryLocation> for RegistryKey {
 }
 
 impl RegistryKey {
-    /// How well a key of the file names the registry: the length of the path that it names, as podman's keys may; nothing if it names
-    /// another registry or another path. Schemes, capitals and the usual port make no difference.
+    /// Returns how specifically a key of the file matches the registry: the length of the path in the key, which podman
+    /// allows; `None` if the key is for another registry or path. Ignores schemes, letter case and default ports.
     fn matched_by(&self, key: &str) -> Option<usize> {
         let key = key.split_once("://").map_or(key, |(_, rest)| rest);
         let (host, path) = key.split_once('/').unwrap_or((key, ""));
@@ -119,7 +120,7 @@ impl RegistryKey {
         }
     }
 
-    /// The entry whose key names the registry best.
+    /// Returns the entry with the most specific key.
     fn find<'a, T>(&self, entries: &'a BTreeMap<String, T>) -> Option<&'a T> {
         let matching = entries.iter().filter_map(|(key, entry)| Some((self.matched_by(key)?, entry)));
         matching.max_by_key(|(matched, _)| *matched).map(|(_, entry)| entry)
@@ -129,25 +130,25 @@ impl RegistryKey {
         self.0.authority() == "registry-1.docker.io"
     }
 
-    /// What helpers know the registry by (docker's client: its host, but for Docker Hub).
+    /// Returns the key of the registry for helpers: its host, except for Docker Hub (as docker's client does).
     #[must_use]
     pub fn server(&self) -> String {
         if self.is_docker_hub() { DOCKER_HUB.to_owned() } else { self.0.authority() }
     }
 }
 
-/// What a file says of a registry now.
+/// Reads the current entry of a registry.
 pub async fn read(path: &Path, registry: &RegistryKey) -> Result<Entry, DockerConfigError> {
     look_up(path, &secret_file::read(path, MAX_BYTES).await?, registry)
 }
 
-/// What a file says of a registry now. Blocks the thread while it reads.
+/// Reads the current entry of a registry. Blocks the thread.
 pub fn read_now(path: &Path, registry: &RegistryKey) -> Result<Entry, DockerConfigError> {
     look_up(path, &secret_file::read_now(path, MAX_BYTES)?, registry)
 }
 
-/// A helper for this registry goes before what stands in the file, and that before the helper for all (docker's client, "Credential
-/// helpers").
+/// Finds the entry of a registry. A helper for this registry precedes credentials in the file, and those precede the
+/// default helper (docker's client, "Credential helpers").
 fn look_up(path: &Path, text: &str, registry: &RegistryKey) -> Result<Entry, DockerConfigError> {
     let form = || DockerConfigError::Form(path.to_owned());
     let config: DockerConfig = serde_json::from_str(text).map_err(|_| form())?;
@@ -164,7 +165,7 @@ fn look_up(path: &Path, text: &str, registry: &RegistryKey) -> Result<Entry, Doc
 }
 
 impl Auth {
-    /// Docker leaves an entry with nothing in it for what a helper has.
+    /// Returns whether the entry is empty, as docker leaves it for credentials that a helper stores.
     fn is_empty(&self) -> bool {
         let parts = [&self.basic, &self.username, &self.password, &self.identitytoken];
         parts.into_iter().flatten().all(String::is_empty)

@@ -1,4 +1,4 @@
-//! Blobs that a registry has already: how it is known that they are whole.
+//! Blobs that a registry already has: the verification that they are whole.
 
 use std::{
     collections::HashSet,
@@ -20,15 +20,20 @@ use super::{
 };
 use crate::{
     domain::{Descriptor, Digest, Verification, VerifyExisting},
-    region::{Error, Result, Stage, Witness, answer::refusal, store::SMALL, tree::digest_of_chunks},
+    region::{
+        Error, Result, Stage, Witness,
+        answer::refusal,
+        store::{SMALL, WORTH_LENDING},
+        tree::digest_of_chunks,
+    },
 };
 
-/// Blobs and manifests that were found damaged, each in its repository.
+/// Blobs and manifests that were found damaged, by repository.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Damaged(Arc<Mutex<HashSet<(String, Digest)>>>);
 
 impl Damaged {
-    /// The set holds nothing that a panic could leave half-done.
+    /// A panic leaves no partial change behind.
     fn set(&self) -> MutexGuard<'_, HashSet<(String, Digest)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -47,16 +52,17 @@ impl Damaged {
 }
 
 impl RegistryStore {
-    /// Where a repository is, among all stores that a region may have had.
+    /// Returns the location of a repository, unique among all registries that a region may have used.
     fn location(&self, repository: &str) -> String {
         format!("{} {repository}", self.service())
     }
 
-    /// What the registry says of a blob of that size in a repository; nothing if it has none.
+    /// Returns the witness of a blob; `None` if the registry lacks the blob or has it in another size, which marks it
+    /// as damaged.
     pub(super) async fn find(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<Option<Witness>> {
         let mut response = self.ask_for_blob(Method::HEAD, repository, blob, &scope).await?;
         let says_nothing = |response: &Response| content_length(response.headers()) == Some(0) && blob.size > 0;
-        // Some have only GET, and some say that an answer without content has none.
+        // Some registries support only `GET`, and some state a length of 0 for a response without a body.
         if refuses_head(response.status()) || response.status() == StatusCode::OK && says_nothing(&response) {
             response = self.ask_for_blob(Method::GET, repository, blob, &scope).await?;
         }
@@ -66,7 +72,7 @@ impl RegistryStore {
             StatusCode::NOT_FOUND => return Ok(None),
             _ => {
                 let what = what(&Method::HEAD, response.url());
-                return Err(refusal(&what, response).await);
+                return Err(refusal(&what, response).await.about_digest(blob.digest));
             }
         };
         if size.is_some_and(|size| size != blob.size) {
@@ -76,7 +82,7 @@ impl RegistryStore {
         Ok(Some(witness(response.headers(), blob.digest)))
     }
 
-    /// Asks what there is of a blob; by `GET`, for no more than its first byte.
+    /// Requests a blob; by `GET`, only its first byte.
     async fn ask_for_blob(
         &self,
         method: Method,
@@ -92,7 +98,8 @@ impl RegistryStore {
         self.client().ask(Ask { method, url, scope: scope.clone(), headers, body: Bytes::new() }).await
     }
 
-    /// How it is known that a blob which is there is whole; nothing if it is damaged, and has to be written again.
+    /// Returns how the integrity of an existing blob was established; `None` if the blob is damaged and has to be
+    /// written again.
     pub(super) async fn verify_found(
         &self,
         stage: &Stage,
@@ -112,11 +119,11 @@ impl RegistryStore {
                 return Ok(Some(Verification::Verified));
             }
         }
-        // By the same credentials as everything else of a copy.
+        // Uses the same scope as all other requests of a copy.
         let read = self.read_as(Scope::push(repository), &stage.name, blob, 0, None).await;
         let actual = match read {
-            Ok(chunks) => Some(digest_of_chunks(chunks, &stage.activity).await?),
-            // A registry that has lost the file may still have the entry.
+            Ok(chunks) => Some(digest_of_chunks(chunks, blob.digest.algorithm(), &stage.activity).await?),
+            // A registry that has lost the content may still list the blob.
             Err(Error::BlobMissing { .. }) => None,
             Err(error) => return Err(error),
         };
@@ -131,7 +138,8 @@ impl RegistryStore {
         Ok(Some(Verification::Verified))
     }
 
-    /// Has another repository of the registry lend the blob. Returns how it is known that it is whole; nothing if none lends it.
+    /// Mounts the blob from another repository of the registry. Returns how its integrity was established; `None` if no
+    /// repository provides it.
     pub(super) async fn borrow(
         &self,
         stage: &Stage,
@@ -139,16 +147,17 @@ impl RegistryStore {
         blob: &Descriptor,
     ) -> Result<Option<Verification>> {
         let service = self.service();
-        // One that was said to be mounted, and was not, is sent.
-        if !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
+        // A blob that the registry reported as mounted, but lacks, is sent.
+        if blob.size <= WORTH_LENDING || !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
             return Ok(None);
         }
-        for lender in stage.lenders.iter().filter(|place| place.service == service && place.path != repository) {
+        let lenders = stage.lenders.places().await;
+        for lender in lenders.iter().filter(|place| place.service == service && place.path != repository) {
             let scope = Scope::mount(repository, &lender.path);
-            // One that may not be read lends nothing.
+            // A repository without read access can't be a mount source.
             let lent = self.find(&lender.path, blob, scope).await.unwrap_or(None);
             let Some(witness) = lent else { continue };
-            if !self.mount(repository, blob.digest, &lender.path).await {
+            if !self.mount(stage, repository, blob.digest, &lender.path).await {
                 continue;
             }
             if self.verify_existing == VerifyExisting::Once
@@ -161,7 +170,8 @@ impl RegistryStore {
         Ok(None)
     }
 
-    /// Writes a manifest by its digest or a tag. If it is refused because blobs of it were not found, these are doubted.
+    /// Writes a manifest under its digest or a tag. If the registry rejects it because blobs are missing, marks these
+    /// as damaged.
     pub(super) async fn put_doubting(
         &self,
         stage: &Stage,
@@ -177,8 +187,8 @@ impl RegistryStore {
         put
     }
 
-    /// Doubts the blobs of a manifest that was refused because they were not found, though the registry has said to have them or to have
-    /// mounted them: they are read before they are believed to be there.
+    /// Marks the blobs of a rejected manifest as damaged, except for those that this copy wrote. The registry reported
+    /// them as present or mounted and then did not find them, so they are read before the next push.
     async fn doubt_parts(&self, stage: &Stage, repository: &str, manifest: &[u8]) -> Result<()> {
         for digest in parts(manifest) {
             if !stage.journal.wrote(digest).await? {
@@ -188,18 +198,18 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Whether what was written in the place of a damaged blob or manifest is read as it should be.
+    /// Requires that a blob or manifest which replaces a damaged one has the expected digest.
     pub(super) fn made_good(&self, stage: &Stage, repository: &str, expected: Digest, actual: Digest) -> Result<()> {
         if actual == expected {
             self.damaged.forget(repository, expected);
             return Ok(());
         }
         let image = format!("{} (the registry keeps the damaged one; remove it there)", stage.name);
-        Err(Error::DigestMismatch { image, expected, actual })
+        Err(Error::DigestMismatch { image, expected, actual: Box::new(actual) })
     }
 }
 
-/// The blobs that a manifest names: its configuration and its layers.
+/// Returns the blobs that a manifest references: its configuration and its layers.
 fn parts(manifest: &[u8]) -> Vec<Digest> {
     #[derive(serde::Deserialize)]
     struct Manifest {
@@ -215,7 +225,7 @@ fn parts(manifest: &[u8]) -> Vec<Digest> {
     config.into_iter().chain(layers).filter_map(|part| part.digest.parse().ok()).collect()
 }
 
-/// The length of the content that an answer is about, if it says so.
+/// Returns the length of the content, if the headers state it.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     if is_encoded(headers) {
         return None;
@@ -223,10 +233,12 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What an answer says of a blob that changes when it is written again. An entity tag that is the digest says nothing of the bytes.
+/// Returns the validators of a blob, which change when it is written again. Skips an entity tag that is a digest by any
+/// algorithm, because it does not depend on the stored bytes.
 fn witness(headers: &HeaderMap, digest: Digest) -> Witness {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let tag = text(ETAG).filter(|tag| !tag.contains(&digest.hex()));
+    let is_digest = |tag: &str| tag.trim_start_matches("W/").trim_matches('"').parse::<Digest>().is_ok();
+    let tag = text(ETAG).filter(|tag| !tag.contains(&digest.hex()) && !is_digest(tag));
     let parts: Vec<&str> = tag.into_iter().chain(text(LAST_MODIFIED)).collect();
     Witness::of(parts.join(" "))
 }
@@ -240,10 +252,14 @@ mod tests {
 
     #[test]
     fn a_tag_that_is_the_digest_is_no_witness() {
-        let digest = Digest::new([7; 32]);
-        let tag = HeaderValue::from_str(&format!("\"{digest}\"")).expect("a header");
-        let mut headers = HeaderMap::from_iter([(header::ETAG, tag)]);
-        assert_eq!(witness(&headers, digest), Witness(None));
+        let digest = Digest::Sha512([7; 64]);
+        let mut headers = HeaderMap::new();
+        // The distribution project's registry sends the SHA-256 digest, whichever digest the request uses.
+        let tags = [digest, Digest::Sha256([7; 32])].map(|digest| [format!("\"{digest}\""), format!("W/\"{digest}\"")]);
+        for tag in tags.into_iter().flatten().chain([format!("\"{}\"", digest.hex())]) {
+            headers.insert(header::ETAG, HeaderValue::from_str(&tag).expect("a header"));
+            assert_eq!(witness(&headers, digest), Witness(None), "{tag}");
+        }
         headers.insert(header::LAST_MODIFIED, HeaderValue::from_static("Thu, 01 Jan 2026 00:00:00 GMT"));
         headers.insert(header::ETAG, HeaderValue::from_static("\"abc\""));
         assert_eq!(witness(&headers, digest), Witness(Some("\"abc\" Thu, 01 Jan 2026 00:00:00 GMT".into())));

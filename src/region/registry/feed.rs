@@ -1,4 +1,4 @@
-//! The pieces of a blob, as bodies of requests: one request may take some of them and the next one goes on.
+//! The byte stream of a blob, split into request bodies: consecutive requests take consecutive parts of it.
 
 use std::{io, time::Duration};
 
@@ -8,21 +8,21 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::region::{Chunk, Error, Result};
 
-/// How long a registry may take nothing of what it is sent.
+/// How long a registry may accept none of the bytes that are sent to it.
 const STALL: Duration = Duration::from_secs(60);
 
-/// The pieces of a blob as they come.
+/// The pieces of a blob as they arrive.
 #[derive(Debug)]
 pub struct Feed {
     chunks: mpsc::Receiver<Chunk>,
-    /// What of the last piece has not been taken yet.
+    /// Part of the last piece that was not taken yet.
     rest: Bytes,
 }
 
-/// Where a request's body takes its bytes from.
+/// Sender of the bytes of a request's body.
 type Pipe = mpsc::Sender<io::Result<Bytes>>;
 
-/// A body and the pipe that fills it.
+/// Returns a body and the pipe that fills it.
 pub fn pipe() -> (Pipe, Body) {
     let (pipe, receiver) = mpsc::channel(2);
     let stream = futures_util::stream::unfold(receiver, |mut receiver: mpsc::Receiver<io::Result<Bytes>>| async move {
@@ -32,14 +32,14 @@ pub fn pipe() -> (Pipe, Body) {
 }
 
 impl Feed {
-    /// The pieces that a channel brings.
+    /// Returns the feed that reads a channel.
     pub fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
         Self { chunks, rest: Bytes::new() }
     }
 
-    /// Passes on `bytes` bytes. With `last`, the very last of them only once the end has been told: so that nothing is whole at
-    /// the other side that is wrong here. Returns without an error where nobody takes them any more: whoever waits for the
-    /// request's answer learns why.
+    /// Sends `bytes` bytes to the pipe. With `last`, withholds the final piece until the source has reported its end,
+    /// so that the registry does not receive all bytes of a blob whose source failed. Returns `Ok` if the request has
+    /// dropped its body: the response to the request then states the reason.
     pub async fn fill(&mut self, pipe: Pipe, mut bytes: u64, last: bool) -> Result<()> {
         while bytes > 0 {
             let piece = match self.next(bytes).await {
@@ -62,7 +62,7 @@ impl Feed {
         Ok(())
     }
 
-    /// All of the `bytes` bytes of a small blob, once the end has been told.
+    /// Returns all `bytes` bytes of a small blob, after the source has reported its end.
     pub async fn gather(&mut self, bytes: u64) -> Result<Bytes> {
         let mut gathered = BytesMut::new();
         while (gathered.len() as u64) < bytes {
@@ -72,12 +72,12 @@ impl Feed {
         Ok(gathered.freeze())
     }
 
-    /// The next piece, of `most` bytes at most.
+    /// Returns the next piece, of at most `most` bytes.
     async fn next(&mut self, most: u64) -> Result<Bytes> {
         while self.rest.is_empty() {
             match self.chunks.recv().await {
                 Some(Chunk::Data(bytes)) => self.rest = bytes,
-                // Fewer bytes than there should be; the source is told about it elsewhere.
+                // The source ended early. Its reader reports the reason elsewhere.
                 Some(Chunk::End) | None => return Err(Error::Interrupted),
             }
         }
@@ -85,7 +85,7 @@ impl Feed {
         Ok(self.rest.split_to(length))
     }
 
-    /// Waits for the end.
+    /// Waits until the source reports its end.
     pub async fn end(&mut self) -> Result<()> {
         match self.chunks.recv().await {
             Some(Chunk::End) if self.rest.is_empty() => Ok(()),
@@ -94,9 +94,9 @@ impl Feed {
     }
 }
 
-/// Breaks the request off, whatever it has been sent.
+/// Aborts the request, however many bytes were sent.
 async fn abort(pipe: &Pipe, error: Error) -> Result<()> {
-    // Whoever no longer takes it has broken it off already.
+    // The send fails only if the request has already ended.
     let _ = pipe.send(Err(io::Error::other("broken off"))).await;
     Err(error)
 }

@@ -1,14 +1,15 @@
-//! How long what a registry is shown stays good, where that is only known by what it has refused.
+//! Lifetime of tokens or credentials, learned from the age at which the registry rejected them.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// The shortest life that is learnt: what is refused sooner than that is refused for another reason.
+/// Shortest lifetime that is learned. A rejection at a younger age has another reason.
 pub const SHORTEST_LIFE: Duration = Duration::from_secs(1);
 
-/// The longest life that nothing has been refused in; any, as long as nothing was refused.
+/// Longest lifetime within which the registry has rejected nothing, in milliseconds; `u64::MAX` until the first
+/// rejection.
 #[derive(Debug)]
 pub struct LearntLife(AtomicU64);
 
@@ -19,12 +20,12 @@ impl Default for LearntLife {
 }
 
 impl LearntLife {
-    /// A life, or the one that was learnt if that is shorter.
+    /// Returns the smaller of `life` and the learned lifetime.
     pub fn bounding(&self, life: Duration) -> Duration {
         life.min(Duration::from_millis(self.0.load(Ordering::Relaxed)))
     }
 
-    /// Something of that age was refused and had been good before: half of that age may be good.
+    /// Records that a value which used to be valid was rejected at `age`: caps the lifetime at half of it.
     pub fn learn(&self, age: Duration) {
         let life = (age / 2).max(SHORTEST_LIFE);
         self.0.fetch_min(u64::try_from(life.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Manifests of a registry (OCI distribution specification 1.1, "Pulling manifests", "Pushing manifests").
+//! Manifests in a registry (OCI distribution specification 1.1, "Pulling manifests", "Pushing manifests").
 
 use bytes::Bytes;
 use http::{
@@ -6,6 +6,7 @@ use http::{
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use reqwest::Response;
+use url::Url;
 
 use super::{
     RegistryStore,
@@ -13,11 +14,11 @@ use super::{
     decoding::{Decoder, is_encoded},
 };
 use crate::{
-    domain::Descriptor,
+    domain::{Algorithm, Descriptor, Digest},
     region::{
         Error, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Result,
         answer::{bounded, refusal},
-        tree::{self, INDEX_TYPES, MANIFEST_TYPES},
+        tree::{INDEX_TYPES, MANIFEST_TYPES},
     },
 };
 
@@ -35,7 +36,7 @@ impl RegistryStore {
         Ok(Ask { method, url, scope, headers, body: Bytes::new() })
     }
 
-    /// What a tag or a digest stands for; nothing if there is nothing.
+    /// Returns the descriptor of the manifest under a tag or a digest; `None` if there is none.
     pub(super) async fn head_manifest(
         &self,
         repository: &str,
@@ -53,7 +54,7 @@ impl RegistryStore {
         };
         match described {
             Some(descriptor) => Ok(Some(descriptor)),
-            // Some registries tell less of a manifest than they should: then it is read.
+            // Some registries omit required headers. Then the manifest itself is read.
             None => {
                 let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
                 Ok(found.map(|(descriptor, _)| descriptor))
@@ -61,7 +62,42 @@ impl RegistryStore {
         }
     }
 
-    /// A manifest of at most `limit` bytes, with the digest that its bytes have; nothing if there is none.
+    /// Does the same, but returns the digest in `known` that matches the manifest, if there is one.
+    pub(super) async fn head_manifest_as(
+        &self,
+        known: &[Digest],
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+    ) -> Result<Option<Descriptor>> {
+        let told = self.head_manifest(repository, reference, scope.clone()).await?;
+        self.known_as(known, told, repository, reference, scope).await
+    }
+
+    /// Replaces the digest of a descriptor by the one in `known` that matches the manifest, if there is one. Digests of
+    /// different algorithms can't be compared, so the manifest is read in that case.
+    pub(super) async fn known_as(
+        &self,
+        known: &[Digest],
+        told: Option<Descriptor>,
+        repository: &str,
+        reference: &str,
+        scope: Scope,
+    ) -> Result<Option<Descriptor>> {
+        let is_settled = |Descriptor { digest, .. }: &Descriptor| {
+            known.contains(digest) || known.iter().all(|one| one.algorithm() == digest.algorithm())
+        };
+        if told.as_ref().is_none_or(is_settled) {
+            return Ok(told);
+        }
+        let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
+        Ok(found.map(|(found, content)| {
+            let digest = known.iter().find(|one| one.matches(&content)).copied().unwrap_or(found.digest);
+            Descriptor { digest, ..found }
+        }))
+    }
+
+    /// Reads a manifest of at most `limit` bytes and computes its digest; `None` if there is none.
     pub(super) async fn get_manifest(
         &self,
         repository: &str,
@@ -72,7 +108,7 @@ impl RegistryStore {
         self.get_manifest_as(MANIFEST_TYPES[0], repository, reference, scope, limit).await
     }
 
-    /// The same, of one that may be of another type than images have.
+    /// Does the same, and also accepts a media type that images do not use.
     pub(super) async fn get_manifest_as(
         &self,
         kind: &str,
@@ -93,15 +129,18 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
+        // The algorithm is the one of the requested digest, or for a tag that of the response's digest.
+        let by: Option<Digest> = reference.parse().ok().or_else(|| told_digest(response.headers()));
+        let algorithm = by.map_or(Algorithm::CANONICAL, |digest| digest.algorithm());
         let decoder = Decoder::of(response.headers(), response.content_length(), None);
         let content = bounded(&what, response, limit).await?;
         let content = decoded(&what, decoder, content, limit)?;
         let media_type = if is_known(&media_type) { media_type } else { stated_type(&content).unwrap_or(media_type) };
-        let descriptor = Descriptor { media_type, digest: tree::digest(&content), size: content.len() as u64 };
+        let descriptor = Descriptor { media_type, digest: algorithm.digest(&content), size: content.len() as u64 };
         Ok(Some((descriptor, content)))
     }
 
-    /// Writes a manifest by its digest or by a tag.
+    /// Writes a manifest under its digest or a tag.
     pub(super) async fn put_manifest(
         &self,
         repository: &str,
@@ -109,25 +148,55 @@ impl RegistryStore {
         manifest: &Descriptor,
         content: Bytes,
     ) -> Result<()> {
-        let url = self.client().url(&format!("{repository}/manifests/{reference}"))?;
+        let url = |reference: &str| self.client().url(&format!("{repository}/manifests/{reference}"));
+        if reference == manifest.digest.to_string() {
+            let put = self.put(repository, url(reference)?, manifest, content).await;
+            return put.map(drop).map_err(|error| error.about_digest(manifest.digest));
+        }
+        if manifest.digest.algorithm() != Algorithm::CANONICAL {
+            // A registry indexes a manifest that is pushed by a tag alone under its own algorithm only. So the push by
+            // digest includes the tag. A registry that ignores it there gets a second push by the tag.
+            let mut tagging = url(&manifest.digest.to_string())?;
+            tagging.query_pairs_mut().append_pair("tag", reference);
+            let put = self.put(repository, tagging, manifest, content.clone()).await;
+            if is_tagged(&put.map_err(|error| error.about_digest(manifest.digest))?, reference) {
+                return Ok(());
+            }
+        }
+        self.put(repository, url(reference)?, manifest, content).await.map(drop)
+    }
+
+    /// Writes a manifest to a URL. Returns the headers of the response.
+    async fn put(&self, repository: &str, url: Url, manifest: &Descriptor, content: Bytes) -> Result<HeaderMap> {
         let what = what(&Method::PUT, &url);
         let headers = HeaderMap::from_iter([header(CONTENT_TYPE, manifest.media_type.as_str())?]);
-        let ask = Ask { method: Method::PUT, url, scope: Scope::push(repository), headers, body: content };
-        let response = self.client().ask(ask).await?;
+        let body = content.clone();
+        let response =
+            self.client().ask(Ask { method: Method::PUT, url, scope: Scope::push(repository), headers, body }).await?;
         if !response.status().is_success() {
             return Err(refusal(&what, response).await);
         }
-        let told = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
-        match told {
-            Some(actual) if actual != manifest.digest => {
-                Err(Error::DigestMismatch { image: what, expected: manifest.digest, actual })
+        match told_digest(response.headers()) {
+            Some(actual) if !actual.matches(&content) => {
+                Err(Error::DigestMismatch { image: what, expected: manifest.digest, actual: Box::new(actual) })
             }
-            _ => Ok(()),
+            _ => Ok(response.headers().clone()),
         }
     }
 }
 
-/// The media type that an answer says of its content.
+/// Returns the digest that a response states for its manifest.
+fn told_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
+
+/// Returns whether a response confirms the tag of a push by digest ("Pushing Manifests").
+fn is_tagged(headers: &HeaderMap, tag: &str) -> bool {
+    let tags = headers.get_all("oci-tag").iter().filter_map(|value| value.to_str().ok());
+    tags.flat_map(|tags| tags.split(',')).any(|given| given.trim() == tag)
+}
+
+/// Returns the media type of a response, without parameters.
 pub(super) fn media_type(response: &Response) -> String {
     let value = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim().to_owned()
@@ -137,7 +206,8 @@ fn is_known(media_type: &str) -> bool {
     MANIFEST_TYPES.contains(&media_type) || INDEX_TYPES.contains(&media_type)
 }
 
-/// The media type that a manifest itself states, or that what it has is called by: some registries answer with one of their own.
+/// Returns the media type that a manifest states, or else the one that its fields imply: some registries respond with a
+/// generic type.
 fn stated_type(content: &[u8]) -> Option<String> {
     let manifest: serde_json::Value = serde_json::from_slice(content).ok()?;
     if let Some(stated) = manifest["mediaType"].as_str().filter(|stated| is_known(stated)) {
@@ -147,7 +217,7 @@ fn stated_type(content: &[u8]) -> Option<String> {
     (manifest["manifests"].is_array() || manifest["layers"].is_array()).then(|| kind.to_owned())
 }
 
-/// Content as it was before it was compressed on the way, of at most `limit` bytes.
+/// Decodes content that was compressed in transit, up to `limit` bytes.
 fn decoded(what: &str, mut decoder: Decoder, content: Bytes, limit: u64) -> Result<Bytes> {
     let mut all = Vec::new();
     decoder.push(content);
@@ -160,7 +230,7 @@ fn decoded(what: &str, mut decoder: Decoder, content: Bytes, limit: u64) -> Resu
     Ok(all.into())
 }
 
-/// The manifest that an answer is about, if it says all of it.
+/// Returns the descriptor of a manifest, if the headers state all its fields.
 fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let media_type = text(CONTENT_TYPE.as_str())?.split(';').next()?.trim().to_owned();
@@ -169,8 +239,8 @@ fn describe(headers: &HeaderMap) -> Option<Descriptor> {
     }
     Some(Descriptor {
         media_type,
-        digest: text("docker-content-digest")?.parse().ok()?,
-        // Some say that an answer without content has none.
+        digest: told_digest(headers)?,
+        // Some registries state a length of 0 for a response without a body.
         size: text(CONTENT_LENGTH.as_str())?.parse().ok().filter(|size| *size > 0)?,
     })
 }

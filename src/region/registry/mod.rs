@@ -1,4 +1,5 @@
-//! A registry that speaks the OCI distribution API (specification 1.1). An image is a tag of a repository below the namespace.
+//! Storage of images in a registry with the OCI distribution API (specification 1.1). An image is a tag of a repository
+//! below the namespace.
 
 mod attachments;
 mod challenge;
@@ -7,6 +8,7 @@ mod content_range;
 mod credential_helper;
 mod credentials;
 mod decoding;
+mod digest_support;
 mod docker_config;
 mod existing;
 mod feed;
@@ -15,9 +17,12 @@ mod manifest;
 mod mount;
 mod name;
 mod referrers_api;
+mod self_mount;
+mod tag_list;
 mod token;
 mod upload;
 mod upload_mode;
+mod upload_part;
 mod upload_session;
 
 use std::{
@@ -34,7 +39,7 @@ use http::{HeaderMap, Method, StatusCode, header::RANGE};
 use reqwest::Response;
 use tokio::{
     sync::{OnceCell, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -43,6 +48,7 @@ pub use client::Client;
 pub use credential_helper::{Helper, HelperError, Program};
 pub use credentials::{CredentialProvider, CredentialSource, Credentials, Error as CredentialsError};
 pub use docker_config::{DockerConfigError, Entry as DockerEntry, RegistryKey, read_now as read_docker_config};
+pub use self_mount::WaitingUploads;
 
 use self::{
     client::{Ask, Scope, header, what},
@@ -52,72 +58,79 @@ use self::{
     mount::MountPause,
     name::Reference,
     referrers_api::ReferrersApi,
+    self_mount::{Answer, SelfMount},
+    tag_list::TagLists,
     upload_mode::Learned,
-    upload_session::Upload,
+    upload_session::Dropped,
 };
 use super::{
-    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, MAX_MANIFEST_BYTES, Place, Presence, ReferrersIndex,
-    Result, Source, Stage, Store, StoreKind, Tree,
+    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Neighbors, Place, Presence,
+    ReferrersIndex, Result, Source, Stage, Store, StoreKind, Tree,
     answer::{refusal, transport},
+    neighbors::Tags,
     store::shown,
     tree::digest_of,
 };
-use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, Shown, Verification, VerifyExisting};
+use crate::domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 
-/// How many pieces of a blob may have been read and not yet passed on.
+/// Number of pieces of a blob that are read ahead.
 const READ_AHEAD: usize = 8;
-/// For how long it need not be looked again what a tag shows before it is moved. Small images are copied in less.
+/// How long a check of a tag stays valid before the tag is moved. Small images are copied in less time.
 const SHOWN_LATELY: Duration = Duration::from_secs(2);
-/// Blobs above this size, in bytes, are looked for in other repositories: one that is smaller is sent as soon as it is found.
-const WORTH_MOUNTING: u64 = 128 << 10;
-/// How long nothing of a blob may come.
+/// How long no bytes of a blob may arrive.
 const STALL: Duration = Duration::from_secs(60);
 
-/// A registry.
+/// A registry as source and store of images.
 #[derive(Debug, Clone)]
 pub struct RegistryStore {
     client: Arc<Client>,
-    /// What is known of its API that lists referrers.
+    /// State of the referrers API.
     referrers_api: Arc<ReferrersApi>,
-    /// Whether it is known to answer a range with the whole.
+    /// Cached lists of tags.
+    tag_lists: Arc<TagLists>,
+    /// Whether the registry ignores range requests.
     without_ranges: Arc<AtomicBool>,
-    /// Uploads that were dropped unfinished, and are to be given up.
-    dropped: Arc<Mutex<Vec<Upload>>>,
-    /// Uploads that the registry is being asked to begin.
+    /// Uploads that were dropped unfinished and have to be aborted.
+    dropped: Arc<Mutex<Vec<Dropped>>>,
+    /// Tasks that are starting uploads.
     beginning: TaskTracker,
-    /// How it takes blobs, as far as that is known, and whether it was read what earlier processes learned.
+    /// Upload habits of the registry, and whether the stored ones were loaded.
     learned: Arc<Learned>,
     recalled: Arc<OnceCell<()>>,
-    /// Whether it is asked to mount blobs.
+    /// Pause of mounts after a failure.
     mount_pause: Arc<MountPause>,
-    /// What is done about blobs that it has already.
+    /// Whether the start of an upload reveals that the blob exists.
+    self_mount: Arc<SelfMount>,
+    /// How existing blobs are verified.
     verify_existing: VerifyExisting,
-    /// Blobs that were found damaged: what is written in their place is read again.
+    /// Blobs that were found damaged. Their replacements are read back.
     damaged: Damaged,
 }
 
 impl RegistryStore {
-    /// The store in a registry.
+    /// Creates a store.
     #[must_use]
     pub fn new(client: Client) -> Self {
         let beginning = TaskTracker::new();
-        // Whoever waits, waits for those that there are.
+        // `wait` returns once the current tasks have ended.
         beginning.close();
         Self {
             beginning,
             client: Arc::new(client),
             referrers_api: Arc::default(),
+            tag_lists: Arc::default(),
             without_ranges: Arc::default(),
             dropped: Arc::default(),
             learned: Arc::default(),
             recalled: Arc::default(),
             mount_pause: Arc::default(),
+            self_mount: Arc::default(),
             verify_existing: VerifyExisting::default(),
             damaged: Damaged::default(),
         }
     }
 
-    /// The same store, which does this about blobs that it has already.
+    /// Returns the store with another verification of existing blobs.
     #[must_use]
     pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
         Self { verify_existing, ..self }
@@ -131,7 +144,20 @@ impl RegistryStore {
         Reference::of(self.client.location(), name)
     }
 
-    /// Reads a blob, by credentials for `scope`.
+    /// Returns the descriptor of the manifest under a tag or a digest; `None` if there is none.
+    async fn find_root(&self, repository: &str, reference: &str) -> Result<Option<Descriptor>> {
+        let scope = Scope::pull(repository);
+        match self.head_manifest(repository, reference, scope.clone()).await? {
+            Some(root) => Ok(Some(root)),
+            // Some registries return by `GET` manifests that they deny by `HEAD`.
+            None => {
+                let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
+                Ok(found.map(|(root, _)| root))
+            }
+        }
+    }
+
+    /// Reads a blob with the access of `scope`.
     async fn read_as(
         &self,
         scope: Scope,
@@ -152,12 +178,13 @@ impl RegistryStore {
         let what = what(&ask.method, &ask.url);
         let response = self.client.ask(ask).await?;
         let skip = match response.status() {
-            // Of what is compressed, a part is not one of the blob.
+            // A range of compressed content is no range of the blob.
             StatusCode::PARTIAL_CONTENT if ranged && is_encoded(response.headers()) => {
                 return Err(self.without_range(what));
             }
             StatusCode::PARTIAL_CONTENT if ranged => match ContentRange::of(response.headers()) {
-                // A part that begins earlier holds it, too; one that ends earlier is read on after that.
+                // A range that starts earlier contains it as well. After a range that ends earlier, the caller reads
+                // the rest.
                 Some(part)
                     if (part.first..=part.last).contains(&from) && part.size.is_none_or(|size| size == blob.size) =>
                 {
@@ -166,7 +193,7 @@ impl RegistryStore {
                 None if response.content_length() == Some(end - from) => 0,
                 _ => return Err(self.without_range(what)),
             },
-            // What it can't give by a range it may give as a whole.
+            // The registry may still be able to send the whole blob.
             StatusCode::RANGE_NOT_SATISFIABLE if ranged => return Err(self.without_range(what)),
             StatusCode::OK => {
                 if ranged {
@@ -180,13 +207,13 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         };
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the body, or when the receiver is gone.
+        // The task ends with the body, or when the receiver is dropped.
         let decoder = Decoder::of(response.headers(), response.content_length(), Some(blob.size));
         tokio::spawn(pass_on(what, response, decoder, (skip, end - from), chunks));
         Ok(received)
     }
 
-    /// A registry does not answer the range that it was asked for, and is asked for none from now on.
+    /// Returns the error for a response with another range than requested, and disables range requests.
     fn without_range(&self, what: String) -> Error {
         self.without_ranges.store(true, Ordering::Relaxed);
         Error::Transport { what: what.into(), problem: "the answer is another range than was asked for".into() }
@@ -195,21 +222,37 @@ impl RegistryStore {
     fn service(&self) -> String {
         self.client.location().base.to_string()
     }
+
+    /// Returns the content under an image's tag. If it matches the wanted or a published root, uses that digest.
+    async fn shown(&self, stage: &Stage, wanted: Digest) -> Result<NameContent> {
+        let at = self.at(&stage.name);
+        let known: Vec<Digest> = stage.published.roots().chain([wanted]).collect();
+        shown(self.head_manifest_as(&known, &at.repository, &at.tag, Scope::push(&at.repository)).await)
+    }
 }
 
 #[async_trait]
 impl Source for RegistryStore {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         let at = self.at(name);
-        let scope = Scope::pull(&at.repository);
-        match self.head_manifest(&at.repository, &at.tag, scope.clone()).await? {
-            Some(root) => Ok(Some(root)),
-            // Some know by `GET` what they don't know by `HEAD`.
-            None => {
-                let found = self.get_manifest(&at.repository, &at.tag, scope, MAX_MANIFEST_BYTES).await?;
-                Ok(found.map(|(root, _)| root))
+        self.find_root(&at.repository, &at.tag).await
+    }
+
+    async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
+        let found = self.find_root(&self.at(name).repository, &digest.to_string()).await?;
+        match found {
+            Some(found) if found.digest != digest => {
+                let image = name.to_string();
+                Err(Error::DigestMismatch { image, expected: digest, actual: Box::new(found.digest) })
             }
+            found => Ok(found),
         }
+    }
+
+    async fn root_as(&self, name: &ImageName, known: Digest) -> Result<Option<Descriptor>> {
+        let at = self.at(name);
+        let told = self.root(name).await?;
+        self.known_as(&[known], told, &at.repository, &at.tag, Scope::pull(&at.repository)).await
     }
 
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes> {
@@ -226,7 +269,7 @@ impl Source for RegistryStore {
             Ok(content)
         } else {
             let image = name.to_string();
-            Err(Error::DigestMismatch { image, expected: manifest.digest, actual: found.digest })
+            Err(Error::DigestMismatch { image, expected: manifest.digest, actual: Box::new(found.digest) })
         }
     }
 
@@ -235,7 +278,19 @@ impl Source for RegistryStore {
         self.read_as(scope, name, blob, from, most).await
     }
 
-    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Listing> {
+    async fn neighbors(&self, name: &ImageName, since: Instant) -> Result<Neighbors> {
+        let at = self.at(name);
+        // A list without the image's own tag is outdated or incomplete.
+        let listed = self.tags(&at.repository, since).await.filter(|tags| tags.contains(&at.tag));
+        Ok(Neighbors { tags: listed.map_or(Tags::Unlisted, Tags::Listed), unnamed: Vec::new() })
+    }
+
+    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
+        let at = self.at(name);
+        self.head_manifest(&at.repository, tag, Scope::pull(&at.repository)).await
+    }
+
+    async fn referrers(&self, name: &ImageName, subject: Digest) -> Result<Option<Listing>> {
         let at = self.at(name);
         self.read_referrers(&at.repository, subject, &Scope::pull(&at.repository)).await
     }
@@ -244,17 +299,13 @@ impl Source for RegistryStore {
         true
     }
 
-    async fn tagged(&self, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
-        let at = self.at(name);
-        self.head_manifest(&at.repository, tag, Scope::pull(&at.repository)).await
-    }
-
     fn reads_ranges(&self) -> bool {
         !self.without_ranges.load(Ordering::Relaxed)
     }
 }
 
-/// Passes on as many bytes of an answer's content as `part` says, after the first that it says. It having fewer is an error.
+/// Passes on a part of a response's content: skips `part.0` bytes and sends the next `part.1` bytes. Sends an error if
+/// the content is shorter.
 async fn pass_on(
     what: String,
     mut response: Response,
@@ -271,7 +322,7 @@ async fn pass_on(
         let mut bytes = match next {
             Ok(bytes) => bytes,
             Err(error) => {
-                // Whoever no longer receives does not want to know.
+                // The send fails only if the receiver was dropped.
                 let _ = chunks.send(Err(error)).await;
                 return;
             }
@@ -287,7 +338,7 @@ async fn pass_on(
     }
 }
 
-/// The next bytes of an answer's content.
+/// Returns the next bytes of a response's content.
 async fn next_piece(what: &str, response: &mut Response, decoder: &mut Decoder) -> Result<Bytes> {
     let broken = |problem| Error::Transport { what: what.into(), problem };
     loop {
@@ -306,7 +357,7 @@ impl Store for RegistryStore {
         StoreKind::Registry
     }
 
-    fn locate(&self, spec: &ImageSpec) -> std::result::Result<ImageName, String> {
+    fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
         name::locate(self.client.location(), spec)
     }
 
@@ -322,7 +373,7 @@ impl Store for RegistryStore {
         Some(Place { service: self.service(), path: self.at(name).repository })
     }
 
-    /// Looks for an image that is not there, and begins an upload and gives it up.
+    /// Checks for an image that does not exist, and starts and aborts an upload.
     async fn probe(&self) -> Result<Option<u64>> {
         let nobody = ImageName(format!("appferry-probe-{}", uuid::Uuid::now_v7().simple()));
         self.root(&nobody).await?;
@@ -334,39 +385,42 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// The tag is looked at, and nothing below it: a registry may have lost parts of what others pushed.
+    /// Checks the tag and nothing below it: a registry may have lost parts that other clients pushed.
     async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
         let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
-        let there = self.head_manifest(&at.repository, &at.tag, Scope::push(&at.repository)).await;
-        let shown = shown(there)?;
+        let shown = self.shown(stage, root.digest).await?;
         stage.may_show(&self.url(&stage.name), root.digest, &shown)?;
-        if stage.suspect || shown != Shown::Root(root.digest) {
+        if stage.suspect || shown != NameContent::Root(root.digest) {
             return Ok(None);
         }
-        let Some(vouched) = stage.published.vouches(root.digest, self.verify_existing) else { return Ok(None) };
-        // Where that can't be told, what becomes of them shows when they are written.
+        let Some(vouched) = stage.published.verification_of(root.digest, self.verify_existing) else { return Ok(None) };
+        // If the check fails, the later write of the attachments reports the error.
         let is_all = self.has_attachments(&at.repository, tree).await.unwrap_or(false);
         Ok(Some(vouched).filter(|_| is_all))
     }
 
     async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let at = self.at(&stage.name);
+        let told = self.look_by_upload(stage, &at.repository, blob).await;
+        if told == Answer::Begun {
+            return Ok(Presence::Absent);
+        }
         if let Some(witness) = self.find(&at.repository, blob, Scope::push(&at.repository)).await? {
             let known = self.verify_found(stage, &at.repository, blob, &witness).await?;
             return Ok(known.map_or(Presence::Absent, Presence::Whole));
         }
+        if told == Answer::Whole {
+            self.said_wrong();
+        }
         if let Some(offset) = self.resumable(stage, &at.repository, blob).await? {
             return Ok(Presence::Part(offset));
-        }
-        if blob.size <= WORTH_MOUNTING {
-            return Ok(Presence::Absent);
         }
         let borrowed = self.borrow(stage, &at.repository, blob).await?;
         Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
     }
 
-    /// It is read, which takes as many round trips as asking for it.
+    /// Reads the manifest, which takes as many round trips as a `HEAD` request.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
         let at = self.at(&stage.name);
         let reference = manifest.digest.to_string();
@@ -374,9 +428,10 @@ impl Store for RegistryStore {
             .get_manifest(&at.repository, &reference, Scope::push(&at.repository), MAX_MANIFEST_BYTES)
             .await
         {
-            // One that was killed as it took the manifest may not be able to tell before it has been sent again.
+            // A registry that was killed while it stored the manifest may respond with 500 until the manifest is sent
+            // again.
             Err(Error::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. }) => None,
-            there => there?,
+            there => there.map_err(|error| error.about_digest(manifest.digest))?,
         };
         let Some((there, _)) = there else { return Ok(false) };
         let intact = there.digest == manifest.digest;
@@ -395,7 +450,8 @@ impl Store for RegistryStore {
     ) -> Result<()> {
         let at = self.at(&stage.name);
         self.upload(stage, &at.repository, blob, from, chunks).await?;
-        // A registry that has a damaged blob of that digest may keep it, whatever it is sent.
+        self.require_known(&at.repository, blob).await?;
+        // A registry with a damaged blob of that digest may keep it and ignore the new bytes.
         if stage.suspect || self.damaged.has(&at.repository, blob.digest) {
             let actual = digest_of(self, &stage.name, blob, &stage.activity).await?;
             self.made_good(stage, &at.repository, blob.digest, actual)?;
@@ -417,7 +473,7 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// A tag and the digest that it stands for are written by one request.
+    /// One request writes a tag together with its digest.
     fn publishes_root(&self) -> bool {
         true
     }
@@ -430,32 +486,35 @@ impl Store for RegistryStore {
         self.put_referrers(&self.at(&stage.name).repository, referrers).await
     }
 
-    /// The tag moves last. No fence guards it: so the claim is asked for right before, and the tag is read right after.
+    /// Moves the tag last. No fence protects the tag, so the claim is verified immediately before the write and the tag
+    /// is read back after it.
     async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
         let at = self.at(&stage.name);
         let Some((root, content)) = tree.manifests.last() else {
             return Err(Error::ImageMissing(stage.name.to_string().into()));
         };
         let scope = Scope::push(&at.repository);
-        let mut there = Shown::Nothing;
+        let mut there = NameContent::Nothing;
         if !stage.seen_free.within(SHOWN_LATELY) {
-            there = shown(self.head_manifest(&at.repository, &at.tag, scope.clone()).await)?;
+            there = self.shown(stage, root.digest).await?;
             stage.may_show(&self.url(&stage.name), root.digest, &there)?;
         }
         stage.journal.hold().await?;
         let read = async |reference: &str| {
             let there = self.get_manifest(&at.repository, reference, scope.clone(), MAX_MANIFEST_BYTES).await?;
-            Ok::<_, Error>(there.map(|(there, _)| there.digest))
+            Ok::<_, Error>(
+                there.map(|(there, content)| if root.digest.matches(&content) { root.digest } else { there.digest }),
+            )
         };
-        // It may be one that can't be put again, not even with what it stands for.
-        if there == Shown::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
+        // The tag may be immutable, so that even a write of the same content fails.
+        if there == NameContent::Root(root.digest) && read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }
         self.put_doubting(stage, &at.repository, &at.tag, root, content.clone()).await?;
         if read(&at.tag).await? == Some(root.digest) {
             return Ok(());
         }
-        // Another writer's, or one that the registry had already, and that is damaged.
+        // The tag has another writer's image, or the registry kept a damaged manifest of that digest.
         match read(&root.digest.to_string()).await? {
             Some(actual) if actual != root.digest => self.made_good(stage, &at.repository, root.digest, actual),
             _ => Err(Error::Contended(name::url(self.client.location(), &stage.name).into())),

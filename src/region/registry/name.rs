@@ -1,24 +1,24 @@
-//! What an image is called in a registry: `REPOSITORY:TAG` below the namespace.
+//! References of images in a registry: `REPOSITORY:TAG` below the namespace.
 
 use crate::{
     domain::{ForeignText, ImageName, UNNAMED},
     region::{
-        ImageSpec,
+        ImageSpec, Located,
         location::{RegistryLocation, is_repository, is_tag},
+        pinned::split_digest,
     },
 };
 
-/// An image's repository, the namespace included, and its tag.
+/// An image's repository and tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
-    /// The repository.
+    /// The repository, including the namespace.
     pub repository: String,
-    /// The tag.
     pub tag: String,
 }
 
 impl Reference {
-    /// Where a registry has the image of a name.
+    /// Returns the reference of the named image.
     pub fn of(location: &RegistryLocation, name: &ImageName) -> Self {
         let (repository, tag) = name.0.rsplit_once(':').unwrap_or((UNNAMED, &name.0));
         let namespace = &location.namespace;
@@ -27,20 +27,27 @@ impl Reference {
     }
 }
 
-/// The name of the image that a caller describes.
-pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<ImageName, String> {
+/// Resolves an image that a caller describes.
+pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<Located, String> {
     let unnamed = |tag: &str| {
         let fits = is_tag(tag);
         fits.then(|| ImageName(format!("{UNNAMED}:{tag}")))
             .ok_or_else(|| format!("{:?} is no tag", ForeignText::value(tag)))
     };
-    let url = match spec {
-        ImageSpec::Vm(name) => return unnamed(name),
-        ImageSpec::Container(url) => url,
+    let (url, digest) = match spec {
+        ImageSpec::Vm(name) => (name.as_str(), None),
+        ImageSpec::Container(url) => split_digest(url).map_err(|error| error.to_string())?,
     };
-    if let Some(name) = url.strip_prefix("oci:").filter(|name| !name.starts_with("//")) {
-        return unnamed(name);
-    }
+    let name = match (spec, url.strip_prefix("oci:").filter(|name| !name.starts_with("//"))) {
+        (ImageSpec::Vm(_), _) => unnamed(url)?,
+        (_, Some(name)) => unnamed(name)?,
+        (_, None) => named(location, url)?,
+    };
+    Ok(Located { name, digest })
+}
+
+/// Returns the name of the image that a URL refers to.
+fn named(location: &RegistryLocation, url: &str) -> Result<ImageName, String> {
     let schemes = ["docker://", "oci://", "https://", "http://"];
     let plain = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)).unwrap_or(url);
     let namespace = &location.namespace;
@@ -54,12 +61,15 @@ pub fn locate(location: &RegistryLocation, spec: &ImageSpec) -> Result<ImageName
     match below.rsplit_once(':') {
         Some((repository, tag)) if is_repository(repository) && is_tag(tag) => Ok(ImageName(below.to_owned())),
         _ => {
-            Err(format!("{:?} does not end with REPOSITORY:TAG, by which every region has it", ForeignText::value(url)))
+            let url = ForeignText::value(url);
+            Err(format!(
+                "{url:?} does not end with REPOSITORY:TAG or REPOSITORY:TAG@DIGEST, by which every region has it"
+            ))
         }
     }
 }
 
-/// What people pull an image by.
+/// Returns the reference by which clients pull an image.
 pub fn url(location: &RegistryLocation, name: &ImageName) -> String {
     let Reference { repository, tag } = Reference::of(location, name);
     format!("{}/{repository}:{tag}", location.authority())
@@ -68,7 +78,10 @@ pub fn url(location: &RegistryLocation, name: &ImageName) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Reference, locate, url};
-    use crate::region::{ImageSpec, Location, location::RegistryLocation};
+    use crate::{
+        domain::{Digest, ImageName},
+        region::{ImageSpec, Located, Location, location::RegistryLocation},
+    };
 
     fn location(text: &str) -> RegistryLocation {
         match text.parse() {
@@ -86,18 +99,27 @@ mod tests {
             "docker://reg.example:5000/apps/bio/gromacs:2026.1",
             "REG.Example:5000/apps/bio/gromacs:2026.1",
         ] {
-            let name = container(good).expect(good);
+            let Located { name, digest } = container(good).expect(good);
+            assert_eq!(digest, None, "{good}");
             assert_eq!(name.0, "bio/gromacs:2026.1");
             assert_eq!(url(&home, &name), "reg.example:5000/apps/bio/gromacs:2026.1");
             let there = location("registry+https://other.example");
             let expected = Reference { repository: "bio/gromacs".into(), tag: "2026.1".into() };
             assert_eq!(Reference::of(&there, &name), expected);
         }
+        // The digest selects the content, and the tag only names it.
+        let digest = Digest::Sha256([7; 32]);
+        for (url, name) in [("reg.example:5000/apps/gromacs:1", "gromacs:1"), ("oci:ci-vm-Ab1", "images:ci-vm-Ab1")] {
+            let expected = Located { name: ImageName(name.into()), digest: Some(digest) };
+            assert_eq!(container(&format!("{url}@{digest}")), Ok(expected), "{url}");
+        }
+        let unnamed = container(&format!("reg.example:5000/apps/gromacs@{digest}")).expect_err("it has no tag");
+        assert!(unnamed.contains("REPOSITORY:TAG@DIGEST"), "{unnamed}");
         for bad in [
             "other.example/apps/gromacs:1",
             "reg.example:5000/other/gromacs:1",
             "reg.example:5000/apps/gromacs",
-            "reg.example:5000/apps/gromacs@sha256:00",
+            "reg.example:5000/apps/gromacs:1@sha256:00",
             "reg.example:5000/apps/../x:1",
             "reg.example:5000/apps/:1",
         ] {
@@ -109,8 +131,8 @@ mod tests {
         {
             assert_eq!(locate(&usual, &ImageSpec::Container(url.into())).is_ok(), good, "{url}");
         }
-        assert_eq!(container("oci:ci-vm-Ab1").expect("a tag").0, "images:ci-vm-Ab1");
-        assert_eq!(locate(&home, &ImageSpec::Vm("ci-vm-Ab1".into())).expect("a tag").0, "images:ci-vm-Ab1");
+        assert_eq!(container("oci:ci-vm-Ab1").expect("a tag").name.0, "images:ci-vm-Ab1");
+        assert_eq!(locate(&home, &ImageSpec::Vm("ci-vm-Ab1".into())).expect("a tag").name.0, "images:ci-vm-Ab1");
         assert!(locate(&home, &ImageSpec::Vm("a/b".into())).is_err());
     }
 }

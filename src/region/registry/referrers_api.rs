@@ -1,5 +1,5 @@
-//! Whether a registry has the API that lists referrers. A registry is one thing to the specification, and often several services behind one
-//! name: no single answer says that there is no such API, least of all where it has answered before.
+//! Whether a registry has the referrers API. One registry name may stand for several services with different features,
+//! so no single response proves that the API is missing, least of all after an earlier success.
 
 use std::{
     collections::HashMap,
@@ -9,20 +9,20 @@ use std::{
 
 use tokio::time::Instant;
 
-/// For how long a repository that seems to have no such API is not asked.
+/// How long the API of a repository is not called after it seemed absent.
 const PAUSE: Duration = Duration::from_secs(600);
-/// Repositories of which that is remembered, at most.
+/// Maximum number of repositories that are remembered as being without the API.
 const MAX_REPOSITORIES: usize = 4_096;
 
-/// What the answers of a registry have shown.
+/// State of the API, derived from the responses of a registry.
 #[derive(Debug, Default)]
 pub(super) struct ReferrersApi(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Whether it has ever listed what refers to a manifest.
+    /// Whether the registry has ever listed referrers.
     proven: bool,
-    /// The repositories that seem to have no such API, and until when they are not asked.
+    /// Repositories whose API seems absent, with the time of the next attempt.
     absent: HashMap<String, Instant>,
 }
 
@@ -31,19 +31,20 @@ impl ReferrersApi {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a repository may be asked.
+    /// Returns whether the API of a repository may be called.
     pub(super) fn may_be_asked(&self, repository: &str, now: Instant) -> bool {
         self.seen().absent.get(repository).is_none_or(|until| *until <= now)
     }
 
-    /// It has listed what refers to a manifest.
+    /// Records that the registry has listed referrers.
     pub(super) fn answered(&self) {
         let mut seen = self.seen();
         seen.proven = true;
         seen.absent.clear();
     }
 
-    /// A repository answered as if there were no such API. Returns whether that is believed: not if the registry has one.
+    /// Records a response of a repository that indicates a missing API. Returns whether the API counts as absent, which
+    /// it does not once the registry has listed referrers.
     pub(super) fn seems_absent(&self, repository: &str, now: Instant) -> bool {
         let mut seen = self.seen();
         if seen.proven {

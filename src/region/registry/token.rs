@@ -1,4 +1,4 @@
-//! Tokens that a registry is shown: got where it says, kept until they run out.
+//! Access tokens of a registry: requested from its token server and cached until they expire.
 
 use std::{
     collections::HashMap,
@@ -18,34 +18,34 @@ use url::{Url, form_urlencoded::Serializer};
 use super::{credentials::Credentials, learnt_life::LearntLife};
 use crate::region::{Error, Result, answer::bounded};
 
-/// The largest answer of a token server, in bytes.
+/// Maximum size of a token server's response, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
-/// What the service calls itself there.
+/// Client id that is sent to the token server.
 const CLIENT: &str = "appferry";
 
-/// How long a token is good for that does not say so (distribution's "Token Authentication Specification").
+/// Lifetime of a token whose response states none (distribution's "Token Authentication Specification").
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
-/// The longest that a token is kept.
+/// Longest time that a token is cached.
 const LONGEST_LIFE: Duration = Duration::from_secs(3_600);
-/// The longest token, in bytes.
+/// Maximum length of a token, in bytes.
 const MAX_TOKEN: usize = 16 << 10;
-/// Scopes that tokens are kept for at most, and the bytes of all those tokens.
+/// Maximum number of scopes with a cached token, and maximum size of all cached tokens and scopes in bytes.
 const MOST: usize = 4_096;
 const MOST_BYTES: usize = 4 << 20;
 
-/// What an answer of a token server holds.
+/// Response of a token server.
 #[derive(Deserialize)]
 pub struct Issued {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
-    /// A number of seconds; what some write in another form is left to the default.
+    /// Seconds until the token expires. Any other JSON type selects the default.
     #[serde(default)]
     expires_in: serde_json::Value,
 }
 
-/// A token and when it is not to be used any more.
+/// A token and the time after which it is not used.
 #[derive(Clone)]
 struct Token {
     secret: String,
@@ -53,7 +53,7 @@ struct Token {
     until: Instant,
 }
 
-/// The tokens of one registry, by what they allow. Never shown.
+/// Cached tokens of one registry, by scope. The `Debug` output omits them.
 #[derive(Default)]
 pub struct Tokens {
     kept: Mutex<HashMap<String, Token>>,
@@ -66,21 +66,19 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// A request for a token, which may be redirected.
+/// A request for a token. It may be redirected.
 pub struct TokenRequest {
-    /// The method.
     pub method: Method,
-    /// Where it is sent.
     pub url: Url,
-    /// What shows who asks, in a header.
+    /// Credentials in a header.
     authorization: Option<HeaderValue>,
-    /// The same in a form.
+    /// Credentials in a form.
     form: Option<String>,
 }
 
 impl TokenRequest {
-    /// The request for a token at `realm` (distribution's "Token Authentication Specification"; with an identity token, its `OAuth2`
-    /// form).
+    /// Returns the request for a token at `realm` (distribution's "Token Authentication Specification"; its `OAuth2`
+    /// form for an identity token).
     pub fn new(mut realm: Url, service: Option<&str>, scope: &str, credentials: &Credentials) -> Result<Self> {
         if let Credentials::Identity(token) = credentials {
             let mut form = Serializer::new(String::new());
@@ -100,7 +98,7 @@ impl TokenRequest {
         Ok(Self { method: Method::GET, url: realm, authorization, form: None })
     }
 
-    /// The same request to where the answer points. Nothing secret goes to another server.
+    /// Returns the same request for the target of a redirect. Credentials are never sent to another origin.
     pub fn redirected(self, what: &str, url: Url) -> Result<Self> {
         if url.origin() == self.url.origin() {
             return Ok(Self { url, ..self });
@@ -114,7 +112,7 @@ impl TokenRequest {
         Ok(Self { url, authorization: None, ..self })
     }
 
-    /// The request as it is sent.
+    /// Builds the HTTP request.
     pub fn build(&self, http: &reqwest::Client) -> RequestBuilder {
         let mut request = http.request(self.method.clone(), self.url.clone());
         if let Some(authorization) = &self.authorization {
@@ -127,12 +125,12 @@ impl TokenRequest {
     }
 }
 
-/// A name and a password as a header has them (RFC 7617).
+/// Returns the header value for a user name and a password (RFC 7617).
 pub fn basic(username: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
 }
 
-/// A header that is not shown.
+/// Returns a header value that is omitted from `Debug` output.
 pub fn sensitive(value: String) -> Result<HeaderValue> {
     let unfit = |_| Error::malformed("the region's credentials", "they can't stand in a header");
     let mut value = HeaderValue::try_from(value).map_err(unfit)?;
@@ -141,16 +139,16 @@ pub fn sensitive(value: String) -> Result<HeaderValue> {
 }
 
 impl Issued {
-    /// Reads an answer. What it says is not repeated if it is none: it may hold a secret.
+    /// Reads a response. Errors do not quote it, because it may contain a secret.
     pub async fn read(what: &str, response: Response) -> Result<Self> {
         let content = bounded(what, response, MAX_BYTES).await?;
         serde_json::from_slice(&content).map_err(|_| Error::malformed(what, "it is no JSON of a token"))
     }
 
-    /// The token itself, of a form that can stand in a header.
+    /// Returns the token, if it is valid in a header.
     pub fn secret(&self) -> Option<&str> {
         let given = [&self.token, &self.access_token];
-        // Some leave one of the two empty.
+        // Some servers leave one of the two empty.
         let token = given.into_iter().flatten().find(|token| !token.is_empty())?;
         let fits = token.len() <= MAX_TOKEN && token.bytes().all(|byte| byte.is_ascii_graphic());
         fits.then_some(token)
@@ -158,13 +156,13 @@ impl Issued {
 }
 
 impl Tokens {
-    /// The token for a scope, if it is still good for a while.
+    /// Returns the unexpired token for a scope.
     pub async fn get(&self, scope: &str) -> Option<String> {
         let tokens = self.kept.lock().await;
         tokens.get(scope).filter(|token| token.until > Instant::now()).map(|token| token.secret.clone())
     }
 
-    /// Keeps a token. A fifth of its life is left unused: a request with it may take a while to arrive.
+    /// Caches a token for four fifths of its lifetime, because a request with it may take a while to arrive.
     pub async fn put(&self, scope: &str, issued: &Issued) {
         let Some(secret) = issued.secret() else { return };
         let life = issued.expires_in.as_u64().map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE) * 4 / 5;
@@ -185,7 +183,7 @@ impl Tokens {
         }
     }
 
-    /// Throws a token away that was refused. Others will not be kept as long: what the registry says of their life is not so.
+    /// Drops a token that the registry rejected, and shortens the lifetime of later ones: the stated lifetime is wrong.
     pub async fn drop_refused(&self, scope: &str) {
         if let Some(token) = self.kept.lock().await.remove(scope) {
             self.life.learn(token.since.elapsed());

@@ -1,34 +1,33 @@
-//! Writing a blob to a registry (OCI distribution specification 1.1, "Pushing blobs"), in the mode that the registry takes: what it
-//! refuses is not tried again with the next blob, nor after a restart.
+//! Uploads of blobs to a registry (OCI distribution specification 1.1, "Pushing blobs"), in a mode that the registry
+//! accepts. Rejected modes are remembered for later blobs and across restarts.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION},
-};
+use bytes::Bytes;
+use http::{StatusCode, header::LOCATION};
 use reqwest::Response;
 use tokio::sync::mpsc;
-use url::Url;
 
 use super::{
     RegistryStore,
-    client::{Ask, Scope, header, what},
+    client::{Ask, REDIRECTS, Scope, leads_on, what},
     feed::{Feed, pipe},
     upload_mode::{Habits, Lesson, UploadMode},
-    upload_session::{Upload, end_of_range},
+    upload_part::Part,
+    upload_session::{Redirect, Upload, end_of_range},
 };
 use crate::{
-    domain::{Descriptor, Digest, with_causes},
-    region::{CHUNK_BYTES, Chunk, Error, Result, Stage, answer::refusal},
+    domain::{Descriptor, Digest, ForeignText, with_causes},
+    region::{CHUNK_BYTES, Chunk, Error, Result, Stage, answer::refusal, location::authority},
 };
 
-/// How long a registry may take to answer once it has everything: it hashes, and may move, a whole blob.
+/// Timeout of the response to the last bytes of a blob: the registry hashes the whole blob and may move it.
 const COMMIT: Duration = Duration::from_secs(600);
-/// Blobs of at most so many bytes are at hand as a whole: a request with one can follow a redirect.
+/// Maximum size in bytes of a blob that is held in memory as a whole, so that its request can follow a redirect at
+/// once. A redirect of a larger blob requires reading it again.
 const AT_HAND: u64 = CHUNK_BYTES as u64;
 
-/// An upload that failed, and what that says about the mode: with how many bytes a request was refused.
+/// A failed upload, and its lesson about the mode with the number of bytes of the rejected request.
 struct Failed {
     error: Error,
     lesson: Option<(Lesson, u64)>,
@@ -42,21 +41,9 @@ impl From<Error> for Failed {
 
 type Sent<T> = std::result::Result<T, Failed>;
 
-/// Bytes of a blob, as one request has them.
-struct Part {
-    method: Method,
-    url: Url,
-    /// Where in the blob they begin, and how many they are.
-    offset: u64,
-    bytes: u64,
-    /// Whether the request says so in `Content-Range`.
-    ranged: bool,
-    /// Whether they are the last of the blob.
-    last: bool,
-}
-
 impl RegistryStore {
-    /// Reads what was learned about the registry before this process. While the database does not answer, it is found out again.
+    /// Loads the stored habits of the registry, once per process. If the database does not respond, uploads learn them
+    /// again.
     pub(super) async fn recall(&self, stage: &Stage) {
         let recall = self.recalled.get_or_try_init(async || {
             let known = stage.journal.registry_habits(&self.service()).await?;
@@ -64,11 +51,11 @@ impl RegistryStore {
             Ok::<(), Error>(())
         });
         if let Err(error) = recall.await {
-            tracing::warn!(error = with_causes(&error), "failed to read how the registry takes blobs; will retry");
+            tracing::warn!(error = with_causes(&error), "failed to read the upload habits of the registry; will retry");
         }
     }
 
-    /// Writes a blob, the first `from` bytes of which the registry has.
+    /// Uploads a blob from byte `from` on. The registry already has the bytes before it.
     pub(super) async fn upload(
         &self,
         stage: &Stage,
@@ -90,32 +77,57 @@ impl RegistryStore {
                 if let Some(habits) = self.learned.succeeded(blob.size, mode) {
                     self.remember(stage, &habits).await;
                 }
+                self.try_self_mount(repository, blob).await;
                 Ok(())
             }
-            Err(failed) => Err(self.take_lesson(stage, blob, mode, failed).await?),
+            Err(failed) => Err(self.take_lesson(stage, repository, blob, mode, failed).await?),
         }
     }
 
     async fn remember(&self, stage: &Stage, habits: &str) {
         let service = self.service();
-        tracing::info!(registry = service, habits, "learned how the registry takes blobs");
+        tracing::info!(registry = service, habits, "learned the upload habits of the registry; saving them");
         if let Err(error) = stage.journal.note_registry_habits(&service, habits).await {
-            tracing::warn!(error = with_causes(&error), "failed to save how the registry takes blobs");
+            tracing::warn!(
+                error = with_causes(&error),
+                "failed to save the upload habits of the registry; a restart learns them again"
+            );
         }
     }
 
-    /// What an upload failed with, once the next one has been prepared for: in another mode, if that may be the reason.
-    async fn take_lesson(&self, stage: &Stage, blob: &Descriptor, mode: UploadMode, failed: Failed) -> Result<Error> {
+    /// Returns the error of an upload, after preparing the next attempt: another mode, if the mode may be the reason.
+    async fn take_lesson(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+        mode: UploadMode,
+        failed: Failed,
+    ) -> Result<Error> {
         let Failed { error, lesson } = failed;
+        let error = match error.about_digest(blob.digest) {
+            unsupported @ Error::DigestUnsupported { .. }
+                if !self.supports(repository, blob.digest.algorithm()).await =>
+            {
+                self.discard(stage, blob).await?;
+                return Ok(unsupported);
+            }
+            Error::DigestUnsupported { source, .. } => *source,
+            error => error,
+        };
         let Some((lesson, sent)) = lesson else { return Ok(error) };
-        // Smaller chunks go on where these began.
+        let error = if lesson == Lesson::Broken { gone_or(error) } else { error };
+        // An upload with smaller chunks resumes at the same offset.
         if lesson != Lesson::TooLarge {
             self.discard(stage, blob).await?;
         }
         if !self.learned.learn(blob.size, mode, lesson, sent) {
             return Ok(error);
         }
-        tracing::info!(%error, ?mode, next = ?self.learned.mode(blob.size), "the registry does not take the blob like this; trying another mode");
+        tracing::info!(
+            %error, ?mode, next = ?self.learned.mode(blob.size),
+            "the registry rejected the upload mode; retrying in another mode"
+        );
         Ok(Error::UploadMode(error.to_string().into()))
     }
 
@@ -127,31 +139,55 @@ impl RegistryStore {
         mode: UploadMode,
         feed: &mut Feed,
     ) -> Sent<()> {
-        let (upload, begun) = self.begin(repository).await?;
-        match upload.fit(mode, blob.size) {
-            UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await?,
-            UploadMode::Monolithic => self.commit(&upload, blob, 0, feed).await?,
-            UploadMode::Streamed => {
-                let upload = self.append(upload, 0, blob.size, false, feed).await?;
-                self.commit(&upload, blob, blob.size, feed).await?;
-            }
-            UploadMode::Chunked(chunk) => {
-                stage.journal.note(blob.digest, &upload.session()?).await?;
-                begun.ended();
-                return self.send_chunks(stage, upload, blob, chunk, feed).await;
-            }
+        if let Some(upload) = self.begun_elsewhere(stage, repository, blob).await? {
+            self.send_all(stage, upload, blob, mode, feed).await?;
+            return Ok(stage.journal.forget(blob.digest).await?);
         }
-        begun.ended();
-        Ok(())
+        let (upload, begun) = match stage.waiting.take(blob.digest) {
+            Some(waiting) => waiting,
+            None => self.begin(repository, blob.digest.algorithm(), Some(Arc::clone(&stage.journal))).await?,
+        };
+        if let UploadMode::Chunked(_) = upload.fit(mode, blob.size) {
+            stage.journal.note(blob.digest, &upload.session()?).await?;
+            begun.ended();
+            return self.send_all(stage, upload, blob, mode, feed).await;
+        }
+        let sent = self.send_all(stage, upload, blob, mode, feed).await;
+        // The journal has the upload of a redirected request.
+        if matches!(&sent, Ok(()) | Err(Failed { error: Error::Redirected { .. }, .. })) {
+            begun.ended();
+        }
+        sent
     }
 
-    /// Goes on with the upload in the journal, of which the registry has the first `from` bytes.
+    /// Sends a blob from its beginning, in a mode that the upload allows.
+    async fn send_all(
+        &self,
+        stage: &Stage,
+        upload: Upload,
+        blob: &Descriptor,
+        mode: UploadMode,
+        feed: &mut Feed,
+    ) -> Sent<()> {
+        match upload.fit(mode, blob.size) {
+            UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await,
+            UploadMode::Monolithic => self.commit(stage, &upload, blob, 0, feed).await,
+            UploadMode::Streamed => {
+                let part = Part::of_stream(&upload, blob.size);
+                let upload = self.append(stage, upload, blob, &part, feed).await?;
+                self.commit(stage, &upload, blob, blob.size, feed).await
+            }
+            UploadMode::Chunked(chunk) => self.send_chunks(stage, upload, blob, chunk, feed).await,
+        }
+    }
+
+    /// Resumes the upload in the journal, of which the registry has the first `from` bytes.
     async fn resume(&self, stage: &Stage, blob: &Descriptor, mode: UploadMode, from: u64, feed: &mut Feed) -> Sent<()> {
         let known = stage.journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
         let gone = || Error::UploadGone(format!("the blob {}", blob.digest).into());
         let mut upload = known.ok_or_else(gone)?;
         upload.taken = from;
-        // It may have been learned meanwhile that the registry takes no chunks.
+        // The registry may have turned out to accept no chunks since the upload started.
         let UploadMode::Chunked(chunk) = upload.fit(mode, blob.size) else { return Err(gone().into()) };
         self.send_chunks(stage, upload, blob, chunk, feed).await
     }
@@ -165,63 +201,106 @@ impl RegistryStore {
         feed: &mut Feed,
     ) -> Sent<()> {
         while blob.size - upload.taken > chunk {
-            let offset = upload.taken;
-            let appended = self.append(upload.clone(), offset, chunk, true, feed).await;
+            let part = Part::of_chunk(&upload, chunk);
+            let appended = self.append(stage, upload.clone(), blob, &part, feed).await;
             upload = match appended {
                 Err(failed) => return Err(self.out_of_place(stage, &upload, blob, failed).await?),
                 Ok(upload) => upload,
             };
             stage.journal.note(blob.digest, &upload.session()?).await?;
         }
-        if let Err(failed) = self.commit(&upload, blob, upload.taken, feed).await {
+        if let Err(failed) = self.commit(stage, &upload, blob, upload.taken, feed).await {
             return Err(self.out_of_place(stage, &upload, blob, failed).await?);
         }
         stage.journal.forget(blob.digest).await?;
         Ok(())
     }
 
-    /// Sends some bytes, and returns where the upload goes on. How much the registry says to have is no reason to give up: the digest at
-    /// the end decides.
-    async fn append(&self, mut upload: Upload, offset: u64, bytes: u64, ranged: bool, feed: &mut Feed) -> Sent<Upload> {
-        let what = what(&Method::PATCH, &upload.url);
-        let part = Part { method: Method::PATCH, url: upload.url.clone(), offset, bytes, ranged, last: false };
-        let response = self.send(&upload.repository, &part, feed).await?;
+    /// Sends a part of the blob, and returns the upload with its next URL. A wrong offset in the response is no error:
+    /// the digest at the end decides.
+    async fn append(
+        &self,
+        stage: &Stage,
+        mut upload: Upload,
+        blob: &Descriptor,
+        part: &Part,
+        feed: &mut Feed,
+    ) -> Sent<Upload> {
+        let what = what(&part.method, &part.url);
+        let response = self.send(stage, &upload, blob, part, feed).await?;
         if !response.status().is_success() {
-            return Err(refused(&what, &part, response).await);
+            return Err(refused(&what, part, response).await);
         }
-        upload.taken = offset + bytes;
+        upload.taken = part.offset + part.bytes;
+        upload.redirect = None;
         if end_of_range(response.headers()).is_some_and(|there| there != upload.taken) {
             self.learned.misreports_offsets();
         }
-        // Some say it once, when the upload begins.
+        // Some registries send it only when the upload starts.
         if response.headers().contains_key(LOCATION) {
-            upload.url = self.client().target(&what, &upload.url, response.headers())?;
+            upload.url = self.client().target(&what, &part.url, response.headers())?;
         }
         Ok(upload)
     }
 
-    /// Sends what is left, and makes the registry verify the whole.
-    async fn commit(&self, upload: &Upload, blob: &Descriptor, offset: u64, feed: &mut Feed) -> Sent<()> {
-        let (url, bytes) = (commit_url(upload, blob), blob.size - offset);
-        let part = Part { method: Method::PUT, url, offset, bytes, ranged: offset > 0 && bytes > 0, last: true };
-        if bytes == 0 {
-            feed.end().await?;
+    /// Sends the remaining bytes, and makes the registry verify the whole blob.
+    async fn commit(
+        &self,
+        stage: &Stage,
+        upload: &Upload,
+        blob: &Descriptor,
+        offset: u64,
+        feed: &mut Feed,
+    ) -> Sent<()> {
+        let part = Part::of_rest(upload, blob, offset);
+        if part.bytes > 0 {
+            let response = self.send(stage, upload, blob, &part, feed).await?;
+            return committed(blob, &part, response).await;
         }
-        let response = self.send(&upload.repository, &part, feed).await?;
-        committed(blob, &part, response).await
+        feed.end().await?;
+        self.put_at_hand(upload, blob, &part, Bytes::new()).await
     }
 
-    /// Sends the whole of a small blob by a request that can be sent again.
+    /// Sends a small blob as a whole, in a request that can be repeated.
     async fn send_at_hand(&self, upload: &Upload, blob: &Descriptor, feed: &mut Feed) -> Sent<()> {
-        let url = commit_url(upload, blob);
         let body = feed.gather(blob.size).await?;
-        let part = Part { method: Method::PUT, url, offset: 0, bytes: blob.size, ranged: false, last: true };
-        let (url, scope) = (part.url.clone(), Scope::push(&upload.repository));
-        let ask = Ask { method: Method::PUT, url, scope, headers: part.headers()?, body };
-        committed(blob, &part, self.client().ask_once(&ask).await?).await
+        self.put_at_hand(upload, blob, &Part::of_rest(upload, blob, 0), body).await
     }
 
-    async fn send(&self, repository: &str, part: &Part, feed: &mut Feed) -> Result<Response> {
+    async fn put_at_hand(&self, upload: &Upload, blob: &Descriptor, part: &Part, body: Bytes) -> Sent<()> {
+        let (url, scope) = (part.url.clone(), Scope::push(&upload.repository));
+        let ask = Ask { method: part.method.clone(), url, scope, headers: part.headers()?, body };
+        committed(blob, part, self.client().ask_once_within(&ask, COMMIT).await?).await
+    }
+
+    /// Sends a part whose bytes arrive as they are read. Records the target of a redirect in the journal, because the
+    /// bytes have been consumed and the upload has to start again.
+    async fn send(
+        &self,
+        stage: &Stage,
+        upload: &Upload,
+        blob: &Descriptor,
+        part: &Part,
+        feed: &mut Feed,
+    ) -> Result<Response> {
+        let response = self.send_once(&upload.repository, part, feed).await?;
+        if !leads_on(&part.method, response.status()) {
+            return Ok(response);
+        }
+        let what = what(&part.method, &part.url);
+        let url = self.client().target(&what, &part.url, response.headers())?;
+        let count = upload.redirect_of(part.offset, part.last).map_or(0, |redirect| redirect.count) + 1;
+        if count > REDIRECTS {
+            return Err(Error::malformed(what, "it is redirected too often"));
+        }
+        let to = ForeignText::value(format_args!("{}://{}", url.scheme(), authority(&url)));
+        let redirect = Some(Redirect { offset: part.offset, last: part.last, url, count });
+        let upload = Upload { taken: part.offset, redirect, ..upload.clone() };
+        stage.journal.note(blob.digest, &upload.session()?).await?;
+        Err(Error::Redirected { what: what.into(), to })
+    }
+
+    async fn send_once(&self, repository: &str, part: &Part, feed: &mut Feed) -> Result<Response> {
         let (pipe, body) = pipe();
         let scope = Scope::push(repository);
         let request = self.client().stream(part.method.clone(), &part.url, &scope, part.headers()?, body, COMMIT);
@@ -230,11 +309,11 @@ impl RegistryStore {
         tokio::select! {
             biased;
             filled = &mut fill => {
-                // What broke the stream off is the reason, whatever becomes of the request.
+                // An error of the stream is the cause, whatever the result of the request.
                 filled?;
                 request.await
             }
-            // A refusal may come before the bytes have gone, and is not waited for any longer.
+            // A rejection may arrive before all bytes are sent, and ends the wait.
             answered = &mut request => {
                 if answered.as_ref().is_ok_and(|answer| answer.status().is_success()) {
                     fill.await?;
@@ -244,7 +323,8 @@ impl RegistryStore {
         }
     }
 
-    /// A registry that is further, or not as far, says 416, and is asked where it is: if it says what it was sent, it is of no use to go on.
+    /// Handles the status 416 of a registry at another offset: queries the offset, and records it in the journal. If
+    /// the registry reports the expected offset, the upload can't be resumed.
     async fn out_of_place(&self, stage: &Stage, upload: &Upload, blob: &Descriptor, failed: Failed) -> Result<Failed> {
         let Error::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, what, .. } = &failed.error else {
             return Ok(failed);
@@ -263,26 +343,8 @@ impl RegistryStore {
     }
 }
 
-impl Part {
-    fn headers(&self) -> Result<HeaderMap> {
-        let mut headers = HeaderMap::from_iter([
-            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
-            (CONTENT_LENGTH, HeaderValue::from(self.bytes)),
-        ]);
-        if self.ranged {
-            headers.extend([header(CONTENT_RANGE, format!("{}-{}", self.offset, self.offset + self.bytes - 1))?]);
-        }
-        Ok(headers)
-    }
-}
-
-fn commit_url(upload: &Upload, blob: &Descriptor) -> Url {
-    let mut url = upload.url.clone();
-    url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
-    url
-}
-
-/// Whether the registry has verified the whole. The specification's answer is 201; some say 200, 202 or 204.
+/// Checks that the registry has verified the whole blob. The specified status is 201; some registries send 200, 202 or
+/// 204.
 async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<()> {
     let what = what(&part.method, &part.url);
     if !response.status().is_success() {
@@ -291,23 +353,27 @@ async fn committed(blob: &Descriptor, part: &Part, response: Response) -> Sent<(
     let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
     match digest.map(str::parse::<Digest>) {
         None | Some(Err(_)) => Ok(()),
-        Some(Ok(digest)) if digest == blob.digest => Ok(()),
-        Some(Ok(actual)) => Err(Error::DigestMismatch { image: what, expected: blob.digest, actual }.into()),
+        // Digests of different algorithms can't be compared.
+        Some(Ok(digest)) if digest == blob.digest || digest.algorithm() != blob.digest.algorithm() => Ok(()),
+        Some(Ok(actual)) => {
+            Err(Error::DigestMismatch { image: what, expected: blob.digest, actual: Box::new(actual) }.into())
+        }
     }
 }
 
-/// A refusal. A registry that does not know the upload any more has lost it: that is no reason to give up but to begin again. So is one
-/// that finds another digest in the end: the bytes were right when they left.
 async fn refused(what: &str, part: &Part, response: Response) -> Failed {
-    let status = response.status();
-    let error = refusal(what, response).await;
-    let lesson = Lesson::of(&part.method, part.offset, status).map(|lesson| (lesson, part.bytes));
-    let error = match lesson {
-        Some((Lesson::Broken, _)) if status.is_client_error() => {
-            tracing::info!(%error, "an upload is gone");
-            Error::UploadGone(what.to_owned().into())
+    let lesson = Lesson::of(&part.method, part.offset, response.status()).map(|lesson| (lesson, part.bytes));
+    Failed { error: refusal(what, response).await, lesson }
+}
+
+/// Converts a client error (4xx) of a commit or a chunk to [`Error::UploadGone`], which restarts the upload. The
+/// registry either has lost the upload or computed another digest, although the bytes were correct when they were sent.
+fn gone_or(error: Error) -> Error {
+    match error {
+        Error::Status { ref what, status, .. } if status.is_client_error() => {
+            tracing::info!(%error, "the registry lost or rejected an upload; restarting it");
+            Error::UploadGone(what.clone())
         }
-        _ => error,
-    };
-    Failed { error, lesson }
+        error => error,
+    }
 }

@@ -1,8 +1,8 @@
-//! The ways in which a blob can be sent to a registry, which of them is tried next after a refusal, and what has been learned about one
-//! registry. Pure: requests are made in `upload.rs`.
+//! Upload modes of blobs: which mode follows a rejection, and what was learned about a registry. This module is pure;
+//! `upload.rs` sends the requests.
 //!
-//! The OCI distribution specification 1.1 describes two ways ("Pushing a blob monolithically", "Pushing a blob in chunks"); the third is
-//! what Docker does. Every registry takes one of them, and few take all.
+//! The OCI distribution specification 1.1 describes two modes ("Pushing a blob monolithically", "Pushing a blob in
+//! chunks"); the third is Docker's. Every registry accepts one of them, and few accept all.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,13 +10,13 @@ use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 const MIB: u64 = 1 << 20;
-/// The largest blob that is sent in one request at first, and the size of the chunks of those above, in bytes. What breaks off is sent
-/// again from the chunk's beginning at worst, where the registry keeps what it has.
+/// Maximum size of a blob that is sent in one request at first, and the chunk size for larger blobs, in bytes. If the
+/// registry keeps the earlier chunks, an interrupted transfer resumes no earlier than the start of the current chunk.
 const CHUNK: u64 = 64 * MIB;
-/// How many uploads in a row may break in one mode before the next one is tried.
+/// Number of consecutive broken uploads after which the next mode is tried.
 const STRIKES: u8 = 2;
 
-/// A way of sending a blob, after `POST` has begun the upload.
+/// A mode of sending a blob, after `POST` has started the upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UploadMode {
@@ -24,7 +24,7 @@ pub enum UploadMode {
     Monolithic,
     /// One `PATCH` with the whole blob and without `Content-Range`, then a `PUT` without content.
     Streamed,
-    /// A `PATCH` with `Content-Range` for every so many bytes, then a `PUT` with the rest.
+    /// A `PATCH` with `Content-Range` for every chunk of this many bytes, then a `PUT` with the rest.
     Chunked(u64),
 }
 
@@ -36,7 +36,7 @@ const SMALL: [UploadMode; 5] = [
     UploadMode::Chunked(4 * MIB),
     UploadMode::Chunked(MIB),
 ];
-/// The modes for larger ones: chunks first, since only they can be resumed.
+/// The modes for larger blobs. Chunks are first, because no other mode can be resumed.
 const LARGE: [UploadMode; 6] = [
     UploadMode::Chunked(CHUNK),
     UploadMode::Streamed,
@@ -50,25 +50,28 @@ fn modes(size: u64) -> &'static [UploadMode] {
     if size <= CHUNK { &SMALL } else { &LARGE }
 }
 
-/// What a failed request says about the mode.
+/// The conclusion from a failed request about the mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lesson {
     /// The request had too many bytes.
     TooLarge,
-    /// The registry does not take blobs in this mode.
+    /// The registry does not accept blobs in this mode.
     Unsupported,
-    /// The upload was lost, or its bytes were not those that were sent. That may happen once; if it repeats, the mode is the reason.
+    /// The registry lost the upload, or received other bytes than were sent. A single case may be an accident; repeated
+    /// cases count against the mode.
     Broken,
 }
 
 impl Lesson {
-    /// What the answer to a request with bytes of a blob, from `offset` on, says about the mode; nothing if it has other reasons.
+    /// Returns the conclusion from the status of a request with bytes from `offset` on; `None` if the status says
+    /// nothing about the mode.
     pub fn of(method: &Method, offset: u64, status: StatusCode) -> Option<Self> {
         let patch = method == Method::PATCH;
         match status.as_u16() {
             413 => Some(Self::TooLarge),
             405 | 406 | 411 | 415 | 501 => Some(Self::Unsupported),
-            // Of an upload that has just been begun, nothing can be out of place: registries without chunks say so by these, too.
+            // An upload that was just started can't be out of order. Registries without chunks respond with these
+            // statuses as well.
             416 if offset == 0 => Some(Self::Unsupported),
             400 | 404 if patch && offset == 0 => Some(Self::Unsupported),
             400 | 404 | 410 => Some(Self::Broken),
@@ -78,12 +81,12 @@ impl Lesson {
     }
 }
 
-/// What has been learned about a registry. The default supposes that it follows the specification.
+/// Behavior of a registry that was learned from its responses. The default assumes that it follows the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Habits {
     small: UploadMode,
     large: UploadMode,
-    /// Whether the `Range` of its answers says how many bytes of an upload it has.
+    /// Whether the `Range` of its responses states the number of received bytes.
     reports_offsets: bool,
 }
 
@@ -94,7 +97,7 @@ impl Default for Habits {
 }
 
 impl Habits {
-    /// What was learned earlier, as it was written down; the default if that is not understood.
+    /// Parses stored habits; returns the default if they are invalid.
     pub fn parse(text: &str) -> Self {
         let known = |habits: &Self| SMALL.contains(&habits.small) && LARGE.contains(&habits.large);
         serde_json::from_str(text).ok().filter(known).unwrap_or_default()
@@ -109,16 +112,16 @@ impl Habits {
     }
 }
 
-/// What is known about a registry at this moment.
+/// The current knowledge about a registry.
 #[derive(Debug, Default)]
 pub struct Learned(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     habits: Habits,
-    /// What of them an upload has succeeded with, and is written down.
+    /// The habits that an upload has confirmed, as they are stored.
     saved: Habits,
-    /// How many uploads of small and large blobs in a row have broken.
+    /// Number of consecutive broken uploads of small and of large blobs.
     strikes: (u8, u8),
 }
 
@@ -129,36 +132,36 @@ impl State {
 }
 
 impl Learned {
-    /// The state is never half-changed.
+    /// Locks the state. A panic leaves no partial change behind.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over what was learned earlier.
+    /// Replaces the state by stored habits.
     pub fn load(&self, habits: Habits) {
         *self.state() = State { habits, saved: habits, strikes: (0, 0) };
     }
 
-    /// The mode for a blob of that size.
+    /// Returns the mode for a blob of `size` bytes.
     pub fn mode(&self, size: u64) -> UploadMode {
         self.state().habits.mode(size)
     }
 
-    /// Whether the registry's `Range` is to be believed.
+    /// Returns whether the registry's `Range` is reliable.
     pub fn reports_offsets(&self) -> bool {
         self.state().habits.reports_offsets
     }
 
-    /// Records that its `Range` is not what was sent.
+    /// Records that the registry's `Range` differs from the bytes sent.
     pub fn misreports_offsets(&self) {
         self.state().habits.reports_offsets = false;
     }
 
-    /// Takes a lesson from a request with `sent` bytes of a blob of `size` bytes that was sent in `mode`. Returns whether the blob is to be
-    /// sent in another mode. Where none is left, all of them may be tried again later: the reason was another one.
+    /// Applies a lesson from a request with `sent` bytes of a blob of `size` bytes in `mode`. Returns whether to send
+    /// the blob in another mode. If no mode is left, starts again with the first: the failures had another reason.
     pub fn learn(&self, size: u64, mode: UploadMode, lesson: Lesson, sent: u64) -> bool {
         let mut state = self.state();
-        // Another blob has taught the same before.
+        // The same lesson was learned from another blob.
         if state.habits.mode(size) != mode {
             return true;
         }
@@ -175,7 +178,7 @@ impl Learned {
         next.is_some()
     }
 
-    /// Records that a blob has arrived. Returns what is to be written down about the registry, if that is not known yet.
+    /// Records a successful upload. Returns the habits to store, if they have changed.
     pub fn succeeded(&self, size: u64, mode: UploadMode) -> Option<String> {
         let mut state = self.state();
         if state.habits.mode(size) != mode {
@@ -192,7 +195,7 @@ impl Learned {
     }
 }
 
-/// The mode that comes after one which a lesson speaks against.
+/// Returns the mode to try after a lesson.
 fn next(modes: &[UploadMode], mode: UploadMode, lesson: Lesson, sent: u64) -> Option<UploadMode> {
     let place = modes.iter().position(|other| *other == mode)?;
     let is_chunked = matches!(mode, UploadMode::Chunked(_));
@@ -225,7 +228,7 @@ mod tests {
         ] {
             let mode = learned.mode(BLOB);
             assert_eq!(learned.learn(BLOB, mode, lesson, sent), next.is_some(), "{mode:?}");
-            // After the last, the reason was another one.
+            // After the last mode, the first one is used again.
             assert_eq!(learned.mode(BLOB), next.unwrap_or(UploadMode::Chunked(CHUNK)), "{mode:?}");
         }
         assert_eq!(learned.mode(CHUNK), UploadMode::Monolithic, "small blobs are sent as before");
@@ -290,7 +293,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a registry answers, a blob is not sent without end.
+        /// An upload ends after a finite number of attempts, whatever a registry responds.
         #[test]
         fn the_modes_end(size in 1..4 * CHUNK, lessons in prop::collection::vec(0..2u8, 16)) {
             let learned = Learned::default();

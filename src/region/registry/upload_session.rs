@@ -1,17 +1,20 @@
-//! Uploads that a registry has begun (OCI distribution specification 1.1, "Pushing blobs"): how one is begun, how far it has come, and how
-//! it is given up.
+//! Uploads that a registry has started (OCI distribution specification 1.1, "Pushing blobs"): their start, progress and
+//! abort.
 
 use std::{
     mem,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{
     HeaderMap, HeaderValue, Method,
     header::{CONTENT_LENGTH, LOCATION, RANGE},
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use tracing::Instrument as _;
 use url::Url;
 
@@ -21,36 +24,67 @@ use super::{
     upload_mode::UploadMode,
 };
 use crate::{
-    domain::Descriptor,
-    region::{Error, Result, Stage, answer::refusal},
+    domain::{Algorithm, Descriptor},
+    region::{Error, Journal, Result, Stage, answer::refusal},
 };
 
-/// The limits of a chunk, as an answer to `POST` tells them: the smallest is the specification's, the largest is an extension.
+/// Timeout of the abort of an upload. Maintenance retries a failed abort later.
+const ABORT: Duration = Duration::from_secs(3);
+/// Maximum number of concurrent aborts.
+const ABORTS_AT_ONCE: usize = 8;
+/// Chunk limits in the response to `POST`, in bytes: the minimum is part of the specification, the maximum is an
+/// extension.
 const MIN_CHUNK: &str = "oci-chunk-min-length";
 const MAX_CHUNK: &str = "oci-chunk-max-length";
 
-/// An upload that a registry has begun, as the journal has it.
+/// An upload that a registry has started, in the form that the journal stores.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Upload {
     pub(super) repository: String,
-    /// Where it goes on.
+    /// URL of the next request.
     pub(super) url: Url,
-    /// How many of the first bytes the registry has said to have taken.
+    /// Number of leading bytes that the registry has accepted.
     #[serde(default)]
     pub(super) taken: u64,
-    /// The smallest and the largest chunk that the registry wants, in bytes.
+    /// Minimum and maximum chunk size that the registry requests, in bytes.
     #[serde(default)]
-    min_chunk: Option<u64>,
+    pub(super) min_chunk: Option<u64>,
     #[serde(default)]
-    max_chunk: Option<u64>,
+    pub(super) max_chunk: Option<u64>,
+    /// Redirect of the last failed request.
+    #[serde(default)]
+    pub(super) redirect: Option<Redirect>,
+}
+
+/// Redirect of one request of an upload (RFC 9110, sections 15.4.8 and 15.4.9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Redirect {
+    /// Offset of the request's bytes in the blob.
+    pub(super) offset: u64,
+    /// Whether the request is the last one of the upload.
+    pub(super) last: bool,
+    /// Target of the redirect.
+    pub(super) url: Url,
+    /// Number of redirects so far.
+    pub(super) count: usize,
 }
 
 impl Upload {
+    /// Returns the redirect of the request with the bytes from `offset` on, if there is one.
+    pub(super) fn redirect_of(&self, offset: u64, last: bool) -> Option<&Redirect> {
+        self.redirect.as_ref().filter(|redirect| (redirect.offset, redirect.last) == (offset, last))
+    }
+
+    /// Returns whether the upload starts again at the redirect of its first request.
+    fn begins_elsewhere(&self) -> bool {
+        self.taken == 0 && self.redirect.is_some()
+    }
+
     pub(super) fn session(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::malformed("an upload", error))
     }
 
-    /// The mode within the limits of this upload.
+    /// Adapts a mode to the limits of this upload.
     pub(super) fn fit(&self, mode: UploadMode, size: u64) -> UploadMode {
         let (min, max) = (self.min_chunk.unwrap_or(1), self.max_chunk.unwrap_or(u64::MAX));
         match mode {
@@ -61,14 +95,24 @@ impl Upload {
     }
 }
 
-/// An upload that no journal knows of. Dropped unfinished, it is kept to be given up: whoever carried it out may be gone.
+/// An upload that no journal has recorded. If it is dropped unfinished, it is queued for an abort, because the task
+/// that ran it may have ended.
+#[derive(Debug)]
 pub(super) struct Begun {
     store: RegistryStore,
-    upload: Option<Upload>,
+    upload: Option<Dropped>,
+}
+
+/// An upload to abort.
+#[derive(Debug, Clone)]
+pub(super) struct Dropped {
+    upload: Upload,
+    /// The journal that records it if the abort fails; `None` for a trial upload.
+    journal: Option<Arc<dyn Journal>>,
 }
 
 impl Begun {
-    /// It is finished, or a journal knows of it.
+    /// Marks the upload as finished, or as recorded in a journal.
     pub(super) fn ended(mut self) {
         self.upload = None;
     }
@@ -81,10 +125,13 @@ impl Drop for Begun {
 }
 
 impl RegistryStore {
-    /// How far the upload in the journal has come, if the registry still has something of it.
+    /// Returns the offset of the upload in the journal, if the registry still has some of its bytes.
     pub(super) async fn resumable(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Result<Option<u64>> {
         let Some(session) = stage.journal.upload(blob.digest).await? else { return Ok(None) };
         if let Some(upload) = self.session(&session).filter(|upload| upload.repository == repository) {
+            if upload.begins_elsewhere() {
+                return Ok(None);
+            }
             self.recall(stage).await;
             let mode = upload.fit(self.learned.mode(blob.size), blob.size);
             if matches!(mode, UploadMode::Chunked(_))
@@ -100,8 +147,21 @@ impl RegistryStore {
         Ok(None)
     }
 
-    /// What the registry says about an upload: where it goes on, and how many bytes are there. Nothing if it is of no use. Of a registry
-    /// whose `Range` is something else, or that tells nothing about uploads, it is believed what it said to have taken.
+    /// Returns the upload of a blob whose first request was redirected.
+    pub(super) async fn begun_elsewhere(
+        &self,
+        stage: &Stage,
+        repository: &str,
+        blob: &Descriptor,
+    ) -> Result<Option<Upload>> {
+        let session = stage.journal.upload(blob.digest).await?;
+        let upload = session.and_then(|session| self.session(&session));
+        Ok(upload.filter(|upload| upload.repository == repository && upload.begins_elsewhere()))
+    }
+
+    /// Queries an upload. Returns it with its next URL and the number of received bytes; `None` if it can't be resumed.
+    /// If the registry's `Range` is unreliable, or it does not support the query, uses the number of bytes that it has
+    /// accepted.
     pub(super) async fn progress(&self, upload: &Upload, blob: &Descriptor) -> Result<Option<(Upload, u64)>> {
         let url = upload.url.clone();
         let what = what(&Method::GET, &url);
@@ -115,7 +175,7 @@ impl RegistryStore {
         };
         let there = told.filter(|there| *there < blob.size);
         let Some(there) = there else { return Ok(None) };
-        // The answer may say where it goes on from now on; if not, it is where it was.
+        // The response may contain a new URL. Otherwise the URL is unchanged.
         let url = match response.headers().get(LOCATION) {
             Some(_) => self.client().target(&what, &url, response.headers())?,
             None => url,
@@ -123,76 +183,111 @@ impl RegistryStore {
         Ok(Some((Upload { url, taken: there, ..upload.clone() }, there)))
     }
 
-    /// The upload that the journal has, if it is at a place that is allowed: that may have changed since.
+    /// Parses an upload of the journal; `None` if its URLs are not allowed. The configuration may have changed since.
     pub(super) fn session(&self, session: &str) -> Option<Upload> {
         let upload: Upload = serde_json::from_str(session).ok()?;
-        self.client().allow("an upload", &upload.url).ok().map(|()| upload)
+        let is_allowed = |url| self.client().allow("an upload", url).is_ok();
+        let are_allowed = is_allowed(&upload.url) && upload.redirect.iter().all(|redirect| is_allowed(&redirect.url));
+        are_allowed.then_some(upload)
     }
 
-    /// Tells the registry that an upload will not be gone on with. One that it does not have any more is as good.
+    /// Aborts an upload. A missing upload is no error.
     pub(super) async fn abort_upload(&self, upload: &Upload) -> Result<()> {
         let (url, scope) = (upload.url.clone(), Scope::push(&upload.repository));
         let what = what(&Method::DELETE, &url);
         let ask = Ask { method: Method::DELETE, url, scope, headers: HeaderMap::new(), body: Bytes::new() };
         let response = self.client().ask(ask).await?;
         match response.status() {
-            // It may not know the upload, not let anybody delete one, or not know it at the place where it was cut off.
+            // The registry may not have the upload, may not support `DELETE`, or may reject the URL of a truncated
+            // upload.
             status if status.is_success() || matches!(status.as_u16(), 400 | 404 | 405 | 410 | 416) => Ok(()),
             _ => Err(refusal(&what, response).await),
         }
     }
 
-    /// Gives an upload up after something went wrong, which is what is told.
-    pub(super) async fn try_to_abort(&self, upload: &Upload) {
-        if let Err(error) = self.abort_upload(upload).await {
-            tracing::warn!(%error, "an upload could not be given up");
+    /// Aborts an upload that no caller will resume. If the abort fails or times out, records the upload in the journal.
+    async fn abort_or_abandon(&self, upload: &Upload, journal: Option<&dyn Journal>) -> Result<()> {
+        let aborted = timeout(ABORT, self.abort_upload(upload)).await;
+        let Err(error) = aborted.unwrap_or(Err(Error::Stalled("aborting an upload"))) else { return Ok(()) };
+        tracing::warn!(%error, repository = upload.repository, "failed to abort an upload; maintenance will retry");
+        match journal {
+            Some(journal) => journal.abandon(&upload.session()?).await,
+            None => Ok(()),
         }
     }
 
-    /// Gives up the upload that the journal has of a blob, if it has one.
+    /// Aborts an upload that the registry started instead of a mount.
+    pub(super) async fn abort_needless(&self, stage: &Stage, upload: &Upload) {
+        if let Err(error) = self.abort_or_abandon(upload, Some(&*stage.journal)).await {
+            tracing::warn!(%error, "failed to record an upload that was not aborted; the registry has to expire it");
+        }
+    }
+
+    /// Aborts and removes the upload of a blob in the journal, if there is one.
     pub(super) async fn discard(&self, stage: &Stage, blob: &Descriptor) -> Result<()> {
         if let Some(session) = stage.journal.upload(blob.digest).await? {
             if let Some(upload) = self.session(&session) {
-                self.try_to_abort(&upload).await;
+                self.abort_or_abandon(&upload, Some(&*stage.journal)).await?;
             }
             stage.journal.forget(blob.digest).await?;
         }
         Ok(())
     }
 
-    /// Begins an upload, on a task of its own: once the registry has been asked, its answer must not be lost, even if nobody waits
-    /// for it any more.
-    pub(super) async fn begin(&self, repository: &str) -> Result<(Upload, Begun)> {
+    /// Starts an upload on a separate task, so that the response is handled even if the caller is cancelled.
+    pub(super) async fn begin(
+        &self,
+        repository: &str,
+        algorithm: Algorithm,
+        journal: Option<Arc<dyn Journal>>,
+    ) -> Result<(Upload, Begun)> {
         let (store, repository) = (self.clone(), repository.to_owned());
         let begin = async move {
-            let upload = store.ask_for_upload(&repository).await?;
-            Ok((upload.clone(), Begun { store, upload: Some(upload) }))
+            let upload = store.ask_for_upload(&repository, algorithm).await?;
+            Ok((upload.clone(), store.begun(upload, journal)))
         };
+        self.on_own_task(begin).await
+    }
+
+    /// Runs a future that starts an upload on a separate task.
+    pub(super) async fn on_own_task<T: Send + 'static>(
+        &self,
+        begin: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         self.beginning.spawn(begin.in_current_span()).await.map_err(|_| Error::Interrupted)?
     }
 
-    /// Begins an upload to a repository, and gives it up.
+    /// Guards an upload that the registry has just started.
+    pub(super) fn begun(&self, upload: Upload, journal: Option<Arc<dyn Journal>>) -> Begun {
+        Begun { store: self.clone(), upload: Some(Dropped { upload, journal }) }
+    }
+
+    /// Starts an upload to a repository and aborts it.
     pub(super) async fn try_to_write(&self, repository: &str) -> Result<()> {
-        drop(self.begin(repository).await?);
+        drop(self.begin(repository, Algorithm::CANONICAL, None).await?);
         self.abort_dropped().await;
         Ok(())
     }
 
-    async fn ask_for_upload(&self, repository: &str) -> Result<Upload> {
+    async fn ask_for_upload(&self, repository: &str, algorithm: Algorithm) -> Result<Upload> {
         let scope = Scope::push(repository);
-        let url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
+        let mut url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
+        // The registry then hashes by this algorithm as the bytes arrive ("Pushing a blob in chunks").
+        if algorithm != Algorithm::CANONICAL {
+            url.query_pairs_mut().append_pair("digest-algorithm", algorithm.as_str());
+        }
         let (what, asked) = (what(&Method::POST, &url), url.clone());
         let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
         let ask = Ask { method: Method::POST, url, scope, headers, body: Bytes::new() };
         let response = self.client().ask(ask).await?;
-        // The specification's answer is 202; some say 200.
+        // The specified status is 202; some registries send 200.
         if !response.status().is_success() {
             return Err(refusal(&what, response).await);
         }
         self.begun_at(repository, &what, &asked, response.headers())
     }
 
-    /// The upload that an answer to `POST` is about.
+    /// Returns the upload that a response to `POST` describes.
     pub(super) fn begun_at(&self, repository: &str, what: &str, asked: &Url, headers: &HeaderMap) -> Result<Upload> {
         let length = |name| headers.get(name).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         Ok(Upload {
@@ -201,25 +296,36 @@ impl RegistryStore {
             taken: 0,
             min_chunk: length(MIN_CHUNK),
             max_chunk: length(MAX_CHUNK).filter(|max| *max > 0),
+            redirect: None,
         })
     }
 
-    /// Gives up the uploads that were dropped unfinished, with whatever carried them out.
+    /// Aborts the uploads that were dropped unfinished, after the running starts of uploads have ended. If this future
+    /// is cancelled, the remaining uploads stay queued.
     pub(super) async fn abort_dropped(&self) {
         self.beginning.wait().await;
         let dropped = mem::take(&mut *self.dropped());
-        for upload in dropped {
-            self.try_to_abort(&upload).await;
+        let begun = dropped.into_iter().map(|upload| Begun { store: self.clone(), upload: Some(upload) });
+        // Every upload has a guard before the first abort starts.
+        let begun: Vec<Begun> = begun.collect();
+        stream::iter(begun).for_each_concurrent(ABORTS_AT_ONCE, |begun| self.abort_begun(begun)).await;
+    }
+
+    async fn abort_begun(&self, begun: Begun) {
+        let Some(Dropped { upload, journal }) = begun.upload.clone() else { return };
+        match self.abort_or_abandon(&upload, journal.as_deref()).await {
+            Ok(()) => begun.ended(),
+            Err(error) => tracing::warn!(%error, "failed to record an upload that was not aborted; will retry"),
         }
     }
 
-    fn dropped(&self) -> MutexGuard<'_, Vec<Upload>> {
+    fn dropped(&self) -> MutexGuard<'_, Vec<Dropped>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How many bytes a registry says it has, in the header `Range: 0-END` of its answers about an upload, END being the last.
-/// Registries say `0-0` for none as well as for one; none is the safe reading.
+/// Returns the number of bytes in the header `Range: 0-END` of a response about an upload, where END is the last byte.
+/// Registries send `0-0` for no bytes as well as for one byte; this function returns 0, the safe reading.
 pub(super) fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
     let (first, last) = text.trim_start_matches("bytes=").split_once('-')?;
@@ -255,7 +361,7 @@ mod tests {
     fn chunks_are_as_large_as_the_registry_wants_them() {
         let upload = |min_chunk, max_chunk| {
             let url = "https://r.example/v2/a/blobs/uploads/1".parse().expect("a URL");
-            Upload { repository: "a".into(), url, taken: 0, min_chunk, max_chunk }
+            Upload { repository: "a".into(), url, taken: 0, min_chunk, max_chunk, redirect: None }
         };
         for (min, max, mode, size, fits) in [
             (None, None, UploadMode::Chunked(64), 100, UploadMode::Chunked(64)),

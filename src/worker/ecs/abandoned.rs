@@ -1,53 +1,53 @@
-//! Copies that nobody wants any more.
+//! Aborts ECS copies that no replica waits for any more.
 
 use std::time::Duration;
 
 use crate::{
+    db::{self, Db},
     domain::{EcsCopy, EcsImageId, EcsStatus, ImageId, RegionId, with_causes},
     region::{Ecs, ecs},
-    state::{self, State},
 };
 
-/// How long it is waited for the provider to take back a copy that was canceled.
-const GIVE_UP: Duration = Duration::from_secs(30);
+/// The time limit for aborting one copy.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What went wrong, whoever's it is.
-type Problem = Box<dyn std::error::Error + Send + Sync>;
+/// An error of the database or of ECS.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Gives up what ECS makes of an image in a region, if nobody wants it any more.
-pub async fn give_up(state: &State, ecs: &Ecs, image: &ImageId, region: &RegionId) {
-    let given_up = async {
+/// Aborts the ECS copy of an image to a region, if no replica waits for it.
+pub async fn abandon(state: &Db, ecs: &Ecs, image: &ImageId, region: &RegionId) {
+    let abandoned = async {
         let Some(copy) = state.ecs_copy_abandon(image, region).await? else { return Ok(()) };
         let Some(discarded) = copy.discarded else { return forget(state, ecs, image, region, &copy).await };
         ecs.cancel(region, &discarded).await?;
         let shown = ecs.image(region, &discarded).await?;
-        if shown.is_none_or(|shown| shown.status != EcsStatus::Coming) {
-            tracing::info!(%image, %region, %discarded, "the copy was given up");
-            state.ecs_copy_discarded(image, region, &discarded).await?;
+        if shown.is_none_or(|shown| shown.status != EcsStatus::Creating) {
+            tracing::info!(%image, %region, %discarded, "aborted an ECS copy that is no longer needed");
+            state.ecs_copy_clear_discarded(image, region, &discarded).await?;
         }
-        Ok::<(), Problem>(())
+        Ok::<(), BoxError>(())
     };
-    let given_up = tokio::time::timeout(GIVE_UP, given_up).await;
-    if let Err(error) = given_up.unwrap_or_else(|_| Err("it took too long".into())) {
-        tracing::warn!(error = with_causes(&*error), %image, %region, "a copy can't be given up for now");
+    let result = tokio::time::timeout(ABORT_TIMEOUT, abandoned).await;
+    if let Err(error) = result.unwrap_or_else(|_| Err("ECS did not respond in time".into())) {
+        tracing::warn!(error = with_causes(&*error), %image, %region, "failed to abort an ECS copy; will retry");
     }
 }
 
-/// Forgets a copy that nobody wants and of which no image is known. Whoever asked ECS for it may have died before it had an answer:
-/// what has the copy's name and was made for it is given up, until that can't come any more.
-async fn forget(state: &State, ecs: &Ecs, image: &ImageId, region: &RegionId, copy: &EcsCopy) -> Result<(), Problem> {
+/// Deletes the record of a copy for which no image id is recorded. The worker that requested it may have died before it
+/// recorded the response: images of that name that were made for the copy are aborted until none can appear any more.
+async fn forget(state: &Db, ecs: &Ecs, image: &ImageId, region: &RegionId, copy: &EcsCopy) -> Result<(), BoxError> {
     let (image, _) = match state.image_get(image).await {
-        Err(state::Error::ImageNotFound(_)) => return Ok(state.ecs_copy_forget(image, region).await?),
-        known => known?,
+        Err(db::Error::ImageNotFound(_)) => return Ok(state.ecs_copy_forget(image, region).await?),
+        result => result?,
     };
     let source = ecs.image(&image.home, &image.source.0.parse::<EcsImageId>()?).await?;
-    let named = match source {
+    let candidates = match source {
         Some(source) => ecs.named(region, &source.name).await?,
         None => Vec::new(),
     };
-    for made in named {
-        if made.status == EcsStatus::Coming && made.bears(&ecs::tags(&image)) {
-            ecs.cancel(region, &made.id).await?;
+    for candidate in candidates {
+        if candidate.status == EcsStatus::Creating && candidate.has_tags(&ecs::tags(&image)) {
+            ecs.cancel(region, &candidate.id).await?;
         }
     }
     if copy.since.after(ecs.settle()) < ecs.now() {

@@ -1,5 +1,7 @@
-//! Copies that ECS makes: asked for, watched to their end, and given up when nobody wants them any more. Whatever is known of one is
-//! in the database before anything is done about it, so that whoever claims the replica next goes on with the same copy.
+//! Copies between regions of ECS: requests the provider's own copy and polls it until it is available.
+//!
+//! The state of a copy is in the database before ECS is called, so that the next owner of the claim resumes the same
+//! copy.
 
 mod abandoned;
 mod watch;
@@ -10,56 +12,52 @@ use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-pub use abandoned::give_up;
+pub use abandoned::abandon;
 
 use self::watch::Watch;
 use super::{
     Worker,
     active_copy::ActiveCopy,
     heartbeat::Heartbeat,
-    transfer::{Copied, CopyError},
+    transfer::{CopyError, CopySummary},
 };
 use crate::{
-    domain::{EcsImageId, Event, Image, RegionId, Verification},
-    metrics,
+    domain::{EcsImageId, Image, RegionId, Verification},
     region::{Ecs, Error, Result},
-    state::Report,
 };
 
-/// How long it is waited at a shutdown for what is being asked of ECS.
+/// How long a shutdown waits for requests to ECS that are in flight.
 const LAST_STEP: Duration = Duration::from_secs(3);
 
-/// An image on its way to the regions of a claim.
+/// The ECS copies of one image to the regions of a claim.
 #[derive(Debug)]
 pub struct EcsJob {
     worker: Worker,
     ecs: Ecs,
     image: Arc<Image>,
     source: EcsImageId,
-    copies: BTreeMap<RegionId, Watched>,
+    copies: BTreeMap<RegionId, RegionCopy>,
     watches: JoinSet<(RegionId, Result<()>)>,
 }
 
-/// How a watch ended.
-type Ended = std::result::Result<(RegionId, Result<()>), task::JoinError>;
+/// The result of a watch's task.
+type TaskResult = std::result::Result<(RegionId, Result<()>), task::JoinError>;
 
-/// A copy that is being watched.
+/// The copy to one region of the job.
 #[derive(Debug)]
-struct Watched {
+struct RegionCopy {
     active: ActiveCopy,
-    /// Canceled when the claim is lost.
-    lost: CancellationToken,
     watch: task::Id,
 }
 
 impl EcsJob {
-    /// A job for the image that the home region knows as `source`.
+    /// A job for the image that the home region has as `source`.
     pub fn new(worker: Worker, ecs: Ecs, image: Image, source: EcsImageId) -> Self {
         let image = Arc::new(image);
         Self { worker, ecs, image, source, copies: BTreeMap::new(), watches: JoinSet::new() }
     }
 
-    /// Has ECS carry the image to each of the regions, and reports on each as soon as it has ended.
+    /// Copies the image until every copy has ended or `stop` is canceled; then releases the claims that are left.
     pub async fn run(mut self, regions: Vec<ActiveCopy>, stop: CancellationToken) {
         for active in regions {
             self.watch(active, &stop);
@@ -67,32 +65,29 @@ impl EcsJob {
         let settings = Arc::clone(&self.worker.settings);
         let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
         while !self.watches.is_empty() {
-            let held: Vec<_> = self.copies.values().map(|copy| copy.active.held()).collect();
+            let leased: Vec<_> = self.copies.values().map(|copy| copy.active.lease()).collect();
             tokio::select! {
-                Some(ended) = self.watches.join_next() => self.ended(ended).await,
-                lost = heartbeat.beat(&self.worker.state, &held), if !held.is_empty() => self.lose(lost),
+                Some(result) = self.watches.join_next() => self.handle_task_result(result).await,
+                lost = heartbeat.beat(&self.worker.state, &leased), if !leased.is_empty() => self.drop_lost_claims(lost),
                 () = stop.cancelled() => break,
             }
         }
-        // What is being asked of ECS is answered first.
+        // Requests in flight are finished first: the response of ECS must be recorded.
         let rest = async {
-            while let Some(ended) = self.watches.join_next().await {
-                self.ended(ended).await;
+            while let Some(result) = self.watches.join_next().await {
+                self.handle_task_result(result).await;
             }
         };
         if tokio::time::timeout(LAST_STEP, rest).await.is_err() {
             self.watches.shutdown().await;
         }
-        for Watched { active, .. } in std::mem::take(&mut self.copies).into_values() {
-            active.span.record("appferry.state", "RELEASED");
-            let event = Event::Release { fence: active.claimed.fence };
-            self.worker.report(&self.image.id, Report { region: active.claimed.region.clone(), event }).await;
-        }
+        let rest = std::mem::take(&mut self.copies).into_values().map(|copy| copy.active).collect();
+        self.worker.release(&self.image.id, rest).await;
     }
 
     fn watch(&mut self, active: ActiveCopy, stop: &CancellationToken) {
         active.span.record("appferry.source_region_id", self.image.home.as_str());
-        let (region, lost) = (active.claimed.region.clone(), CancellationToken::new());
+        let region = active.claimed.region.clone();
         let watch = Watch {
             state: self.worker.state.clone(),
             ecs: self.ecs.clone(),
@@ -101,18 +96,18 @@ impl EcsJob {
             region: region.clone(),
             fence: active.claimed.fence,
             meter: Arc::clone(&active.meter),
-            lost: lost.clone(),
+            lost: active.lost.clone(),
             stop: stop.clone(),
         };
-        let of = region.clone();
-        let watch = async move { (of, watch.run().await) }.instrument(active.span.clone());
+        let watched_region = region.clone();
+        let watch = async move { (watched_region, watch.run().await) }.instrument(active.span.clone());
         let watch = self.watches.spawn(watch).id();
-        self.copies.insert(region, Watched { active, lost, watch });
+        self.copies.insert(region, RegionCopy { active, watch });
     }
 
-    /// A watch has ended. One that was interrupted is handed back with those that still go on.
-    async fn ended(&mut self, ended: Ended) {
-        match ended {
+    /// Reports the result of a watch. The claim of one that `stop` interrupted is released later, with the others.
+    async fn handle_task_result(&mut self, result: TaskResult) {
+        match result {
             Ok((_, Err(Error::Interrupted))) => {}
             Ok((region, result)) => self.conclude(&region, result).await,
             Err(error) => {
@@ -126,9 +121,9 @@ impl EcsJob {
     }
 
     async fn conclude(&mut self, region: &RegionId, result: Result<()>) {
-        let Some(Watched { active, .. }) = self.copies.remove(region) else { return };
-        // What ECS has copied can't be read.
-        let result = result.map(|()| Copied::from(Verification::Trusted)).map_err(|error| match error {
+        let Some(RegionCopy { active, .. }) = self.copies.remove(region) else { return };
+        // The bytes of an ECS image can't be read, so the copy is trusted.
+        let result = result.map(|()| CopySummary::from(Verification::Trusted)).map_err(|error| match error {
             Error::Ecs(error) if error.is_source_missing() => CopyError::Source {
                 region: self.image.home.clone(),
                 error: Arc::new(Error::Ecs(error)),
@@ -139,15 +134,11 @@ impl EcsJob {
         self.worker.conclude(&self.image.id, active, result).await;
     }
 
-    fn lose(&mut self, lost: Vec<RegionId>) {
+    fn drop_lost_claims(&mut self, lost: Vec<RegionId>) {
         for region in lost {
-            let Some(Watched { active: ActiveCopy { span, .. }, lost, .. }) = self.copies.remove(&region) else {
-                continue;
-            };
-            lost.cancel();
-            span.record("appferry.state", "LOST");
-            metrics::lost(&region);
-            tracing::info!(parent: &span, image = %self.image.id, %region, "claim lost: the copy was canceled or taken over");
+            if let Some(RegionCopy { active, .. }) = self.copies.remove(&region) {
+                active.lose(&self.image.id);
+            }
         }
     }
 }

@@ -1,66 +1,69 @@
-//! One blob, read once, for every destination that misses it: it is hashed on the way and passed on through bounded queues.
+//! Sends one blob, read once, to every destination that misses it: hashed on the way and forwarded through bounded
+//! queues.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::{
     ImageSource,
     byte_channel::{ChunkSender, SendError},
-    fanout::{Fanout, Rest},
+    fanout::{Fanout, Remainder},
     member::Member,
-    reader::Reader,
+    reader::BlobReader,
 };
 use crate::{
-    domain::{Descriptor, Digest},
+    domain::{ContentHasher, Descriptor},
     region::{Chunk, Error, Result},
 };
 
-/// A destination of a blob.
+/// A destination that receives a blob.
 #[derive(Debug)]
-pub struct Sink {
+pub struct BlobTarget {
     /// The destination.
     pub member: Arc<Member>,
-    /// Where it takes the chunks.
+    /// The queue of its chunks.
     pub chunks: ChunkSender,
-    /// How many of the first bytes it has already.
-    pub from: u64,
+    /// The number of leading bytes that it has already.
+    pub offset: u64,
 }
 
-/// A blob on its way, from some byte on, to the destinations that take it together.
+/// A blob that is sent, from some byte on, to the destinations that receive it together.
 #[derive(Debug)]
 pub struct BlobStream {
-    /// The blob's place in the image.
+    /// The blob's index in the image.
     pub index: usize,
-    /// The destinations. One that stops receiving has left, for its own reasons.
-    pub sinks: Vec<Sink>,
-    /// How far it has been read.
+    /// The destinations. One whose queue is closed has left by itself.
+    pub targets: Vec<BlobTarget>,
+    /// The number of bytes that have been read.
     position: u64,
-    /// The hash of what comes before; nothing if that was not read.
-    hasher: Option<Sha256>,
+    /// The hash of the bytes before `position`; `None` if they were not read.
+    hasher: Option<Box<ContentHasher>>,
 }
 
 impl BlobStream {
-    /// The blob for destinations that each have the first bytes of it, or none.
-    pub fn new(index: usize, sinks: Vec<Sink>) -> Self {
-        let position = sinks.iter().map(|sink| sink.from).min().unwrap_or(0);
-        Self { index, sinks, position, hasher: (position == 0).then(Sha256::new) }
+    /// A stream for destinations that each have a number of leading bytes, or none.
+    pub fn new(index: usize, blob: &Descriptor, targets: Vec<BlobTarget>) -> Self {
+        let position = targets.iter().map(|target| target.offset).min().unwrap_or(0);
+        let hasher = (position == 0).then(|| Box::new(blob.digest.algorithm().hasher()));
+        Self { index, targets, position, hasher }
     }
 
-    /// Reads the blob and gives it to every sink, to each from the byte that it needs. An error is one of the source: no sink has been sent
-    /// the end then, so that each discards what it has once the sinks are dropped.
+    /// Reads the blob and sends it to every destination, to each from the byte that it needs.
+    ///
+    /// Fails only for errors of the source. No destination has received the end then, so that each discards the blob
+    /// when its queue is dropped.
     pub async fn send(&mut self, source: &ImageSource, blob: &Descriptor, fanout: &Fanout) -> Result<()> {
-        if self.sinks.is_empty() {
+        if self.targets.is_empty() {
             return Ok(());
         }
-        let mut reader = Reader::new(&source.store, &source.name, blob, self.position, fanout.waits.stall);
+        let mut reader = BlobReader::new(&source.store, &source.name, blob, self.position, fanout.waits.stall);
         while let Some(bytes) = reader.next().await? {
             source.paces.egress.take(bytes.len()).await;
-            self.pass(Piece::Data(&bytes), fanout).await;
-            if self.sinks.is_empty() {
+            self.send_piece(Piece::Data(&bytes), fanout).await;
+            if self.targets.is_empty() {
                 return Ok(());
             }
             if let Some(hasher) = &mut self.hasher {
@@ -68,53 +71,60 @@ impl BlobStream {
             }
             self.position += bytes.len() as u64;
         }
-        // A destination that resumes has not been sent all of it, and verifies the whole by itself.
+        // A destination that resumes is not sent the whole blob and verifies it by itself.
         if let Some(hasher) = self.hasher.clone() {
-            let actual = Digest::new(hasher.finalize().into());
+            let actual = hasher.finish();
             if actual != blob.digest {
-                return Err(Error::DigestMismatch { image: source.name.to_string(), expected: blob.digest, actual });
+                return Err(Error::DigestMismatch {
+                    image: source.name.to_string(),
+                    expected: blob.digest,
+                    actual: Box::new(actual),
+                });
             }
         }
-        self.pass(Piece::End, fanout).await;
+        self.send_piece(Piece::End, fanout).await;
         Ok(())
     }
 
-    /// Gives a piece to every sink that still takes part. One that is not waited for any longer gets this piece by itself, too.
-    async fn pass(&mut self, piece: Piece<'_>, fanout: &Fanout) {
-        // Sinks with room are served first: they work while the others are waited for.
+    /// Sends a piece to every destination that still receives. One that is too slow is detached with the rest of the
+    /// blob.
+    async fn send_piece(&mut self, piece: Piece<'_>, fanout: &Fanout) {
+        // Destinations with room are served first: they work while the others are waited for.
         let mut full = Vec::new();
-        for sink in std::mem::take(&mut self.sinks) {
-            match piece.after(self.position, sink.from).map(|chunk| sink.chunks.try_send(chunk)) {
-                None | Some(Ok(())) => self.sinks.push(sink),
-                Some(Err(SendError::Full(chunk))) => full.push((sink, chunk)),
+        for target in std::mem::take(&mut self.targets) {
+            match piece.part_after(self.position, target.offset).map(|chunk| target.chunks.try_send(chunk)) {
+                None | Some(Ok(())) => self.targets.push(target),
+                Some(Err(SendError::Full(chunk))) => full.push((target, chunk)),
                 Some(Err(SendError::Closed)) => {}
             }
         }
         if full.is_empty() {
             return;
         }
-        let queues = full.iter().map(|(sink, _)| sink).chain(&self.sinks).map(|sink| sink.chunks.clone());
+        let queues = full.iter().map(|(target, _)| target).chain(&self.targets).map(|target| target.chunks.clone());
         let queues: Vec<ChunkSender> = queues.collect();
-        let others_wait = |place: usize| {
-            let others = queues.iter().enumerate().filter(|(other, _)| *other != place);
+        let are_others_idle = |index: usize| {
+            let others = queues.iter().enumerate().filter(|(other, _)| *other != index);
             others.into_iter().any(|(_, queue)| queue.is_idle())
         };
-        let waiting = full.into_iter().enumerate().map(|(place, (sink, chunk))| {
-            let others_wait = move || others_wait(place);
-            async move { (send_when_there_is_room(&sink, chunk, fanout, others_wait).await, sink) }
+        let waiting = full.into_iter().enumerate().map(|(index, (target, chunk))| {
+            let are_others_idle = move || are_others_idle(index);
+            async move { (send_to_full_target(&target, chunk, fanout, are_others_idle).await, target) }
         });
-        for (sent, sink) in join_all(waiting).await {
+        for (sent, target) in join_all(waiting).await {
             match sent {
-                Ok(()) => self.sinks.push(sink),
-                Err(SendError::Full(_)) => fanout.detach(&Arc::clone(&sink.member), Rest::Stream(self.rest(sink))),
+                Ok(()) => self.targets.push(target),
+                Err(SendError::Full(_)) => {
+                    fanout.detach(&Arc::clone(&target.member), Remainder::Stream(self.split_off(target)));
+                }
                 Err(SendError::Closed) => {}
             }
         }
     }
 
-    /// What this sink has yet to be sent.
-    fn rest(&self, sink: Sink) -> Self {
-        Self { index: self.index, sinks: vec![sink], position: self.position, hasher: self.hasher.clone() }
+    /// The rest of the blob for one destination.
+    fn split_off(&self, target: BlobTarget) -> Self {
+        Self { index: self.index, targets: vec![target], position: self.position, hasher: self.hasher.clone() }
     }
 }
 
@@ -125,35 +135,36 @@ enum Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// The part of the piece at `position` that a sink needs which has the first `from` bytes.
-    fn after(self, position: u64, from: u64) -> Option<Chunk> {
+    /// The part of a piece at `position` that a destination with the first `offset` bytes needs.
+    fn part_after(self, position: u64, offset: u64) -> Option<Chunk> {
         match self {
             Self::End => Some(Chunk::End),
             Self::Data(bytes) => {
-                let skipped = usize::try_from(from.saturating_sub(position)).unwrap_or(usize::MAX);
+                let skipped = usize::try_from(offset.saturating_sub(position)).unwrap_or(usize::MAX);
                 (skipped < bytes.len()).then(|| Chunk::Data(bytes.slice(skipped..)))
             }
         }
     }
 }
 
-/// Sends a chunk to a sink whose queue is full. It comes back if the sink is not waited for any longer.
-async fn send_when_there_is_room(
-    sink: &Sink,
+/// Sends a chunk to a destination whose queue is full. Returns [`SendError::Full`] with the chunk if the destination is
+/// no longer waited for.
+async fn send_to_full_target(
+    target: &BlobTarget,
     mut chunk: Chunk,
     fanout: &Fanout,
-    others_wait: impl Fn() -> bool,
+    are_others_idle: impl Fn() -> bool,
 ) -> std::result::Result<(), SendError> {
     loop {
         let since = Instant::now();
-        match sink.chunks.send_timeout(chunk, sink.member.step()).await {
+        match target.chunks.send_timeout(chunk, target.member.poll_interval()).await {
             Err(SendError::Full(back)) => chunk = back,
             sent => {
-                fanout.waits_on(&sink.member, since, others_wait());
+                fanout.should_wait_for(&target.member, since, are_others_idle());
                 return sent;
             }
         }
-        if !fanout.waits_on(&sink.member, since, others_wait()) {
+        if !fanout.should_wait_for(&target.member, since, are_others_idle()) {
             return Err(SendError::Full(chunk));
         }
     }

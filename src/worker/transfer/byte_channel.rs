@@ -1,4 +1,4 @@
-//! A queue of chunks that is bounded by their bytes: stores send chunks of very different sizes.
+//! A channel of chunks bounded by their bytes, because stores send chunks of very different sizes.
 
 use std::{
     sync::{Arc, Weak},
@@ -12,42 +12,42 @@ use tokio::sync::{
 
 use crate::region::Chunk;
 
-/// Bytes that may wait at each destination of a blob.
+/// The capacity of a queue in bytes.
 pub const QUEUE_BYTES: u32 = 8 << 20;
-/// Chunks that may wait there, however small they are.
+/// The capacity of a queue in chunks, however small they are.
 const QUEUE_CHUNKS: usize = 1_024;
 
-/// The end that sends.
+/// The sending end.
 #[derive(Debug, Clone)]
 pub struct ChunkSender {
     chunks: mpsc::Sender<(Chunk, OwnedSemaphorePermit)>,
-    room: Arc<Semaphore>,
+    capacity: Arc<Semaphore>,
 }
 
-/// The end that receives.
+/// The receiving end.
 #[derive(Debug)]
 pub struct ChunkReceiver(mpsc::Receiver<(Chunk, OwnedSemaphorePermit)>);
 
-/// The room for bytes of a queue, for as long as there is one.
+/// Observes how full a queue is without keeping it open.
 #[derive(Debug)]
-pub struct Room(Weak<Semaphore>);
+pub struct QueueMonitor(Weak<Semaphore>);
 
 /// Why a chunk could not be sent.
 #[derive(Debug)]
 pub enum SendError {
-    /// There was no room in time; the chunk comes back.
+    /// The queue stayed full; returns the chunk.
     Full(Chunk),
-    /// The receiver is gone.
+    /// The receiver was dropped.
     Closed,
 }
 
-/// An empty queue.
+/// Creates a queue of [`QUEUE_BYTES`].
 pub fn channel() -> (ChunkSender, ChunkReceiver) {
     let (sender, receiver) = mpsc::channel(QUEUE_CHUNKS);
-    (ChunkSender { chunks: sender, room: Arc::new(Semaphore::new(QUEUE_BYTES as usize)) }, ChunkReceiver(receiver))
+    (ChunkSender { chunks: sender, capacity: Arc::new(Semaphore::new(QUEUE_BYTES as usize)) }, ChunkReceiver(receiver))
 }
 
-/// The room that a chunk takes. One that is larger than the queue takes all of it.
+/// The capacity that a chunk occupies. One that is larger than the queue occupies all of it.
 fn size(chunk: &Chunk) -> u32 {
     match chunk {
         Chunk::Data(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(QUEUE_BYTES),
@@ -56,9 +56,9 @@ fn size(chunk: &Chunk) -> u32 {
 }
 
 impl ChunkSender {
-    /// Sends a chunk if there is room for it.
+    /// Sends a chunk without waiting.
     pub fn try_send(&self, chunk: Chunk) -> Result<(), SendError> {
-        match Arc::clone(&self.room).try_acquire_many_owned(size(&chunk)) {
+        match Arc::clone(&self.capacity).try_acquire_many_owned(size(&chunk)) {
             Ok(permit) => match self.chunks.try_send((chunk, permit)) {
                 Ok(()) => Ok(()),
                 Err(TrySendError::Full((chunk, _))) => Err(SendError::Full(chunk)),
@@ -70,11 +70,11 @@ impl ChunkSender {
         }
     }
 
-    /// Sends a chunk, and waits for room at most as long.
+    /// Sends a chunk, and waits for room at most `wait`.
     pub async fn send_timeout(&self, chunk: Chunk, wait: Duration) -> Result<(), SendError> {
         let send = async {
             let permit =
-                Arc::clone(&self.room).acquire_many_owned(size(&chunk)).await.map_err(|_| SendError::Closed)?;
+                Arc::clone(&self.capacity).acquire_many_owned(size(&chunk)).await.map_err(|_| SendError::Closed)?;
             self.chunks.send((chunk.clone(), permit)).await.map_err(|_| SendError::Closed)
         };
         tokio::select! {
@@ -84,31 +84,31 @@ impl ChunkSender {
         }
     }
 
-    /// Whether everything that was sent has been received, and there is one who receives.
+    /// Whether the queue is empty and the receiver still exists.
     pub fn is_idle(&self) -> bool {
         !self.chunks.is_closed() && self.chunks.capacity() == self.chunks.max_capacity()
     }
 
-    /// Its room.
-    pub fn room(&self) -> Room {
-        Room(Arc::downgrade(&self.room))
+    /// A monitor of this queue.
+    pub fn monitor(&self) -> QueueMonitor {
+        QueueMonitor(Arc::downgrade(&self.capacity))
     }
 }
 
-impl Room {
-    /// Whether nothing is sent by the queue any longer.
-    pub fn is_gone(&self) -> bool {
+impl QueueMonitor {
+    /// Whether every sender was dropped.
+    pub fn is_closed(&self) -> bool {
         self.0.strong_count() == 0
     }
 
-    /// Whether no bytes are in it.
-    pub fn is_free(&self) -> bool {
-        self.0.upgrade().is_none_or(|room| room.available_permits() >= QUEUE_BYTES as usize)
+    /// Whether the queue has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.upgrade().is_none_or(|capacity| capacity.available_permits() >= QUEUE_BYTES as usize)
     }
 }
 
 impl ChunkReceiver {
-    /// The next chunk; its room is free again.
+    /// Receives the next chunk and frees its capacity; `None` after every sender was dropped.
     pub async fn recv(&mut self) -> Option<Chunk> {
         self.0.recv().await.map(|(chunk, _)| chunk)
     }

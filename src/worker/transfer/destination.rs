@@ -1,205 +1,151 @@
-//! One region that an image is copied to: what it misses, how it gets that, and how the image becomes visible there. Every question to the
-//! region's store is asked in one place, which gives the store up when it shows no sign of progress.
+//! Copies an image to one region: finds the missing blobs, writes them as they arrive, and publishes the image. Every
+//! call of the region's store goes through [`Destination::call`], which aborts it when nothing moves.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream, stream::FuturesUnordered};
 use tokio::sync::mpsc;
-use tracing::{Instrument as _, field::Empty};
 
 use super::{
-    attach::{Lost, refused_for_absent},
+    attach::{LostBlobs, explain_absent},
     byte_channel::ChunkReceiver,
     member::Member,
+    meter::Meter,
 };
 use crate::{
     domain::{Descriptor, Progress, RegionId, Verification, Warnings},
-    region::{Chunk, Error, Presence, Result, Stage, Store, Tree},
+    region::{Error, Presence, Result, Stage, Store, Tree},
     worker::pacing::Paces,
 };
 
-/// Blobs that one region writes and verifies at the same time. Further ones wait to be delivered.
-pub const WRITES_AT_ONCE: usize = 16;
-/// Blobs and manifests that are looked for at the same time.
-const LOOKS_AT_ONCE: usize = 16;
+/// The number of blobs that one region writes and verifies concurrently. Further ones wait for their delivery.
+pub const WRITE_CONCURRENCY: usize = 16;
+/// The number of blobs or manifests that are looked up concurrently.
+const STAT_CONCURRENCY: usize = 16;
 
-/// What a store reads again, in bytes a second, at the least, before it answers that it has the whole blob: it may say nothing meanwhile.
-const VERIFIED_PER_SECOND: u64 = 20 << 20;
-
-/// One region that an image is copied to.
+/// A region that an image is copied to.
 #[derive(Debug, Clone)]
 pub struct Destination {
     /// The region.
     pub region: RegionId,
-    /// Its store.
+    /// The store of the region.
     pub store: Arc<dyn Store>,
-    /// Where the image is written.
+    /// The context of the copy for the store: name, fence, journal, mount sources.
     pub stage: Stage,
-    /// How far it has come.
+    /// The progress of the copy.
     pub meter: Arc<Meter>,
-    /// How fast it may be written.
+    /// The rate limiters of the region.
     pub paces: Arc<Paces>,
-    /// For how long the store may show no sign of progress.
+    /// How long the store may make no progress.
     pub stall: Duration,
-    /// How often it has resumed within this attempt after its connection broke.
+    /// How often the copy was resumed within this attempt after its connection broke.
     pub resumed: u32,
 }
 
-/// What a destination misses.
+/// The blobs that a destination misses.
 #[derive(Debug, Clone, Default)]
 pub struct MissingBlobs {
-    /// The blobs, by their places in the image, and how many of the first bytes of each it has.
+    /// The missing blobs by their index in the image, each with the number of leading bytes that the store has.
     pub blobs: BTreeMap<usize, u64>,
-    /// Nothing at all: the image is there and visible.
-    pub nothing: bool,
-    /// How it is known that what it does not miss is there.
+    /// Whether the image is present and visible, so that nothing is missing.
+    pub is_complete: bool,
+    /// How the presence of the other blobs was verified.
     pub verification: Verification,
 }
 
-/// An image that has arrived.
+/// The result of a successful copy.
 #[derive(Debug, Clone)]
-pub struct Copied {
-    /// How it is known that all of it is there.
+pub struct CopySummary {
+    /// How the presence of the whole image was verified.
     pub verification: Verification,
-    /// What it arrived without.
+    /// Attachments that were not copied, with the reasons.
     pub warnings: Warnings,
 }
 
-impl From<Verification> for Copied {
+impl From<Verification> for CopySummary {
     fn from(verification: Verification) -> Self {
         Self { verification, warnings: Warnings::default() }
     }
 }
 
-/// How far a destination has come, as it happens.
-#[derive(Debug, Default)]
-pub struct Meter {
-    total: AtomicU64,
-    copied: AtomicU64,
-    skipped: AtomicU64,
-}
-
-impl Meter {
-    /// How far it has come.
-    pub fn read(&self) -> Progress {
-        Progress {
-            total: self.total.load(Ordering::Relaxed),
-            copied: self.copied.load(Ordering::Relaxed),
-            skipped: self.skipped.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Sets how far it has come.
-    pub fn set(&self, progress: Progress) {
-        self.total.store(progress.total, Ordering::Relaxed);
-        self.copied.store(progress.copied, Ordering::Relaxed);
-        self.skipped.store(progress.skipped, Ordering::Relaxed);
-    }
-
-    fn copied(&self, bytes: u64) {
-        self.copied.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn uncopied(&self, bytes: u64) {
-        self.copied.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// So many bytes don't come, and the image is whole without them.
-    pub(super) fn lost(&self, bytes: u64) {
-        self.total.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    fn skipped(&self, bytes: u64) {
-        self.skipped.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-/// A blob that is coming.
+/// A blob that is about to arrive.
 #[derive(Debug)]
 pub struct Delivery {
-    /// Its place in the image.
+    /// The blob's index in the image.
     pub index: usize,
     /// The blob.
     pub blob: Descriptor,
-    /// How many of its first bytes are there, and don't come.
-    pub from: u64,
-    /// Its chunks.
+    /// The number of leading bytes that the store has and that are not sent.
+    pub offset: u64,
+    /// The chunks after `offset`.
     pub chunks: ChunkReceiver,
 }
 
 impl Destination {
-    /// Asks the store, and gives it up when nothing of this copy has moved for `stall`. What the store was doing may still hang, in the
-    /// kernel for example, and is no longer waited for.
-    pub(super) async fn ask<T>(&self, what: &'static str, question: impl Future<Output = Result<T>>) -> Result<T> {
+    /// Calls the store and fails with [`Error::Stalled`] when nothing of this copy has moved for `stall`. The operation
+    /// itself may still hang, for example in the kernel, and is abandoned.
+    pub(super) async fn call<T>(&self, operation: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
-            answer = question => {
+            result = call => {
                 self.stage.activity.tick();
-                answer
+                result
             }
-            () = self.stage.activity.silence(self.stall) => Err(Error::Stalled(what)),
+            () = self.stage.activity.silence(self.stall) => Err(Error::Stalled(operation)),
         }
     }
 
-    /// Makes room and finds out which blobs are missing. What is there already is verified.
+    /// Prepares the store and finds the missing blobs. Blobs that are present are verified.
     pub async fn plan(&self, tree: &Tree) -> Result<MissingBlobs> {
         self.meter.set(Progress { total: tree.size(), ..Progress::default() });
-        self.ask("preparing the store", self.store.prepare(&self.stage)).await?;
-        let complete = self.ask("looking for the image", self.store.is_complete(&self.stage, tree)).await?;
+        self.call("preparing the store", self.store.prepare(&self.stage)).await?;
+        let complete = self.call("looking for the image", self.store.is_complete(&self.stage, tree)).await?;
         if let Some(verification) = complete {
-            self.meter.skipped(tree.size());
-            return Ok(MissingBlobs { nothing: true, verification, ..MissingBlobs::default() });
+            self.meter.add_skipped(tree.size());
+            return Ok(MissingBlobs { is_complete: true, verification, ..MissingBlobs::default() });
         }
         let mut missing = MissingBlobs::default();
-        // Boxed: a closure that is held across an await is otherwise taken for one of a single lifetime.
-        let looks = tree.all_blobs().enumerate().map(|(index, blob)| self.look(tree, index, blob).boxed());
-        let looks: Vec<_> = looks.collect();
-        let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
+        // Boxed, because the compiler infers a single lifetime for a closure that is held across an await.
+        let stats = tree.all_blobs().enumerate().map(|(index, blob)| self.stat(tree, index, blob).boxed());
+        let stats: Vec<_> = stats.collect();
+        let mut stats = stream::iter(stats).buffer_unordered(STAT_CONCURRENCY);
         let mut bytes = 0;
-        while let Some((index, blob, presence)) = looks.try_next().await? {
-            let there = match presence {
-                Presence::Whole(known) => {
-                    missing.verification = missing.verification.and(known);
+        while let Some((index, blob, presence)) = stats.try_next().await? {
+            let present = match presence {
+                Presence::Whole(verification) => {
+                    missing.verification = missing.verification.and(verification);
                     blob.size
                 }
-                Presence::Part(there) => there.min(blob.size),
+                Presence::Part(present) => present.min(blob.size),
                 Presence::Absent => 0,
             };
-            self.meter.skipped(there);
+            self.meter.add_skipped(present);
             if !matches!(presence, Presence::Whole(_)) {
-                missing.blobs.insert(index, there);
-                bytes += blob.size - there;
+                missing.blobs.insert(index, present);
+                bytes += blob.size - present;
             }
         }
-        self.ask("reserving space", self.store.reserve(&self.stage, bytes)).await?;
+        self.call("reserving space", self.store.reserve(&self.stage, bytes)).await?;
         Ok(missing)
     }
 
-    async fn look<'a>(
+    async fn stat<'a>(
         &self,
         tree: &Tree,
         index: usize,
         blob: &'a Descriptor,
     ) -> Result<(usize, &'a Descriptor, Presence)> {
-        let presence = match self.ask("looking for a blob", self.store.look(&self.stage, blob)).await {
-            // What becomes of it shows when it is written.
+        let presence = match self.call("looking for a blob", self.store.look(&self.stage, blob)).await {
+            // An attachment is optional: the error shows again when it is written, and becomes a warning there.
             Err(_) if tree.is_attached(index) => Presence::Absent,
             presence => presence?,
         };
         Ok((index, blob, presence))
     }
 
-    /// Takes the blobs that it misses as they come, then the manifests, and makes the image visible. `member` knows what the source could
-    /// not send.
+    /// Writes the missing blobs as they arrive, then the manifests, and publishes the image. `member` has the errors of
+    /// blobs that the source could not send.
     pub async fn receive(
         &self,
         tree: &Tree,
@@ -207,45 +153,46 @@ impl Destination {
         missing: MissingBlobs,
         deliveries: mpsc::Receiver<Delivery>,
         member: &Member,
-    ) -> Result<Copied> {
-        let received = self.take(tree, source, missing, deliveries, member).await;
-        if received.is_err() {
-            // What was written need not be doubted by the next attempt. If this fails too, it is.
+    ) -> Result<CopySummary> {
+        let result = self.receive_all(tree, source, missing, deliveries, member).await;
+        if result.is_err() {
+            // The next attempt need not verify blobs that are recorded as written. If this fails too, it verifies them.
             self.stage.journal.save().await.ok();
         }
-        received
+        result
     }
 
-    async fn take(
+    async fn receive_all(
         &self,
         tree: &Tree,
         source: &RegionId,
         mut missing: MissingBlobs,
         mut deliveries: mpsc::Receiver<Delivery>,
         member: &Member,
-    ) -> Result<Copied> {
-        let MissingBlobs { nothing, verification, .. } = missing;
-        let mut copied = Copied { verification, warnings: tree.warnings.clone() };
-        if nothing {
-            return Ok(copied);
+    ) -> Result<CopySummary> {
+        let MissingBlobs { is_complete, verification, .. } = missing;
+        let mut summary = CopySummary { verification, warnings: tree.warnings.clone() };
+        if is_complete {
+            return Ok(summary);
         }
         let mut writes = FuturesUnordered::new();
-        // One that is to be sent in another way is sent once the others have arrived: they need not be sent again for it.
-        let mut refused = None;
-        let mut lost = Lost::new();
+        // A blob that the registry wants uploaded in another mode is sent after the others, so that these are not sent
+        // again.
+        let mut rejected = None;
+        let mut lost = LostBlobs::new();
         while !missing.blobs.is_empty() {
             tokio::select! {
-                delivery = deliveries.recv(), if refused.is_none()
-                    && (writes.is_empty() || (writes.len() < WRITES_AT_ONCE && !deliveries.is_closed())) => match delivery {
-                    Some(delivery) => writes.push(self.write(delivery, source)),
+                delivery = deliveries.recv(), if rejected.is_none()
+                    && (writes.is_empty() || (writes.len() < WRITE_CONCURRENCY && !deliveries.is_closed())) => match delivery {
+                    Some(delivery) => writes.push(self.write_blob(delivery, source)),
                     None if writes.is_empty() => return Err(Error::Interrupted),
                     None => {}
                 },
-                Some((index, written)) = writes.next() => match written {
-                    Err(error @ Error::UploadMode(_)) => refused = Some(error),
-                    written => {
+                Some((index, result)) = writes.next() => match result {
+                    Err(error) if error.is_resent() => rejected = Some(error),
+                    result => {
                         missing.blobs.remove(&index);
-                        if let Err(error) = written {
+                        if let Err(error) = result {
                             lost.insert(index, self.without_blob(tree, index, error, member)?);
                         }
                     }
@@ -254,110 +201,52 @@ impl Destination {
             }
         }
         drop(deliveries);
-        if let Some(error) = refused {
+        if let Some(error) = rejected {
             return Err(error);
         }
         let manifests = self.manifests_before_publication(tree);
-        self.write_manifests(manifests).await.map_err(|error| refused_for_absent(error, tree))?;
-        let tree: Cow<'_, Tree> = self.attach(tree, &lost, &mut copied.warnings).await?;
-        self.publish(&tree, verification).await.map_err(|error| refused_for_absent(error, &tree))?;
-        Ok(copied)
+        self.write_manifests(manifests).await.map_err(|error| explain_absent(error, tree))?;
+        let tree: Cow<'_, Tree> = self.attach(tree, &lost, &mut summary.warnings).await?;
+        self.publish(&tree, verification).await.map_err(|error| explain_absent(error, &tree))?;
+        Ok(summary)
     }
 
-    /// Makes the image visible, and remembers that, and how it is known that all of it is there.
+    /// Makes the image visible and records that in the journal, with its verification. Without some entries of its
+    /// indexes it counts as incomplete: a later copy checks every part, because the entries may have appeared.
     async fn publish(&self, tree: &Tree, verification: Verification) -> Result<()> {
         let Stage { name, journal, .. } = &self.stage;
         let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         journal.begin_publishing(name, root.digest).await?;
-        self.ask("publishing the image", self.store.publish(&self.stage, tree)).await?;
+        self.call("publishing the image", self.store.publish(&self.stage, tree)).await?;
+        let verification = tree.absent.is_empty().then_some(verification);
         journal.note_published(name, root.digest, verification).await
     }
 
-    /// The manifests that are written by themselves. The root comes with the publication where a store can do that; but where something is
-    /// attached to it, which some registries take only after what it refers to.
+    /// The manifests that are written before the publication. The root is part of the publication where the store
+    /// supports that, unless something is attached to it: some registries accept an attachment only after its subject.
     fn manifests_before_publication<'a>(&self, tree: &'a Tree) -> &'a [(Descriptor, Bytes)] {
         match tree.manifests.split_last() {
             Some(((root, _), below)) if self.store.publishes_root() && tree.attachments.is_empty() => {
-                self.meter.copied(root.size);
+                self.meter.add_copied(root.size);
                 below
             }
             _ => &tree.manifests,
         }
     }
 
-    /// Writes the manifests that are not there. Those that refer to others come after them.
+    /// Writes the missing manifests in order: a manifest comes after those that it refers to.
     pub(super) async fn write_manifests(&self, manifests: &[(Descriptor, Bytes)]) -> Result<()> {
-        let has = |manifest| self.ask("looking for a manifest", self.store.has_manifest(&self.stage, manifest));
-        let looks: Vec<_> = manifests.iter().map(|(manifest, _)| has(manifest)).collect();
-        let there: Vec<bool> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
-        for ((manifest, content), there) in manifests.iter().zip(there) {
-            if !there {
+        let has = |manifest| self.call("looking for a manifest", self.store.has_manifest(&self.stage, manifest));
+        let stats: Vec<_> = manifests.iter().map(|(manifest, _)| has(manifest)).collect();
+        let present: Vec<bool> = stream::iter(stats).buffered(STAT_CONCURRENCY).try_collect().await?;
+        for ((manifest, content), present) in manifests.iter().zip(present) {
+            if !present {
                 let write = self.store.write_manifest(&self.stage, manifest, content.clone());
-                self.ask("writing a manifest", write).await?;
+                self.call("writing a manifest", write).await?;
             }
-            let count = if there { Meter::skipped } else { Meter::copied };
+            let count = if present { Meter::add_skipped } else { Meter::add_copied };
             count(&self.meter, manifest.size);
         }
         Ok(())
-    }
-
-    /// Writes one blob, counting its chunks on their way. Returns its place in the image.
-    async fn write(&self, delivery: Delivery, source: &RegionId) -> (usize, Result<()>) {
-        let Delivery { index, blob, from, mut chunks } = delivery;
-        let span = tracing::info_span!(
-            "blob",
-            otel.name = format!("blob {}", blob.digest),
-            otel.status_code = Empty,
-            otel.status_description = Empty,
-            appferry.source_region_id = %source,
-            appferry.region_id = %self.region,
-            appferry.blob.size = blob.size,
-            appferry.blob.resumed_at = from,
-            appferry.blob.bytes = Empty,
-            appferry.blob.attempt = self.resumed + 1,
-        );
-        let (counted, receiver) = mpsc::channel(1);
-        let bytes = AtomicU64::new(0);
-        let count = self.count(&blob, &mut chunks, counted, &bytes);
-        let write = self.ask("writing a blob", self.store.write_blob(&self.stage, &blob, from, receiver));
-        let write = write.instrument(span.clone());
-        tokio::pin!(write);
-        let written = tokio::select! {
-            written = &mut write => written,
-            () = count => write.await,
-        };
-        let bytes = bytes.into_inner();
-        span.record("appferry.blob.bytes", bytes);
-        if let Err(error) = &written {
-            span.record("otel.status_code", "ERROR");
-            span.record("otel.status_description", error.to_string());
-            self.meter.uncopied(bytes);
-        }
-        (index, written)
-    }
-
-    /// Passes the chunks of a blob on to the store, and counts them.
-    async fn count(
-        &self,
-        blob: &Descriptor,
-        chunks: &mut ChunkReceiver,
-        counted: mpsc::Sender<Chunk>,
-        bytes: &AtomicU64,
-    ) {
-        let activity = &self.stage.activity;
-        while let Some(chunk) = activity.excused(self.stall, chunks.recv()).await {
-            let length = if let Chunk::Data(data) = &chunk { data.len() } else { 0 };
-            activity.excused(self.stall, self.paces.ingress.take(length)).await;
-            if counted.send(chunk).await.is_err() {
-                return;
-            }
-            activity.tick();
-            bytes.fetch_add(length as u64, Ordering::Relaxed);
-            self.meter.copied(length as u64);
-        }
-        drop(counted);
-        // A store that reads everything again before it answers is given the time for it.
-        let verifying = Duration::from_secs(blob.size / VERIFIED_PER_SECOND);
-        activity.excused(self.stall, tokio::time::sleep(verifying)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What drives a fan-out: blobs are read and sent for as long as there is room for more, each in a stream of its own.
+//! Drives a fan-out: reads and sends blobs while the destinations have room, each blob as a stream of its own.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,39 +14,40 @@ use tokio::{
 
 use super::{
     ImageSource,
-    blob_fanout::{BlobStream, Sink},
+    blob_fanout::{BlobStream, BlobTarget},
     byte_channel::{self, ChunkSender},
     destination::Delivery,
-    fanout::{Fanout, LARGE_WEIGHT, Rest},
+    fanout::{Fanout, LARGE_WEIGHT, Remainder},
     member::Member,
     schedule::MemberId,
 };
-use crate::region::Tree;
+use crate::{domain::Descriptor, region::Tree};
 
-/// Blobs above this size, in bytes, are large: a few of them at a time fill any link.
+/// Blobs above this size, in bytes, are large: a few of them at a time saturate any link.
 const LARGE: u64 = 4 << 20;
-/// The part of the patience that the first destination that knows what it misses waits at least for those that began with it. One that does
-/// not answer costs that for as many images as it has lanes.
-const FIRST_WAIT: u32 = 40;
-/// Bytes of the image for each second that it waits at least: what it would otherwise be read twice, at the rate of fast machines.
-const BOARDING_RATE: u64 = 2 << 30;
+/// The divisor of the patience that gives the least time which the first ready destination waits for those that started
+/// with it. A destination that hangs costs that time for as many images as it has lanes.
+const FIRST_WAIT_DIVISOR: u32 = 40;
+/// The rate, in bytes a second, at which a fast machine reads an image. The time to read the image a second time at
+/// this rate is worth waiting for a destination that would otherwise need it.
+const WAIT_RATE: u64 = 2 << 30;
 
-/// What is sent next.
-enum Next {
-    /// A blob: its place in the image, to whom, and from which byte on.
+/// The next item to send.
+enum Item {
+    /// A blob: its index in the image, and the members with their first missing byte.
     Blob(usize, Vec<(Arc<Member>, u64)>),
-    /// The rest of one.
+    /// The rest of a detached blob.
     Stream(BlobStream),
 }
 
-/// What something that is being sent weighs, at whom.
+/// The weight of an item in flight, for each of its members.
 struct Load {
     weight: usize,
     members: Vec<MemberId>,
 }
 
 impl Fanout {
-    /// Sends to destinations what they miss, for as long as it is polled. Those that are detached are served beside the others.
+    /// Sends the missing blobs to the destinations while it is polled. Detached members are served concurrently.
     pub fn drive(self: Arc<Self>, source: Arc<ImageSource>, tree: Arc<Tree>) -> BoxFuture<'static, ()> {
         async move {
             let mut sending = FuturesUnordered::new();
@@ -58,84 +59,86 @@ impl Fanout {
                     detached.spawn(async move {
                         tokio::select! {
                             () = drive => {}
-                            () = member.gone() => {}
+                            () = member.closed() => {}
                         }
                     });
                 }
-                let departs = self.departs(&tree);
-                let is_due = departs.is_some_and(|departs| departs <= Instant::now());
+                let next_send_at = self.next_send_at(&tree);
+                let is_due = next_send_at.is_some_and(|at| at <= Instant::now());
                 if is_due {
-                    self.state().ready = None;
+                    self.state().ready_since = None;
                 }
-                while is_due && let Some((next, load)) = self.next(&tree) {
-                    sending.push(self.send(&source, &tree, next).map(|()| load));
+                while is_due && let Some((item, load)) = self.next_item(&tree) {
+                    sending.push(self.send(&source, &tree, item).map(|()| load));
                 }
-                let departure = OptionFuture::from(departs.filter(|_| !is_due).map(sleep_until));
+                let wait = OptionFuture::from(next_send_at.filter(|_| !is_due).map(sleep_until));
                 tokio::select! {
-                    Some(load) = sending.next() => self.sent(&load),
-                    Some(ended) = detached.join_next() => {
-                        if let Err(error) = ended {
-                            tracing::error!(%error, "a reading for one region panicked");
+                    Some(load) = sending.next() => self.remove_load(&load),
+                    Some(result) = detached.join_next() => {
+                        if let Err(error) = result {
+                            tracing::error!(%error, "the task that reads for a detached region panicked; ending the transfer");
                             return;
                         }
                     }
                     () = self.changed.notified() => {}
-                    Some(()) = departure => {}
+                    Some(()) = wait => {}
                 }
             }
         }
         .boxed()
     }
 
-    /// When it is begun to send something more, if there is something: a destination that has just become ready waits a little for those that
-    /// began with it. One that is not ready by then joins later.
-    fn departs(&self, tree: &Tree) -> Option<Instant> {
+    /// When the next blob is sent, if there is one. A destination that has just become ready waits a little for those
+    /// that started with it. One that is not ready by then joins later.
+    fn next_send_at(&self, tree: &Tree) -> Option<Instant> {
         let mut state = self.state();
         if state.schedule.is_empty() && state.streams.is_empty() {
-            state.ready = None;
+            state.ready_since = None;
             return None;
         }
-        let Some(ready) = state.ready else { return Some(Instant::now()) };
-        if state.boarding == 0 {
-            return Some(ready);
+        let Some(ready_since) = state.ready_since else { return Some(Instant::now()) };
+        if state.planning == 0 {
+            return Some(ready_since);
         }
-        // As long as it took the first one: where registries are busy, all take longer, and reading an image again costs its source more.
-        let took = ready.saturating_duration_since(state.began);
-        let worth = Duration::from_millis(tree.size().saturating_mul(1_000) / BOARDING_RATE);
-        Some(ready + took.max(worth).max(self.waits.patience / FIRST_WAIT).min(self.waits.patience))
+        // As long as the first one took: busy registries delay all of them, and reading an image again costs its source
+        // more.
+        let elapsed = ready_since.saturating_duration_since(state.planning_since);
+        let worth = Duration::from_millis(tree.size().saturating_mul(1_000) / WAIT_RATE);
+        Some(ready_since + elapsed.max(worth).max(self.waits.patience / FIRST_WAIT_DIVISOR).min(self.waits.patience))
     }
 
-    /// What is sent next, if there is room for it.
-    fn next(&self, tree: &Tree) -> Option<(Next, Load)> {
+    /// The next item, if its members have room for it.
+    fn next_item(&self, tree: &Tree) -> Option<(Item, Load)> {
         let mut state = self.state();
         let weigh = |blob: usize| match tree.blob(blob) {
             Some(blob) if blob.size > LARGE => LARGE_WEIGHT,
             _ => 1,
         };
-        // What was begun goes on at once: its destination waits for it.
-        let (next, blob, members) = if let Some(stream) = state.streams.pop_front() {
-            let (blob, members) = (stream.index, stream.sinks.iter().map(|sink| sink.member.id).collect());
-            (Next::Stream(stream), blob, members)
+        // The rest of a detached blob goes first: its destination waits for it.
+        let (item, blob, members) = if let Some(stream) = state.streams.pop_front() {
+            let (blob, members) = (stream.index, stream.targets.iter().map(|target| target.member.id).collect());
+            (Item::Stream(stream), blob, members)
         } else {
             let room = |member: MemberId| self.weight.saturating_sub(state.sending.get(&member).copied().unwrap_or(0));
             let next = state.schedule.next(|member, blob| weigh(blob) <= room(member));
             state.is_full = next.is_none() && !state.schedule.is_empty();
             let blob = next?;
-            let taken = state.schedule.take(blob);
-            let taken = taken.into_iter().filter_map(|(id, from)| Some((Arc::clone(state.members.get(&id)?), from)));
-            let taken: Vec<_> = taken.collect();
-            let members = taken.iter().map(|(member, _)| member.id).collect();
-            (Next::Blob(blob, taken), blob, members)
+            let targets = state.schedule.take(blob);
+            let targets =
+                targets.into_iter().filter_map(|(id, offset)| Some((Arc::clone(state.members.get(&id)?), offset)));
+            let targets: Vec<_> = targets.collect();
+            let members = targets.iter().map(|(member, _)| member.id).collect();
+            (Item::Blob(blob, targets), blob, members)
         };
         let load = Load { weight: weigh(blob), members };
         for member in &load.members {
             *state.sending.entry(*member).or_default() += load.weight;
         }
-        Some((next, load))
+        Some((item, load))
     }
 
-    /// Something has been sent.
-    fn sent(&self, load: &Load) {
+    /// Removes a sent item from the weights in flight.
+    fn remove_load(&self, load: &Load) {
         let mut state = self.state();
         for member in &load.members {
             if let Some(weight) = state.sending.get_mut(member) {
@@ -145,57 +148,60 @@ impl Fanout {
         state.sending.retain(|_, weight| *weight > 0);
     }
 
-    /// Reads one blob, once, for all that miss it.
-    async fn send(&self, source: &ImageSource, tree: &Tree, next: Next) {
-        let mut stream = match next {
-            Next::Blob(index, members) => BlobStream::new(index, self.deliver(tree, index, members).await),
-            Next::Stream(stream) => stream,
+    /// Reads one blob once and sends it to all of its members.
+    async fn send(&self, source: &ImageSource, tree: &Tree, item: Item) {
+        let mut stream = match item {
+            Item::Blob(index, members) => {
+                let Some(blob) = tree.blob(index) else { return };
+                BlobStream::new(index, blob, self.deliver(blob, index, members).await)
+            }
+            Item::Stream(stream) => stream,
         };
         let Some(blob) = tree.blob(stream.index) else { return };
-        // Before the sinks are dropped: a destination whose stream breaks off asks why at once.
+        // Recorded before the queues are dropped: a destination whose queue closes reads the reason at once.
         if let Err(error) = stream.send(source, blob, self).await {
             let error = Arc::new(error);
-            for sink in &stream.sinks {
+            for target in &stream.targets {
                 if tree.is_attached(stream.index) {
-                    sink.member.lose(stream.index, Arc::clone(&error));
+                    target.member.record_lost_blob(stream.index, Arc::clone(&error));
                 } else {
-                    sink.member.fail(Arc::clone(&error));
+                    target.member.fail(Arc::clone(&error));
                 }
             }
         }
     }
 
-    /// Tells destinations of a blob to come. Returns those that take it.
-    async fn deliver(&self, tree: &Tree, index: usize, members: Vec<(Arc<Member>, u64)>) -> Vec<Sink> {
-        let mut sinks = Vec::new();
-        let Some(blob) = tree.blob(index) else { return sinks };
-        for (member, from) in &members {
+    /// Announces a blob to its members. Returns those that receive it.
+    async fn deliver(&self, blob: &Descriptor, index: usize, members: Vec<(Arc<Member>, u64)>) -> Vec<BlobTarget> {
+        let mut targets = Vec::new();
+        for (member, offset) in &members {
             let (sender, chunks) = byte_channel::channel();
-            let others_wait = || members.iter().any(|(other, _)| other.id != member.id && other.is_idle());
-            let delivery = Delivery { index, blob: blob.clone(), from: *from, chunks };
-            if self.deliver_when_there_is_room(member, delivery, &sender, others_wait).await {
-                sinks.push(Sink { member: Arc::clone(member), chunks: sender, from: *from });
+            let are_others_idle = || members.iter().any(|(other, _)| other.id != member.id && other.is_idle());
+            let delivery = Delivery { index, blob: blob.clone(), offset: *offset, chunks };
+            if self.deliver_to_full_queue(member, delivery, &sender, are_others_idle).await {
+                targets.push(BlobTarget { member: Arc::clone(member), chunks: sender, offset: *offset });
             }
         }
-        sinks
+        targets
     }
 
-    /// Gives a destination a blob to come. One that is busy with those before may be detached instead.
-    async fn deliver_when_there_is_room(
+    /// Announces a blob to a busy member. Returns whether it receives the blob. A member that stays busy may be
+    /// detached.
+    async fn deliver_to_full_queue(
         &self,
         member: &Arc<Member>,
         mut delivery: Delivery,
         chunks: &ChunkSender,
-        others_wait: impl Fn() -> bool,
+        are_others_idle: impl Fn() -> bool,
     ) -> bool {
         loop {
             let since = Instant::now();
             match member.deliver(delivery, chunks).await {
-                Ok(taken) => return taken,
+                Ok(is_received) => return is_received,
                 Err(back) => delivery = back,
             }
-            if !self.waits_on(member, since, others_wait()) {
-                self.detach(member, Rest::Blob(delivery.index, delivery.from));
+            if !self.should_wait_for(member, since, are_others_idle()) {
+                self.detach(member, Remainder::Blob(delivery.index, delivery.offset));
                 return false;
             }
         }

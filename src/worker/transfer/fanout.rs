@@ -1,6 +1,8 @@
-//! One source and the destinations that it feeds: each blob is read once for all that miss it at that moment. A destination joins whenever
-//! it knows what it misses, and leaves when it has everything or fails. One that falls behind is detached: what it has yet to get is read
-//! for it alone, from where it is, while the others go on without waiting for it and without reading anything again.
+//! Distributes the blobs of one source to its destinations: each blob is read once for all that miss it at that moment.
+//!
+//! A destination joins when it knows which blobs it misses, and leaves when it is complete or fails. One that falls
+//! behind is detached: the rest is read for it alone, from the byte where it is, while the others continue without
+//! waiting for it or reading anything again.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,86 +17,87 @@ use tokio::{
 
 use super::{
     blob_fanout::BlobStream,
-    destination::{Delivery, MissingBlobs, WRITES_AT_ONCE},
+    destination::{Delivery, MissingBlobs, WRITE_CONCURRENCY},
     member::Member,
     schedule::{MemberId, Schedule},
 };
 use crate::domain::RegionId;
 
-/// What a destination may be sent at the same time: a few large blobs fill any link. A large one weighs five, another one; a destination that
-/// fell behind gets one large one at a time, so that its share of the source's link is what it takes, and not what its queues hold.
-pub const WEIGHT_AT_ONCE: usize = 16;
+/// The total weight of the blobs that a destination is sent concurrently.
+pub const MAX_WEIGHT: usize = 16;
+/// The weight of a large blob, of which a few saturate any link; others weigh one. A detached destination receives one
+/// large blob at a time, so that its share of the source's link is what it consumes, not what its queues hold.
 pub const LARGE_WEIGHT: usize = 5;
 
-/// How long is waited.
+/// The time limits of a transfer.
 #[derive(Debug, Clone, Copy)]
 pub struct Waits {
-    /// For a destination, while others wait for it as well.
+    /// How long a destination may keep others waiting.
     pub patience: Duration,
-    /// For the source.
+    /// How long the source may make no progress.
     pub stall: Duration,
 }
 
-/// The destinations of one source.
+/// The destinations of one source and what each of them misses.
 #[derive(Debug)]
 pub struct Fanout {
-    /// How long is waited.
+    /// The time limits.
     pub waits: Waits,
-    /// What each destination may be sent at the same time, by weight.
+    /// The total weight that each destination is sent concurrently.
     pub weight: usize,
     state: Mutex<State>,
-    /// For the one that drives it.
+    /// Notifies the driver of changes.
     pub changed: Notify,
 }
 
-/// Who takes part, and what there is to send.
+/// The members and what is left to send.
 #[derive(Debug)]
 pub struct State {
     pub schedule: Schedule,
     pub members: BTreeMap<MemberId, Arc<Member>>,
     next: MemberId,
-    /// What is taken up again where it was left.
+    /// The rest of blobs that detached members were being sent.
     pub streams: VecDeque<BlobStream>,
-    /// What each destination is being sent, by weight.
+    /// The weight that each member is being sent.
     pub sending: BTreeMap<MemberId, usize>,
-    /// Whether something waits until a destination has room for it.
+    /// Whether a blob waits for a member with room.
     pub is_full: bool,
-    /// Members that fell behind, each in a fan-out of its own.
+    /// The detached members, each with a fan-out of its own.
     detached: BTreeMap<MemberId, Arc<Fanout>>,
-    /// Those of them that are not driven yet.
+    /// The detached members whose fan-outs have no driver yet.
     pub undriven: Vec<(Arc<Member>, Arc<Fanout>)>,
-    /// Destinations that are still finding out what they miss.
-    pub boarding: usize,
-    /// When the first of them began.
-    pub began: Instant,
-    /// When the first of those became ready that have not been sent anything yet.
-    pub ready: Option<Instant>,
+    /// The number of announced destinations that have not joined yet.
+    pub planning: usize,
+    /// When the first of them was announced.
+    pub planning_since: Instant,
+    /// When the first member joined that has not been sent anything yet.
+    pub ready_since: Option<Instant>,
     closed: bool,
 }
 
-/// A destination that is about to join. No longer, once this is dropped.
+/// An announced destination. Dropped when it joins or fails.
 #[derive(Debug)]
-pub struct Boarding(Arc<Fanout>);
+pub struct PendingJoin(Arc<Fanout>);
 
-/// The place of a destination. It is given up when this is dropped.
+/// The membership of a destination. It leaves on drop.
 #[derive(Debug)]
-pub struct Seat<'a> {
+pub struct Membership<'a> {
     fanout: &'a Fanout,
-    /// The destination.
+    /// The member.
     pub member: Arc<Member>,
 }
 
-/// What a destination that fell behind has yet to be sent of a blob.
+/// The rest of a blob for a detached member.
 #[derive(Debug)]
-pub enum Rest {
-    /// The blob, by its place in the image, from that byte on. It does not know of it yet.
+pub enum Remainder {
+    /// The blob by its index, from that byte on. It was not announced yet.
     Blob(usize, u64),
-    /// The rest of one that it is being sent.
+    /// The rest of a blob that it is being sent.
     Stream(BlobStream),
 }
 
 impl Fanout {
-    /// A source without destinations, each of which may be sent so much at the same time.
+    /// A fan-out without members, each of which may be sent `weight` concurrently.
     pub fn new(waits: Waits, weight: usize) -> Self {
         let state = State {
             schedule: Schedule::default(),
@@ -105,9 +108,9 @@ impl Fanout {
             is_full: false,
             detached: BTreeMap::new(),
             undriven: Vec::new(),
-            boarding: 0,
-            began: Instant::now(),
-            ready: None,
+            planning: 0,
+            planning_since: Instant::now(),
+            ready_since: None,
             closed: false,
         };
         Self { waits, weight, state: Mutex::new(state), changed: Notify::new() }
@@ -117,19 +120,19 @@ impl Fanout {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces a destination that has yet to find out what it misses: those that are ready wait for it a little.
-    pub fn board(self: &Arc<Self>) -> Boarding {
+    /// Announces a destination that does not know yet what it misses. Members that are ready wait a little for it.
+    pub fn announce(self: &Arc<Self>) -> PendingJoin {
         let mut state = self.state();
-        if state.boarding == 0 {
-            state.began = Instant::now();
+        if state.planning == 0 {
+            state.planning_since = Instant::now();
         }
-        state.boarding += 1;
-        Boarding(Arc::clone(self))
+        state.planning += 1;
+        PendingJoin(Arc::clone(self))
     }
 
-    /// Adds a destination. Its blobs come by the channel.
-    pub fn join(&self, region: &RegionId, missing: &MissingBlobs) -> (Seat<'_>, mpsc::Receiver<Delivery>) {
-        let (sender, deliveries) = mpsc::channel(WRITES_AT_ONCE);
+    /// Adds a member. Returns the channel through which its blobs are announced.
+    pub fn join(&self, region: &RegionId, missing: &MissingBlobs) -> (Membership<'_>, mpsc::Receiver<Delivery>) {
+        let (sender, deliveries) = mpsc::channel(WRITE_CONCURRENCY);
         let mut state = self.state();
         let member = Arc::new(Member::new(state.next, region.clone(), sender, self.waits.patience));
         state.next += 1;
@@ -140,45 +143,46 @@ impl Fanout {
         }
         drop(state);
         self.changed.notify_one();
-        (Seat { fanout: self, member }, deliveries)
+        (Membership { fanout: self, member }, deliveries)
     }
 
-    /// Whether a destination without room is waited for any longer. It had none since `since`, and `others_wait` says whether others that
-    /// take the same blob have nothing to do meanwhile.
-    pub fn waits_on(&self, member: &Member, since: Instant, others_wait: bool) -> bool {
+    /// Whether a member without room is still waited for. It has had none since `since`; `are_others_idle` says whether
+    /// other receivers of the same blob are idle meanwhile.
+    pub fn should_wait_for(&self, member: &Member, since: Instant, are_others_idle: bool) -> bool {
         let state = self.state();
-        let waits = |other: &Arc<Member>| other.id != member.id && state.schedule.misses(other.id) && other.is_idle();
-        // What it was sent of another blob may have been too slow.
-        let is_here = state.members.contains_key(&member.id);
-        let others_wait = others_wait || (state.is_full && state.members.values().any(waits));
-        is_here && (!others_wait || member.kept_waiting(since))
+        let is_waiting =
+            |other: &Arc<Member>| other.id != member.id && state.schedule.misses(other.id) && other.is_idle();
+        // It may have been detached because of another blob.
+        let is_member = state.members.contains_key(&member.id);
+        let are_others_idle = are_others_idle || (state.is_full && state.members.values().any(is_waiting));
+        is_member && (!are_others_idle || member.kept_waiting(since))
     }
 
-    /// A destination is not waited for: the rest of this blob, and whatever else it misses, is sent to it alone.
-    pub fn detach(&self, member: &Arc<Member>, rest: Rest) {
+    /// Detaches a member: the rest of this blob, and everything else that it misses, is sent to it alone.
+    pub fn detach(&self, member: &Arc<Member>, rest: Remainder) {
         let mut state = self.state();
         let missing = state.schedule.leave(member.id);
         if state.members.remove(&member.id).is_some() {
-            tracing::info!(region = %member.region, "the region is slower than the others; reading the rest for it alone");
+            tracing::info!(region = %member.region, "region is slower than the others; reading the rest for it alone");
             let alone = Arc::new(Self::new(self.waits, LARGE_WEIGHT));
             alone.state().add(Arc::clone(member), missing);
             state.detached.insert(member.id, Arc::clone(&alone));
             state.undriven.push((Arc::clone(member), alone));
         }
-        // One that has left altogether has nowhere to get the rest.
+        // A member that has left entirely receives nothing more.
         let Some(alone) = state.detached.get(&member.id) else { return };
-        let mut own = alone.state();
+        let mut alone_state = alone.state();
         match rest {
-            Rest::Blob(blob, from) => own.schedule.join(member.id, BTreeMap::from([(blob, from)])),
-            Rest::Stream(stream) => own.streams.push_back(stream),
+            Remainder::Blob(blob, offset) => alone_state.schedule.join(member.id, BTreeMap::from([(blob, offset)])),
+            Remainder::Stream(stream) => alone_state.streams.push_back(stream),
         }
-        drop(own);
+        drop(alone_state);
         alone.changed.notify_one();
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Sends no more to any destination. For when it is no longer driven.
+    /// Closes the fan-out when its driver ends: no member receives anything more.
     pub fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -190,7 +194,7 @@ impl Fanout {
         }
     }
 
-    /// Whether it is no longer driven.
+    /// Whether the driver has ended.
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
@@ -200,20 +204,20 @@ impl State {
     fn add(&mut self, member: Arc<Member>, missing: BTreeMap<usize, u64>) {
         self.schedule.join(member.id, missing);
         self.members.insert(member.id, member);
-        self.ready.get_or_insert_with(Instant::now);
+        self.ready_since.get_or_insert_with(Instant::now);
     }
 }
 
-impl Drop for Boarding {
+impl Drop for PendingJoin {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.boarding = state.boarding.saturating_sub(1);
+        state.planning = state.planning.saturating_sub(1);
         drop(state);
         self.0.changed.notify_one();
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Membership<'_> {
     fn drop(&mut self) {
         let mut state = self.fanout.state();
         state.schedule.leave(self.member.id);

@@ -1,47 +1,50 @@
-//! How long a destination may keep the others of its fan-out waiting. One that is a little slower stays with them, because a destination
-//! that continues alone costs another reading of the source; but the others are never slowed down by more than a tenth.
+//! Limits how long a destination may keep the others of its fan-out waiting. One that is a little slower stays with
+//! them, because a detached destination costs another read of the source; but the others lose at most a tenth of their
+//! time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The part of the time that the others may lose to a destination: one in ten.
-const PART: u32 = 10;
+/// The divisor of the time that the others may lose to a destination: one in ten.
+const LOSS_DIVISOR: u32 = 10;
 
-/// The part of the patience that may be lost at the beginning, when a tenth of the time is next to nothing.
-const FIRST_PART: u32 = 20;
+/// The divisor of the patience that may be lost at the start, when a tenth of the elapsed time is next to nothing.
+const FIRST_LOSS_DIVISOR: u32 = 20;
 
-/// How long a destination has kept the others waiting.
+/// The time that a destination has kept the others waiting.
 #[derive(Debug, Clone, Copy)]
 pub struct Lag {
     since: Instant,
     owed: Duration,
-    /// Until when everything has been counted.
+    /// The time up to which waits are counted.
     counted: Instant,
 }
 
 impl Lag {
-    /// A destination that joins now.
+    /// The lag of a destination that joins at `now`.
     pub fn new(now: Instant) -> Self {
         Self { since: now, owed: Duration::ZERO, counted: now }
     }
 
-    /// It kept the others waiting from `since` until `now`. Several blobs may wait for it at once: no time counts twice.
+    /// Counts a wait of the others from `since` to `now`. Several blobs may wait for the destination at once:
+    /// overlapping times count once.
     pub fn kept_waiting(&mut self, since: Instant, now: Instant) {
         let waited = now.saturating_duration_since(since.max(self.counted));
         self.owed = self.owed_at(since.max(self.counted)) + waited;
         self.counted = self.counted.max(now);
     }
 
-    /// How much longer it may keep the others waiting: a tenth of the time that has passed, and never more than `patience` at once.
+    /// How much longer the destination may keep the others waiting: a tenth of the elapsed time, and at most `patience`
+    /// at once.
     pub fn left(&self, patience: Duration, now: Instant) -> Duration {
-        let part = now.saturating_duration_since(self.since) / PART;
-        part.max(patience / FIRST_PART).min(patience).saturating_sub(self.owed_at(now))
+        let allowed = now.saturating_duration_since(self.since) / LOSS_DIVISOR;
+        allowed.max(patience / FIRST_LOSS_DIVISOR).min(patience).saturating_sub(self.owed_at(now))
     }
 
-    /// The time that is held against it: a tenth of the time that passes is forgiven.
+    /// The counted time at `now`. A tenth of the time that passes is subtracted.
     fn owed_at(&self, now: Instant) -> Duration {
-        self.owed.saturating_sub(now.saturating_duration_since(self.counted) / PART)
+        self.owed.saturating_sub(now.saturating_duration_since(self.counted) / LOSS_DIVISOR)
     }
 }
 

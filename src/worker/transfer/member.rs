@@ -1,4 +1,4 @@
-//! A destination as its source sees it: where its blobs go, and whether it keeps up.
+//! A destination as its source sees it: where its blobs are sent, and whether it keeps up.
 
 use std::{
     collections::BTreeMap,
@@ -12,49 +12,49 @@ use tokio::{
 };
 
 use super::{
-    byte_channel::{ChunkSender, Room},
+    byte_channel::{ChunkSender, QueueMonitor},
     destination::Delivery,
     lag::Lag,
     schedule::MemberId,
 };
 use crate::{domain::RegionId, region::Error};
 
-/// How often it is looked whether others wait for a destination that has no room.
-const SHORTEST_STEP: Duration = Duration::from_millis(1);
-const LONGEST_STEP: Duration = Duration::from_millis(10);
+/// The interval at which it is checked whether others wait for a member without room.
+const SHORTEST_POLL: Duration = Duration::from_millis(1);
+const LONGEST_POLL: Duration = Duration::from_millis(10);
 
-/// A destination of a fan-out.
+/// A destination in a fan-out.
 #[derive(Debug)]
 pub struct Member {
-    /// Its number in the fan-out.
+    /// The number of the member in its fan-out.
     pub id: MemberId,
     /// The region.
     pub region: RegionId,
-    /// Nothing once it is sent no more.
+    /// Announces blobs; `None` once the member is closed.
     deliveries: Mutex<Option<mpsc::Sender<Delivery>>>,
-    /// Where it has room for the blobs that it is being sent.
-    rooms: Mutex<Vec<Room>>,
+    /// The queues of the blobs that it is being sent.
+    queues: Mutex<Vec<QueueMonitor>>,
     lag: Mutex<Lag>,
-    /// How long others wait for it at once, at the longest.
+    /// The longest time that others wait for it at once.
     patience: Duration,
-    /// Why the source could not send what it was to get.
+    /// The error of the source while it sent to this member.
     failure: OnceLock<Arc<Error>>,
-    /// Blobs that the source could not send, by their places, and without which the image is whole.
+    /// The errors of optional blobs that the source could not send, by index in the image.
     lost: Mutex<BTreeMap<usize, Arc<Error>>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Member {
-    /// A destination that takes its blobs from `deliveries`.
+    /// A member whose blobs are announced through `deliveries`.
     pub fn new(id: MemberId, region: RegionId, deliveries: mpsc::Sender<Delivery>, patience: Duration) -> Self {
         Self {
             id,
             region,
             deliveries: Mutex::new(Some(deliveries)),
-            rooms: Mutex::default(),
+            queues: Mutex::default(),
             lag: Mutex::new(Lag::new(Instant::now())),
             patience,
             failure: OnceLock::new(),
@@ -62,55 +62,55 @@ impl Member {
         }
     }
 
-    /// Whether it has taken everything that it was given.
+    /// Whether it has received everything that was sent to it.
     pub fn is_idle(&self) -> bool {
-        let taken = |deliveries: &mpsc::Sender<_>| deliveries.capacity() == deliveries.max_capacity();
-        locked(&self.deliveries).as_ref().is_some_and(taken) && locked(&self.rooms).iter().all(Room::is_free)
+        let is_drained = |deliveries: &mpsc::Sender<_>| deliveries.capacity() == deliveries.max_capacity();
+        lock(&self.deliveries).as_ref().is_some_and(is_drained) && lock(&self.queues).iter().all(QueueMonitor::is_empty)
     }
 
-    /// Sends it no more.
+    /// Ends the member: nothing more is sent to it.
     pub fn close(&self) {
-        locked(&self.deliveries).take();
+        lock(&self.deliveries).take();
     }
 
-    /// Resolves when it takes no more.
-    pub async fn gone(&self) {
-        let deliveries = locked(&self.deliveries).clone();
+    /// Resolves when the destination has stopped receiving.
+    pub async fn closed(&self) {
+        let deliveries = lock(&self.deliveries).clone();
         if let Some(deliveries) = deliveries {
             deliveries.closed().await;
         }
     }
 
-    /// The source failed while it sent something to it.
+    /// Records an error of the source while it sent to this member.
     pub fn fail(&self, error: Arc<Error>) {
-        // The first failure is the reason for the others.
+        // The first error is the cause of the later ones.
         let _ = self.failure.set(error);
     }
 
-    /// The source can't send a blob without which the image is whole.
-    pub fn lose(&self, blob: usize, error: Arc<Error>) {
-        locked(&self.lost).insert(blob, error);
+    /// Records that the source can't send an optional blob.
+    pub fn record_lost_blob(&self, blob: usize, error: Arc<Error>) {
+        lock(&self.lost).insert(blob, error);
     }
 
-    /// Why the source can't send a blob without which the image is whole.
-    pub fn lost(&self, blob: usize) -> Option<Arc<Error>> {
-        locked(&self.lost).get(&blob).cloned()
+    /// The error of an optional blob that the source could not send.
+    pub fn lost_blob(&self, blob: usize) -> Option<Arc<Error>> {
+        lock(&self.lost).get(&blob).cloned()
     }
 
-    /// Why the source failed it.
+    /// The error of the source, if it failed.
     pub fn failure(&self) -> Option<Arc<Error>> {
         self.failure.get().cloned()
     }
 
-    /// Gives it a blob to come, which it gets by `chunks`, and waits for at most a step until it has room. The delivery comes back if it has
-    /// none; false if it takes no more.
+    /// Announces a blob whose chunks come from `chunks`, and waits for room for at most one poll interval. Returns
+    /// whether the member receives it, or the delivery if there is no room.
     pub async fn deliver(&self, delivery: Delivery, chunks: &ChunkSender) -> Result<bool, Delivery> {
-        let Some(sender) = locked(&self.deliveries).clone() else { return Ok(false) };
-        match sender.send_timeout(delivery, self.step()).await {
+        let Some(sender) = lock(&self.deliveries).clone() else { return Ok(false) };
+        match sender.send_timeout(delivery, self.poll_interval()).await {
             Ok(()) => {
-                let mut rooms = locked(&self.rooms);
-                rooms.retain(|room| !room.is_gone());
-                rooms.push(chunks.room());
+                let mut queues = lock(&self.queues);
+                queues.retain(|queue| !queue.is_closed());
+                queues.push(chunks.monitor());
                 Ok(true)
             }
             Err(SendTimeoutError::Timeout(delivery)) => Err(delivery),
@@ -118,15 +118,15 @@ impl Member {
         }
     }
 
-    /// How long to wait for room before it is looked whether others wait too.
-    pub fn step(&self) -> Duration {
-        locked(&self.lag).left(self.patience, Instant::now()).clamp(SHORTEST_STEP, LONGEST_STEP)
+    /// How long to wait for room before it is checked whether others wait.
+    pub fn poll_interval(&self) -> Duration {
+        lock(&self.lag).left(self.patience, Instant::now()).clamp(SHORTEST_POLL, LONGEST_POLL)
     }
 
-    /// It has kept others waiting since then. Returns whether it may do so any longer.
+    /// Counts that the member has kept others waiting since `since`. Returns whether it may continue to.
     pub fn kept_waiting(&self, since: Instant) -> bool {
         let now = Instant::now();
-        let mut lag = locked(&self.lag);
+        let mut lag = lock(&self.lag);
         lag.kept_waiting(since, now);
         !lag.left(self.patience, now).is_zero()
     }

@@ -1,13 +1,15 @@
-//! An image on its way from one source to the regions that it feeds.
+//! Transfers an image from one source to the regions that it feeds.
 
 mod attach;
 mod blob_fanout;
+mod blob_write;
 mod byte_channel;
 mod destination;
 mod driver;
 mod fanout;
 mod lag;
 mod member;
+mod meter;
 mod reader;
 mod schedule;
 
@@ -20,12 +22,13 @@ use futures_util::{
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use destination::{Copied, Destination, Meter};
-pub use fanout::{Boarding, Waits};
+pub use destination::{CopySummary, Destination};
+pub use fanout::{PendingJoin, Waits};
+pub use meter::Meter;
 
 use self::{
     destination::MissingBlobs,
-    fanout::{Fanout, WEIGHT_AT_ONCE},
+    fanout::{Fanout, MAX_WEIGHT},
 };
 use super::pacing::Paces;
 use crate::{
@@ -33,23 +36,23 @@ use crate::{
     region::{BoundedSource, Error, Source, Tree, Verdict},
 };
 
-/// How often a destination resumes within one attempt after its connection broke, and the wait before the first time.
+/// How often a copy is resumed within one attempt after its connection broke, and the wait before the first time.
 const RESUMPTIONS: u32 = 3;
 const RESUMPTION_WAIT: Duration = Duration::from_millis(200);
-/// The longest wait that a store may ask for within one attempt.
+/// The longest `Retry-After` that is waited for within one attempt.
 const LONGEST_RESUMPTION_WAIT: Duration = Duration::from_secs(5);
 
-/// Why a destination has not got the image.
+/// Why a copy failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CopyError {
     /// The source failed.
-    #[error("the source, {region}: {error}")]
+    #[error("source region {region}: {error}")]
     Source {
         /// The source's region.
         region: RegionId,
-        /// What was wrong.
+        /// The error of its store.
         error: Arc<Error>,
-        /// Whether it is read over a network.
+        /// Whether the source is read over a network.
         is_remote: bool,
     },
     /// The destination failed.
@@ -58,7 +61,7 @@ pub enum CopyError {
 }
 
 impl CopyError {
-    /// What was wrong.
+    /// The error of the store.
     #[must_use]
     pub fn error(&self) -> &Error {
         match self {
@@ -73,26 +76,27 @@ impl From<Error> for CopyError {
     }
 }
 
-/// Where an image is read.
+/// The source of an image.
 #[derive(Debug, Clone)]
 pub struct ImageSource {
     /// The region.
     pub region: RegionId,
-    /// Its store.
+    /// The store of the region.
     pub store: Arc<dyn Source>,
     /// The store's name for the image.
     pub name: ImageName,
-    /// The image's root. What was registered is what is copied: it is read by its digest, whatever the source shows by now.
+    /// The registered root. The image is read by this digest, whatever its name shows meanwhile.
     pub root: Descriptor,
-    /// Entries of its indexes that need not be there.
+    /// Entries of the image's indexes that were absent when it was registered.
     pub absent: Arc<[Digest]>,
-    /// How fast it may be read.
+    /// The rate limiters of the region.
     pub paces: Arc<Paces>,
 }
 
 type SharedTree = Shared<BoxFuture<'static, Result<Arc<Tree>, Arc<Error>>>>;
 
-/// An image on its way from one source. Its manifests are read once, and each blob once for all destinations that keep up.
+/// The transfer of an image from one source. Its manifests are read once, and each blob once for all destinations that
+/// keep up.
 #[derive(Debug)]
 pub struct Transfer {
     source: Arc<ImageSource>,
@@ -101,7 +105,7 @@ pub struct Transfer {
     _driver: AbortOnDropHandle<()>,
 }
 
-/// Why a destination stopped receiving.
+/// Why a destination stopped.
 enum Stopped {
     /// The source failed.
     Source(Arc<Error>),
@@ -110,38 +114,42 @@ enum Stopped {
 }
 
 impl Transfer {
-    /// Starts to read an image for the destinations that are to come.
+    /// Starts to read an image for destinations that join later.
     pub fn start(source: ImageSource, waits: Waits) -> Self {
         let store: Arc<dyn Source> = Arc::new(BoundedSource { store: source.store, deadline: waits.stall });
         let source = Arc::new(ImageSource { store, ..source });
         let tree = read_tree(Arc::clone(&source)).boxed().shared();
-        let fanout = Arc::new(Fanout::new(waits, WEIGHT_AT_ONCE));
+        let fanout = Arc::new(Fanout::new(waits, MAX_WEIGHT));
         let drive = drive(Arc::clone(&source), tree.clone(), Arc::clone(&fanout));
         Self { source, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
     }
 
-    /// Announces a destination: those that are ready earlier wait for it a little.
-    pub fn board(&self) -> Boarding {
-        self.fanout.board()
+    /// Announces a destination. Those that are ready earlier wait a little for it.
+    pub fn announce(&self) -> PendingJoin {
+        self.fanout.announce()
     }
 
-    /// Whether it can take no further destinations.
+    /// Whether no further destination can join.
     pub fn is_closed(&self) -> bool {
         self.fanout.is_closed()
     }
 
-    /// Copies the image to a destination, together with the others if it keeps up with them.
-    pub async fn copy_to(&self, mut destination: Destination, boarding: Boarding) -> Result<Copied, CopyError> {
+    /// Copies the image to a destination, together with the others while it keeps up with them.
+    pub async fn copy_to(
+        &self,
+        mut destination: Destination,
+        pending_join: PendingJoin,
+    ) -> Result<CopySummary, CopyError> {
         let tree = self.tree.clone().await.map_err(|error| self.source_error(error))?;
-        let mut boarding = Some(boarding);
+        let mut pending_join = Some(pending_join);
         loop {
             let missing = destination.plan(&tree).await?;
-            match self.feed(boarding.take(), &tree, &destination, missing).await {
-                Ok(copied) => return Ok(copied),
+            match self.feed_destination(pending_join.take(), &tree, &destination, missing).await {
+                Ok(summary) => return Ok(summary),
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
-                // A registry's ways are few: this ends by itself.
-                Err(Stopped::Failed(error @ Error::UploadMode(_))) => {
-                    tracing::info!(region = %destination.region, %error, "sending the blob in another way");
+                // Ends by itself: a registry has few upload modes, and the number of redirects is limited.
+                Err(Stopped::Failed(error)) if error.is_resent() => {
+                    tracing::info!(region = %destination.region, %error, "upload mode rejected; resuming with the next one");
                 }
                 Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
                     Some(wait) => {
@@ -159,18 +167,18 @@ impl Transfer {
         CopyError::Source { region: self.source.region.clone(), error, is_remote: self.source.store.is_remote() }
     }
 
-    /// Feeds a destination.
-    async fn feed(
+    /// Sends a destination its missing blobs.
+    async fn feed_destination(
         &self,
-        boarding: Option<Boarding>,
+        pending_join: Option<PendingJoin>,
         tree: &Tree,
         destination: &Destination,
         missing: MissingBlobs,
-    ) -> Result<Copied, Stopped> {
-        let (seat, deliveries) = self.fanout.join(&destination.region, &missing);
-        drop(boarding);
-        let received = destination.receive(tree, &self.source.region, missing, deliveries, &seat.member).await;
-        received.map_err(|error| match (error, seat.member.failure()) {
+    ) -> Result<CopySummary, Stopped> {
+        let (membership, deliveries) = self.fanout.join(&destination.region, &missing);
+        drop(pending_join);
+        let result = destination.receive(tree, &self.source.region, missing, deliveries, &membership.member).await;
+        result.map_err(|error| match (error, membership.member.failure()) {
             (Error::Interrupted, Some(failure)) => Stopped::Source(failure),
             (error, _) => Stopped::Failed(error),
         })
@@ -178,26 +186,21 @@ impl Transfer {
 }
 
 async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
-    let ImageSource { region, store, name, root, absent, .. } = &*source;
-    let shown = store.root(name).await?.map(|shown| shown.digest);
-    if shown != Some(root.digest) {
-        // By its digest, it may be there all the same.
-        let shown = shown.map(tracing::field::display);
-        tracing::warn!(%region, %name, registered = %root.digest, shown, "the name does not show what was registered; copying by digest");
-    }
+    let ImageSource { store, name, root, absent, .. } = &*source;
     Ok(Arc::new(Tree::read_with_attachments(&**store, name, root, absent).await?))
 }
 
-/// Sends blobs to the destinations for as long as the transfer lives. However it ends, destinations that wait for something find out.
+/// Sends blobs to the destinations while the transfer lives. Closes the fan-out on every exit, so that no destination
+/// waits for ever.
 async fn drive(source: Arc<ImageSource>, tree: SharedTree, fanout: Arc<Fanout>) {
     let fanout = scopeguard::guard(fanout, |fanout| fanout.close());
-    // Every destination finds out by itself that the source's manifests can't be read.
+    // Each destination reads the error of the manifests by itself.
     if let Ok(tree) = tree.await {
         Arc::clone(&fanout).drive(source, tree).await;
     }
 }
 
-/// How long to wait before a destination resumes within the same attempt; nothing if it should not.
+/// How long to wait before a copy is resumed within the same attempt; `None` if it is not.
 pub fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
     let broken = matches!(
         error,

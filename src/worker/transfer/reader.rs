@@ -1,4 +1,5 @@
-//! A blob as it is read from its source, from some byte on: resumed where it broke off, and in several ranges at once where that is faster.
+//! Reads a blob from its source, from some byte on: reopens it where it was interrupted, and reads several ranges
+//! concurrently where that is faster.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -11,67 +12,67 @@ use crate::{
     region::{BlobChunks, Error, Result, Source, Verdict},
 };
 
-/// Blobs above this size, in bytes, are read in ranges.
+/// Blobs above this size, in bytes, are read in concurrent ranges.
 const RANGED: u64 = 64 << 20;
-/// The size of a range in bytes, and how many are read at once: so much of a blob may lie in memory.
+/// The size of a range in bytes, and the number of concurrent ranges. Their product bounds the memory of a read.
 const RANGE: u64 = 8 << 20;
 const RANGES: usize = 3;
-/// How often a reading is taken up again that brought nothing since it was taken up, and the wait before the first time.
+/// How often a read is reopened without receiving anything, and the wait before the first time.
 const REOPENS: u32 = 3;
 const REOPEN_WAIT: Duration = Duration::from_millis(200);
 
-/// What is read, and how long nothing may come.
+/// The blob to read, and how long its source may send nothing.
 #[derive(Debug, Clone)]
-struct Text {
+struct BlobSource {
     source: Arc<dyn Source>,
     name: ImageName,
     blob: Descriptor,
     stall: Duration,
 }
 
-/// A blob as it is read.
-pub struct Reader(Way);
+/// A reader of a blob.
+pub struct BlobReader(Mode);
 
-enum Way {
-    Straight(Range),
-    Ranges {
-        text: Text,
+enum Mode {
+    Sequential(Range),
+    Ranged {
+        blob_source: BlobSource,
         next: u64,
         ranges: FuturesOrdered<BoxFuture<'static, Result<VecDeque<Bytes>>>>,
         read: VecDeque<Bytes>,
     },
 }
 
-/// A part of a blob, as it is read.
+/// A reader of a part of a blob.
 struct Range {
-    text: Text,
+    blob_source: BlobSource,
     position: u64,
     end: u64,
     chunks: Option<BlobChunks>,
     reopened: u32,
 }
 
-impl Reader {
-    /// A reading from the byte `from` on.
-    pub fn new(source: &Arc<dyn Source>, name: &ImageName, blob: &Descriptor, from: u64, stall: Duration) -> Self {
-        let text = Text { source: Arc::clone(source), name: name.clone(), blob: blob.clone(), stall };
-        if blob.size - from > RANGED && source.reads_ranges() {
+impl BlobReader {
+    /// A reader from the byte `offset` on.
+    pub fn new(source: &Arc<dyn Source>, name: &ImageName, blob: &Descriptor, offset: u64, stall: Duration) -> Self {
+        let blob_source = BlobSource { source: Arc::clone(source), name: name.clone(), blob: blob.clone(), stall };
+        if blob.size - offset > RANGED && source.reads_ranges() {
             let (ranges, read) = (FuturesOrdered::new(), VecDeque::new());
-            Self(Way::Ranges { text, next: from, ranges, read })
+            Self(Mode::Ranged { blob_source, next: offset, ranges, read })
         } else {
-            Self(Way::Straight(Range::new(text, from, blob.size)))
+            Self(Mode::Sequential(Range::new(blob_source, offset, blob.size)))
         }
     }
 
-    /// The next bytes; nothing after the last.
+    /// The next bytes; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match &mut self.0 {
-            Way::Straight(range) => range.next().await,
-            Way::Ranges { text, next, ranges, read } => {
+            Mode::Sequential(range) => range.next().await,
+            Mode::Ranged { blob_source, next, ranges, read } => {
                 while read.is_empty() {
-                    while ranges.len() < RANGES && *next < text.blob.size {
-                        let end = (*next + RANGE).min(text.blob.size);
-                        ranges.push_back(Range::new(text.clone(), *next, end).whole().boxed());
+                    while ranges.len() < RANGES && *next < blob_source.blob.size {
+                        let end = (*next + RANGE).min(blob_source.blob.size);
+                        ranges.push_back(Range::new(blob_source.clone(), *next, end).read_all().boxed());
                         *next = end;
                     }
                     match ranges.next().await {
@@ -86,11 +87,11 @@ impl Reader {
 }
 
 impl Range {
-    fn new(text: Text, position: u64, end: u64) -> Self {
-        Self { text, position, end, chunks: None, reopened: 0 }
+    fn new(blob_source: BlobSource, position: u64, end: u64) -> Self {
+        Self { blob_source, position, end, chunks: None, reopened: 0 }
     }
 
-    async fn whole(mut self) -> Result<VecDeque<Bytes>> {
+    async fn read_all(mut self) -> Result<VecDeque<Bytes>> {
         let mut read = VecDeque::new();
         while let Some(bytes) = self.next().await? {
             read.push_back(bytes);
@@ -111,10 +112,10 @@ impl Range {
                 }
                 Err(error) if error.verdict() == Verdict::Retry && self.reopened < REOPENS => {
                     let wait = error.retry_after().unwrap_or(REOPEN_WAIT * 4_u32.pow(self.reopened));
-                    tracing::info!(%error, position = self.position, blob = %self.text.blob.digest, "source read interrupted; reopening");
+                    tracing::info!(%error, position = self.position, blob = %self.blob_source.blob.digest, "source read interrupted; reopening");
                     self.chunks = None;
                     self.reopened += 1;
-                    if wait > self.text.stall {
+                    if wait > self.blob_source.stall {
                         return Err(error);
                     }
                     sleep(wait).await;
@@ -125,23 +126,22 @@ impl Range {
     }
 
     async fn read(&mut self) -> Result<Bytes> {
-        let Text { source, name, blob, stall } = &self.text;
+        let BlobSource { source, name, blob, stall } = &self.blob_source;
         let stalled = |_| Error::Stalled("reading a blob");
-        let most = (self.end < blob.size).then_some(self.end - self.position);
+        let limit = (self.end < blob.size).then_some(self.end - self.position);
         let chunks = match &mut self.chunks {
             Some(chunks) => chunks,
-            none => {
-                none.insert(timeout(*stall, source.read_blob(name, blob, self.position, most)).await.map_err(stalled)??)
-            }
+            closed => closed
+                .insert(timeout(*stall, source.read_blob(name, blob, self.position, limit)).await.map_err(stalled)??),
         };
         let bytes = timeout(*stall, chunks.recv()).await.map_err(stalled)?;
-        let ended = || Error::SizeMismatch {
+        let too_short = || Error::SizeMismatch {
             image: name.to_string(),
             digest: blob.digest,
             expected: blob.size,
             actual: self.position,
         };
-        let bytes = bytes.ok_or_else(ended)??;
+        let bytes = bytes.ok_or_else(too_short)??;
         if bytes.len() as u64 > self.end - self.position {
             let (image, actual) = (name.to_string(), self.position + bytes.len() as u64);
             return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual });

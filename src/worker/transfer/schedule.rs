@@ -1,29 +1,30 @@
-//! Which blob is read next, and for which destinations. Pure.
+//! Decides which blob is read next, and for which destinations. Pure.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-/// How many blobs are looked at to find one for which there is room.
+/// The number of blobs that are considered to find one for which there is room.
 const CANDIDATES: usize = 64;
 
-/// A destination of a fan-out.
+/// The number of a member in its fan-out.
 pub type MemberId = u64;
 
-/// What the destinations of one source have yet to be sent. Blobs are known by their place in the image.
+/// The blobs that the members of a fan-out have yet to be sent, by index in the image.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    /// What each destination misses: the blob, and how many of its first bytes it has.
+    /// The missing blobs of each member, with the number of leading bytes that it has.
     missing: BTreeMap<MemberId, BTreeMap<usize, u64>>,
-    /// How many destinations miss each blob.
-    wanted: BTreeMap<usize, usize>,
-    /// The same, the most wanted first.
+    /// The number of members that miss each blob.
+    demand: BTreeMap<usize, usize>,
+    /// The same, in descending order of demand.
     order: BTreeSet<(Reverse<usize>, usize)>,
 }
 
 impl Schedule {
-    /// Adds what a destination misses. It may come late: it gets what is read from now on with the others, and the rest afterwards.
+    /// Adds the missing blobs of a member. One that joins late receives what is read from now on together with the
+    /// others, and the rest afterwards.
     pub fn join(&mut self, member: MemberId, missing: BTreeMap<usize, u64>) {
         for blob in missing.keys() {
             self.count(*blob, 1);
@@ -31,7 +32,7 @@ impl Schedule {
         self.missing.entry(member).or_default().extend(missing);
     }
 
-    /// Removes a destination. Returns what it has yet to be sent.
+    /// Removes a member. Returns its missing blobs.
     pub fn leave(&mut self, member: MemberId) -> BTreeMap<usize, u64> {
         let missing = self.missing.remove(&member).unwrap_or_default();
         for blob in missing.keys() {
@@ -40,17 +41,17 @@ impl Schedule {
         missing
     }
 
-    /// Whether a destination has yet to be sent something.
+    /// Whether a member misses a blob.
     pub fn misses(&self, member: MemberId) -> bool {
         self.missing.get(&member).is_some_and(|missing| !missing.is_empty())
     }
 
-    /// Whether nothing is left to be sent.
+    /// Whether no blob is missing.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// The blob that the most destinations miss, of those for which all who miss it have room; of several, the first.
+    /// The blob that most members miss, of those for which every member that misses it has room; of several, the first.
     pub fn next(&self, has_room: impl Fn(MemberId, usize) -> bool) -> Option<usize> {
         let fits = |blob: usize| {
             self.missing.iter().all(|(member, missing)| !missing.contains_key(&blob) || has_room(*member, blob))
@@ -58,22 +59,22 @@ impl Schedule {
         self.order.iter().map(|(_, blob)| *blob).take(CANDIDATES).find(|blob| fits(*blob))
     }
 
-    /// Takes a blob out: it is about to be sent to these, to each from that byte on.
+    /// Removes a blob that is about to be sent. Returns the members that miss it, each with its first missing byte.
     pub fn take(&mut self, blob: usize) -> Vec<(MemberId, u64)> {
-        if let Some(count) = self.wanted.remove(&blob) {
+        if let Some(count) = self.demand.remove(&blob) {
             self.order.remove(&(Reverse(count), blob));
         }
         self.missing.iter_mut().filter_map(|(member, missing)| Some((*member, missing.remove(&blob)?))).collect()
     }
 
     fn count(&mut self, blob: usize, by: isize) {
-        let before = self.wanted.get(&blob).copied().unwrap_or(0);
+        let before = self.demand.get(&blob).copied().unwrap_or(0);
         let after = before.saturating_add_signed(by);
         self.order.remove(&(Reverse(before), blob));
         if after == 0 {
-            self.wanted.remove(&blob);
+            self.demand.remove(&blob);
         } else {
-            self.wanted.insert(blob, after);
+            self.demand.insert(blob, after);
             self.order.insert((Reverse(after), blob));
         }
     }
@@ -111,7 +112,7 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.join(1, blobs(&[0, 1, 2]));
         assert_eq!((next(&schedule), schedule.take(0)), (Some(0), vec![(1, 0)]));
-        // Another one comes late: what is left goes to both, and what it missed comes last.
+        // A second member joins late: the remaining blobs go to both, and the one that it missed comes last.
         schedule.join(2, blobs(&[0, 1, 2]));
         assert_eq!((next(&schedule), schedule.take(1)), (Some(1), vec![(1, 0), (2, 0)]));
         assert_eq!((next(&schedule), schedule.take(2)), (Some(2), vec![(1, 0), (2, 0)]));

@@ -1,4 +1,5 @@
-//! Buckets as their owners configure them: with Object Lock and versions, for keys that may do little, and with what their services say.
+//! Buckets with restricted access: Object Lock and versioning, keys with few permissions, and the errors that S3
+//! returns.
 
 use std::{
     fs,
@@ -8,22 +9,22 @@ use std::{
 use appferry::contract::v1::SynchronizationState;
 use http::{Method, StatusCode};
 
-use super::{carried, told};
+use super::{failure_message, synchronized};
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     site::{Running, Site},
 };
 
-/// An error as S3 tells it.
-fn refusal(status: u16, code: &str, message: &str) -> Act {
+/// Returns an error response in S3's format.
+fn refusal(status: u16, code: &str, message: &str) -> Action {
     let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
     let headers = vec![("content-type", "application/xml".to_owned())];
-    Act::Answer(StatusCode::from_u16(status).expect("a status"), headers, body)
+    Action::Answer(StatusCode::from_u16(status).expect("a status"), headers, body)
 }
 
-/// Layers of which one goes in parts.
+/// Returns layers, one of which is large enough for a multipart upload.
 fn layers(seed: u64) -> Vec<Vec<u8>> {
     vec![noise(300_000, seed), noise(17 << 20, seed + 1)]
 }
@@ -32,13 +33,13 @@ fn layers(seed: u64) -> Vec<Vec<u8>> {
 async fn a_bucket_with_object_lock_takes_images() {
     let bucket = Bucket::start().await;
     bucket.make_locked("locked");
-    // As S3 itself does it (Amazon S3, "Object Lock considerations"): the server here is less strict.
-    let strict = |seen: &Seen| {
-        let is_signed = seen.authorization.as_ref().is_some_and(|signed| signed.contains("x-amz-checksum-"));
-        if seen.method == Method::PUT && !is_signed {
+    // As S3 does (Amazon S3, "Object Lock considerations"); MinIO is less strict.
+    let strict = |request: &ReceivedRequest| {
+        let is_signed = request.authorization.as_ref().is_some_and(|signed| signed.contains("x-amz-checksum-"));
+        if request.method == Method::PUT && !is_signed {
             return refusal(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required");
         }
-        Act::Pass
+        Action::Pass
     };
     let proxy = Proxy::start(bucket.address, strict).await;
     let keys = bucket.keys(proxy.address);
@@ -49,19 +50,19 @@ async fn a_bucket_with_object_lock_takes_images() {
         .start()
         .await;
     let app = running.add("a", &layers(1)).await;
-    carried(&running, &app, &["cn-beijing", "cn-shanghai"]).await;
+    synchronized(&running, &app, &["cn-beijing", "cn-shanghai"]).await;
     for prefix in ["sha256", "crc64"] {
         let layout = running.site.directory.path().join(prefix);
         bucket.pull_from("locked", &format!("{prefix}/a"), &layout).await;
         images::verify(&layout);
     }
     let request = running.synchronize(&app, &["cn-shenzhen"]).await.expect("it is accepted");
-    let message = told(&running.finished(&request).await, "cn-shenzhen");
+    let message = failure_message(&running.finished(&request).await, "cn-shenzhen");
     assert!(message.contains("InvalidRequest: Content-MD5 OR x-amz-checksum-"), "{message}");
     running.stop().await;
 }
 
-/// A site with a bucket for a temporary key that may do some things and no others.
+/// Starts a service whose bucket is accessed with a temporary key that is restricted to `actions`.
 async fn restricted(bucket: &Bucket, actions: &[&str]) -> Running {
     let site = Site::new();
     let file = site.directory.path().join("credentials");
@@ -75,7 +76,7 @@ async fn a_key_that_may_not_list_is_enough() {
     let bucket = Bucket::start().await;
     let running = restricted(&bucket, &["s3:GetObject", "s3:PutObject"]).await;
     let app = running.add("a", &layers(1)).await;
-    carried(&running, &app, &["cn-beijing"]).await;
+    synchronized(&running, &app, &["cn-beijing"]).await;
     let layout = running.site.directory.path().join("out");
     bucket.pull("images/a", &layout).await;
     images::verify(&layout);
@@ -85,18 +86,18 @@ async fn a_key_that_may_not_list_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_known_to_be_missing_is_not_written_over() {
     let bucket = Bucket::start().await;
-    // It may not read: whether another image bears the name can't be known.
+    // Without read permission, the service cannot determine whether another image has the name.
     let running = restricted(&bucket, &["s3:PutObject"]).await;
     let app = running.add("a", &layers(1)).await;
     let theirs = bytes::Bytes::from_static(b"{\"schemaVersion\":2,\"manifests\":[]}");
     let index = "images/a/index.json".into();
     let objects = bucket.objects();
-    object_store::ObjectStoreExt::put(&*objects, &index, theirs.clone().into()).await.expect("it is taken");
+    object_store::ObjectStoreExt::put(&*objects, &index, theirs.clone().into()).await.expect("it is accepted");
     let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
-    let message = told(&running.finished(&request).await, "cn-beijing");
+    let message = failure_message(&running.finished(&request).await, "cn-beijing");
     assert!(message.contains("403") && message.contains("s3:GetObject"), "{message}");
-    let there = object_store::ObjectStoreExt::get(&*objects, &index).await.expect("it is there");
-    assert_eq!(there.bytes().await.expect("bytes"), theirs);
+    let object = object_store::ObjectStoreExt::get(&*objects, &index).await.expect("it is there");
+    assert_eq!(object.bytes().await.expect("bytes"), theirs);
     running.stop().await;
 }
 
@@ -106,23 +107,23 @@ async fn a_permission_that_is_missing_is_named_and_enough_once_it_is_granted() {
     let running = restricted(&bucket, &["s3:GetObject", "s3:ListBucket"]).await;
     let app = running.add("a", &layers(1)).await;
     let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
-    let message = told(&running.finished(&request).await, "cn-beijing");
+    let message = failure_message(&running.finished(&request).await, "cn-beijing");
     assert!(message.contains("AccessDenied") && message.contains("need s3:PutObject"), "{message}");
-    // The key's successor comes by its file, without a restart.
+    // The key file is replaced, and the service reads the new key without a restart.
     let granted = bucket.temporary_key(&["s3:GetObject", "s3:ListBucket", "s3:PutObject"]);
     fs::write(running.site.directory.path().join("credentials"), granted).expect("a file");
-    carried(&running, &app, &["cn-beijing"]).await;
+    synchronized(&running, &app, &["cn-beijing"]).await;
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_service_says_decides_whether_it_is_tried_again() {
     let bucket = Bucket::start().await;
-    let answers: Arc<Mutex<Vec<Act>>> = Arc::default();
+    let answers: Arc<Mutex<Vec<Action>>> = Arc::default();
     let next = Arc::clone(&answers);
-    let rule = move |seen: &Seen| {
-        let said = if seen.method == Method::PUT { next.lock().expect("no panic").pop() } else { None };
-        said.unwrap_or(Act::Pass)
+    let rule = move |request: &ReceivedRequest| {
+        let said = if request.method == Method::PUT { next.lock().expect("no panic").pop() } else { None };
+        said.unwrap_or(Action::Pass)
     };
     let proxy = Proxy::start(bucket.address, rule).await;
     let keys = bucket.keys(proxy.address);
@@ -141,7 +142,7 @@ async fn what_a_service_says_decides_whether_it_is_tried_again() {
     *answers.lock().expect("no panic") = vec![refusal(400, "EntityTooLarge", "no"); 50];
     let request = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let done = running.finished(&request).await;
-    let message = told(&done, "cn-beijing");
+    let message = failure_message(&done, "cn-beijing");
     assert!(message.contains("EntityTooLarge: no") && done.regions[0].attempt == 1, "{done:?}");
     running.stop().await;
 }

@@ -1,4 +1,4 @@
-//! A credential helper as people use it: the one that keeps passwords by `pass` and `gpg`.
+//! A real credential helper: docker-credential-pass, which stores passwords with `pass` and `gpg`.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 use appferry::contract::v1::SynchronizationState;
 use serde_json::json;
 
-use super::told;
+use super::failure_message;
 use crate::harness::{
     images::{self, noise},
     process::{self, Served},
@@ -18,7 +18,7 @@ use crate::harness::{
     site::{ADMIN, HOME, Site, app_sync, ask, finished, images_client, register},
 };
 
-/// Somebody's key ring and password store. The agent of `gpg` ends with it.
+/// A GnuPG key ring and a password store. Stops `gpg-agent` when dropped.
 struct Keeper {
     directory: tempfile::TempDir,
 }
@@ -73,7 +73,7 @@ impl Drop for Keeper {
 async fn serve(config: &Path, keeper: &Keeper) -> Served {
     let directory = config.parent().expect("a directory");
     let path = config.to_str().expect("text");
-    process::stdout(&process::run(directory, &["migrate", "--config", path]));
+    process::migrate(config);
     let mut command = process::command(directory, &["serve", "--config", path]);
     command.envs(keeper.variables());
     Served::start(command, directory.join("log")).await
@@ -103,10 +103,10 @@ async fn a_helper_that_docker_knows_hands_out_what_it_keeps() {
         let request = client.synchronize_app(ask("a", &["cn-beijing", "cn-shanghai"])).await.expect("it is accepted");
         finished(&mut client, &request.into_inner().request_id).await
     };
-    // What is told is to be done, and is done.
+    // Takes the step that the message suggests.
     let done = synchronized().await;
     for (region, registry) in [("cn-beijing", &named), ("cn-shanghai", &configured)] {
-        let message = told(&done, region);
+        let message = failure_message(&done, region);
         let helped = format!("docker-credential-pass has no credentials for {}; log in to it", registry.address);
         assert!(message.contains(&helped), "{message}");
         keeper.store(&registry.address.to_string(), "the-stores-secret");

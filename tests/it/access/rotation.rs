@@ -1,4 +1,4 @@
-//! Credentials that end while a copy goes on: a registry whose tokens and passwords are good for five seconds.
+//! Credentials that expire during a copy: a registry whose tokens and passwords are valid for five seconds.
 
 use std::{
     fs,
@@ -7,65 +7,69 @@ use std::{
     time::Duration,
 };
 
-use appferry::{contract::v1::SynchronizationState, domain::Clock};
+use appferry::contract::v1::SynchronizationState;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
 
-use super::{carried, told};
+use super::{failure_message, synchronized};
 use crate::harness::{
     images::noise,
-    proxy::{Act, Proxy, Seen},
+    proxy::{Action, Proxy, ReceivedRequest},
     registry::Registry,
     site::{HOME, Site, finished_within},
 };
 
-/// How long everything is good for that these registries are shown.
+/// Lifetime in milliseconds of every credential that these registries accept.
 const LIFE: i64 = 5_000;
 
 fn now() -> i64 {
-    Clock::system().now().as_millis()
+    appferry::system_clock().now().as_millis()
 }
 
-/// Whether a text is a time of at most [`LIFE`] ago: so are the passwords and tokens of these tests.
+/// Returns whether a text is a timestamp at most [`LIFE`] old. The passwords and tokens of these tests are timestamps.
 fn is_fresh(text: &str) -> bool {
     text.parse::<i64>().is_ok_and(|since| (0..LIFE).contains(&(now() - since)))
 }
 
-/// The password that a request shows as `bob`'s.
-fn password(seen: &Seen) -> Option<String> {
-    let basic = seen.authorization.as_ref()?.strip_prefix("Basic ")?;
+/// Returns the password that a request presents for `bob`.
+fn password(request: &ReceivedRequest) -> Option<String> {
+    let basic = request.authorization.as_ref()?.strip_prefix("Basic ")?;
     String::from_utf8(STANDARD.decode(basic).ok()?).ok()?.strip_prefix("bob:").map(str::to_owned)
 }
 
-fn refuse(challenge: &str) -> Act {
-    Act::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
+fn refuse(challenge: &str) -> Action {
+    Action::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
 }
 
-/// A registry that takes passwords which are times, and are not over.
+/// Starts a registry that accepts timestamps that have not expired as passwords.
 async fn basic(upstream: &Registry) -> Proxy {
-    Proxy::start(upstream.address, |seen| {
-        if password(seen).is_some_and(|password| is_fresh(&password)) { Act::Pass } else { refuse("Basic realm=\"r\"") }
+    Proxy::start(upstream.address, |request| {
+        if password(request).is_some_and(|password| is_fresh(&password)) {
+            Action::Pass
+        } else {
+            refuse("Basic realm=\"r\"")
+        }
     })
     .await
 }
 
-/// A registry that takes tokens which are times and are not over, and hands them out to whoever has such a password. Whether it tells
-/// how long they are good for, it says so.
+/// Starts a registry that accepts timestamps that have not expired as tokens, and issues them for such a password.
+/// `tells` sets whether the token response states the lifetime.
 async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
-    Proxy::start(upstream.address, move |seen| {
-        if seen.path.starts_with("/token") {
-            let good = password(seen).is_some_and(|password| is_fresh(&password));
+    Proxy::start(upstream.address, move |request| {
+        if request.path.starts_with("/token") {
+            let good = password(request).is_some_and(|password| is_fresh(&password));
             let life = if tells { ",\"expires_in\":5" } else { "" };
             let issued = format!("{{\"token\":\"{}\"{life}}}", now());
-            return if good { Act::Answer(StatusCode::OK, Vec::new(), issued) } else { refuse("Basic realm=\"r\"") };
+            return if good { Action::Answer(StatusCode::OK, Vec::new(), issued) } else { refuse("Basic realm=\"r\"") };
         }
-        let token = seen.authorization.as_ref().and_then(|value| value.strip_prefix("Bearer "));
-        if token.is_some_and(is_fresh) { Act::Pass } else { refuse("Bearer realm=\"/token\",service=\"r\"") }
+        let token = request.authorization.as_ref().and_then(|value| value.strip_prefix("Bearer "));
+        if token.is_some_and(is_fresh) { Action::Pass } else { refuse("Bearer realm=\"/token\",service=\"r\"") }
     })
     .await
 }
 
-/// A credential helper whose passwords are the time; it writes down that it ran.
+/// Writes a credential helper whose passwords are the current time, and which records that it ran.
 fn helper(directory: &Path) -> PathBuf {
     let path = directory.join("docker-credential-clock");
     let script = format!(
@@ -77,7 +81,7 @@ fn helper(directory: &Path) -> PathBuf {
     path
 }
 
-/// A file whose content becomes the time again and again, each time in one step.
+/// Repeatedly replaces a file's content by the current time, each time atomically.
 fn rewritten(path: PathBuf) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         loop {
@@ -108,7 +112,7 @@ async fn credentials_of_five_seconds_last_through_a_copy_of_sixty() {
         )
         .start()
         .await;
-    // One blob goes in chunks, each of which takes longer than anything is good for; the others one by one.
+    // One blob is sent in chunks, each of which takes longer than a credential lives; the others are sent whole.
     let mut layers: Vec<_> = (1..20).map(|seed| noise(1 << 20, seed)).collect();
     layers.push(noise(101 << 20, 20));
     let app = running.add("a", &layers).await;
@@ -132,18 +136,18 @@ async fn credentials_of_five_seconds_last_through_a_copy_of_sixty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_was_replaced_is_shown_without_a_restart() {
     let registry = Registry::start().await;
-    let wanted = std::sync::Arc::new(std::sync::Mutex::new("one"));
-    let right = std::sync::Arc::clone(&wanted);
-    let proxy = Proxy::start(registry.address, move |seen| {
-        let good = password(seen).is_some_and(|password| password == *right.lock().expect("no panic"));
-        if good { Act::Pass } else { refuse("Basic realm=\"r\"") }
+    let password_now = std::sync::Arc::new(std::sync::Mutex::new("one"));
+    let expected = std::sync::Arc::clone(&password_now);
+    let proxy = Proxy::start(registry.address, move |request| {
+        let good = password(request).is_some_and(|password| password == *expected.lock().expect("no panic"));
+        if good { Action::Pass } else { refuse("Basic realm=\"r\"") }
     })
     .await;
     let site = Site::new();
     let [file, docker] = ["password", "config.json"].map(|name| site.directory.path().join(name));
     let write = |password: &str| {
         fs::write(&file, password).expect("a file");
-        // As `docker login` may have written it: with capitals and a scheme.
+        // In a form that `docker login` may write: with capitals and a scheme.
         let auth = STANDARD.encode(format!("bob:{password}"));
         let key = format!("HTTP://{}/v2/", proxy.address);
         let config = serde_json::json!({ "auths": { key: { "auth": auth } } });
@@ -157,19 +161,19 @@ async fn a_password_that_was_replaced_is_shown_without_a_restart() {
         .await;
     let regions = ["cn-beijing", "cn-shanghai"];
     let first = running.add("first", &[noise(100_000, 1)]).await;
-    carried(&running, &first, &regions).await;
+    synchronized(&running, &first, &regions).await;
 
-    // The registry has another password by now, and the files not yet: that is told at once.
-    *wanted.lock().expect("no panic") = "two";
+    // The registry's password changed before the files did; this fails at once.
+    *password_now.lock().expect("no panic") = "two";
     let second = running.add("second", &[noise(100_000, 2)]).await;
     let request = running.synchronize(&second, &regions).await.expect("it is accepted");
     let done = running.finished(&request).await;
     for region in regions {
-        let message = told(&done, region);
+        let message = failure_message(&done, region);
         assert!(message.contains("refuses the region's credentials") && !message.contains("one"), "{message}");
     }
     write("two");
-    carried(&running, &second, &regions).await;
+    synchronized(&running, &second, &regions).await;
     assert!(running.site.image(HOME, "second").exists());
     running.stop().await;
 }

@@ -1,4 +1,5 @@
-//! The clients: each makes one call after the other, repeats what was not answered by its token, and now and then changes its mind.
+//! The clients: each makes one call after the other, retries unanswered calls with the same token, and sometimes
+//! cancels one.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +19,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Endpoint};
 
 use super::{
-    cast::{Cast, NARROW},
+    cluster::{Cluster, NARROW},
     ledger::{Entry, Ledger},
 };
 use crate::harness::{
@@ -27,19 +28,19 @@ use crate::harness::{
 };
 
 const CLIENTS: usize = 8;
-/// How many of the newest images are asked for.
+/// How many of the newest images are requested.
 const WINDOW: usize = 24;
-/// How long a call may take.
+/// Deadline of one call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The clients that run.
+/// The running clients.
 #[derive(Debug)]
 pub struct Clients {
     pub shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What they share.
+/// State shared by the clients.
 #[derive(Debug)]
 pub struct Shared {
     addresses: Vec<SocketAddr>,
@@ -47,21 +48,21 @@ pub struct Shared {
     pub ledger: Ledger,
     common: Vec<u8>,
     images: AtomicUsize,
-    /// The images that are registered, the newest last.
+    /// The registered images, newest last.
     registered: Mutex<Vec<String>>,
     done: AtomicBool,
-    /// How long a client rests between two calls, in milliseconds.
+    /// Pause of a client between two calls, in milliseconds.
     pub rest: AtomicU64,
     pub unavailable: AtomicUsize,
 }
 
-/// How long a client usually rests.
+/// Default pause in milliseconds.
 pub const REST: u64 = 500;
 
-pub fn start(cast: &Cast, ledger: &Ledger, seed: u64) -> Clients {
+pub fn start(cluster: &Cluster, ledger: &Ledger, seed: u64) -> Clients {
     let shared = Arc::new(Shared {
-        addresses: cast.addresses(),
-        home: cast.home(),
+        addresses: cluster.addresses(),
+        home: cluster.home(),
         ledger: ledger.clone(),
         common: noise(20_000, 1),
         images: AtomicUsize::new(0),
@@ -78,7 +79,7 @@ pub fn start(cast: &Cast, ledger: &Ledger, seed: u64) -> Clients {
 }
 
 impl Clients {
-    /// Lets each finish what it has begun.
+    /// Stops the clients after their current call.
     pub async fn finish(self) {
         self.shared.done.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -101,22 +102,22 @@ impl Shared {
         AppSync::new(InterceptedService::new(self.channel(number), Token::of(ADMIN)))
     }
 
-    /// Makes a new image and registers it, however often that has to be tried.
+    /// Writes a new image and registers it, retrying until that succeeds.
     pub async fn add(&self) -> String {
         let number = self.images.fetch_add(1, Ordering::Relaxed);
         let name = format!("image-{number}");
         images::write(&self.home.join(&name), &[self.common.clone(), noise(3_000, 10 + number as u64)]);
         self.register(&name).await;
-        self.registered.lock().expect("nobody panicked").push(name.clone());
+        self.registered.lock().expect("no panic").push(name.clone());
         name
     }
 
-    /// Registers an image, however often that has to be tried.
+    /// Registers an image, retrying until that succeeds.
     async fn register(&self, name: &str) {
         for attempt in rand::random_range(0..self.addresses.len()).. {
             match self.images(attempt).add_image(registration(name)).await {
                 Ok(_) => break,
-                // An earlier attempt was carried out and not answered.
+                // An earlier attempt succeeded without a response.
                 Err(status) if status.code() == Code::AlreadyExists => break,
                 Err(status) => self.rest_after(&status).await,
             }
@@ -127,13 +128,13 @@ impl Shared {
         Images::new(InterceptedService::new(self.channel(number), Token::of(ADMIN)))
     }
 
-    /// Removes an image. Returns false if a copy of it is in flight.
+    /// Removes an image. Returns false if a copy of it is in progress.
     async fn remove(&self, name: &str) -> bool {
         for attempt in rand::random_range(0..self.addresses.len()).. {
             let request = RemoveImageRequest { image_id: name.to_owned(), ..Default::default() };
             match self.images(attempt).remove_image(request).await {
                 Ok(_) => return true,
-                // An earlier attempt was carried out and not answered.
+                // An earlier attempt succeeded without a response.
                 Err(status) if status.code() == Code::NotFound => return true,
                 Err(status) if status.code() == Code::FailedPrecondition => return false,
                 Err(status) => self.rest_after(&status).await,
@@ -142,7 +143,8 @@ impl Shared {
         false
     }
 
-    /// Asks for an image that may be gone. It is in no ledger: whether it succeeds is left to chance.
+    /// Requests an image that may have been removed. The call is not recorded in the ledger, because its outcome is not
+    /// predictable.
     async fn ask(&self, app: &str, targets: &[&str], token: &str) {
         let request = SynchronizeAppRequest { client_token: token.to_owned(), ..site::ask(app, targets) };
         for attempt in rand::random_range(0..self.addresses.len()).. {
@@ -155,8 +157,8 @@ impl Shared {
     }
 
     /// Waits until a call has ended.
-    async fn ended(&self, place: usize) {
-        let request_id = self.ledger.entries()[place].request_id.clone();
+    async fn wait_until_ended(&self, index: usize) {
+        let request_id = self.ledger.entries()[index].request_id.clone();
         for attempt in 0.. {
             let request = GetSynchronizationRequest { request_id: request_id.clone() };
             if let Ok(found) = self.app_sync(attempt).get_synchronization(request).await
@@ -168,13 +170,14 @@ impl Shared {
         }
     }
 
-    /// One of the newest images.
-    fn lately(&self, random: &mut StdRng) -> Option<String> {
-        let registered = self.registered.lock().expect("nobody panicked");
+    /// Returns one of the newest images.
+    fn recent_image(&self, random: &mut StdRng) -> Option<String> {
+        let registered = self.registered.lock().expect("no panic");
         registered[registered.len().saturating_sub(WINDOW)..].choose(random).cloned()
     }
 
-    /// Makes a call until it is answered, by one token. Returns its place in the ledger; nothing if it was refused for good.
+    /// Retries a call with one token until it is answered. Returns its index in the ledger; `None` if it was rejected
+    /// permanently.
     pub async fn call(&self, app: &str, targets: &[&str], token: &str) -> Option<usize> {
         let request = SynchronizeAppRequest {
             app_id: app.to_owned(),
@@ -190,7 +193,7 @@ impl Shared {
                     let entry = Entry { request_id, app: app.to_owned(), targets, canceled: false };
                     return Some(self.ledger.acknowledged(entry));
                 }
-                // The image is there already.
+                // All regions have the image already.
                 Err(status) if status.code() == Code::AlreadyExists => return None,
                 Err(status) => self.rest_after(&status).await,
             }
@@ -198,11 +201,11 @@ impl Shared {
         None
     }
 
-    /// Cancels a call, until that is answered.
-    pub async fn cancel(&self, place: usize) {
-        let request_id = self.ledger.entries()[place].request_id.clone();
-        self.ledger.canceling(place);
-        for attempt in place.. {
+    /// Cancels a call, retrying until that is answered.
+    pub async fn cancel(&self, index: usize) {
+        let request_id = self.ledger.entries()[index].request_id.clone();
+        self.ledger.canceling(index);
+        for attempt in index.. {
             let request = CancelSynchronizationRequest { request_id: request_id.clone() };
             match self.app_sync(attempt).cancel_synchronization(request).await {
                 Ok(_) => return,
@@ -211,10 +214,10 @@ impl Shared {
         }
     }
 
-    /// What can't be carried out now is tried again; nothing else may be answered.
+    /// Waits after a transient error; any other error is a failure of the test.
     async fn rest_after(&self, status: &Status) {
         let passing = [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown];
-        // A transport error comes as `Unknown` without details, or as `Internal` of h2.
+        // A transport error is `Unknown` without details, or `Internal` from h2.
         let cut = status.details().is_empty();
         assert!(passing.contains(&status.code()) || cut, "{status:?}");
         if status.code() == Code::Unavailable && !cut {
@@ -234,9 +237,9 @@ impl Client {
     async fn run(mut self) {
         let mut calls = 0;
         while !self.shared.done.load(Ordering::Relaxed) {
-            // Every second call is for a new image, the others join, repeat or add to what was asked for lately.
-            let lately = self.shared.lately(&mut self.random).filter(|_| self.random.random_bool(0.5));
-            let app = match lately {
+            // Half of the calls are for a new image; the others join, repeat or extend recent calls.
+            let recent_image = self.shared.recent_image(&mut self.random).filter(|_| self.random.random_bool(0.5));
+            let app = match recent_image {
                 Some(app) => app,
                 None => self.shared.add().await,
             };
@@ -247,17 +250,17 @@ impl Client {
             };
             calls += 1;
             let token = format!("client-{}-{calls}", self.number);
-            let place = self.shared.call(&app, &targets, &token).await;
-            if let Some(place) = place {
+            let index = self.shared.call(&app, &targets, &token).await;
+            if let Some(index) = index {
                 if self.random.random_bool(0.03) {
-                    self.shared.cancel(place).await;
+                    self.shared.cancel(index).await;
                 }
-                // Now and then an answer is taken for lost, and the call repeated: it must be the same one.
+                // Sometimes a response counts as lost and the call is retried: the request id must be the same.
                 if self.random.random_bool(0.05) {
                     let again = self.shared.call(&app, &targets, &token).await.expect("it was accepted before");
                     let entries = self.shared.ledger.entries();
-                    assert_eq!(entries[again].request_id, entries[place].request_id, "a repeated call is the same");
-                    if entries[place].canceled {
+                    assert_eq!(entries[again].request_id, entries[index].request_id, "a repeated call is the same");
+                    if entries[index].canceled {
                         self.shared.ledger.canceling(again);
                     }
                 }
@@ -272,7 +275,7 @@ async fn continue_soon() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Images that go to the narrow region alone, many at once, and then one that goes elsewhere. Returns how long that took.
+/// Requests many images for the narrow region alone, then one image for another region. Returns how long that one took.
 pub async fn starve(shared: &Shared, many: usize) -> Duration {
     for number in 0..many {
         let app = shared.add().await;
@@ -281,13 +284,13 @@ pub async fn starve(shared: &Shared, many: usize) -> Duration {
     let probe = shared.add().await;
     let started = tokio::time::Instant::now();
     let token = format!("probe-{}", rand::random::<u32>());
-    let place = shared.call(&probe, &["cn-beijing"], &token).await.expect("it is accepted");
-    shared.ended(place).await;
+    let index = shared.call(&probe, &["cn-beijing"], &token).await.expect("it is accepted");
+    shared.wait_until_ended(index).await;
     started.elapsed()
 }
 
-/// Registers an image, has it copied, and removes it while others ask for it; then registers another one by the same id, several times over.
-/// Returns how often it was removed. What the regions say that they have in the end is judged with everything else.
+/// Registers an image, has it copied, and removes it while other clients request it; then registers another image under
+/// the same id, several times. Returns the number of removals. The final verdict checks what the regions report.
 pub async fn race_removal(shared: &Shared) -> usize {
     let number = shared.images.fetch_add(1, Ordering::Relaxed);
     let name = format!("race-{number}");
@@ -297,20 +300,20 @@ pub async fn race_removal(shared: &Shared) -> usize {
         images::write(&shared.home.join(&name), &[noise(3_000, (number as u64) << 8 | version)]);
         shared.register(&name).await;
         let token = |call: &str| format!("{name}-{version}-{call}-{}", rand::random::<u32>());
-        if let Some(place) = shared.call(&name, &["cn-shanghai"], &token("first")).await {
-            shared.ended(place).await;
+        if let Some(index) = shared.call(&name, &["cn-shanghai"], &token("first")).await {
+            shared.wait_until_ended(index).await;
         }
         if version == 5 {
             break;
         }
-        // Whether the call or the removal comes first is left to chance.
+        // The order of the call and the removal is random.
         let again = token("again");
         let ((), gone) = tokio::join!(shared.ask(&name, &["cn-beijing"], &again), shared.remove(&name));
         if gone {
             removed += 1;
             continue;
         }
-        // The call came first: what it asked for ends before another image can take the name.
+        // The call came first: its copies end before another image can take the name.
         while !shared.remove(&name).await {
             continue_soon().await;
         }
@@ -319,7 +322,7 @@ pub async fn race_removal(shared: &Shared) -> usize {
     removed
 }
 
-/// Asks what callers ask, as fast as it is answered, until it is dropped.
+/// Makes read calls in a loop until aborted.
 pub async fn read(shared: Arc<Shared>) {
     for attempt in 0.. {
         let request = appferry::contract::v1::ListSynchronizationsRequest { page_size: 100, ..Default::default() };

@@ -1,4 +1,4 @@
-//! What the clients were told, kept by them, outside of the service: a line on the disk for every acknowledgement.
+//! The clients' record of acknowledged calls, kept outside of the service: one line on disk per acknowledgement.
 
 use std::{
     fs::File,
@@ -7,14 +7,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// A call that was acknowledged.
+/// An acknowledged call.
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub request_id: String,
     pub app: String,
-    /// Empty for all regions.
+    /// The target regions; empty for all.
     pub targets: Vec<String>,
-    /// Whether its client has asked to cancel it.
+    /// Whether the client has requested its cancellation.
     pub canceled: bool,
 }
 
@@ -27,24 +27,25 @@ impl Ledger {
         Self(Arc::new(Mutex::new((file, Vec::new()))))
     }
 
-    /// Notes an acknowledgement. Returns its place.
+    /// Records an acknowledgement. Returns its index.
     pub fn acknowledged(&self, entry: Entry) -> usize {
-        let (file, entries) = &mut *self.0.lock().expect("nobody panicked");
-        writeln!(file, "{} {} {}", entry.request_id, entry.app, entry.targets.join(",")).expect("the ledger is kept");
+        let (file, entries) = &mut *self.0.lock().expect("no panic");
+        writeln!(file, "{} {} {}", entry.request_id, entry.app, entry.targets.join(","))
+            .expect("the ledger is written");
         entries.push(entry);
         entries.len() - 1
     }
 
-    /// Notes, before it is sent, that a cancellation is asked for.
-    pub fn canceling(&self, place: usize) {
-        self.0.lock().expect("nobody panicked").1[place].canceled = true;
+    /// Records a cancellation before it is sent.
+    pub fn canceling(&self, index: usize) {
+        self.0.lock().expect("no panic").1[index].canceled = true;
     }
 
     pub fn entries(&self) -> Vec<Entry> {
-        self.0.lock().expect("nobody panicked").1.clone()
+        self.0.lock().expect("no panic").1.clone()
     }
 
     pub fn count(&self) -> usize {
-        self.0.lock().expect("nobody panicked").1.len()
+        self.0.lock().expect("no panic").1.len()
     }
 }

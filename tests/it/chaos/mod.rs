@@ -1,63 +1,64 @@
-//! Chaos: three servers and three workers on one PostgreSQL, clients calling, registries serving, and a seeded schedule of whatever can
-//! happen to them. At the end everything that was acknowledged must have come to its end, and every image that is said to be there
-//! must be there, byte by byte.
+//! Chaos test: three servers and three workers on one PostgreSQL, clients, registries, and a seeded schedule of
+//! failures. At the end every acknowledged call must have ended, and every image that is reported AVAILABLE must be
+//! complete, byte by byte.
 //!
-//! `scripts/chaos [--minutes N] [--seed S]` runs it for as long as one likes; a short run is one of the tests.
+//! `scripts/chaos [--minutes N] [--seed S]` runs it for a chosen duration; a short run is part of the test suite.
 
-mod cast;
 mod clients;
+mod cluster;
 mod ledger;
+mod scenario;
 mod schedule;
 mod verdict;
 
 use std::{fmt, time::Duration};
 
-use cast::Cast;
+use cluster::Cluster;
 use ledger::Ledger;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::harness::history;
 
-pub use schedule::Act;
+pub use scenario::Scenario;
 
-/// How long a claim is good for.
+/// Lease duration of a claim.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// How long a copy may show no progress.
+/// Time after which a copy without progress counts as stalled.
 const STALL: Duration = Duration::from_secs(2);
 
-/// A run.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub struct Run {
     pub seed: u64,
     pub lasts: Duration,
-    /// What happens, each once, before the dice decide.
-    pub first: Vec<Act>,
+    /// Scenarios that run once each, before the random ones.
+    pub first: Vec<Scenario>,
 }
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Debug, Default)]
-pub struct Figures {
+pub struct Outcome {
     pub seed: u64,
     pub acknowledged: usize,
     pub canceled: usize,
     pub unavailable: usize,
     pub kills: usize,
-    pub acts: Vec<(&'static str, usize)>,
+    pub scenarios: Vec<(&'static str, usize)>,
     pub notes: Vec<String>,
-    /// Calls that were acknowledged and that the database does not know, or that have not ended.
+    /// Acknowledged calls that the database lacks or that have not ended.
     pub lost: Vec<String>,
-    /// Calls that ended otherwise than they must.
+    /// Calls with a wrong outcome.
     pub wrong: Vec<String>,
-    /// Replicas that are said to be there and are not, or are damaged.
+    /// Replicas that are reported AVAILABLE and are missing or damaged.
     pub damaged: Vec<String>,
-    /// Replicas that were read again.
+    /// Replicas that were verified.
     pub verified: usize,
     pub steps: usize,
     pub events: Vec<(&'static str, usize)>,
 }
 
-impl fmt::Display for Figures {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}", self.seed)?;
         writeln!(
@@ -66,8 +67,8 @@ impl fmt::Display for Figures {
             self.acknowledged, self.canceled, self.unavailable
         )?;
         writeln!(f, "{} processes killed", self.kills)?;
-        for (act, times) in &self.acts {
-            writeln!(f, "  {act}: {times}")?;
+        for (scenario, times) in &self.scenarios {
+            writeln!(f, "  {scenario}: {times}")?;
         }
         for note in &self.notes {
             writeln!(f, "  {note}")?;
@@ -85,27 +86,27 @@ impl fmt::Display for Figures {
     }
 }
 
-impl Figures {
-    /// Whether every promise was kept.
+impl Outcome {
+    /// Returns whether every guarantee held.
     pub fn kept(&self) -> bool {
         self.lost.is_empty() && self.wrong.is_empty() && self.damaged.is_empty()
     }
 }
 
-/// Runs it, and judges.
-pub async fn run(run: Run) -> Figures {
+/// Runs the schedule and checks the outcome.
+pub async fn run(run: Run) -> Outcome {
     let mut random = StdRng::seed_from_u64(run.seed);
-    let mut figures = Figures { seed: run.seed, ..Figures::default() };
-    let mut cast = Cast::start().await;
-    history::record(&cast.url()).await;
-    let ledger = Ledger::open(cast.directory());
-    let clients = clients::start(&cast, &ledger, run.seed);
-    schedule::play(&mut cast, &clients, &run, &mut random, &mut figures).await;
+    let mut outcome = Outcome { seed: run.seed, ..Outcome::default() };
+    let mut cluster = Cluster::start().await;
+    history::record(&cluster.url()).await;
+    let ledger = Ledger::open(cluster.directory());
+    let clients = clients::start(&cluster, &ledger, run.seed);
+    schedule::play(&mut cluster, &clients, &run, &mut random, &mut outcome).await;
     clients.finish().await;
-    cast.heal().await;
-    verdict::judge(&cast, &ledger, &mut figures).await;
-    let replayed = history::replay(&cast.url(), &[LEASE]).await;
-    figures.steps = replayed.steps;
-    figures.events = replayed.events.into_iter().collect();
-    figures
+    cluster.heal().await;
+    verdict::judge(&cluster, &ledger, &mut outcome).await;
+    let replayed = history::replay(&cluster.url(), &[LEASE]).await;
+    outcome.steps = replayed.steps;
+    outcome.events = replayed.events.into_iter().collect();
+    outcome
 }

@@ -1,8 +1,8 @@
-//! What happens, and when: drawn from a seed. The scenarios are named as in the comparison of PostgreSQL queues that covers most
-//! (`hardbyte/postgresql-job-queue-benchmarking`), and there are a few more.
+//! The schedule of failures, drawn from a seed.
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -13,239 +13,104 @@ use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Figures, LEASE, Run, STALL,
-    cast::{Cast, PASSING, SERVERS},
+    LEASE, Outcome, Run, STALL, Scenario,
     clients::{self, Clients, REST},
+    cluster::{Cluster, REMOVABLE, SERVERS},
 };
 use crate::harness::database;
 
-/// Something that happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
-    /// A worker is killed, and comes back a little later.
-    CrashRecovery,
-    /// A server is killed.
-    ServerKill,
-    /// The same process is killed again and again.
-    RepeatedKills,
-    /// PostgreSQL is restarted, orderly or not.
-    PostgresRestart,
-    /// Sessions are ended by the administrator.
-    BackendKill,
-    /// Whoever keeps house is killed.
-    LeaderFailover,
-    /// Others take every connection that there is.
-    PoolExhaustion,
-    /// A registry is away: everything that goes there fails and is tried again.
-    RetryStorm,
-    /// More waits for one region than it takes; another one must not wait for that.
-    Starvation,
-    /// A process is stopped for longer than its leases last, and goes on.
-    Paused,
-    /// Every connection to the database is cut.
-    ConnectionCuts,
-    /// A transaction is left open that sees how everything was before.
-    IdleTransaction,
-    /// More calls than usual by far.
-    SustainedOverload,
-    /// Readers that never rest, and a long query.
-    ActiveReaders,
-    /// A registry takes connections and does not answer.
-    SilentStore,
-    /// The disk of a region hangs in every write. Without root, nothing happens.
-    FrozenDisk,
-    /// An image is removed while it is asked for, and another one registered by its id.
-    RemovalRace,
-    /// The database's clock is set, forward or back.
-    ClockStep,
-    /// A region whose store is away is taken out of the configuration of all processes, and put back.
-    RegionTakenOut,
-}
-
-impl Act {
-    pub const ALL: [Self; 19] = [
-        Self::CrashRecovery,
-        Self::RepeatedKills,
-        Self::PostgresRestart,
-        Self::BackendKill,
-        Self::LeaderFailover,
-        Self::PoolExhaustion,
-        Self::RetryStorm,
-        Self::Starvation,
-        Self::IdleTransaction,
-        Self::SustainedOverload,
-        Self::ActiveReaders,
-        Self::ServerKill,
-        Self::Paused,
-        Self::ConnectionCuts,
-        Self::SilentStore,
-        Self::FrozenDisk,
-        Self::RemovalRace,
-        Self::ClockStep,
-        Self::RegionTakenOut,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::CrashRecovery => "crash recovery",
-            Self::ServerKill => "server kill",
-            Self::RepeatedKills => "repeated kills",
-            Self::PostgresRestart => "PostgreSQL restart",
-            Self::BackendKill => "backend kill",
-            Self::LeaderFailover => "leader failover",
-            Self::PoolExhaustion => "pool exhaustion",
-            Self::RetryStorm => "retry storm",
-            Self::Starvation => "starvation",
-            Self::Paused => "paused process",
-            Self::ConnectionCuts => "connection cuts",
-            Self::IdleTransaction => "idle transaction",
-            Self::SustainedOverload => "sustained overload",
-            Self::ActiveReaders => "active readers",
-            Self::SilentStore => "silent store",
-            Self::FrozenDisk => "frozen disk",
-            Self::RemovalRace => "removal race",
-            Self::ClockStep => "clock step",
-            Self::RegionTakenOut => "region taken out",
-        }
-    }
-
-    /// How often it is drawn, beside the others.
-    fn weight(self) -> u32 {
-        match self {
-            Self::CrashRecovery | Self::ServerKill | Self::RepeatedKills => 6,
-            Self::LeaderFailover | Self::Paused | Self::BackendKill | Self::ConnectionCuts => 3,
-            _ => 1,
-        }
-    }
-}
-
-/// Plays the schedule.
-pub async fn play(cast: &mut Cast, clients: &Clients, run: &Run, random: &mut StdRng, figures: &mut Figures) {
+/// Runs the schedule.
+pub async fn play(cluster: &mut Cluster, clients: &Clients, run: &Run, random: &mut StdRng, outcome: &mut Outcome) {
     let until = Instant::now() + run.lasts;
-    let mut acts: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let mut scenarios: BTreeMap<&'static str, usize> = BTreeMap::new();
     let mut first = run.first.iter().copied();
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     loop {
-        let act = match first.next() {
-            Some(act) => act,
+        let scenario = match first.next() {
+            Some(scenario) => scenario,
             None if Instant::now() >= until => break,
-            None => *Act::ALL.choose_weighted(random, |act| act.weight()).expect("there are some"),
+            None => *Scenario::ALL.choose_weighted(random, |scenario| scenario.weight()).expect("there are some"),
         };
-        *acts.entry(act.name()).or_default() += 1;
-        figures.kills += perform(act, cast, clients, random, figures).await;
-        // Whoever died meanwhile, because the database was away when it started, is started again.
-        for member in &mut cast.members {
+        *scenarios.entry(scenario.name()).or_default() += 1;
+        outcome.kills += perform(scenario, cluster, clients, random, outcome).await;
+        // Restarts processes that exited because the database was unavailable when they started.
+        for member in &mut cluster.members {
             member.start();
         }
         sleep(Duration::from_millis(random.random_range(200..2_500))).await;
-        if told.elapsed() > Duration::from_secs(60) {
-            told = Instant::now();
-            println!("{} calls acknowledged, {} processes killed", clients.shared.ledger.count(), figures.kills);
+        if reported.elapsed() > Duration::from_secs(60) {
+            reported = Instant::now();
+            println!("{} calls acknowledged, {} processes killed", clients.shared.ledger.count(), outcome.kills);
         }
     }
-    figures.acts = acts.into_iter().collect();
-    figures.unavailable = clients.shared.unavailable.load(Ordering::Relaxed);
+    outcome.scenarios = scenarios.into_iter().collect();
+    outcome.unavailable = clients.shared.unavailable.load(Ordering::Relaxed);
 }
 
-/// Lets something happen, and returns how many processes were killed.
-async fn perform(act: Act, cast: &mut Cast, clients: &Clients, random: &mut StdRng, figures: &mut Figures) -> usize {
-    let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
+/// Draws a duration from a range of milliseconds.
+fn millis(random: &mut StdRng, range: Range<u64>) -> Duration {
+    Duration::from_millis(random.random_range(range))
+}
+
+/// Runs one scenario, and returns how many processes were killed.
+async fn perform(
+    scenario: Scenario,
+    cluster: &mut Cluster,
+    clients: &Clients,
+    random: &mut StdRng,
+    outcome: &mut Outcome,
+) -> usize {
     let mut kills = 0;
-    match act {
-        Act::CrashRecovery | Act::ServerKill | Act::RepeatedKills => kills += kill_some(act, cast, random).await,
-        Act::PostgresRestart => {
-            cast.database.stop(if random.random_bool(0.5) { "fast" } else { "immediate" });
-            sleep(millis(random, 100..4_000)).await;
-            cast.database.resume();
+    match scenario {
+        Scenario::CrashRecovery | Scenario::ServerKill | Scenario::RepeatedKills => {
+            kills += kill_some(scenario, cluster, random).await;
         }
-        Act::BackendKill => {
-            for _ in 0..5 {
-                if let Some(admin) = admin(cast).await {
-                    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                                WHERE application_name = 'appferry' AND random() < 0.5";
-                    let _ = admin.execute_unprepared(kill).await;
-                }
-                sleep(millis(random, 50..500)).await;
-            }
-        }
-        Act::LeaderFailover => {
-            let leader = holder(cast).await;
-            let is = |text: &str| cast.members.iter().position(|member| member.has_logged(text));
-            if let Some(place) = leader.and_then(|id| is(&format!("elected leader id={id}"))) {
-                let member = &mut cast.members[place];
+        Scenario::LeaderFailover => {
+            let leader = leader(cluster).await;
+            let is = |text: &str| cluster.members.iter().position(|member| member.has_logged(text));
+            if let Some(index) = leader.and_then(|id| is(&format!("elected leader id={id}"))) {
+                let member = &mut cluster.members[index];
                 kills += usize::from(member.kill());
                 sleep(millis(random, 100..5_000)).await;
                 member.start();
             }
         }
-        Act::PoolExhaustion => {
-            let others = take_connections(cast).await;
-            sleep(millis(random, 1_000..5_000)).await;
-            drop(others);
-        }
-        Act::RetryStorm => {
-            let registry = random.random_range(0..cast.registries.len());
-            cast.registries[registry].stop();
-            sleep(millis(random, 2_000..6_000)).await;
-            cast.registries[registry].restart().await;
-        }
-        Act::SilentStore => {
-            let registry = &cast.registries[random.random_range(0..cast.registries.len())];
-            registry.signal(Signal::STOP);
-            // Longer than a copy may show no progress.
-            sleep(STALL + millis(random, 500..4_000)).await;
-            registry.signal(Signal::CONT);
-        }
-        Act::FrozenDisk => {
-            if let Some(disk) = &cast.disk {
-                disk.freeze();
-                sleep(STALL + millis(random, 500..4_000)).await;
-                disk.thaw();
-            }
-        }
-        Act::RemovalRace => {
+        Scenario::RemovalRace => {
             let removed = clients::race_removal(&clients.shared).await;
-            figures
+            outcome
                 .notes
-                .push(format!("an image was removed {removed} times while it was asked for, and registered again"));
+                .push(format!("an image was removed {removed} times while it was requested, and registered again"));
         }
-        Act::ClockStep => {
-            let minutes = *[-60, -5, 0, 5, 60].choose(random).expect("there are some");
-            cast.database.set_clock(minutes * 60);
-            sleep(LEASE + millis(random, 500..3_000)).await;
-        }
-        Act::RegionTakenOut => kills += take_region_out(cast, figures).await,
-        Act::Starvation => {
+        Scenario::RegionTakenOut => kills += take_region_out(cluster, outcome).await,
+        Scenario::Starvation => {
             let took = clients::starve(&clients.shared, 30).await;
-            figures.notes.push(format!("with 30 images waiting for a region that takes two at a time, another region had its own after {took:?}"));
+            outcome.notes.push(format!("with 30 images pending for a region with two concurrent copies, another region had its image after {took:?}"));
         }
-        Act::Paused => {
-            let members = cast.members.len();
-            let member = &cast.members[random.random_range(0..members)];
+        Scenario::Paused => {
+            let members = cluster.members.len();
+            let member = &cluster.members[random.random_range(0..members)];
             member.signal(Signal::STOP);
             sleep(LEASE + millis(random, 500..3_000)).await;
             member.signal(Signal::CONT);
         }
-        Act::ConnectionCuts => {
-            for _ in 0..3 {
-                cast.switch.cut();
-                sleep(millis(random, 50..800)).await;
-            }
+        Scenario::RetryStorm | Scenario::SilentStore | Scenario::FrozenDisk => {
+            disturb_store(scenario, cluster, random).await;
         }
-        Act::IdleTransaction | Act::SustainedOverload | Act::ActiveReaders => burden(act, cast, clients, random).await,
+        _ => disturb_database(scenario, cluster, clients, random).await,
     }
     kills
 }
 
-/// Kills a process, once or several times over, and starts it again. Returns how often.
-async fn kill_some(act: Act, cast: &mut Cast, random: &mut StdRng) -> usize {
-    let members = match act {
-        Act::ServerKill => 0..SERVERS,
-        Act::CrashRecovery => SERVERS..cast.members.len(),
-        _ => 0..cast.members.len(),
+/// Kills a process once or several times, and restarts it. Returns the number of kills.
+async fn kill_some(scenario: Scenario, cluster: &mut Cluster, random: &mut StdRng) -> usize {
+    let members = match scenario {
+        Scenario::ServerKill => 0..SERVERS,
+        Scenario::CrashRecovery => SERVERS..cluster.members.len(),
+        _ => 0..cluster.members.len(),
     };
-    let member = &mut cast.members[random.random_range(members)];
-    let (times, away, again) = if act == Act::RepeatedKills { (4, 0..1, 100..1_200) } else { (1, 100..2_000, 0..1) };
+    let member = &mut cluster.members[random.random_range(members)];
+    let (times, away, again) =
+        if scenario == Scenario::RepeatedKills { (4, 0..1, 100..1_200) } else { (1, 100..2_000, 0..1) };
     let mut kills = 0;
     for _ in 0..times {
         kills += usize::from(member.kill());
@@ -256,45 +121,102 @@ async fn kill_some(act: Act, cast: &mut Cast, random: &mut StdRng) -> usize {
     kills
 }
 
-/// Takes a region out while its store is away, so that copies wait for it, until they have been suspended; then both come back. Returns how
-/// many processes were killed.
-async fn take_region_out(cast: &mut Cast, figures: &mut Figures) -> usize {
-    let (store, away) = (cast.site.region(PASSING), cast.site.region("away"));
-    std::fs::rename(&store, &away).expect("its store goes away");
+/// Removes a region from the configuration while its store is unavailable, until its pending copies have been
+/// suspended; then restores both. Returns how many processes were killed.
+async fn take_region_out(cluster: &mut Cluster, outcome: &mut Outcome) -> usize {
+    let (store, away) = (cluster.site.region(REMOVABLE), cluster.site.region("away"));
+    std::fs::rename(&store, &away).expect("the store is moved");
     sleep(LEASE).await;
-    let mut kills = cast.configure_passing_region(false);
-    let suspended = format!("region is not configured any more; its copies are suspended region={PASSING}");
+    let mut kills = cluster.configure_removable_region(false);
+    let suspended = format!("region is not configured any more; its copies are suspended region={REMOVABLE}");
     let since = Instant::now();
-    // Whoever leads then may have been told so already, or have nothing to suspend.
-    while !cast.has_logged(&suspended) && since.elapsed() < Duration::from_secs(15) {
+    // The current leader may have suspended the copies before, or have none to suspend.
+    while !cluster.has_logged(&suspended) && since.elapsed() < Duration::from_secs(15) {
         sleep(Duration::from_millis(200)).await;
     }
-    figures.notes.push(format!("a region was taken out for {:?}", since.elapsed()));
-    std::fs::rename(&away, &store).expect("its store comes back");
-    kills += cast.configure_passing_region(true);
+    outcome.notes.push(format!("a region was removed for {:?}", since.elapsed()));
+    std::fs::rename(&away, &store).expect("the store is moved back");
+    kills += cluster.configure_removable_region(true);
     kills
 }
 
-/// What is done to the database beside killing it.
-async fn burden(act: Act, cast: &Cast, clients: &Clients, random: &mut StdRng) {
-    let millis = |random: &mut StdRng, range| Duration::from_millis(random.random_range(range));
-    match act {
-        Act::IdleTransaction => {
-            if let Some(admin) = admin(cast).await {
+/// Makes a store unavailable for a while.
+async fn disturb_store(scenario: Scenario, cluster: &mut Cluster, random: &mut StdRng) {
+    match scenario {
+        Scenario::RetryStorm => {
+            let registry = random.random_range(0..cluster.registries.len());
+            cluster.registries[registry].stop();
+            sleep(millis(random, 2_000..6_000)).await;
+            cluster.registries[registry].restart().await;
+        }
+        Scenario::SilentStore => {
+            let registry = &cluster.registries[random.random_range(0..cluster.registries.len())];
+            registry.signal(Signal::STOP);
+            // Longer than the stall timeout.
+            sleep(STALL + millis(random, 500..4_000)).await;
+            registry.signal(Signal::CONT);
+        }
+        Scenario::FrozenDisk => {
+            if let Some(disk) = &cluster.disk {
+                disk.freeze();
+                sleep(STALL + millis(random, 500..4_000)).await;
+                disk.thaw();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Restarts the database, cuts its connections, changes its clock, or puts load on it.
+async fn disturb_database(scenario: Scenario, cluster: &mut Cluster, clients: &Clients, random: &mut StdRng) {
+    match scenario {
+        Scenario::PostgresRestart => {
+            cluster.database.stop(if random.random_bool(0.5) { "fast" } else { "immediate" });
+            sleep(millis(random, 100..4_000)).await;
+            cluster.database.resume();
+        }
+        Scenario::BackendKill => {
+            for _ in 0..5 {
+                if let Some(admin) = admin(cluster).await {
+                    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                                WHERE application_name = 'appferry' AND random() < 0.5";
+                    let _ = admin.execute_unprepared(kill).await;
+                }
+                sleep(millis(random, 50..500)).await;
+            }
+        }
+        Scenario::PoolExhaustion => {
+            let others = take_connections(cluster).await;
+            sleep(millis(random, 1_000..5_000)).await;
+            drop(others);
+        }
+        Scenario::ClockStep => {
+            let minutes = *[-60, -5, 0, 5, 60].choose(random).expect("there are some");
+            cluster.database.set_clock(minutes * 60);
+            sleep(LEASE + millis(random, 500..3_000)).await;
+        }
+        Scenario::ConnectionCuts => {
+            for _ in 0..3 {
+                cluster.tcp_proxy.cut();
+                sleep(millis(random, 50..800)).await;
+            }
+        }
+        Scenario::IdleTransaction => {
+            if let Some(admin) = admin(cluster).await {
                 let open = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM replica";
                 let _ = admin.execute_unprepared(open).await;
                 sleep(millis(random, 5_000..15_000)).await;
                 let _ = admin.execute_unprepared("ROLLBACK").await;
             }
         }
-        Act::SustainedOverload => {
+        Scenario::SustainedOverload => {
             clients.shared.rest.store(10, Ordering::Relaxed);
             sleep(millis(random, 5_000..10_000)).await;
             clients.shared.rest.store(REST, Ordering::Relaxed);
         }
-        Act::ActiveReaders => {
+        Scenario::ActiveReaders => {
             let readers: Vec<_> = (0..4).map(|_| tokio::spawn(clients::read(Arc::clone(&clients.shared)))).collect();
-            if let Some(admin) = admin(cast).await {
+            if let Some(admin) = admin(cluster).await {
                 let long = "SELECT count(*), pg_sleep(4) FROM replica AS a JOIN synchronization_target AS b USING (region_id) \
                             WHERE b.attempt < 0";
                 let _ = admin.execute_unprepared(long).await;
@@ -308,28 +230,28 @@ async fn burden(act: Act, cast: &Cast, clients: &Clients, random: &mut StdRng) {
     }
 }
 
-async fn admin(cast: &Cast) -> Option<DatabaseConnection> {
-    let mut options = sea_orm::ConnectOptions::new(cast.url());
+async fn admin(cluster: &Cluster) -> Option<DatabaseConnection> {
+    let mut options = sea_orm::ConnectOptions::new(cluster.url());
     options.max_connections(1).connect_timeout(Duration::from_secs(2)).sqlx_logging(false);
     sea_orm::Database::connect(options).await.ok()
 }
 
-/// Whoever keeps house.
-async fn holder(cast: &Cast) -> Option<String> {
-    let db = database::look(&cast.url()).await;
-    let ask = "SELECT holder FROM duty WHERE held_until > 0".to_owned();
+/// Returns the current leader.
+async fn leader(cluster: &Cluster) -> Option<String> {
+    let db = database::look(&cluster.url()).await;
+    let ask = "SELECT holder FROM leader_lease WHERE expires_at > 0".to_owned();
     let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, ask)).await.ok()??;
     row.try_get("", "holder").ok()
 }
 
-/// Takes every connection that there is.
-async fn take_connections(cast: &Cast) -> Vec<DatabaseConnection> {
+/// Takes every free connection of the database.
+async fn take_connections(cluster: &Cluster) -> Vec<DatabaseConnection> {
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'appferry'";
-    let Some(killer) = admin(cast).await else { return Vec::new() };
+    let Some(killer) = admin(cluster).await else { return Vec::new() };
     let mut taken = vec![];
     for _ in 0..110 {
         let _ = killer.execute_unprepared(kill).await;
-        match admin(cast).await {
+        match admin(cluster).await {
             Some(connection) => taken.push(connection),
             None => break,
         }

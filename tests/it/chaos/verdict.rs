@@ -1,5 +1,5 @@
-//! What must be so at the end: every call that was acknowledged has ended as it must, and every replica that is said to be there is
-//! there, with every byte.
+//! The final check: every acknowledged call has ended with the right outcome, and every replica that is reported
+//! AVAILABLE is complete.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -7,91 +7,105 @@ use futures_util::{StreamExt as _, stream};
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
 use tokio::time::Instant;
 
-use super::{Figures, cast::Cast, ledger::Ledger};
+use super::{Outcome, cluster::Cluster, ledger::Ledger};
 use crate::harness::{database, images};
 
-/// How long what was accepted may take to its end, once nothing happens any more.
+/// Deadline for all accepted work to end after the last failure.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-pub async fn judge(cast: &Cast, ledger: &Ledger, figures: &mut Figures) {
-    let db = database::look(&cast.url()).await;
+/// Waits until all accepted work has ended, and checks the outcome.
+pub async fn judge(cluster: &Cluster, ledger: &Ledger, outcome: &mut Outcome) {
+    let db = database::look(&cluster.url()).await;
     let started = Instant::now();
     while count(&db, "synchronization WHERE state = 'RUNNING'").await > 0 && started.elapsed() < PATIENCE {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    figures.notes.push(format!("all of it had ended {:?} after nothing happened any more", started.elapsed()));
+    outcome.notes.push(format!("all work had ended {:?} after the last failure", started.elapsed()));
 
-    // What the ledger has, against what the database has.
+    compare_ledger(&db, ledger, outcome).await;
+    compare_regions(&db, outcome).await;
+    verify_replicas(&db, cluster, outcome).await;
+}
+
+/// Compares the acknowledged calls with the synchronizations in the database.
+async fn compare_ledger(db: &DatabaseConnection, ledger: &Ledger, outcome: &mut Outcome) {
     let mut states: HashMap<String, (String, String)> = HashMap::new();
-    for row in rows(&db, "SELECT upper(request_id::text) AS id, state, image_id FROM synchronization").await {
+    for row in rows(db, "SELECT upper(request_id::text) AS id, state, image_id FROM synchronization").await {
         let text = |column: &str| row.try_get::<String>("", column).expect("text");
         states.insert(text("id"), (text("state"), text("image_id")));
     }
     let mut faults: HashMap<String, String> = HashMap::new();
     let ask = "SELECT upper(request_id::text) AS id, string_agg(concat_ws(' ', region_id, status, fault_kind, fault_message), '; ') \
                AS why FROM synchronization_target WHERE status <> 'AVAILABLE' GROUP BY request_id";
-    for row in rows(&db, ask).await {
+    for row in rows(db, ask).await {
         let text = |column: &str| row.try_get::<String>("", column).expect("text");
         faults.insert(text("id"), text("why"));
     }
     let entries = ledger.entries();
-    figures.acknowledged = entries.len();
-    figures.canceled = entries.iter().filter(|entry| entry.canceled).count();
+    outcome.acknowledged = entries.len();
+    outcome.canceled = entries.iter().filter(|entry| entry.canceled).count();
     for entry in &entries {
-        let told = format!("{} of {} to {:?}", entry.request_id, entry.app, entry.targets);
+        let call = format!("{} of {} to {:?}", entry.request_id, entry.app, entry.targets);
         match states.get(&entry.request_id).map(|(state, image)| (state.as_str(), image.as_str())) {
-            None => figures.lost.push(format!("{told}: unknown")),
-            Some(("RUNNING", _)) => figures.lost.push(format!("{told}: has not ended")),
-            Some((_, image)) if image != entry.app => figures.wrong.push(format!("{told}: is for {image}")),
+            None => outcome.lost.push(format!("{call}: unknown")),
+            Some(("RUNNING", _)) => outcome.lost.push(format!("{call}: has not ended")),
+            Some((_, image)) if image != entry.app => outcome.wrong.push(format!("{call}: is for {image}")),
             Some(("SUCCEEDED", _)) => {}
             Some(("CANCELED", _)) if entry.canceled => {}
             Some((state, _)) => {
                 let why = faults.get(&entry.request_id).map(String::as_str).unwrap_or_default();
-                figures.wrong.push(format!("{told}: {state} {why}"));
+                outcome.wrong.push(format!("{call}: {state} {why}"));
             }
         }
     }
-    // What was told of each region, against what the call was told of all.
+}
+
+/// Compares the states of synchronizations, of their regions, and of replicas.
+async fn compare_regions(db: &DatabaseConnection, outcome: &mut Outcome) {
+    // Compares the state of each region with the state of its call.
     let contradictions = "SELECT upper(s.request_id::text) AS id FROM synchronization AS s \
         LEFT JOIN synchronization_target AS t USING (request_id) GROUP BY s.request_id, s.state, s.targets \
         HAVING (s.state = 'SUCCEEDED' AND bool_or(t.status <> 'AVAILABLE')) \
         OR (s.targets <> '' AND count(t.region_id) <> array_length(string_to_array(s.targets, ','), 1))";
-    for row in rows(&db, contradictions).await {
-        figures.wrong.push(format!("{}: its regions tell otherwise", row.try_get::<String>("", "id").expect("text")));
+    for row in rows(db, contradictions).await {
+        outcome.wrong.push(format!("{}: its regions contradict it", row.try_get::<String>("", "id").expect("text")));
     }
-    // A region that a call was told to have the image has it.
+    // A region that was reported to have the image has it.
     let gone = "SELECT upper(t.request_id::text) AS id FROM synchronization_target AS t JOIN synchronization AS s USING (request_id) \
         JOIN replica AS r ON r.image_id = s.image_id AND r.region_id = t.region_id \
         WHERE t.status = 'AVAILABLE' AND r.state <> 'AVAILABLE'";
-    for row in rows(&db, gone).await {
-        figures
+    for row in rows(db, gone).await {
+        outcome
             .wrong
             .push(format!("{}: a region lost the image again", row.try_get::<String>("", "id").expect("text")));
     }
+}
 
+/// Reads every replica that is reported AVAILABLE.
+async fn verify_replicas(db: &DatabaseConnection, cluster: &Cluster, outcome: &mut Outcome) {
     let ask = "SELECT r.image_id, r.region_id, i.root_digest FROM replica AS r JOIN image AS i ON i.id = r.image_id \
                WHERE r.state = 'AVAILABLE'";
     let client = reqwest::Client::new();
-    let read = stream::iter(rows(&db, ask).await).map(|row| {
+    let read = stream::iter(rows(db, ask).await).map(|row| {
         let text = |column: &str| row.try_get::<String>("", column).expect("text");
         let (image, region, root) = (text("image_id"), text("region_id"), text("root_digest"));
         let client = client.clone();
         async move {
             let whole = match region.as_str() {
-                "cn-shanghai" => in_registry(&client, &cast.registries[0].address.to_string(), &image, &root).await,
-                super::cast::NARROW => {
-                    in_registry(&client, &cast.registries[1].address.to_string(), &image, &root).await
+                "cn-shanghai" => in_registry(&client, &cluster.registries[0].address.to_string(), &image, &root).await,
+                super::cluster::NARROW => {
+                    in_registry(&client, &cluster.registries[1].address.to_string(), &image, &root).await
                 }
-                _ => in_directory(&cast.layout(&region, &image), &root),
+                _ => in_directory(&cluster.layout(&region, &image), &root),
             };
             (format!("{image} in {region}"), whole)
         }
     });
     let mut read = read.buffer_unordered(8);
     while let Some((what, whole)) = read.next().await {
-        figures.verified += 1;
+        outcome.verified += 1;
         if let Err(problem) = whole {
-            figures.damaged.push(format!("{what}: {problem}"));
+            outcome.damaged.push(format!("{what}: {problem}"));
         }
     }
 }
@@ -110,7 +124,7 @@ fn in_directory(layout: &std::path::Path, root: &str) -> Result<(), String> {
     if read == root { Ok(()) } else { Err(format!("its root is {read}")) }
 }
 
-/// Reads an image as everybody does who pulls it.
+/// Pulls an image as any client does.
 async fn in_registry(client: &reqwest::Client, host: &str, image: &str, root: &str) -> Result<(), String> {
     let get = async |path: String| {
         let request = client.get(format!("http://{host}/v2/apps/images/{path}")).header("accept", images::MANIFEST);

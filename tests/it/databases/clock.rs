@@ -1,4 +1,4 @@
-//! Clocks that are set: nothing waits for longer than a lease for that, and nothing is forgotten.
+//! Clock changes: no wait is extended by more than a lease, and nothing is lost.
 
 use std::{
     sync::{
@@ -9,13 +9,13 @@ use std::{
 };
 
 use appferry::{
+    db::{Db, Settings},
     domain::{Clock, RegionStatus, Timestamp},
-    state::{Settings, State},
 };
 use sea_orm::ConnectionTrait as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bench, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify, worker};
+use super::{Fixture, SHORT, add, ask, claim, claim_within, get, region, regions, status, verify, worker};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -29,28 +29,28 @@ on_every_database! {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Rows as they stand after the clock was set back by an hour: what is due, and what is held, lies an hour ahead.
+/// Emulates a clock that was set back by an hour: due times and leases lie an hour ahead.
 async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
+    let (state, tasks) = Db::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
     let (a, b) = (add(&state, "a").await, add(&state, "b").await);
     let first = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let lease = Duration::from_secs(10);
     let held = claim_within(&state, "gone", 1, lease, &std::collections::BTreeMap::new(), 0).await.remove(0);
     let second = state.accept(ask(&b, &["one"])).await.expect("it is accepted");
-    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 0, "what is meant is left alone");
+    assert_eq!(state.clamp_waits(lease, HOUR).await.expect("it answers"), 0, "waits within the limits are kept");
 
     let db = database::look(&url).await;
     db.execute_unprepared("UPDATE replica SET due_at = due_at + 3600000").await.expect("it is an hour ahead");
     assert!(claim(&state, "w", 2).await.is_empty());
-    assert_eq!(state.replica_pull_back(lease, HOUR).await.expect("it answers"), 2);
+    assert_eq!(state.clamp_waits(lease, HOUR).await.expect("it answers"), 2);
     let due = claim(&state, "w", 2).await;
-    assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "what waits is due at once");
+    assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "a pending replica is due at once");
     assert!(state.replica_holds(&a, &region("one"), held.regions[0].fence).await.expect("it answers"));
     assert_eq!(status(&get(&state, first).await, "one"), RegionStatus::Copying);
-    // What is held is due after a lease. The test does not wait for that.
+    // A claimed replica is due when its lease expires. The test moves the time instead of waiting.
     db.execute_unprepared("UPDATE replica SET due_at = due_at - 10000 WHERE image_id = 'a'").await.expect("later");
     until("the next claim", async || (!claim(&state, "w", 2).await.is_empty()).then_some(())).await;
     verify(&state, &b, &region("one"), due[0].regions[0].fence).await.expect("it is in time");
@@ -60,27 +60,27 @@ async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     tasks.join().await;
 }
 
-/// A process that has the database alone goes by a clock of its own.
+/// A process with exclusive access to the database uses its own monotonic clock.
 async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: Kind) {
     if kind != Kind::Sqlite {
-        return; // There, the server's clock counts.
+        return; // The database server's clock is used.
     }
-    let mut bench = Bench::new(kind).await;
+    let mut fixture = Fixture::new(kind).await;
     let offset = Arc::new(AtomicI64::new(0));
-    let (shift, system) = (Arc::clone(&offset), Clock::system());
+    let (shift, system) = (Arc::clone(&offset), appferry::system_clock());
     let clock = Clock::new(move || Timestamp::from_millis(system.now().as_millis() + shift.load(Ordering::Relaxed)));
-    let state = bench.process_with(|settings| Settings { clock, ..settings }).await;
+    let state = fixture.process_with(|settings| Settings { clock, ..settings }).await;
     let a = add(&state, "a").await;
     let hour = i64::try_from(HOUR.as_millis()).expect("small");
 
-    // Back, just after a call was accepted and while a lease runs.
+    // The clock goes back, right after a call was accepted and while a lease runs.
     let one = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let held = claim_within(&state, "gone", 1, SHORT, &std::collections::BTreeMap::new(), 0).await;
     assert_eq!(held.len(), 1);
     let two = state.accept(ask(&a, &["two"])).await.expect("it is accepted");
     offset.store(-hour, Ordering::Relaxed);
     let mut fences = std::collections::BTreeMap::new();
-    until("what waits, and what was left behind", async || {
+    until("the pending and the expired copy", async || {
         for claim in claim(&state, "w", 4).await {
             fences.extend(claim.regions.into_iter().map(|claimed| (claimed.region, claimed.fence)));
         }
@@ -91,7 +91,7 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
         verify(&state, &a, &to, fence).await.expect("it is in time");
     }
 
-    // Forward, while there is something that could be forgotten.
+    // The clock goes forward, while rows exist that could be pruned.
     offset.store(hour * 24 * 100, Ordering::Relaxed);
     for _ in 0..3 {
         assert_eq!(state.synchronization_prune(HOUR).await.expect("it answers"), (0, false));
@@ -99,31 +99,33 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     for (id, to) in [(one, "one"), (two, "two")] {
         assert_eq!(status(&get(&state, id).await, to), RegionStatus::Available);
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// The leader is gone, and the clock is set back by an hour: its duty is free after a lease, and a region that no process has configured any more
-/// is noticed as soon as ever.
+/// The leader has died and the clock was set back by an hour: the leader lease expires in time, and a region that no
+/// process configures is noticed as soon as usual.
 async fn a_clock_that_is_set_back_strands_neither_the_leader_s_duty_nor_the_regions(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;
     let stop = CancellationToken::new();
-    let (state, tasks) = State::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
-    assert!(state.housekeeping_take(&worker("gone"), SHORT).await.expect("it answers"));
+    let (state, tasks) = Db::open(&Settings::new(url.clone()), regions(), stop.clone()).await.expect("it opens");
+    assert!(state.leader_acquire(&worker("gone"), SHORT).await.expect("it answers"));
     state.regions_seen(SHORT).await.expect("they are recorded");
 
     let db = database::look(&url).await;
-    db.execute_unprepared("UPDATE duty SET held_until = held_until + 3600000").await.expect("it is an hour ahead");
+    db.execute_unprepared("UPDATE leader_lease SET expires_at = expires_at + 3600000")
+        .await
+        .expect("it is an hour ahead");
     db.execute_unprepared("UPDATE region_store SET seen_at = seen_at + 3600000").await.expect("they are an hour ahead");
-    assert!(!state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers"), "it may be alive");
-    until("the duty", async || {
-        state.housekeeping_take(&worker("next"), SHORT).await.expect("it answers").then_some(())
+    assert!(!state.leader_acquire(&worker("next"), SHORT).await.expect("it answers"), "it may be alive");
+    until("the next leader", async || {
+        state.leader_acquire(&worker("next"), SHORT).await.expect("it answers").then_some(())
     })
     .await;
-    state.replica_pull_back(SHORT, SHORT).await.expect("it answers");
-    until("the time that passes", async || {
-        let known = state.region_stores().await.expect("it answers");
-        known.iter().all(|store| !store.unseen.is_zero()).then_some(())
+    state.clamp_waits(SHORT, SHORT).await.expect("it answers");
+    until("the region store to expire", async || {
+        let stores = state.region_stores().await.expect("it answers");
+        stores.iter().all(|store| !store.unseen.is_zero()).then_some(())
     })
     .await;
     db.close().await.expect("it is closed");

@@ -1,4 +1,4 @@
-//! Migrations that are interrupted after each statement that changes something, in turn: the next one completes them.
+//! Migrations that are interrupted after each writing statement in turn: the next run completes them.
 
 use std::{
     path::Path,
@@ -9,59 +9,30 @@ use std::{
     time::Duration,
 };
 
-use appferry::state::{Settings, migrate};
+use appferry::db::{Settings, migrate};
 use appferry_migrations::{Migrator, MigratorTrait as _};
-use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement};
+use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 
 use crate::harness::database::{self, Kind};
 
 on_every_database! {
     a_first_start_that_was_interrupted_is_completed
-    an_upgrade_that_was_interrupted_is_completed
     migrations_at_the_same_time_wait_for_each_other
 }
 
-/// How long a migration may wait for the connection that was cut to be noticed.
+/// How long a migration may wait until the server notices that the interrupted connection is closed.
 const WAIT: Duration = Duration::from_secs(60);
 
+/// For each writing statement of a migration in turn, interrupts the migration after it and completes it.
 async fn a_first_start_that_was_interrupted_is_completed(kind: Kind) {
-    interrupted(kind, async |_| {}).await;
-}
-
-/// From the first step, with rows.
-async fn an_upgrade_that_was_interrupted_is_completed(kind: Kind) {
-    interrupted(kind, async |db| {
-        Migrator::up(db, Some(1)).await.expect("the first schema");
-        for sql in ROWS {
-            db.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-        }
-    })
-    .await;
-}
-
-/// Rows of the first schema.
-const ROWS: [&str; 2] = [
-    "INSERT INTO image VALUES ('a', 'n', '1', '', 'VM', 'n', 'home', 'm', 'sha256:0', 1, 1, 1)",
-    "INSERT INTO replica (image_id, region_id, due_at, fence, state) VALUES ('a', 'one', 1, 1, 'PENDING')",
-];
-
-/// Interrupts a migration after its first statement, after its second, and so on to its last, and completes each.
-async fn interrupted(kind: Kind, prepare: impl AsyncFn(&DatabaseConnection)) {
     let directory = tempfile::tempdir().expect("a directory");
-    let make = async || {
-        let url = database::empty(kind, directory.path()).await;
-        let db = database::look(&url).await;
-        prepare(&db).await;
-        db.close().await.expect("it is closed");
-        url
-    };
-    let url = make().await;
+    let url = database::empty(kind, directory.path()).await;
     migrate(&Settings::new(url.clone())).await.expect("the schema");
     let whole = contents(&url).await;
 
     let mut statement = 1;
     loop {
-        let url = make().await;
+        let url = database::empty(kind, directory.path()).await;
         if !cut_after(&url, statement).await {
             break;
         }
@@ -74,14 +45,14 @@ async fn interrupted(kind: Kind, prepare: impl AsyncFn(&DatabaseConnection)) {
     assert!(statement > 10, "only {statement} statements were seen");
 }
 
-/// Migrates until the writing statement of that number has been executed, and goes no further. Returns whether there are so many.
+/// Runs the migration and aborts it after the writing statement with that number. Returns whether there is one.
 async fn cut_after(url: &str, statement: usize) -> bool {
     let mut db = database::look(url).await;
     let seen = Arc::new(AtomicUsize::new(0));
     db.set_metric_callback(move |executed| {
-        // After a statement that only reads, everything is as it was before it.
+        // After a read-only statement, nothing has changed.
         if !executed.statement.sql.starts_with("SELECT") && seen.fetch_add(1, Ordering::SeqCst) + 1 == statement {
-            // Takes the task down with its connection; unlike a panic, without a word.
+            // Ends the task and drops its connection; unlike a panic, without a message.
             std::panic::resume_unwind(Box::new("cut"));
         }
     });
@@ -98,7 +69,7 @@ async fn cut_after(url: &str, statement: usize) -> bool {
     }
 }
 
-/// All that there is of a schema, and the rows of [`ROWS`].
+/// Returns the definition of the schema and the recorded migrations.
 async fn contents(url: &str) -> Vec<String> {
     let db = database::look(url).await;
     let backend = db.get_database_backend();
@@ -118,13 +89,9 @@ async fn contents(url: &str) -> Vec<String> {
              FROM information_schema.statistics WHERE table_schema = DATABASE()",
         ],
     };
-    let rows = [
-        "SELECT version AS line FROM seaql_migrations",
-        "SELECT id AS line FROM image",
-        "SELECT region_id AS line FROM replica",
-    ];
+    let steps = "SELECT version AS line FROM seaql_migrations";
     let mut lines = Vec::new();
-    for sql in schema.into_iter().chain(rows) {
+    for sql in schema.into_iter().chain([steps]) {
         let read = db.query_all_raw(Statement::from_string(backend, sql)).await.expect("it can be read");
         let mut read: Vec<String> = read.iter().map(|row| row.try_get::<String>("", "line").expect("a line")).collect();
         read.sort();
@@ -134,7 +101,7 @@ async fn contents(url: &str) -> Vec<String> {
     lines
 }
 
-/// Three at once on an empty database: all succeed, and the steps are applied once.
+/// Three concurrent migrations of an empty database: all succeed, and each step is applied once.
 async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = empty(kind, directory.path()).await;
@@ -144,7 +111,7 @@ async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
     assert_eq!(steps.iter().sum::<usize>(), Migrator::migrations().len(), "{steps:?}");
 }
 
-/// An empty database; on SQLite, not even a file.
+/// Returns the URL of an empty database; on SQLite, without creating the file.
 async fn empty(kind: Kind, directory: &Path) -> String {
     match kind {
         Kind::Sqlite => format!("sqlite://{}/state.db", directory.display()),

@@ -1,11 +1,11 @@
-//! What is listed and found.
+//! Lists and lookups.
 
 use appferry::{
+    db::{Error, ImageFilter, PageRange, SynchronizationFilter},
     domain::{Image, ImageKind, SynchronizationState, Timestamp},
-    state::{Error, Filter, ImageFilter, Span},
 };
 
-use super::{Bench, THREE, add, ask, image, image_id};
+use super::{Fixture, THREE, add, ask, image, image_id};
 use crate::harness::database::Kind;
 
 on_every_database! {
@@ -14,13 +14,13 @@ on_every_database! {
 }
 
 async fn ids_differ_in_case_and_lists_are_in_order(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     for id in ["ci-vm-b", "ci-vm-A", "ci-vm-a", "ci-vm-B", "Zz"] {
         add(&state, id).await;
     }
     let page = state.image_list(&ImageFilter::default(), None, THREE, false).await.expect("a page");
-    let ids = |page: &appferry::state::ImagePage| page.images.iter().map(|(i, _)| i.id.to_string()).collect::<Vec<_>>();
+    let ids = |page: &appferry::db::ImagePage| page.images.iter().map(|(i, _)| i.id.to_string()).collect::<Vec<_>>();
     assert_eq!((ids(&page), page.more), (vec!["Zz".to_owned(), "ci-vm-A".into(), "ci-vm-B".into()], true));
     let rest =
         state.image_list(&ImageFilter::default(), Some(&image_id("ci-vm-B")), THREE, false).await.expect("a page");
@@ -32,31 +32,31 @@ async fn ids_differ_in_case_and_lists_are_in_order(kind: Kind) {
         requests.push(state.accept(ask(image, &["one"])).await.expect("it is accepted"));
     }
     state.synchronization_cancel(requests[1]).await.expect("it is canceled");
-    let list = async |filter: Filter, before, limit| {
+    let list = async |filter: SynchronizationFilter, before, limit| {
         let page = state.synchronization_list(&filter, before, limit).await.expect("a page");
         (page.synchronizations.iter().map(|s| s.request_id).collect::<Vec<_>>(), page.more)
     };
     let newest_first = [3, 2, 1, 0].map(|place| requests[place]);
-    assert_eq!(list(Filter::default(), None, 10).await, (newest_first.to_vec(), false));
-    assert_eq!(list(Filter::default(), None, 2).await, (newest_first[..2].to_vec(), true));
-    assert_eq!(list(Filter::default(), Some(requests[2]), 2).await, (newest_first[2..].to_vec(), false));
-    let of_a = Filter { image: Some(a), state: None };
+    assert_eq!(list(SynchronizationFilter::default(), None, 10).await, (newest_first.to_vec(), false));
+    assert_eq!(list(SynchronizationFilter::default(), None, 2).await, (newest_first[..2].to_vec(), true));
+    assert_eq!(list(SynchronizationFilter::default(), Some(requests[2]), 2).await, (newest_first[2..].to_vec(), false));
+    let of_a = SynchronizationFilter { image: Some(a), state: None };
     assert_eq!(list(of_a, None, 10).await.0, [3, 2, 0].map(|place| requests[place]));
-    let canceled = Filter { image: None, state: Some(SynchronizationState::Canceled) };
+    let canceled = SynchronizationFilter { image: None, state: Some(SynchronizationState::Canceled) };
     assert_eq!(list(canceled, None, 10).await.0, [requests[1]]);
-    let running = Filter { image: Some(capital), state: Some(SynchronizationState::Running) };
+    let running = SynchronizationFilter { image: Some(capital), state: Some(SynchronizationState::Running) };
     assert_eq!(list(running, None, 10).await.0, []);
     assert!(matches!(
         state.image_add(&state.image_get(&image_id("Zz")).await.expect("it is there").0).await,
         Err(Error::ImageExists(_))
     ));
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn images_are_found_by_what_is_known_of_them(kind: Kind) {
     use ImageKind::{Container, Vm};
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let images = [
         ("a", "gromacs", "1", Vm, 10),
         ("b", "gromacs", "2", Vm, 30),
@@ -80,25 +80,25 @@ async fn images_are_found_by_what_is_known_of_them(kind: Kind) {
         (gromacs(), "abcd"),
         (ImageFilter { names: names(&["lammps", "Gromacs"]), ..ImageFilter::default() }, "efg"),
         (ImageFilter { kind: Some(Container), ..gromacs() }, "d"),
-        // Of those that were registered at the same time, the one with the higher id.
+        // Of images that were registered at the same time, the one with the highest id.
         (latest(), "bdeg"),
         (ImageFilter { kind: Some(Container), ..latest() }, "dg"),
         (ImageFilter { latest_only: true, ..gromacs() }, "bd"),
     ] {
-        let mut found = String::new();
+        let mut ids = String::new();
         let (mut skip, limit) = (0, 2);
         loop {
-            let page = state.image_list(&filter, None, Span { skip, limit }, true).await.expect("a page");
+            let page = state.image_list(&filter, None, PageRange { skip, limit }, true).await.expect("a page");
             assert_eq!(page.total, Some(expected.len() as u64), "{filter:?}");
-            found.extend(page.images.iter().map(|(image, _)| image.id.to_string()));
+            ids.extend(page.images.iter().map(|(image, _)| image.id.to_string()));
             if !page.more {
                 break;
             }
             skip += limit;
         }
-        assert_eq!(found, expected, "{filter:?}");
+        assert_eq!(ids, expected, "{filter:?}");
     }
-    let (versions, total) = state.image_versions(&gromacs(), Span { skip: 1, limit: 2 }).await.expect("versions");
+    let (versions, total) = state.image_versions(&gromacs(), PageRange { skip: 1, limit: 2 }).await.expect("versions");
     assert_eq!((versions.iter().map(|i| i.version.as_str()).collect::<Vec<_>>(), total), (vec!["3", "1"], 4));
-    bench.end().await;
+    fixture.end().await;
 }

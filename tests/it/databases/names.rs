@@ -1,39 +1,35 @@
-//! What was published by which name, which blobs need not be doubted, and to whom a name belongs.
+//! Publications: who published a name, which blobs are trusted, and which image owns a name.
 
 use appferry::{
+    db::{Db, Error, NameConflictPolicy, Publication, ReadBlob, RegionName},
     domain::{Content, Descriptor, Digest, Image, ImageKind, ImageName, Published, RegionStatus, Stale, Verification},
-    state::{Error, NameTaken, Publication, ReadBlob, RegionName, Settings, State},
 };
-use appferry_migrations::{Migrator, MigratorTrait as _};
 use sea_orm::ConnectionTrait as _;
 
-use super::{Bench, ask, claim, image, image_id, region, verify};
-use crate::harness::{
-    database::{self, Kind},
-    until,
-};
+use super::{Fixture, ask, claim, image, image_id, region, verify};
+use crate::harness::{database::Kind, until};
 
 on_every_database! {
     what_was_published_is_known_by_its_name
     blobs_that_were_written_or_read_are_known
     a_name_belongs_to_one_content
     two_who_take_the_same_name_at_once_do_not_both_get_it
-    images_that_were_there_before_have_their_names
     what_was_learned_about_a_registry_is_known_to_every_process
 }
 
-const ONE: Digest = Digest::new([1; 32]);
-const TWO: Digest = Digest::new([2; 32]);
+/// As long as digests are, and longer.
+const ONE: Digest = Digest::Sha256([1; 32]);
+const TWO: Digest = Digest::Sha512([0xf2; 64]);
 
-/// A container image by the name `foo:1`.
+/// Returns a container image with the name `foo:1`.
 fn named(id: &str, digest: Digest) -> Image {
     let content = Content::Blobs(Descriptor { media_type: "m".into(), digest, size: 5 });
     Image { kind: ImageKind::Container, source: ImageName("foo:1".into()), content, ..image(id) }
 }
 
 async fn what_was_published_is_known_by_its_name(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.image_add(&named("a", ONE)).await.expect("it is added");
     state.accept(ask(&image_id("a"), &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions.remove(0).fence;
@@ -41,68 +37,70 @@ async fn what_was_published_is_known_by_its_name(kind: Kind) {
     let location = Some("here");
     let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
     let at = async |location: &str| {
-        let asked = RegionName { region: one.clone(), name: name.clone(), location: Some(location.to_owned()) };
-        state.published(&[asked]).await.expect("it answers").remove(&one)
+        let region_name = RegionName { region: one.clone(), name: name.clone(), location: Some(location.to_owned()) };
+        state.published(&[region_name]).await.expect("it answers").remove(&one)
     };
-    let known = async || at("here").await;
-    assert_eq!(known().await, None);
+    let recorded = async || at("here").await;
+    assert_eq!(recorded().await, None);
 
-    state.publication_begin(publication).await.expect("it answers").expect("the claim is good");
-    assert_eq!(known().await, Some(Published { begun: Some(ONE), ..Published::default() }));
-    let ended = state.publication_end(publication, Verification::Trusted).await.expect("it answers");
+    state.publication_announce(publication).await.expect("it answers").expect("the claim is good");
+    assert_eq!(recorded().await, Some(Published { pending: Some(ONE), ..Published::default() }));
+    let ended = state.publication_complete(publication, Some(Verification::Trusted)).await.expect("it answers");
     ended.expect("the claim is good");
     let published = Published { root: Some((ONE, Verification::Trusted)), ..Published::default() };
-    assert_eq!(known().await, Some(published.clone()));
-    assert_eq!(at("there").await, Some(published.clone().elsewhere()), "the store is another one by now");
+    assert_eq!(recorded().await, Some(published.clone()));
+    assert_eq!(at("there").await, Some(published.clone().relocated()), "the store is another one by now");
     let next = Publication { root: TWO, ..publication };
-    state.publication_begin(next).await.expect("it answers").expect("the claim is good");
-    assert_eq!(known().await, Some(Published { begun: Some(TWO), ..published.clone() }));
+    state.publication_announce(next).await.expect("it answers").expect("the claim is good");
+    assert_eq!(recorded().await, Some(Published { pending: Some(TWO), ..published.clone() }));
     let late = Publication { fence: fence - 1, ..publication };
-    assert_eq!(state.publication_begin(late).await.expect("it answers"), Err(Stale));
-    assert_eq!(state.publication_end(late, Verification::Verified).await.expect("it answers"), Err(Stale));
+    assert_eq!(state.publication_announce(late).await.expect("it answers"), Err(Stale));
+    assert_eq!(state.publication_complete(late, Some(Verification::Verified)).await.expect("it answers"), Err(Stale));
 
     verify(&state, &image, &one, fence).await.expect("it is in time");
     let replicas = state.image_get(&image).await.expect("it is there").1;
     assert_eq!(replicas[0].1.verification(), Some(Verification::Verified));
     state.image_remove(&image).await.expect("it is removed");
-    assert_eq!(known().await, Some(Published { begun: Some(TWO), ..published }), "the bytes are still there");
-    bench.end().await;
+    assert_eq!(recorded().await, Some(Published { pending: Some(TWO), ..published }), "the bytes are still there");
+    fixture.end().await;
 }
 
 async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.image_add(&named("a", ONE)).await.expect("it is added");
     state.accept(ask(&image_id("a"), &["one"])).await.expect("it is accepted");
     let fence = claim(&state, "w", 1).await.remove(0).regions.remove(0).fence;
     let (image, one, name) = (image_id("a"), region("one"), ImageName("foo:1".into()));
     for blobs in [&[ONE][..], &[ONE, TWO]] {
-        let noted = state.blobs_note_written(&image, &one, fence, blobs).await.expect("it answers");
+        let noted = state.blobs_record_written(&image, &one, fence, blobs).await.expect("it answers");
         noted.expect("the claim is good");
     }
-    let late = state.blobs_note_written(&image, &one, fence - 1, &[ONE]).await.expect("it answers");
+    let late = state.blobs_record_written(&image, &one, fence - 1, &[ONE]).await.expect("it answers");
     assert_eq!(late, Err(Stale));
     assert_eq!(state.blobs_written(&image, &one).await.expect("it answers"), [ONE, TWO].into());
     let location = None;
     let publication = Publication { image: &image, region: &one, fence, name: &name, location, root: ONE };
-    let ended = state.publication_end(publication, Verification::Verified).await.expect("it answers");
+    let ended = state.publication_complete(publication, Some(Verification::Verified)).await.expect("it answers");
     ended.expect("the claim is good");
-    assert!(state.blobs_written(&image, &one).await.expect("it answers").is_empty(), "they are part of what is there");
+    assert!(state.blobs_written(&image, &one).await.expect("it answers").is_empty(), "they count as existing");
 
-    let read = ReadBlob { region: &one, location: "apps/foo", blob: ONE };
-    assert_eq!(state.blob_reading(read).await.expect("it answers"), None);
-    for witness in [Some("a tag"), None, Some("another tag")] {
-        state.blob_note_reading(read, witness).await.expect("it is written");
-        assert_eq!(state.blob_reading(read).await.expect("it answers"), Some(witness.map(str::to_owned)));
+    for blob in [ONE, TWO] {
+        let read = ReadBlob { region: &one, location: "apps/foo", blob };
+        assert_eq!(state.blob_reading(read).await.expect("it answers"), None);
+        for witness in [Some("a tag"), None, Some("another tag")] {
+            state.blob_record_reading(read, witness).await.expect("it is written");
+            assert_eq!(state.blob_reading(read).await.expect("it answers"), Some(witness.map(str::to_owned)));
+        }
+        let elsewhere = ReadBlob { location: "apps/FOO", ..read };
+        assert_eq!(state.blob_reading(elsewhere).await.expect("it answers"), None);
     }
-    let elsewhere = ReadBlob { location: "apps/FOO", ..read };
-    assert_eq!(state.blob_reading(elsewhere).await.expect("it answers"), None);
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// Copies what is due. A transaction that was given up a moment ago may still lock it.
-async fn copy_all(state: &State) {
-    let claims = until("the claim", async || {
+/// Copies everything that is due. A transaction that was aborted a moment ago may still hold locks.
+async fn copy_all(state: &Db) {
+    let claims = until("a claim", async || {
         let claims = claim(state, "w", 5).await;
         (!claims.is_empty()).then_some(claims)
     })
@@ -115,8 +113,8 @@ async fn copy_all(state: &State) {
 }
 
 async fn a_name_belongs_to_one_content(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.image_add(&named("older", ONE)).await.expect("it is added");
     state.image_add(&named("same", ONE)).await.expect("the same content");
     for region in ["one", "two"] {
@@ -126,7 +124,7 @@ async fn a_name_belongs_to_one_content(kind: Kind) {
     assert!(matches!(&refused, Err(Error::NameTaken { by, root: ONE, .. }) if by.as_str() == "older"), "{refused:?}");
 
     let by_name = [region("one")];
-    let taking = NameTaken::Supersede(&by_name);
+    let taking = NameConflictPolicy::Supersede(&by_name);
     let busy = state.image_add_as(&named("newer", TWO), taking).await;
     assert!(matches!(&busy, Err(Error::ImageInUse { .. })), "{busy:?}");
     copy_all(&state).await;
@@ -142,7 +140,7 @@ async fn a_name_belongs_to_one_content(kind: Kind) {
     }
     state.accept(ask(&image_id("newer"), &["one"])).await.expect("it is accepted");
 
-    // The name is free again when the last image of its content is removed.
+    // The name is free once the last image with its content is removed.
     let refused = state.image_add(&named("back", ONE)).await;
     assert!(matches!(&refused, Err(Error::NameTaken { by, .. }) if by.as_str() == "newer"), "{refused:?}");
     state.image_add(&named("newest", TWO)).await.expect("the same content");
@@ -153,13 +151,13 @@ async fn a_name_belongs_to_one_content(kind: Kind) {
     assert!(matches!(&refused, Err(Error::NameTaken { by, .. }) if by.as_str() == "newest"), "{refused:?}");
     state.image_remove(&image_id("newest")).await.expect("it is removed");
     state.image_add(&named("back", ONE)).await.expect("the name is free");
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn two_who_take_the_same_name_at_once_do_not_both_get_it(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
-    let other = if kind == Kind::Sqlite { state.clone() } else { bench.process().await };
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
+    let other = if kind == Kind::Sqlite { state.clone() } else { fixture.process().await };
     for round in 0..5 {
         let image = |id: &str, digest| Image {
             source: ImageName(format!("foo:{round}")),
@@ -169,67 +167,23 @@ async fn two_who_take_the_same_name_at_once_do_not_both_get_it(kind: Kind) {
         let (one, two) = tokio::join!(state.image_add(&one), other.image_add(&two));
         assert_eq!([&one, &two].iter().filter(|added| added.is_ok()).count(), 1, "{one:?} {two:?}");
     }
-    bench.end().await;
-}
-
-/// A database that was used before names and publications were recorded.
-async fn images_that_were_there_before_have_their_names(kind: Kind) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let url = database::empty(kind, directory.path()).await;
-    let db = database::look(&url).await;
-    let step = Migrator::migrations().iter().position(|step| step.name().contains("names_and_verification"));
-    Migrator::up(&db, Some(u32::try_from(step.expect("the step")).expect("a few"))).await.expect("the schema before");
-    let columns = "id, name, version, description, kind, source, home_region, root_media_type, root_digest, root_size, size, created_at";
-    for (id, kind, source, digest, created_at) in [
-        ("older", "CONTAINER", "foo:1", ONE, 1),
-        ("newer", "CONTAINER", "foo:1", TWO, 2),
-        ("disk", "VM", "disk", ONE, 3),
-    ] {
-        let values = format!("'{id}', 'n', '1', '', '{kind}', '{source}', 'home', 'm', '{digest}', 1, 1, {created_at}");
-        db.execute_unprepared(&format!("INSERT INTO image ({columns}) VALUES ({values})")).await.expect("an image");
-        let values = format!("'{id}', 'one', 1, 'AVAILABLE', {created_at}");
-        let insert = format!("INSERT INTO replica (image_id, region_id, fence, state, finished_at) VALUES ({values})");
-        db.execute_unprepared(&insert).await.expect("a replica");
-    }
-    Migrator::up(&db, None).await.expect("the schema after");
-    // A step that was interrupted is taken again.
-    let forget = "DELETE FROM seaql_migrations WHERE version LIKE '%names_and_verification'";
-    db.execute_unprepared(forget).await.expect("the step is to be taken");
-    Migrator::up(&db, None).await.expect("the schema after");
-    db.close().await.expect("it is closed");
-
-    let mut bench = Bench::on(url, directory);
-    let state = bench.process_with(|settings: Settings| settings).await;
-    let refused = state.image_add(&named("another", ONE)).await;
-    assert!(matches!(&refused, Err(Error::NameTaken { by, root: TWO, .. }) if by.as_str() == "newer"), "{refused:?}");
-    let one = region("one");
-    for (name, root) in [("foo:1", TWO), ("images:disk", ONE), ("disk", ONE)] {
-        let asked = RegionName { region: one.clone(), name: ImageName(name.into()), location: Some("any".into()) };
-        let published = state.published(&[asked]).await.expect("it answers");
-        let expected = Published { root: Some((root, Verification::Trusted)), ..Published::default() };
-        assert_eq!(published.get(&one), Some(&expected), "{name}");
-    }
-    let older = state.image_get(&image_id("older")).await.expect("it is there").0;
-    assert_eq!(older.superseded_by, Some(image_id("newer")));
-    let replicas = state.image_get(&image_id("disk")).await.expect("it is there").1;
-    assert_eq!((replicas[0].1.status(), replicas[0].1.verification()), (RegionStatus::Available, None));
-    bench.stop().await;
+    fixture.end().await;
 }
 
 async fn what_was_learned_about_a_registry_is_known_to_every_process(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let (here, there) = ("https://one.example/", "https://One.example/");
-    let known = async |service: &str| state.registry_habits(service).await.expect("it answers");
-    assert_eq!(known(here).await, None);
-    state.registry_habits_note(here, "a").await.expect("it is noted");
-    state.registry_habits_note(here, "b").await.expect("it is noted");
-    assert_eq!(known(here).await.as_deref(), Some("b"));
-    assert_eq!(known(there).await, None);
-    state.registry_habits_note(&"x".repeat(401), "a").await.expect("one that is too long is left out");
-    let db = sea_orm::Database::connect(&bench.url).await.expect("a connection");
+    let recorded = async |service: &str| state.registry_habits(service).await.expect("it answers");
+    assert_eq!(recorded(here).await, None);
+    state.registry_habits_save(here, "a").await.expect("it is noted");
+    state.registry_habits_save(here, "b").await.expect("it is noted");
+    assert_eq!(recorded(here).await.as_deref(), Some("b"));
+    assert_eq!(recorded(there).await, None);
+    state.registry_habits_save(&"x".repeat(401), "a").await.expect("one that is too long is left out");
+    let db = sea_orm::Database::connect(&fixture.url).await.expect("a connection");
     let later = "UPDATE registry_habits SET learned_at = learned_at - 2592000000";
     db.execute_unprepared(later).await.expect("time passes");
-    assert_eq!(known(here).await, None, "thirty days later, it is found out again");
-    bench.end().await;
+    assert_eq!(recorded(here).await, None, "thirty days later, it is found out again");
+    fixture.end().await;
 }

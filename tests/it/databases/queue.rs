@@ -1,4 +1,4 @@
-//! Who claims what, how long it is theirs, and who hears of it.
+//! Claims, leases, and notifications between processes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,14 +6,14 @@ use std::{
 };
 
 use appferry::{
+    db::{Claim, ClaimRequest, Db, LaneCapacity, Report, Settings},
     domain::{
         Digest, Event, Fault, FaultKind, Progress, RegionStatus, Regions, Stale, Synchronization, SynchronizationState,
         Verification, Warnings,
     },
-    state::{Claim, Lane, Order, Report, Settings, State},
 };
 
-use super::{Bench, DONE, LEASE, SHORT, add, ask, claim, claim_within, get, image_id, region, verify, worker};
+use super::{DONE, Fixture, LEASE, SHORT, add, ask, claim, claim_within, get, image_id, region, verify, worker};
 use crate::harness::{PATIENCE, database::Kind, until};
 
 on_every_database! {
@@ -27,18 +27,18 @@ on_every_database! {
 }
 
 async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (state, other) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (state, other) = (fixture.process().await, fixture.process().await);
     let a = add(&state, "a").await;
     let id = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let first = claim_within(&state, "late", 1, SHORT, &BTreeMap::new(), 0).await.remove(0).regions.remove(0);
-    let second = until("the lease's end", async || {
+    let second = until("the lease to expire", async || {
         claim(&other, "next", 1).await.pop().map(|mut claim| claim.regions.remove(0))
     })
     .await;
     assert!(second.fence > first.fence);
     assert_eq!(second.attempt, 2);
-    // Whatever the late one tries, nothing changes.
+    // The worker whose lease expired can change nothing.
     let before = get(&state, id).await;
     let fault = Fault { kind: FaultKind::Store, message: "late".into() };
     let faulted = Event::Faulted { fence: first.fence, fault, retry_after: None, progress: DONE };
@@ -57,18 +57,19 @@ async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
         let report = Report { region: first.region.clone(), event };
         assert_eq!(state.replica_report(&a, report).await.expect("it answers"), Err(Stale));
     }
-    let noted = state.upload_note(&a, &first.region, first.fence, Digest::new([1; 32]), "s").await.expect("it answers");
+    let noted =
+        state.upload_save(&a, &first.region, first.fence, Digest::Sha512([1; 64]), "s").await.expect("it answers");
     assert_eq!(noted, Err(Stale));
     assert!(!state.replica_holds(&a, &first.region, first.fence).await.expect("it answers"));
     assert_eq!(get(&state, id).await, before);
     verify(&other, &a, &second.region, second.fence).await.expect("it is in time");
     assert_eq!(get(&state, id).await.state, SynchronizationState::Succeeded);
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let two_limited: BTreeMap<_, _> = [(region("two"), 2)].into();
     let mut images = Vec::new();
     for n in 0..40 {
@@ -82,7 +83,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     let single = add(&state, "single").await;
     state.accept(ask(&single, &["three"])).await.expect("it is accepted");
 
-    // Region two takes two copies at a time, whoever claims; what waits for it keeps nobody else waiting.
+    // Region two takes two concurrent copies over all workers; its pending copies delay no other region.
     let (mut into_two, mut claimed) = (0, BTreeSet::new());
     for round in 0..12 {
         for claim in claim_within(&state, "w", 3, LEASE, &two_limited, round).await {
@@ -94,7 +95,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     for (image, to) in [("wide", "one"), ("wide", "three"), ("single", "three")] {
         assert!(claimed.contains(&(image.to_owned(), to.to_owned())), "{image} to {to} was not claimed: {claimed:?}");
     }
-    // When one has ended, the next that has waited longest follows.
+    // When one has ended, the replica that has waited longest is claimed.
     let ended = claimed.iter().find(|(_, to)| to == "two").expect("one").clone();
     let held = state.image_get(&image_id(&ended.0)).await.expect("it is there").1;
     let fence = held.iter().find(|(r, _)| r.as_str() == "two").expect("the replica").1.fence;
@@ -102,15 +103,15 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     let next = claim_within(&state, "w", 3, LEASE, &two_limited, 0).await;
     let longest = images.iter().find(|image| !claimed.contains(&(image.to_string(), "two".to_owned()))).expect("one");
     assert_eq!(next.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [longest]);
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// Four processes that claim at the same time what goes to a region that takes three copies.
+/// Four processes claim concurrently for a region that takes three copies.
 async fn limits_hold_across_processes(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
+    let mut fixture = Fixture::new(kind).await;
     let mut processes = Vec::new();
     for _ in 0..4 {
-        processes.push(bench.process().await);
+        processes.push(fixture.process().await);
     }
     for n in 0..60 {
         let image = add(&processes[0], &format!("i-{n}")).await;
@@ -137,37 +138,37 @@ async fn limits_hold_across_processes(kind: Kind) {
     let two = into("two");
     assert_eq!(two.iter().collect::<BTreeSet<_>>().len(), two.len(), "nothing is claimed twice");
     assert_eq!(two.len(), 60, "a region without a limit is not held up by one with a limit");
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// Two regions whose names differ in case alone are two, with limits of their own.
+/// Region ids are case-sensitive, and so are their limits.
 async fn regions_differ_in_case(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
+    let mut fixture = Fixture::new(kind).await;
     let both = Regions::new(region("home"), ["one", "ONE"].map(region));
     let (state, tasks) =
-        State::open(&Settings::new(bench.url.clone()), both, bench.stop.clone()).await.expect("it opens");
-    bench.tasks.push(tasks);
+        Db::open(&Settings::new(fixture.url.clone()), both, fixture.stop.clone()).await.expect("it opens");
+    fixture.tasks.push(tasks);
     let limits: BTreeMap<_, _> = [(region("one"), 1), (region("ONE"), 1)].into();
     for n in 0..3 {
         let image = add(&state, &format!("i-{n}")).await;
         state.accept(ask(&image, &["one", "ONE"])).await.expect("it is accepted");
     }
-    let lanes = ["one", "ONE"].map(|name| (region(name), Lane { lead: 5, along: 5 })).into();
+    let lanes = ["one", "ONE"].map(|name| (region(name), LaneCapacity { primary: 5, total: 5 })).into();
     let mut claimed = Vec::new();
     for draw in 0..6 {
-        let order = Order { owner: &worker("w"), lanes: &lanes, lease: LEASE, limits: &limits, draw };
+        let order = ClaimRequest { owner: &worker("w"), lanes: &lanes, lease: LEASE, limits: &limits, draw };
         let claims = state.replica_claim(order).await.expect("it can be claimed");
         claimed.extend(claims.into_iter().flat_map(|claim| claim.regions).map(|claimed| claimed.region));
     }
     claimed.sort_unstable();
     assert_eq!(claimed, [region("ONE"), region("one")], "one copy into each");
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// A region that feeds as many as it may, for one process, feeds none for another.
+/// A region that serves as many copies as its limit for one process serves none for another.
 async fn a_source_is_shared_by_all_processes(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (here, there) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (here, there) = (fixture.process().await, fixture.process().await);
     let limits: BTreeMap<_, _> = [(region("home"), 3)].into();
     let mut claims = Vec::new();
     for (name, state) in [("a", &here), ("b", &there)] {
@@ -175,52 +176,60 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
         state.accept(ask(&image, &[])).await.expect("it is accepted");
         claims.push(claim(state, name, 1).await.remove(0));
     }
-    let wanted = |claim: &Claim| -> Vec<_> {
+    let sources_of = |claim: &Claim| -> Vec<_> {
         claim.regions.iter().map(|c| (c.region.clone(), c.fence, region("home"))).collect()
     };
-    let (first, second) = (wanted(&claims[0]), wanted(&claims[1]));
-    // Both at once: three together, and no more.
+    let (first, second) = (sources_of(&claims[0]), sources_of(&claims[1]));
+    // Both claim concurrently: three copies in total.
     let (one, two) = tokio::join!(
-        here.replica_feed(&claims[0].id, &first, &limits),
-        there.replica_feed(&claims[1].id, &second, &limits)
+        here.reserve_egress(&claims[0].id, &first, &limits),
+        there.reserve_egress(&claims[1].id, &second, &limits)
     );
     let (one, two) = (one.expect("it answers"), two.expect("it answers"));
     assert_eq!(one.len() + two.len(), 3, "{one:?} {two:?}");
-    let underway = here.copies_underway(&worker("a")).await.expect("it answers");
-    let from_home: u32 = underway.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
-    let ours: u32 = underway.iter().filter(|u| u.ours).map(|u| u.copies).sum();
-    assert_eq!((from_home, ours), (3, 3), "{underway:?}");
-    // When one has ended, one more may be.
+    let in_flight = here.copies_in_flight(&worker("a")).await.expect("it answers");
+    let from_home: u32 = in_flight.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
+    let ours: u32 = in_flight.iter().filter(|u| u.is_own).map(|u| u.copies).sum();
+    assert_eq!((from_home, ours), (3, 3), "{in_flight:?}");
+    // When one has ended, one more is claimed.
     let (fed, fed_by) = if one.is_empty() { (&two, 1) } else { (&one, 0) };
     let ended = claims[fed_by].regions.iter().find(|c| c.region == fed[0]).expect("it was claimed");
     verify(&here, &claims[fed_by].id, &ended.region, ended.fence).await.expect("it is in time");
     let waiting: Vec<_> = first.iter().filter(|(to, ..)| !one.contains(to)).cloned().collect();
-    let more = here.replica_feed(&claims[0].id, &waiting, &limits).await.expect("it answers");
+    let more = here.reserve_egress(&claims[0].id, &waiting, &limits).await.expect("it answers");
     let waiting_too: Vec<_> = second.iter().filter(|(to, ..)| !two.contains(to)).cloned().collect();
-    let more_too = there.replica_feed(&claims[1].id, &waiting_too, &limits).await.expect("it answers");
+    let more_too = there.reserve_egress(&claims[1].id, &waiting_too, &limits).await.expect("it answers");
     assert_eq!(more.len() + more_too.len(), 1, "{more:?} {more_too:?}");
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn a_worker_hears_of_what_another_process_accepts(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (here, there) = (bench.process().await, bench.process().await);
-    let a = add(&here, "a").await;
+    let mut fixture = Fixture::new(kind).await;
+    let (here, there) = (fixture.process().await, fixture.process().await);
+    // PostgreSQL notifies other processes. With the other databases, workers poll.
+    let poll = if kind == Kind::Postgres { 2 * PATIENCE } else { Duration::from_millis(100) };
     let mut seen = 0;
-    // Whatever was told before.
-    while tokio::time::timeout(Duration::from_millis(700), there.due(&mut seen, Duration::from_secs(60))).await.is_ok()
-    {
+    // The first call may be found because of the wake-up when the process started to listen.
+    for name in ["first", "second", "third"] {
+        let image = add(&here, name).await;
+        here.accept(ask(&image, &["one"])).await.expect("it is accepted");
+        let claimed = async {
+            loop {
+                there.due(&mut seen, poll).await;
+                if let Some(claim) = claim(&there, "w", 1).await.pop() {
+                    return claim;
+                }
+            }
+        };
+        let claim = tokio::time::timeout(PATIENCE, claimed).await.unwrap_or_else(|_| panic!("{name} is not heard of"));
+        assert_eq!(claim.id, image);
     }
-    here.accept(ask(&a, &["one"])).await.expect("it is accepted");
-    let patience = if kind == Kind::Postgres { PATIENCE } else { Duration::from_secs(2) };
-    let heard = tokio::time::timeout(patience, there.due(&mut seen, 2 * PATIENCE)).await.is_ok();
-    assert_eq!(heard, kind == Kind::Postgres, "PostgreSQL tells; with the others, workers look by themselves");
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn a_watcher_sees_what_another_process_does(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (here, there) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (here, there) = (fixture.process().await, fixture.process().await);
     let a = add(&here, "a").await;
     let id = here.accept(ask(&a, &["one", "two"])).await.expect("it is accepted");
     let mut watch = here.synchronization_watch(id).await.expect("it can be watched");
@@ -240,5 +249,5 @@ async fn a_watcher_sees_what_another_process_does(kind: Kind) {
     verify(&there, &a, &one.region, one.fence).await.expect("it is in time");
     verify(&there, &a, &two.region, two.fence).await.expect("it is in time");
     see("the end", &|s| s.state == SynchronizationState::Succeeded).await;
-    bench.end().await;
+    fixture.end().await;
 }

@@ -1,9 +1,9 @@
-//! Whether the state can be written, as it is asked for readiness.
+//! Readiness: whether the state can be written.
 
-use appferry::state::Error;
+use appferry::db::Error;
 use sea_orm::{ConnectionTrait as _, SqliteTransactionMode, TransactionOptions, TransactionTrait as _};
 
-use super::{Bench, add, ask};
+use super::{Fixture, add, ask};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -14,15 +14,15 @@ on_every_database! {
     who_writes_into_a_file_that_is_gone_is_not_ready
 }
 
-/// The file was deleted, or another one put in its place, while it was open.
+/// The file was deleted or replaced while it was open.
 async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
     if kind != Kind::Sqlite {
-        return; // Their servers see to it.
+        return; // Only SQLite has a file.
     }
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     state.ready().await.expect("it can be written");
-    let path = bench.url.strip_prefix("sqlite://").expect("a file").to_owned();
+    let path = fixture.url.strip_prefix("sqlite://").expect("a file").to_owned();
     let aside = format!("{path}.aside");
     std::fs::rename(&path, &aside).expect("it is moved");
     assert!(state.ready().await.expect_err("it is gone").is_temporary());
@@ -30,17 +30,17 @@ async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
     assert!(state.ready().await.expect_err("it is another one").is_temporary());
     std::fs::rename(&aside, &path).expect("it is moved back");
     state.ready().await.expect("it can be written");
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// Another connection holds a lock on the database, or on the row that the probe writes.
+/// Another connection locks the database, or the row that the probe writes.
 async fn who_can_not_write_is_not_ready(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
+    let mut fixture = Fixture::new(kind).await;
     let patience = std::time::Duration::from_millis(500);
-    let change = |settings| appferry::state::Settings { patience, timeout: patience * 2, ..settings };
-    let state = bench.process_with(change).await;
+    let change = |settings| appferry::db::Settings { acquire_timeout: patience, timeout: patience * 2, ..settings };
+    let state = fixture.process_with(change).await;
     let a = add(&state, "a").await;
-    let db = database::look(&bench.url).await;
+    let db = database::look(&fixture.url).await;
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
@@ -51,8 +51,8 @@ async fn who_can_not_write_is_not_ready(kind: Kind) {
             .await
             .expect("a row");
     }
-    // What was just written is good for a while.
-    let refused = until("a doubt", async || state.ready().await.err()).await;
+    // The result of a recent write is reused for a while.
+    let refused = until("the readiness check to fail", async || state.ready().await.err()).await;
     assert!(refused.is_temporary(), "{refused:?}");
     if kind == Kind::Sqlite {
         let refused = state.accept(ask(&a, &["one"])).await.expect_err("it can't be written");
@@ -62,5 +62,5 @@ async fn who_can_not_write_is_not_ready(kind: Kind) {
     until("readiness", async || state.ready().await.ok()).await;
     state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     db.close().await.expect("it is closed");
-    bench.end().await;
+    fixture.end().await;
 }

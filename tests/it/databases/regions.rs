@@ -1,4 +1,4 @@
-//! Replicas in regions that no process has configured any more.
+//! Replicas in regions that no process configures any more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,11 +6,11 @@ use std::{
 };
 
 use appferry::{
+    db::{Db, Error},
     domain::{Fault, FaultKind, RegionStatus, Regions, SynchronizationState},
-    state::{Error, State},
 };
 
-use super::{Bench, Kind, SHORT, add, ask, claim, claim_within, get, image_id, region, status};
+use super::{Fixture, Kind, SHORT, add, ask, claim, claim_within, get, image_id, region, status};
 use crate::harness::until;
 
 on_every_database! {
@@ -23,20 +23,20 @@ fn reason() -> Fault {
     Fault::new(FaultKind::Store, "two is not configured any more")
 }
 
-/// A process that has one region beside the home region.
-async fn with_one_region(bench: &mut Bench) -> State {
-    bench.process_with_regions(Regions::new(region("home"), [region("one")])).await
+/// Starts a process with one region beside the home region.
+async fn with_one_region(fixture: &mut Fixture) -> Db {
+    fixture.process_with_regions(Regions::new(region("home"), [region("one")])).await
 }
 
 async fn replicas_of_a_region_that_is_not_configured_are_suspended_until_it_is(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (all, few) = (bench.process().await, with_one_region(&mut bench).await);
+    let mut fixture = Fixture::new(kind).await;
+    let (all, few) = (fixture.process().await, with_one_region(&mut fixture).await);
     let (waits, copied) = (add(&all, "waits").await, add(&all, "copied").await);
     let held = all.accept(ask(&copied, &["two"])).await.expect("it is accepted");
     assert_eq!(claim_within(&all, "dead", 1, SHORT, &BTreeMap::new(), 0).await.len(), 1);
     let pending = all.accept(ask(&waits, &["one", "two"])).await.expect("it is accepted");
 
-    // One that is being copied is left to its worker, until its lease has expired.
+    // A replica that is being copied is left to its worker until its lease has expired.
     let mut suspended = 0;
     until("both to be suspended", async || {
         suspended += few.replicas_suspend(&region("two"), &reason()).await.expect("it can be done");
@@ -61,12 +61,12 @@ async fn replicas_of_a_region_that_is_not_configured_are_suspended_until_it_is(k
     assert_eq!(all.replicas_resume().await.expect("it can be done"), 2);
     let claimed: BTreeSet<_> = claim(&all, "w", 5).await.into_iter().map(|claim| claim.id).collect();
     assert_eq!(claimed, BTreeSet::from([waits, copied]));
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn suspended_replicas_hinder_neither_cancellation_nor_removal(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (all, few) = (bench.process().await, with_one_region(&mut bench).await);
+    let mut fixture = Fixture::new(kind).await;
+    let (all, few) = (fixture.process().await, with_one_region(&mut fixture).await);
     let mut ids = Vec::new();
     for name in ["canceled", "removed", "in-use"] {
         let image = add(&all, name).await;
@@ -86,29 +86,29 @@ async fn suspended_replicas_hinder_neither_cancellation_nor_removal(kind: Kind) 
     assert!(matches!(&refused, Error::ImageInUse { regions, .. } if *regions == [region("one")]), "{refused:?}");
     assert_eq!(get(&few, ids[2]).await.state, SynchronizationState::Running);
     assert_eq!(all.replicas_resume().await.expect("it can be done"), 1, "nothing was removed with it");
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn regions_are_known_with_their_stores(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (all, few) = (bench.process().await, with_one_region(&mut bench).await);
-    let known = async |state: &State| {
-        let known = state.region_stores().await.expect("they can be read");
-        known.into_iter().map(|store| (store.region.to_string(), store.location)).collect::<Vec<_>>()
+    let mut fixture = Fixture::new(kind).await;
+    let (all, few) = (fixture.process().await, with_one_region(&mut fixture).await);
+    let stores_of = async |state: &Db| {
+        let stores = state.region_stores().await.expect("they can be read");
+        stores.into_iter().map(|store| (store.region.to_string(), store.location)).collect::<Vec<_>>()
     };
-    assert_eq!(known(&few).await, []);
+    assert_eq!(stores_of(&few).await, []);
     few.regions_seen(Duration::ZERO).await.expect("it can be recorded");
     few.region_located(&region("one"), "dir:///one").await.expect("it can be recorded");
     all.regions_seen(Duration::ZERO).await.expect("it can be recorded");
     let expected = [("home", None), ("one", Some("dir:///one")), ("three", None), ("two", None)];
-    assert_eq!(known(&few).await, expected.map(|(region, at)| (region.to_owned(), at.map(str::to_owned))));
-    // Only what a process has configured is seen again.
-    until("some time", async || {
+    assert_eq!(stores_of(&few).await, expected.map(|(region, at)| (region.to_owned(), at.map(str::to_owned))));
+    // Only regions that a process configures count as seen.
+    until("the time to pass", async || {
         few.regions_seen(Duration::ZERO).await.expect("it can be recorded");
         let stores = few.region_stores().await.expect("they can be read");
         let unseen = |name: &str| stores.iter().find(|store| store.region == region(name)).expect("it is known").unseen;
         (unseen("two") > Duration::from_millis(50) && unseen("one") < Duration::from_millis(50)).then_some(())
     })
     .await;
-    bench.end().await;
+    fixture.end().await;
 }

@@ -1,15 +1,15 @@
-//! Removing an image and accepting a call for it exclude each other: no replica outlives its image, and an image that is added again
-//! under the same id has none.
+//! Removing an image and accepting a call for it exclude each other: no replica outlives its image, and an image that
+//! is added again under the same id has none.
 
 use std::time::Duration;
 
 use appferry::{
+    db::{Db, Error},
     domain::{ImageId, RegionStatus},
-    state::{Error, State},
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, Statement, TransactionTrait as _};
 
-use super::{Bench, add, ask, get, image_id, status};
+use super::{Fixture, add, ask, get, image_id, status};
 use crate::harness::{
     database::{self, Kind},
     until,
@@ -22,27 +22,28 @@ on_every_database! {
     a_call_that_begins_a_copy_again_is_seen_by_a_removal
 }
 
-/// Asks for an image and removes it at the same time, from two processes.
-async fn race(one: &State, other: &State, image: &ImageId) -> [bool; 2] {
+/// Requests an image and removes it concurrently, from two processes.
+async fn race(one: &Db, other: &Db, image: &ImageId) -> [bool; 2] {
     let (accepted, removed) = tokio::join!(one.accept(ask(image, &["one"])), other.image_remove(image));
     outcome(&accepted, &removed)
 }
 
-/// Whether the call was accepted, and whether the image was removed; each fails for the other's sake alone.
+/// Returns whether the call was accepted and whether the image was removed; each may fail only because of the other.
 fn outcome<T: std::fmt::Debug>(accepted: &Result<T, Error>, removed: &Result<(), Error>) -> [bool; 2] {
     assert!(matches!(accepted, Ok(_) | Err(Error::ImageNotFound(_))), "{accepted:?}");
     assert!(matches!(removed, Ok(()) | Err(Error::ImageInUse { .. })), "{removed:?}");
     [accepted.is_ok(), removed.is_ok()]
 }
 
-/// Whichever was first: if the call was, the image is there with its replica, and otherwise neither is.
-async fn check(state: &State, image: &ImageId, outcome: [bool; 2]) {
+/// Checks the final state: if the call came first, the image and its replica exist; otherwise neither does.
+async fn check(state: &Db, image: &ImageId, outcome: [bool; 2]) {
     let [accepted, removed] = outcome;
     assert!(accepted != removed, "accepted: {accepted}, removed: {removed}");
     if accepted {
         let (_, replicas) = state.image_get(image).await.expect("it is still there");
         assert_eq!(replicas.iter().map(|(_, replica)| replica.status()).collect::<Vec<_>>(), [RegionStatus::Pending]);
-        let page = state.synchronization_list(&appferry::state::Filter::default(), None, 1).await.expect("a page");
+        let page =
+            state.synchronization_list(&appferry::db::SynchronizationFilter::default(), None, 1).await.expect("a page");
         state.synchronization_cancel(page.synchronizations[0].request_id).await.expect("it is canceled");
         state.image_remove(image).await.expect("it is removed");
     }
@@ -51,17 +52,17 @@ async fn check(state: &State, image: &ImageId, outcome: [bool; 2]) {
 }
 
 async fn one_of_both_wins(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (one, other) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (one, other) = (fixture.process().await, fixture.process().await);
     let image = add(&one, "a").await;
     for _ in 0..30 {
         let outcome = race(&one, &other, &image).await;
         check(&one, &image, outcome).await;
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// Waits until so many wait for locks that others hold.
+/// Waits until `count` sessions wait for locks.
 async fn until_waiting(db: &DatabaseConnection, count: i64) {
     let ask = match db.get_database_backend() {
         DbBackend::Postgres => {
@@ -72,8 +73,8 @@ async fn until_waiting(db: &DatabaseConnection, count: i64) {
              ON p.id = t.trx_mysql_thread_id WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()"
         }
     };
-    until("a wait for a lock", async || {
-        // InnoDB tells of its transactions as they were, unless it was not asked for a tenth of a second.
+    until("a blocked session", async || {
+        // InnoDB caches its transaction statistics until they have not been read for 0.1 s.
         tokio::time::sleep(Duration::from_millis(150)).await;
         let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), ask)).await.expect("an answer");
         (row?.try_get::<i64>("", "waiting").expect("a number") >= count).then_some(())
@@ -81,15 +82,15 @@ async fn until_waiting(db: &DatabaseConnection, count: i64) {
     .await;
 }
 
-/// Another session's lock on the image's row, as a backup takes it, opens the window in which a removal has begun and has not deleted.
+/// Another session locks the image's row, as a backup does: the removal has begun and has not deleted yet.
 async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) {
     if kind == Kind::Sqlite {
-        return; // It has one writer: a removal can't be held up halfway.
+        return; // SQLite has a single writer: a removal cannot be blocked halfway.
     }
-    let mut bench = Bench::new(kind).await;
-    let (one, other) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (one, other) = (fixture.process().await, fixture.process().await);
     let image = add(&one, "a").await;
-    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let (holder, looker) = (database::look(&fixture.url).await, database::look(&fixture.url).await);
     let held = holder.begin().await.expect("a transaction");
     let share = if kind == Kind::Postgres { "FOR KEY SHARE" } else { "LOCK IN SHARE MODE" };
     held.execute_unprepared(&format!("SELECT id FROM image WHERE id = 'a' {share}")).await.expect("it is locked");
@@ -102,29 +103,24 @@ async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) 
         let (state, call) = (one.clone(), ask(&image, &["one"]));
         async move { state.accept(call).await }
     });
-    let call = if kind == Kind::Postgres {
-        // It does not wait for a removal that has not begun to delete.
-        let accepted = call.await.expect("no panic");
-        held.commit().await.expect("it ends");
-        accepted
-    } else {
-        held.commit().await.expect("it ends");
-        call.await.expect("no panic")
-    };
+    // The call waits for the removal that has begun.
+    until_waiting(&looker, 2).await;
+    held.commit().await.expect("it ends");
+    let call = call.await.expect("no panic");
     let outcome = outcome(&call, &removal.await.expect("no panic"));
     check(&one, &image, outcome).await;
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// A call has been decided, and is held up before it is written; its image is removed meanwhile.
+/// A call has been decided and blocks before its write; meanwhile its image is removed.
 async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
     if kind != Kind::Postgres {
-        return; // SQLite: see `state::accept`. On MySQL, a call locks its image before it is decided.
+        return; // SQLite: see `db::accept`. MySQL: a call locks its image before the decision.
     }
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let image = add(&state, "a").await;
-    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let (holder, looker) = (database::look(&fixture.url).await, database::look(&fixture.url).await);
     let held = holder.begin().await.expect("a transaction");
     held.execute_unprepared("LOCK TABLE synchronization IN SHARE MODE").await.expect("it is locked");
     let call = tokio::spawn({
@@ -137,13 +133,13 @@ async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
     let outcome = outcome(&call.await.expect("no panic"), &removed);
     assert_eq!(outcome, [false, true]);
     check(&state, &image, outcome).await;
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// A call begins a copy again that was canceled, and is held up before it is written.
+/// A call restarts a canceled copy, and blocks before its write.
 async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let image = add(&state, "a").await;
     let id = state.accept(ask(&image, &["one"])).await.expect("it is accepted");
     state.synchronization_cancel(id).await.expect("it is canceled");
@@ -151,9 +147,9 @@ async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
     if kind != Kind::Postgres {
         let outcome = race(&state, &state, &image).await;
         check(&state, &image, outcome).await;
-        return bench.end().await;
+        return fixture.end().await;
     }
-    let (holder, looker) = (database::look(&bench.url).await, database::look(&bench.url).await);
+    let (holder, looker) = (database::look(&fixture.url).await, database::look(&fixture.url).await);
     let held = holder.begin().await.expect("a transaction");
     held.execute_unprepared("LOCK TABLE synchronization IN SHARE MODE").await.expect("it is locked");
     let call = tokio::spawn({
@@ -170,5 +166,5 @@ async fn a_call_that_begins_a_copy_again_is_seen_by_a_removal(kind: Kind) {
     let outcome = outcome(&call.await.expect("no panic"), &removal.await.expect("no panic"));
     assert_eq!(outcome, [true, false]);
     check(&state, &image, outcome).await;
-    bench.end().await;
+    fixture.end().await;
 }

@@ -1,4 +1,4 @@
-//! Calls: accepted, repeated, refused, several at once.
+//! Calls: accepted, repeated, rejected, and concurrent.
 
 use std::{
     collections::BTreeMap,
@@ -6,15 +6,16 @@ use std::{
 };
 
 use appferry::{
+    db::{Db, Error, NewSynchronization, Report, Settings, SynchronizationFilter},
     domain::{
-        Event, Fault, FaultKind, Progress, RegionStatus, RequestId, Stale, SynchronizationState, Verification, Warnings,
+        Event, Fault, FaultKind, ImageId, Progress, RegionStatus, RequestId, Stale, SynchronizationState, Verification,
+        Warnings, with_causes,
     },
-    state::{Ask, Error, Filter, Report, Settings},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
 use tokio_util::sync::CancellationToken;
 
-use super::{Bench, DONE, LEASE, add, ask, claim, claim_within, get, region, status, verify, with_token};
+use super::{DONE, Fixture, LEASE, add, ask, claim, claim_within, get, region, status, verify, with_token};
 use crate::harness::{
     PATIENCE,
     database::{self, Kind},
@@ -30,8 +31,8 @@ on_every_database! {
 }
 
 async fn a_call_goes_to_its_end(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let a = add(&state, "a").await;
     let id = state.accept(ask(&a, &["one", "two"])).await.expect("it is accepted");
     let fresh = get(&state, id).await;
@@ -64,11 +65,11 @@ async fn a_call_goes_to_its_end(kind: Kind) {
     let failed = ended.regions.iter().find(|view| view.region == two.region).expect("the region");
     assert!(failed.fault.as_ref().expect("a fault").message.ends_with("byte, ünd mehr"), "{failed:?}");
 
-    // The one that failed starts afresh, with a higher fence; the one that is there is not asked for again.
+    // The failed replica restarts with a higher fence; the available one does not.
     let again = state.accept(ask(&a, &[])).await.expect("it is accepted");
     let running = get(&state, again).await;
-    let asked: Vec<_> = running.regions.iter().map(|view| (view.region.as_str(), view.status)).collect();
-    assert_eq!(asked, [("three", RegionStatus::Pending), ("two", RegionStatus::Pending)]);
+    let accepted: Vec<_> = running.regions.iter().map(|view| (view.region.as_str(), view.status)).collect();
+    assert_eq!(accepted, [("three", RegionStatus::Pending), ("two", RegionStatus::Pending)]);
     let claims = claim(&state, "w", 5).await;
     assert_eq!(claims[0].available, [region("one")]);
     for claimed in &claims[0].regions {
@@ -76,19 +77,19 @@ async fn a_call_goes_to_its_end(kind: Kind) {
         verify(&state, &a, &claimed.region, claimed.fence).await.expect("it is in time");
     }
     assert_eq!(get(&state, again).await.state, SynchronizationState::Succeeded);
-    assert_eq!(get(&state, id).await, ended, "what became of a call stays");
+    assert_eq!(get(&state, id).await, ended, "the outcome of a call is kept");
     assert!(matches!(
         state.accept(ask(&a, &["one"])).await,
-        Err(Error::ImageAlreadyThere { regions, .. }) if regions == [region("one")]
+        Err(Error::ImageAlreadyAvailable { regions, .. }) if regions == [region("one")]
     ));
     let nothing_left = state.accept(ask(&a, &[])).await.expect("it is accepted");
     assert_eq!(get(&state, nothing_left).await.state, SynchronizationState::Succeeded);
-    bench.end().await;
+    fixture.end().await;
 }
 
 async fn a_token_names_one_call(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (state, other) = (bench.process().await, bench.process().await);
+    let mut fixture = Fixture::new(kind).await;
+    let (state, other) = (fixture.process().await, fixture.process().await);
     let a = add(&state, "a").await;
     let first = state.accept(with_token(ask(&a, &["one"]), "t")).await.expect("it is accepted");
     let again = other.accept(with_token(ask(&a, &["one"]), "t")).await.expect("it is accepted");
@@ -97,10 +98,11 @@ async fn a_token_names_one_call(kind: Kind) {
     assert!(matches!(differs, Err(Error::TokenReused(id)) if id == first), "{differs:?}");
     let in_capitals = other.accept(with_token(ask(&a, &["one"]), "T")).await.expect("it is accepted");
     assert_ne!(in_capitals, first, "tokens differ in case");
-    let somebody_else = Ask { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
+    let somebody_else =
+        NewSynchronization { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
     assert_ne!(state.accept(somebody_else).await.expect("it is accepted"), first);
 
-    // Both at once, from two processes, many times: one call each.
+    // Two processes use one token concurrently, many times: each time one synchronization results.
     for round in 0..30 {
         let token = format!("round-{round}");
         let one = with_token(ask(&a, &["one"]), &token);
@@ -108,17 +110,17 @@ async fn a_token_names_one_call(kind: Kind) {
         let (one, two) = tokio::join!(state.accept(one), other.accept(two));
         assert_eq!(one.expect("it is accepted"), two.expect("it is accepted"));
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// A call that the database refuses is refused alone.
+/// A call that the database rejects fails without affecting the others of its group.
 async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
     let a = add(&state, "a").await;
-    // SQLite takes a name of any length, and a trigger takes the place of the column's.
+    // SQLite does not limit the length of a name, so a trigger rejects it.
     if kind == Kind::Sqlite {
-        let db = database::look(&bench.url).await;
+        let db = database::look(&fixture.url).await;
         let trigger = "CREATE TRIGGER no_long BEFORE INSERT ON synchronization WHEN length(NEW.principal) > 256 \
                        BEGIN SELECT RAISE(ABORT, 'too long'); END";
         db.execute_unprepared(trigger).await.expect("a trigger");
@@ -127,7 +129,7 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..64 {
         let principal = if n == 31 { "p".repeat(300) } else { "p".to_owned() };
-        let (state, ask) = (state.clone(), Ask { principal, ..ask(&a, &["one"]) });
+        let (state, ask) = (state.clone(), NewSynchronization { principal, ..ask(&a, &["one"]) });
         calls.spawn(async move { (n, state.accept(ask).await) });
     }
     for (n, answer) in calls.join_all().await {
@@ -136,18 +138,21 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
             Err(error) => assert_eq!((n, error.is_temporary()), (31, false), "{error:?}"),
         }
     }
-    let page = state.synchronization_list(&Filter::default(), None, 1_000).await.expect("a page");
+    let page = state.synchronization_list(&SynchronizationFilter::default(), None, 1_000).await.expect("a page");
     assert_eq!(page.synchronizations.len(), 63);
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// On PostgreSQL, what is written together follows what is written before, but not for long if that waits for something.
+/// On PostgreSQL, a group is written after the group before it, but does not wait long for a group that is blocked.
 #[tokio::test]
 async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
-    let mut bench = Bench::new(Kind::Postgres).await;
-    let state = bench.process_with(|settings| Settings { timeout: PATIENCE, ..settings }).await;
+    if !Kind::Postgres.is_available() {
+        return;
+    }
+    let mut fixture = Fixture::new(Kind::Postgres).await;
+    let state = fixture.process_with(|settings| Settings { timeout: PATIENCE, ..settings }).await;
     let (slow, fast) = (add(&state, "slow").await, add(&state, "fast").await);
-    let db = database::look(&bench.url).await;
+    let db = database::look(&fixture.url).await;
     let trigger = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(7); \
                    RETURN NEW; END $$; CREATE TRIGGER waits BEFORE INSERT ON synchronization FOR EACH ROW \
                    WHEN (NEW.image_id = 'slow') EXECUTE FUNCTION wait(); SELECT pg_advisory_lock(7)";
@@ -156,7 +161,7 @@ async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
         let (state, ask) = (state.clone(), ask(&slow, &["one"]));
         async move { state.accept(ask).await }
     });
-    until("a call that waits", async || {
+    until("a blocked call", async || {
         let sql = "SELECT 1 AS n FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted";
         db.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await.expect("it answers")
     })
@@ -165,24 +170,28 @@ async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
     state.accept(ask(&fast, &["one"])).await.expect("it is accepted");
     assert!(began.elapsed() >= Duration::from_millis(10), "it has waited for its turn: {:?}", began.elapsed());
     assert!(!waiting.is_finished(), "it waits for the lock");
-    db.execute_unprepared("SELECT pg_advisory_unlock(7)").await.expect("the lock is let go");
+    db.execute_unprepared("SELECT pg_advisory_unlock(7)").await.expect("the lock is released");
     waiting.await.expect("it ends").expect("it is accepted");
     db.close().await.expect("it is closed");
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// An image is removed while others ask for it: either it is in use, or whoever asked is told that it has gone. Nobody waits for ever.
+/// An image is removed while it is requested: either it is in use, or the call fails because it does not exist. No task
+/// blocks forever.
 async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let (here, there) = (bench.process().await, bench.process().await);
-    let mut accepted = Vec::new();
+    let mut fixture = Fixture::new(kind).await;
+    let (here, there) = (fixture.process().await, fixture.process().await);
+    // One call that certainly comes before the removal; the others race with it.
+    let first = add(&here, "first").await;
+    let mut accepted = vec![here.accept(ask(&first, &["one"])).await.expect("it is accepted")];
+    there.image_remove(&first).await.expect_err("it is in use");
     for round in 0..40 {
         let image = add(&here, &format!("i-{round}")).await;
-        let (asked, removed) = tokio::join!(here.accept(ask(&image, &["one"])), async {
+        let (outcome, removed) = tokio::join!(here.accept(ask(&image, &["one"])), async {
             tokio::time::sleep(Duration::from_micros(round * 50)).await;
             there.image_remove(&image).await
         });
-        match (asked, removed) {
+        match (outcome, removed) {
             (Ok(id), _) => accepted.push(id),
             (Err(Error::ImageNotFound(_)), Ok(())) => {}
             other => panic!("{other:?}"),
@@ -213,16 +222,16 @@ async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
         let ended = get(&here, id).await;
         assert!(ended.state.is_terminal(), "{ended:?}");
     }
-    bench.end().await;
+    fixture.end().await;
 }
 
-/// Several processes accept, join, cancel, carry and fail the same few images at once. Nothing that happens in between may show:
-/// every call is answered, and every accepted one ends.
+/// Several processes concurrently accept, join, cancel, copy and fail the same few images. No intermediate state may
+/// show: every call is answered, and every accepted call ends.
 async fn many_processes_at_once_lose_nothing(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
+    let mut fixture = Fixture::new(kind).await;
     let mut processes = Vec::new();
     for _ in 0..3 {
-        processes.push(bench.process().await);
+        processes.push(fixture.process().await);
     }
     let mut images = Vec::new();
     for n in 0..12 {
@@ -231,71 +240,11 @@ async fn many_processes_at_once_lose_nothing(kind: Kind) {
     let done = CancellationToken::new();
     let mut workers = tokio::task::JoinSet::new();
     for (number, state) in processes.iter().enumerate() {
-        let (state, done) = (state.clone(), done.clone());
-        workers.spawn(async move {
-            let mut round = number;
-            loop {
-                round += 1;
-                let claims = claim_within(&state, &format!("w-{number}"), 4, LEASE, &BTreeMap::new(), round).await;
-                if claims.is_empty() {
-                    if done.is_cancelled() {
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                let mut reports = tokio::task::JoinSet::new();
-                for claim in claims {
-                    for (place, claimed) in claim.regions.into_iter().enumerate() {
-                        let (state, image) = (state.clone(), claim.id.clone());
-                        let fails = (round + place) % 3 == 0;
-                        reports.spawn(async move {
-                            let fence = claimed.fence;
-                            let fault = Fault { kind: FaultKind::Store, message: "planned".into() };
-                            let event = if fails {
-                                Event::Faulted { fence, fault, retry_after: None, progress: DONE }
-                            } else {
-                                Event::Verified {
-                                    fence,
-                                    progress: DONE,
-                                    verification: Verification::Verified,
-                                    warnings: Warnings::default(),
-                                }
-                            };
-                            let report = Report { region: claimed.region, event };
-                            // It may have been canceled meanwhile.
-                            let _ = state.replica_report(&image, report).await.expect("it can be reported");
-                        });
-                    }
-                }
-                reports.join_all().await;
-            }
-        });
+        workers.spawn(work(state.clone(), number, done.clone()));
     }
     let mut callers = tokio::task::JoinSet::new();
     for caller in 0..24 {
-        let state = processes[caller % processes.len()].clone();
-        let images = images.clone();
-        callers.spawn(async move {
-            let mut accepted = Vec::new();
-            for call in 0..12 {
-                let image = &images[(caller * 5 + call * 7) % images.len()];
-                let targets: &[&str] = [&["one", "two", "three"][..], &["two"], &[]][(caller + call) % 3];
-                match state.accept(ask(image, targets)).await {
-                    Ok(id) => accepted.push(id),
-                    Err(Error::ImageAlreadyThere { .. }) => {}
-                    Err(error) => panic!("{}", appferry::domain::with_causes(&error)),
-                }
-                if call % 4 == 3
-                    && let Some(id) = accepted.last()
-                {
-                    state
-                        .synchronization_cancel(*id)
-                        .await
-                        .unwrap_or_else(|e| panic!("{}", appferry::domain::with_causes(&e)));
-                }
-            }
-            accepted
-        });
+        callers.spawn(call(processes[caller % processes.len()].clone(), images.clone(), caller));
     }
     let accepted: Vec<RequestId> = callers.join_all().await.into_iter().flatten().collect();
     assert!(accepted.len() > 50, "{}", accepted.len());
@@ -307,5 +256,67 @@ async fn many_processes_at_once_lose_nothing(kind: Kind) {
     while let Some(ended) = workers.join_next().await {
         ended.expect("no worker panicked");
     }
-    bench.end().await;
+    fixture.end().await;
+}
+
+/// Claims and reports until `done` is canceled and nothing is due. Every third copy fails.
+async fn work(state: Db, number: usize, done: CancellationToken) {
+    let (mut round, mut seen) = (number, 0);
+    loop {
+        round += 1;
+        let claims = claim_within(&state, &format!("w-{number}"), 4, LEASE, &BTreeMap::new(), round).await;
+        if claims.is_empty() {
+            if done.is_cancelled() {
+                return;
+            }
+            state.due(&mut seen, Duration::from_millis(2)).await;
+        }
+        let mut reports = tokio::task::JoinSet::new();
+        for claim in claims {
+            for (index, claimed) in claim.regions.into_iter().enumerate() {
+                let fence = claimed.fence;
+                let event = if (round + index) % 3 == 0 {
+                    let fault = Fault { kind: FaultKind::Store, message: "planned".into() };
+                    Event::Faulted { fence, fault, retry_after: None, progress: DONE }
+                } else {
+                    Event::Verified {
+                        fence,
+                        progress: DONE,
+                        verification: Verification::Verified,
+                        warnings: Warnings::default(),
+                    }
+                };
+                let (state, image) = (state.clone(), claim.id.clone());
+                let report = Report { region: claimed.region, event };
+                reports.spawn(async move {
+                    // The copy may have been canceled meanwhile; then the report is stale.
+                    let reported = state.replica_report(&image, report).await.expect("it can be reported");
+                    assert!(matches!(reported, Ok(()) | Err(Stale)));
+                });
+            }
+        }
+        while let Some(reported) = reports.join_next().await {
+            reported.expect("no panic");
+        }
+    }
+}
+
+/// Makes twelve calls, of which it cancels every fourth, and returns the accepted ones.
+async fn call(state: Db, images: Vec<ImageId>, caller: usize) -> Vec<RequestId> {
+    let mut accepted = Vec::new();
+    for call in 0..12 {
+        let image = &images[(caller * 5 + call * 7) % images.len()];
+        let targets: &[&str] = [&["one", "two", "three"][..], &["two"], &[]][(caller + call) % 3];
+        match state.accept(ask(image, targets)).await {
+            Ok(id) => accepted.push(id),
+            Err(Error::ImageAlreadyAvailable { .. }) => {}
+            Err(error) => panic!("{}", with_causes(&error)),
+        }
+        if call % 4 == 3
+            && let Some(id) = accepted.last()
+        {
+            state.synchronization_cancel(*id).await.unwrap_or_else(|error| panic!("{}", with_causes(&error)));
+        }
+    }
+    accepted
 }

@@ -1,19 +1,19 @@
-//! What an image arrived without is known of its region, and of every call that waited for it.
+//! Warnings about missing attachments are kept in the replica's row and in every call that waited for it.
 
 use appferry::{
+    db::Report,
     domain::{Digest, Event, Fault, FaultKind, Image, Verification, Warnings},
-    state::Report,
 };
 
-use super::{Bench, DONE, ask, claim, get, image, image_id, region};
+use super::{DONE, Fixture, ask, claim, get, image, image_id, region};
 use crate::harness::database::Kind;
 
 on_every_database! { warnings_are_kept }
 
 async fn warnings_are_kept(kind: Kind) {
-    let mut bench = Bench::new(kind).await;
-    let state = bench.process().await;
-    let absent = (1..=100).map(|number| Digest::new([number; 32])).collect();
+    let mut fixture = Fixture::new(kind).await;
+    let state = fixture.process().await;
+    let absent = (1..=100).map(|number| Digest::Sha256([number; 32])).collect();
     let incomplete = Image { absent, ..image("a") };
     state.image_add(&incomplete).await.expect("it is added");
     let (id, one) = (image_id("a"), region("one"));
@@ -30,10 +30,10 @@ async fn warnings_are_kept(kind: Kind) {
     let (kept, replicas) = state.image_get(&id).await.expect("it is there");
     assert_eq!((&kept.absent, &replicas[0].1.warnings), (&incomplete.absent, &warnings));
 
-    // They end with the copy, and what became of the call stays.
+    // A new copy clears the replica's warnings; the calls keep theirs.
     let fault = Fault::new(FaultKind::Store, "found damaged");
     state.replica_damaged(&id, &one, fault).await.expect("it answers").expect("it was available");
     assert!(state.image_get(&id).await.expect("it is there").1[0].1.warnings.is_empty());
     assert_eq!(get(&state, request).await.regions[0].warnings, warnings);
-    bench.end().await;
+    fixture.end().await;
 }

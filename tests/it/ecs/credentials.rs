@@ -1,4 +1,4 @@
-//! Who asks the provider: keys, temporary keys, files that are replaced, and roles.
+//! Credentials for the provider: keys, temporary keys, replaced files, and roles.
 
 use std::{fs, time::Duration};
 
@@ -6,14 +6,14 @@ use appferry::contract::v1::{ErrorCode, SynchronizationState};
 
 use super::{NAME, REGIONS, failure, region, section, site, vm};
 use crate::harness::{
-    ecs::{Ecs, KEY, Trouble},
+    ecs::{Ecs, InjectedFault, KEY},
     site::{HOME, Running, Site},
 };
 
 async fn start(ecs: &Ecs, mut site: Site, credentials: &str) -> Running {
     site.more = section(ecs, credentials);
     let running = site.start().await;
-    let source = ecs.world().put(HOME, NAME, &[]);
+    let source = ecs.provider().put(HOME, NAME, &[]);
     running.images().await.add_image(vm("app", &source)).await.expect("it is registered");
     running
 }
@@ -21,7 +21,7 @@ async fn start(ecs: &Ecs, mut site: Site, credentials: &str) -> Running {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_temporary_key_is_shown_with_its_token() {
     let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
-    ecs.world().keys[0].token = Some(("CAIS+/==".to_owned(), Duration::from_secs(600)));
+    ecs.provider().keys[0].token = Some(("CAIS+/==".to_owned(), Duration::from_secs(600)));
     let site = site(&ecs, &REGIONS);
     let [secret, token] = ["secret", "token"].map(|name| site.directory.path().join(name));
     fs::write(&token, "CAIS+/==\n").expect("a token");
@@ -35,8 +35,8 @@ async fn a_temporary_key_is_shown_with_its_token() {
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
 
-    // What is wrong with a token is STS's, whoever says so.
-    ecs.plan("CopyImage", "cn-shanghai", Trouble::Refuse(400, "InvalidSecurityToken.Malformed", None), 1);
+    // Errors about a token come from STS, whichever service returns them.
+    ecs.inject("CopyImage", "cn-shanghai", InjectedFault::Refuse(400, "InvalidSecurityToken.Malformed", None), 1);
     let request = running.synchronize("app", &["cn-shanghai"]).await.expect("it is accepted");
     let (code, message) = failure(&running.finished(&request).await, "cn-shanghai");
     assert!(code == ErrorCode::AliyunError && message.contains("InvalidSecurityToken.Malformed"), "{message}");
@@ -64,7 +64,7 @@ async fn a_credentials_file_is_read_again_when_it_is_replaced() {
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
 
-    // One that is not there any more may come again: it is no fault of ECS.
+    // A missing file may reappear: it is not an error of ECS.
     fs::remove_file(&file).expect("it is removed");
     let request = running.synchronize("app", &["cn-shanghai"]).await.expect("it is accepted");
     let (code, message) = failure(&running.finished(&request).await, "cn-shanghai");
@@ -89,9 +89,10 @@ async fn a_secret_is_read_again_when_its_file_is_replaced() {
     running.stop().await;
 }
 
-/// A service that assumes a role, whose keys run out sooner than how early new ones are asked for: each request asks.
+/// Starts a service that assumes a role whose keys expire before the refresh margin, so that every request refreshes
+/// them.
 async fn as_role(ecs: &Ecs) -> Running {
-    ecs.world().role = Duration::from_secs(200);
+    ecs.provider().role = Duration::from_secs(200);
     let site = site(ecs, &REGIONS);
     let file = site.directory.path().join("credentials.ini");
     let text = format!(
@@ -106,13 +107,13 @@ async fn as_role(ecs: &Ecs) -> Running {
 async fn a_role_is_assumed_once_and_again_before_its_keys_run_out() {
     let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
     let running = as_role(&ecs).await;
-    let asked = ecs.count("DescribeImages", None, "OK");
-    assert_eq!(ecs.count("AssumeRole", None, "OK"), asked);
-    ecs.world().role = Duration::from_secs(3_600);
+    let lookups = ecs.count("DescribeImages", None, "OK");
+    assert_eq!(ecs.count("AssumeRole", None, "OK"), lookups);
+    ecs.provider().role = Duration::from_secs(3_600);
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
-    assert_eq!(ecs.count("AssumeRole", None, "OK"), asked + 1);
+    assert_eq!(ecs.count("AssumeRole", None, "OK"), lookups + 1);
     running.stop().await;
 }
 
@@ -120,7 +121,7 @@ async fn a_role_is_assumed_once_and_again_before_its_keys_run_out() {
 async fn a_role_that_may_not_be_assumed_is_another_products_error() {
     let ecs = Ecs::start(&REGIONS, Duration::from_millis(50)).await;
     let running = as_role(&ecs).await;
-    ecs.plan("AssumeRole", "", Trouble::Refuse(403, "NoPermission", None), 1_000);
+    ecs.inject("AssumeRole", "", InjectedFault::Refuse(403, "NoPermission", None), 1_000);
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     let done = running.finished(&request).await;
     let (code, message) = failure(&done, "cn-beijing");

@@ -1,5 +1,4 @@
-//! Regions of Alibaba Cloud, whose ECS copies the images: what is asked of it, what is seen meanwhile, and what becomes of all that
-//! can go wrong.
+//! Regions of Alibaba Cloud, whose images ECS copies: the requests, the progress, and every failure.
 
 mod credentials;
 mod many_regions;
@@ -15,17 +14,17 @@ use appferry::contract::v1::{
 use tokio_stream::StreamExt as _;
 
 use crate::harness::{
-    ecs::{Ecs, KEY, Trouble, world::Status},
+    ecs::{Ecs, InjectedFault, KEY, provider::Status},
     refusal,
     site::{HOME, Running, Site},
     until,
 };
 
 const REGIONS: [&str; 3] = [HOME, "cn-beijing", "cn-shanghai"];
-/// What the image is called at home.
+/// The image's name in its home region.
 const NAME: &str = "gromacs-2026.1";
 
-/// A site whose regions are the server's.
+/// Returns a site whose regions are the emulated provider's.
 pub fn site(ecs: &Ecs, regions: &[&'static str]) -> Site {
     let mut site = Site::new();
     let secret = site.directory.path().join("secret");
@@ -36,7 +35,7 @@ pub fn site(ecs: &Ecs, regions: &[&'static str]) -> Site {
     site
 }
 
-/// The section of the configuration, with these credentials.
+/// Returns the configuration section with these credentials.
 fn section(ecs: &Ecs, credentials: &str) -> String {
     let at = format!("http://{}", ecs.address);
     format!(
@@ -45,21 +44,21 @@ fn section(ecs: &Ecs, credentials: &str) -> String {
     )
 }
 
-/// A provider with three regions and an image at home, and a service on it.
-struct House {
+/// An emulated provider with three regions and an image, and a service that uses it.
+struct Fixture {
     ecs: Ecs,
     running: Running,
     source: String,
 }
 
-impl House {
+impl Fixture {
     async fn build(takes: Duration) -> Self {
         let ecs = Ecs::start(&REGIONS, takes).await;
-        let source = ecs.world().put(HOME, NAME, &[]);
+        let source = ecs.provider().put(HOME, NAME, &[]);
         let running = site(&ecs, &REGIONS).start().await;
-        let house = Self { ecs, running, source };
-        house.add("app").await;
-        house
+        let fixture = Self { ecs, running, source };
+        fixture.add("app").await;
+        fixture
     }
 
     async fn add(&self, id: &str) {
@@ -67,7 +66,7 @@ impl House {
         self.running.images().await.add_image(request).await.expect("it is registered");
     }
 
-    /// Synchronizes to its end.
+    /// Synchronizes and waits for the end.
     async fn carry(&self, regions: &[&str]) -> Synchronization {
         let request = self.running.synchronize("app", regions).await.expect("it is accepted");
         self.running.finished(&request).await
@@ -79,7 +78,7 @@ impl House {
         response.into_inner().image.expect("an image")
     }
 
-    /// What a region shows as the image's id and state.
+    /// Returns the image's id and state in a region, as the service reports them.
     async fn shown(&self, region: &str) -> (String, RegionState) {
         let image = self.image().await;
         let info = image.additional_regions_info.iter().find(|info| info.region_id == region).expect("the region");
@@ -101,7 +100,7 @@ fn region<'s>(of: &'s Synchronization, id: &str) -> &'s RegionSynchronization {
     of.regions.iter().find(|region| region.region_id == id).expect("the region")
 }
 
-/// The code and the message of a region's failure.
+/// Returns the code and the message of a region's failure.
 fn failure(of: &Synchronization, id: &str) -> (ErrorCode, String) {
     let region = region(of, id);
     assert_eq!(region.state(), RegionState::Failed, "{region:?}");
@@ -113,15 +112,15 @@ fn failure(of: &Synchronization, id: &str) -> (ErrorCode, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_is_copied_by_ecs_and_known_by_its_id_there() {
-    let house = House::build(Duration::from_millis(700)).await;
-    let image = house.image().await;
+    let fixture = Fixture::build(Duration::from_millis(700)).await;
+    let image = fixture.image().await;
     assert_eq!((image.size_bytes, image.digest.as_str(), image.image_type()), (40 << 30, "", ImageType::Vm));
-    assert_eq!(house.shown(HOME).await, (house.source.clone(), RegionState::Available));
-    assert_eq!(house.shown("cn-beijing").await, (String::new(), RegionState::Unspecified));
+    assert_eq!(fixture.shown(HOME).await, (fixture.source.clone(), RegionState::Available));
+    assert_eq!(fixture.shown("cn-beijing").await, (String::new(), RegionState::Unspecified));
 
-    let request = house.running.synchronize("app", &[]).await.expect("it is accepted");
+    let request = fixture.running.synchronize("app", &[]).await.expect("it is accepted");
     let watched = WatchSynchronizationRequest { request_id: request.clone() };
-    let stream = house.running.app_sync().await.watch_synchronization(watched).await.expect("it can be watched");
+    let stream = fixture.running.app_sync().await.watch_synchronization(watched).await.expect("it can be watched");
     let seen: Vec<_> = stream.into_inner().map(|m| m.expect("a message").synchronization.expect("one")).collect().await;
     let bytes: BTreeSet<i64> = seen.iter().map(|snapshot| region(snapshot, "cn-beijing").bytes_copied).collect();
     assert!(bytes.iter().any(|copied| (1..40 << 30).contains(copied)), "its progress is seen: {bytes:?}");
@@ -129,140 +128,145 @@ async fn an_image_is_copied_by_ecs_and_known_by_its_id_there() {
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
 
     for to in &REGIONS[1..] {
-        let made = house.ecs.world().images(to);
+        let made = fixture.ecs.provider().images(to);
         assert_eq!(made.len(), 1, "{made:?}");
         assert_eq!((made[0].name.as_str(), made[0].status), (NAME, Status::Available));
-        let tags = [("appferry:app-id", "app"), ("appferry:source-image-id", &house.source)];
+        let tags = [("appferry:app-id", "app"), ("appferry:source-image-id", &fixture.source)];
         assert_eq!(made[0].tags, tags.map(|(key, value)| (key.to_owned(), value.to_owned())));
-        assert_eq!(house.shown(to).await, (made[0].id.clone(), RegionState::Available));
+        assert_eq!(fixture.shown(to).await, (made[0].id.clone(), RegionState::Available));
         let region = region(done, to);
         assert_eq!((region.bytes_total, region.bytes_copied, region.bytes_skipped), (40 << 30, 40 << 30, 0));
-        assert_eq!(house.ecs.count("CopyImage", Some(to), "OK"), 1);
+        assert_eq!(fixture.ecs.count("CopyImage", Some(to), "OK"), 1);
     }
-    // As on every door: a second call has nothing left to do.
-    assert_eq!(house.carry(&[]).await.state(), SynchronizationState::Succeeded);
-    assert_eq!(house.ecs.count("CopyImage", None, "OK"), 2);
-    house.running.stop().await;
+    // As with every kind of region, a second call has nothing left to do.
+    assert_eq!(fixture.carry(&[]).await.state(), SynchronizationState::Succeeded);
+    assert_eq!(fixture.ecs.count("CopyImage", None, "OK"), 2);
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_of_that_name_is_adopted_if_it_is_ours_and_reported_if_not() {
-    let house = House::build(Duration::from_millis(100)).await;
-    let tags = [("appferry:app-id", "app"), ("appferry:source-image-id", house.source.as_str())];
-    // ECS finds names that only contain the one that is looked for as well.
-    house.ecs.world().put("cn-beijing", "old-gromacs-2026.1", &[]);
-    let ours = house.ecs.world().put("cn-beijing", NAME, &tags);
-    let theirs = house.ecs.world().put("cn-shanghai", NAME, &[("appferry:app-id", "another")]);
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    let tags = [("appferry:app-id", "app"), ("appferry:source-image-id", fixture.source.as_str())];
+    // ECS also matches names that contain the requested name.
+    fixture.ecs.provider().put("cn-beijing", "old-gromacs-2026.1", &[]);
+    let ours = fixture.ecs.provider().put("cn-beijing", NAME, &tags);
+    let theirs = fixture.ecs.provider().put("cn-shanghai", NAME, &[("appferry:app-id", "another")]);
 
-    let done = house.carry(&[]).await;
+    let done = fixture.carry(&[]).await;
     assert_eq!(region(&done, "cn-beijing").state(), RegionState::Available, "{done:?}");
     assert_eq!(region(&done, "cn-beijing").bytes_skipped, 40 << 30);
-    assert_eq!(house.shown("cn-beijing").await.0, ours);
+    assert_eq!(fixture.shown("cn-beijing").await.0, ours);
     let (code, message) = failure(&done, "cn-shanghai");
     assert_eq!(code, ErrorCode::EcsError);
     assert!(message.contains(&theirs) && message.contains(NAME), "{message}");
-    assert_eq!(house.ecs.count("CopyImage", None, "OK"), 0);
-    assert_eq!(house.ecs.count("DeleteImage", None, "OK") + house.ecs.count("CancelCopyImage", None, "OK"), 0);
+    assert_eq!(fixture.ecs.count("CopyImage", None, "OK"), 0);
+    assert_eq!(fixture.ecs.count("DeleteImage", None, "OK") + fixture.ecs.count("CancelCopyImage", None, "OK"), 0);
 
-    // Once it is out of the way, the next call copies.
-    house.ecs.world().change("cn-shanghai", |images| images[0].name = "something-else".to_owned());
-    assert_eq!(house.carry(&[]).await.state(), SynchronizationState::Succeeded);
-    house.running.stop().await;
+    // Once that image is renamed, the next call copies.
+    fixture.ecs.provider().change("cn-shanghai", |images| images[0].name = "something-else".to_owned());
+    assert_eq!(fixture.carry(&[]).await.state(), SynchronizationState::Succeeded);
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_does_not_come_makes_no_second_image() {
-    let house = House::build(Duration::from_millis(100)).await;
-    house.ecs.plan("CopyImage", "cn-beijing", Trouble::Hang, 1);
-    house.ecs.plan("CopyImage", "cn-shanghai", Trouble::CutAfter, 2);
-    house.ecs.plan("DescribeImages", "cn-beijing", Trouble::Cut, 2);
-    // Nor is what was made listed at once.
-    house.ecs.world().lag = Duration::from_millis(800);
-    let done = house.carry(&[]).await;
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    fixture.ecs.inject("CopyImage", "cn-beijing", InjectedFault::Hang, 1);
+    fixture.ecs.inject("CopyImage", "cn-shanghai", InjectedFault::CutAfter, 2);
+    fixture.ecs.inject("DescribeImages", "cn-beijing", InjectedFault::Cut, 2);
+    // A new image is listed with a delay.
+    fixture.ecs.provider().lag = Duration::from_millis(800);
+    let done = fixture.carry(&[]).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     for to in &REGIONS[1..] {
-        assert_eq!(house.ecs.world().images(to).len(), 1);
+        assert_eq!(fixture.ecs.provider().images(to).len(), 1);
         assert_eq!(region(&done, to).attempt, 1, "it passed within the attempt");
     }
-    assert!(house.ecs.count("CopyImage", Some("cn-shanghai"), "OK") >= 2, "it was repeated, with the same token");
-    house.running.stop().await;
+    assert!(fixture.ecs.count("CopyImage", Some("cn-shanghai"), "OK") >= 2, "it was repeated, with the same token");
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_is_taken_by_what_is_not_listed_is_waited_for_and_then_reported() {
-    let house = House::build(Duration::from_millis(100)).await;
-    house.ecs.plan("CopyImage", "cn-beijing", Trouble::Refuse(400, "InvalidImageName.Duplicated", None), 3);
-    house.ecs.plan("CopyImage", "cn-shanghai", Trouble::Refuse(400, "InvalidImageName.Duplicated", None), 1_000);
-    let done = house.carry(&[]).await;
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    fixture.ecs.inject("CopyImage", "cn-beijing", InjectedFault::Refuse(400, "InvalidImageName.Duplicated", None), 3);
+    fixture.ecs.inject(
+        "CopyImage",
+        "cn-shanghai",
+        InjectedFault::Refuse(400, "InvalidImageName.Duplicated", None),
+        1_000,
+    );
+    let done = fixture.carry(&[]).await;
     assert_eq!(region(&done, "cn-beijing").state(), RegionState::Available, "{done:?}");
     let (code, message) = failure(&done, "cn-shanghai");
     assert!(code == ErrorCode::EcsError && message.contains("InvalidImageName.Duplicated"), "{message}");
-    house.running.stop().await;
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_ends_badly_is_cleared_away_and_made_anew() {
-    let house = House::build(Duration::from_millis(100)).await;
-    house.ecs.world().failing.insert("cn-beijing".to_owned(), 1);
-    house.ecs.world().failing.insert("cn-shanghai".to_owned(), 1_000);
-    let done = house.carry(&[]).await;
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    fixture.ecs.provider().failing.insert("cn-beijing".to_owned(), 1);
+    fixture.ecs.provider().failing.insert("cn-shanghai".to_owned(), 1_000);
+    let done = fixture.carry(&[]).await;
     assert_eq!(region(&done, "cn-beijing").state(), RegionState::Available, "{done:?}");
     assert_eq!(region(&done, "cn-beijing").attempt, 2);
-    let made = house.ecs.world().images("cn-beijing");
+    let made = fixture.ecs.provider().images("cn-beijing");
     assert_eq!((made.len(), made[0].status), (1, Status::Available), "{made:?}");
     let (code, message) = failure(&done, "cn-shanghai");
     assert!(code == ErrorCode::EcsError && message.contains("CreateFailed"), "{message}");
     assert_eq!(region(&done, "cn-shanghai").attempt, 3);
-    house.running.stop().await;
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_canceled_is_given_up_at_the_provider() {
-    let house = House::build(Duration::from_secs(600)).await;
-    // Nobody could find it by its name: its id must be known.
-    house.ecs.world().lag = Duration::from_secs(600);
-    let request = house.running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
-    let copying = async || (house.ecs.world().images("cn-beijing").len() == 1).then_some(());
+    let fixture = Fixture::build(Duration::from_secs(600)).await;
+    // The image cannot be found by its name yet, so its id must be remembered.
+    fixture.ecs.provider().lag = Duration::from_secs(600);
+    let request = fixture.running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
+    let copying = async || (fixture.ecs.provider().images("cn-beijing").len() == 1).then_some(());
     until("a copy", copying).await;
     let canceled = CancelSynchronizationRequest { request_id: request.clone() };
-    house.running.app_sync().await.cancel_synchronization(canceled).await.expect("it is canceled");
-    until("its end", async || house.ecs.world().images("cn-beijing").is_empty().then_some(())).await;
-    assert_eq!(house.ecs.count("CancelCopyImage", Some("cn-beijing"), "OK"), 1);
-    assert_eq!(house.running.finished(&request).await.state(), SynchronizationState::Canceled);
+    fixture.running.app_sync().await.cancel_synchronization(canceled).await.expect("it is canceled");
+    until("the end", async || fixture.ecs.provider().images("cn-beijing").is_empty().then_some(())).await;
+    assert_eq!(fixture.ecs.count("CancelCopyImage", Some("cn-beijing"), "OK"), 1);
+    assert_eq!(fixture.running.finished(&request).await.state(), SynchronizationState::Canceled);
 
-    // Asked for again, it is another copy.
-    house.ecs.world().lag = Duration::ZERO;
-    house.ecs.world().takes = Duration::from_millis(50);
-    assert_eq!(house.carry(&["cn-beijing"]).await.state(), SynchronizationState::Succeeded);
-    assert_eq!(house.ecs.world().images("cn-beijing").len(), 1);
-    house.running.stop().await;
+    // Requested again, it is another copy.
+    fixture.ecs.provider().lag = Duration::ZERO;
+    fixture.ecs.provider().takes = Duration::from_millis(50);
+    assert_eq!(fixture.carry(&["cn-beijing"]).await.state(), SynchronizationState::Succeeded);
+    assert_eq!(fixture.ecs.provider().images("cn-beijing").len(), 1);
+    fixture.running.stop().await;
 }
 
-/// Nobody watches a copy whose call was canceled while the service was down.
+/// The call of a copy was canceled while the service was down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_nobody_watches_any_more_is_given_up_by_whoever_keeps_house() {
     let ecs = Ecs::start(&REGIONS, Duration::from_secs(600)).await;
-    let source = ecs.world().put(HOME, NAME, &[]);
-    // It is copied by a worker that does not hear of its end: the provider does not let it.
-    ecs.plan("CancelCopyImage", "cn-beijing", Trouble::Refuse(503, "ServiceUnavailable", None), 2);
+    let source = ecs.provider().put(HOME, NAME, &[]);
+    // The worker cannot cancel the copy, because the provider fails.
+    ecs.inject("CancelCopyImage", "cn-beijing", InjectedFault::Refuse(503, "ServiceUnavailable", None), 2);
     let mut site = site(&ecs, &REGIONS);
     site.more += "[housekeeping]\ninterval_ms = 100\n";
     let running = site.start().await;
     running.images().await.add_image(vm("app", &source)).await.expect("it is registered");
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
-    until("a copy", async || (ecs.world().images("cn-beijing").len() == 1).then_some(())).await;
+    until("a copy", async || (ecs.provider().images("cn-beijing").len() == 1).then_some(())).await;
     let canceled = CancelSynchronizationRequest { request_id: request };
     running.app_sync().await.cancel_synchronization(canceled).await.expect("it is canceled");
-    until("its end", async || ecs.world().images("cn-beijing").is_empty().then_some(())).await;
+    until("the end", async || ecs.provider().images("cn-beijing").is_empty().then_some(())).await;
     assert_eq!(ecs.count("CancelCopyImage", Some("cn-beijing"), "ServiceUnavailable"), 2);
     running.stop().await;
 }
 
-/// One process stops, another one goes on watching the same copy, long before the lease runs out.
+/// One process stops, and another continues to watch the same copy, long before the lease expires.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_is_handed_over_when_its_process_stops() {
     let ecs = Ecs::start(&REGIONS, Duration::from_secs(2)).await;
-    let source = ecs.world().put(HOME, NAME, &[]);
+    let source = ecs.provider().put(HOME, NAME, &[]);
     let mut site = site(&ecs, &REGIONS);
     site.worker = "lease_ms = 600000\nheartbeat_ms = 100".to_owned();
     let running = site.start().await;
@@ -272,20 +276,20 @@ async fn a_copy_is_handed_over_when_its_process_stops() {
     let running = running.stop().await.start().await;
     let done = running.finished(&request).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
-    assert_eq!(region(&done, "cn-beijing").attempt, 1, "what was handed back is no attempt");
+    assert_eq!(region(&done, "cn-beijing").attempt, 1, "a released claim is no attempt");
     assert_eq!(ecs.count("CopyImage", None, "OK"), 1);
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn throttling_is_waited_for_as_long_as_it_says() {
-    let house = House::build(Duration::from_millis(100)).await;
-    house.ecs.plan("CopyImage", "cn-beijing", Trouble::Refuse(400, "Throttling.User", Some(1)), 2);
-    let done = house.carry(&["cn-beijing"]).await;
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    fixture.ecs.inject("CopyImage", "cn-beijing", InjectedFault::Refuse(400, "Throttling.User", Some(1)), 2);
+    let done = fixture.carry(&["cn-beijing"]).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     assert_eq!(region(&done, "cn-beijing").attempt, 1, "throttling costs no attempt");
-    let world = house.ecs.world();
-    let at: Vec<_> = world.calls.iter().filter(|call| call.action == "CopyImage").map(|call| call.at).collect();
+    let provider = fixture.ecs.provider();
+    let at: Vec<_> = provider.calls.iter().filter(|call| call.action == "CopyImage").map(|call| call.at).collect();
     assert_eq!(at.len(), 3);
     for pair in at.windows(2) {
         assert!(pair[1] >= pair[0] + Duration::from_secs(1), "{at:?}");
@@ -294,33 +298,33 @@ async fn throttling_is_waited_for_as_long_as_it_says() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_pass_fails_at_once_with_what_the_provider_said() {
-    let house = House::build(Duration::from_millis(100)).await;
-    house.ecs.plan("CopyImage", "cn-beijing", Trouble::Refuse(400, "QuotaExceed.Image", None), 1_000);
-    house.ecs.plan("CopyImage", "cn-shanghai", Trouble::Refuse(403, "Forbidden.RAM", None), 1_000);
-    let done = house.carry(&[]).await;
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    fixture.ecs.inject("CopyImage", "cn-beijing", InjectedFault::Refuse(400, "QuotaExceed.Image", None), 1_000);
+    fixture.ecs.inject("CopyImage", "cn-shanghai", InjectedFault::Refuse(403, "Forbidden.RAM", None), 1_000);
+    let done = fixture.carry(&[]).await;
     for (to, code) in [("cn-beijing", "QuotaExceed.Image"), ("cn-shanghai", "Forbidden.RAM")] {
         let (row, message) = failure(&done, to);
         assert_eq!(row, ErrorCode::EcsError);
         for part in ["ECS CopyImage", code, "It was planned.", "RequestId"] {
             assert!(message.contains(part), "{message}");
         }
-        assert_eq!(house.ecs.count("CopyImage", Some(to), code), 1, "it was not tried again");
+        assert_eq!(fixture.ecs.count("CopyImage", Some(to), code), 1, "it was not tried again");
         assert_eq!(region(&done, to).attempt, 1);
     }
-    // A source that has gone is no fault of the provider's.
-    house.ecs.world().change(HOME, Vec::clear);
-    house.ecs.world().plans.clear();
-    let (row, message) = failure(&house.carry(&["cn-beijing"]).await, "cn-beijing");
-    assert!(row == ErrorCode::ImageNotFound && message.contains(&house.source), "{message}");
-    house.running.stop().await;
+    // A missing source is not the provider's error.
+    fixture.ecs.provider().change(HOME, Vec::clear);
+    fixture.ecs.provider().planned_faults.clear();
+    let (row, message) = failure(&fixture.carry(&["cn-beijing"]).await, "cn-beijing");
+    assert!(row == ErrorCode::ImageNotFound && message.contains(&fixture.source), "{message}");
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_can_not_be_copied_is_refused_when_it_is_registered() {
-    let house = House::build(Duration::from_millis(100)).await;
-    let coming = house.ecs.world().put(HOME, "coming", &[]);
-    house.ecs.world().change(HOME, |images| images[1].status = Status::Waiting);
-    house.ecs.world().takes = Duration::from_secs(600);
+    let fixture = Fixture::build(Duration::from_millis(100)).await;
+    let coming = fixture.ecs.provider().put(HOME, "coming", &[]);
+    fixture.ecs.provider().change(HOME, |images| images[1].status = Status::Waiting);
+    fixture.ecs.provider().takes = Duration::from_secs(600);
     let spec = ContainerImageSpec { registry_url: "docker://r/a:b".to_owned() };
     let container = AddImageRequest {
         image_type: ImageType::Container.into(),
@@ -333,42 +337,42 @@ async fn what_can_not_be_copied_is_refused_when_it_is_registered() {
         (vm("a", &coming), "EcsError", "is Creating and not Available"),
         (container, "InvalidParams", "container_image_spec.registry_url"),
     ] {
-        let status = house.running.images().await.add_image(request).await.expect_err("it is refused");
+        let status = fixture.running.images().await.add_image(request).await.expect_err("it is refused");
         let refusal = refusal::read(&status);
         assert!(refusal.reason == code && format!("{status:?}").contains(part), "{code}: {status:?}");
     }
-    house.ecs.plan("DescribeImages", HOME, Trouble::Refuse(403, "Forbidden.RAM", None), 1);
-    let status = house.running.images().await.add_image(vm("a", &coming)).await.expect_err("it is refused");
+    fixture.ecs.inject("DescribeImages", HOME, InjectedFault::Refuse(403, "Forbidden.RAM", None), 1);
+    let status = fixture.running.images().await.add_image(vm("a", &coming)).await.expect_err("it is refused");
     assert!(status.message().contains("ECS DescribeImages: Forbidden.RAM"), "{status:?}");
-    house.running.stop().await;
+    fixture.running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_is_gone_is_found_out_and_copied_again() {
-    let house = House::build(Duration::from_millis(50)).await;
-    assert_eq!(house.carry(&[]).await.state(), SynchronizationState::Succeeded);
-    let before = house.shown("cn-beijing").await.0;
-    house.ecs.world().change("cn-beijing", Vec::clear);
+    let fixture = Fixture::build(Duration::from_millis(50)).await;
+    assert_eq!(fixture.carry(&[]).await.state(), SynchronizationState::Succeeded);
+    let before = fixture.shown("cn-beijing").await.0;
+    fixture.ecs.provider().change("cn-beijing", Vec::clear);
     let verify = async || {
         let request = VerifyImageRequest { image_id: "app".to_owned(), region_ids: Vec::new() };
-        let stream = house.running.images().await.verify_image(request).await.expect("it answers").into_inner();
-        let found: Vec<_> = stream.map(|found| found.expect("a region")).collect().await;
-        found.iter().map(|found| (found.region_id.clone(), found.intactness())).collect::<Vec<_>>()
+        let stream = fixture.running.images().await.verify_image(request).await.expect("it answers").into_inner();
+        let results: Vec<_> = stream.map(|results| results.expect("a region")).collect().await;
+        results.iter().map(|results| (results.region_id.clone(), results.intactness())).collect::<Vec<_>>()
     };
-    let found = |beijing| {
+    let results = |beijing| {
         let all = [(HOME, Intactness::Intact), ("cn-beijing", beijing), ("cn-shanghai", Intactness::Intact)];
-        let mut all = all.map(|(region, found)| (region.to_owned(), found)).to_vec();
+        let mut all = all.map(|(region, results)| (region.to_owned(), results)).to_vec();
         all.sort();
         all
     };
     let mut first = verify().await;
     first.sort();
-    assert_eq!(first, found(Intactness::Damaged));
-    let done = house.carry(&[]).await;
+    assert_eq!(first, results(Intactness::Damaged));
+    let done = fixture.carry(&[]).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
-    assert_ne!(house.shown("cn-beijing").await.0, before);
+    assert_ne!(fixture.shown("cn-beijing").await.0, before);
     let mut second = verify().await;
     second.sort();
-    assert_eq!(second, found(Intactness::Intact));
-    house.running.stop().await;
+    assert_eq!(second, results(Intactness::Intact));
+    fixture.running.stop().await;
 }

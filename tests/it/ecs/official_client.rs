@@ -1,32 +1,32 @@
-//! The provider's own client, pinned and unchanged, and the server that the tests take for the provider: it takes that client's
-//! signatures and answers as it expects. What the client signs, we sign the same.
+//! The provider's official client, pinned and unmodified, against the emulated provider: the emulation accepts its
+//! signatures and responds as it expects. The service must produce the same signatures.
 
 use std::time::Duration;
 
 use appferry::{
     domain::Secret,
-    identity::acs3::{Authorization, Signed, signature},
+    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use super::REGIONS;
 use crate::harness::{
-    ecs::{Ecs, KEY, world::Status},
+    ecs::{Ecs, KEY, provider::Status},
     python::python,
     site::HOME,
     until,
 };
 
-/// Requests of the official client, version 7.11.8, with what they were signed with: as it sent them in the test below, at the time
-/// that they tell.
+/// Signed requests of the official client, version 7.11.8, with all signed fields: as it sent them in the test below,
+/// at the stated times.
 const VECTORS: &str = include_str!("vectors.json");
 
-/// Makes calls by the official client, one after the other, and returns what came of each.
+/// Makes calls with the official client, one after the other, and returns the results.
 async fn ask(ecs: &Ecs, calls: &[Value]) -> Vec<Value> {
-    let asked = json!({"package": "alibabacloud_ecs20140526", "endpoint": ecs.address.to_string(), "calls": calls});
-    let told = python(&["tests/it/harness/alibaba.py"], asked.to_string()).await;
-    serde_json::from_slice(&told).expect("JSON")
+    let job = json!({"package": "alibabacloud_ecs20140526", "endpoint": ecs.address.to_string(), "calls": calls});
+    let results = python(&["tests/it/harness/alibaba.py"], job.to_string()).await;
+    serde_json::from_slice(&results).expect("JSON")
 }
 
 fn call(method: &str, request: &Value) -> Value {
@@ -36,7 +36,7 @@ fn call(method: &str, request: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_official_client_takes_the_server_for_the_provider() {
     let ecs = Ecs::start(&REGIONS, Duration::from_millis(300)).await;
-    let source = ecs.world().put(HOME, "gromacs", &[]);
+    let source = ecs.provider().put(HOME, "gromacs", &[]);
     let copy = json!({
         "RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai",
         "DestinationImageName": "gromacs", "DestinationDescription": "an image, 一个镜像 & *~+/=",
@@ -47,7 +47,7 @@ async fn the_official_client_takes_the_server_for_the_provider() {
     let other =
         json!({"RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai", "ClientToken": "token-1"});
     let twice = json!({"RegionId": HOME, "ImageId": source, "DestinationRegionId": "cn-shanghai", "DestinationImageName": "gromacs"});
-    let told = ask(
+    let results = ask(
         &ecs,
         &[
             call("copy_image", &copy),
@@ -59,43 +59,43 @@ async fn the_official_client_takes_the_server_for_the_provider() {
         ],
     )
     .await;
-    let made = told[0]["body"]["ImageId"].as_str().expect("an id");
-    assert_eq!(told[1]["body"]["ImageId"], made, "the same token is the same copy");
-    let shown = &told[2]["body"]["Images"]["Image"][0];
+    let made = results[0]["body"]["ImageId"].as_str().expect("an id");
+    assert_eq!(results[1]["body"]["ImageId"], made, "the same token is the same copy");
+    let shown = &results[2]["body"]["Images"]["Image"][0];
     assert_eq!((&shown["ImageId"], &shown["ImageName"], &shown["Size"]), (&json!(made), &json!("gromacs"), &json!(40)));
     assert!(["Creating", "Waiting"].contains(&shown["Status"].as_str().expect("text")), "{shown}");
     assert_eq!(shown["Tags"]["Tag"][0], json!({"TagKey": "appferry:app-id", "TagValue": "ci-vm-1"}));
-    assert_eq!(told[3]["code"], "IdempotentParameterMismatch");
-    assert_eq!(told[4]["code"], "InvalidImageName.Duplicated");
-    assert_eq!(told[5]["code"], "SignatureDoesNotMatch");
+    assert_eq!(results[3]["code"], "IdempotentParameterMismatch");
+    assert_eq!(results[4]["code"], "InvalidImageName.Duplicated");
+    assert_eq!(results[5]["code"], "SignatureDoesNotMatch");
 
-    until("the copy", async || {
-        let images = ecs.world().images("cn-shanghai");
+    until("the end of the copy", async || {
+        let images = ecs.provider().images("cn-shanghai");
         (images[0].status == Status::Available).then_some(())
     })
     .await;
-    ecs.world().keys[0].token = Some(("CAIS+/==".to_owned(), Duration::from_secs(600)));
-    let there = json!({"RegionId": "cn-shanghai", "ImageId": made});
+    ecs.provider().keys[0].token = Some(("CAIS+/==".to_owned(), Duration::from_secs(600)));
+    let parameters = json!({"RegionId": "cn-shanghai", "ImageId": made});
     let key = json!([KEY[0], KEY[1], "CAIS+/=="]);
-    let told = ask(
+    let results = ask(
         &ecs,
         &[
-            json!({"key": key, "method": "cancel_copy_image", "request": there}),
-            json!({"key": key, "method": "delete_image", "request": there}),
-            json!({"key": key, "async": true, "method": "delete_image", "request": there}),
-            json!({"key": KEY, "method": "delete_image", "request": there}),
+            json!({"key": key, "method": "cancel_copy_image", "request": parameters}),
+            json!({"key": key, "method": "delete_image", "request": parameters}),
+            json!({"key": key, "async": true, "method": "delete_image", "request": parameters}),
+            json!({"key": KEY, "method": "delete_image", "request": parameters}),
         ],
     )
     .await;
-    assert_eq!(told[0]["code"], "IncorrectImageStatus");
-    assert_eq!(told[1]["statusCode"], 200, "{}", told[1]);
-    assert_eq!(told[2]["code"], "InvalidImageId.NotFound");
-    assert_eq!(told[3]["code"], "InvalidSecurityToken.Malformed");
+    assert_eq!(results[0]["code"], "IncorrectImageStatus");
+    assert_eq!(results[1]["statusCode"], 200, "{}", results[1]);
+    assert_eq!(results[2]["code"], "InvalidImageId.NotFound");
+    assert_eq!(results[3]["code"], "InvalidSecurityToken.Malformed");
 
-    // Whatever it signed and how.
-    let calls = ecs.world().calls.clone();
-    let known = calls.iter().filter(|call| call.code != "SignatureDoesNotMatch");
-    let signed: Vec<&Value> = known.map(|call| &call.signed).collect();
+    // Includes the signed headers and the signature.
+    let calls = ecs.provider().calls.clone();
+    let verified = calls.iter().filter(|call| call.code != "SignatureDoesNotMatch");
+    let signed: Vec<&Value> = verified.map(|call| &call.signed).collect();
     assert_eq!(signed.len(), 9);
     signed.into_iter().for_each(compare);
 }
@@ -107,7 +107,7 @@ fn requests_are_signed_as_the_official_client_signs_them() {
     vectors.iter().for_each(compare);
 }
 
-/// Signs a request as we do, and compares that with what the official client made of it.
+/// Signs a request and compares the signature with the official client's.
 fn compare(vector: &Value) {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let mut headers = HeaderMap::new();
@@ -115,9 +115,9 @@ fn compare(vector: &Value) {
         let name: HeaderName = name.parse().expect("a name");
         headers.insert(name, HeaderValue::from_str(&text(value)).expect("a value"));
     }
-    let theirs = Authorization::of(&headers).expect("a signature");
+    let theirs = AuthorizationHeader::parse(&headers).expect("a signature");
     let (method, path, query) = (text(&vector["method"]), text(&vector["path"]), text(&vector["query"]));
-    let request = Signed { method: &method, path: &path, query: &query, headers: &headers, authority: None };
+    let request = SignedRequest { method: &method, path: &path, query: &query, headers: &headers, authority: None };
     let secret = Secret(KEY[1].to_owned());
     let ours = signature(&request, &theirs.signed_headers, &secret).expect("it can be signed");
     assert_eq!(ours, theirs.signature, "{vector}");

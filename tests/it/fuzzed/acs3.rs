@@ -1,12 +1,13 @@
-//! Signed requests: whatever headers, paths and queries are like, what is signed is verified, and nothing else is.
+//! Fuzz target for signed requests: for any headers, paths and queries, a valid signature is accepted and nothing else
+//! is.
 
 use std::sync::Arc;
 
 use appferry::{
     domain::{Secret, Timestamp},
     identity::{
-        Builder, Directory, Identity, Quota, Unproven,
-        acs3::{self, AccessKey, Hosts, Signed},
+        AuthError, Authenticator, Credentials, Identity, Quota,
+        acs3::{self, AccessKey, Hosts, SignedRequest},
     },
     ram::Policies,
 };
@@ -16,14 +17,14 @@ use sha2::{Digest as _, Sha256};
 const ID: &str = "LTAI";
 const SECRET: &str = "nobody who makes up requests knows it";
 
-fn directory() -> Directory {
+fn directory() -> Authenticator {
     let principal = "acs:ram::1:user/a".parse().expect("a principal");
     let holder = Arc::new(Identity { principal, policies: Policies::default(), quota: Quota::default() });
     let key = AccessKey { id: ID.into(), secret: Secret(SECRET.into()), holder };
-    Builder { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Builder::default() }.into()
+    Credentials { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Credentials::default() }.into()
 }
 
-/// A line with method, path and query; lines of headers; an empty line; the content.
+/// The input: a line with method, path and query; header lines; an empty line; the content.
 pub fn run(data: &[u8]) {
     let (head, content) = match data.windows(2).position(|two| two == b"\n\n") {
         Some(end) => (&data[..end], &data[end + 2..]),
@@ -46,26 +47,26 @@ pub fn run(data: &[u8]) {
     let (method, path) = (method.unwrap_or("GET"), path.unwrap_or("/"));
     let query = query.unwrap_or_default();
     let verify = |headers: &HeaderMap, query: &str, content: &[u8]| {
-        let request = Signed { method, path, query, headers, authority: Some("localhost") };
+        let request = SignedRequest { method, path, query, headers, authority: Some("localhost") };
         directory.access_keys().verify(&request, content, now)
     };
-    assert!(verify(&headers, query, content).is_err(), "nobody signed it");
-    // And now properly, if that can be done.
+    assert!(verify(&headers, query, content).is_err(), "it is not signed");
+    // Then signs the same request properly, if that is possible.
     headers.remove("authorization");
     headers.insert("x-acs-content-sha256", hex::encode(Sha256::digest(content)).parse().expect("a value"));
     if !content.is_empty() {
         headers.entry("content-type").or_insert(HeaderValue::from_static("text/plain"));
     }
-    let request = Signed { method, path, query, headers: &headers, authority: Some("localhost") };
+    let request = SignedRequest { method, path, query, headers: &headers, authority: Some("localhost") };
     let Ok(authorization) = acs3::authorize(&request, ID, &Secret(SECRET.into())) else { return };
     let Ok(authorization) = authorization.parse::<HeaderValue>() else { return };
     headers.insert("authorization", authorization);
     match verify(&headers, query, content) {
         Ok(_) => {}
-        // Its date or its nonce may be none.
-        Err(Unproven::Signature(why)) => assert!(why.contains("x-acs-date") || why.contains("nonce"), "{why}"),
+        // The date or the nonce may be invalid.
+        Err(AuthError::Signature(why)) => assert!(why.contains("x-acs-date") || why.contains("nonce"), "{why}"),
         Err(other) => panic!("{other}"),
     }
-    assert!(matches!(verify(&headers, query, &[content, b"!"].concat()), Err(Unproven::Signature(_))));
-    assert!(matches!(verify(&headers, &format!("{query}&zz=1"), content), Err(Unproven::Signature(_))));
+    assert!(matches!(verify(&headers, query, &[content, b"!"].concat()), Err(AuthError::Signature(_))));
+    assert!(matches!(verify(&headers, &format!("{query}&zz=1"), content), Err(AuthError::Signature(_))));
 }

@@ -1,16 +1,16 @@
-//! The messages of calls, behind the whole stack: whatever a caller sends is answered, with a status of the contract's and never as
-//! something that nobody foresaw.
+//! Fuzz target for request messages, through the whole stack: every input is answered with a status of the contract,
+//! never with an unexpected error.
 
 use std::{net::SocketAddr, path::Path};
 
-use appferry::service::Service;
+use appferry::app::Service;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, runtime::Runtime};
+use tokio::net::TcpStream;
 
-use super::start;
+use super::start::{Running, TOKEN};
 
 const METHODS: [&str; 8] = [
     "AppSyncService/SynchronizeApp",
@@ -23,12 +23,10 @@ const METHODS: [&str; 8] = [
     "ImageService/RemoveImage",
 ];
 
-/// A service, and a connection to it.
+/// A service and an HTTP/2 connection to it.
 pub struct Target {
-    runtime: Runtime,
-    address: SocketAddr,
+    running: Running,
     sender: SendRequest<Full<Bytes>>,
-    _service: Service,
 }
 
 async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
@@ -40,18 +38,14 @@ async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
 }
 
 impl Target {
-    /// Starts a service in a directory.
+    /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
-        let runtime = start::runtime();
-        let (service, sender, address) = runtime.block_on(async {
-            let service = start::service(directory, "").await;
-            let address = service.address().expect("it listens");
-            (service, connect(address).await, address)
-        });
-        Self { runtime, address, sender, _service: service }
+        let running = Running::start(directory, "", Service::address);
+        let sender = running.runtime.block_on(connect(running.address));
+        Self { running, sender }
     }
 
-    /// The first byte chooses the method, and whether what follows is sent as it is or as one message.
+    /// The first byte selects the method, and whether the rest is sent raw or as one message.
     pub fn run(&mut self, data: &[u8]) {
         let Some((first, message)) = data.split_first() else { return };
         let method = METHODS[usize::from(*first) % METHODS.len()];
@@ -61,15 +55,15 @@ impl Target {
             let length = u32::try_from(message.len()).expect("it is short");
             [&[0][..], &length.to_be_bytes(), message].concat()
         };
-        let request = Request::post(format!("http://{}/appferry.v1.{method}", self.address))
+        let request = Request::post(format!("http://{}/appferry.v1.{method}", self.running.address))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .header("authorization", format!("Bearer {}", start::TOKEN))
+            .header("authorization", format!("Bearer {TOKEN}"))
             .body(Full::new(Bytes::from(framed)))
             .expect("a request");
-        let status = self.runtime.block_on(async {
+        let status = self.running.runtime.block_on(async {
             if self.sender.is_closed() {
-                self.sender = connect(self.address).await;
+                self.sender = connect(self.running.address).await;
             }
             let response = self.sender.send_request(request).await.expect("an answer");
             let (head, body) = response.into_parts();
@@ -78,7 +72,7 @@ impl Target {
             let status = head.headers.get("grpc-status").or(trailers).expect("a status");
             status.to_str().expect("text").parse::<u16>().expect("a number")
         });
-        // Neither unknown nor internal (13): what a caller sends is never the service's fault.
+        // Neither UNKNOWN (2) nor INTERNAL (13): no input of a caller is the service's error.
         assert!(![2, 13].contains(&status), "{method} is answered {status}");
     }
 }

@@ -1,5 +1,5 @@
-//! What registries say about who is to ask: whatever stands in `WWW-Authenticate`, what is read of it is bounded, is there, and can be
-//! written and read again.
+//! Fuzz target for `WWW-Authenticate` headers of registries: the parsed challenge is bounded, contained in the input,
+//! and survives a round trip.
 
 use appferry::region::Challenge;
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
@@ -12,7 +12,7 @@ fn read<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<Challenge> {
     Challenge::of(&headers)
 }
 
-/// A header a line.
+/// The input: one header value per line.
 pub fn run(data: &[u8]) {
     let Some(Challenge::Bearer { realm, service }) = read(data.split(|byte| *byte == b'\n')) else { return };
     assert!(realm.len() <= 2_048 && service.as_ref().is_none_or(|service| service.len() <= 512));

@@ -1,33 +1,25 @@
-//! Requests of the HTTP form: whatever a caller sends is answered with JSON and a status that is no fault of the service's.
+//! Fuzz target for requests of the HTTP API: every input is answered with JSON and a status below 500.
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
-use appferry::service::Service;
+use appferry::app::Service;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    runtime::Runtime,
 };
 
-use super::start;
+use super::start::{Running, TOKEN};
 
-/// A service, and where it listens for the form.
-pub struct Target {
-    runtime: Runtime,
-    address: SocketAddr,
-    _service: Service,
-}
+/// A service with an HTTP API.
+pub struct Target(Running);
 
 impl Target {
-    /// Starts a service in a directory.
+    /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
-        let runtime = start::runtime();
-        let service = runtime.block_on(start::service(directory, "[openapi]\nlisten = \"127.0.0.1:0\"\n"));
-        let address = service.openapi_address().expect("it listens");
-        Self { runtime, address, _service: service }
+        Self(Running::start(directory, "[openapi]\nlisten = \"127.0.0.1:0\"\n", Service::openapi_address))
     }
 
-    /// The first byte chooses whether the rest is the query or the content, and whether a token is shown.
+    /// The first byte selects whether the rest is the query or the content, and whether a token is sent.
     pub fn run(&mut self, data: &[u8]) {
         let Some((first, rest)) = data.split_first() else { return };
         let visible = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
@@ -36,26 +28,26 @@ impl Target {
         } else {
             (Vec::new(), rest.to_vec())
         };
-        let token = if first & 2 == 0 { format!("authorization: Bearer {}\r\n", start::TOKEN) } else { String::new() };
+        let token = if first & 2 == 0 { format!("authorization: Bearer {TOKEN}\r\n") } else { String::new() };
         let head = format!(
             "POST /?{} HTTP/1.1\r\nhost: localhost\r\nx-acs-version: 2023-07-01\r\n{token}content-length: {}\r\n\
              content-type: application/x-www-form-urlencoded\r\nconnection: close\r\n\r\n",
             String::from_utf8_lossy(&query),
             content.len()
         );
-        let answer = self.runtime.block_on(async {
-            let mut stream = TcpStream::connect(self.address).await.expect("it listens");
-            stream.write_all(&[head.as_bytes(), &content].concat()).await.expect("it is heard");
+        let answer = self.0.runtime.block_on(async {
+            let mut stream = TcpStream::connect(self.0.address).await.expect("it listens");
+            stream.write_all(&[head.as_bytes(), &content].concat()).await.expect("it is sent");
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await.expect("an answer");
             answer
         });
         let text = String::from_utf8_lossy(&answer);
         let status: u16 = text.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
-        // What a caller sends is never the service's fault.
+        // No input of a caller is the service's error.
         assert!(status < 500, "{text}");
         let (_, body) = text.split_once("\r\n\r\n").expect("a head");
-        // hyper refuses some targets by itself, with nothing to read.
+        // hyper rejects some request targets itself, with an empty body.
         let json = serde_json::from_str::<serde_json::Value>(body).is_ok();
         assert!(json || (status == 400 && body.is_empty()), "{text}");
     }

@@ -1,38 +1,31 @@
-//! HTTP/2 frames through the listener: whatever comes after the preface, the connection ends or answers, and another one is served.
+//! Fuzz target for HTTP/2 frames: for any bytes after the preface, the connection ends or responds, and another
+//! connection is served.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use appferry::service::Service;
+use appferry::app::Service;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    runtime::Runtime,
     time::timeout,
 };
 
-use super::start;
+use super::start::Running;
 
-/// The preface of HTTP/2, and settings that are empty (RFC 9113, section 3.4).
+/// The HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A service, and where it listens.
-pub struct Target {
-    runtime: Runtime,
-    address: SocketAddr,
-    _service: Service,
-}
+/// A service.
+pub struct Target(Running);
 
 impl Target {
-    /// Starts a service in a directory.
+    /// Starts a service whose files are in `directory`.
     pub fn start(directory: &Path) -> Self {
-        let runtime = start::runtime();
-        let service = runtime.block_on(start::service(directory, ""));
-        let address = service.address().expect("it listens");
-        Self { runtime, address, _service: service }
+        Self(Running::start(directory, "", Service::address))
     }
 
-    /// Sends frames, in the form that a compact input has: a byte for the kind, one for the flags, one for the stream, one for the length of
-    /// what follows.
+    /// Sends frames in the input's compact encoding: one byte each for the type, the flags, the stream, and the length
+    /// of the payload that follows.
     pub fn run(&mut self, data: &[u8]) {
         let mut sent = PREFACE.to_vec();
         let mut rest = data;
@@ -42,15 +35,15 @@ impl Target {
             sent.extend(payload);
             rest = after;
         }
-        self.runtime.block_on(async {
-            let mut stream = TcpStream::connect(self.address).await.expect("it listens");
+        self.0.runtime.block_on(async {
+            let mut stream = TcpStream::connect(self.0.address).await.expect("it listens");
             let _ = stream.write_all(&sent).await;
             let _ = stream.shutdown().await;
             let mut answer = Vec::new();
             let ended = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "the connection stays open");
-            let mut other = TcpStream::connect(self.address).await.expect("it listens");
-            other.write_all(PREFACE).await.expect("it is heard");
+            let mut other = TcpStream::connect(self.0.address).await.expect("it listens");
+            other.write_all(PREFACE).await.expect("it is sent");
             let mut first = [0; 9];
             let served = timeout(Duration::from_secs(20), other.read_exact(&mut first)).await;
             assert!(matches!(served, Ok(Ok(_))), "others are not served");

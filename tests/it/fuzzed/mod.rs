@@ -1,4 +1,4 @@
-//! What fuzzing (`fuzz/`) tries by the million, here with the inputs that it found to differ: each must go through.
+//! Runs the fuzz targets of `fuzz/` on their corpus.
 
 mod acs3;
 mod body;
@@ -12,13 +12,13 @@ mod tree;
 
 use std::{fs, path::Path};
 
-/// Runs a target on everything that is kept for it.
+/// Runs a target on every input of its corpus.
 fn each(target: &str, mut run: impl FnMut(&[u8])) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut files: Vec<_> =
         fs::read_dir(&directory).expect("a corpus").map(|file| file.expect("a file").path()).collect();
     files.sort();
-    assert!(files.len() >= 5, "the corpus of {target} has gone");
+    assert!(files.len() >= 5, "the corpus of {target} is missing");
     for file in files {
         println!("{}", file.display());
         run(&fs::read(file).expect("a file"));

@@ -1,10 +1,10 @@
-//! Policy documents: whatever is read never panics, and what is accepted can be judged by, the same way twice.
+//! Fuzz target for policy documents: parsing never panics, and decisions by an accepted document are deterministic.
 
 use std::sync::Arc;
 
 use appferry::{
     domain::Timestamp,
-    ram::{Attached, Attachment, Claim, Context, Document, Effect, Keys, Policies, Policy, Request},
+    ram::{AttachedPolicy, Attachment, Claim, Context, Document, Effect, Keys, Policies, Policy, Request},
 };
 
 pub fn run(data: &[u8]) {
@@ -18,21 +18,21 @@ pub fn run(data: &[u8]) {
         }
     };
     let policy = Arc::new(Policy { name: "p".into(), document });
-    let policies = Policies(vec![Attached { policy, to: Attachment::Principal }]);
+    let policies = Policies(vec![AttachedPolicy { policy, to: Attachment::Principal }]);
     let claims = [("corp:team", "hpc"), ("corp:level", "5")];
     let claims = claims.map(|(name, value)| Claim { name: name.into(), value: value.into() });
-    let known = Context {
+    let context_with_keys = Context {
         source_ip: Some([10, 1, 2, 3].into()),
         current_time: Some(Timestamp::from_millis(1_800_000_000_000)),
         secure_transport: Some(true),
         principal: Some("acs:ram::1234:user/ops"),
         claims: &claims,
     };
-    for context in [known, Context::default()] {
+    for context in [context_with_keys, Context::default()] {
         for resource in ["*", "acs:ehpc:*:*:app/ci-vm-1"] {
             let request = Request { action: "ehpc:SynchronizeApp", resource, context: &context };
             let (decision, reasons) = (policies.decide(&request), policies.explain(&request));
-            let applies = |effect| reasons.iter().any(|reason| reason.effect == effect && reason.unless.is_none());
+            let applies = |effect| reasons.iter().any(|reason| reason.effect == effect && reason.mismatch.is_none());
             assert_eq!(decision.is_allowed(), applies(Effect::Allow) && !applies(Effect::Deny));
         }
     }

@@ -1,27 +1,40 @@
-//! The service that targets talk to.
+//! The service under test for fuzz targets.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
-    service::{Role, Service},
-    state,
+    db,
 };
 use tokio::runtime::Runtime;
 
-/// The token of somebody who may do everything.
+/// The token of a principal with all permissions.
 #[allow(dead_code, reason = "not every target shows it")]
 pub const TOKEN: &str = "fuzz";
-/// The SHA-256 of it.
+/// The SHA-256 of [`TOKEN`].
 const TOKEN_SHA256: &str = "93850b707585e404e4951a3ddc1f05a34b3d4f5fc081d616f46d8a2e8f1c8e68";
 
-/// A runtime for a service and whoever talks to it.
-pub fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+/// A service, the runtime of it and of its clients, and the address that a target talks to.
+pub struct Running {
+    pub runtime: Runtime,
+    pub address: SocketAddr,
+    _service: Service,
 }
 
-/// Starts a service in a directory, with these sections beside what it needs.
-pub async fn service(directory: &Path, more: &str) -> Service {
+impl Running {
+    /// Starts a service whose files are in `directory`; `more` is appended to its configuration. `address` selects
+    /// the listener.
+    pub fn start(directory: &Path, more: &str, address: fn(&Service) -> Option<SocketAddr>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let service = runtime.block_on(service(directory, more));
+        let address = address(&service).expect("it listens");
+        Self { runtime, address, _service: service }
+    }
+}
+
+async fn service(directory: &Path, more: &str) -> Service {
     let home = directory.join("home");
     std::fs::create_dir_all(&home).expect("a directory");
     let config = Config::parse(&format!(
@@ -34,6 +47,6 @@ pub async fn service(directory: &Path, more: &str) -> Service {
         home.display(),
     ))
     .expect("a configuration");
-    state::migrate(&config.database.settings()).await.expect("the schema");
+    db::migrate(&config.database.settings()).await.expect("the schema");
     Service::start(&config, Role::Server).await.expect("it starts")
 }

@@ -1,30 +1,30 @@
-//! Trees of manifests whose sizes lie: whatever a source has, what is read of it is as large as it says, bounded, and in order.
+//! Fuzz target for manifest graphs with wrong sizes: what is read from any source matches its stated sizes, is bounded,
+//! and is in order.
 
 use std::collections::{HashMap, HashSet};
 
 use appferry::{
-    domain::{Descriptor, Digest, ImageName},
+    domain::{Algorithm, Descriptor, Digest, ImageName},
     region::{BlobChunks, Error, Measure, Result, Source, Tree},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 const KINDS: [&str; 3] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.oci.image.index.v1+json",
     "application/octet-stream",
 ];
-/// What manifests may have together, in bytes.
+/// Limit for the total size of all manifests in bytes.
 const MANIFESTS: u64 = 16 << 20;
 
 fn digest(content: &[u8]) -> Digest {
-    Digest::new(Sha256::digest(content).into())
+    Algorithm::Sha256.digest(content)
 }
 
-/// Has manifests by their digests, whatever size they are asked for by.
+/// A source that returns manifests by digest, ignoring the requested size.
 #[derive(Debug, Default)]
 struct Liar(HashMap<Digest, Bytes>);
 
@@ -44,7 +44,7 @@ impl Source for Liar {
     }
 }
 
-/// Reads choices out of the input.
+/// Decodes choices from the input.
 struct Choices<'a>(&'a [u8]);
 
 impl Choices<'_> {
@@ -54,7 +54,7 @@ impl Choices<'_> {
         *first
     }
 
-    /// A size that is told for one that is true.
+    /// Returns the size to state for content of `real` bytes.
     fn size(&mut self, real: u64) -> u64 {
         match self.next() {
             0..=159 => real,
@@ -71,19 +71,19 @@ impl Choices<'_> {
     }
 }
 
-/// Builds manifests from the leaves up. The last is the root.
+/// Builds manifests from the leaves up. The last one is the root.
 fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
     let mut source = Liar::default();
-    let mut known: Vec<(Digest, u64)> = Vec::new();
+    let mut descriptors: Vec<(Digest, u64)> = Vec::new();
     let mut root = None;
-    while !choices.0.is_empty() && known.len() < 64 {
+    while !choices.0.is_empty() && descriptors.len() < 64 {
         let index = choices.next() % 2 == 1;
         let entries: Vec<_> = (0..choices.next() % 8)
             .map(|_| {
                 let pick = choices.next();
-                let (digest, size) = match known.len() {
+                let (digest, size) = match descriptors.len() {
                     0 => (digest(&[pick]), u64::from(pick)),
-                    count if pick < 160 => known[usize::from(pick) % count],
+                    count if pick < 160 => descriptors[usize::from(pick) % count],
                     _ => (digest(&[pick]), u64::from(pick)),
                 };
                 let kind = KINDS[usize::from(choices.next()) % KINDS.len()];
@@ -102,7 +102,7 @@ fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
         }
         let (digest, size) = (digest(content.as_bytes()), content.len() as u64);
         source.0.insert(digest, content.into());
-        known.push((digest, size));
+        descriptors.push((digest, size));
         root = Some(Descriptor { media_type: KINDS[usize::from(index)].into(), digest, size: choices.size(size) });
     }
     (source, root)
@@ -110,9 +110,9 @@ fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
 
 fn check(source: &Liar, root: &Descriptor) {
     let name = ImageName("a".into());
-    // Nothing here is waited for.
+    // This source never waits.
     let measured = Tree::measure(source, &name, root).now_or_never().expect("nothing waits");
-    // What was not there when it was measured is not missed afterwards.
+    // Entries that were absent when measured are not reported as missing later.
     let absent = measured.as_ref().map(|measure| measure.absent.clone()).unwrap_or_default();
     let read = Tree::read(source, &name, root, &absent).now_or_never().expect("nothing waits");
     let with_attachments =
@@ -131,19 +131,19 @@ fn check(source: &Liar, root: &Descriptor) {
     let mut seen = HashSet::new();
     for (manifest, content) in &tree.manifests {
         assert_eq!((content.len() as u64, digest(content)), (manifest.size, manifest.digest));
-        assert!(seen.insert(manifest.digest), "each is there once");
+        assert!(seen.insert(manifest.digest), "each exists once");
     }
-    assert!(tree.blobs.iter().all(|blob| seen.insert(blob.digest)), "each is there once");
+    assert!(tree.blobs.iter().all(|blob| seen.insert(blob.digest)), "each exists once");
     assert_eq!(tree.manifests.last().map(|(last, _)| last.digest), Some(root.digest));
 }
 
 pub fn run(data: &[u8]) {
-    // The input as a manifest and as an index,
+    // The input itself as a manifest and as an index,
     let raw = Liar([(digest(data), Bytes::copy_from_slice(data))].into());
     for kind in &KINDS[..2] {
         check(&raw, &Descriptor { media_type: (*kind).to_owned(), digest: digest(data), size: data.len() as u64 });
     }
-    // and as what to make manifests by.
+    // and as choices for generated manifests.
     let (source, root) = build(&mut Choices(data));
     if let Some(root) = root {
         check(&source, &root);

@@ -1,4 +1,4 @@
-//! Addresses for servers that take none by themselves, or that come back to the one they had.
+//! Free addresses for servers that cannot choose a port, or that restart on the same one.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -6,16 +6,16 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-/// Below what Linux gives to connections and to listeners that ask for any port (`ip_local_port_range`, from 32768): none of those is
-/// in the way of a server that starts, or that starts again.
+/// The first port. The range is below the ephemeral ports of Linux (`ip_local_port_range`, from 32768), so no
+/// connection or listener takes a port before its server starts or restarts.
 const FIRST: u16 = 12_000;
 const COUNT: u16 = 20_000;
 
 static GIVEN: AtomicU16 = AtomicU16::new(0);
 
-/// An address of this machine that nobody listens on, and that no other test is given.
+/// Returns a free address of this machine that no other test is given.
 pub fn free_address() -> SocketAddr {
-    // Two runs at once begin at different places.
+    // Concurrent runs start at different ports.
     let begin = process::id() * 101;
     (0..COUNT)
         .find_map(|_| {

@@ -1,6 +1,6 @@
-"""Drives the status page in headless Chromium, as somebody at the keyboard does, and prints what is seen as lines of JSON.
+"""Drives the status page in headless Chromium by keyboard, and prints its content as lines of JSON.
 
-Reads {"url": …, "token": …, "screenshot": …} from the first line of standard input, and a line for each step that is to be taken after that.
+Reads {"url": …, "token": …, "screenshot": …} from the first line of standard input, and one step from each further line.
 """
 
 import json
@@ -16,7 +16,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--disable-quic", "--window-size=1280,900", "--lang=en-US",
 ]
 
-asked = json.loads(sys.stdin.readline())
+page = json.loads(sys.stdin.readline())
 options = webdriver.ChromeOptions()
 for flag in FLAGS:
     options.add_argument(flag)
@@ -25,8 +25,8 @@ driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr
 wait = WebDriverWait(driver, 30, poll_frequency=0.05)
 
 
-def tell(**seen):
-    print(json.dumps(seen), flush=True)
+def report(**content):
+    print(json.dumps(content), flush=True)
 
 
 def text():
@@ -45,18 +45,18 @@ def press(*keys):
 
 
 def focused():
-    # What is focused to be scrolled has no name of its own.
+    # A scrollable container may have the focus, and has no name.
     return driver.execute_script(
         "const e = document.activeElement; return e.id || (['A', 'BUTTON'].includes(e.tagName) ? e.innerText : '')"
     )
 
 
-def tab_to(what, most=40):
-    for _ in range(most):
+def tab_to(label, limit=40):
+    for _ in range(limit):
         press(Keys.TAB)
-        if what in focused():
+        if label in focused():
             return
-    sys.exit(f"{what!r} can't be reached by the keyboard; last was {focused()!r}")
+    sys.exit(f"{label!r} cannot be reached by keyboard; the last focused element was {focused()!r}")
 
 
 def colors(scheme):
@@ -69,7 +69,7 @@ try:
         step = json.loads(line)
         match step["do"]:
             case "enter":
-                driver.get(asked["url"])
+                driver.get(page["url"])
                 wait_for("Sign in")
                 tab_to("token")
                 press(step["token"], Keys.ENTER)
@@ -83,16 +83,16 @@ try:
                 press(Keys.ENTER)
                 wait_for(*step["see"])
             case "colors":
-                tell(light=colors("light"), dark=colors("dark"))
+                report(light=colors("light"), dark=colors("dark"))
                 colors("light")
                 continue
             case "shoot":
                 driver.save_screenshot(step["file"])
             case "logs":
-                # The browser's own complaints, about scripts, policies and hosts that are foreign.
+                # The browser's own log: errors of scripts and violations of the content security policy.
                 hosts = driver.execute_script("return performance.getEntriesByType('resource').map(e => new URL(e.name).host)")
-                tell(messages=[entry["message"] for entry in driver.get_log("browser")], hosts=sorted(set(hosts)))
+                report(messages=[entry["message"] for entry in driver.get_log("browser")], hosts=sorted(set(hosts)))
                 continue
-        tell(text=text(), focus=focused())
+        report(text=text(), focus=focused())
 finally:
     driver.quit()

@@ -1,4 +1,4 @@
-//! A server that speaks the S3 API, in a process and a directory of its own.
+//! An S3 server (MinIO) in its own process and directory.
 
 use std::{
     fs::{self, File},
@@ -53,12 +53,12 @@ impl Bucket {
         bucket
     }
 
-    /// The file of the secret that [`Bucket::keys`] name.
+    /// Returns the path of the file with the secret that [`Bucket::keys`] refers to.
     pub fn secret(&self) -> std::path::PathBuf {
         self.directory.path().join("secret")
     }
 
-    /// The keys of a region beside its store, by way of an address.
+    /// Returns the configuration keys of a region whose store is this bucket, reached through `by`.
     pub fn keys(&self, by: SocketAddr) -> String {
         let secret = self.secret();
         fs::write(&secret, PASSWORD).expect("a secret");
@@ -68,7 +68,7 @@ impl Bucket {
         )
     }
 
-    /// What is in it, seen by another client than the service's.
+    /// Returns an independent client of the bucket.
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
         self.objects_of(BUCKET)
     }
@@ -83,16 +83,16 @@ impl Bucket {
         Arc::new(builder.build().expect("a client"))
     }
 
-    /// Takes what lies below a prefix out into a directory.
+    /// Downloads the objects below a prefix to a directory.
     pub async fn pull(&self, prefix: &str, to: &Path) {
         self.pull_from(BUCKET, prefix, to).await;
     }
 
-    /// Takes what lies below a prefix of a bucket out into a directory.
+    /// Downloads the objects below a prefix of a bucket to a directory.
     pub async fn pull_from(&self, bucket: &str, prefix: &str, to: &Path) {
         let objects = self.objects_of(bucket);
-        let found: Vec<_> = objects.list(Some(&prefix.into())).try_collect().await.expect("a list");
-        for object in found {
+        let listed: Vec<_> = objects.list(Some(&prefix.into())).try_collect().await.expect("a list");
+        for object in listed {
             let below = object.location.as_ref().strip_prefix(prefix).expect("it is below").trim_start_matches('/');
             let path = to.join(below);
             fs::create_dir_all(path.parent().expect("a directory")).expect("directories");
@@ -101,7 +101,7 @@ impl Bucket {
         }
     }
 
-    /// Makes a bucket with Object Lock, in which everything is retained for a day.
+    /// Creates a bucket with Object Lock, whose objects are retained for a day.
     pub fn make_locked(&self, bucket: &str) {
         self.request("s3", "PUT", &format!("/{bucket}"), &["x-amz-bucket-object-lock-enabled: true"], "");
         let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
@@ -109,7 +109,7 @@ impl Bucket {
         self.request("s3", "PUT", &format!("/{bucket}?object-lock="), &[], rule);
     }
 
-    /// A credentials file with a temporary key that may do what a policy says and nothing else.
+    /// Writes a credentials file with a temporary key that is restricted to `actions`.
     pub fn temporary_key(&self, actions: &[&str]) -> String {
         let actions = actions.iter().map(|action| format!("\"{action}\"")).collect::<Vec<_>>().join(",");
         let policy = format!(
@@ -132,7 +132,7 @@ impl Bucket {
         )
     }
 
-    /// Asks the server as its owner, by another client than the service's.
+    /// Sends an administrative request, by an independent client.
     fn request(&self, service: &str, method: &str, path: &str, headers: &[&str], body: &str) -> String {
         let mut command = Command::new("curl");
         command.args(["--silent", "--show-error", "--fail-with-body", "--request", method, "--data-binary", body]);
@@ -146,7 +146,7 @@ impl Bucket {
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// Uploads in parts that somebody has begun and neither finished nor given up.
+    /// Returns the number of multipart uploads that were neither completed nor aborted.
     pub fn unfinished(&self) -> usize {
         let uploads = self.directory.path().join("data/.minio.sys/multipart");
         let uploads = fs::read_dir(uploads).into_iter().flatten().flatten();
@@ -154,7 +154,7 @@ impl Bucket {
     }
 }
 
-/// The MD5 of a text as the header `Content-MD5` has it, by another program: nothing here needs it but the server.
+/// Returns the `Content-MD5` of a text, computed by openssl: only this server requires MD5.
 fn md5(text: &str) -> String {
     let script =
         "import base64,hashlib,sys;print(base64.b64encode(hashlib.md5(sys.argv[1].encode()).digest()).decode())";

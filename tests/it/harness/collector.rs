@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-/// Keeps every span and the name of every metric that it is sent.
+/// Records every span and the name of every metric.
 #[derive(Debug, Clone, Default)]
 pub struct Collector(Arc<Mutex<Sent>>);
 
@@ -41,7 +41,7 @@ impl TraceService for Collector {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let resources = request.into_inner().resource_spans;
         let spans = resources.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.0.lock().expect("nobody panicked").spans.extend(spans);
+        self.0.lock().expect("no panic").spans.extend(spans);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -54,13 +54,13 @@ impl MetricsService for Collector {
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         let resources = request.into_inner().resource_metrics;
         let metrics = resources.into_iter().flat_map(|r| r.scope_metrics).flat_map(|s| s.metrics).map(|m| m.name);
-        self.0.lock().expect("nobody panicked").metrics.extend(metrics);
+        self.0.lock().expect("no panic").metrics.extend(metrics);
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
 impl Collector {
-    /// Starts one, and returns its endpoint.
+    /// Starts a collector, and returns its endpoint.
     pub async fn start() -> (Self, String) {
         let collector = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -72,25 +72,25 @@ impl Collector {
         (collector, endpoint)
     }
 
-    /// The spans of a name that it has been sent so far.
+    /// Returns the received spans with a name.
     pub fn spans(&self, name: &str) -> Vec<Span> {
         self.all().into_iter().filter(|span| span.name == name).collect()
     }
 
     pub fn all(&self) -> Vec<Span> {
-        self.0.lock().expect("nobody panicked").spans.clone()
+        self.0.lock().expect("no panic").spans.clone()
     }
 
-    /// The names of the metrics that it has been sent so far.
+    /// Returns the names of the received metrics.
     pub fn metrics(&self) -> BTreeSet<String> {
-        self.0.lock().expect("nobody panicked").metrics.clone()
+        self.0.lock().expect("no panic").metrics.clone()
     }
 }
 
-/// An attribute of a span as text.
+/// Returns an attribute of a span as text.
 pub fn attribute(span: &Span, key: &str) -> Option<String> {
-    let found = span.attributes.iter().find(|attribute| attribute.key == key)?;
-    match found.value.as_ref()?.value.as_ref()? {
+    let entry = span.attributes.iter().find(|attribute| attribute.key == key)?;
+    match entry.value.as_ref()?.value.as_ref()? {
         Value::StringValue(text) => Some(text.clone()),
         Value::IntValue(number) => Some(number.to_string()),
         other => panic!("{key} is {other:?}"),

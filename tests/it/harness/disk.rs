@@ -1,11 +1,11 @@
-//! A file system of a test's own that can be frozen: whatever writes to it hangs in the kernel until it is thawed.
+//! A file system that can be frozen: writes to it block in the kernel until it is thawed.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// A file system that can be frozen. Thawed and unmounted when it is dropped.
+/// A file system that can be frozen. Thawed and unmounted when dropped.
 #[derive(Debug)]
 pub struct FreezableDisk {
     directory: tempfile::TempDir,
@@ -18,7 +18,7 @@ fn run(command: &str, arguments: &[&Path]) {
 }
 
 impl FreezableDisk {
-    /// A new one, thawed; nothing without root, who alone may mount.
+    /// Creates a file system, thawed. Returns `None` without root, which mounting requires.
     pub fn new() -> Option<Self> {
         if !rustix::process::getuid().is_root() {
             return None;
@@ -34,7 +34,7 @@ impl FreezableDisk {
         Some(disk)
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("mounted")
     }

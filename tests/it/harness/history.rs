@@ -1,10 +1,10 @@
-//! What has happened to every replica of a database, written down by the database itself: a trigger notes each version of each row.
-//! The service has no part in that, and can't fool it. Every step must be one of the domain's own transitions.
+//! The history of every replica, recorded by database triggers: each version of each row. It is independent of the
+//! service. Every step must be a transition of the domain's state machine.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::domain::{
-    Event, Fault, ImageId, Lease, Progress, RegionId, RegionStatus, Replica, State, Timestamp, WorkerId,
+    Event, Fault, ImageId, Lease, Progress, RegionId, RegionStatus, Replica, ReplicaState, Timestamp, WorkerId,
 };
 use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, FromQueryResult, QueryResult, Statement};
 
@@ -31,7 +31,7 @@ const COLUMNS: [&str; 18] = [
     "warnings",
 ];
 
-/// Has a database, in which nothing has happened yet, write down what happens.
+/// Installs the triggers in an empty database.
 pub async fn record(url: &str) {
     let db = database::look(url).await;
     let columns = COLUMNS.join(", ");
@@ -109,20 +109,20 @@ impl FromQueryResult for Version {
         let status: RegionStatus = text("state")?.parse().map_err(|error| bad(&error))?;
         let state = match status {
             RegionStatus::Pending if due()?.as_millis() >= 253_402_300_799_000 => {
-                State::Suspended { reason: fault.ok_or_else(|| bad(&"it has no reason"))? }
+                ReplicaState::Suspended { reason: fault.ok_or_else(|| bad(&"it has no reason"))? }
             }
-            RegionStatus::Pending => State::Pending { not_before: due()?, last: fault },
+            RegionStatus::Pending => ReplicaState::Pending { not_before: due()?, last_fault: fault },
             RegionStatus::Copying => {
                 let lease = Lease { owner: WorkerId(text("lease_owner")?.into()), until: due()? };
-                State::Copying { lease, last: fault }
+                ReplicaState::Copying { lease, last_fault: fault }
             }
             RegionStatus::Available => {
-                let known = row.try_get::<Option<String>>("", "verification")?;
-                State::Available(known.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
+                let verification = row.try_get::<Option<String>>("", "verification")?;
+                ReplicaState::Available(verification.map(|text| text.parse().map_err(|error| bad(&error))).transpose()?)
             }
-            RegionStatus::Failed => State::Failed(fault.ok_or_else(|| bad(&"it has no fault"))?),
-            RegionStatus::Canceled => State::Canceled,
-            RegionStatus::Superseded => State::Superseded,
+            RegionStatus::Failed => ReplicaState::Failed(fault.ok_or_else(|| bad(&"it has no fault"))?),
+            RegionStatus::Canceled => ReplicaState::Canceled,
+            RegionStatus::Superseded => ReplicaState::Superseded,
         };
         Ok(Self {
             change: text("change")?,
@@ -153,48 +153,49 @@ impl FromQueryResult for Version {
     }
 }
 
-/// What a history came to.
+/// The result of a replay.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// Steps that were replayed.
+    /// Replayed steps.
     pub steps: usize,
-    /// How often each of the machine's events was seen.
+    /// Number of occurrences of each event.
     pub events: BTreeMap<&'static str, usize>,
 }
 
-/// Replays what has happened in a database, whose workers' leases lasted for one of `leases`, through the domain's transitions.
+/// Replays the history of a database through the domain's transitions. The lease duration of each worker is one of
+/// `leases`.
 ///
 /// # Panics
 ///
-/// If a step is none of them.
+/// Panics if a step is not a transition.
 pub async fn replay(url: &str, leases: &[Duration]) -> Replayed {
     let db = database::look(url).await;
     let mut replayed = Replayed::default();
-    let mut known: BTreeMap<(ImageId, RegionId), Replica> = BTreeMap::new();
+    let mut replicas: BTreeMap<(ImageId, RegionId), Replica> = BTreeMap::new();
     let mut fences: BTreeMap<(ImageId, RegionId), u64> = BTreeMap::new();
     let mut after = 0_i64;
     loop {
         let versions = page(&db, after).await;
         let Some((last, _)) = versions.last() else { break };
         after = *last;
-        for (place, Version { change, key, replica }) in versions {
-            let told = |what: &str| format!("{} in {}, step {place} ({change}): {what}", key.0, key.1);
-            let before = known.get(&key);
+        for (step, Version { change, key, replica }) in versions {
+            let context = |what: &str| format!("{} in {}, step {step} ({change}): {what}", key.0, key.1);
+            let before = replicas.get(&key);
             if change == "DELETE" {
-                let before = before.unwrap_or_else(|| panic!("{}", told("it was not there")));
-                assert!(before.outcome().is_some(), "{}", told("a copy was in flight"));
-                known.remove(&key);
+                let before = before.unwrap_or_else(|| panic!("{}", context("it was not there")));
+                assert!(before.outcome().is_some(), "{}", context("a copy was in flight"));
+                replicas.remove(&key);
                 continue;
             }
             let event = leases.iter().find_map(|lease| explain(before, &replica, *lease)).unwrap_or_else(|| {
-                panic!("{}\n  {before:?}\n  {replica:?}", told("no transition leads from the one to the other"))
+                panic!("{}\n  {before:?}\n  {replica:?}", context("no transition leads from the one to the other"))
             });
             let fence = fences.entry(key.clone()).or_default();
-            assert!(replica.fence >= *fence, "{}", told("the fence went back"));
+            assert!(replica.fence >= *fence, "{}", context("the fence went back"));
             *fence = replica.fence;
             *replayed.events.entry(event).or_default() += 1;
             replayed.steps += 1;
-            known.insert(key, replica);
+            replicas.insert(key, replica);
         }
     }
     db.close().await.expect("it is closed");
@@ -214,41 +215,41 @@ async fn page(db: &DatabaseConnection, after: i64) -> Vec<(i64, Version)> {
     rows.into_iter().map(read).collect()
 }
 
-/// The event that leads from one version to the next, by the domain's transition; nothing if there is none.
+/// Returns the event that leads from one version to the next; `None` if there is none.
 pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Option<&'static str> {
     let Some(before) = before else {
-        let State::Pending { not_before, .. } = &after.state else { return None };
+        let ReplicaState::Pending { not_before, .. } = &after.state else { return None };
         return (Replica::requested(*not_before) == *after).then_some("Request");
     };
     candidates(before, after, lease)
         .into_iter()
         .find_map(|(name, event, now)| (before.apply(event, now) == Ok(after.clone())).then_some(name))
         .or_else(|| {
-            // Progress that was told just before is committed together with what followed.
-            let told = Event::Renew { fence: before.fence, lease, progress: after.progress };
+            // A progress report may be committed together with the next event.
+            let renewal = Event::Renew { fence: before.fence, lease, progress: after.progress };
             let until = match &before.state {
-                State::Copying { lease, .. } => lease.until,
+                ReplicaState::Copying { lease, .. } => lease.until,
                 _ => return None,
             };
-            let renewed = before.apply(told, until).ok()?;
+            let renewed = before.apply(renewal, until).ok()?;
             candidates(&renewed, after, lease)
                 .into_iter()
                 .find_map(|(name, event, now)| (renewed.apply(event, now) == Ok(after.clone())).then_some(name))
         })
 }
 
-/// Whatever may have happened, and when, if it is to have led there.
+/// Returns the events, with their times, that may have led to `after`.
 fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'static str, Event, Timestamp)> {
     let (fence, progress) = (before.fence, after.progress);
     let mut events = Vec::new();
     match &after.state {
-        State::Pending { not_before, last } => {
+        ReplicaState::Pending { not_before, last_fault } => {
             events.push(("Request", Event::Request, *not_before));
             events.push(("Release", Event::Release { fence }, *not_before));
             events.push(("Resume", Event::Resume, *not_before));
             events.push(("Expire", Event::Expire, *not_before));
             events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, *not_before));
-            if let Some(fault) = last.clone() {
+            if let Some(fault) = last_fault.clone() {
                 let back = Event::ClockSetBack { lease, longest_wait: Duration::ZERO };
                 let lasted = i64::try_from(lease.as_millis()).expect("a lease");
                 events.push(("ClockSetBack", back, Timestamp::from_millis(not_before.as_millis() - lasted)));
@@ -256,21 +257,21 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *not_before));
             }
         }
-        State::Suspended { reason } => {
+        ReplicaState::Suspended { reason } => {
             let now = match &before.state {
-                State::Copying { lease, .. } => lease.until,
+                ReplicaState::Copying { lease, .. } => lease.until,
                 _ => Timestamp::from_millis(0),
             };
             events.push(("Suspend", Event::Suspend { reason: reason.clone() }, now));
         }
-        State::Copying { lease: held, .. } => {
+        ReplicaState::Copying { lease: held, .. } => {
             let lasted = i64::try_from(lease.as_millis()).expect("a lease");
             let now = Timestamp::from_millis(held.until.as_millis() - lasted);
             events.push(("Claim", Event::Claim { owner: held.owner.clone(), lease }, now));
             events.push(("Renew", Event::Renew { fence, lease, progress }, now));
             events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, now));
         }
-        State::Available(verification) => {
+        ReplicaState::Available(verification) => {
             if let (Some(now), Some(verification)) = (after.finished_at, *verification) {
                 events.push((
                     "Verified",
@@ -280,19 +281,19 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
                 events.push(("Confirmed", Event::Confirmed, now));
             }
         }
-        State::Superseded => {
+        ReplicaState::Superseded => {
             if let Some(now) = after.finished_at {
                 events.push(("Supersede", Event::Supersede, now));
             }
         }
-        State::Failed(fault) => {
+        ReplicaState::Failed(fault) => {
             if let Some(now) = after.finished_at {
                 let fault = fault.clone();
                 events.push(("Damaged", Event::Damaged { fault: fault.clone() }, now));
                 events.push(("Faulted", Event::Faulted { fence, fault, retry_after: None, progress }, now));
             }
         }
-        State::Canceled => {
+        ReplicaState::Canceled => {
             if let Some(now) = after.finished_at {
                 events.push(("Cancel", Event::Cancel, now));
             }

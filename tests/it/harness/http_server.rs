@@ -1,15 +1,16 @@
-//! An HTTP server in this process, which what stands in for other people's services is made of.
+//! An HTTP server in this process, the basis of the emulated services.
 
 use std::{error::Error, net::SocketAddr};
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Body, Incoming},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// A server. It ends when it is dropped.
+/// An HTTP server. Stops when dropped.
 #[derive(Debug)]
 pub struct HttpServer {
     pub address: SocketAddr,
@@ -23,11 +24,12 @@ impl Drop for HttpServer {
 }
 
 impl HttpServer {
-    /// Serves each connection on its own; an error of `answer` breaks the connection.
-    pub async fn start<A, F, E>(answer: A) -> Self
+    /// Serves each connection in its own task; an error of `answer` breaks the connection.
+    pub async fn start<A, F, B, E>(answer: A) -> Self
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<Response<Full<Bytes>>, E>> + Send,
+        F: Future<Output = Result<Response<B>, E>> + Send,
+        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -36,7 +38,7 @@ impl HttpServer {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = service_fn(answer.clone());
                 tokio::spawn(async move {
-                    // One that is refused, or cut off, ends with an error.
+                    // A connection that is rejected or cut ends with an error.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;

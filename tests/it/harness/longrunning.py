@@ -1,4 +1,4 @@
-"""Follows an operation to its end with Google's generic client (google-api-core), and lists all operations."""
+"""Polls an operation until it is done with Google's generic client (google-api-core), and lists all operations."""
 
 import json
 import sys
@@ -6,11 +6,11 @@ import sys
 import grpc
 from google.api_core import operations_v1
 
-asked = json.load(sys.stdin)
-call = [("authorization", "Bearer " + asked["token"])]
-with grpc.insecure_channel(asked["address"]) as channel:
+job = json.load(sys.stdin)
+call = [("authorization", "Bearer " + job["token"])]
+with grpc.insecure_channel(job["address"]) as channel:
     client = operations_v1.OperationsClient(channel)
-    while not (operation := client.get_operation(asked["name"], metadata=call)).done:
+    while not (operation := client.get_operation(job["name"], metadata=call)).done:
         pass
     listed = [each.name for each in client.list_operations("operations", "", metadata=call)]
 json.dump(

@@ -1,5 +1,5 @@
-//! What tests stand on: a site with regions of its own, a service in this process or in one of its own, images, and a reader of
-//! refusals. Every test has its own directories, database and ports.
+//! The test harness: a site with its own regions, a service in this process or in another one, images, and a decoder of
+//! errors. Every test has its own directories, database and ports.
 
 pub mod address;
 pub mod bucket;
@@ -7,35 +7,43 @@ pub mod collector;
 pub mod database;
 pub mod disk;
 pub mod ecs;
-pub mod foreign;
-pub mod forward;
 pub mod history;
 pub mod http_server;
 pub mod images;
-pub mod keeping;
+pub mod key_material;
 pub mod oci_registry;
-pub mod picture;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod python;
 pub mod quirks;
+pub mod recording_proxy;
 pub mod refusal;
 pub mod registry;
-pub mod shelf;
+pub mod resumable_registry;
+pub mod scripted_registry;
 pub mod site;
-pub mod switch;
+pub mod tcp_proxy;
+pub mod trace_diagram;
 
-use std::{fs, path::Path, process::Child, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::Child,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-/// How long a test waits for what must come.
+/// Deadline of an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `met` returns something, looking often.
+/// Polls `met` until it returns a value.
 ///
 /// # Panics
 ///
-/// If it does not for [`PATIENCE`].
+/// Panics if it does not within [`PATIENCE`].
 pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T {
     let look = async {
         loop {
@@ -45,14 +53,14 @@ pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T 
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("{what} did not come"))
+    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
-/// Waits until a server answers that has just been started and writes to `log`.
+/// Polls `met` until a server that has just been started responds. The server logs to `log`.
 ///
 /// # Panics
 ///
-/// If it ends, or does not answer for [`PATIENCE`].
+/// Panics if the server exits, or does not respond within [`PATIENCE`].
 pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: impl AsyncFnMut() -> Option<T>) -> T {
     until(what, async || {
         if let Some(status) = child.try_wait().expect("a child") {
@@ -61,4 +69,20 @@ pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: imp
         met().await
     })
     .await
+}
+
+/// Reports that a component which tests need is missing on this machine: prints `message` once for all tests, and
+/// returns false.
+///
+/// # Panics
+///
+/// Panics if `CI` is set: there, no test may be skipped.
+fn missing(message: &'static str) -> bool {
+    static PRINTED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    assert!(std::env::var_os("CI").is_none(), "{message}");
+    if PRINTED.lock().unwrap_or_else(PoisonError::into_inner).insert(message) {
+        // Not `eprintln!`, whose output the test runner captures.
+        let _ = writeln!(std::io::stderr(), "{message}");
+    }
+    false
 }

@@ -1,5 +1,5 @@
-//! The registry of go-containerregistry, which has the referrers API of the distribution specification 1.1, in a process of its own. It keeps
-//! everything in memory. (`oci-registry/` beside this file.)
+//! The registry of go-containerregistry, which has the referrers API of the distribution specification 1.1, in its own
+//! process. It keeps everything in memory. (Its `main` is in `oci-registry/`.)
 
 use std::{
     fs::File,
@@ -36,7 +36,7 @@ impl OciRegistry {
         registry
     }
 
-    /// Where a region of the name has it.
+    /// Returns the store URL of a namespace in this registry.
     pub fn store(&self, namespace: &str) -> String {
         format!("registry+http://{}/{namespace}", self.address)
     }

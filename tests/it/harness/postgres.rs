@@ -1,4 +1,4 @@
-//! A PostgreSQL server of a test's own, to be stopped, killed, filled up and demoted.
+//! A PostgreSQL server for a single test, which may stop, kill, fill and demote it.
 
 use std::{
     fs,
@@ -8,27 +8,42 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::address::free_address;
+use super::{address::free_address, missing};
 
-/// A server, in a directory that goes with it.
+/// A server whose directory is removed when dropped.
 #[derive(Debug)]
 pub struct Postgres {
     directory: tempfile::TempDir,
     port: u16,
     options: String,
-    /// Where its clock is read from, if that can be set.
+    /// The file that its clock is read from, if the clock can be set.
     clock: Option<PathBuf>,
 }
 
-/// Where the server's programs are.
+/// Printed once if the server is not installed.
+const SERVER: &str = "skipped the tests that start their own PostgreSQL; to run them, install it: source scripts/tools";
+
+/// Returns whether the server is installed. A test that starts one returns early otherwise.
+///
+/// # Panics
+///
+/// Panics if it is not installed and `CI` is set.
+pub fn is_installed() -> bool {
+    find_programs().is_some() || missing(SERVER)
+}
+
+/// Returns the directory of the server's programs.
 pub fn programs() -> PathBuf {
+    find_programs().expect("PostgreSQL is installed: source scripts/tools")
+}
+
+fn find_programs() -> Option<PathBuf> {
     let output = Command::new("pg_config").arg("--bindir").output();
-    let told = output.ok().map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let directory = output.ok().map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     let has = |path: &PathBuf| path.join("initdb").exists();
-    told.filter(has).unwrap_or_else(|| {
-        let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
-        let paths = versions.map(|version| version.expect("a directory").path().join("bin"));
-        paths.filter(has).max().expect("PostgreSQL is installed")
+    directory.filter(has).or_else(|| {
+        let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+        versions.filter_map(|version| Some(version.ok()?.path().join("bin"))).filter(has).max()
     })
 }
 
@@ -36,7 +51,7 @@ fn is_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
-/// A program of the server, as a user as which it runs: it refuses to run as root.
+/// Returns a command for a program of the server, run as an unprivileged user: the server refuses to run as root.
 fn program(name: &str) -> Command {
     let mut command = as_the_server("env");
     command.arg(programs().join(name));
@@ -53,7 +68,7 @@ fn as_the_server(program: &str) -> Command {
     }
 }
 
-/// The library that gives a program another clock.
+/// Returns the path of libfaketime, which replaces the clock of a program.
 fn faketime() -> PathBuf {
     let roots = ["/usr/lib", "/usr/local/lib"].map(fs::read_dir).into_iter().flatten().flatten().flatten();
     let paths = roots.flat_map(|root| [root.path(), root.path().join("faketime")]);
@@ -69,12 +84,12 @@ fn done(what: &str, output: &Output) {
 }
 
 impl Postgres {
-    /// Starts a server with settings of its own, on a port that was free.
+    /// Starts a server with these settings, on a free port.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         Self::create(settings, false)
     }
 
-    /// The same, with a clock that can be set.
+    /// Starts a server whose clock can be set.
     pub fn with_clock(settings: &[(&str, &str)]) -> Self {
         Self::create(settings, true)
     }
@@ -87,10 +102,10 @@ impl Postgres {
         initdb.args(["--username=appferry", "--auth=trust", "--no-instructions"]).current_dir(directory.path());
         done("initdb", &initdb.output().expect("initdb runs"));
         let port = free_address().port();
-        let own: Vec<String> = settings.iter().map(|(name, value)| format!(" -c {name}={value}")).collect();
+        let options: Vec<String> = settings.iter().map(|(name, value)| format!(" -c {name}={value}")).collect();
         let options = format!(
             "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=200{}",
-            own.concat()
+            options.concat()
         );
         let clock = has_clock.then(|| directory.path().join("clock"));
         let server = Self { directory, port, options, clock };
@@ -99,7 +114,7 @@ impl Postgres {
         server
     }
 
-    /// A server that follows another one, which it was copied from: it takes no writes.
+    /// Starts a standby of another server, which rejects writes.
     pub fn following(primary: &Self) -> Self {
         let directory = tempfile::Builder::new().prefix("appferry-postgres-").tempdir().expect("a directory");
         give_away(directory.path());
@@ -114,10 +129,10 @@ impl Postgres {
         server
     }
 
-    /// Sets its clock to so many seconds after the machine's, if it has one of its own.
+    /// Sets the clock to an offset in seconds from the machine's, if the server has its own.
     pub fn set_clock(&self, seconds: i64) {
         let Some(clock) = &self.clock else { return };
-        // It is read at any moment: never half of it.
+        // Replaced atomically, because it is read at any moment.
         let next = clock.with_extension("next");
         fs::write(&next, format!("{seconds:+}")).expect("it is written");
         fs::rename(next, clock).expect("it is put in place");
@@ -127,7 +142,7 @@ impl Postgres {
         self.port
     }
 
-    /// The URL of a database on it.
+    /// Returns the URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://appferry@127.0.0.1:{}/{database}", self.port)
     }
@@ -139,7 +154,7 @@ impl Postgres {
     fn pg_ctl(&self, arguments: &[&str]) -> Output {
         let mut pg_ctl = as_the_server("env");
         if let Some(clock) = &self.clock {
-            // Not before the user is changed: the library keeps something that belongs to whoever loads it first.
+            // Set after the change of user: libfaketime creates a shared resource that belongs to the first user.
             pg_ctl.arg(format!("LD_PRELOAD={}", faketime().display()));
             pg_ctl.arg(format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()));
             pg_ctl.args(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"]);
@@ -149,7 +164,7 @@ impl Postgres {
         pg_ctl.output().expect("pg_ctl runs")
     }
 
-    /// Starts it again.
+    /// Restarts the server.
     pub fn resume(&self) {
         let log = self.directory.path().join("log");
         let log = format!("--log={}", log.display());
@@ -157,29 +172,29 @@ impl Postgres {
         done("pg_ctl start", &self.pg_ctl(&["start", "--wait", "--silent", &log, &options]));
     }
 
-    /// Stops it: `fast` cuts off whoever is connected, `immediate` is a crash.
+    /// Stops the server: `fast` terminates its sessions, `immediate` is a crash.
     pub fn stop(&self, mode: &str) {
         done("pg_ctl stop", &self.pg_ctl(&["stop", "--wait", "--silent", &format!("--mode={mode}")]));
     }
 
-    /// Makes a follower a server that takes writes.
+    /// Promotes a standby.
     pub fn promote(&self) {
         done("pg_ctl promote", &self.pg_ctl(&["promote", "--wait"]));
     }
 
-    /// The process that all others are children of.
+    /// Returns the id of the postmaster process.
     pub fn pid(&self) -> i32 {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).expect("it runs");
         text.lines().next().expect("a line").trim().parse().expect("a number")
     }
 }
 
-/// Processes that are stopped, until this is dropped.
+/// Stopped processes, which continue when this is dropped.
 #[derive(Debug)]
 pub struct Frozen(Vec<Pid>);
 
 impl Postgres {
-    /// Stops the server and all its connections in the middle of what they do: connections stay open, and nothing is answered.
+    /// Stops (SIGSTOP) the server and all its sessions: connections stay open, and nothing responds.
     pub fn freeze(&self) -> Frozen {
         let parent = self.pid();
         // The fourth field of `stat` is the parent; the second is the name, in parentheses.
@@ -193,7 +208,7 @@ impl Postgres {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let pids: Vec<Pid> = [parent].into_iter().chain(all.filter(child)).filter_map(Pid::from_raw).collect();
         for pid in &pids {
-            // A connection may have ended just now.
+            // A session may have ended just now.
             let _ = kill_process(*pid, Signal::STOP);
         }
         Frozen(pids)
@@ -214,7 +229,7 @@ impl Drop for Postgres {
     }
 }
 
-/// Lets the server's user have a directory.
+/// Gives a directory to the server's user.
 fn give_away(directory: &Path) {
     if is_root() {
         done("chown", &Command::new("chown").arg("postgres:").arg(directory).output().expect("chown runs"));

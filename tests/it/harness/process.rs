@@ -1,4 +1,4 @@
-//! The program itself, in a process of its own.
+//! The program in its own process.
 
 use std::{
     fs::File,
@@ -14,14 +14,14 @@ use super::{until, until_up};
 /// The program that was built with the tests.
 pub const APPFERRY: &str = env!("CARGO_BIN_EXE_appferry");
 
-/// A command of the program in a directory, with nothing of the environment that could change what it does.
+/// Returns a command of the program in a directory, with a clean environment.
 pub fn command(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(APPFERRY);
     clean(&mut command).args(arguments).current_dir(directory).stdin(Stdio::null());
     command
 }
 
-/// Takes away what could change what the program does.
+/// Removes the environment variables that affect the program.
 pub fn clean(command: &mut Command) -> &mut Command {
     let ours = |name: &str| ["APPFERRY_", "OTEL_", "RUST_LOG"].iter().any(|prefix| name.starts_with(prefix));
     for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
@@ -35,7 +35,17 @@ pub fn run(directory: &Path, arguments: &[&str]) -> Output {
     command(directory, arguments).output().expect("the program runs")
 }
 
-/// What a command printed, which must have gone well.
+/// Migrates the database that a configuration file names.
+///
+/// # Panics
+///
+/// Panics if `appferry migrate` fails.
+pub fn migrate(config: &Path) {
+    let path = config.to_str().expect("text");
+    stdout(&run(config.parent().expect("a directory"), &["migrate", "--config", path]));
+}
+
+/// Returns the output of a command, which must have succeeded.
 pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout.clone()).expect("text")
@@ -45,38 +55,37 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A service in a process of its own. Killed when it is dropped.
+/// A service in its own process. Killed when dropped.
 #[derive(Debug)]
 pub struct Served {
     child: Child,
     pub address: SocketAddr,
-    /// What it logs.
     pub log: PathBuf,
 }
 
 impl Served {
-    /// Starts `appferry serve` and waits until it says where it listens.
+    /// Starts `appferry serve` and waits until it listens.
     pub async fn start(mut command: Command, log: PathBuf) -> Self {
         let file = File::create(&log).expect("a log");
         let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
         let address = until_up("the service", &mut child, &log, async || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let told = text.lines().find(|line| line.contains("serving"))?;
-            let (_, rest) = told.split_once("address=").or_else(|| told.split_once("\"address\":\""))?;
+            let line = text.lines().find(|line| line.contains("serving"))?;
+            let (_, rest) = line.split_once("address=").or_else(|| line.split_once("\"address\":\""))?;
             rest.split([' ', '"']).next()?.trim().parse().ok()
         })
         .await;
         Self { child, address, log }
     }
 
-    /// Starts `appferry worker` with a configuration file, and waits until it works.
+    /// Starts `appferry worker` with a configuration file, and waits until it runs.
     pub async fn worker(config: &Path, log: PathBuf) -> Worker {
         let directory = config.parent().expect("a directory");
         let path = config.to_str().expect("text");
         let file = File::create(&log).expect("a log");
         let mut command = command(directory, &["worker", "--config", path]);
         let mut child = command.stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
-        let works = async || std::fs::read_to_string(&log).ok()?.contains("working").then_some(());
+        let works = async || std::fs::read_to_string(&log).ok()?.contains("worker started").then_some(());
         until_up("the worker", &mut child, &log, works).await;
         Worker { child, log }
     }
@@ -88,8 +97,7 @@ impl Served {
         Self::start(command(directory, &["serve", "--config", path]), directory.join("log")).await
     }
 
-    /// The process's id.
-    #[allow(dead_code, reason = "the bench of carrying uses it")]
+    #[allow(dead_code, reason = "used by benchmarks only")]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -100,15 +108,15 @@ impl Served {
     }
 
     pub fn terminate(&self) {
-        kill_process(pid(&self.child), Signal::TERM).expect("it can be told");
+        kill_process(pid(&self.child), Signal::TERM).expect("it can be signaled");
     }
 
-    /// Tells it to look at its files.
+    /// Sends SIGHUP, on which the service reloads its files.
     pub fn hang_up(&self) {
-        kill_process(pid(&self.child), Signal::HUP).expect("it can be told");
+        kill_process(pid(&self.child), Signal::HUP).expect("it can be signaled");
     }
 
-    /// Waits for its end.
+    /// Waits for the exit.
     pub async fn ended(&mut self) -> ExitStatus {
         until("the service's end", async || self.child.try_wait().expect("a child")).await
     }
@@ -121,21 +129,19 @@ impl Drop for Served {
     }
 }
 
-/// A worker in a process of its own. Killed when it is dropped.
+/// A worker in its own process. Killed when dropped.
 #[derive(Debug)]
 pub struct Worker {
     child: Child,
-    /// What it logs.
     pub log: PathBuf,
 }
 
 impl Worker {
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        kill_process(pid(&self.child), signal).expect("it can be told");
+        kill_process(pid(&self.child), signal).expect("it can be signaled");
     }
 
-    /// What it has logged.
+    /// Returns its log.
     pub fn logged(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

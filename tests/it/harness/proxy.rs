@@ -1,4 +1,4 @@
-//! A proxy before a store: it counts what passes, and does whatever a network and a server can do wrong, when it is told to.
+//! A reverse proxy in front of a store: counts traffic and injects faults of networks and servers.
 
 use std::{
     convert::Infallible,
@@ -14,92 +14,80 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{
-    body::{Frame, Incoming},
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use hyper::body::{Frame, Incoming};
+
+use super::http_server::HttpServer;
 
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, Broken>;
 
-/// What is done with a request.
+/// The treatment of a request.
 #[derive(Debug, Clone)]
-pub enum Act {
-    /// It is passed on, and so is its answer.
+pub enum Action {
+    /// Forward the request and the response.
     Pass,
-    /// It is answered with this.
+    /// Respond with this status, headers and body.
     Answer(StatusCode, Vec<(&'static str, String)>, String),
-    /// After as many bytes of its body, both connections break.
+    /// Cut both connections after this many bytes of the request body.
     CutRequest(u64),
-    /// After as many bytes of its answer's body, the connection breaks.
+    /// Cut the connection after this many bytes of the response body.
     CutAnswer(u64),
-    /// The byte at that place of its answer's body is another one.
+    /// Corrupt the byte at this offset of the response body.
     CorruptAnswer(u64),
-    /// The byte at that place of its body is another one.
+    /// Corrupt the byte at this offset of the request body.
     CorruptRequest(u64),
-    /// It is passed on after a while.
+    /// Forward after this delay.
     Delay(Duration),
-    /// It is never answered.
+    /// Never respond.
     Hang,
-    /// Its body, and its answer's, pass at so many bytes a second.
+    /// Forward both bodies at this rate in bytes per second.
     Throttle(u64),
 }
 
-/// A request, as a rule sees it.
+/// A received request, as rules see it.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub method: Method,
     pub path: String,
-    /// The header `Authorization`.
     pub authorization: Option<String>,
 }
 
-impl Seen {
-    /// Whether it is one that reads a blob.
+impl ReceivedRequest {
+    /// Returns whether it reads a blob.
     pub fn reads_blob(&self) -> bool {
-        self.method == Method::GET && self.path.contains("/blobs/sha256:")
+        self.method == Method::GET && self.path.contains("/blobs/sha")
     }
 
-    /// Whether it is one that writes bytes of a blob.
+    /// Returns whether it writes bytes of a blob.
     pub fn writes_blob(&self) -> bool {
         (self.method == Method::PATCH || self.method == Method::PUT) && self.path.contains("/blobs/uploads/")
     }
 }
 
-type Rule = Box<dyn FnMut(&Seen) -> Act + Send>;
+type Rule = Box<dyn FnMut(&ReceivedRequest) -> Action + Send>;
 
 struct Shared {
     upstream: SocketAddr,
     rule: Mutex<Rule>,
-    requests: Mutex<Vec<Seen>>,
+    requests: Mutex<Vec<ReceivedRequest>>,
     up: AtomicU64,
     down: AtomicU64,
     client: reqwest::Client,
-    /// Bytes a second that may come back, all requests together; nothing for any number.
+    /// Rate limit of all responses together in bytes per second; unlimited if `None`.
     link: Mutex<Option<(u64, tokio::time::Instant)>>,
     uplink: Mutex<Option<(u64, tokio::time::Instant)>>,
 }
 
-/// A proxy.
+/// A reverse proxy. Stops when dropped.
 pub struct Proxy {
     pub address: SocketAddr,
     shared: Arc<Shared>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _server: HttpServer,
 }
 
 impl Proxy {
-    /// Starts a proxy that does what a rule says.
-    pub async fn start(upstream: SocketAddr, rule: impl FnMut(&Seen) -> Act + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+    /// Starts a proxy that treats each request as a rule decides.
+    pub async fn start(upstream: SocketAddr, rule: impl FnMut(&ReceivedRequest) -> Action + Send + 'static) -> Self {
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         let shared = Arc::new(Shared {
             upstream,
@@ -112,53 +100,42 @@ impl Proxy {
             uplink: Mutex::new(None),
         });
         let serving = Arc::clone(&shared);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&serving);
-                let service = service_fn(move |request| handle(Arc::clone(&shared), request));
-                tokio::spawn(async move {
-                    // It may end as badly as it was told to.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        Self { address, shared, task }
+        let server = HttpServer::start(move |request| handle(Arc::clone(&serving), request)).await;
+        Self { address: server.address, shared, _server: server }
     }
 
-    /// Does what another rule says from now on.
-    pub fn rule(&self, rule: impl FnMut(&Seen) -> Act + Send + 'static) {
+    /// Replaces the rule.
+    pub fn rule(&self, rule: impl FnMut(&ReceivedRequest) -> Action + Send + 'static) {
         *self.shared.rule.lock().expect("no panic") = Box::new(rule);
     }
 
-    /// The requests that came.
-    pub fn requests(&self) -> Vec<Seen> {
+    /// Returns the received requests.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         self.shared.requests.lock().expect("no panic").clone()
     }
 
-    /// Bytes of bodies that were passed on to the store.
+    /// Returns the number of request body bytes that were forwarded to the store.
     pub fn up(&self) -> u64 {
         self.shared.up.load(Ordering::Relaxed)
     }
 
-    /// Bytes of bodies that were passed back from it.
+    /// Returns the number of response body bytes that were forwarded from the store.
     pub fn down(&self) -> u64 {
         self.shared.down.load(Ordering::Relaxed)
     }
 
-    /// Lets no more than so many bytes a second back.
-    #[allow(dead_code, reason = "the bench of carrying uses it")]
+    /// Limits the rate of all responses together.
+    #[allow(dead_code, reason = "used by benchmarks only")]
     pub fn hold_link(&self, bytes_per_second: u64) {
         *self.shared.link.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
-    /// Lets no more bytes a second through to the server, over all requests.
+    /// Limits the rate of all requests together.
     pub fn hold_uplink(&self, bytes_per_second: u64) {
         *self.shared.uplink.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
-    /// Where a region of the name has it.
+    /// Returns the store URL of a namespace behind this proxy.
     pub fn store(&self, namespace: &str) -> String {
         format!("registry+http://{}/{namespace}", self.address)
     }
@@ -171,15 +148,15 @@ fn seconds(bytes: u64, rate: u64) -> f64 {
 
 async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let seen = Seen {
+    let received = ReceivedRequest {
         method: request.method().clone(),
         path: path.clone(),
         authorization: request.headers().get("authorization").and_then(|v| v.to_str().ok()).map(str::to_owned),
     };
-    shared.requests.lock().expect("no panic").push(seen.clone());
-    let act = (shared.rule.lock().expect("no panic"))(&seen);
-    match &act {
-        Act::Answer(status, headers, body) => {
+    shared.requests.lock().expect("no panic").push(received.clone());
+    let action = (shared.rule.lock().expect("no panic"))(&received);
+    match &action {
+        Action::Answer(status, headers, body) => {
             let mut answer = Response::builder().status(*status);
             for (name, value) in headers {
                 answer = answer.header(*name, value);
@@ -187,14 +164,14 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             let body = Full::new(Bytes::from(body.clone())).map_err(|never: Infallible| match never {});
             return Ok(answer.body(body.boxed_unsync())?);
         }
-        Act::Hang => std::future::pending().await,
-        Act::Delay(time) => tokio::time::sleep(*time).await,
+        Action::Hang => std::future::pending().await,
+        Action::Delay(time) => tokio::time::sleep(*time).await,
         _ => {}
     }
     let (parts, body) = request.into_parts();
     let url = format!("http://{}{path}", shared.upstream);
     let up = body.into_data_stream().map(|piece| piece.map_err(Broken::from));
-    let up = act_on(up, &act, true, Arc::clone(&shared));
+    let up = apply(up, &action, true, Arc::clone(&shared));
     let mut forwarded = shared.client.request(parts.method.clone(), url).headers(parts.headers.clone());
     if parts.headers.contains_key("content-length") || parts.headers.contains_key("transfer-encoding") {
         forwarded = forwarded.body(reqwest::Body::wrap_stream(up));
@@ -205,26 +182,26 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         response = response.header(name, value);
     }
     let down = answer.bytes_stream().map(|piece| piece.map_err(Broken::from));
-    let down = act_on(down, &act, false, shared).map(|piece| piece.map(Frame::data));
+    let down = apply(down, &action, false, shared).map(|piece| piece.map(Frame::data));
     Ok(response.body(StreamBody::new(down).boxed_unsync())?)
 }
 
-/// Does to a body what is to be done to it, and counts what passes.
-fn act_on(
+/// Applies the treatment to a body, and counts its bytes.
+fn apply(
     body: impl Stream<Item = Result<Bytes, Broken>> + Send + Unpin + 'static,
-    act: &Act,
+    action: &Action,
     up: bool,
     shared: Arc<Shared>,
 ) -> impl Stream<Item = Result<Bytes, Broken>> + Send + 'static {
-    let cut = match (act, up) {
-        (Act::CutRequest(bytes), true) | (Act::CutAnswer(bytes), false) => Some(*bytes),
+    let cut = match (action, up) {
+        (Action::CutRequest(bytes), true) | (Action::CutAnswer(bytes), false) => Some(*bytes),
         _ => None,
     };
-    let corrupt = match (act, up) {
-        (Act::CorruptRequest(place), true) | (Act::CorruptAnswer(place), false) => Some(*place),
+    let corrupt = match (action, up) {
+        (Action::CorruptRequest(place), true) | (Action::CorruptAnswer(place), false) => Some(*place),
         _ => None,
     };
-    let rate = if let Act::Throttle(rate) = act { Some(*rate) } else { None };
+    let rate = if let Action::Throttle(rate) = action { Some(*rate) } else { None };
     futures_util::stream::unfold((body, 0u64, shared), move |(mut body, passed, shared)| -> BoxFuture<'static, _> {
         Box::pin(async move {
             let mut piece = match body.next().await? {

@@ -1,4 +1,4 @@
-//! Programs of Python, with the packages that `scripts/tools` installs.
+//! Python programs, with the packages that `scripts/tools` installs.
 
 use std::{
     io::Write as _,
@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Runs a program of Python, which reads `input`, and returns what it prints.
+/// Runs a Python program with `input` on standard input, and returns its standard output.
 pub async fn python(program: &'static [&'static str], input: String) -> Vec<u8> {
     let run = move || {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,14 +1,14 @@
-//! A failed call as its caller reads it.
+//! Decodes a failed call as its caller does.
 
 use appferry::contract::{
-    Code,
+    ApiErrorCode,
     v1::{CommonErrorCode, ErrorCode, ErrorDetail, error_detail::Reason},
 };
 use prost::Message as _;
 use tonic::Status;
 use tonic_types::{StatusExt as _, pb};
 
-/// Everything that the contract promises of a failed call.
+/// Everything that the contract specifies about a failed call.
 #[derive(Debug)]
 pub struct Refusal {
     pub code: tonic::Code,
@@ -16,21 +16,21 @@ pub struct Refusal {
     pub reason: String,
     pub message: String,
     pub detail: ErrorDetail,
-    /// Seconds after which the call may be repeated.
+    /// Retry delay in seconds.
     pub retry_after: Option<f64>,
     /// The fields that `google.rpc.BadRequest` names.
     pub fields: Vec<String>,
 }
 
-/// Reads a refusal, and checks what must hold for each: that all of its parts are there and tell the same.
+/// Decodes an error, and checks the invariants of all errors: that all details are present and consistent.
 pub fn read(status: &Status) -> Refusal {
     let outer = pb::Status::decode(status.details()).expect("the details are a google.rpc.Status");
     assert_eq!((outer.code, outer.message.as_str()), (status.code() as i32, status.message()), "{status:?}");
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "appferry");
     let request = status.get_details_request_info().expect("a RequestInfo").request_id;
-    let own = outer.details.iter().find(|any| any.type_url == "type.googleapis.com/appferry.v1.ErrorDetail");
-    let detail = ErrorDetail::decode(&*own.expect("an ErrorDetail").value).expect("it decodes");
+    let detail = outer.details.iter().find(|any| any.type_url == "type.googleapis.com/appferry.v1.ErrorDetail");
+    let detail = ErrorDetail::decode(&*detail.expect("an ErrorDetail").value).expect("it decodes");
     assert_eq!(detail.message, status.message());
     assert_eq!(info.metadata["http_status"], detail.http_status.to_string());
     assert_eq!(detail.request_id, request);
@@ -54,13 +54,13 @@ pub fn read(status: &Status) -> Refusal {
 }
 
 impl Refusal {
-    /// Refuses to be another refusal than this.
+    /// Asserts the code, the reason and the HTTP status.
     pub fn is(&self, code: tonic::Code, reason: &str, http_status: i32) -> &Self {
         assert_eq!((self.code, self.reason.as_str(), self.detail.http_status), (code, reason, http_status), "{self:?}");
         self
     }
 
-    /// `InvalidParams` for a field, with what its message must say.
+    /// Asserts `InvalidParams` for a field, with a message that contains `says`.
     pub fn is_invalid(&self, field: &str, says: &[&str]) {
         self.is(tonic::Code::InvalidArgument, "InvalidParams", 403);
         assert_eq!(self.fields, [field], "{self:?}");
@@ -70,8 +70,8 @@ impl Refusal {
     }
 }
 
-/// The code in a detail.
-pub fn code(detail: &ErrorDetail) -> Code {
+/// Returns the code in a detail.
+pub fn code(detail: &ErrorDetail) -> ApiErrorCode {
     match detail.reason.expect("a reason") {
         Reason::Code(code) => ErrorCode::try_from(code).expect("a code").into(),
         Reason::CommonCode(code) => CommonErrorCode::try_from(code).expect("a code").into(),

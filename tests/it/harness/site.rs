@@ -1,16 +1,16 @@
-//! A directory with regions and a database, and a service in this process on it.
+//! A directory with regions and a database, and a service in this process that uses it.
 
 use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use appferry::{
+    app::{Role, Service},
     config::Config,
     contract::v1::{
         AddImageRequest, ContainerImageSpec, GetSynchronizationRequest, ImageType, Synchronization,
         SynchronizationState, SynchronizeAppRequest, VmImageSpec, WatchSynchronizationRequest, add_image_request,
         app_sync_service_client::AppSyncServiceClient, image_service_client::ImageServiceClient,
     },
-    service::{Role, Service},
-    state,
+    db,
 };
 use sha2::{Digest as _, Sha256};
 use tonic::{
@@ -19,27 +19,30 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::images;
+use super::{
+    images,
+    process::{self, Served},
+};
 
-/// The token of somebody who may do everything.
+/// The token of a principal with all permissions.
 pub const ADMIN: &str = "the-administrators-token";
-/// The token of somebody who may synchronize, and nothing else.
+/// The token of a principal that may only synchronize.
 pub const SYNC_ONLY: &str = "the-pipelines-token";
-/// The token of somebody who may look, and nothing else.
+/// The token of a principal with read permissions only.
 pub const READER: &str = "the-readers-token";
 
-/// The lease of a site's workers: longer than a busy disk may take to write down that they are alive.
+/// The lease duration of a site's workers: longer than a busy disk may delay a heartbeat.
 pub const LEASE: Duration = Duration::from_secs(10);
 
 pub const HOME: &str = "cn-hangzhou";
 pub const TARGETS: [&str; 3] = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
 
-/// Puts a token on every call, or none.
+/// An interceptor that adds a token to every call, if it has one.
 #[derive(Debug, Clone)]
 pub struct Token(Option<String>);
 
 impl Token {
-    /// Puts this token on every call.
+    /// Returns an interceptor that adds `token`.
     #[must_use]
     pub fn of(token: &str) -> Self {
         Self(Some(token.to_owned()))
@@ -59,25 +62,25 @@ impl Interceptor for Token {
 pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Token>>;
 pub type Images = ImageServiceClient<InterceptedService<Channel, Token>>;
 
-/// A home region, three others, and a database, in a directory that goes with it.
+/// A home region, three other regions, and a database. The directory is removed when dropped.
 #[derive(Debug)]
 pub struct Site {
     pub directory: tempfile::TempDir,
-    /// The database, if it is not a file of the directory.
+    /// The database URL, unless it is a file of the directory.
     pub url: Option<String>,
-    /// Lines of `[database]`.
+    /// Additional lines of `[database]`.
     pub database: String,
-    /// Lines of `[audit]`.
+    /// Additional lines of `[audit]`.
     pub audit_more: String,
-    /// Sections that follow the configuration.
+    /// Additional sections.
     pub more: String,
     /// Lines of `[server]`.
     pub server: String,
     /// Lines of `[worker]`.
     pub worker: String,
-    /// A store that takes the place of a region's directory.
+    /// Stores that replace the directories of regions.
     pub stores: Vec<(&'static str, String)>,
-    /// Further lines of a region.
+    /// Additional lines of regions.
     pub keys: Vec<(&'static str, String)>,
     /// Regions of ECS instead of all others, the home region first.
     pub ecs: Vec<&'static str>,
@@ -105,25 +108,25 @@ impl Site {
         }
     }
 
-    /// Keeps the state in another database.
+    /// Uses another database.
     pub fn on(mut self, url: &str) -> Self {
         self.url = Some(url.to_owned());
         self
     }
 
-    /// Puts another store in the place of a region's directory.
+    /// Replaces a region's directory by another store.
     pub fn with(mut self, region: &'static str, store: impl Into<String>, keys: impl Into<String>) -> Self {
         self.stores.push((region, store.into()));
         self.keys.push((region, keys.into()));
         self
     }
 
-    /// A region's directory.
+    /// Returns a region's directory.
     pub fn region(&self, region: &str) -> PathBuf {
         self.directory.path().join(region)
     }
 
-    /// Where the service finds an image of a region.
+    /// Returns the path of an image in a region.
     pub fn image(&self, region: &str, image: &str) -> PathBuf {
         self.region(region).join(image)
     }
@@ -132,12 +135,12 @@ impl Site {
         self.directory.path().join("state.db")
     }
 
-    /// The audit log.
+    /// Returns the path of the audit log.
     pub fn audit(&self) -> PathBuf {
         self.directory.path().join("audit.log")
     }
 
-    /// The configuration as its file has it.
+    /// Returns the configuration file's content.
     pub fn config(&self) -> String {
         let mut text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n{}\n[audit]\nto = \"{}\"\n{}\n[worker]\n{}\n[database]\nurl = \"{}\"\n{}\n\
@@ -151,12 +154,13 @@ impl Site {
         );
         let ours: Vec<_> = [HOME].into_iter().chain(TARGETS).collect();
         for region in if self.ecs.is_empty() { &ours } else { &self.ecs } {
-            let own = if self.ecs.is_empty() {
+            let directory_store = if self.ecs.is_empty() {
                 format!("dir://{}", self.region(region).display())
             } else {
                 format!("ecs://{region}")
             };
-            let store = self.stores.iter().find(|(r, _)| r == region).map_or(own, |(_, store)| store.clone());
+            let store =
+                self.stores.iter().find(|(r, _)| r == region).map_or(directory_store, |(_, store)| store.clone());
             write!(text, "[[region]]\nid = \"{region}\"\nstore = \"{store}\"\n").expect("memory");
             for (_, lines) in self.keys.iter().filter(|(r, _)| r == region) {
                 writeln!(text, "{lines}").expect("memory");
@@ -179,29 +183,41 @@ impl Site {
         text + &self.more
     }
 
-    /// Writes the configuration down for a process.
+    /// Returns the path of the configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.path().join("appferry.toml")
+    }
+
+    /// Writes the configuration file, and returns its path.
     pub fn write_config(&self) -> PathBuf {
-        let path = self.directory.path().join("appferry.toml");
+        let path = self.config_file();
         fs::write(&path, self.config()).expect("the configuration is written");
         path
     }
 
-    /// Starts a service that answers calls and carries images.
+    /// Writes the configuration file, migrates the database, and starts a service in its own process.
+    pub async fn serve(&self) -> Served {
+        let config = self.write_config();
+        process::migrate(&config);
+        Served::configured(&config).await
+    }
+
+    /// Starts a service with workers in this process.
     pub async fn start(self) -> Running {
         self.start_as(Role::ServerAndWorker).await
     }
 
     pub async fn start_as(self, role: Role) -> Running {
-        // From its file, which is read again when it changes.
+        // Loaded from the file, which the service reloads when it changes.
         let config = Config::load(&self.write_config()).expect("the configuration");
-        state::migrate(&config.database.settings()).await.expect("the schema");
+        db::migrate(&config.database.settings()).await.expect("the schema");
         let service = Service::start(&config, role).await.expect("the service starts");
         let address = service.address().expect("it listens");
         Running { site: self, service, address }
     }
 }
 
-/// A running service, its site, and clients for it.
+/// A running service and its site.
 #[derive(Debug)]
 pub struct Running {
     pub site: Site,
@@ -210,13 +226,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// Shuts the service down and leaves the site.
+    /// Shuts the service down and returns the site.
     pub async fn stop(self) -> Site {
         self.service.shutdown().await;
         self.site
     }
 
-    /// Where it listens for the original's HTTP form.
+    /// Returns the address of the HTTP API.
     pub fn openapi(&self) -> SocketAddr {
         self.service.openapi_address().expect("it listens")
     }
@@ -233,13 +249,13 @@ impl Running {
         images_client(self.address, Some(ADMIN)).await
     }
 
-    /// Puts an image of some layers into the home region and registers it by the name.
+    /// Writes an image with these layers to the home region, and registers it.
     pub async fn add(&self, name: &str, layers: &[Vec<u8>]) -> String {
         images::write(&self.site.image(HOME, name), layers);
         register(&mut self.images().await, name).await
     }
 
-    /// Synchronizes an image; no regions are all regions.
+    /// Synchronizes an image; to all regions if none is given.
     pub async fn synchronize(&self, app: &str, regions: &[&str]) -> Result<String, Status> {
         let response = self.app_sync().await.synchronize_app(ask(app, regions)).await?;
         Ok(response.into_inner().request_id)
@@ -249,7 +265,7 @@ impl Running {
         get(&mut self.app_sync().await, request_id).await
     }
 
-    /// Watches a synchronization to its end.
+    /// Watches a synchronization until it has ended.
     pub async fn finished(&self, request_id: &str) -> Synchronization {
         finished(&mut self.app_sync().await, request_id).await
     }
@@ -263,7 +279,7 @@ pub async fn app_sync(address: SocketAddr, token: Option<&str>) -> AppSync {
     AppSyncServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
 }
 
-/// A client that connects when it is used: the service may be gone by then.
+/// Returns a client that connects on its first call: the service may have exited by then.
 pub fn app_sync_lazy(address: SocketAddr) -> AppSync {
     let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
     AppSyncServiceClient::with_interceptor(channel, Token(Some(ADMIN.to_owned())))
@@ -273,7 +289,7 @@ pub async fn images_client(address: SocketAddr, token: Option<&str>) -> Images {
     ImageServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
 }
 
-/// A request to synchronize.
+/// Returns a request to synchronize.
 pub fn ask(app: &str, regions: &[&str]) -> SynchronizeAppRequest {
     SynchronizeAppRequest {
         app_id: app.to_owned(),
@@ -282,7 +298,7 @@ pub fn ask(app: &str, regions: &[&str]) -> SynchronizeAppRequest {
     }
 }
 
-/// A request to register what the home region's store has by `name`, by that id.
+/// Returns a request to register the image `name` of the home region's store, with the same id.
 pub fn registration(name: &str) -> AddImageRequest {
     AddImageRequest {
         name: name.to_owned(),
@@ -293,7 +309,7 @@ pub fn registration(name: &str) -> AddImageRequest {
     }
 }
 
-/// A request to register a container image by its URL, by that id.
+/// Returns a request to register a container image by its URL.
 pub fn container(id: &str, url: &str) -> AddImageRequest {
     let spec = ContainerImageSpec { registry_url: url.to_owned() };
     AddImageRequest {
@@ -317,7 +333,7 @@ pub async fn finished(client: &mut AppSync, request_id: &str) -> Synchronization
     finished_within(client, request_id, super::PATIENCE).await
 }
 
-/// Watches a synchronization to its end, which must come in time.
+/// Watches a synchronization until it has ended, at most for `patience`.
 pub async fn finished_within(client: &mut AppSync, request_id: &str, patience: Duration) -> Synchronization {
     let watch = async {
         let request = WatchSynchronizationRequest { request_id: request_id.to_owned() };

@@ -1,4 +1,4 @@
-//! Every writer, every kind of region, every reader.
+//! Every program that writes images, every kind of region, and every program that reads them.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, sync::Arc};
 
@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, stream};
 use super::{
     Place, Tools,
     readers::{OF_LAYOUTS, OF_REGISTRIES, Reader, Spare},
-    tool::text,
+    tools::text,
     writers::{Base, WRITERS, Writer, Written, base, only_entry},
 };
 use crate::harness::{
@@ -19,15 +19,15 @@ use crate::harness::{
     site::{self, ADMIN, HOME, Site, app_sync},
 };
 
-/// Readings at the same time.
+/// Concurrent reads.
 const AT_ONCE: usize = 3;
-/// Where the table is.
+/// The document with the table of results.
 const TABLE: &str = "docs/interop.md";
 const BEGIN: &str = "<!-- the table: tests/it/interop -->\n";
 const END: &str = "<!-- the end of the table -->\n";
 
-/// A service with a home of directories, and a region of each kind.
-struct House {
+/// A service with a directory as home region, and a region of each kind.
+struct Fixture {
     tools: Tools,
     site: Site,
     served: Served,
@@ -36,7 +36,7 @@ struct House {
     oci_registry: OciRegistry,
 }
 
-impl House {
+impl Fixture {
     async fn build() -> Self {
         let (bucket, registry, oci_registry) =
             (Bucket::start().await, Registry::start().await, OciRegistry::start().await);
@@ -45,13 +45,11 @@ impl House {
             .with("cn-shenzhen", registry.store("apps"), "");
         write!(site.more, "\n[[region]]\nid = \"us-east\"\nstore = \"{}\"\n", oci_registry.store("apps"))
             .expect("memory");
-        let config = site.write_config();
-        process::stdout(&process::run(site.directory.path(), &["migrate", "--config", text(&config)]));
-        let served = Served::configured(&config).await;
+        let served = site.serve().await;
         Self { tools: Tools::new(), site, served, bucket, registry, oci_registry }
     }
 
-    /// Puts what a program wrote into the home region and carries it everywhere.
+    /// Adds the image that a program wrote to the home region, and copies it to all regions.
     async fn carry(&self, writer: &Writer, written: &Written) {
         let endpoint = format!("http://{}", self.served.address);
         let config = self.site.directory.path().join("appferry.toml");
@@ -65,7 +63,7 @@ impl House {
         assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     }
 
-    /// Where the regions have an image now.
+    /// Returns the locations of an image in the regions.
     async fn places(&self, id: &str) -> [(&'static str, Place); 4] {
         let downloaded = self.tools.path(&format!("bucket-{id}"));
         self.bucket.pull(&format!("images/{id}"), &downloaded).await;
@@ -79,7 +77,7 @@ impl House {
     }
 }
 
-/// One reading of an image.
+/// One read of an image.
 struct Reading {
     writer: &'static Writer,
     kind: &'static str,
@@ -88,29 +86,29 @@ struct Reading {
     digest: Arc<str>,
 }
 
-/// What came of the readings: for each writer and kind, the readers that failed.
+/// The readers that failed, by writer and kind of region.
 type Failures = BTreeMap<(&'static str, &'static str), Vec<String>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_writes_an_image_every_program_reads_it_in_every_kind_of_region() {
-    let house = Arc::new(House::build().await);
-    let layout = house.tools.path("base");
+    let fixture = Arc::new(Fixture::build().await);
+    let layout = fixture.tools.path("base");
     let digest = base(&layout);
-    let pushed = format!("{}/made/solver:v1", house.oci_registry.address);
-    house.tools.run("crane", &["push", text(&layout), &pushed]);
+    let pushed = format!("{}/made/solver:v1", fixture.oci_registry.address);
+    fixture.tools.run("crane", &["push", text(&layout), &pushed]);
     let base = Base { layout, digest, pushed };
 
     let mut readings = Vec::new();
     for writer in WRITERS {
-        let written = writer.write(&house.tools, &base);
-        house.carry(writer, &written).await;
-        // What was made again of docker's form has a digest of its own: the same everywhere.
-        let digest = only_entry(&house.site.image(HOME, writer.id));
+        let written = writer.write(&fixture.tools, &base);
+        fixture.carry(writer, &written).await;
+        // An image that was converted from Docker's format has a new digest, which is the same in all regions.
+        let digest = only_entry(&fixture.site.image(HOME, writer.id));
         if let Some(known) = &written.digest {
             assert_eq!(&digest, known, "{}", writer.name);
         }
         let digest: Arc<str> = digest.into();
-        for (kind, place) in house.places(writer.id).await {
+        for (kind, place) in fixture.places(writer.id).await {
             if let Place::Layout(layout) = &place {
                 assert_eq!(only_entry(layout), *digest);
             }
@@ -120,24 +118,24 @@ async fn whatever_writes_an_image_every_program_reads_it_in_every_kind_of_region
         }
     }
     assert_eq!(readings.len(), WRITERS.len() * 2 * (OF_LAYOUTS.len() + OF_REGISTRIES.len()));
-    let failures = read_all(&house, readings).await;
+    let failures = read_all(&fixture, readings).await;
     let table = table(&failures);
     println!("{table}");
     is_documented(&table);
     assert!(failures.values().all(Vec::is_empty), "{failures:#?}");
 }
 
-async fn read_all(house: &Arc<House>, readings: Vec<Reading>) -> Failures {
+async fn read_all(fixture: &Arc<Fixture>, readings: Vec<Reading>) -> Failures {
     let read = |(number, reading): (usize, Reading)| {
-        let house = Arc::clone(house);
+        let fixture = Arc::clone(fixture);
         tokio::task::spawn_blocking(move || {
             let spare = Spare {
                 number,
-                path: text(&house.tools.path(&format!("read-{number}"))).to_owned(),
-                pushed: format!("{}/read/solver:{number}", house.oci_registry.address),
+                path: text(&fixture.tools.path(&format!("read-{number}"))).to_owned(),
+                pushed: format!("{}/read/solver:{number}", fixture.oci_registry.address),
             };
             let Reading { writer, kind, place, reader, digest } = reading;
-            let failed = match reader.read(&house.tools, &place, &spare) {
+            let failed = match reader.read(&fixture.tools, &place, &spare) {
                 Err(error) => Some(error),
                 Ok(Some(read)) if read != *digest => Some(format!("{}: {read} and not {digest}", reader.name)),
                 Ok(_) => None,
@@ -154,7 +152,7 @@ async fn read_all(house: &Arc<House>, readings: Vec<Reading>) -> Failures {
     failures
 }
 
-/// One line for each writer and kind of region.
+/// One row for each writer and kind of region.
 fn table(failures: &Failures) -> String {
     let names = |readers: &[Reader]| readers.iter().map(|reader| reader.name).collect::<Vec<_>>().join(", ");
     let mut table = "| written by | carried to | read there by |\n|---|---|---|\n".to_owned();
@@ -173,7 +171,7 @@ fn table(failures: &Failures) -> String {
     table
 }
 
-/// The table in the documentation is what was seen; with `APPFERRY_WRITE=1` it is written there.
+/// Asserts that the documentation has the current table; with `APPFERRY_WRITE=1`, writes it.
 fn is_documented(table: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(TABLE);
     let page = fs::read_to_string(&path).expect("the page");
@@ -183,5 +181,5 @@ fn is_documented(table: &str) {
         fs::write(&path, format!("{before}{BEGIN}\n{table}\n{END}{after}")).expect("the page is written");
         return;
     }
-    assert_eq!(there.trim(), table.trim(), "{TABLE} is not what was seen; APPFERRY_WRITE=1 writes it");
+    assert_eq!(there.trim(), table.trim(), "{TABLE} is out of date; APPFERRY_WRITE=1 writes it");
 }

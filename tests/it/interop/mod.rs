@@ -1,12 +1,12 @@
-//! Other people's programs, each in its own way of writing an image and of reading one: whatever writes it, it is carried, and whatever reads
-//! it where it was carried to finds the same image. The table of what was seen is `docs/interop.md`.
+//! Interoperability with other programs that write and read images: whichever program writes an image, every program
+//! reads the same image from every region. The results are in `docs/interop.md`.
 
 mod matrix;
 mod readers;
-mod refused;
+mod rejected_inputs;
 mod signatures;
-mod tool;
+mod tools;
 mod writers;
 
 pub use readers::Place;
-pub use tool::Tools;
+pub use tools::Tools;

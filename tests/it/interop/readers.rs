@@ -1,41 +1,41 @@
-//! How each program reads an image, all of it, where it was carried to.
+//! The programs that read a copied image completely.
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::{Tools, tool::text};
+use super::{Tools, tools::text};
 
-/// Where a region has an image.
+/// A location of an image.
 #[derive(Debug, Clone)]
 pub enum Place {
-    /// A layout: a directory region's own, or what a bucket has, downloaded.
+    /// A layout: of a directory region, or downloaded from a bucket.
     Layout(PathBuf),
     /// A registry, and the name in it.
     Registry(SocketAddr, String),
 }
 
-/// A program's way of reading.
+/// A program that reads images.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader {
-    /// What it is called in the table.
+    /// The program's name in the table.
     pub name: &'static str,
-    /// Reads the image from what is given, into what is named by the number, by way of a registry that takes anything. Returns its digest, where
-    /// the program tells it.
+    /// Reads the image at the given location, using resources of `Spare`. Returns the digest, if the program reports
+    /// it.
     read: fn(&Tools, &str, &Spare) -> Result<Option<String>, String>,
 }
 
-/// Where a reading may put something.
+/// Resources for one read.
 #[derive(Debug)]
 pub struct Spare {
-    /// A number that no other reading has.
+    /// A number that no other read has.
     pub number: usize,
-    /// A path that is not there yet.
+    /// A path that does not exist yet.
     pub path: String,
-    /// A name in a registry that takes anything.
+    /// A name in a registry that accepts anything.
     pub pushed: String,
 }
 
 impl Reader {
-    /// Reads the image of a layout or of a registry. An error is what the program said.
+    /// Reads an image from a layout or a registry. Returns the program's error message on failure.
     pub fn read(&self, tools: &Tools, place: &Place, spare: &Spare) -> Result<Option<String>, String> {
         match place {
             Place::Layout(path) => (self.read)(tools, text(path), spare),
@@ -76,14 +76,14 @@ fn umoci(tools: &Tools, from: &str, spare: &Spare) -> Result<Option<String>, Str
     if solver == b"one" { Ok(None) } else { Err(format!("{from} unpacked has another file")) }
 }
 
-/// podman makes a name of a layout's path, which may have no capitals then: it is shown the layout by a link.
+/// podman derives an image name from the layout's path, which must be lower case: a symbolic link provides such a path.
 fn podman_layout(tools: &Tools, layout: &str, name: &str, spare: &Spare) -> Result<Option<String>, String> {
     let link = format!("linked-{}", spare.number);
     std::os::unix::fs::symlink(layout, tools.path(&link)).map_err(|error| error.to_string())?;
     podman(tools, &format!("oci:{link}{name}"), spare)
 }
 
-/// Of layouts, with and without the image's name.
+/// Reads layouts, with and without the image's name.
 pub const OF_LAYOUTS: &[Reader] = &[
     Reader { name: "skopeo", read: |tools, layout, spare| skopeo(tools, &format!("oci:{layout}"), spare) },
     Reader {
@@ -112,7 +112,7 @@ pub const OF_LAYOUTS: &[Reader] = &[
     Reader { name: "umoci `:latest`", read: |tools, layout, spare| umoci(tools, &format!("{layout}:latest"), spare) },
 ];
 
-/// Of registries.
+/// Reads from registries.
 pub const OF_REGISTRIES: &[Reader] = &[
     Reader { name: "skopeo", read: |tools, name, spare| skopeo(tools, &format!("docker://{name}"), spare) },
     Reader { name: "podman", read: |tools, name, spare| podman(tools, &format!("docker://{name}"), spare) },

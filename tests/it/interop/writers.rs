@@ -1,4 +1,4 @@
-//! How each program writes an image.
+//! The programs that write images.
 
 use std::{
     fs,
@@ -8,21 +8,21 @@ use std::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Tools, tool::text};
+use super::{Tools, tools::text};
 use crate::harness::images::{self, MANIFEST};
 
-/// Something that was written, as `image add --oci` takes it, and the digest of the image if that is known beforehand.
+/// The arguments of `image add` for the written image, and its digest if known in advance.
 pub struct Written {
     pub oci: String,
     pub digest: Option<String>,
 }
 
-/// A program's way of writing an image.
+/// A program that writes images.
 #[derive(Debug, Clone, Copy)]
 pub struct Writer {
-    /// What it is called in the table.
+    /// The program's name in the table.
     pub name: &'static str,
-    /// Part of the image's id.
+    /// A component of the image's id.
     pub id: &'static str,
     write: fn(&Tools, &Base) -> Written,
 }
@@ -33,15 +33,16 @@ impl Writer {
     }
 }
 
-/// The image that all of them write: a layout with two layers, called `base` where the programs run, and a registry that has it.
+/// The image that all programs write: a layout with two layers, named `base` in the working directory, and a registry
+/// that has it.
 pub struct Base {
     pub layout: PathBuf,
     pub digest: String,
-    /// Its name in a registry.
+    /// Its name in the registry.
     pub pushed: String,
 }
 
-/// Makes the image, whose layers are real tars: programs unpack them.
+/// Creates the image, whose layers are real tar archives: programs unpack them.
 pub fn base(layout: &Path) -> String {
     let tar = |name: &str, content: &[u8]| {
         let mut tar = tar::Builder::new(Vec::new());
@@ -76,7 +77,7 @@ fn skopeo(tools: &Tools, base: &Base, to: &str) {
     );
 }
 
-/// Into an archive in docker's own form there are no digests to preserve.
+/// The archive format of Docker does not preserve digests.
 fn skopeo_docker_archive(tools: &Tools, base: &Base) -> Written {
     let (_, to) = layout(tools, "skopeo-docker.tar");
     let from = format!("oci:{}:latest", base.layout.display());
@@ -84,7 +85,8 @@ fn skopeo_docker_archive(tools: &Tools, base: &Base) -> Written {
     Written { oci: to, digest: None }
 }
 
-/// The form of `docker save` since version 25: a layout, with docker's older list beside it and names as containerd has them.
+/// The format of `docker save` since version 25: a layout with Docker's older list beside it, and names as containerd
+/// writes them.
 fn docker_save(tools: &Tools, base: &Base) -> Written {
     let (copy, _) = layout(tools, "docker-save");
     images::copy_tree(&base.layout, &copy);
@@ -207,7 +209,7 @@ pub const WRITERS: &[Writer] = &[
     },
 ];
 
-/// The digest of a layout's image, which must be its only entry, and be called `latest`.
+/// Returns the digest of a layout's only entry, which must have the name `latest`.
 pub fn only_entry(layout: &Path) -> String {
     let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).expect("an index")).expect("JSON");
     let entries = index["manifests"].as_array().expect("entries");

@@ -1,4 +1,4 @@
-//! Images that are attached to another by a tag that has its digest, as cosign's signatures are.
+//! Images that are attached to another one by a tag that contains its digest, as cosign's signatures are.
 
 use appferry::{
     domain::ImageName,
@@ -10,28 +10,29 @@ use super::{DIRECTORY, REGISTRY, arrived, between, digest, intact, register, war
 use crate::harness::{
     images::{self, MANIFEST},
     registry::skopeo,
-    shelf::{Habits, Shelf, describe, tag},
+    scripted_registry::{Behavior, ScriptedRegistry, describe, tag},
     site::{HOME, Site, container},
 };
 
-/// An image of some layers, by a tag.
-fn signatures(shelf: &Shelf, tag: &str, layers: &[&str]) -> Value {
-    let layers: Vec<_> = layers.iter().map(|layer| shelf.blob("x/signature", layer.as_bytes())).collect();
-    let config = shelf.blob("application/vnd.oci.image.config.v1+json", b"{}");
+/// Adds an image with some layers under a tag.
+fn signatures(scripted_registry: &ScriptedRegistry, tag: &str, layers: &[&str]) -> Value {
+    let layers: Vec<_> = layers.iter().map(|layer| scripted_registry.blob("x/signature", layer.as_bytes())).collect();
+    let config = scripted_registry.blob("application/vnd.oci.image.config.v1+json", b"{}");
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
-    shelf.manifest(MANIFEST, &manifest, Some(tag))
+    scripted_registry.manifest(MANIFEST, &manifest, Some(tag))
 }
 
 /// sigstore/cosign#2028, goharbor/harbor#17107.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_attached_by_tags_travels_from_store_to_store() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let (source, target) =
+        (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(Behavior::default()).await);
     let site = Site::new().with(HOME, source.store(), "").with(REGISTRY, target.store(), "");
     let running = site.start().await;
     let image = source.image(b"layer", Some("a"));
     let tags = [".sig", ".att", ".sbom"].map(|kind| tag(&image, kind));
     let attached = tags.clone().map(|tag| signatures(&source, &tag, &[&tag]));
-    // One that is attached to an attachment.
+    // An attachment of an attachment.
     let deep = tag(&attached[2], ".sig");
     let of_sbom = signatures(&source, &deep, &["of the bill of materials"]);
     register(&running, source.address, "a").await;
@@ -50,8 +51,8 @@ async fn what_is_attached_by_tags_travels_from_store_to_store() {
     intact(&running, "a", DIRECTORY).await;
     let _kept = running.stop().await;
 
-    // A directory gives them on as it got them.
-    let onward = Shelf::start(Habits::default()).await;
+    // A directory region serves as a source of the attachments.
+    let onward = ScriptedRegistry::start(Behavior::default()).await;
     let site = Site::new();
     let home = site.image(HOME, "b");
     std::fs::create_dir_all(home.parent().expect("a region")).expect("a directory");
@@ -66,10 +67,11 @@ async fn what_is_attached_by_tags_travels_from_store_to_store() {
     running.stop().await;
 }
 
-/// A signature that others have made in a region is not lost; one that ours has as well is replaced.
+/// Signatures that other clients added in a region are kept; one that the source has as well is replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signatures_that_others_have_made_in_a_region_stay() {
-    let (source, target) = (Shelf::start(Habits::default()).await, Shelf::start(Habits::default()).await);
+    let (source, target) =
+        (ScriptedRegistry::start(Behavior::default()).await, ScriptedRegistry::start(Behavior::default()).await);
     let running = between(source.store(), &target).await;
     for (id, there, stays) in [("foreign", vec!["theirs"], true), ("older", vec!["first"], false)] {
         let image = source.image(id.as_bytes(), Some(id));
@@ -85,7 +87,7 @@ async fn signatures_that_others_have_made_in_a_region_stay() {
     running.stop().await;
 }
 
-/// What refers to an image may lie beside it in a layout without any name, as `oras cp -r` leaves it.
+/// A layout may list referrers without a name, as `oras cp -r` writes them.
 #[tokio::test]
 async fn what_lies_beside_an_image_without_a_name_belongs_to_it() {
     let directory = tempfile::tempdir().expect("a directory");

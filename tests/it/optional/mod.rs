@@ -1,5 +1,5 @@
-//! What is optional never decides over what is necessary: an image arrives whatever is wrong with what is attached to it, and what it
-//! arrived without is told.
+//! Optional content never fails a copy: an image arrives even if its attachments cannot be copied, and a warning lists
+//! what is missing.
 
 mod attached;
 mod incomplete;
@@ -8,16 +8,16 @@ mod referrers;
 use appferry::contract::v1::{Intactness, RegionState, RegionSynchronization, VerifyImageRequest, VerifyImageResponse};
 
 use crate::harness::{
-    shelf::Shelf,
+    scripted_registry::ScriptedRegistry,
     site::{HOME, Running, Site, container},
 };
 
-/// A region whose store is a registry, and one that is a directory.
+/// A region whose store is a registry, and one whose store is a directory.
 const REGISTRY: &str = "cn-beijing";
 const DIRECTORY: &str = "cn-shanghai";
 
-/// A service between two registries.
-async fn between(source: String, target: &Shelf) -> Running {
+/// Starts a service between two registries.
+async fn between(source: String, target: &ScriptedRegistry) -> Running {
     Site::new().with(HOME, source, "").with(REGISTRY, target.store(), "").start().await
 }
 
@@ -25,20 +25,20 @@ async fn register(running: &Running, home: std::net::SocketAddr, id: &str) {
     running.images().await.add_image(container(id, &format!("{home}/apps/a:{id}"))).await.expect("it is registered");
 }
 
-/// Synchronizes an image to one region, and returns how that ended.
+/// Synchronizes an image to one region, and returns the outcome.
 async fn ended(running: &Running, id: &str, region: &str) -> RegionSynchronization {
     let request = running.synchronize(id, &[region]).await.expect("it is accepted");
     running.finished(&request).await.regions.pop().expect("a region")
 }
 
-/// The same, if the image has arrived.
+/// Synchronizes an image to one region, which must succeed.
 async fn arrived(running: &Running, id: &str, region: &str) -> RegionSynchronization {
     let ended = ended(running, id, region).await;
     assert_eq!(ended.state(), RegionState::Available, "{ended:?}");
     assert_eq!(
         ended.bytes_total,
         ended.bytes_copied + ended.bytes_skipped,
-        "what does not come is not counted: {ended:?}"
+        "a skipped layer is not counted: {ended:?}"
     );
     ended
 }
@@ -50,12 +50,12 @@ async fn verify(running: &Running, id: &str, region: &str) -> VerifyImageRespons
 }
 
 async fn intact(running: &Running, id: &str, region: &str) -> VerifyImageResponse {
-    let found = verify(running, id, region).await;
-    assert_eq!(found.intactness(), Intactness::Intact, "{found:?}");
-    found
+    let result = verify(running, id, region).await;
+    assert_eq!(result.intactness(), Intactness::Intact, "{result:?}");
+    result
 }
 
-/// Whether one of the warnings has both texts.
+/// Returns whether one of the warnings contains both texts.
 fn warns(warnings: &[String], of: &str, why: &str) -> bool {
     warnings.iter().any(|warning| warning.contains(of) && warning.contains(why))
 }

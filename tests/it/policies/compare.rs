@@ -1,10 +1,10 @@
-//! The comparison: what one evaluator decides, and the other, and the laws that decisions obey.
+//! Differential test of the two policy evaluators, and the algebraic laws of decisions.
 
 use std::{net::IpAddr, sync::Arc};
 
 use appferry::{
     domain::Timestamp,
-    ram::{Attached, Attachment, Claim, Context, Decision, Document, Effect, Keys, Policies, Policy, Request},
+    ram::{AttachedPolicy, Attachment, Claim, Context, Decision, Document, Effect, Keys, Policies, Policy, Request},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
@@ -14,27 +14,27 @@ use super::{
     naive::{self, Call, Outcome},
 };
 
-/// Calls that are judged by the same policies.
+/// Calls per set of random policies.
 const CALLS: usize = 100;
-/// How many of these are also judged with a statement more, and in another order.
+/// How many of them are also decided with an additional statement, and in another order.
 const LAWS: usize = 5;
 
-/// The keys that random policies speak of.
+/// Returns the condition keys of the random policies.
 pub fn keys() -> Keys {
     Keys::with_claims(generate::CLAIMS.map(Into::into))
 }
 
-/// Policies as the service has them.
+/// Compiles policies for the service's evaluator.
 pub fn compile(documents: &[Value]) -> Policies {
     let attached = documents.iter().enumerate().map(|(place, document)| {
         let read = Document::parse(&document.to_string(), &keys()).unwrap_or_else(|e| panic!("{e}: {document}"));
         let policy = Arc::new(Policy { name: format!("p{place}").into(), document: read });
-        Attached { policy, to: Attachment::Principal }
+        AttachedPolicy { policy, to: Attachment::Principal }
     });
     Policies(attached.collect())
 }
 
-/// A call with everything read, as the service has it.
+/// A call in the types of the service.
 pub struct Typed<'c> {
     call: &'c Call,
     claims: Vec<Claim>,
@@ -58,14 +58,14 @@ impl<'c> Typed<'c> {
         }
     }
 
-    /// What is decided, which is also what is explained.
+    /// Returns the decision, which must be consistent with its explanation.
     pub fn judged_by(&self, policies: &Policies) -> Outcome {
         let context = self.context();
         let request = Request { action: &self.call.action, resource: &self.call.resource, context: &context };
         let decision = policies.decide(&request);
         let explained = policies.explain(&request);
-        // What is explained is what was decided.
-        let applies = |effect| explained.iter().any(|reason| reason.unless.is_none() && reason.effect == effect);
+        // The explanation matches the decision.
+        let applies = |effect| explained.iter().any(|reason| reason.mismatch.is_none() && reason.effect == effect);
         match decision {
             Decision::Allowed(_) => {
                 assert!(applies(Effect::Allow) && !applies(Effect::Deny));
@@ -76,13 +76,13 @@ impl<'c> Typed<'c> {
                 Outcome::Denied
             }
             Decision::NotAllowed => {
-                assert!(explained.iter().all(|reason| reason.unless.is_some()));
+                assert!(explained.iter().all(|reason| reason.mismatch.is_some()));
                 Outcome::NotAllowed
             }
         }
     }
 
-    /// Without the explanation, which is long.
+    /// Returns the decision without its explanation, which is slower.
     fn decided_by(&self, policies: &Policies) -> Outcome {
         let context = self.context();
         match policies.decide(&Request { action: &self.call.action, resource: &self.call.resource, context: &context })
@@ -94,8 +94,8 @@ impl<'c> Typed<'c> {
     }
 }
 
-/// Judges random calls by random policies twice, and returns the first about which the two don't agree. `plant` may put a fault into
-/// what the service's evaluator is given.
+/// Decides random calls by random policies with both evaluators, and returns the first difference. `plant` may inject a
+/// fault into the service evaluator's input.
 pub fn compare(seed: u64, tuples: usize, plant: impl Fn(&Value) -> Value) -> Option<String> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut judged = 0;

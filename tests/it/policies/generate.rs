@@ -1,4 +1,4 @@
-//! Random policies and calls, from words that are few enough for them to meet.
+//! Random policies and calls, from a vocabulary that is small enough for matches.
 
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Map, Value, json};
@@ -71,7 +71,7 @@ fn one<'a>(rng: &mut StdRng, words: &[&'a str]) -> &'a str {
     words.choose(rng).expect("there are some")
 }
 
-/// One, or a list of some.
+/// Returns one word, or a list of several.
 fn some(rng: &mut StdRng, words: &[&str]) -> Value {
     if rng.random_bool(0.5) {
         return json!(one(rng, words));
@@ -147,7 +147,7 @@ pub fn call(rng: &mut StdRng) -> Call {
         ("corp:level", &NUMBERS),
     ];
     for (key, words) in all {
-        // What tokens claim may be several things.
+        // Claims may have several values.
         let count = if CLAIMS.contains(&key) { rng.random_range(0..=3) } else { u32::from(rng.random_bool(0.85)) };
         context.extend((0..count).map(|_| (key.to_owned(), one(rng, words).to_owned())));
     }

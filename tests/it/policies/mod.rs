@@ -1,4 +1,4 @@
-//! RAM's rules, judged twice: by the evaluator that the service uses, and by one that was written from the rules alone.
+//! RAM policies, tested by comparing the service's evaluator with a reference implementation.
 
 mod compare;
 mod generate;
@@ -8,7 +8,7 @@ mod table;
 use compare::compare;
 use serde_json::{Value, json};
 
-/// How many random decisions are compared, all told. `cargo bench --bench authorize` compares ten million.
+/// Total number of compared decisions. `cargo bench --bench authorize` compares ten million.
 const TUPLES: usize = 500_000;
 
 #[test]
@@ -19,7 +19,7 @@ fn two_evaluators_agree() {
     }
 }
 
-/// Changes every statement of a document.
+/// Applies `change` to every statement of a document.
 fn each(document: &Value, change: impl Fn(&mut serde_json::Map<String, Value>)) -> Value {
     let mut document = document.clone();
     match &mut document["Statement"] {
@@ -29,7 +29,7 @@ fn each(document: &Value, change: impl Fn(&mut serde_json::Map<String, Value>)) 
     document
 }
 
-/// Every fault that an evaluator could have is found by the comparison: each is put into what one of the two reads.
+/// The comparison detects every kind of evaluator fault: each is injected into the input of one evaluator.
 #[test]
 fn a_planted_fault_is_found() {
     type Fault = (&'static str, fn(&mut serde_json::Map<String, Value>));
@@ -59,7 +59,7 @@ fn a_planted_fault_is_found() {
         }),
     ];
     for (name, fault) in faults {
-        let found = compare(3, 200_000, |document| each(document, fault));
-        assert!(found.is_some(), "{name}: not found");
+        let difference = compare(3, 200_000, |document| each(document, fault));
+        assert!(difference.is_some(), "{name}: not found");
     }
 }

@@ -1,11 +1,11 @@
-//! The rules of RAM a second time, written from their description alone and as plainly as can be: it reads the JSON anew for every
-//! call, and shares nothing with the evaluator of the service.
+//! A reference implementation of RAM's rules, written from their description: as simple as possible, interpreting the
+//! JSON for every call, and without code of the service's evaluator.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-/// How a call comes out.
+/// A decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Allowed,
@@ -13,12 +13,12 @@ pub enum Outcome {
     NotAllowed,
 }
 
-/// What a call is, everything as text.
+/// A call, with all values as text.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub action: String,
     pub resource: String,
-    /// Key and value; a key with several values stands there as often.
+    /// Pairs of key and value; a key with several values occurs repeatedly.
     pub context: Vec<(String, String)>,
 }
 
@@ -64,7 +64,7 @@ fn covers(pattern: &str, resource: &str) -> bool {
     if pattern.chars().all(|c| c == '*') {
         return true;
     }
-    // A narrower one says nothing about all resources.
+    // A statement about specific resources does not apply to all resources.
     if resource == "*" {
         return false;
     }
@@ -78,11 +78,11 @@ fn conditions(conditions: &Value, call: &Call) -> bool {
     operators.iter().all(|(operator, keys)| {
         let keys = keys.as_object().expect("an object of keys");
         keys.iter().all(|(key, values)| {
-            let known = call.context.iter().filter(|(name, _)| name.to_lowercase() == key.to_lowercase());
+            let facts = call.context.iter().filter(|(name, _)| name.to_lowercase() == key.to_lowercase());
             let (set, operator) = operator.split_once(':').unwrap_or(("", operator));
             let negated = operator.contains("Not");
             let positive = operator.replace("Not", "");
-            let mut each = known.map(|(_, fact)| list(values).iter().any(|v| holds(&positive, fact, &text(v))));
+            let mut each = facts.map(|(_, fact)| list(values).iter().any(|v| holds(&positive, fact, &text(v))));
             match set {
                 "" => each.any(|holds| holds) != negated,
                 "ForAnyValue" => each.any(|holds| holds != negated),
@@ -124,7 +124,7 @@ fn holds(operator: &str, fact: &str, value: &str) -> bool {
     }
 }
 
-/// `*` is any run of characters, `?` any one.
+/// `*` matches any sequence of characters, `?` any single one.
 fn glob(pattern: &str, text: &str) -> bool {
     fn go(pattern: &[char], text: &[char]) -> bool {
         match pattern.split_first() {
@@ -137,7 +137,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     go(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>())
 }
 
-/// Bit by bit.
+/// Compares bit by bit.
 fn in_network(address: &str, network: &str) -> bool {
     let bits = |text: &str| {
         let address: IpAddr = text.parse().ok()?;
@@ -160,7 +160,7 @@ fn in_network(address: &str, network: &str) -> bool {
     }
 }
 
-/// Seconds since the epoch of `YYYY-MM-DDTHH:MM:SS` and `Z` or an offset, counted day by day.
+/// Returns the seconds since the epoch of `YYYY-MM-DDTHH:MM:SS` with `Z` or an offset, counting day by day.
 fn seconds(text: &str) -> Option<f64> {
     let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);

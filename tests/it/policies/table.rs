@@ -1,4 +1,4 @@
-//! Decisions that were worked out by hand, and documents that are refused.
+//! Manually verified decisions, and documents that are rejected.
 
 use appferry::ram::Document;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ const SYNC: &str = "ehpc:SynchronizeApp";
 const GET: &str = "ehpc:GetImage";
 const APP: &str = "acs:ehpc:*:*:app/ci-vm-1";
 
-/// Both evaluators come to what was worked out.
+/// Asserts that both evaluators return the expected decision.
 fn judge(statements: &Value, action: &str, resource: &str, context: &[(&str, &str)], expected: Outcome) {
     let document = json!({ "Version": "1", "Statement": statements });
     let context = context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -73,10 +73,10 @@ fn resources() {
         (json!("acs:ecs:*:*:*"), APP, NotAllowed),
         (json!("acs:ehpc:cn-hangzhou:1234:app/ci-vm-1"), APP, NotAllowed),
         (json!("acs:ehpc:cn-hangzhou:*:app/*"), "acs:ehpc:cn-hangzhou:1234:app/x", Allowed),
-        // No star reaches into the next part, whatever stands in an id.
+        // A wildcard does not match across a colon, whatever an id contains.
         (json!("acs:ehpc:*:1234:app/x"), "acs:ehpc:*:*:app/y:1234:app/x", NotAllowed),
         (json!("acs:ehpc:*:*:app/*"), "acs:ehpc:*:*:app/a:b", Allowed),
-        // An action on all resources is covered by the star alone.
+        // Only the pattern `*` covers an action on all resources.
         (json!("acs:ehpc:*:*:app/*"), "*", NotAllowed),
         (json!(["acs:ehpc:*:*:*", "*"]), "*", Allowed),
         (json!(["acs:ehpc:*:*:app/a", "acs:ehpc:*:*:app/b"]), "acs:ehpc:*:*:app/b", Allowed),
@@ -94,7 +94,7 @@ fn an_explicit_deny_then_an_allow_else_denied() {
         (json!([deny("ehpc:Sync*", "*"), all]), SYNC, "*", Denied),
         (json!([deny("ehpc:Sync*", "*"), all]), GET, APP, Allowed),
         (json!([deny("ehpc:Sync*", "*")]), GET, APP, NotAllowed),
-        // A narrower Deny does not concern an action on all resources.
+        // A Deny on specific resources does not affect an action on all resources.
         (json!([all, deny("*", "acs:ehpc:*:*:app/*")]), SYNC, "*", Allowed),
         (json!([all, deny("*", "acs:ehpc:*:*:app/*")]), GET, APP, Denied),
         (json!([all, all, deny("*", "*")]), SYNC, "*", Denied),
@@ -172,7 +172,7 @@ fn conditions() {
     }
 }
 
-/// What a call has several of is a set (RAM, "Condition operators", set operators).
+/// Condition keys with several values are sets (RAM, "Condition operators", set operators).
 #[test]
 fn a_set_is_asked_as_a_whole_or_each_of_it() {
     let (yes, no) = (Allowed, NotAllowed);
@@ -204,7 +204,7 @@ fn a_set_is_asked_as_a_whole_or_each_of_it() {
         let context: Vec<_> = facts.iter().map(|fact| ("corp:team", *fact)).collect();
         judge(&statement, SYNC, "*", &context, expected);
     }
-    // A Deny on one of many denies.
+    // A Deny on one of many values denies.
     let statements = json!([
         allow(&json!("*"), &json!("*")),
         { "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": { "StringEquals": { "corp:team": "interns" } } },
@@ -236,7 +236,7 @@ fn all_conditions_must_hold() {
         let statement = json!({ "Effect": "Allow", "Action": "*", "Resource": "*", "Condition": condition });
         judge(&statement, SYNC, "*", context, expected);
     }
-    // A Deny whose condition does not hold denies nothing.
+    // A Deny whose condition does not hold has no effect.
     let statements = json!([
         allow(&json!("*"), &json!("*")),
         { "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": { "NotIpAddress": { "acs:SourceIp": "10.0.0.0/8" } } },
@@ -246,7 +246,7 @@ fn all_conditions_must_hold() {
     judge(&statements, SYNC, "*", &[], Denied);
 }
 
-/// What is wrong with a document is told with its place.
+/// Errors of a document name the path of the invalid element.
 #[test]
 fn a_faulty_document_is_refused_with_the_path_to_the_fault() {
     let statement = |more: &str| {
@@ -264,7 +264,7 @@ fn a_faulty_document_is_refused_with_the_path_to_the_fault() {
         (r#"{"Version":"1","Statement":[]}"#.to_owned(), "Statement", "empty"),
         (r#"{"Version":"1","Statement":"x"}"#.to_owned(), "Statement", "a string, not an object"),
         (r#"{"Version":"1","Statement":[],"Id":"x"}"#.to_owned(), "Id", "no such element"),
-        (r#"{"Version":"1","Version":"1","Statement":[]}"#.to_owned(), "", "\"Version\" stands twice"),
+        (r#"{"Version":"1","Version":"1","Statement":[]}"#.to_owned(), "", "\"Version\" occurs twice"),
         (statement(r#""Action":"*","Resource":"*""#), "Statement[1]", "no Effect"),
         (statement(r#""Effect":"allow","Action":"*","Resource":"*""#), "Statement[1].Effect", "\"allow\""),
         (statement(r#""Effect":"Allow","Resource":"*""#), "Statement[1]", "neither Action nor NotAction"),
@@ -337,7 +337,7 @@ fn a_faulty_document_is_refused_with_the_path_to_the_fault() {
             "Statement[1].Condition.NumericEquals.corp:level",
             "\"inf\"",
         ),
-        (condition(r#"{"Bool":{"corp:level":true},"Bool":{"corp:level":false}}"#), "", "\"Bool\" stands twice"),
+        (condition(r#"{"Bool":{"corp:level":true},"Bool":{"corp:level":false}}"#), "", "\"Bool\" occurs twice"),
     ] {
         let error = Document::parse(&document, &keys()).expect_err(&document);
         assert_eq!(error.path, path, "{document}: {error}");

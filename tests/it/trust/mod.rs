@@ -1,7 +1,7 @@
-//! What AVAILABLE says, and to whom a name belongs: what this service did not write is not called verified, what it wrote is not
-//! looked at again, and a name that others have is left to them unless the call says otherwise.
+//! The meaning of AVAILABLE, and the ownership of names: existing content is not reported as verified, published
+//! content is not checked again, and a name of another image is kept unless the call overwrites it.
 
-mod existing;
+mod existing_content;
 mod names;
 
 use std::path::PathBuf;
@@ -19,12 +19,12 @@ use crate::harness::{
 /// A region whose store is a registry.
 const REGION: &str = "cn-beijing";
 
-/// A site whose home region and one other are registries.
+/// Returns a site whose home region and one other region are registries.
 fn between(source: &Registry, target: impl Into<String>, keys: &str) -> Site {
     Site::new().with(HOME, source.store("apps"), "").with(REGION, target, keys)
 }
 
-/// A layout of some layers, beside the regions.
+/// Writes a layout with some layers to the site's directory.
 fn layout(site: &Site, name: &str, layers: &[Vec<u8>]) -> PathBuf {
     let layout = site.directory.path().join(name);
     images::write(&layout, layers);
@@ -35,8 +35,8 @@ async fn register(running: &Running, id: &str, url: &str) {
     running.images().await.add_image(container(id, url)).await.expect("it is registered");
 }
 
-/// Synchronizes an image to one region, and returns how that ended.
-async fn carried(running: &Running, app: &str, region: &str) -> RegionSynchronization {
+/// Synchronizes an image to one region, and returns the outcome.
+async fn synchronized(running: &Running, app: &str, region: &str) -> RegionSynchronization {
     let request = running.synchronize(app, &[region]).await.expect("it is accepted");
     only(running.finished(&request).await)
 }

@@ -1,12 +1,14 @@
-//! One name in a region belongs to one image.
+//! A name in a region belongs to one image.
 
 use std::fs;
 
-use appferry::contract::v1::{AddImageRequest, RegionState, RegionSynchronization, SynchronizeAppRequest};
+use appferry::contract::v1::{
+    AddImageRequest, Intactness, RegionState, RegionSynchronization, SynchronizeAppRequest, VerifyImageRequest,
+};
 use object_store::ObjectStoreExt as _;
 use tonic::Code;
 
-use super::{REGION, VERIFIED, between, carried, image, layout, only, reason, register, says};
+use super::{REGION, VERIFIED, between, image, layout, only, reason, register, says, synchronized};
 use crate::harness::{
     bucket::{BUCKET, Bucket},
     images::{self, noise},
@@ -15,7 +17,7 @@ use crate::harness::{
     site::{ADMIN, HOME, Running, Site, ask, container},
 };
 
-/// The digest that a tag names in a registry.
+/// Returns the digest that a tag refers to in a registry.
 fn tag(registry: &Registry, name: &str) -> String {
     let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &registry.docker(name)]);
     images::digest(raw.as_bytes())
@@ -38,11 +40,11 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
     register(&running, "one", &url).await;
     register(&running, "same", &url).await;
     for id in ["one", "same"] {
-        assert_eq!(says(&carried(&running, id, REGION).await), VERIFIED, "{id}");
+        assert_eq!(says(&synchronized(&running, id, REGION).await), VERIFIED, "{id}");
     }
     let before = tag(&source, "apps/a:1");
 
-    // The tag has moved at home: that is shown, and the copy goes by the digest.
+    // The tag has moved in the home region: a warning says so, and the copy uses the digest.
     source.push(&newer, "apps/a:1");
     let after = tag(&source, "apps/a:1");
     let shown = image(&running, "one").await;
@@ -67,8 +69,78 @@ async fn a_name_that_another_image_has_is_refused_unless_it_is_taken_over() {
         assert!(refused.message().contains("superseded by two"), "{refused:?}");
     }
     assert_eq!(tag(&target, "apps/a:1"), before, "nothing has moved yet");
-    assert_eq!(says(&carried(&running, "two", REGION).await), VERIFIED);
-    assert_eq!(tag(&target, "apps/a:1"), after, "what this service put there, it may replace");
+    assert_eq!(says(&synchronized(&running, "two", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), after, "an image of this service may be replaced");
+    running.stop().await;
+}
+
+/// A reference with a digest selects that image, whatever the tag refers to now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_is_named_by_its_digest_too_is_that_one() {
+    let (source, target) = (Registry::start().await, Registry::start().await);
+    let site = between(&source, target.store("apps"), "");
+    let (older, newer) = (layout(&site, "older", &[noise(50_000, 1)]), layout(&site, "newer", &[noise(50_000, 2)]));
+    source.push(&older, "apps/a:1");
+    let before = tag(&source, "apps/a:1");
+    source.push(&newer, "apps/a:1");
+    let after = tag(&source, "apps/a:1");
+    let url = format!("{}/apps/a:1", source.address);
+    let running = site.start().await;
+    let unknown = format!("{url}@{}", images::digest(b"of no image"));
+    let refused = running.images().await.add_image(container("x", &unknown)).await.expect_err("it is not there");
+    assert_eq!(refused.code(), Code::NotFound);
+    for bad in ["@sha256:00", "@latest", "@"] {
+        let refused = running.images().await.add_image(container("x", &format!("{url}{bad}"))).await;
+        let refused = refused.expect_err("it is no digest");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("registry_url"), "{refused:?}");
+    }
+    register(&running, "one", &format!("{url}@{before}")).await;
+    assert_eq!(says(&synchronized(&running, "one", REGION).await), VERIFIED);
+    assert_eq!(tag(&target, "apps/a:1"), before, "it is called by its tag");
+    let shown = image(&running, "one").await;
+    let home = shown.additional_regions_info.iter().find(|info| info.region_id == HOME).expect("the region");
+    assert_eq!((shown.digest.as_str(), home.shown_digest.as_str()), (before.as_str(), after.as_str()));
+    let request = VerifyImageRequest { image_id: "one".into(), region_ids: vec![HOME.into()] };
+    let mut found = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
+    let found = found.message().await.expect("an answer").expect("a region");
+    assert_eq!(found.intactness(), Intactness::Intact, "{found:?}");
+    assert!(found.warnings[0].contains(&after), "{found:?}");
+    running.stop().await;
+}
+
+/// The same with the command line, and for a layout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_warns_of_a_name_that_has_moved() {
+    let source = Registry::start().await;
+    let site = Site::new().with(HOME, source.store("apps"), "");
+    source.push(&layout(&site, "older", &[noise(50_000, 1)]), "apps/a:1");
+    let before = tag(&source, "apps/a:1");
+    let many = site.directory.path().join("many");
+    let root = images::write_multi_arch(&many, "v1");
+    let running = site.start().await;
+    let directory = running.site.directory.path();
+    let endpoint = format!("http://{}", running.address);
+    let add = |id: &str, more: &[&str]| {
+        let arguments = [&["image", "add", "--name", "n", "--id", id, "--config", "appferry.toml"], more].concat();
+        let mut command = process::command(directory, &arguments);
+        let added = command.env("APPFERRY_ENDPOINT", &endpoint).env("APPFERRY_TOKEN", ADMIN).output();
+        let added = added.expect("the program runs");
+        assert_eq!(process::stdout(&added), format!("{id}\n"));
+        process::stderr(&added)
+    };
+    let pinned = format!("{}/apps/a:1@{before}", source.address);
+    let said = add("still", &["--registry-url", &pinned]);
+    assert!(!said.contains("warning"), "{said}");
+    let newer = layout(&running.site, "newer", &[noise(50_000, 2)]);
+    source.push(&newer, "apps/a:1");
+    let said = add("moved", &["--registry-url", &pinned]);
+    assert!(said.contains("warning") && said.contains(&tag(&source, "apps/a:1")), "{said}");
+    for (id, name, moved) in [("same", "v1", false), ("other", "other", true), ("none", "nothing", false)] {
+        let said = add(id, &["--oci", &format!("{}:{name}@{root}", many.display())]);
+        assert_eq!(said.contains("warning"), moved, "{name}: {said}");
+        assert_eq!(tag(&source, &format!("apps/images:{id}")), root, "{name}");
+    }
     running.stop().await;
 }
 
@@ -81,7 +153,7 @@ async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
     let theirs = tag(&target, "apps/a:1");
     let running = site.start().await;
     register(&running, "a", &format!("{}/apps/a:1", source.address)).await;
-    let refused = carried(&running, "a", REGION).await;
+    let refused = synchronized(&running, "a", REGION).await;
     assert_eq!((refused.state(), refused.attempt, refused.bytes_copied), (RegionState::Failed, 1, 0));
     assert!(reason(&refused).contains(&theirs) && reason(&refused).contains("overwrite"), "{refused:?}");
     assert_eq!(tag(&target, "apps/a:1"), theirs);
@@ -90,7 +162,7 @@ async fn a_tag_that_others_pushed_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// What lies in the image's place is neither replaced nor touched.
+/// A foreign layout in the image's place is neither replaced nor modified by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let bucket = Bucket::start().await;
@@ -102,7 +174,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     let index = fs::read(theirs.join("index.json")).expect("an index");
     bucket.objects().put(&"x/a/index.json".into(), index.clone().into()).await.expect("it is put");
     for region in [REGION, "cn-shanghai"] {
-        let refused = carried(&running, "a", region).await;
+        let refused = synchronized(&running, "a", region).await;
         assert_eq!((refused.state(), refused.attempt), (RegionState::Failed, 1), "{refused:?}");
         assert!(reason(&refused).contains(&root) && reason(&refused).contains("overwrite"), "{refused:?}");
     }
@@ -117,7 +189,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// The same by the command line.
+/// The same with the command line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -148,6 +220,14 @@ async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     process::stdout(&add("two", &["--supersede"]));
     let shown = process::stdout(&client(&["image", "show", "one"]));
     assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
+    // The remedy for the old image is not a copy, which would be rejected.
+    let verified = client(&["image", "verify", "one", "--region", "cn-shanghai"]);
+    let told = process::stderr(&verified);
+    assert_eq!(verified.status.code(), Some(1), "{told}");
+    let commands: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+    assert_eq!(commands, ["appferry sync two --to cn-shanghai"], "{told}");
+    let arguments: Vec<&str> = commands[0].split(' ').skip(1).chain(["--wait"]).collect();
+    process::stdout(&client(&arguments));
 
     // The tag is moved in the region.
     target.push(&layout(&running.site, "theirs", &[noise(50_000, 3)]), "apps/a:1");

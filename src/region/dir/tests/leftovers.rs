@@ -1,14 +1,14 @@
-//! What copies leave in a directory is found and removed, and nothing else.
+//! Tests of leftovers: the files that copies leave in a directory are found and removed, and no others.
 
 use std::{collections::BTreeMap, fs};
 
-use super::{Place, good, root, tree};
+use super::{FENCE, Place, good, root, tree};
 use crate::{
     domain::{Leftover, Timestamp, leftovers},
     region::Store as _,
 };
 
-/// What is left over of the place: no image is in use, and nothing is too young.
+/// Returns the leftovers of the place, with no image in use and no minimum age.
 async fn left(place: &Place) -> Vec<Leftover> {
     let found = place.store.find_leftovers().await.expect("it is looked at");
     leftovers(found, &BTreeMap::new(), Timestamp::from_millis(i64::MAX))
@@ -29,6 +29,13 @@ async fn an_image_that_never_became_visible_is_removed_whole() {
     assert!(place.store.clear_leftover(only).await.expect("it is removed"));
     assert!(!place.file("").exists());
     assert_eq!(left(&place).await, []);
+
+    // An interrupted removal is resumed.
+    fs::create_dir(place.file("")).expect("a directory");
+    fs::write(place.file(FENCE), "7").expect("a fence");
+    let found = left(&place).await;
+    assert!(place.store.clear_leftover(&found[0]).await.expect("it is removed"));
+    assert!(!place.file("").exists());
 
     // The next claim starts from nothing.
     place.write(&good(8), &tree("a")).await;
@@ -60,7 +67,7 @@ async fn of_a_visible_image_only_unfinished_files_are_removed() {
     fs::write(place.file("notes.partial"), "a person's").expect("a foreign file");
     let found = left(&place).await;
     assert_eq!(found.len(), 1, "{found:?}");
-    // A file that is written to again is no longer what was found.
+    // A file that is written to again no longer matches the leftover.
     fs::write(&unfinished, "the beginning, and more").expect("it grows");
     assert!(!place.store.clear_leftover(&found[0]).await.expect("an answer"));
     assert!(place.store.clear_leftover(&left(&place).await[0]).await.expect("it is removed"));
@@ -71,7 +78,7 @@ async fn of_a_visible_image_only_unfinished_files_are_removed() {
 #[tokio::test]
 async fn nothing_that_the_service_did_not_write_is_left_over() {
     let place = Place::new();
-    // A layout that a person is just making, a directory that is none, and a file.
+    // A layout that a person is creating, a directory that is not a layout, and a file.
     fs::create_dir_all(place.file("blobs/sha256")).expect("directories");
     fs::write(place.file("oci-layout"), "{}").expect("a marker");
     fs::write(place.file("blobs/sha256").join("0".repeat(64)), "a blob").expect("a blob");

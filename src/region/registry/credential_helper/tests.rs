@@ -1,4 +1,4 @@
-//! Helpers as they are and as they should not be: each is a script in a directory of the test.
+//! Tests of well-behaved and of misbehaving helpers. Each helper is a script in a directory of the test.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// A helper that runs a script, in its own directory.
+    /// Returns a helper that runs a script in the directory of the test.
     fn helper(&self, script: &str) -> Helper {
         let path = self.file("docker-credential-test");
         let script = format!("#!/bin/sh\ncd {}\n{script}\n", self.0.path().display());
@@ -72,12 +72,12 @@ async fn a_helper_sees_the_variables_that_it_is_given_and_no_others() {
     let place = Place::new();
     let mut helper = place.helper(&format!("env >environment\n{HANDS_OUT}"));
     fs::write(place.file("secret"), "s").expect("a secret");
-    // One that `cargo test` sets.
+    // `cargo test` sets the first one.
     helper.environment = vec!["CARGO_PKG_NAME".into(), "NOT_SET".into()];
     HelperCache::default().get(&helper).await.expect("credentials");
     let environment = fs::read_to_string(place.file("environment")).expect("it was written");
     let mut names: Vec<&str> = environment.lines().filter_map(|line| line.split('=').next()).collect();
-    // The shell's own.
+    // The shell itself adds these.
     names.retain(|name| !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_"));
     names.sort_unstable();
     assert_eq!(names, ["CARGO_PKG_NAME", "HOME", "PATH"]);

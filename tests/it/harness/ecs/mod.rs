@@ -1,11 +1,12 @@
-//! Alibaba Cloud's ECS, as far as its documentation says how images are copied (API 2014-05-26: `CopyImage`, `DescribeImages`,
-//! `CancelCopyImage`, `DeleteImage`), and `AssumeRole` of STS (2015-04-01): the states that an image goes through, the queue of a
-//! region, names that are taken, client tokens, lists that come in pages and lag behind, and every signature verified.
+//! An emulation of Alibaba Cloud ECS, as far as its documentation describes the copying of images (API 2014-05-26:
+//! `CopyImage`, `DescribeImages`, `CancelCopyImage`, `DeleteImage`), and of `AssumeRole` of STS (2015-04-01): the
+//! states of an image, the queue of a region, duplicate names, client tokens, paginated and delayed lists, and
+//! verification of every signature.
 //!
-//! The official client drives it too (`tests/it/ecs`), and so shows that it is what that client takes it for.
+//! The official client is tested against it too (`tests/it/ecs`), which checks the emulation itself.
 
+pub mod provider;
 mod signature;
-pub mod world;
 
 use std::{
     convert::Infallible,
@@ -21,92 +22,90 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::http_server::HttpServer;
-use world::World;
+use provider::Provider;
 
-/// The access key that it knows.
+/// The access key id and secret that it accepts.
 pub const KEY: [&str; 2] = ["LTAI-ecs", "the-ecs-secret"];
 
-/// What a request meets instead of its answer.
+/// An injected fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// The connection ends before anything was done.
+pub enum InjectedFault {
+    /// The connection ends before the request is executed.
     Cut,
-    /// It is carried out, and the connection ends without an answer.
+    /// The request is executed, and the connection ends without a response.
     CutAfter,
-    /// It is carried out, and the answer does not come.
+    /// The request is executed, and the response never comes.
     Hang,
-    /// It is refused with that status, code and `Retry-After` in seconds.
+    /// The request is rejected with that status, code and `Retry-After` in seconds.
     Refuse(u16, &'static str, Option<u64>),
 }
 
-/// Troubles to come.
+/// A fault to inject into future requests.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    /// What has to be asked for.
+pub struct PlannedFault {
+    /// The affected action.
     pub action: &'static str,
-    /// The region that it has to be about: of a copy, the destination.
+    /// The affected region: of a copy, the destination.
     pub region: String,
-    /// What is met.
-    pub trouble: Trouble,
-    /// How often.
+    pub fault: InjectedFault,
+    /// The number of affected requests.
     pub times: usize,
 }
 
-/// A request that was made.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// What was asked for.
     pub action: String,
-    /// The region that it was about: of a copy, the destination.
+    /// The region: of a copy, the destination.
     pub region: String,
-    /// The code of the answer; `OK` if it was a good one.
+    /// The error code of the response; `OK` on success.
     pub code: String,
-    /// When, since the server started.
+    /// Time since the server started.
     pub at: Duration,
-    /// All that a signature covers, and the signature.
+    /// Everything that the signature covers, and the signature.
     pub signed: Value,
 }
 
-/// The server.
+/// The emulated provider.
 pub struct Ecs {
     pub address: SocketAddr,
-    world: Arc<Mutex<World>>,
+    provider: Arc<Mutex<Provider>>,
     _server: HttpServer,
 }
 
 impl Ecs {
-    /// A server with some regions, whose copies take as long.
+    /// Starts a server with some regions, whose copies take `takes`.
     pub async fn start(regions: &[&str], takes: Duration) -> Self {
-        let world = Arc::new(Mutex::new(World::new(regions, takes)));
-        let serving = Arc::clone(&world);
+        let provider = Arc::new(Mutex::new(Provider::new(regions, takes)));
+        let serving = Arc::clone(&provider);
         let server = HttpServer::start(move |request| answer(Arc::clone(&serving), request)).await;
-        Self { address: server.address, world, _server: server }
+        Self { address: server.address, provider, _server: server }
     }
 
-    /// What it knows.
-    pub fn world(&self) -> MutexGuard<'_, World> {
-        lock(&self.world)
+    /// Locks and returns the provider's state.
+    pub fn provider(&self) -> MutexGuard<'_, Provider> {
+        lock(&self.provider)
     }
 
-    /// Has requests meet troubles.
-    pub fn plan(&self, action: &'static str, region: &str, trouble: Trouble, times: usize) {
-        self.world().plans.push(Plan { action, region: region.to_owned(), trouble, times });
+    /// Injects a fault into the next `times` requests.
+    pub fn inject(&self, action: &'static str, region: &str, fault: InjectedFault, times: usize) {
+        self.provider().planned_faults.push(PlannedFault { action, region: region.to_owned(), fault, times });
     }
 
-    /// How many requests for that were answered with that code, in a region or in all.
+    /// Returns how many requests for an action had a result, in one region or in all.
     pub fn count(&self, action: &str, region: Option<&str>, code: &str) -> usize {
         let is = |call: &&Call| {
             call.action == action && call.code == code && region.is_none_or(|region| call.region == region)
         };
-        self.world().calls.iter().filter(is).count()
+        self.provider().calls.iter().filter(is).count()
     }
 }
 
-fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
-    world.lock().expect("no panic")
+fn lock(provider: &Mutex<Provider>) -> MutexGuard<'_, Provider> {
+    provider.lock().expect("no panic")
 }
 
-/// A refusal in the provider's form.
+/// An error response in the provider's format.
 #[derive(Debug, Clone)]
 pub struct Refused {
     pub status: u16,
@@ -121,41 +120,41 @@ impl Refused {
     }
 }
 
-/// Why there is no answer at all.
+/// The connection must be cut without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is cut")]
 struct Cut;
 
-async fn answer(world: Arc<Mutex<World>>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Cut> {
+async fn answer(provider: Arc<Mutex<Provider>>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Cut> {
     let (parts, body) = request.into_parts();
     let content = body.collect().await.map_err(|_| Cut)?.to_bytes();
-    let (told, trouble) = {
-        let mut world = lock(&world);
-        let at = world.started.elapsed();
+    let (result, fault) = {
+        let mut provider = lock(&provider);
+        let at = provider.started.elapsed();
         let parameters = signature::parameters(parts.uri.query().unwrap_or_default(), &content);
         let action = signature::header(&parts.headers, "x-acs-action");
         let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let region = get("DestinationRegionId").or_else(|| get("RegionId")).unwrap_or_default();
-        let trouble = world.trouble(&action, &region);
-        let told = match &trouble {
-            Some(Trouble::Cut) => Err(Refused::new(0, "CUT", "")),
-            Some(Trouble::Refuse(status, code, retry_after)) => {
+        let fault = provider.fault(&action, &region);
+        let result = match &fault {
+            Some(InjectedFault::Cut) => Err(Refused::new(0, "CUT", "")),
+            Some(InjectedFault::Refuse(status, code, retry_after)) => {
                 Err(Refused { retry_after: *retry_after, ..Refused::new(*status, code, "It was planned.") })
             }
-            _ => world.verify(&parts, &content).and_then(|()| world.carry_out(&action, &parameters)),
+            _ => provider.verify(&parts, &content).and_then(|()| provider.execute(&action, &parameters)),
         };
-        let code = told.as_ref().map_or_else(|refused| refused.code.clone(), |_| "OK".to_owned());
-        let signed = signature::told(&parts);
-        world.calls.push(Call { action, region, code, at, signed });
-        (told, trouble)
+        let code = result.as_ref().map_or_else(|refused| refused.code.clone(), |_| "OK".to_owned());
+        let signed = signature::signed_fields(&parts);
+        provider.calls.push(Call { action, region, code, at, signed });
+        (result, fault)
     };
-    match trouble {
-        Some(Trouble::Cut | Trouble::CutAfter) => return Err(Cut),
-        Some(Trouble::Hang) => std::future::pending().await,
-        Some(Trouble::Refuse(..)) | None => {}
+    match fault {
+        Some(InjectedFault::Cut | InjectedFault::CutAfter) => return Err(Cut),
+        Some(InjectedFault::Hang) => std::future::pending().await,
+        Some(InjectedFault::Refuse(..)) | None => {}
     }
     let request_id = uuid::Uuid::now_v7().to_string().to_uppercase();
-    let (status, retry_after, mut body) = match told {
+    let (status, retry_after, mut body) = match result {
         Ok(body) => (200, None, body),
         Err(refused) => {
             let body = json!({"Code": refused.code, "Message": refused.message, "HostId": "ecs.aliyuncs.com"});
@@ -172,7 +171,7 @@ async fn answer(world: Arc<Mutex<World>>, request: Request<Incoming>) -> Result<
     Ok(response)
 }
 
-/// Never: it is only here because a service has to have an error.
+/// Unreachable: hyper requires a conversion from every error type.
 impl From<Infallible> for Cut {
     fn from(never: Infallible) -> Self {
         match never {}

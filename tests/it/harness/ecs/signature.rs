@@ -1,18 +1,18 @@
-//! The signatures of requests to the provider, each verified.
+//! Verification of the signatures of requests to the provider.
 
 use std::time::Duration;
 
 use appferry::{
-    domain::{Clock, Secret, Timestamp},
-    identity::acs3::{Authorization, Signed, signature},
+    domain::{Secret, Timestamp},
+    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, request::Parts};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Refused, world::World};
+use super::{Refused, provider::Provider};
 
-/// The parameters of a query and of a form.
+/// Decodes the parameters of a query and of a form.
 pub fn parameters(query: &str, content: &[u8]) -> Vec<(String, String)> {
     let pairs = |text| url::form_urlencoded::parse(text).into_owned();
     pairs(query.as_bytes()).chain(pairs(content)).collect()
@@ -22,8 +22,8 @@ pub fn header(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// All of a request that a signature may cover, and the signature.
-pub fn told(parts: &Parts) -> Value {
+/// Returns everything that a signature may cover, and the signature.
+pub fn signed_fields(parts: &Parts) -> Value {
     let all = parts.headers.keys().map(|name| (name.to_string(), header(&parts.headers, name.as_str()).into()));
     json!({
         "method": parts.method.as_str(),
@@ -33,15 +33,15 @@ pub fn told(parts: &Parts) -> Value {
     })
 }
 
-impl World {
-    /// Whether the request is signed by somebody who is known, now, and once.
+impl Provider {
+    /// Checks that the request is signed with a known key, recently, and with a fresh nonce.
     pub fn verify(&mut self, parts: &Parts, content: &[u8]) -> Result<(), Refused> {
         let refuse = |status, code: &str| Err(Refused::new(status, code, "The request is not signed as it should be."));
-        let Some(shown) = Authorization::of(&parts.headers) else { return refuse(400, "MissingSignature") };
+        let Some(shown) = AuthorizationHeader::parse(&parts.headers) else { return refuse(400, "MissingSignature") };
         let Some(key) = self.keys.iter().find(|key| key.id == shown.credential) else {
             return refuse(404, "InvalidAccessKeyId.NotFound");
         };
-        let request = Signed {
+        let request = SignedRequest {
             method: parts.method.as_str(),
             path: parts.uri.path(),
             query: parts.uri.query().unwrap_or_default(),
@@ -64,7 +64,7 @@ impl World {
             _ => {}
         }
         let date = header(&parts.headers, "x-acs-date");
-        let now = Clock::system().now();
+        let now = appferry::system_clock().now();
         let quarter = Duration::from_secs(15 * 60);
         let near = |date: Timestamp| date.until(now) < quarter && now.until(date) < quarter;
         if date.contains('.') || !Timestamp::parse(&date).is_some_and(near) {

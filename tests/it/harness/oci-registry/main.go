@@ -1,5 +1,5 @@
-// The registry of go-containerregistry with its referrers API (distribution specification 1.1, "Listing Referrers"), which its own program does
-// not switch on.
+// The registry of go-containerregistry with the referrers API (distribution specification 1.1, "Listing Referrers"), which its own
+// program does not enable.
 package main
 
 import (

@@ -1,82 +1,84 @@
-//! Known registries, one row each: where they do not behave as the distribution specification has it, and the public report that says so.
-//! A [`Registry`](server::QuirkyRegistry) behaves by one row.
+//! Known deviations of registries from the distribution specification, one constant per registry, with the public
+//! report of each. A [`Registry`](server::QuirkyRegistry) emulates one of them.
 
 pub mod server;
 
 use http::StatusCode;
 
-/// What a registry says in `Range` to have of an upload.
+/// The `Range` that a registry reports for an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offsets {
-    /// All of it, from the first byte on.
+    /// All received bytes.
     Right,
-    /// What it had after the first chunk, for ever.
+    /// The range after the first chunk, forever.
     OfFirstChunk,
     /// The length of the last chunk.
     OfLastChunk,
-    /// That it has none of it.
+    /// No bytes.
     Zero,
-    /// Nothing.
+    /// No `Range` header.
     Unsaid,
 }
 
-/// What a registry does with bytes that come in one way.
+/// The treatment of one form of upload request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
-    /// It takes them.
+    /// Accepts any size.
     All,
-    /// It takes so many at once; more are refused with this.
+    /// Accepts at most this many bytes; more are rejected with this status.
     UpTo(u64, StatusCode),
-    /// It takes no fewer at once, but for the last; fewer are refused with this.
+    /// Accepts at least this many bytes, except in the last request; fewer are rejected with this status.
     AtLeast(u64, StatusCode),
-    /// It refuses them.
+    /// Rejects every request with this status.
     None(StatusCode),
-    /// It says to have taken them, and has not.
+    /// Responds with success and discards the bytes.
     Ignores,
 }
 
-/// What a registry answers to `HEAD`.
+/// The response to `HEAD`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heads {
-    /// What it answers to `GET`, without content.
+    /// The response to `GET` without its content.
     Right,
-    /// That there is no content.
+    /// A content length of zero.
     Empty,
-    /// A refusal.
+    /// A rejection with this status.
     Refused(StatusCode),
 }
 
-/// How a registry behaves.
+/// The behavior of a registry.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a quirk of its own")]
 pub struct Quirks {
-    /// What the registry is called.
     pub registry: &'static str,
-    /// Where somebody has reported it.
+    /// URL of the public report.
     pub report: &'static str,
     pub offsets: Offsets,
     /// `PATCH` with `Content-Range`, `PATCH` without, and `PUT` with content.
     pub chunks: Takes,
     pub stream: Takes,
     pub put: Takes,
-    /// The limits that it tells when an upload begins.
+    /// The chunk size limits that it announces when an upload begins.
     pub min_chunk: Option<u64>,
     pub max_chunk: Option<u64>,
-    /// What it answers once it has a blob.
+    /// Status of the response that completes an upload.
     pub committed: StatusCode,
-    /// What it answers to a mount; nothing where it mounts.
+    /// Status of the response to a mount request; `None` if it mounts.
     pub mount: Option<StatusCode>,
     pub heads: Heads,
-    /// Whether it says the digest of a manifest in a header.
+    /// Whether responses state the digest of a manifest in a header.
     pub digest_header: bool,
-    /// Whether it compresses what it answers, unless it is asked not to.
+    /// Whether responses are compressed unless the request declines that.
     pub compresses: bool,
-    /// Whether blobs, and requests that write, are redirected to another path.
+    /// Whether reads of blobs, and writes, are redirected to another path.
     pub redirects: bool,
-    /// How many readings of each blob find nothing, right after it was written.
+    /// Whether requests with bytes of uploads are redirected, too.
+    pub redirects_uploads: bool,
+    /// Number of reads of each new blob that do not find it.
     pub lags: u32,
 }
 
-/// As the specification has it.
+/// Behavior as specified.
 pub const SPECIFIED: Quirks = Quirks {
     registry: "a registry as specified",
     report: "opencontainers/distribution-spec",
@@ -92,12 +94,13 @@ pub const SPECIFIED: Quirks = Quirks {
     digest_header: true,
     compresses: false,
     redirects: false,
+    redirects_uploads: false,
     lags: 0,
 };
 
 const MIB: u64 = 1 << 20;
 
-/// Amazon ECR: every chunk is stored, and `Range` stays what it was after the first; manifests come without their digest in a header.
+/// Amazon ECR: every chunk is stored, but `Range` stays as after the first; no digest header for manifests.
 pub const ECR: Quirks = Quirks {
     registry: "Amazon ECR",
     report: "aws/containers-roadmap#2831, distribution/distribution#3792",
@@ -114,7 +117,7 @@ pub const ACR: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// GitHub's registry: a chunk may have 4 MiB.
+/// GitHub Container Registry: chunks of at most 4 MiB.
 pub const GHCR: Quirks = Quirks {
     registry: "ghcr.io",
     report: "oras-project/rust-oci-client#35, ocx-sh/ocx#237",
@@ -122,7 +125,7 @@ pub const GHCR: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Google Artifact Registry: no chunks.
+/// Google Artifact Registry: no chunked uploads.
 pub const GAR: Quirks = Quirks {
     registry: "Google Artifact Registry",
     report: "dotnet/sdk-container-builds#287, kitops-ml/kitops#777",
@@ -130,7 +133,7 @@ pub const GAR: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Quay: what is stored in S3 comes in chunks of 5 MiB at least.
+/// Quay with S3 storage: chunks of at least 5 MiB.
 pub const QUAY: Quirks = Quirks {
     registry: "Quay",
     report: "quay/quay#2949",
@@ -138,7 +141,7 @@ pub const QUAY: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Red Hat's registry: no digest in a header, and compressed answers where they are not declined.
+/// Red Hat's registry: no digest header, and compressed responses unless declined.
 pub const RED_HAT: Quirks = Quirks {
     registry: "registry.access.redhat.com",
     report: "quay/quay#1310, containerd/containerd#3238",
@@ -147,7 +150,7 @@ pub const RED_HAT: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// GitLab: mounts answer 401, and blobs are elsewhere.
+/// GitLab: mount requests are answered with 401, and blobs are redirected.
 pub const GITLAB: Quirks = Quirks {
     registry: "GitLab",
     report: "estesp/manifest-tool#53, oras-project/oras#923",
@@ -156,7 +159,7 @@ pub const GITLAB: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Harbor: a mount from a project that is closed is denied; what was pushed is not found for a moment.
+/// Harbor: mounting from an inaccessible project is denied; a pushed blob is not found for a moment.
 pub const HARBOR: Quirks = Quirks {
     registry: "Harbor",
     report: "goharbor/harbor#17097, goharbor/harbor#4259, oras-project/oras#1892",
@@ -165,7 +168,7 @@ pub const HARBOR: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// zot: `Range` of a chunk is much smaller than it should be.
+/// zot: `Range` of a chunk is far too small.
 pub const ZOT: Quirks = Quirks {
     registry: "zot",
     report: "regclient/regclient#961, project-zot/zot#3983",
@@ -173,7 +176,7 @@ pub const ZOT: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// distribution 2: it says to have nothing of an upload, which it can't resume.
+/// distribution 2: reports zero bytes of an upload, which it cannot resume.
 pub const DISTRIBUTION_2: Quirks = Quirks {
     registry: "distribution 2",
     report: "distribution/distribution#475, distribution/distribution#2363",
@@ -181,11 +184,11 @@ pub const DISTRIBUTION_2: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// distribution 3: it says how much it has of an upload.
+/// distribution 3: reports the received bytes of an upload.
 pub const DISTRIBUTION_3: Quirks =
     Quirks { registry: "distribution 3", report: "distribution/distribution#3755", ..SPECIFIED };
 
-/// Registries that have only `GET`.
+/// Registries that support only `GET`.
 pub const GET_ONLY: Quirks = Quirks {
     registry: "a registry without HEAD",
     report: "containerd/cri#787, merll/docker-registry-util#3",
@@ -193,7 +196,7 @@ pub const GET_ONLY: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Artifactory: a `PUT` with content is refused.
+/// Artifactory: rejects `PUT` with content.
 pub const ARTIFACTORY: Quirks = Quirks {
     registry: "Artifactory",
     report: "containerd/containerd#3533, moby/buildkit#1130",
@@ -201,11 +204,11 @@ pub const ARTIFACTORY: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Pulp: the content of a `PUT` is not looked at, so that the digest is another one.
+/// Pulp: ignores the content of `PUT`, so that the digest does not match.
 pub const PULP: Quirks =
     Quirks { registry: "Pulp", report: "pulp/pulp_container#1274", put: Takes::Ignores, ..SPECIFIED };
 
-/// Registries behind a proxy that limits the size of requests, as nginx does.
+/// Registries behind a proxy that limits the request size, as nginx does.
 pub const LIMITED: Quirks = Quirks {
     registry: "a registry behind nginx",
     report: "containers/image#1869",
@@ -215,7 +218,7 @@ pub const LIMITED: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Registries that tell the limits of chunks, and keep to them.
+/// Registries that announce and enforce chunk size limits.
 pub const TELLING: Quirks = Quirks {
     registry: "a registry that tells its limits",
     report: "opencontainers/distribution-spec#391",
@@ -227,7 +230,7 @@ pub const TELLING: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Registries that answer to `HEAD` as if there were no content, and 200 to everything.
+/// Registries that report an empty content for `HEAD`, and respond to everything with 200.
 pub const LOOSE: Quirks = Quirks {
     registry: "a registry of its own kind",
     report: "yusing/godoxy#169, harrisonwang/wharf#11",
@@ -236,7 +239,7 @@ pub const LOOSE: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// All of them.
+/// All emulated registries.
 pub const TABLE: [Quirks; 17] = [
     ECR,
     ACR,

@@ -1,4 +1,4 @@
-//! A registry in this process that keeps what it is sent in memory and behaves by a row of the table.
+//! A registry in this process that keeps its content in memory and emulates one row of the table.
 
 use std::{
     collections::BTreeMap,
@@ -27,24 +27,24 @@ struct Upload {
 struct Content {
     begun: u64,
     uploads: BTreeMap<u64, Upload>,
-    /// By repository and digest, and how many readings will not find it.
+    /// By repository and digest: the content, and how many reads will not find it.
     blobs: BTreeMap<(String, String), (Bytes, u32)>,
-    /// By repository, and by tag or digest.
+    /// By repository and by tag or digest: the media type and the content.
     manifests: BTreeMap<(String, String), (String, Bytes)>,
-    requests: Vec<Seen>,
+    requests: Vec<ReceivedRequest>,
 }
 
-/// A request that came, and what it was answered with.
+/// A received request and its response.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub method: Method,
     pub path: String,
-    /// How many bytes it had.
+    /// Size of the request body.
     pub bytes: u64,
     pub status: StatusCode,
 }
 
-/// The registry.
+/// An emulated registry. Stops when dropped.
 pub struct QuirkyRegistry {
     pub address: SocketAddr,
     content: Arc<Mutex<Content>>,
@@ -63,17 +63,17 @@ impl QuirkyRegistry {
         Self { address: server.address, content, _server: server }
     }
 
-    /// Where a region of the namespace has it.
+    /// Returns the store URL of a namespace in this registry.
     pub fn store(&self, namespace: &str) -> String {
         format!("registry+http://{}/{namespace}", self.address)
     }
 
-    /// The requests since this was asked last.
-    pub fn requests(&self) -> Vec<Seen> {
+    /// Returns the requests since the last call.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         std::mem::take(&mut lock(&self.content).requests)
     }
 
-    /// Uploads that were begun, and neither finished nor given up.
+    /// Returns the number of uploads that were neither completed nor aborted.
     pub fn unfinished(&self) -> usize {
         lock(&self.content).uploads.len()
     }
@@ -95,11 +95,11 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// A request, once all of it is there.
+/// A request whose body has been received.
 struct Call {
     method: Method,
     repository: String,
-    /// What follows the repository: `manifests`, `blobs`, `uploads`, `referrers`.
+    /// The path segment after the repository: `manifests`, `blobs`, `uploads` or `referrers`.
     kind: &'static str,
     last: String,
     query: BTreeMap<String, String>,
@@ -109,7 +109,7 @@ struct Call {
 
 async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
-    // What is cut off is not kept.
+    // An interrupted body is discarded.
     let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return empty(status(StatusCode::BAD_REQUEST));
     };
@@ -120,8 +120,8 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
         ("/manifests/", "manifests"),
         ("/referrers/", "referrers"),
     ];
-    let found = kinds.into_iter().find_map(|(part, kind)| Some((path.split_once(part)?, kind)));
-    let answer = match found {
+    let route = kinds.into_iter().find_map(|(part, kind)| Some((path.split_once(part)?, kind)));
+    let answer = match route {
         Some(((before, last), kind)) => {
             let query = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
             let repository = before.trim_start_matches("/v2/").trim_start_matches("elsewhere/").to_owned();
@@ -136,7 +136,9 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
             };
             let moved = path.contains("/elsewhere/");
             let writes = parts.method == Method::POST || parts.method == Method::PUT && kind == "manifests";
-            if quirks.redirects && !moved && (kind == "blobs" || writes) {
+            let uploads = kind == "uploads" && (parts.method == Method::PATCH || parts.method == Method::PUT);
+            let leads_on = quirks.redirects && (kind == "blobs" || writes) || quirks.redirects_uploads && uploads;
+            if leads_on && !moved {
                 let to = parts.uri.to_string().replacen("/v2/", "/v2/elsewhere/", 1);
                 empty(status(StatusCode::TEMPORARY_REDIRECT).header("location", to))
             } else {
@@ -145,7 +147,7 @@ async fn serve(quirks: Quirks, content: &Mutex<Content>, request: Request<Incomi
         }
         None => empty(status(StatusCode::OK)),
     };
-    lock(content).requests.push(Seen {
+    lock(content).requests.push(ReceivedRequest {
         method: parts.method,
         path: parts.uri.to_string(),
         bytes: body.len() as u64,
@@ -209,7 +211,7 @@ impl Call {
             });
         }
         if quirks.compresses && text(&self.headers, "accept-encoding") != Some("identity") {
-            // That it is none is of no account to whoever takes it for the content.
+            // The content need not be valid gzip: no client may mistake it for the blob.
             return answer.header("content-encoding", "gzip").body("compressed".into()).expect("a response");
         }
         let range = text(&self.headers, "range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
@@ -225,12 +227,15 @@ impl Call {
         let at = |id: u64| format!("/v2/{}/blobs/uploads/{id}", self.repository);
         if self.method == Method::POST {
             if let (Some(blob), Some(from)) = (self.query.get("mount"), self.query.get("from")) {
-                if let Some(refused) = quirks.mount {
-                    return empty(status(refused));
-                }
-                if let Some((bytes, _)) = content.blobs.get(&(from.clone(), blob.clone())).cloned() {
-                    content.blobs.insert((self.repository.clone(), blob.clone()), (bytes, 0));
-                    return empty(status(StatusCode::CREATED));
+                let lent = content.blobs.get(&(from.clone(), blob.clone())).cloned();
+                match (quirks.mount, lent) {
+                    (None, Some((bytes, _))) => {
+                        content.blobs.insert((self.repository.clone(), blob.clone()), (bytes, 0));
+                        return empty(status(StatusCode::CREATED));
+                    }
+                    // An upload is begun instead.
+                    (None | Some(StatusCode::ACCEPTED), _) => {}
+                    (Some(answer), _) => return empty(status(answer)),
                 }
             }
             content.begun += 1;
@@ -258,7 +263,7 @@ impl Call {
         if self.method == Method::PUT {
             let digest = self.query.get("digest").cloned().unwrap_or_default();
             let bytes = content.uploads.remove(&id).expect("it is there").bytes;
-            if images::digest(&bytes) != digest {
+            if !images::matches(&digest, &bytes) {
                 return empty(status(StatusCode::BAD_REQUEST));
             }
             content.blobs.insert((self.repository.clone(), digest), (bytes.into(), quirks.lags));
@@ -276,7 +281,7 @@ impl Call {
         empty(answer.header("range", format!("0-{}", end.saturating_sub(1))))
     }
 
-    /// Takes the bytes of a request, or refuses it.
+    /// Appends the body of a request to an upload, or returns the status to reject it with.
     fn append(&self, quirks: Quirks, upload: &mut Upload) -> Option<StatusCode> {
         let range = text(&self.headers, "content-range");
         let begins = range.and_then(|range| range.split('-').next()?.parse::<usize>().ok());

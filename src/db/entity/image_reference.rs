@@ -1,0 +1,21 @@
+//! The table `image_reference`: the image whose content a name belongs to, in all stores with names for images.
+
+use sea_orm::entity::prelude::*;
+
+/// A name.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "image_reference")]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub name: String,
+    pub root_digest: String,
+    /// One of the images with this name and digest.
+    pub image_id: String,
+}
+
+/// No relation is declared: related rows are read by their own queries.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

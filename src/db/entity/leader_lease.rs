@@ -1,0 +1,22 @@
+//! The table `leader_lease`: which process is the leader.
+
+use sea_orm::entity::prelude::*;
+
+/// A lease.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "leader_lease")]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub name: String,
+    /// Id of the process that holds the lease.
+    pub holder: String,
+    /// Expiry in milliseconds since the Unix epoch; 0 after the holder resigned.
+    pub expires_at: i64,
+}
+
+/// No relation is declared.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -1,0 +1,23 @@
+//! The table `registry_habits`: how registries accept blobs where they deviate from the specification.
+
+use sea_orm::entity::prelude::*;
+
+/// A registry.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "registry_habits")]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Model {
+    /// The registry's address.
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub service: String,
+    /// The record in the format of `region::registry`.
+    pub habits: String,
+    /// Milliseconds since the Unix epoch.
+    pub learned_at: i64,
+}
+
+/// No relation is declared.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
