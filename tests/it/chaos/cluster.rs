@@ -73,6 +73,14 @@ impl Member {
         }
     }
 
+    /// Returns the last lines of its log that contain a text.
+    fn last_logged(&self, text: &str, lines: usize) -> Vec<String> {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let name = self.log.file_name().unwrap_or_default().to_string_lossy();
+        let found: Vec<&str> = log.lines().filter(|line| line.contains(text)).collect();
+        found.iter().skip(found.len().saturating_sub(lines)).map(|line| format!("{name}: {line}")).collect()
+    }
+
     /// Returns whether its log contains a text.
     pub fn has_logged(&self, text: &str) -> bool {
         std::fs::read_to_string(&self.log).unwrap_or_default().contains(text)
@@ -193,6 +201,11 @@ impl Cluster {
     /// Returns whether the log of any process contains a text.
     pub fn has_logged(&self, text: &str) -> bool {
         self.members.iter().any(|member| member.has_logged(text))
+    }
+
+    /// Returns the last lines of each process's log that contain a text.
+    pub fn last_logged(&self, text: &str, lines: usize) -> Vec<String> {
+        self.members.iter().flat_map(|member| member.last_logged(text, lines)).collect()
     }
 
     /// Restarts everything that does not run, and waits until all servers listen.

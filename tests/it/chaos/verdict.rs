@@ -22,9 +22,34 @@ pub async fn judge(cluster: &Cluster, ledger: &Ledger, outcome: &mut Outcome) {
     }
     outcome.notes.push(format!("all work had ended {:?} after the last failure", started.elapsed()));
 
+    report_stuck(&db, cluster, outcome).await;
     compare_ledger(&db, ledger, outcome).await;
     compare_regions(&db, outcome).await;
     verify_replicas(&db, cluster, outcome).await;
+}
+
+/// Reports what the database and the logs say about the replicas that accepted work still waits for.
+async fn report_stuck(db: &DatabaseConnection, cluster: &Cluster, outcome: &mut Outcome) {
+    let running = "SELECT image_id FROM synchronization WHERE state = 'RUNNING'";
+    let replicas = format!(
+        "SELECT image_id AS id, row_to_json(r)::text AS row FROM replica AS r WHERE image_id IN ({running}) \
+         AND state IN ('PENDING', 'COPYING')"
+    );
+    let synchronizations =
+        "SELECT image_id AS id, row_to_json(s)::text AS row FROM synchronization AS s WHERE state = 'RUNNING'";
+    let targets = format!(
+        "SELECT image_id AS id, row_to_json(t)::text AS row FROM synchronization_target AS t \
+         JOIN synchronization AS s USING (request_id) WHERE image_id IN ({running})"
+    );
+    for (table, ask) in [("replica", replicas.as_str()), ("synchronization", synchronizations), ("target", &targets)] {
+        for row in rows(db, ask).await.into_iter().take(20) {
+            let text = |column: &str| row.try_get::<String>("", column).expect("text");
+            outcome.notes.push(format!("not ended: {table} {}", text("row")));
+            if table == "replica" {
+                outcome.notes.extend(cluster.last_logged(&text("id"), 10));
+            }
+        }
+    }
 }
 
 /// Compares the acknowledged calls with the synchronizations in the database.
