@@ -10,9 +10,6 @@ use crate::{
     worker::{MaintenanceSettings, STRAY_UPLOADS, Settings as WorkerSettings},
 };
 
-/// The longest wait before a retry that a store may ask for. It may exceed the configured one.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3_600);
-
 /// The settings of a listener with at most `connections` connections; `http1` also accepts HTTP/1.1.
 pub fn listener(config: &Config, connections: usize, http1: bool) -> ListenerSettings {
     ListenerSettings {
@@ -47,7 +44,6 @@ pub fn maintenance(config: &Config, id: WorkerId) -> Result<MaintenanceSettings,
         keep: Duration::from_secs(config.housekeeping.keep_finished_seconds),
         locations: config.locations()?,
         lease: Duration::from_millis(config.worker.lease_ms),
-        longest_wait: Duration::from_millis(config.worker.retry_longest_ms).max(LONGEST_RETRY_AFTER),
         stray_uploads: STRAY_UPLOADS,
     })
 }

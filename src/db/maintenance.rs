@@ -1,4 +1,4 @@
-//! Maintenance that the leader runs: requeuing copies with expired leases, shortening waits after the clock was set
+//! Maintenance that the leader runs: requeuing copies with expired leases, restarting waits after the clock was set
 //! back, and pruning.
 
 use std::{sync::PoisonError, time::Duration};
@@ -9,7 +9,7 @@ use uuid::{Builder, Uuid};
 use super::{
     Db, Result,
     connections::{Reader, Transaction, elapsed_since_boot},
-    entity::{synchronization as sync, synchronization_target as target},
+    entity::{self, synchronization as sync, synchronization_target as target},
     region_capacity::region_rows,
     region_store, replica, sql,
 };
@@ -71,10 +71,10 @@ impl Db {
         Ok(state == ClockState::Steady)
     }
 
-    /// Shortens waits that end later than any wait can last, because the database's clock was set back since, and
-    /// records regions as seen now at the latest. Returns the number of changed replicas. `lease` is the duration of
-    /// leases and `longest_wait` the maximum backoff.
-    pub async fn clamp_waits(&self, lease: Duration, longest_wait: Duration) -> Result<usize> {
+    /// Restarts waits that began in the future, because the database's clock was set back since, shortens leases that
+    /// end later than any can, and records regions as seen now at the latest. Returns the number of changed replicas.
+    /// `lease` is the duration of leases.
+    pub async fn restart_waits(&self, lease: Duration) -> Result<usize> {
         let lease_millis = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         if self.region_stores().await?.iter().any(|store| store.is_ahead) {
             self.0.connections.transaction(async |txn| region_store::clamp_seen(&txn).await).await?;
@@ -87,12 +87,16 @@ impl Db {
                 .now()
                 .text(" + ")
                 .value(lease_millis)
-                .text(" ORDER BY r.due_at DESC LIMIT ")
+                .text(" AND (r.state = 'COPYING' OR (r.due_at < ")
+                .value(entity::replica::SUSPENDED)
+                .text(" AND COALESCE(r.waiting_since, r.due_at) > ")
+                .now()
+                .text(")) ORDER BY r.due_at DESC LIMIT ")
                 .value(BATCH);
             Ok(ahead.all(&reader).await?)
         };
         let ahead: Vec<replica::TimedRow> = self.0.connections.read(find).await?;
-        let event = Event::ClockSetBack { lease, longest_wait };
+        let event = Event::ClockSetBack { lease };
         let mut keys = Vec::new();
         for replica::TimedRow { row, now } in ahead {
             if row.replica()?.apply(event.clone(), now).is_ok() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Set};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Set};
 use uuid::Uuid;
 
 use super::{
@@ -54,11 +54,15 @@ impl Db {
         self.0.connections.transaction(insert).await
     }
 
-    /// Returns the uploads of a region that are due, in the order of their due times.
-    pub async fn stray_uploads_due(&self, region: &RegionId) -> Result<Vec<StrayUpload>> {
-        let now = self.time().await?.as_millis();
+    /// Returns the uploads of a region that are due, in the order of their due times. One that is deferred for longer
+    /// than `longest` is due too: the database's clock was set back since.
+    pub async fn stray_uploads_due(&self, region: &RegionId, longest: Duration) -> Result<Vec<StrayUpload>> {
+        let now = self.time().await?;
         let of_region = Entity::find().filter(Column::RegionId.eq(region.as_str()));
-        let due = of_region.filter(Column::DueAt.lte(now)).order_by_asc(Column::DueAt).limit(SWEEP);
+        let is_due = Condition::any()
+            .add(Column::DueAt.lte(now.as_millis()))
+            .add(Column::DueAt.gt(now.after(longest).as_millis()));
+        let due = of_region.filter(is_due).order_by_asc(Column::DueAt).limit(SWEEP);
         let rows: Vec<Model> = self.0.connections.read(async |reader| Ok(due.all(&reader).await?)).await?;
         let parse = |row: Model| {
             let session = self.0.seal.open(&context(region, &row.id), &row.session).unwrap_or_default();

@@ -137,6 +137,13 @@ impl EcsCopy {
         Self { generation: first.generation.max(self.generation + 1), discarded, ..first }
     }
 
+    /// Whether the duration `settle` has passed. It has if the generation lies that far in the future, because the clock
+    /// was set back since.
+    #[must_use]
+    pub fn is_settled(&self, now: Timestamp, settle: Duration) -> bool {
+        self.since.until(now).max(now.until(self.since)) >= settle
+    }
+
     /// Decides the next step by ECS's listing of the copy's image. For the duration `settle` after it became known, an
     /// unlisted image is taken for one that is not listed yet.
     #[must_use]
@@ -145,7 +152,7 @@ impl EcsCopy {
             Some(EcsImage { status: EcsStatus::Available, .. }) => EcsStep::Finish,
             Some(EcsImage { status: EcsStatus::Creating, percent, .. }) => EcsStep::Wait(*percent),
             Some(EcsImage { status: EcsStatus::Unusable(status), .. }) => EcsStep::Renew(Some(status.clone())),
-            None if !self.finished && now < self.since.after(settle) => EcsStep::Wait(0),
+            None if !self.finished && !self.is_settled(now, settle) => EcsStep::Wait(0),
             None => EcsStep::Renew(None),
         }
     }

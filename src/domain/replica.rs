@@ -64,7 +64,7 @@ impl Replica {
     #[must_use]
     pub fn requested(now: Timestamp) -> Self {
         Self {
-            state: ReplicaState::Pending { not_before: now, last_fault: None },
+            state: ReplicaState::due(now, None),
             attempt: 0,
             faults: 0,
             fence: now.as_millis().unsigned_abs(),
@@ -145,7 +145,8 @@ impl Replica {
             Event::Faulted { fault, retry_after, progress, .. } => {
                 let next = match retry_after {
                     Some(wait) => {
-                        let state = ReplicaState::Pending { not_before: now.after(wait), last_fault: Some(fault) };
+                        let not_before = now.after(wait);
+                        let state = ReplicaState::Pending { since: now, not_before, last_fault: Some(fault) };
                         Self { state, ..self.clone() }
                     }
                     None => self.ended(ReplicaState::Failed(fault), now),
@@ -153,7 +154,7 @@ impl Replica {
                 Ok(Self { faults: self.faults + 1, progress, ..next })
             }
             Event::Release { .. } => Ok(Self {
-                state: ReplicaState::Pending { not_before: now, last_fault },
+                state: ReplicaState::due(now, last_fault),
                 attempt: self.attempt.saturating_sub(1),
                 ..self.clone()
             }),
@@ -164,11 +165,9 @@ impl Replica {
     /// Applies an event of the leader's maintenance.
     fn maintain(&self, event: Event, now: Timestamp) -> Result<Self, Stale> {
         match (event, &self.state) {
-            (Event::Expire, ReplicaState::Copying { lease, last_fault }) if lease.until <= now => Ok(Self {
-                state: ReplicaState::Pending { not_before: now, last_fault: last_fault.clone() },
-                fence: self.fence + 1,
-                ..self.clone()
-            }),
+            (Event::Expire, ReplicaState::Copying { lease, last_fault }) if lease.until <= now => {
+                Ok(Self { state: ReplicaState::due(now, last_fault.clone()), fence: self.fence + 1, ..self.clone() })
+            }
             (Event::Suspend { reason }, ReplicaState::Pending { .. }) => {
                 Ok(Self { state: ReplicaState::Suspended { reason }, ..self.clone() })
             }
@@ -176,9 +175,9 @@ impl Replica {
                 Ok(Self { state: ReplicaState::Suspended { reason }, fence: self.fence + 1, ..self.clone() })
             }
             (Event::Resume, ReplicaState::Suspended { .. }) => {
-                Ok(Self { state: ReplicaState::Pending { not_before: now, last_fault: None }, ..self.clone() })
+                Ok(Self { state: ReplicaState::due(now, None), ..self.clone() })
             }
-            (Event::ClockSetBack { lease, longest_wait }, _) => self.clamp_wait(lease, longest_wait, now).ok_or(Stale),
+            (Event::ClockSetBack { lease }, _) => self.restart_wait(lease, now).ok_or(Stale),
             _ => Err(Stale),
         }
     }
@@ -195,22 +194,20 @@ impl Replica {
         }
     }
 
-    /// Shortens a wait that ends later than any wait can last, so that the replica becomes claimable after a lease at
-    /// most. Returns `None` for any other wait. Workers may have leases of different durations, so leases up to a
-    /// factor are left alone.
-    fn clamp_wait(&self, lease: Duration, longest_wait: Duration, now: Timestamp) -> Option<Self> {
-        let soon = now.after(lease);
+    /// Restarts a wait that began in the future, because the clock was set back since, and shortens a lease that ends
+    /// later than any can. Returns `None` for any other wait or lease. Workers may have leases of different durations,
+    /// so leases up to a factor are left alone.
+    fn restart_wait(&self, lease: Duration, now: Timestamp) -> Option<Self> {
         let state = match &self.state {
-            ReplicaState::Pending { not_before, last_fault: None } if *not_before > soon => {
-                ReplicaState::Pending { not_before: now, last_fault: None }
-            }
-            ReplicaState::Pending { not_before, last_fault } if *not_before > now.after(longest_wait.max(lease)) => {
-                ReplicaState::Pending { not_before: soon, last_fault: last_fault.clone() }
-            }
+            ReplicaState::Pending { since, not_before, last_fault } if *since > now => ReplicaState::Pending {
+                since: now,
+                not_before: now.after(not_before.since(*since)),
+                last_fault: last_fault.clone(),
+            },
             ReplicaState::Copying { lease: current, last_fault }
                 if current.until > now.after(lease * MAX_LEASE_FACTOR) =>
             {
-                let lease = Lease { until: soon, ..current.clone() };
+                let lease = Lease { until: now.after(lease), ..current.clone() };
                 ReplicaState::Copying { lease, last_fault: last_fault.clone() }
             }
             _ => return None,

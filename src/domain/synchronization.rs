@@ -136,7 +136,7 @@ impl RegionView {
     #[must_use]
     pub fn new(region: RegionId, replica: &Replica) -> Self {
         let next_attempt_at = match &replica.state {
-            ReplicaState::Pending { not_before, last_fault: Some(_) } => Some(*not_before),
+            ReplicaState::Pending { not_before, last_fault: Some(_), .. } => Some(*not_before),
             _ => None,
         };
         Self {

@@ -40,6 +40,12 @@ impl Timestamp {
         Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// Returns the time since `earlier`, or zero if `earlier` is yet to come.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        earlier.until(self)
+    }
+
     /// Returns the time until `later`, or zero if `later` has passed.
     #[must_use]
     pub fn until(self, later: Self) -> Duration {

@@ -49,8 +49,6 @@ pub struct Settings {
     pub locations: Vec<(RegionId, String)>,
     /// The duration of a claim's lease.
     pub lease: Duration,
-    /// The longest wait before a retry.
-    pub longest_wait: Duration,
     /// The retries of uploads that a store failed to abort.
     pub stray_uploads: Backoff,
 }
@@ -187,13 +185,9 @@ impl Maintenance {
         if count > 0 {
             tracing::info!(count, "requeued copies with expired leases");
         }
-        let Settings { lease, longest_wait, .. } = self.settings;
-        let count = self.state.clamp_waits(lease, longest_wait).await?;
+        let count = self.state.restart_waits(self.settings.lease).await?;
         if count > 0 {
-            tracing::warn!(
-                count,
-                "the database's clock was set back; requeued copies whose retry was too far in the future"
-            );
+            tracing::warn!(count, "the database's clock was set back; restarted waits and leases that began later");
         }
         Ok(())
     }
@@ -226,7 +220,7 @@ impl Maintenance {
             }
             self.state.upload_forget(&upload.image, &region, upload.blob).await?;
         }
-        for stray in self.state.stray_uploads_due(&region).await? {
+        for stray in self.state.stray_uploads_due(&region, self.settings.stray_uploads.longest).await? {
             if abort(&*store, &region, &stray.session).await {
                 tracing::info!(%region, "aborted a stray upload");
                 self.state.stray_upload_forget(&stray).await?;

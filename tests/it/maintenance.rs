@@ -128,7 +128,6 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         keep: Duration::from_secs(600),
         locations: Vec::new(),
         lease: Duration::from_secs(600),
-        longest_wait: Duration::from_secs(600),
         stray_uploads: STRAY_UPLOADS,
     };
     let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
@@ -167,7 +166,6 @@ async fn an_upload_that_is_never_aborted_is_given_up_in_the_end() {
         keep: Duration::from_secs(600),
         locations: Vec::new(),
         lease: Duration::from_secs(600),
-        longest_wait: Duration::from_secs(600),
         stray_uploads: Backoff { first: wait, longest: wait, attempts: 3 },
     };
     let maintenance = Maintenance::new(fixture.state.clone(), Backend::Stores(stores), settings);
@@ -175,7 +173,8 @@ async fn an_upload_that_is_never_aborted_is_given_up_in_the_end() {
     let tries = || refusing.requests().iter().filter(|seen| seen.method == Method::DELETE).count();
     until("the last try", async || (tries() >= 3).then_some(())).await;
     until("it to be forgotten", async || {
-        let due = fixture.state.stray_uploads_due(&region(HEALTHY)).await.expect("it answers");
+        let due =
+            fixture.state.stray_uploads_due(&region(HEALTHY), Duration::from_secs(3_600)).await.expect("it answers");
         due.is_empty().then_some(())
     })
     .await;

@@ -55,6 +55,7 @@ fn replica(backend: DbBackend) -> TableCreateStatement {
             id(backend, "region_id"),
             word("state"),
             nullable_number("due_at"),
+            nullable_number("waiting_since"),
             number("attempt"),
             number("faults"),
             number("fence"),

@@ -20,6 +20,8 @@ pub struct Model {
     /// Time from which a worker may claim it, in milliseconds since the Unix epoch: the next attempt while PENDING, the
     /// end of the lease while COPYING, [`SUSPENDED`] while suspended.
     pub due_at: Option<i64>,
+    /// Start of the wait of a PENDING replica, in milliseconds since the Unix epoch, if it is not `due_at` itself.
+    pub waiting_since: Option<i64>,
     pub attempt: i64,
     pub faults: i64,
     pub fence: i64,
@@ -62,12 +64,17 @@ impl Model {
             | ReplicaState::Canceled
             | ReplicaState::Superseded => (None, None),
         };
+        let waiting_since = match &replica.state {
+            ReplicaState::Pending { since, not_before, .. } if since != not_before => Some(since.as_millis()),
+            _ => None,
+        };
         let fault: Option<&Fault> = replica.last_fault();
         Self {
             image_id: image.to_string(),
             region_id: region.to_string(),
             state: replica.status().as_str().to_owned(),
             due_at,
+            waiting_since,
             attempt: replica.attempt.into(),
             faults: replica.faults.into(),
             fence: signed(replica.fence),
@@ -100,7 +107,11 @@ impl Model {
             RegionStatus::Pending if self.due_at.is_some_and(|due_at| due_at >= SUSPENDED) => {
                 ReplicaState::Suspended { reason: last_fault.ok_or_else(|| missing("fault"))? }
             }
-            RegionStatus::Pending => ReplicaState::Pending { not_before: due_at()?, last_fault },
+            RegionStatus::Pending => {
+                let not_before = due_at()?;
+                let since = self.waiting_since.map_or(not_before, Timestamp::from_millis);
+                ReplicaState::Pending { since, not_before, last_fault }
+            }
             RegionStatus::Copying => {
                 let owner = self.lease_owner.as_deref().ok_or_else(|| missing("lease_owner"))?;
                 ReplicaState::Copying { lease: Lease { owner: WorkerId(owner.into()), until: due_at()? }, last_fault }

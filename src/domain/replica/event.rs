@@ -28,9 +28,8 @@ pub enum Event {
     Suspend { reason: Fault },
     /// Its region is configured again.
     Resume,
-    /// The clock was set back, so its wait may end later than any wait can last. `lease` is the duration of leases,
-    /// `longest_wait` the maximum backoff.
-    ClockSetBack { lease: Duration, longest_wait: Duration },
+    /// The clock may have been set back since it began to wait or was leased. `lease` is the duration of leases.
+    ClockSetBack { lease: Duration },
     /// It was read again and is damaged.
     Damaged { fault: Fault },
     /// All of it was read again and has its digests.

@@ -39,7 +39,9 @@ pub struct Progress {
 pub enum ReplicaState {
     /// It waits for a worker.
     Pending {
-        /// Earliest time of a claim.
+        /// Start of the wait.
+        since: Timestamp,
+        /// Earliest time of a claim, `since` or later.
         not_before: Timestamp,
         /// Fault of the last attempt.
         last_fault: Option<Fault>,
@@ -64,6 +66,14 @@ pub enum ReplicaState {
     Canceled,
     /// It was available until another image took over its name.
     Superseded,
+}
+
+impl ReplicaState {
+    /// Creates the state of a replica that a worker may claim at once.
+    #[must_use]
+    pub fn due(now: Timestamp, last_fault: Option<Fault>) -> Self {
+        Self::Pending { since: now, not_before: now, last_fault }
+    }
 }
 
 /// Terminal state of a replica.

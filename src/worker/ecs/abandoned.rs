@@ -50,7 +50,7 @@ async fn forget(state: &Db, ecs: &Ecs, image: &ImageId, region: &RegionId, copy:
             ecs.cancel(region, &candidate.id).await?;
         }
     }
-    if copy.since.after(ecs.settle()) < ecs.now() {
+    if copy.is_settled(ecs.now(), ecs.settle()) {
         state.ecs_copy_forget(&image.id, region).await?;
     }
     Ok(())

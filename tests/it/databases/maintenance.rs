@@ -116,21 +116,25 @@ async fn uploads_that_were_not_aborted_are_tried_again_when_they_are_due(kind: K
     let mut fixture = Fixture::new(kind).await;
     let (state, other) = (fixture.process().await, fixture.process().await);
     let [one, two] = ["one", "two"].map(region);
-    let due = async |region| state.stray_uploads_due(region).await.expect("it answers");
+    let hour = Duration::from_secs(3_600);
+    let due = async |region| state.stray_uploads_due(region, hour).await.expect("it answers");
     for session in ["first", "second"] {
         state.stray_upload_note(&one, session).await.expect("it answers");
     }
     assert!(due(&two).await.is_empty());
-    let mut strays = other.stray_uploads_due(&one).await.expect("it answers");
+    let mut strays = other.stray_uploads_due(&one, hour).await.expect("it answers");
     strays.sort_by(|a, b| a.session.cmp(&b.session));
     let sessions: Vec<(&str, u32)> = strays.iter().map(|stray| (stray.session.as_str(), stray.attempts)).collect();
     assert_eq!(sessions, [("first", 0), ("second", 0)]);
-    state.stray_upload_defer(&strays[0], Duration::from_secs(3_600)).await.expect("it answers");
+    state.stray_upload_defer(&strays[0], hour).await.expect("it answers");
     state.stray_upload_defer(&strays[1], Duration::ZERO).await.expect("it answers");
     let left = due(&one).await;
     assert_eq!((left.len(), left[0].session.as_str(), left[0].attempts), (1, "second", 1));
     state.stray_upload_forget(&left[0]).await.expect("it answers");
     assert!(due(&one).await.is_empty());
+    // As if the clock had been set back by two hours since the first one was deferred.
+    state.stray_upload_defer(&strays[0], hour * 3).await.expect("it answers");
+    assert_eq!(due(&one).await.len(), 1);
     fixture.end().await;
 }
 

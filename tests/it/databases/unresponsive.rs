@@ -126,7 +126,7 @@ fn questions(state: &Db) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         replica_damaged(&a(), &one(), fault());
         reserve_egress(&a(), &[(one(), 1, region("two"))], &limits());
         replica_holds(&a(), &one(), 1);
-        clamp_waits(LEASE, LEASE);
+        restart_waits(LEASE);
         replica_renew(&a(), LEASE, &[(one(), 1, DONE)]);
         replica_report(&a(), report());
         requeue_expired();
@@ -141,7 +141,7 @@ fn questions(state: &Db) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
         stray_upload_defer(&stray(), LEASE);
         stray_upload_forget(&stray());
         stray_upload_note(&one(), "s");
-        stray_uploads_due(&one());
+        stray_uploads_due(&one(), LEASE);
         time();
         upload_abandoned(&one());
         upload_forget(&a(), &one(), blob);

@@ -10,11 +10,12 @@ use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, FromQu
 
 use super::database;
 
-const COLUMNS: [&str; 18] = [
+const COLUMNS: [&str; 19] = [
     "image_id",
     "region_id",
     "state",
     "due_at",
+    "waiting_since",
     "attempt",
     "faults",
     "fence",
@@ -111,7 +112,11 @@ impl FromQueryResult for Version {
             RegionStatus::Pending if due()?.as_millis() >= 253_402_300_799_000 => {
                 ReplicaState::Suspended { reason: fault.ok_or_else(|| bad(&"it has no reason"))? }
             }
-            RegionStatus::Pending => ReplicaState::Pending { not_before: due()?, last_fault: fault },
+            RegionStatus::Pending => {
+                let not_before = due()?;
+                let since = time("waiting_since")?.unwrap_or(not_before);
+                ReplicaState::Pending { since, not_before, last_fault: fault }
+            }
             RegionStatus::Copying => {
                 let lease = Lease { owner: WorkerId(text("lease_owner")?.into()), until: due()? };
                 ReplicaState::Copying { lease, last_fault: fault }
@@ -243,18 +248,15 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
     let (fence, progress) = (before.fence, after.progress);
     let mut events = Vec::new();
     match &after.state {
-        ReplicaState::Pending { not_before, last_fault } => {
-            events.push(("Request", Event::Request, *not_before));
-            events.push(("Release", Event::Release { fence }, *not_before));
-            events.push(("Resume", Event::Resume, *not_before));
-            events.push(("Expire", Event::Expire, *not_before));
-            events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, *not_before));
+        ReplicaState::Pending { since, not_before, last_fault } => {
+            events.push(("Request", Event::Request, *since));
+            events.push(("Release", Event::Release { fence }, *since));
+            events.push(("Resume", Event::Resume, *since));
+            events.push(("Expire", Event::Expire, *since));
+            events.push(("ClockSetBack", Event::ClockSetBack { lease }, *since));
             if let Some(fault) = last_fault.clone() {
-                let back = Event::ClockSetBack { lease, longest_wait: Duration::ZERO };
-                let lasted = i64::try_from(lease.as_millis()).expect("a lease");
-                events.push(("ClockSetBack", back, Timestamp::from_millis(not_before.as_millis() - lasted)));
-                let retry_after = Some(Duration::ZERO);
-                events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *not_before));
+                let retry_after = Some(since.until(*not_before));
+                events.push(("Faulted", Event::Faulted { fence, fault, retry_after, progress }, *since));
             }
         }
         ReplicaState::Suspended { reason } => {
@@ -269,7 +271,7 @@ fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'stat
             let now = Timestamp::from_millis(held.until.as_millis() - lasted);
             events.push(("Claim", Event::Claim { owner: held.owner.clone(), lease }, now));
             events.push(("Renew", Event::Renew { fence, lease, progress }, now));
-            events.push(("ClockSetBack", Event::ClockSetBack { lease, longest_wait: Duration::ZERO }, now));
+            events.push(("ClockSetBack", Event::ClockSetBack { lease }, now));
         }
         ReplicaState::Available(verification) => {
             if let (Some(now), Some(verification)) = (after.finished_at, *verification) {
