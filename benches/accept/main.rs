@@ -35,6 +35,8 @@ use appferry::{
     db,
     telemetry::Telemetry,
 };
+use collector::Collector;
+use harness::postgres::Postgres;
 use sea_orm::{ConnectionTrait as _, DbBackend};
 use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -43,9 +45,6 @@ use tonic::{
     Request,
     transport::{Channel, Endpoint, Server},
 };
-
-use collector::Collector;
-use harness::postgres::Postgres;
 
 /// The allocator that the service uses in production.
 #[global_allocator]

@@ -45,8 +45,8 @@ use appferry::{
     domain::Timestamp,
     identity::{CurrentAuthenticator, JwksFetcher},
     ram::{AttachedPolicy, Attachment, Context, Document, Keys, Policies, Policy, Request},
-    region::{Backend, Stores},
     server::{self, AccessLayers, AuthThrottle, Deadlines, Dependencies},
+    storage::{Backend, Stores},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
@@ -28,7 +29,6 @@ use super::{
     },
     setup::{Measured, Result, cpu, region, resident_peak},
 };
-use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
 
 /// The number of repositories; each has [`TAGS`] tags, and each image [`LAYERS`] layers.
 const REPOSITORIES: usize = 10;

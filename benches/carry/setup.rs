@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use appferry::contract::v1::{RemoveImageRequest, SynchronizationState};
+
 use super::harness::{
     images,
     process::Served,
@@ -16,7 +18,6 @@ use super::harness::{
     site::{ADMIN, HOME, Site, TARGETS, app_sync, ask, container, finished, finished_within, images_client},
     until,
 };
-use appferry::contract::v1::{RemoveImageRequest, SynchronizationState};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

@@ -18,10 +18,9 @@ use appferry::{
     db::{Db, Settings, SynchronizationFilter},
     domain::{Regions, RequestId, SynchronizationState},
 };
-use tokio_util::sync::CancellationToken;
-
 use fill::Fill;
 use harness::postgres::Postgres;
+use tokio_util::sync::CancellationToken;
 
 /// The allocator that the service uses in production.
 #[global_allocator]

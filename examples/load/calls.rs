@@ -8,7 +8,10 @@ use std::{
 
 use appferry::{
     client::{AppSync, Client},
-    contract::{ApiErrorCode, ApiErrorResponse, v1::ErrorCode, v1::SynchronizeAppRequest},
+    contract::{
+        ApiErrorCode, ApiErrorResponse,
+        v1::{ErrorCode, SynchronizeAppRequest},
+    },
 };
 use tokio::{
     task::JoinSet,

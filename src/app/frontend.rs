@@ -12,9 +12,9 @@ use crate::{
     db::Db,
     domain::Clock,
     identity::{CurrentAuthenticator, JwksFetcher},
-    region::Backend,
     reload::Access,
     server::{self, Dependencies, Health, Listener, ListenerSettings, Proxies, StatusPage, Tls},
+    storage::Backend,
 };
 
 /// A bound listener and its address.

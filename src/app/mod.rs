@@ -7,14 +7,13 @@ mod stores;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+pub use shutdown::Shutdown;
+pub use stores::backend;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-
-pub use shutdown::Shutdown;
-pub use stores::backend;
 
 use self::frontend::{Frontend, Sockets, bind_admin};
 use crate::{
@@ -24,12 +23,12 @@ use crate::{
     descriptors,
     domain::{RegionId, relay::Topology},
     metrics,
-    region::{self, Backend},
     reload::{Access, Reload},
     server::{
         self, Health, TlsError,
         health::{PublishedHealth, Readiness},
     },
+    storage::{self, Backend},
     telemetry,
     worker::{Maintenance, Worker},
 };
@@ -52,11 +51,11 @@ pub enum Error {
         /// The region.
         region: RegionId,
         /// The error of the store.
-        source: Box<region::Error>,
+        source: Box<storage::Error>,
     },
     /// The client of Alibaba Cloud can't be built.
     #[error("alibaba: {0}")]
-    Provider(#[source] region::Error),
+    Provider(#[source] storage::Error),
     /// The reflection service can't be built.
     #[error("failed to build the reflection service")]
     Reflection(#[from] tonic_reflection::server::Error),

@@ -6,7 +6,7 @@ use super::Error;
 use crate::{
     config::{self, Config, StoreSettings},
     domain::Clock,
-    region::{
+    storage::{
         self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket,
     },
 };
@@ -33,7 +33,7 @@ pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
     }
 }
 
-fn open(settings: StoreSettings, stall: Duration) -> region::Result<Arc<dyn Store>> {
+fn open(settings: StoreSettings, stall: Duration) -> storage::Result<Arc<dyn Store>> {
     match settings {
         StoreSettings::Dir { path, keep_free } => {
             Ok(Arc::new(DirStore::new(path).keeping_free(keep_free).stalling_after(stall)))

@@ -8,7 +8,7 @@ use super::{Error, Result, data_dir};
 use crate::{
     client::{Builder, Client},
     domain::ForeignText,
-    server_trust,
+    storage::server_trust,
 };
 
 /// The address of the service and the caller's credentials.

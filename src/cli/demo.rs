@@ -18,7 +18,7 @@ use crate::{
     app::{self, Role, Service},
     contract::v1::SynchronizeAppRequest,
     domain::ImageName,
-    region::{Backend, MovedName, Store, verify},
+    storage::{Backend, MovedName, Store, verify},
 };
 
 /// The log filter. Log lines would interrupt the progress bars.

@@ -17,7 +17,7 @@ use crate::{
     config::{Config, RegionProxy},
     db::{Db, RegionStore},
     domain::{RegionId, with_causes},
-    region::{self, Backend, Store},
+    storage::{self, Backend, Store},
     telemetry,
 };
 
@@ -224,7 +224,7 @@ async fn probe_regions(backend: &Backend, proxies: &[RegionProxy]) -> Vec<Findin
 
 async fn probe(region: &RegionId, store: &dyn Store, proxy: Option<&RegionProxy>) -> Finding {
     let kind = store.kind().as_str();
-    match timeout(TIMEOUT, store.probe()).await.unwrap_or(Err(region::Error::Stalled("the store"))) {
+    match timeout(TIMEOUT, store.probe()).await.unwrap_or(Err(storage::Error::Stalled("the store"))) {
         Ok(free) => {
             let free = free.map(|free| format!(", {} free", print::bytes(i64::try_from(free).unwrap_or(i64::MAX))));
             Finding::good(region.as_str(), format!("{kind}: readable and writable{}", free.unwrap_or_default()))
@@ -237,26 +237,26 @@ async fn probe(region: &RegionId, store: &dyn Store, proxy: Option<&RegionProxy>
 }
 
 /// The remedy of an error.
-fn remedy(error: &region::Error) -> &'static str {
+fn remedy(error: &storage::Error) -> &'static str {
     match error {
-        region::Error::Vanished(_) => "mount the file system of the directory, or correct the region's `store`",
-        region::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
+        storage::Error::Vanished(_) => "mount the file system of the directory, or correct the region's `store`",
+        storage::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
             "raise the limit of open files (`ulimit -n`, LimitNOFILE=)"
         }
-        region::Error::Unresponsive { .. } => "check the disk or the file server of the directory",
-        region::Error::Io { .. } => "give the user of the service read and write access",
-        region::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
+        storage::Error::Unresponsive { .. } => "check the disk or the file server of the directory",
+        storage::Error::Io { .. } => "give the user of the service read and write access",
+        storage::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
             "check the credentials of the region and their permissions"
         }
-        region::Error::Status { status, .. } if status.as_u16() == 404 => "create the namespace or the bucket",
-        region::Error::Credentials(_) => "check the file or the helper of the region's credentials",
-        region::Error::Transport { .. } | region::Error::Stalled(_) => {
+        storage::Error::Status { status, .. } if status.as_u16() == 404 => "create the namespace or the bucket",
+        storage::Error::Credentials(_) => "check the file or the helper of the region's credentials",
+        storage::Error::Transport { .. } | storage::Error::Stalled(_) => {
             "check that the store is running, and the address in the region's `store` or `endpoint`"
         }
-        region::Error::Forbidden { .. } => {
+        storage::Error::Forbidden { .. } => {
             "correct the region's `store`, or set `allow_loopback` for a service on this machine"
         }
-        region::Error::Elsewhere { advice, .. } => advice,
+        storage::Error::Elsewhere { advice, .. } => advice,
         _ => "see the error of the store",
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     db::Db,
     domain::{Leftover, RegionId, Timestamp, with_causes},
-    region::Stores,
+    storage::Stores,
     worker::{self, SAFE_AGE},
 };
 

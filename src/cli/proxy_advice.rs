@@ -2,7 +2,7 @@
 
 use crate::{
     config::RegionProxy,
-    region::{ForwardProxy, ProxyTrial},
+    storage::{ForwardProxy, ProxyTrial},
 };
 
 /// Tries to reach a region through its proxy. Returns the remedy; `None` without a proxy, or if the proxy connects.

@@ -14,7 +14,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{Client, Error};
-use crate::{domain::Backoff, server_trust};
+use crate::{domain::Backoff, storage::server_trust};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit of a call, including its retries.

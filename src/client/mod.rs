@@ -23,15 +23,14 @@ mod watch;
 
 use std::time::Duration;
 
+pub use connect::{AuthInterceptor, Builder};
+pub use error::Error;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
 use uuid::Uuid;
-
-pub use crate::contract::ApiErrorResponse;
-pub use connect::{AuthInterceptor, Builder};
-pub use error::Error;
 pub use watch::Watch;
 
+pub use crate::contract::ApiErrorResponse;
 use crate::{
     contract::v1::{
         AddImageRequest, CancelSynchronizationRequest, GetImageRequest, GetSynchronizationRequest, Image,

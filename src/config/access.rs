@@ -6,10 +6,10 @@ use serde::Deserialize;
 
 use super::{Error, Limits, invalid, jwt::JwtEntry, positive, secret};
 use crate::{
+    acs3::{AccessKey, Hosts},
     domain::Timestamp,
     identity::{
         Authenticator, CertificateName, Credentials, Identity, JwksFetcher, ListedCredentials, Mapping, Quota, Token,
-        acs3::{AccessKey, Hosts},
     },
     ram::{AttachedPolicy, Attachment, Document, Keys, Policies, Policy, Principal},
 };

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Error, invalid, positive, secret_source};
-use crate::region::{
+use crate::storage::{
     ForwardProxy,
     ecs::{Credentials, Profile, Settings},
     is_loopback,

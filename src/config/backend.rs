@@ -4,7 +4,7 @@ use super::{
     Config, Error, invalid,
     store::{RegionBackend, StoreSettings},
 };
-use crate::{domain::RegionId, region::ecs};
+use crate::{domain::RegionId, storage::ecs};
 
 /// The settings of all regions' backends.
 #[derive(Debug, Clone)]

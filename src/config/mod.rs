@@ -32,18 +32,16 @@ use std::{
     sync::Arc,
 };
 
-use figment::{
-    Figment,
-    providers::{Env, Format as _, Toml},
-};
-use serde::Deserialize;
-
 pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, PolicyEntry, PrincipalEntry, TokenEntry};
 pub use alibaba::Alibaba;
 pub use audit::Audit;
 pub use backend::Backend;
 pub use database::Database;
 pub use error::Error;
+use figment::{
+    Figment,
+    providers::{Env, Format as _, Toml},
+};
 pub use housekeeping::Housekeeping;
 pub use http::Http;
 pub use jwt::JwtEntry;
@@ -53,6 +51,7 @@ pub use network::Network;
 pub use openapi::OpenApi;
 pub use region::{Link, Region};
 pub use region_proxy::RegionProxy;
+use serde::Deserialize;
 pub use server::Server;
 pub use store::StoreSettings;
 pub use tls::Tls;
@@ -63,8 +62,9 @@ use self::{
     secret::{secret, secret_source},
 };
 use crate::{
+    acs3::Hosts,
     domain::{RegionId, Regions, relay::Topology},
-    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials, acs3::Hosts},
+    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials},
     ram,
 };
 

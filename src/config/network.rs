@@ -6,7 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Error, invalid, secret};
-use crate::region::{Exception, ForwardProxy};
+use crate::storage::{Exception, ForwardProxy};
 
 /// `[network]`: the forward proxy for the stores of regions and Alibaba Cloud. Variables such as `HTTPS_PROXY` are
 /// ignored.

@@ -8,7 +8,7 @@ use super::{
     region::{Checksum, Region, read_file},
     secret_source,
 };
-use crate::region::{
+use crate::storage::{
     AccessKeys, CredentialSource, Credentials, DockerEntry, Helper, Program, Provider, RegistryKey, RegistryLocation,
     S3Profile, read_docker_config,
 };

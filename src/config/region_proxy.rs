@@ -5,7 +5,7 @@ use url::Url;
 use super::{Config, Error};
 use crate::{
     domain::RegionId,
-    region::{ForwardProxy, Location, Provider},
+    storage::{ForwardProxy, Location, Provider},
 };
 
 /// The forward proxy of a region.

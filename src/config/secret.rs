@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Error, error::invalid};
-use crate::{domain::Secret, region::SecretSource};
+use crate::{domain::Secret, storage::SecretSource};
 
 /// Reads a secret from a variable or a file, of which at most one may be given. `keys` are their names in errors.
 pub(super) fn secret(

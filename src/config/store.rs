@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     domain::VerifyExisting,
-    region::{Access, CredentialSource, ForwardProxy, Location, ObjectLocation, RegistryLocation},
+    storage::{Access, CredentialSource, ForwardProxy, Location, ObjectLocation, RegistryLocation},
 };
 
 /// The backend of a region, with everything that is needed to reach it.

@@ -12,7 +12,7 @@ use url::Url;
 use super::{KeySet, KeySetError, SharedKeySet};
 use crate::{
     domain::{ForeignText, with_causes},
-    server_trust::{self, TrustError},
+    storage::server_trust::{self, TrustError},
 };
 
 /// Largest key set, in bytes.

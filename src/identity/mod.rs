@@ -2,7 +2,6 @@
 //!
 //! Authorization of the principals is decided by [`crate::ram`].
 
-pub mod acs3;
 mod authenticator;
 mod bearer;
 mod certificate;
@@ -14,6 +13,7 @@ mod revocation;
 
 use std::sync::Arc;
 
+use acs3::SignatureError;
 pub use authenticator::{Authenticator, Credentials};
 pub use bearer::{Token, Tokens};
 pub use certificate::{CertificateError, CertificateName, CertificateNameError, CertificateNames};
@@ -124,4 +124,14 @@ pub enum AuthError {
     /// The request was made before.
     #[error("the nonce was used before")]
     Replayed,
+}
+
+impl From<SignatureError> for AuthError {
+    fn from(error: SignatureError) -> Self {
+        match error {
+            SignatureError::UnknownKey => Self::Unknown,
+            SignatureError::Mismatch(reason) => Self::Signature(reason),
+            SignatureError::Stale { signed } => Self::Stale { signed },
+        }
+    }
 }

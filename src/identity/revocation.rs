@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Authenticator, CertificateName, Identity, acs3::AccessKeys};
+use acs3::{AccessKey, AccessKeys};
+
+use super::{Authenticator, CertificateName, Identity};
 use crate::ram::{Policies, Principal};
 
 /// The principals and credentials that a configuration lists, valid or not.
@@ -69,15 +71,15 @@ impl Authenticator {
         let certificates = self.certificates.iter().filter_map(|(name, identity)| {
             Some((name.clone(), listed.retain(identity, listed.certificates.get(name))?))
         });
-        let access_keys = self.access_keys.keys.iter().filter_map(|(id, key)| {
-            let holder = listed.retain(&key.holder, listed.access_keys.get(id))?;
-            Some((id.clone(), super::acs3::AccessKey { holder, ..key.clone() }))
+        let access_keys = self.access_keys.iter().filter_map(|key| {
+            let holder = listed.retain(&key.holder, listed.access_keys.get(&key.id))?;
+            Some(AccessKey { holder, ..key.clone() })
         });
         Self {
             tokens: tokens.collect(),
             issuers: issuers.collect(),
             certificates: certificates.collect(),
-            access_keys: AccessKeys { keys: access_keys.collect(), hosts: self.access_keys.hosts.clone() },
+            access_keys: AccessKeys::new(access_keys, self.access_keys.hosts().clone()),
         }
     }
 }

@@ -14,20 +14,27 @@ mod source_pool;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
-use hyper::body::Incoming;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, service::Routes};
-use tower::{ServiceBuilder, util::BoxCloneSyncService};
-
+use admin::AdminService;
 pub use admin::StatusPage;
 pub use auth_throttle::AuthThrottle;
+use grpc::{ImageHandlers, SyncHandlers};
+use http_api::{HttpApi, grpc_bridge::GrpcStack};
+use hyper::body::Incoming;
 pub use listener::{
     Listener, ListenerSettings,
     proxy::{ForwardedHeader, Proxies},
     tls::{Tls, TlsError, TlsSettings},
 };
 pub use middleware::{AuthenticateLayer, AuthorizeLayer, Deadlines, InFlightLimitLayer, QuotaLayer};
+use middleware::{
+    BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
+    RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
+};
+use source_pool::SourcePool;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
 use crate::{
     audit::Audit,
@@ -35,16 +42,8 @@ use crate::{
     db::Db,
     domain::Clock,
     identity::CurrentAuthenticator,
-    region::Backend,
+    storage::Backend,
 };
-use admin::AdminService;
-use grpc::{ImageHandlers, SyncHandlers};
-use http_api::{HttpApi, grpc_bridge::GrpcStack};
-use middleware::{
-    BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
-    RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
-};
-use source_pool::SourcePool;
 
 /// Largest request message, and largest response of the reflection service, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;

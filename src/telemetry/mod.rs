@@ -7,19 +7,12 @@ mod log_queue;
 pub mod logs;
 pub mod metrics;
 
-use std::{env, sync::OnceLock, time::Duration};
+use std::{env, time::Duration};
 
-use opentelemetry::{
-    KeyValue,
-    trace::{SpanKind, Tracer as _, TracerProvider as _},
-};
+use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
-use opentelemetry_sdk::{
-    Resource,
-    trace::{SdkTracer, SdkTracerProvider, Span},
-};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::Subscriber;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
     Layer,
     filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
@@ -38,9 +31,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The log filter without `RUST_LOG`.
 pub const DEFAULT_LOG: &str = "warn,appferry=info";
-
-/// Creates spans outside of `tracing`, for [`leaf`].
-static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// Why telemetry can't start.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +69,7 @@ impl Telemetry {
             Some(provider) => {
                 registry.with(trace_layer(provider)).try_init()?;
                 // Not set before: only the first subscriber gets here.
-                let _ = TRACER.set(provider.tracer(SCOPE));
+                instrumentation::set_tracer(provider.tracer(SCOPE));
             }
             // No layer instead of a layer that is `None`: with that, every library would create its spans for nothing.
             None => registry.try_init()?,
@@ -96,16 +86,6 @@ impl Telemetry {
         metrics::shutdown();
         logs::flush(LOG_FLUSH_TIMEOUT);
     }
-}
-
-/// A child of the current span that ends when it is dropped; `None` without an export.
-///
-/// It has no log events and no children. Meant for operations that happen thousands of times a second, where the
-/// bookkeeping of `tracing` would cost more than the span.
-pub fn leaf<const N: usize>(name: &'static str, kind: SpanKind, attributes: [KeyValue; N]) -> Option<Span> {
-    let tracer = TRACER.get()?;
-    let builder = tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
-    Some(tracer.build_with_context(builder, &tracing::Span::current().context()))
 }
 
 /// The layer that exports the spans of this crate, independent of the log filter.

@@ -6,10 +6,10 @@ use std::sync::{
 };
 
 use appferry::{
+    acs3::{self, SignedRequest},
     app::Role,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
     domain::{Secret, Timestamp},
-    identity::acs3::{self, SignedRequest},
 };
 use http::HeaderMap;
 use prost::Message as _;

@@ -8,7 +8,7 @@ use appferry::{
         Backoff, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
         Regions, RequestId, Targets, WorkerId,
     },
-    region::{
+    storage::{
         Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
     },
     worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS},

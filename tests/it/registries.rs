@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use appferry::{
     contract::v1::SynchronizationState,
     domain::{Descriptor, Digest, ImageName},
-    region::{
+    storage::{
         Chunk, Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
         Verdict, guard::Guard,
     },
@@ -284,7 +284,7 @@ async fn write_once(store: &RegistryStore, stage: &Stage, content: &[u8]) -> Res
 async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
     let registry = Registry::start().await;
     let content = noise(3 << 20, 1);
-    let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::region::Memory>::default());
+    let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::storage::Memory>::default());
     let redirect = |status: StatusCode, to: String| Action::Answer(status, vec![("location", to)], String::new());
     let proxy = Proxy::start(registry.address, move |seen: &ReceivedRequest| {
         let is_redirected = seen.writes_blob();
@@ -328,7 +328,7 @@ async fn who_was_overtaken_moves_no_tag() {
         let looks = request.method != Method::PUT && request.path.ends_with("/manifests/1");
         if looks { Action::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Action::Pass }
     });
-    let contended = store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await;
+    let contended = store(&proxy).publish(&stage(Arc::<appferry::storage::Memory>::default()), &tree()).await;
     assert!(matches!(contended, Err(Error::Contended(_))), "{contended:?}");
 
     // The response to `HEAD` may be stale.
@@ -336,5 +336,5 @@ async fn who_was_overtaken_moves_no_tag() {
         let looks = request.method == Method::HEAD && request.path.ends_with("/manifests/1");
         if looks { Action::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Action::Pass }
     });
-    store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await.expect("it is there");
+    store(&proxy).publish(&stage(Arc::<appferry::storage::Memory>::default()), &tree()).await.expect("it is there");
 }

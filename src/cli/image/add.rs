@@ -19,7 +19,7 @@ use crate::{
         add_image_request::ImageSpec as WireSpec,
     },
     domain::{ImageId, ImageKind, ImageName, Progress, with_causes},
-    region::{ImageSpec, Memory, Stage, Store, split_digest},
+    storage::{ImageSpec, Memory, Stage, Store, split_digest},
     worker::import,
 };
 

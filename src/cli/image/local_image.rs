@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use super::{Error, Result};
 use crate::{
     domain::{Digest, ForeignText, ImageKind, ImageName},
-    region::{Archive, DirStore, DiskFile, Source, split_digest},
+    storage::{Archive, DirStore, DiskFile, Source, split_digest},
 };
 
 /// An image of this machine.

@@ -26,8 +26,8 @@ use crate::{
     },
     db::{self, Db, ImageFilter, NameConflictPolicy},
     domain::{Clock, Content, Digest, EcsImageId, Image, ImageId, RegionId, Replica, Targets},
-    region::{Backend, Manifests},
     server::Dependencies,
+    storage::{Backend, Manifests},
 };
 
 /// Longest name, version and description of an image, in characters.

@@ -10,7 +10,7 @@ use crate::{
     },
     db,
     domain::{Image, ImageKind, is_unprintable},
-    region::ImageSpec,
+    storage::ImageSpec,
 };
 
 /// Maximum number of values of a filter.

@@ -7,7 +7,7 @@ use crate::{
         v1::{CommonErrorCode, ErrorCode},
     },
     domain::{Content, Digest, EcsImageId, FaultKind, ImageName, RegionId},
-    region::{self, Backend, Ecs, ImageSpec, Located, Manifests, Measure, RememberingSource, Store, Tree},
+    storage::{self, Backend, Ecs, ImageSpec, Located, Manifests, Measure, RememberingSource, Store, Tree},
 };
 
 const GIBIBYTE: u64 = 1 << 30;
@@ -84,7 +84,7 @@ fn invalid_spec(spec: &ImageSpec, description: String) -> ApiError {
     ApiError::invalid(Violation { field, description })
 }
 
-fn store_error(home: &RegionId, error: &region::Error) -> ApiError {
+fn store_error(home: &RegionId, error: &storage::Error) -> ApiError {
     let kind = if error.is_missing() { FaultKind::ImageNotFound } else { error.fault_kind() };
     ApiError::new(convert::fault_code(kind), format!("the home region {home}: {error}")).in_regions([home])
 }

@@ -15,8 +15,8 @@ use crate::{
     },
     db::{self, Db},
     domain::{Content, EcsStatus, Fault, FaultKind, ForeignText, Image, RegionId, RegionStatus},
-    region::{self, Backend, Inspection, MovedName, Store},
     server::{Dependencies, RETRY_AFTER},
+    storage::{self, Backend, Inspection, MovedName, Store},
 };
 
 /// Maximum number of images that are verified at the same time.
@@ -175,7 +175,7 @@ impl VerificationRun {
                 } else {
                     (store.name_of(image), MovedName::Damages)
                 };
-                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent, moved).await?)
+                Ok(storage::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent, moved).await?)
             }
             (Backend::Ecs(ecs), Content::Ecs) => {
                 let copies = self.verifier.state.ecs_copies(&[&image.id]).await?;

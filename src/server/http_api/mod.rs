@@ -13,14 +13,18 @@ use std::{
     time::Duration,
 };
 
+use actions::{ACTIONS, Action, ActionCall};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use grpc_bridge::GrpcStack;
 use http::{
     Method, Request, Response, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
+use parameters::{Parameters, invalid};
+use results::ResultEncoder;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
@@ -34,10 +38,6 @@ use crate::{
     contract::{ApiError, v1::CommonErrorCode},
     domain::ForeignText,
 };
-use actions::{ACTIONS, Action, ActionCall};
-use grpc_bridge::GrpcStack;
-use parameters::{Parameters, invalid};
-use results::ResultEncoder;
 
 /// The version of the original API.
 const VERSION: &str = "2023-07-01";

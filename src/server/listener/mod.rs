@@ -14,6 +14,10 @@ mod write_coalescing;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use admission::{Admission, ConnectionSlot};
+use connection::{CloseConditions, Connection};
+use proxy::Proxies;
+use tls::{ServerTls, Tls};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -22,10 +26,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Frontend;
-use admission::{Admission, ConnectionSlot};
-use connection::{CloseConditions, Connection};
-use proxy::Proxies;
-use tls::{ServerTls, Tls};
 
 /// Pause after `accept` failed, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

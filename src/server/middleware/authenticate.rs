@@ -32,7 +32,7 @@ use crate::{
     },
     db::Db,
     domain::{Clock, with_causes},
-    identity::{AuthError, Caller, CurrentAuthenticator, acs3},
+    identity::{AuthError, Caller, CurrentAuthenticator},
     server::{RETRY_AFTER, auth_throttle::AuthThrottle, listener::peer::Peer, source_pool::SourcePool},
 };
 
@@ -203,7 +203,7 @@ impl RequestAuthenticator {
             };
         };
         let (scheme, credential) = value.split_once(' ').unwrap_or((value, ""));
-        if scheme == acs3::SCHEME && (original.is_some() || !authenticator.access_keys().is_empty()) {
+        if scheme == acs3::SCHEME && (original.is_some() || authenticator.has_access_keys()) {
             // An unknown key is rejected before its message is buffered.
             let key = acs3::AuthorizationHeader::parse(request.headers()).map(|header| header.credential);
             return match key {
@@ -229,9 +229,9 @@ impl RequestAuthenticator {
             authority: head.uri.authority().map(http::uri::Authority::as_str),
         };
         let authenticator = Arc::clone(&self.authenticator.load());
-        let verified = authenticator.access_keys().verify(&signed, &content, self.clock.now())?;
-        match self.state.nonce_claim(&verified.nonce).await {
-            Ok(true) => Ok(verified.caller),
+        let (caller, nonce) = authenticator.signed(&signed, &content, self.clock.now())?;
+        match self.state.nonce_claim(&nonce).await {
+            Ok(true) => Ok(caller),
             Ok(false) => Err(AuthError::Replayed.into()),
             Err(error) => {
                 tracing::warn!(

@@ -15,8 +15,10 @@ use tonic::{Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
 
 use super::{message::MESSAGE_PREFIX_BYTES, request_id};
-use crate::contract::{ApiError, Contract, Violation};
-use crate::domain::RequestId;
+use crate::{
+    contract::{ApiError, Contract, Violation},
+    domain::RequestId,
+};
 
 /// Adds [`BodyLimit`]. `Limited` of http-body-util limits the size only, and its error is not the contract's.
 #[derive(Debug, Clone)]

@@ -23,7 +23,7 @@ use crate::{
     audit::{self, Audit},
     contract::{ApiError, Contract, v1::CommonErrorCode::NoPermission},
     domain::{Clock, RequestId, Timestamp},
-    identity::{AuthError, AuthMethod, Caller, CertificateNames, CurrentAuthenticator, acs3},
+    identity::{AuthError, AuthMethod, Caller, CertificateNames, CurrentAuthenticator},
     metrics, ram,
     server::listener::call_timer,
 };

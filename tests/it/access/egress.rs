@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use appferry::{
     domain::ImageName,
-    region::{
+    storage::{
         Credentials, Egress, Error, ForwardProxy, Location, RegistryClient, RegistryStore, Source as _, guard::Guard,
     },
 };

@@ -16,10 +16,9 @@ use std::{fmt, time::Duration};
 use cluster::Cluster;
 use ledger::Ledger;
 use rand::{SeedableRng as _, rngs::StdRng};
+pub use scenario::Scenario;
 
 use crate::harness::history;
-
-pub use scenario::Scenario;
 
 /// Lease duration of a claim.
 const LEASE: Duration = Duration::from_secs(3);

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
+    acs3::Nonce,
     db::{Db, Error},
     domain::{Digest, EcsCopy, EcsImageId, ImageName, ImageUse, RegionStatus, Stale, Timestamp},
-    identity::acs3::Nonce,
 };
 
 use super::{Fixture, LEASE, SHORT, add, ask, claim, claim_within, get, region, status, verify, worker};

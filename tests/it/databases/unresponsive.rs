@@ -8,12 +8,12 @@ use std::{
 };
 
 use appferry::{
+    acs3::Nonce,
     db::{
         ClaimRequest, Db, ImageFilter, LaneCapacity, NameConflictPolicy, Publication, ReadBlob, RegionName, Report,
         Settings, StrayUpload, SynchronizationFilter,
     },
     domain::{Digest, EcsCopy, Event, Fault, FaultKind, ImageId, ImageName, RegionId, Timestamp, Verification},
-    identity::acs3::Nonce,
 };
 use futures_util::future::BoxFuture;
 

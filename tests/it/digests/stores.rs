@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 use appferry::{
     contract::v1::{Intactness, VerifyImageRequest, VerifyImageResponse},
     domain::ImageName,
-    region::{Archive, MovedName, Source as _, verify},
+    storage::{Archive, MovedName, Source as _, verify},
 };
 use object_store::ObjectStoreExt as _;
 

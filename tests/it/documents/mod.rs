@@ -11,13 +11,13 @@ use std::{
 };
 
 use appferry::config::{Audit, Config, Housekeeping, Limits, Server, Worker};
+use session::tools;
 
 use crate::harness::{
     database::{Kind, empty},
     ecs::{Ecs, KEY},
     process::{APPFERRY, stdout},
 };
-use session::tools;
 
 const README: &str = include_str!("../../../README.md");
 const ALIBABA: &str = include_str!("../../../docs/alibaba-cloud.md");

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use appferry::{
+    acs3::{AuthorizationHeader, SignedRequest, signature},
     domain::Secret,
-    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};

@@ -15,7 +15,7 @@ use appferry::{
         Backoff, Content, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
         SynchronizationState, Targets, WorkerId, relay::Topology,
     },
-    region::{Backend, DirStore, Store, Stores, Tree},
+    storage::{Backend, DirStore, Store, Stores, Tree},
     worker::{Settings, Worker},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};

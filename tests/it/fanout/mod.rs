@@ -10,12 +10,12 @@ use appferry::{
     db::NewSynchronization,
     domain::{RegionStatus, SynchronizationState, Targets},
 };
+use fixture::{Fixture, LEASE, OTHERS, id};
 
 use crate::harness::{
     images::{self, noise},
     until,
 };
-use fixture::{Fixture, LEASE, OTHERS, id};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_source_is_read_once_for_all_regions() {

@@ -7,7 +7,7 @@ use std::sync::{
 
 use appferry::{
     domain::{Descriptor, Image, ImageName, Verification},
-    region::{
+    storage::{
         BlobChunks, Chunk, DirStore, ImageSpec, Located, Presence, Result, Source, Stage, Store, StoreKind, Tree,
     },
 };

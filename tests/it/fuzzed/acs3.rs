@@ -4,11 +4,9 @@
 use std::sync::Arc;
 
 use appferry::{
+    acs3::{self, AccessKey, Hosts, SignedRequest},
     domain::{Secret, Timestamp},
-    identity::{
-        AuthError, Authenticator, Credentials, Identity, Quota,
-        acs3::{self, AccessKey, Hosts, SignedRequest},
-    },
+    identity::{AuthError, Authenticator, Credentials, Identity, Quota},
     ram::Policies,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -48,7 +46,7 @@ pub fn run(data: &[u8]) {
     let query = query.unwrap_or_default();
     let verify = |headers: &HeaderMap, query: &str, content: &[u8]| {
         let request = SignedRequest { method, path, query, headers, authority: Some("localhost") };
-        directory.access_keys().verify(&request, content, now)
+        directory.signed(&request, content, now)
     };
     assert!(verify(&headers, query, content).is_err(), "it is not signed");
     // Then signs the same request properly, if that is possible.

@@ -1,7 +1,7 @@
 //! Fuzz target for `WWW-Authenticate` headers of registries: the parsed challenge is bounded, contained in the input,
 //! and survives a round trip.
 
-use appferry::region::Challenge;
+use appferry::storage::Challenge;
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
 
 fn read<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<Challenge> {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use appferry::{
     domain::{Algorithm, Descriptor, Digest, ImageName},
-    region::{BlobChunks, Error, Measure, Result, Source, Tree},
+    storage::{BlobChunks, Error, Measure, Result, Source, Tree},
 };
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use appferry::region::{Error, Source as _, Store as _};
+use appferry::storage::{Error, Source as _, Store as _};
 
 use super::{MANIFEST, answer, hostile, manifest, name, store, trap};
 use crate::harness::proxy::{Action, ReceivedRequest};

@@ -13,7 +13,7 @@ use std::sync::{
 
 use appferry::{
     domain::{Algorithm, Descriptor, ImageName},
-    region::{
+    storage::{
         Chunk, Credentials, Error, Location, Memory, RegistryClient, RegistryStore, Result, Source as _, Stage,
         Store as _, guard::Guard,
     },

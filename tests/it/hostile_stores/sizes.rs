@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, sync::Arc, time::Instant};
 use appferry::{
     client::Client,
     domain::{Descriptor, Digest, ImageName},
-    region::{
+    storage::{
         Access, AccessKeys, Chunk, DirStore, Error, Location, Source as _, Store as _, Tree, guard::Guard, open_bucket,
     },
 };

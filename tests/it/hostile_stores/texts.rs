@@ -19,7 +19,7 @@ use appferry::{
         image_service_server::{ImageService, ImageServiceServer},
     },
     domain::{Digest, ImageName, is_unprintable},
-    region::{DirStore, Error, Source as _, Store as _, Tree},
+    storage::{DirStore, Error, Source as _, Store as _, Tree},
 };
 use serde_json::json;
 use tokio::net::TcpListener;

@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use appferry::domain::{Event, Progress, Replica, Timestamp, Verification, Warnings, WorkerId};
 use stateright::{Checker as _, Model as _};
-
-use crate::harness::history::explain;
 use walk::Walk;
 use world::Machine;
+
+use crate::harness::history::explain;
 
 #[test]
 fn the_machine_holds_in_every_state_that_can_be_reached() {

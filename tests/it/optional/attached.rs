@@ -2,7 +2,7 @@
 
 use appferry::{
     domain::ImageName,
-    region::{DirStore, Source as _, Tree},
+    storage::{DirStore, Source as _, Tree},
 };
 use serde_json::{Value, json};
 

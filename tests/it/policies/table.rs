@@ -1,5 +1,6 @@
 //! Manually verified decisions, and documents that are rejected.
 
+use Outcome::{Allowed, Denied, NotAllowed};
 use appferry::ram::Document;
 use serde_json::{Value, json};
 
@@ -7,8 +8,6 @@ use super::{
     compare::{Typed, compile, keys},
     naive::{self, Call, Outcome},
 };
-
-use Outcome::{Allowed, Denied, NotAllowed};
 
 const SYNC: &str = "ehpc:SynchronizeApp";
 const GET: &str = "ehpc:GetImage";

@@ -19,10 +19,10 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use provider::Provider;
 use serde_json::{Value, json};
 
 use super::http_server::HttpServer;
-use provider::Provider;
 
 /// The access key id and secret that it accepts.
 pub const KEY: [&str; 2] = ["LTAI-ecs", "the-ecs-secret"];

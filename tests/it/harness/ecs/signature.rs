@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use appferry::{
+    acs3::{AuthorizationHeader, SignedRequest, signature},
     domain::{Secret, Timestamp},
-    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, request::Parts};
 use serde_json::{Value, json};

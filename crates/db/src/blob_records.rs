@@ -1,0 +1,119 @@
+//! Records of blobs that need no further verification: blobs that unfinished copies have written, and blobs that were
+//! read in a region and had their digest.
+
+use std::collections::HashSet;
+
+use domain::{Digest, ImageId, RegionId, Stale};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect as _, Set, sea_query::OnConflict};
+
+use super::{
+    Db, Result,
+    connections::{Reader, Transaction},
+    entity,
+    published::is_recorded,
+    replica::check_fence,
+};
+
+/// A blob at a location in a region's store.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadBlob<'a> {
+    /// The region.
+    pub region: &'a RegionId,
+    /// A repository or the prefix of a layout.
+    pub location: &'a str,
+    /// The blob.
+    pub blob: Digest,
+}
+
+impl Db {
+    /// Returns the blobs that copies of an image to a region have written since it was last visible there.
+    pub async fn blobs_written(&self, image: &ImageId, region: &RegionId) -> Result<HashSet<Digest>> {
+        use entity::written_blob::{Column, Entity};
+        let read = async |reader: Reader| {
+            let blobs: Vec<String> = Entity::find()
+                .select_only()
+                .column(Column::Blob)
+                .filter(Column::ImageId.eq(image.as_str()))
+                .filter(Column::RegionId.eq(region.as_str()))
+                .into_tuple()
+                .all(&reader)
+                .await?;
+            blobs.iter().map(|blob| Ok(entity::parse("written_blob.blob", blob)?)).collect()
+        };
+        self.0.connections.read(read).await
+    }
+
+    /// Records blobs that a copy has written, unless the claim with that fence was overtaken.
+    pub async fn blobs_record_written(
+        &self,
+        image: &ImageId,
+        region: &RegionId,
+        fence: u64,
+        blobs: &[Digest],
+    ) -> Result<std::result::Result<(), Stale>> {
+        use entity::written_blob::{ActiveModel, Column, Entity};
+        let record = async |txn: Transaction| {
+            let txn = &txn;
+            if check_fence(txn, image, region, fence).await?.is_none() {
+                return Ok(Err(Stale));
+            }
+            let rows = blobs.iter().map(|blob| ActiveModel {
+                image_id: Set(image.to_string()),
+                region_id: Set(region.to_string()),
+                blob: Set(blob.to_string()),
+            });
+            let conflict = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
+                .update_column(Column::Blob)
+                .to_owned();
+            Entity::insert_many(rows).on_conflict(conflict).exec_without_returning(txn).await?;
+            Ok(Ok(()))
+        };
+        if blobs.is_empty() {
+            return Ok(Ok(()));
+        }
+        self.0.connections.transaction(record).await
+    }
+
+    /// Returns what the store said of a blob when it was read and had its digest; `None` if it never was.
+    pub async fn blob_reading(&self, blob: ReadBlob<'_>) -> Result<Option<Option<String>>> {
+        let key = (blob.region.to_string(), blob.location.to_owned(), blob.blob.to_string());
+        let find = entity::read_blob::Entity::find_by_id(key);
+        let row = self.0.connections.read(async |reader| Ok(find.one(&reader).await?)).await?;
+        Ok(row.map(|row| row.witness))
+    }
+
+    /// Records that a blob was read and had its digest. `witness` is what its store says of it, which changes when it
+    /// is written again.
+    pub async fn blob_record_reading(&self, blob: ReadBlob<'_>, witness: Option<&str>) -> Result<()> {
+        use entity::read_blob::{ActiveModel, Column, Entity};
+        if !is_recorded(blob.location) {
+            return Ok(());
+        }
+        let record = async |txn: Transaction| {
+            let txn = &txn;
+            let row = ActiveModel {
+                region_id: Set(blob.region.to_string()),
+                location: Set(blob.location.to_owned()),
+                blob: Set(blob.blob.to_string()),
+                witness: Set(witness.map(str::to_owned)),
+            };
+            let conflict = OnConflict::columns([Column::RegionId, Column::Location, Column::Blob])
+                .update_column(Column::Witness)
+                .to_owned();
+            Entity::insert(row).on_conflict(conflict).exec_without_returning(txn).await?;
+            Ok(())
+        };
+        self.0.connections.transaction(record).await
+    }
+}
+
+/// Deletes the records of blobs that copies of an image have written, in one region or in all.
+pub(super) async fn forget_written(txn: &Transaction, image: &ImageId, region: Option<&RegionId>) -> Result<()> {
+    use entity::written_blob::{Column, Entity};
+    let mut delete = Entity::delete_many().filter(Column::ImageId.eq(image.as_str()));
+    if let Some(region) = region {
+        delete = delete.filter(Column::RegionId.eq(region.as_str()));
+    }
+    delete.exec(txn).await?;
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Stray uploads: their store failed to abort them, and no copy will resume them. The leader retries a few times.
+
+use std::time::Duration;
+
+use domain::RegionId;
+use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Set};
+use uuid::Uuid;
+
+use super::{
+    Db, Result,
+    connections::Transaction,
+    entity::stray_upload::{ActiveModel, Column, Entity, Model},
+};
+
+/// Maximum number of uploads of a region that are aborted in one round.
+const SWEEP: u64 = 64;
+
+/// An upload to abort.
+#[derive(Debug, Clone)]
+pub struct StrayUpload {
+    /// Its key in the database.
+    pub id: String,
+    /// The session in the store's own format; empty if it cannot be decrypted.
+    pub session: String,
+    /// Number of failed attempts to abort it since it was recorded.
+    pub attempts: u32,
+}
+
+/// Binds an encrypted session to its upload.
+fn context(region: &RegionId, id: &str) -> String {
+    format!("{region} {id}")
+}
+
+impl Db {
+    /// Records an upload that its store failed to abort. It is due at once.
+    pub async fn stray_upload_note(&self, region: &RegionId, session: &str) -> Result<()> {
+        let id = Uuid::now_v7().simple().to_string();
+        let Some(sealed) = self.0.seal.seal(&context(region, &id), session) else {
+            tracing::warn!(%region, "failed to encrypt the upload session for lack of randomness; the upload stays in its store");
+            return Ok(());
+        };
+        let now = self.time().await?.as_millis();
+        let insert = async |txn: Transaction| {
+            let row = ActiveModel {
+                id: Set(id.clone()),
+                region_id: Set(region.to_string()),
+                session: Set(sealed.clone()),
+                attempts: Set(0),
+                due_at: Set(now),
+            };
+            Entity::insert(row).exec_without_returning(&txn).await?;
+            Ok(())
+        };
+        self.0.connections.transaction(insert).await
+    }
+
+    /// Returns the uploads of a region that are due, in the order of their due times. One that is deferred for longer
+    /// than `longest` is due too: the database's clock was set back since.
+    pub async fn stray_uploads_due(&self, region: &RegionId, longest: Duration) -> Result<Vec<StrayUpload>> {
+        let now = self.time().await?;
+        let of_region = Entity::find().filter(Column::RegionId.eq(region.as_str()));
+        let is_due = Condition::any()
+            .add(Column::DueAt.lte(now.as_millis()))
+            .add(Column::DueAt.gt(now.after(longest).as_millis()));
+        let due = of_region.filter(is_due).order_by_asc(Column::DueAt).limit(SWEEP);
+        let rows: Vec<Model> = self.0.connections.read(async |reader| Ok(due.all(&reader).await?)).await?;
+        let parse = |row: Model| {
+            let session = self.0.seal.open(&context(region, &row.id), &row.session).unwrap_or_default();
+            StrayUpload { session, attempts: u32::try_from(row.attempts).unwrap_or(0), id: row.id }
+        };
+        Ok(rows.into_iter().map(parse).collect())
+    }
+
+    /// Records one more failed attempt to abort an upload, which is due again after `wait`.
+    pub async fn stray_upload_defer(&self, stray: &StrayUpload, wait: Duration) -> Result<()> {
+        let due = self.time().await?.after(wait).as_millis();
+        let attempts = i64::from(stray.attempts) + 1;
+        let update = async |txn: Transaction| {
+            let change = ActiveModel { attempts: Set(attempts), due_at: Set(due), ..ActiveModel::default() };
+            Entity::update_many().set(change).filter(Column::Id.eq(stray.id.as_str())).exec(&txn).await?;
+            Ok(())
+        };
+        self.0.connections.transaction(update).await
+    }
+
+    /// Deletes the record of an upload that is aborted, or that is not tried again.
+    pub async fn stray_upload_forget(&self, stray: &StrayUpload) -> Result<()> {
+        let delete = async |txn: Transaction| {
+            Entity::delete_by_id(stray.id.clone()).exec(&txn).await?;
+            Ok(())
+        };
+        self.0.connections.transaction(delete).await
+    }
+}

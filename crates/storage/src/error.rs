@@ -1,0 +1,483 @@
+//! The errors of stores, and whether a retry can help.
+
+use std::{io, time::Duration};
+
+use domain::{Algorithm, Digest, DigestError, FaultKind, ForeignText};
+
+use super::{CredentialsError, Refused, ecs, guard::Forbidden};
+
+/// The result of an operation on a store.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of an operation on a store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system reported an error.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// The attempted action.
+        action: &'static str,
+        /// The path acted on.
+        path: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The store's directory does not exist.
+    #[error("the directory {0} does not exist or is no directory; create or mount it")]
+    Vanished(ForeignText),
+    /// The store has no image of that name.
+    #[error("{0} is not there")]
+    ImageMissing(ForeignText),
+    /// A blob of an image is missing.
+    #[error("the blob {digest} of {image} is not there")]
+    BlobMissing {
+        /// The missing blob.
+        digest: Digest,
+        /// The image's name.
+        image: String,
+    },
+    /// The bytes do not match their digest.
+    #[error("the blob {expected} of {image} does not have that digest: its bytes have {actual}")]
+    DigestMismatch {
+        /// The image's name.
+        image: String,
+        /// The digest that was requested.
+        expected: Digest,
+        /// The digest of the bytes. Boxed because two digests would make every result large.
+        actual: Box<Digest>,
+    },
+    /// The number of bytes is wrong.
+    #[error("the blob {digest} of {image} has {actual} bytes and should have {expected}")]
+    SizeMismatch {
+        /// The image's name.
+        image: String,
+        /// The blob's digest.
+        digest: Digest,
+        /// The size by the descriptor, in bytes.
+        expected: u64,
+        /// The number of bytes received, which may be a lower bound.
+        actual: u64,
+    },
+    /// A layout, an index or a manifest violates the OCI specifications or a limit.
+    #[error("{what} can't be used: {reason}")]
+    Malformed {
+        /// The rejected content.
+        what: ForeignText,
+        /// The violation.
+        reason: ForeignText,
+    },
+    /// Another image has the name already.
+    #[error("there is another image called {0} already; choose another id")]
+    Occupied(ForeignText),
+    /// Another client's image has the name.
+    #[error(
+        "{name} shows {there}, which this service did not put there; remove that, or synchronize again with overwrite to replace it"
+    )]
+    Foreign {
+        /// The reference by which the image is pulled.
+        name: ForeignText,
+        /// A description of the content there.
+        there: ForeignText,
+    },
+    /// The store rejects an index that refers to missing entries.
+    #[error(
+        "{absent} entries of the image's index were not there when it was registered, and the region takes no such index; push them to the home region and register it again, or synchronize it to other regions: {source}"
+    )]
+    Incomplete {
+        /// The number of missing entries.
+        absent: usize,
+        /// The store's response.
+        source: Box<Error>,
+    },
+    /// A registry does not support the algorithm of a digest.
+    #[error(
+        "the registry does not take the digest {digest}: {source}; carry the image to a registry that supports {}, or push it with digests by {}",
+        .digest.algorithm(), Algorithm::CANONICAL
+    )]
+    DigestUnsupported {
+        /// The digest that it rejected.
+        digest: Digest,
+        /// The registry's response.
+        source: Box<Error>,
+    },
+    /// There is not enough free space.
+    #[error("{needed} bytes are needed and {available} are free that no other copy has reserved")]
+    NoSpace {
+        /// The bytes that the copy needs.
+        needed: u64,
+        /// The free bytes, less those that are kept free or reserved for other copies.
+        available: u64,
+    },
+    /// Operations on a directory hang.
+    #[error(
+        "{pending} operations on the directory {directory} have not returned; its disk or its server does not respond"
+    )]
+    Unresponsive {
+        /// The store's directory.
+        directory: ForeignText,
+        /// The number of operations that have not returned.
+        pending: usize,
+    },
+    /// A registry or an object store responded with a failure status.
+    #[error("{what}: {status}{detail}")]
+    Status {
+        /// The request.
+        what: ForeignText,
+        /// The response's status.
+        status: http::StatusCode,
+        /// The response's description of the error, with a leading separator.
+        detail: ForeignText,
+        /// The wait that the response requests.
+        retry_after: Option<Duration>,
+    },
+    /// An object store refused a request with a reason.
+    #[error("{what}: {source}")]
+    Refused {
+        /// The request.
+        what: ForeignText,
+        /// The store's reason.
+        source: Box<Refused>,
+    },
+    /// The store's bytes differ from those sent.
+    #[error("{what}: what the store has of it does not have the digest {digest}; it is written again")]
+    WrittenWrong {
+        /// The written content.
+        what: ForeignText,
+        /// The expected digest.
+        digest: Digest,
+    },
+    /// The credentials can't be loaded.
+    #[error("the region's credentials: {0}")]
+    Credentials(Box<CredentialsError>),
+    /// A registry or an object store can't be reached, or the connection was lost.
+    #[error("{what}: {problem}")]
+    Transport {
+        /// The request.
+        what: ForeignText,
+        /// The innermost cause.
+        problem: ForeignText,
+    },
+    /// A copy by ECS failed.
+    #[error(transparent)]
+    Ecs(Box<ecs::Error>),
+    /// A store referred to a forbidden address.
+    #[error("{what}: {source}")]
+    Forbidden {
+        /// The request.
+        what: ForeignText,
+        /// The address, and why it is forbidden.
+        source: Forbidden,
+    },
+    /// A store redirected to another host, which is not contacted.
+    #[error("{what}: it points to {to}, {advice}")]
+    Elsewhere {
+        /// The request.
+        what: ForeignText,
+        /// The target of the redirect.
+        to: ForeignText,
+        /// Why the target is not contacted, and how to change that.
+        advice: &'static str,
+    },
+    /// An upload that an earlier attempt began is gone or invalid.
+    #[error("{0}: the upload that was begun is gone; it begins anew")]
+    UploadGone(ForeignText),
+    /// A registry redirected an upload after its bytes were consumed. They are read again and sent to the target.
+    #[error("{what}: it points to {to}; the bytes are sent there from where the request began")]
+    Redirected {
+        /// The request.
+        what: ForeignText,
+        /// The target of the redirect.
+        to: ForeignText,
+    },
+    /// A registry rejects the way in which a blob was sent. The blob is sent in another way.
+    #[error("{0}; the blob is sent in another way")]
+    UploadMode(ForeignText),
+    /// The claim of the copy is lost.
+    #[error("the claim is not good any more")]
+    Overtaken,
+    /// Another client changed the content concurrently.
+    #[error("{0} was changed by somebody else while it was written")]
+    Contended(ForeignText),
+    /// The database can't be read or written for the journal of the claim.
+    #[error("the database: {0}")]
+    Journal(String),
+    /// The stream of bytes ended early. Its sender reports the cause.
+    #[error("the bytes stopped coming")]
+    Interrupted,
+    /// An operation exceeded its time limit.
+    #[error("{0} took too long")]
+    Stalled(&'static str),
+}
+
+/// The code of a registry that does not find the blobs of a manifest (OCI distribution specification, "Error Codes").
+/// They were sent before, so the registry lost one, or another client writes the same one concurrently.
+const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
+
+/// The prefix of the codes for errors in a manifest's content.
+const OF_MANIFEST: &str = "MANIFEST_";
+
+/// Texts in responses with status 403 that are transient: rate limits and clock skew.
+const PASSING: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
+
+fn is_passing(detail: &str) -> bool {
+    let detail = detail.to_lowercase();
+    PASSING.iter().any(|known| detail.contains(known))
+}
+
+/// Whether a retry can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A retry may succeed.
+    Retry,
+    /// A retry fails until a person changes something.
+    Fail,
+}
+
+impl Verdict {
+    fn retry_if(transient: bool) -> Self {
+        if transient { Self::Retry } else { Self::Fail }
+    }
+}
+
+impl From<CredentialsError> for Error {
+    fn from(error: CredentialsError) -> Self {
+        Self::Credentials(Box::new(error))
+    }
+}
+
+impl From<ecs::Error> for Error {
+    fn from(error: ecs::Error) -> Self {
+        Self::Ecs(Box::new(error))
+    }
+}
+
+impl Error {
+    pub(super) fn io(action: &'static str, path: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(super) fn malformed(what: impl Into<ForeignText>, reason: impl std::fmt::Display) -> Self {
+        Self::Malformed { what: what.into(), reason: ForeignText::new(reason) }
+    }
+
+    pub(super) fn digest(what: impl Into<ForeignText>) -> impl FnOnce(DigestError) -> Self {
+        let what = what.into();
+        move |error| Self::malformed(what, error)
+    }
+
+    /// Whether a retry can help.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                // A file system with a disk error is read-only until it is repaired: the store counts as unavailable.
+                Kind::PermissionDenied
+                | Kind::NotADirectory
+                | Kind::IsADirectory
+                | Kind::FileTooLarge
+                | Kind::InvalidInput
+                | Kind::InvalidFilename => Verdict::Fail,
+                _ => Verdict::Retry,
+            },
+            // RFC 9110: these statuses are transient. A missing upload has expired.
+            Self::Status { status, detail, retry_after, .. } => match status.as_u16() {
+                408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
+                403 if retry_after.is_some() || is_passing(detail) => Verdict::Retry,
+                // The next attempt checks again which blobs are missing, and sends those.
+                400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
+                _ => Verdict::Fail,
+            },
+            Self::Ecs(error) => error.verdict(),
+            Self::Credentials(error) => Verdict::retry_if(error.is_transient()),
+            Self::Refused { source, .. } => Verdict::retry_if(source.is_transient()),
+            Self::Vanished(_)
+            | Self::Interrupted
+            | Self::Stalled(_)
+            | Self::Transport { .. }
+            | Self::UploadGone(_)
+            | Self::UploadMode(_)
+            | Self::Redirected { .. }
+            | Self::WrittenWrong { .. }
+            | Self::Overtaken
+            | Self::Contended(_)
+            | Self::Journal(_)
+            | Self::NoSpace { .. }
+            | Self::Unresponsive { .. } => Verdict::Retry,
+            Self::ImageMissing(_)
+            | Self::BlobMissing { .. }
+            | Self::DigestMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::Malformed { .. }
+            | Self::Incomplete { .. }
+            | Self::DigestUnsupported { .. }
+            | Self::Forbidden { .. }
+            | Self::Elsewhere { .. }
+            | Self::Occupied(_)
+            | Self::Foreign { .. } => Verdict::Fail,
+        }
+    }
+
+    /// Whether the cause may be the network or a server that has not seen yet what was pushed to another: damaged
+    /// content, or a missing part. Reads over a network are retried a few times for these.
+    #[must_use]
+    pub fn may_be_outdated(&self) -> bool {
+        matches!(
+            self,
+            Self::ImageMissing(_) | Self::BlobMissing { .. } | Self::DigestMismatch { .. } | Self::SizeMismatch { .. }
+        )
+    }
+
+    /// Converts a failure by which a registry may reject the algorithm of `digest` into [`Error::DigestUnsupported`];
+    /// returns other errors unchanged. No code is defined for that, and every registry supports SHA-256.
+    pub(super) fn about_digest(self, digest: Digest) -> Self {
+        let refuses = match &self {
+            Self::Status { status, detail, .. } => {
+                matches!(status.as_u16(), 400 | 422) && !detail.contains(OF_MANIFEST)
+            }
+            _ => false,
+        };
+        if refuses && digest.algorithm() != Algorithm::CANONICAL {
+            Self::DigestUnsupported { digest, source: Box::new(self) }
+        } else {
+            self
+        }
+    }
+
+    /// Whether the blob must be sent again, in another way or to another place. This happens at most a few times,
+    /// without a wait.
+    #[must_use]
+    pub fn is_resent(&self) -> bool {
+        matches!(self, Self::UploadMode(_) | Self::Redirected { .. })
+    }
+
+    /// Whether a registry rejected a manifest because it does not find the blobs.
+    pub(super) fn is_blob_unknown(&self) -> bool {
+        matches!(self, Self::Status { detail, .. } if detail.contains(MANIFEST_BLOB_UNKNOWN))
+    }
+
+    /// Whether the store is full. Space may be freed at any time, so the copy is retried.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Refused { source, .. } => source.is_full(),
+            Self::Io { source, .. } => matches!(source.kind(), Kind::StorageFull | Kind::QuotaExceeded),
+            _ => false,
+        }
+    }
+
+    /// The wait that the store requests, if it does.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::Refused { source, .. } => source.retry_after,
+            Self::Ecs(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// The party that has to act on the error.
+    #[must_use]
+    pub fn fault_kind(&self) -> FaultKind {
+        if let Self::Ecs(error) = self { error.fault_kind() } else { FaultKind::Store }
+    }
+
+    /// Whether the image or a part of it is missing.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::ImageMissing(_) | Self::BlobMissing { .. } => true,
+            Self::Ecs(error) => error.is_source_missing(),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use domain::Digest;
+    use rustix::io::Errno;
+
+    use super::{Error, Verdict};
+
+    fn io_error(errno: Errno) -> Error {
+        Error::io("writing", "a")(io::Error::from_raw_os_error(errno.raw_os_error()))
+    }
+
+    #[test]
+    fn a_full_store_is_tried_again() {
+        let no_space = Error::NoSpace { needed: 2, available: 1 };
+        for error in [no_space, io_error(Errno::NOSPC), io_error(Errno::DQUOT)] {
+            assert!(error.is_full() && error.verdict() == Verdict::Retry, "{error}");
+        }
+        assert!(!io_error(Errno::IO).is_full());
+    }
+
+    #[test]
+    fn what_is_forbidden_for_a_while_is_tried_again() {
+        let forbidden = |detail: &str, retry_after| Error::Status {
+            what: "GET /".into(),
+            status: http::StatusCode::FORBIDDEN,
+            detail: detail.into(),
+            retry_after,
+        };
+        let wait = Some(std::time::Duration::from_secs(1));
+        for (detail, retry_after, verdict) in [
+            (": DENIED requested access is denied", None, Verdict::Fail),
+            (": DENIED You have exceeded a secondary Rate Limit", None, Verdict::Retry),
+            (": TOOMANYREQUESTS", None, Verdict::Retry),
+            (": RequestTimeTooSkewed", None, Verdict::Retry),
+            ("", wait, Verdict::Retry),
+            ("", None, Verdict::Fail),
+        ] {
+            assert_eq!(forbidden(detail, retry_after).verdict(), verdict, "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_unsupported_where_its_algorithm_may_be() {
+        let refused = |status: u16, detail: &str| Error::Status {
+            what: "PUT /".into(),
+            status: http::StatusCode::from_u16(status).expect("a status"),
+            detail: detail.into(),
+            retry_after: None,
+        };
+        let (short, long) = (Digest::Sha256([7; 32]), Digest::Sha512([7; 64]));
+        for (status, detail, digest, unsupported) in [
+            (400, ": DIGEST_INVALID provided digest did not match", long, true),
+            (422, "", long, true),
+            (400, ": DIGEST_INVALID provided digest did not match", short, false),
+            (400, ": MANIFEST_BLOB_UNKNOWN blob unknown to registry", long, false),
+            (400, ": MANIFEST_INVALID", long, false),
+            (401, "", long, false),
+            (404, ": BLOB_UPLOAD_UNKNOWN", long, false),
+            (500, "", long, false),
+        ] {
+            let error = refused(status, detail).about_digest(digest);
+            assert_eq!(matches!(error, Error::DigestUnsupported { .. }), unsupported, "{error}");
+            if unsupported {
+                let text = error.to_string();
+                assert!(text.contains(&digest.to_string()) && text.contains("supports sha512"), "{text}");
+                assert_eq!(error.verdict(), Verdict::Fail);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_operating_system_lacks_for_a_while_is_tried_again() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT, Errno::ROFS] {
+            assert_eq!(io_error(errno).verdict(), Verdict::Retry, "{errno}");
+        }
+        for errno in [Errno::ACCESS, Errno::NAMETOOLONG] {
+            assert_eq!(io_error(errno).verdict(), Verdict::Fail, "{errno}");
+        }
+        let hangs = Error::Unresponsive { directory: "/srv/apps".into(), pending: 16 };
+        assert_eq!(hangs.verdict(), Verdict::Retry);
+    }
+}

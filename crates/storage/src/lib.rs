@@ -1,0 +1,133 @@
+//! The stores of the regions' images, behind one trait. Only this module knows how bytes are stored. It does not know
+//! the API, the database or protobuf.
+
+mod activity;
+mod answer;
+mod archive;
+mod attachments;
+mod bounded_source;
+mod budget;
+mod dir;
+mod disk;
+pub mod ecs;
+mod egress;
+mod entry;
+mod error;
+mod exchange;
+mod file_part;
+pub mod guard;
+mod journal;
+mod layout;
+mod lenders;
+mod location;
+mod neighbors;
+mod object;
+mod pinned;
+mod references;
+mod referrers;
+mod registry;
+mod remembering_source;
+mod request_span;
+mod secret_file;
+pub mod server_trust;
+mod space;
+mod store;
+mod tree;
+mod verify;
+mod walk;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+pub use activity::Activity;
+pub use archive::Archive;
+pub use bounded_source::BoundedSource;
+pub use budget::MAX_MANIFEST_BYTES;
+pub use dir::DirStore;
+pub use disk::DiskFile;
+use domain::RegionId;
+pub use ecs::Ecs;
+pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted, ProxyTrial};
+pub use entry::{Entry, EntryError};
+pub use error::{Error, Result, Verdict};
+pub use exchange::{Exchange, Exchanged};
+pub use journal::{Journal, Memory, Witness};
+pub use lenders::Lenders;
+pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
+pub use neighbors::Neighbors;
+pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
+pub use pinned::split_digest;
+pub use referrers::{Listing, ReferrersIndex};
+pub use registry::{
+    Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
+    DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,
+};
+pub use remembering_source::{Manifests, RememberingSource};
+pub use secret_file::{SecretFileError, SecretSource};
+pub use space::Reservation;
+pub use store::{BlobChunks, Chunk, ImageSpec, Located, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
+pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
+pub use verify::{Inspection, MovedName, verify};
+
+/// The size of a chunk of a blob, in bytes.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// The storage of all configured regions.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// Stores of blobs, which this service copies.
+    Stores(Stores),
+    /// Regions of Alibaba Cloud, where ECS copies the images.
+    Ecs(Ecs),
+}
+
+impl Backend {
+    /// The store of a region; `None` if it has none.
+    #[must_use]
+    pub fn store(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
+        match self {
+            Self::Stores(stores) => stores.get(region),
+            Self::Ecs(_) => None,
+        }
+    }
+
+    /// Whether the region is configured.
+    #[must_use]
+    pub fn has(&self, region: &RegionId) -> bool {
+        match self {
+            Self::Stores(stores) => stores.get(region).is_some(),
+            Self::Ecs(ecs) => ecs.has(region),
+        }
+    }
+
+    /// The regions, sorted, each with the name of its kind.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<(&RegionId, &'static str)> {
+        match self {
+            Self::Stores(stores) => stores.iter().map(|(region, store)| (region, store.kind().as_str())).collect(),
+            Self::Ecs(ecs) => ecs.regions().map(|region| (region, "ecs")).collect(),
+        }
+    }
+}
+
+/// The stores of all configured regions. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Stores(Arc<BTreeMap<RegionId, Arc<dyn Store>>>);
+
+impl Stores {
+    /// Creates the set from the regions and their stores.
+    #[must_use]
+    pub fn new(stores: impl IntoIterator<Item = (RegionId, Arc<dyn Store>)>) -> Self {
+        Self(Arc::new(stores.into_iter().collect()))
+    }
+
+    /// The store of a region; `None` if the region is not configured.
+    #[must_use]
+    pub fn get(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
+        self.0.get(region)
+    }
+
+    /// The regions, sorted, each with its store.
+    pub fn iter(&self) -> impl Iterator<Item = (&RegionId, &Arc<dyn Store>)> {
+        self.0.iter()
+    }
+}

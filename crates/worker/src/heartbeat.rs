@@ -1,0 +1,89 @@
+//! Renews the leases of a copy job and detects lost claims.
+
+use std::{sync::Arc, time::Duration};
+
+use db::Db;
+use domain::{ImageId, RegionId};
+use tokio::time::Instant;
+
+use super::transfer::Meter;
+
+/// A claim whose lease is renewed.
+#[derive(Debug, Clone)]
+pub struct LeasedCopy {
+    /// The region.
+    pub region: RegionId,
+    /// The fence of the claim.
+    pub fence: u64,
+    /// The progress of the copy, which is stored with each renewal.
+    pub meter: Arc<Meter>,
+}
+
+/// The times of renewal of a job's claims.
+#[derive(Debug)]
+pub struct Heartbeat {
+    image: ImageId,
+    lease: Duration,
+    interval: Duration,
+    next: Instant,
+    renewed: Instant,
+}
+
+impl Heartbeat {
+    /// The heartbeat of claims that were just acquired.
+    pub fn new(image: ImageId, lease: Duration, interval: Duration) -> Self {
+        let now = Instant::now();
+        Self { image, lease, interval, next: now + interval, renewed: now }
+    }
+
+    /// Waits for the next beat and renews the leases. Returns the claims that are lost: canceled, taken over, or not
+    /// renewed within the lease. Cancel safe: the time of the next beat does not move.
+    pub async fn beat(&mut self, state: &Db, copies: &[LeasedCopy]) -> Vec<RegionId> {
+        tokio::time::sleep_until(self.next).await;
+        let claims: Vec<_> = copies.iter().map(|copy| (copy.region.clone(), copy.fence, copy.meter.read())).collect();
+        let start = Instant::now();
+        let renewed = state.replica_renew(&self.image, self.lease, &claims).await;
+        self.next = Instant::now() + self.interval;
+        match renewed {
+            Ok(lost) => {
+                self.renewed = start;
+                lost
+            }
+            Err(error) if self.renewed.elapsed() >= self.lease => {
+                tracing::warn!(%error, image = %self.image, "lease expired: failed to renew it in time; stopping the copies");
+                copies.iter().map(|copy| copy.region.clone()).collect()
+            }
+            Err(error) => {
+                tracing::warn!(%error, image = %self.image, "failed to renew leases; will retry");
+                Vec::new()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use db::testing::TestDb;
+
+    use super::Heartbeat;
+
+    /// Regions that finish one after the other cancel the wait for the beat; the beat must come at its time regardless.
+    #[tokio::test]
+    async fn a_beat_that_is_interrupted_comes_in_its_time() {
+        let fixture = TestDb::open([], |settings| settings).await;
+        let interval = Duration::from_millis(100);
+        let mut heartbeat = Heartbeat::new("a".parse().expect("an id"), interval * 10, interval);
+        let three_beats = async {
+            let mut beats = 0;
+            while beats < 3 {
+                if tokio::time::timeout(interval / 3, heartbeat.beat(&fixture.db, &[])).await.is_ok() {
+                    beats += 1;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), three_beats).await.expect("the beats come");
+        fixture.end().await;
+    }
+}
