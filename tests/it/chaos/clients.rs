@@ -2,6 +2,7 @@
 //! cancels one.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -30,6 +31,9 @@ use crate::harness::{
 const CLIENTS: usize = 8;
 /// How many of the newest images are requested.
 const WINDOW: usize = 24;
+/// Calls of a client that may be in progress at once. Without a limit, a machine that is too slow for the load falls
+/// behind further and further: every copy is slower then, and more of them stall and are retried.
+const MAX_OPEN: usize = 32;
 /// Deadline of one call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -73,7 +77,7 @@ pub fn start(cluster: &Cluster, ledger: &Ledger, seed: u64) -> Clients {
     });
     let tasks = (0..CLIENTS).map(|number| {
         let random = StdRng::seed_from_u64(seed ^ (number as u64 + 1) << 32);
-        tokio::spawn(Client { shared: Arc::clone(&shared), number, random }.run())
+        tokio::spawn(Client { shared: Arc::clone(&shared), number, random, open: VecDeque::new() }.run())
     });
     Clients { tasks: tasks.collect(), shared: Arc::clone(&shared) }
 }
@@ -158,16 +162,19 @@ impl Shared {
 
     /// Waits until a call has ended.
     async fn wait_until_ended(&self, index: usize) {
-        let request_id = self.ledger.entries()[index].request_id.clone();
         for attempt in 0.. {
-            let request = GetSynchronizationRequest { request_id: request_id.clone() };
-            if let Ok(found) = self.app_sync(attempt).get_synchronization(request).await
-                && found.into_inner().synchronization.is_some_and(|s| s.finish_time.is_some())
-            {
+            if self.has_ended(index, attempt).await {
                 return;
             }
             continue_soon().await;
         }
+    }
+
+    /// Returns whether a call is known to have ended.
+    async fn has_ended(&self, index: usize, server: usize) -> bool {
+        let request = GetSynchronizationRequest { request_id: self.ledger.request_id(index) };
+        let found = self.app_sync(server).get_synchronization(request).await;
+        found.is_ok_and(|found| found.into_inner().synchronization.is_some_and(|s| s.finish_time.is_some()))
     }
 
     /// Returns one of the newest images.
@@ -203,7 +210,7 @@ impl Shared {
 
     /// Cancels a call, retrying until that is answered.
     pub async fn cancel(&self, index: usize) {
-        let request_id = self.ledger.entries()[index].request_id.clone();
+        let request_id = self.ledger.request_id(index);
         self.ledger.canceling(index);
         for attempt in index.. {
             let request = CancelSynchronizationRequest { request_id: request_id.clone() };
@@ -231,6 +238,8 @@ struct Client {
     shared: Arc<Shared>,
     number: usize,
     random: StdRng,
+    /// Its calls that may be in progress, oldest first.
+    open: VecDeque<usize>,
 }
 
 impl Client {
@@ -252,6 +261,7 @@ impl Client {
             let token = format!("client-{}-{calls}", self.number);
             let index = self.shared.call(&app, &targets, &token).await;
             if let Some(index) = index {
+                self.open.push_back(index);
                 if self.random.random_bool(0.03) {
                     self.shared.cancel(index).await;
                 }
@@ -267,6 +277,18 @@ impl Client {
             }
             let rest = self.shared.rest.load(Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(self.random.random_range(rest / 2..=rest * 3 / 2))).await;
+            self.wait_for_room().await;
+        }
+    }
+
+    /// Waits until fewer than [`MAX_OPEN`] of its calls are in progress, or the run ends.
+    async fn wait_for_room(&mut self) {
+        while self.open.len() >= MAX_OPEN && !self.shared.done.load(Ordering::Relaxed) {
+            if self.shared.has_ended(self.open[0], self.random.random_range(0..self.shared.addresses.len())).await {
+                self.open.pop_front();
+            } else {
+                continue_soon().await;
+            }
         }
     }
 }

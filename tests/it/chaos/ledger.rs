@@ -45,6 +45,10 @@ impl Ledger {
         self.0.lock().expect("no panic").1.clone()
     }
 
+    pub fn request_id(&self, index: usize) -> String {
+        self.0.lock().expect("no panic").1[index].request_id.clone()
+    }
+
     pub fn count(&self) -> usize {
         self.0.lock().expect("no panic").1.len()
     }
