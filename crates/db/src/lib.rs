@@ -37,8 +37,8 @@ mod sql;
 mod stray_upload;
 mod synchronization;
 mod system_clock;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
+#[cfg(test)]
+pub(crate) mod testing;
 mod upload;
 mod watchers;
 

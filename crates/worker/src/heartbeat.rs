@@ -65,25 +65,32 @@ impl Heartbeat {
 mod tests {
     use std::time::Duration;
 
-    use db::testing::TestDb;
+    use db::{Db, Settings};
+    use domain::Regions;
+    use tokio_util::sync::CancellationToken;
 
     use super::Heartbeat;
 
     /// Regions that finish one after the other cancel the wait for the beat; the beat must come at its time regardless.
     #[tokio::test]
     async fn a_beat_that_is_interrupted_comes_in_its_time() {
-        let fixture = TestDb::open([], |settings| settings).await;
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = Settings::new(format!("sqlite://{}/state.db", directory.path().display()));
+        db::migrate(&settings).await.expect("the schema");
+        let (regions, stop) = (Regions::new("home".parse().expect("an id"), []), CancellationToken::new());
+        let (db, tasks) = Db::open(&settings, regions, stop.clone()).await.expect("a database");
         let interval = Duration::from_millis(100);
         let mut heartbeat = Heartbeat::new("a".parse().expect("an id"), interval * 10, interval);
         let three_beats = async {
             let mut beats = 0;
             while beats < 3 {
-                if tokio::time::timeout(interval / 3, heartbeat.beat(&fixture.db, &[])).await.is_ok() {
+                if tokio::time::timeout(interval / 3, heartbeat.beat(&db, &[])).await.is_ok() {
                     beats += 1;
                 }
             }
         };
         tokio::time::timeout(Duration::from_secs(60), three_beats).await.expect("the beats come");
-        fixture.end().await;
+        stop.cancel();
+        tasks.join().await;
     }
 }

@@ -153,7 +153,7 @@ fn questions(state: &Db) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
 /// Returns the methods of `Db` that query the database, parsed from its source.
 fn methods() -> BTreeSet<String> {
     let mut methods = BTreeSet::new();
-    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/db"))];
+    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/crates/db/src"))];
     let mut files = Vec::new();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).expect("the source") {
