@@ -1,4 +1,4 @@
-//! What the service measures: its instruments, and spans that cost little.
+//! The instruments of the service, and spans that cost little.
 //!
 //! The root package exports them; nothing is recorded without an export.
 
