@@ -7,13 +7,14 @@ mod stores;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-pub use shutdown::Shutdown;
-pub use stores::backend;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+
+pub use shutdown::Shutdown;
+pub use stores::backend;
 
 use self::frontend::{Frontend, Sockets, bind_admin};
 use crate::{

@@ -23,11 +23,12 @@ mod watch;
 
 use std::time::Duration;
 
-pub use connect::{AuthInterceptor, Builder};
-pub use error::Error;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
 use uuid::Uuid;
+
+pub use connect::{AuthInterceptor, Builder};
+pub use error::Error;
 pub use watch::Watch;
 
 pub use crate::contract::ApiErrorResponse;

@@ -32,16 +32,18 @@ use std::{
     sync::Arc,
 };
 
+use figment::{
+    Figment,
+    providers::{Env, Format as _, Toml},
+};
+use serde::Deserialize;
+
 pub use access::{AccessKeyEntry, ClaimsEntry, GroupEntry, PolicyEntry, PrincipalEntry, TokenEntry};
 pub use alibaba::Alibaba;
 pub use audit::Audit;
 pub use backend::Backend;
 pub use database::Database;
 pub use error::Error;
-use figment::{
-    Figment,
-    providers::{Env, Format as _, Toml},
-};
 pub use housekeeping::Housekeeping;
 pub use http::Http;
 pub use jwt::JwtEntry;
@@ -51,7 +53,6 @@ pub use network::Network;
 pub use openapi::OpenApi;
 pub use region::{Link, Region};
 pub use region_proxy::RegionProxy;
-use serde::Deserialize;
 pub use server::Server;
 pub use store::StoreSettings;
 pub use tls::Tls;

@@ -8,11 +8,12 @@ mod error_table;
 
 use std::sync::OnceLock;
 
+use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
+
 pub use api_error::{ApiError, Violation, pack_any};
 pub use api_error_response::ApiErrorResponse;
 pub use authorization::{Authorization, AuthorizationTable, MethodPath, Resource, Template};
 pub use error_table::{ApiErrorCode, ErrorRow, ErrorTable};
-use prost_reflect::{DescriptorError, DescriptorPool, DynamicMessage, SerializeOptions};
 
 /// The messages, clients and servers of `appferry.v1`.
 #[allow(missing_docs, clippy::pedantic)]

@@ -14,6 +14,7 @@ mod revocation;
 use std::sync::Arc;
 
 use acs3::SignatureError;
+
 pub use authenticator::{Authenticator, Credentials};
 pub use bearer::{Token, Tokens};
 pub use certificate::{CertificateError, CertificateName, CertificateNameError, CertificateNames};

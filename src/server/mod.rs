@@ -15,17 +15,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
 use admin::AdminService;
-pub use admin::StatusPage;
-pub use auth_throttle::AuthThrottle;
 use grpc::{ImageHandlers, SyncHandlers};
 use http_api::{HttpApi, grpc_bridge::GrpcStack};
 use hyper::body::Incoming;
-pub use listener::{
-    Listener, ListenerSettings,
-    proxy::{ForwardedHeader, Proxies},
-    tls::{Tls, TlsError, TlsSettings},
-};
-pub use middleware::{AuthenticateLayer, AuthorizeLayer, Deadlines, InFlightLimitLayer, QuotaLayer};
 use middleware::{
     BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
     RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
@@ -35,6 +27,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
+
+pub use admin::StatusPage;
+pub use auth_throttle::AuthThrottle;
+pub use listener::{
+    Listener, ListenerSettings,
+    proxy::{ForwardedHeader, Proxies},
+    tls::{Tls, TlsError, TlsSettings},
+};
+pub use middleware::{AuthenticateLayer, AuthorizeLayer, Deadlines, InFlightLimitLayer, QuotaLayer};
 
 use crate::{
     audit::Audit,

@@ -12,14 +12,15 @@ mod tests;
 
 use std::{collections::HashMap, time::Duration};
 
-pub use canonical::{SignedRequest, encode};
 use domain::{ForeignText, Secret, Timestamp};
-pub use header::AuthorizationHeader;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-pub use hosts::Hosts;
 use http::{HeaderMap, header::CONTENT_TYPE};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+
+pub use canonical::{SignedRequest, encode};
+pub use header::AuthorizationHeader;
+pub use hosts::Hosts;
 
 /// The scheme of the `authorization` header.
 pub const SCHEME: &str = "ACS3-HMAC-SHA256";

@@ -23,18 +23,19 @@ use std::{
 
 use failover::FailoverMarker;
 use instrumentation::metrics;
-pub use ownership::{Ownership, file};
-pub use pinned::PinnedConnection;
 use pinned::{PinnedPgConnection, PinnedSqlite, PinnedSqliteWriter, WriteTurn, WriterRequest};
 use process_time::ProcessTime;
-pub use process_time::elapsed_since_boot;
 use readiness::{DatabaseFile, WriteHealth};
-pub use schema::migrate;
 use sea_orm::{DatabaseConnection, DbBackend};
+use tokio::time::timeout;
+
+pub use ownership::{Ownership, file};
+pub use pinned::PinnedConnection;
+pub use process_time::elapsed_since_boot;
+pub use schema::migrate;
 pub use session::{Reader, Session, Transaction};
 pub use settings::Settings;
 pub use sqlite_pool::{PAGE_BYTES, WAL_LIMIT_BYTES};
-use tokio::time::timeout;
 
 use super::{Db, Error, Result};
 

@@ -47,11 +47,18 @@ use std::{
     time::Duration,
 };
 
+use domain::{ClockWatch, Regions};
+use sea_orm::DbBackend;
+use tokio::{
+    sync::{OnceCell, mpsc},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
 pub use accept::{NewSynchronization, TraceContext};
 pub use blob_records::ReadBlob;
 pub use claim::{Claim, ClaimRequest, ClaimedRegion, LaneCapacity};
 pub use connections::{Ownership, Settings, migrate};
-use domain::{ClockWatch, Regions};
 pub use error::{Error, Result};
 pub use image::{ImagePage, PageRange, WithReplicas};
 pub use image_filter::ImageFilter;
@@ -60,15 +67,9 @@ pub use published::{Publication, RegionName};
 pub use region_capacity::CopiesInFlight;
 pub use region_store::RegionStore;
 pub use report::Report;
-use sea_orm::DbBackend;
 pub use stray_upload::StrayUpload;
 pub use synchronization::{SynchronizationFilter, SynchronizationPage};
 pub use system_clock::system_clock;
-use tokio::{
-    sync::{OnceCell, mpsc},
-    task::JoinHandle,
-};
-use tokio_util::sync::CancellationToken;
 pub use upload::AbandonedUpload;
 pub use watchers::Snapshots;
 

@@ -8,10 +8,11 @@
 mod cell;
 mod rows;
 
-pub use cell::{Cell, ColumnKind};
 use domain::Timestamp;
-pub use rows::Rows;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement, Value};
+
+pub use cell::{Cell, ColumnKind};
+pub use rows::Rows;
 
 use super::connections::Session;
 

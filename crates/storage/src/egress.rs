@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use forward_proxy::{Exception, ExceptionError, ForwardProxy};
-pub use proxy_trial::ProxyTrial;
 use reqwest::{
     ClientBuilder, Proxy,
     dns::{Name, Resolve, Resolving},
@@ -19,6 +17,9 @@ use reqwest::{
 };
 use tokio::time::timeout;
 use url::{Host, Url};
+
+pub use forward_proxy::{Exception, ExceptionError, ForwardProxy};
+pub use proxy_trial::ProxyTrial;
 
 use super::guard::{Forbidden, Guard};
 

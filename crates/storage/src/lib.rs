@@ -38,13 +38,14 @@ mod walk;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use domain::RegionId;
+
 pub use activity::Activity;
 pub use archive::Archive;
 pub use bounded_source::BoundedSource;
 pub use budget::MAX_MANIFEST_BYTES;
 pub use dir::DirStore;
 pub use disk::DiskFile;
-use domain::RegionId;
 pub use ecs::Ecs;
 pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted, ProxyTrial};
 pub use entry::{Entry, EntryError};

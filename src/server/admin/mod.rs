@@ -16,10 +16,11 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::body::Incoming;
-pub use status_page::StatusPage;
 use tokio::sync::watch;
 use tonic::body::Body;
 use tower::Service;
+
+pub use status_page::StatusPage;
 
 use super::{health::Readiness, listener::peer::Peer};
 use crate::telemetry::metrics;

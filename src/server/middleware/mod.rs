@@ -22,24 +22,25 @@ mod unauthenticated;
 
 use std::{convert::Infallible, pin::Pin};
 
+use http::{Request, Response};
+use opentelemetry::trace::{SpanContext, TraceId};
+use tonic::body::Body;
+
 pub use authenticate::{AuthenticateLayer, RequestAuthenticator};
 pub use authorize::{AuthorizeLayer, RequestAuthorizer};
 pub use body_limit::BodyLimitLayer;
 pub use catch_panic::CatchPanic;
 pub use deadline::{DeadlineLayer, Deadlines};
-use http::{Request, Response};
 pub use in_flight_limit::InFlightLimitLayer;
 pub use map_outcome::MapOutcomeLayer;
 pub use message::MESSAGE_PREFIX_BYTES;
 pub use normalize_errors::NormalizeErrors;
-use opentelemetry::trace::{SpanContext, TraceId};
 pub use original_request::{MalformedRequest, OriginalRequest, RequestHead};
 pub use public_methods::PublicMethodsLayer;
 pub use quota::QuotaLayer;
 pub use reject_malformed::RejectMalformedLayer;
 pub use request_id::RequestIdLayer;
 pub use router::{ContractServices, Router};
-use tonic::body::Body;
 pub use trace::TraceLayer;
 
 use crate::{

@@ -16,6 +16,7 @@ use std::{fmt, time::Duration};
 use cluster::Cluster;
 use ledger::Ledger;
 use rand::{SeedableRng as _, rngs::StdRng};
+
 pub use scenario::Scenario;
 
 use crate::harness::history;

@@ -9,12 +9,13 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-pub use postgres::{PinnedPgConnection, WriteTurn};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, Values,
     sqlx::{self, AssertSqlSafe, Database, IntoArguments, query::Query},
 };
 use sea_query_sqlx::SqlxValues;
+
+pub use postgres::{PinnedPgConnection, WriteTurn};
 pub use sqlite::{PinnedSqliteWriter, WriterRequest};
 
 /// The connection of a task that commits batches.

@@ -32,10 +32,11 @@ use cap_std::{
     fs::{Dir, File},
 };
 use domain::{Descriptor, Digest, Image, ImageName, Leftover, StoreEntry, Verification};
-pub use holders::Holders;
 use operations::{Operations, Progress, STALL};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::Instant};
+
+pub use holders::Holders;
 
 use super::{
     Activity, BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, Presence, Result, Source,

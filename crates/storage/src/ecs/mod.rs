@@ -7,13 +7,14 @@ mod listing;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-pub use client::Product;
-pub use credentials::{Credentials, Keys, Profile};
 use domain::{Clock, EcsImage, EcsImageId, EcsStatus, Image, ImageId, RegionId, Timestamp};
-pub use error::Error;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use url::Url;
+
+pub use client::Product;
+pub use credentials::{Credentials, Keys, Profile};
+pub use error::Error;
 
 use self::{
     client::{Call, Client},

@@ -12,15 +12,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-pub use credentials::{AccessKeys, ProfileError, S3Profile};
 use domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 use futures_util::StreamExt as _;
 use object_store::{
     GetOptions, GetRange, ObjectStore as Objects, ObjectStoreExt as _, multipart::MultipartStore, path::Path,
 };
+use tokio::{sync::mpsc, time::Instant};
+
+pub use credentials::{AccessKeys, ProfileError, S3Profile};
 pub use open::{Access, open};
 pub use refusal::Refused;
-use tokio::{sync::mpsc, time::Instant};
 
 use self::{conceal::Concealment, upload::Upload};
 use super::{

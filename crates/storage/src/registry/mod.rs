@@ -35,20 +35,21 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-pub use challenge::Challenge;
-pub use client::Client;
-pub use credential_helper::{Helper, HelperError, Program};
-pub use credentials::{CredentialProvider, CredentialSource, Credentials, Error as CredentialsError};
-pub use docker_config::{DockerConfigError, Entry as DockerEntry, RegistryKey, read_now as read_docker_config};
 use domain::{Descriptor, Digest, ForeignText, Image, ImageName, NameContent, Verification, VerifyExisting};
 use http::{HeaderMap, Method, StatusCode, header::RANGE};
 use reqwest::Response;
-pub use self_mount::WaitingUploads;
 use tokio::{
     sync::{OnceCell, mpsc},
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
+
+pub use challenge::Challenge;
+pub use client::Client;
+pub use credential_helper::{Helper, HelperError, Program};
+pub use credentials::{CredentialProvider, CredentialSource, Credentials, Error as CredentialsError};
+pub use docker_config::{DockerConfigError, Entry as DockerEntry, RegistryKey, read_now as read_docker_config};
+pub use self_mount::WaitingUploads;
 
 use self::{
     client::{Ask, Scope, header, what},

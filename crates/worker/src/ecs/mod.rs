@@ -8,12 +8,13 @@ mod watch;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-pub use abandoned::abandon;
 use domain::{EcsImageId, Image, RegionId, Verification};
 use storage::{Ecs, Error, Result};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+
+pub use abandoned::abandon;
 
 use self::watch::Watch;
 use super::{

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use db::{self, Db};
-use domain::{EcsCopy, EcsImageId, EcsStep, Image, Progress, RegionId, Stale, Timestamp, with_causes};
+use domain::{Backoff, EcsCopy, EcsImageId, EcsStep, Image, Progress, RegionId, Stale, Timestamp, with_causes};
 use storage::{
     Ecs, Error, Result, Verdict,
     ecs::{self, Order},
@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{super::transfer::Meter, abandon};
 
-/// The number of consecutive transient errors after which an attempt fails.
-const MAX_TRANSIENT_ERRORS: u32 = 8;
+/// The number of consecutive errors after which an attempt fails, if all of them are transient.
+const MAX_ERRORS: u32 = 9;
 /// The longest wait after a transient error, unless the provider asks for a longer one.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -67,9 +67,10 @@ impl Watch {
                     errors = 0;
                     poll
                 }
-                Err(error) if !is_transient(&error) || errors >= MAX_TRANSIENT_ERRORS => return Err(error),
                 Err(error) => {
-                    let wait = poll.saturating_mul(1 << errors).min(LONGEST_WAIT);
+                    let backoff = Backoff { first: poll, longest: LONGEST_WAIT, attempts: MAX_ERRORS };
+                    let wait = is_transient(&error).then(|| backoff.wait(errors, rand::random())).flatten();
+                    let Some(wait) = wait else { return Err(error) };
                     errors += 1;
                     tracing::info!(
                         image = %self.image.id, region = %self.region, error = with_causes(&error), errors,

@@ -86,7 +86,7 @@ impl Destination {
     /// transient.
     fn tolerate(&self, error: Error) -> Result<Error> {
         let is_of_claim = matches!(error, Error::Overtaken | Error::Journal(_) | Error::Interrupted);
-        if is_of_claim || resumption(&error, self.resumed).is_some() { Err(error) } else { Ok(error) }
+        if is_of_claim || resumption(&error, self.resumed, 0.0).is_some() { Err(error) } else { Ok(error) }
     }
 }
 

@@ -15,17 +15,18 @@ mod schedule;
 
 use std::{sync::Arc, time::Duration};
 
-pub use destination::{CopySummary, Destination};
-use domain::{Descriptor, Digest, ImageName, RegionId};
-pub use fanout::{PendingJoin, Waits};
+use domain::{Backoff, Descriptor, Digest, ImageName, RegionId};
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-pub use meter::Meter;
 use storage::{BoundedSource, Error, Source, Tree, Verdict};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
+
+pub use destination::{CopySummary, Destination};
+pub use fanout::{PendingJoin, Waits};
+pub use meter::Meter;
 
 use self::{
     destination::MissingBlobs,
@@ -33,9 +34,9 @@ use self::{
 };
 use super::pacing::Paces;
 
-/// How often a copy is resumed within one attempt after its connection broke, and the wait before the first time.
-const RESUMPTIONS: u32 = 3;
-const RESUMPTION_WAIT: Duration = Duration::from_millis(200);
+/// How often a copy is resumed within one attempt after its connection broke.
+const RESUMPTIONS: Backoff =
+    Backoff { first: Duration::from_millis(400), longest: Duration::from_secs(2), attempts: 4 };
 /// The longest `Retry-After` that is waited for within one attempt.
 const LONGEST_RESUMPTION_WAIT: Duration = Duration::from_secs(5);
 
@@ -148,7 +149,7 @@ impl Transfer {
                 Err(Stopped::Failed(error)) if error.is_resent() => {
                     tracing::info!(region = %destination.region, %error, "upload mode rejected; resuming with the next one");
                 }
-                Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed) {
+                Err(Stopped::Failed(error)) => match resumption(&error, destination.resumed, rand::random()) {
                     Some(wait) => {
                         tracing::info!(region = %destination.region, %error, ?wait, "transfer interrupted; resuming");
                         destination.resumed += 1;
@@ -197,8 +198,8 @@ async fn drive(source: Arc<ImageSource>, tree: SharedTree, fanout: Arc<Fanout>) 
     }
 }
 
-/// How long to wait before a copy is resumed within the same attempt; `None` if it is not.
-pub fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
+/// How long to wait before a copy is resumed within the same attempt; `None` if it is not. `jitter` is from 0 to 1.
+pub fn resumption(error: &Error, resumed: u32, jitter: f64) -> Option<Duration> {
     let broken = matches!(
         error,
         Error::Transport { .. }
@@ -207,7 +208,7 @@ pub fn resumption(error: &Error, resumed: u32) -> Option<Duration> {
             | Error::UploadGone(_)
             | Error::WrittenWrong { .. }
     );
-    let wait = error.retry_after().unwrap_or(RESUMPTION_WAIT * 4_u32.pow(resumed.min(RESUMPTIONS)));
-    let resumes = broken && error.verdict() == Verdict::Retry && resumed < RESUMPTIONS;
-    (resumes && wait <= LONGEST_RESUMPTION_WAIT).then_some(wait)
+    let wait = RESUMPTIONS.wait(resumed, jitter)?;
+    let wait = error.retry_after().unwrap_or(wait);
+    (broken && error.verdict() == Verdict::Retry && wait <= LONGEST_RESUMPTION_WAIT).then_some(wait)
 }
