@@ -20,7 +20,7 @@ use reqwest::{
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::guard::{Forbidden, Guard};
+use super::ssrf_guard::{Forbidden, Guard};
 
 /// The time limit for establishing a connection, and for resolving a name.
 const CONNECT: Duration = Duration::from_secs(10);

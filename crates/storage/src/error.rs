@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use domain::{Algorithm, Digest, DigestError, FaultKind, ForeignText};
 
-use super::{CredentialsError, Refused, ecs, guard::Forbidden};
+use super::{CredentialsError, Refused, ecs, ssrf_guard::Forbidden};
 
 /// The result of an operation on a store.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -217,11 +217,11 @@ const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
 const OF_MANIFEST: &str = "MANIFEST_";
 
 /// Texts in responses with status 403 that are transient: rate limits and clock skew.
-const PASSING: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
+const TRANSIENT_DETAILS: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
 
-fn is_passing(detail: &str) -> bool {
+fn is_transient_detail(detail: &str) -> bool {
     let detail = detail.to_lowercase();
-    PASSING.iter().any(|known| detail.contains(known))
+    TRANSIENT_DETAILS.iter().any(|known| detail.contains(known))
 }
 
 /// Whether a retry can help.
@@ -284,7 +284,7 @@ impl Error {
             // RFC 9110: these statuses are transient. A missing upload has expired.
             Self::Status { status, detail, retry_after, .. } => match status.as_u16() {
                 408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
-                403 if retry_after.is_some() || is_passing(detail) => Verdict::Retry,
+                403 if retry_after.is_some() || is_transient_detail(detail) => Verdict::Retry,
                 // The next attempt checks again which blobs are missing, and sends those.
                 400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
                 _ => Verdict::Fail,

@@ -8,7 +8,7 @@ use domain::{Algorithm, Descriptor, Digest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Error, Result, entry::Entry, tree::INDEX_TYPES};
+use super::{Error, Result, entry::Entry, manifest_graph::INDEX_TYPES};
 
 /// The limit of a list of referrers, all its pages together, in bytes.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;

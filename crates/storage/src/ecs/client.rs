@@ -17,8 +17,8 @@ use url::Url;
 
 use super::{credentials::Keys, error::Error};
 use crate::{
-    answer::{bounded, retry_after, transport},
     egress::{Egress, NotAdmitted},
+    http_response::{bounded, retry_after, transport},
     location::authority,
 };
 

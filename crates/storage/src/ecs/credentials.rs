@@ -101,7 +101,7 @@ impl Profile {
 
 /// Provides the keys for each request, and caches those of an assumed role.
 #[derive(Debug)]
-pub struct Wallet {
+pub struct CredentialProvider {
     credentials: Credentials,
     sts: Url,
     assumed: Mutex<Option<Assumed>>,
@@ -116,8 +116,8 @@ struct Assumed {
     until: Timestamp,
 }
 
-impl Wallet {
-    /// Creates a wallet that assumes roles at `sts`.
+impl CredentialProvider {
+    /// Creates a provider that assumes roles at `sts`.
     pub fn new(credentials: Credentials, sts: Url) -> Self {
         Self { credentials, sts, assumed: Mutex::new(None) }
     }

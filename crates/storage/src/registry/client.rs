@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     Error, Result,
-    answer::{passes, refusal, retry_after, transport},
     egress::{Egress, NotAdmitted},
+    http_response::{is_transient, refusal, retry_after, transport},
     location::{RegistryLocation, authority},
     request_span, server_trust,
 };
@@ -151,7 +151,7 @@ impl Client {
         loop {
             let answer = self.ask_once(&ask).await;
             let (wait, most) = match &answer {
-                Ok(response) if passes(response.status()) => (retry_after(response.headers()), REPEATS),
+                Ok(response) if is_transient(response.status()) => (retry_after(response.headers()), REPEATS),
                 // Some registries signal a rate limit by this status, and some check permissions at a service that
                 // fails for a moment.
                 Ok(response) if response.status() == StatusCode::FORBIDDEN => (retry_after(response.headers()), DOUBTS),

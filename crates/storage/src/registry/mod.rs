@@ -2,6 +2,7 @@
 //! below the namespace.
 
 mod attachments;
+mod body_stream;
 mod challenge;
 mod client;
 mod content_range;
@@ -11,11 +12,10 @@ mod decoding;
 mod digest_support;
 mod docker_config;
 mod existing;
-mod feed;
 mod learnt_life;
 mod manifest;
 mod mount;
-mod name;
+mod reference;
 mod referrers_api;
 mod self_mount;
 mod tag_list;
@@ -56,7 +56,7 @@ use self::{
     decoding::{Decoder, is_encoded},
     existing::Damaged,
     mount::MountPause,
-    name::Reference,
+    reference::Reference,
     referrers_api::ReferrersApi,
     self_mount::{Answer, SelfMount},
     tag_list::TagLists,
@@ -64,12 +64,12 @@ use self::{
     upload_session::Dropped,
 };
 use super::{
-    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, Neighbors, Place, Presence,
-    ReferrersIndex, Result, Source, Stage, Store, StoreKind, Tree,
-    answer::{refusal, transport},
+    Attachment, BlobChunks, Chunk, Error, ImageSpec, Listing, Located, MAX_MANIFEST_BYTES, ManifestGraph, Neighbors,
+    Place, Presence, ReferrersIndex, Result, Source, Stage, Store, StoreKind,
+    http_response::{refusal, transport},
+    manifest_graph::digest_of,
     neighbors::Tags,
     store::shown,
-    tree::digest_of,
 };
 
 /// Number of pieces of a blob that are read ahead.
@@ -357,7 +357,7 @@ impl Store for RegistryStore {
     }
 
     fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String> {
-        name::locate(self.client.location(), spec)
+        reference::locate(self.client.location(), spec)
     }
 
     fn name_of(&self, image: &Image) -> ImageName {
@@ -365,7 +365,7 @@ impl Store for RegistryStore {
     }
 
     fn url(&self, name: &ImageName) -> String {
-        name::url(self.client.location(), name)
+        reference::url(self.client.location(), name)
     }
 
     fn place(&self, name: &ImageName) -> Option<Place> {
@@ -385,9 +385,9 @@ impl Store for RegistryStore {
     }
 
     /// Checks the tag and nothing below it: a registry may have lost parts that other clients pushed.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
+    async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
-        let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
+        let Some((root, _)) = graph.manifests.last() else { return Ok(None) };
         let shown = self.shown(stage, root.digest).await?;
         stage.may_show(&self.url(&stage.name), root.digest, &shown)?;
         if stage.suspect || shown != NameContent::Root(root.digest) {
@@ -395,13 +395,13 @@ impl Store for RegistryStore {
         }
         let Some(vouched) = stage.published.verification_of(root.digest, self.verify_existing) else { return Ok(None) };
         // If the check fails, the later write of the attachments reports the error.
-        let is_all = self.has_attachments(&at.repository, tree).await.unwrap_or(false);
+        let is_all = self.has_attachments(&at.repository, graph).await.unwrap_or(false);
         Ok(Some(vouched).filter(|_| is_all))
     }
 
-    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+    async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let at = self.at(&stage.name);
-        let told = self.look_by_upload(stage, &at.repository, blob).await;
+        let told = self.stat_by_upload(stage, &at.repository, blob).await;
         if told == Answer::Begun {
             return Ok(Presence::Absent);
         }
@@ -415,8 +415,8 @@ impl Store for RegistryStore {
         if let Some(offset) = self.resumable(stage, &at.repository, blob).await? {
             return Ok(Presence::Part(offset));
         }
-        let borrowed = self.borrow(stage, &at.repository, blob).await?;
-        Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
+        let mounted = self.mount_from_sources(stage, &at.repository, blob).await?;
+        Ok(mounted.map_or(Presence::Absent, Presence::Whole))
     }
 
     /// Reads the manifest, which takes as many round trips as a `HEAD` request.
@@ -487,9 +487,9 @@ impl Store for RegistryStore {
 
     /// Moves the tag last. No fence protects the tag, so the claim is verified immediately before the write and the tag
     /// is read back after it.
-    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+    async fn publish(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()> {
         let at = self.at(&stage.name);
-        let Some((root, content)) = tree.manifests.last() else {
+        let Some((root, content)) = graph.manifests.last() else {
             return Err(Error::ImageMissing(stage.name.to_string().into()));
         };
         let scope = Scope::push(&at.repository);
@@ -516,11 +516,11 @@ impl Store for RegistryStore {
         // The tag has another writer's image, or the registry kept a damaged manifest of that digest.
         match read(&root.digest.to_string()).await? {
             Some(actual) if actual != root.digest => self.made_good(stage, &at.repository, root.digest, actual),
-            _ => Err(Error::Contended(name::url(self.client.location(), &stage.name).into())),
+            _ => Err(Error::Contended(reference::url(self.client.location(), &stage.name).into())),
         }
     }
 
-    async fn tidy(&self) {
+    async fn abort_unfinished(&self) {
         self.abort_dropped().await;
     }
 
