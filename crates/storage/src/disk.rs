@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_range};
 
-/// The artifact's type.
+/// The type of the artifact (image specification 1.1, "Guidelines for Artifact Usage").
 const ARTIFACT_TYPE: &str = "application/vnd.appferry.disk.v1";
 const LAYER_TYPE: &str = "application/octet-stream";
 /// The empty descriptor (image specification 1.1, "Guidance for an Empty Descriptor").

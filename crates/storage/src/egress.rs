@@ -40,11 +40,7 @@ pub enum NotAdmitted {
     #[error(
         "{host} can't be resolved here ({problem}), so that nobody knows where the proxy would go; network.proxy_resolves = true leaves that to the proxy"
     )]
-    Unresolved {
-        host: String,
-        /// The resolver's error.
-        problem: String,
-    },
+    Unresolved { host: String, problem: String },
 }
 
 /// The network path to stores. Clones share the cache of verdicts.

@@ -14,13 +14,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of an operation on a store.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
     /// The operating system reported an error.
     #[error("{action} {path}: {source}")]
     Io {
-        /// The attempted action.
+        /// The attempted action, as a participle: "reading".
         action: &'static str,
-        /// The path acted on.
         path: String,
         /// The operating system's error.
         source: io::Error,
@@ -33,16 +33,10 @@ pub enum Error {
     ImageMissing(ForeignText),
     /// A blob of an image is missing.
     #[error("the blob {digest} of {image} is not there")]
-    BlobMissing {
-        /// The missing blob.
-        digest: Digest,
-        /// The image's name.
-        image: String,
-    },
+    BlobMissing { digest: Digest, image: String },
     /// The bytes do not match their digest.
     #[error("the blob {expected} of {image} does not have that digest: its bytes have {actual}")]
     DigestMismatch {
-        /// The image's name.
         image: String,
         /// The digest that was requested.
         expected: Digest,
@@ -52,9 +46,7 @@ pub enum Error {
     /// The number of bytes is wrong.
     #[error("the blob {digest} of {image} has {actual} bytes and should have {expected}")]
     SizeMismatch {
-        /// The image's name.
         image: String,
-        /// The blob's digest.
         digest: Digest,
         /// The size by the descriptor, in bytes.
         expected: u64,
@@ -64,9 +56,8 @@ pub enum Error {
     /// A layout, an index or a manifest violates the OCI specifications or a limit.
     #[error("{what} can't be used: {reason}")]
     Malformed {
-        /// The rejected content.
         what: ForeignText,
-        /// The violation.
+        /// How it violates the specification or the limit, as a clause.
         reason: ForeignText,
     },
     /// Another image has the name already.
@@ -89,7 +80,6 @@ pub enum Error {
     Incomplete {
         /// The number of missing entries.
         absent: usize,
-        /// The store's response.
         source: Box<Error>,
     },
     /// A registry does not support the algorithm of a digest.
@@ -100,7 +90,6 @@ pub enum Error {
     DigestUnsupported {
         /// The digest that it rejected.
         digest: Digest,
-        /// The registry's response.
         source: Box<Error>,
     },
     /// There is not enough free space.
@@ -116,7 +105,6 @@ pub enum Error {
         "{pending} operations on the directory {directory} have not returned; its disk or its server does not respond"
     )]
     Unresponsive {
-        /// The store's directory.
         directory: ForeignText,
         /// The number of operations that have not returned.
         pending: usize,
@@ -124,9 +112,8 @@ pub enum Error {
     /// A registry or an object store responded with a failure status.
     #[error("{what}: {status}{detail}")]
     Status {
-        /// The request.
+        /// The request, for example by its method and its URL without the query.
         what: ForeignText,
-        /// The response's status.
         status: http::StatusCode,
         /// The response's description of the error, with a leading separator.
         detail: ForeignText,
@@ -136,28 +123,22 @@ pub enum Error {
     /// An object store refused a request with a reason.
     #[error("{what}: {source}")]
     Refused {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The store's reason.
         source: Box<Refused>,
     },
     /// The store's bytes differ from those sent.
     #[error("{what}: what the store has of it does not have the digest {digest}; it is written again")]
-    WrittenWrong {
-        /// The written content.
-        what: ForeignText,
-        /// The expected digest.
-        digest: Digest,
-    },
+    WrittenWrong { what: ForeignText, digest: Digest },
     /// The credentials can't be loaded.
     #[error("the region's credentials: {0}")]
     Credentials(Box<CredentialsError>),
     /// A registry or an object store can't be reached, or the connection was lost.
     #[error("{what}: {problem}")]
     Transport {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The innermost cause.
+        /// The innermost cause, for example "connection refused".
         problem: ForeignText,
     },
     /// A copy by ECS failed.
@@ -166,7 +147,7 @@ pub enum Error {
     /// A store referred to a forbidden address.
     #[error("{what}: {source}")]
     Forbidden {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
         /// The address, and why it is forbidden.
         source: Forbidden,
@@ -174,9 +155,8 @@ pub enum Error {
     /// A store redirected to another host, which is not contacted.
     #[error("{what}: it points to {to}, {advice}")]
     Elsewhere {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The target of the redirect.
         to: ForeignText,
         /// Why the target is not contacted, and how to change that.
         advice: &'static str,
@@ -187,9 +167,8 @@ pub enum Error {
     /// A registry redirected an upload after its bytes were consumed. They are read again and sent to the target.
     #[error("{what}: it points to {to}; the bytes are sent there from where the request began")]
     Redirected {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The target of the redirect.
         to: ForeignText,
     },
     /// A registry rejects the way in which a blob was sent. The blob is sent in another way.

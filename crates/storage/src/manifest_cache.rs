@@ -66,7 +66,7 @@ impl ManifestCache {
 /// A source whose manifests are cached.
 #[derive(Debug)]
 pub struct CachingSource<'a> {
-    /// The wrapped source.
+    /// The source that is read on a cache miss.
     pub source: &'a dyn Source,
     /// The cache, used for this source only.
     pub manifests: &'a ManifestCache,

@@ -52,7 +52,7 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
 /// A store's list of a manifest's referrers.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The listed entries.
+    /// The listed referrers, all of them unless the list is `broken`.
     pub entries: Vec<Entry>,
     /// The error that cut the list short, if one did.
     pub broken: Option<Error>,

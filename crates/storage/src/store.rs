@@ -30,7 +30,7 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    /// The kind's name.
+    /// The kind in lower case: `dir`, `object` or `registry`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ pub enum ImageSpec {
 /// A caller's image, resolved in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// The image's name in the store.
+    /// The name under which the store has the image.
     pub name: ImageName,
     /// The digest of the root, if the caller gave one. It takes precedence over the root that the name shows.
     pub digest: Option<Digest>,
@@ -62,7 +62,7 @@ pub struct Located {
 /// A part of a blob that is sent to a store.
 #[derive(Debug, Clone)]
 pub enum Chunk {
-    /// The next bytes.
+    /// The next bytes, in order.
     Data(Bytes),
     /// The end of the blob. The digest of the sent bytes was correct, if they were sent from the beginning. A stream
     /// that ends without this must be discarded.
@@ -95,7 +95,7 @@ pub struct Place {
 /// The destination of one claim's copy: an image being written.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// The image's name in the store.
+    /// The name under which the store shows the image once it is published.
     pub name: ImageName,
     /// The fence of the claim. Unfinished content is marked with it, so that two claims never write to the same place.
     pub fence: u64,

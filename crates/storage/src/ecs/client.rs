@@ -57,7 +57,7 @@ impl fmt::Display for Product {
 #[derive(Debug)]
 pub struct Call<'a> {
     pub product: Product,
-    /// The endpoint.
+    /// The endpoint of the product in a region.
     pub base: &'a Url,
     pub action: &'static str,
     pub parameters: Vec<(String, String)>,

@@ -32,7 +32,7 @@ pub struct Keys {
     pub security_token: Option<Secret>,
 }
 
-/// The source of the keys.
+/// Where the keys are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// A key whose secret parts may change between requests.
@@ -64,7 +64,7 @@ pub enum Profile {
         keys: Keys,
         /// The ARN of the role.
         arn: String,
-        /// The name of the session.
+        /// The `RoleSessionName`, which appears in the audit trail of Alibaba Cloud.
         session: String,
     },
 }

@@ -16,7 +16,6 @@ pub enum Error {
     #[error("{product} {action}: {code}: {message} (RequestId {request_id})")]
     Refused {
         product: Product,
-        /// The API action.
         action: &'static str,
         /// The HTTP status of the response.
         status: StatusCode,
@@ -41,7 +40,6 @@ pub enum Error {
     /// ECS aborted the copy.
     #[error("ECS ended the copy {image} with {status}")]
     Ended {
-        /// The destination image.
         image: EcsImageId,
         /// The final status of the image.
         status: ForeignText,

@@ -74,7 +74,7 @@ pub struct RegistryStore {
 }
 
 impl RegistryStore {
-    /// Creates a store.
+    /// A store that has learned nothing about the registry yet, and verifies existing blobs by default.
     #[must_use]
     pub fn new(client: Client) -> Self {
         let beginning = TaskTracker::new();
