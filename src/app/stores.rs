@@ -7,7 +7,8 @@ use crate::{
     config::{self, Config, StoreSettings},
     domain::Clock,
     storage::{
-        self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket,
+        self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, open_bucket,
+        ssrf_guard::Guard,
     },
 };
 

@@ -9,7 +9,7 @@ use appferry::{
         Regions, RequestId, Targets, WorkerId,
     },
     storage::{
-        Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
+        Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, ssrf_guard::Guard,
     },
     worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS},
 };

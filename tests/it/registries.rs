@@ -6,8 +6,8 @@ use appferry::{
     contract::v1::SynchronizationState,
     domain::{Descriptor, Digest, ImageName},
     storage::{
-        Chunk, Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
-        Verdict, guard::Guard,
+        Chunk, Credentials, Error, Journal, Location, ManifestGraph, RegistryClient, RegistryStore, Result, Stage,
+        Store as _, Verdict, ssrf_guard::Guard,
     },
 };
 use http::{Method, StatusCode};
@@ -254,11 +254,11 @@ impl Journal for Overtaken {
     }
 }
 
-fn tree() -> Tree {
+fn tree() -> ManifestGraph {
     let content = r#"{"schemaVersion":2}"#;
     let digest = images::digest(content.as_bytes()).parse().expect("a digest");
     let root = Descriptor { media_type: images::MANIFEST.into(), digest, size: content.len() as u64 };
-    Tree { manifests: vec![(root, content.into())], ..Tree::default() }
+    ManifestGraph { manifests: vec![(root, content.into())], ..ManifestGraph::default() }
 }
 
 fn store(proxy: &Proxy) -> RegistryStore {

@@ -22,7 +22,7 @@ use domain::{Descriptor, Digest, ImageName};
 use tokio::time::Instant;
 
 use super::{
-    BlobChunks, Error, MAX_MANIFEST_BYTES, Neighbors, Result, Source, file_part,
+    BlobChunks, Error, MAX_MANIFEST_BYTES, Neighbors, Result, Source, file_range,
     layout::{self, BLOBS, INDEX, Index},
 };
 
@@ -114,8 +114,8 @@ impl<'a> Members<'a> {
     fn list(path: &'a Path) -> Result<Self> {
         let shown = path.display().to_string();
         let failed = |error| Error::io("reading", shown.clone())(error);
-        file_part::require_rereadable(path)?;
-        let beginning = file_part::read_whole(path, 0, 8)?;
+        file_range::require_rereadable(path)?;
+        let beginning = file_range::read_whole(path, 0, 8)?;
         if let Some((_, program)) = COMPRESSIONS.iter().find(|(magic, _)| beginning.starts_with(magic)) {
             let reason = format!("it is compressed, and an archive is read where it lies; use {program} first");
             return Err(Error::malformed(shown.as_str(), reason));
@@ -146,7 +146,7 @@ impl<'a> Members<'a> {
     }
 
     fn read(&self, part: Part) -> Result<Bytes> {
-        Ok(file_part::read_whole(self.path, part.from, part.size)?.into())
+        Ok(file_range::read_whole(self.path, part.from, part.size)?.into())
     }
 
     /// Reads a small file whole. Returns `None` if the archive has no such file.
@@ -196,7 +196,7 @@ impl Source for Archive {
         }
         let part = self.contents.part(manifest.digest, name)?;
         let contents = Arc::clone(&self.contents);
-        let read = move || file_part::read_whole(&contents.path, part.from, part.size.min(MAX_MANIFEST_BYTES));
+        let read = move || file_range::read_whole(&contents.path, part.from, part.size.min(MAX_MANIFEST_BYTES));
         let content = tokio::task::spawn_blocking(read).await.map_err(|_| Error::Interrupted)??;
         let actual = manifest.digest.algorithm().digest(&content);
         if actual == manifest.digest {
@@ -214,7 +214,7 @@ impl Source for Archive {
         }
         let from = from.min(part.size);
         let most = (part.size - from).min(most.unwrap_or(u64::MAX));
-        Ok(file_part::read(&self.contents.path, part.from + from, most))
+        Ok(file_range::read(&self.contents.path, part.from + from, most))
     }
 
     async fn neighbors(&self, name: &ImageName, _since: Instant) -> Result<Neighbors> {

@@ -15,11 +15,11 @@ use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use serde::Deserialize;
 
 use super::{
-    Attachment, Entry, EntryError, Error, Listing, Neighbors, ReferrersIndex, Result, Source, Tree,
+    Attachment, Entry, EntryError, Error, Listing, ManifestGraph, Neighbors, ReferrersIndex, Result, Source,
     budget::Budget,
+    graph_walk::{Missing, Walk},
     references::Place,
     referrers::{attachment_tags, entries, fits_list, referrers_tag},
-    walk::{Missing, Walk},
 };
 
 /// Manifests whose attachments are listed concurrently.
@@ -36,24 +36,24 @@ const MAX_UNNAMED: usize = 1_000;
 /// of an image.
 const LOOKED_FOR_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
-/// Adds the attachments to a tree, within the rest of its budget.
+/// Adds the attachments to a graph, within the rest of its budget.
 pub(super) async fn gather(
     source: &dyn Source,
     name: &ImageName,
-    tree: &mut Tree,
+    graph: &mut ManifestGraph,
     budget: Budget,
     neighbors: Result<Neighbors>,
 ) {
     let neighbors = match neighbors {
         Ok(neighbors) => neighbors,
         Err(error) => {
-            return tree.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
+            return graph.warnings.add(format_args!("what lies beside the image is not carried: {error}"));
         }
     };
-    let known = tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
-    let places = tree.blobs.iter().enumerate().map(|(place, blob)| (blob.digest, place)).collect();
+    let known = graph.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+    let places = graph.blobs.iter().enumerate().map(|(place, blob)| (blob.digest, place)).collect();
     let (unnamed, missed) = (HashMap::new(), Vec::new());
-    let mut gathering = Gathering { source, name, tree, budget, known, places, unnamed, missed };
+    let mut gathering = Gathering { source, name, graph, budget, known, places, unnamed, missed };
     gathering.read_unnamed(&neighbors.unnamed).await;
     gathering.run(&neighbors).await;
 }
@@ -61,11 +61,11 @@ pub(super) async fn gather(
 struct Gathering<'a> {
     source: &'a dyn Source,
     name: &'a ImageName,
-    tree: &'a mut Tree,
+    graph: &'a mut ManifestGraph,
     budget: Budget,
     /// The manifests whose attachments were listed or are due to be.
     known: HashSet<Digest>,
-    /// The place of each blob in the tree.
+    /// The place of each blob in the graph.
     places: HashMap<Digest, usize>,
     /// Unnamed manifests by their subjects.
     unnamed: HashMap<Digest, Vec<Entry>>,
@@ -104,7 +104,7 @@ enum FoundBy {
 impl Gathering<'_> {
     async fn run(&mut self, neighbors: &Neighbors) {
         let refusals = AtomicUsize::new(0);
-        let subjects = self.tree.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
+        let subjects = self.graph.manifests.iter().map(|(manifest, _)| manifest.digest).collect();
         let mut passed_over = self.look_for_all(subjects, &refusals, neighbors).await;
         for wait in LOOKED_FOR_AGAIN {
             if self.missed.is_empty() {
@@ -118,7 +118,7 @@ impl Gathering<'_> {
             self.leave_out(subject, &candidate, &error);
         }
         if passed_over > 0 {
-            self.tree
+            self.graph
                 .warnings
                 .add(format_args!("what is attached to {passed_over} other manifests was not looked for"));
         }
@@ -163,14 +163,14 @@ impl Gathering<'_> {
 
     fn leave_out(&mut self, subject: Digest, candidate: &Candidate, error: &Error) {
         let digest = candidate.descriptor.digest;
-        self.tree.warnings.add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
+        self.graph.warnings.add(format_args!("{digest}, attached to {subject}, is not carried: {error}"));
     }
 
     /// Reads the unnamed manifests to learn their subjects.
     async fn read_unnamed(&mut self, entries: &[Entry]) {
         for error in entries.iter().filter_map(|entry| entry.descriptor().err()) {
             if matches!(error, EntryError::NoDescriptor { .. }) {
-                self.tree.warnings.add(format_args!("what lies beside the image is not all carried: {error}"));
+                self.graph.warnings.add(format_args!("what lies beside the image is not all carried: {error}"));
             }
         }
         let entries = entries.iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
@@ -192,11 +192,13 @@ impl Gathering<'_> {
             Ok(Listing { entries: listed, broken }) => {
                 entries = listed;
                 if let Some(error) = broken {
-                    self.tree.warnings.add(format_args!("of what refers to {subject}, a part is not carried: {error}"));
+                    self.graph
+                        .warnings
+                        .add(format_args!("of what refers to {subject}, a part is not carried: {error}"));
                 }
             }
             Err(error) => {
-                self.tree.warnings.add(format_args!("what refers to {subject} is not carried: {error}"));
+                self.graph.warnings.add(format_args!("what refers to {subject} is not carried: {error}"));
             }
         }
         let listed: HashSet<Option<Digest>> = entries.iter().map(Entry::digest).collect();
@@ -206,7 +208,7 @@ impl Gathering<'_> {
         for entry in entries {
             match entry.descriptor() {
                 Ok(descriptor) => candidates.push(Candidate { descriptor, found_by: FoundBy::Entry(entry) }),
-                Err(error) => self.tree.warnings.add(format_args!("a referrer of {subject} is not carried: {error}")),
+                Err(error) => self.graph.warnings.add(format_args!("a referrer of {subject} is not carried: {error}")),
             }
         }
         for (tag, found) in tagged {
@@ -214,7 +216,7 @@ impl Gathering<'_> {
                 Ok(Some(descriptor)) => candidates.push(Candidate { descriptor, found_by: FoundBy::Tag(tag) }),
                 Ok(None) => {}
                 Err(error) => {
-                    self.tree.warnings.add(format_args!("the tag {tag} is not carried, if there is one: {error}"));
+                    self.graph.warnings.add(format_args!("the tag {tag} is not carried, if there is one: {error}"));
                 }
             }
         }
@@ -252,28 +254,28 @@ impl Gathering<'_> {
 
     /// Adds entries to the list of a manifest's referrers.
     fn list(&mut self, subject: Digest, entries: Vec<Entry>) {
-        match self.tree.referrers.iter_mut().find(|index| index.subject == subject) {
+        match self.graph.referrers.iter_mut().find(|index| index.subject == subject) {
             Some(index) => index.entries.extend(entries),
             None if entries.is_empty() => {}
-            None => self.tree.referrers.push(ReferrersIndex { subject, entries }),
+            None => self.graph.referrers.push(ReferrersIndex { subject, entries }),
         }
     }
 
-    /// Adds an attachment to the tree if the budget allows. Returns its manifests, and the entry that lists it.
+    /// Adds an attachment to the graph if the budget allows. Returns its manifests, and the entry that lists it.
     fn keep(&mut self, mut walk: Walk<'_>, before: Budget, found_by: &FoundBy) -> Result<(Vec<Digest>, Option<Entry>)> {
         let too_much = || Error::malformed(self.name.to_string(), "there is more attached to it than is carried");
         self.budget = self.budget.less(before, walk.budget).ok_or_else(too_much)?;
         let manifests = walk.in_order();
-        let first = self.tree.blobs.len();
+        let first = self.graph.blobs.len();
         let mut blobs = Vec::new();
         for blob in walk.blobs {
-            let place = *self.places.entry(blob.digest).or_insert(first + self.tree.attached_blobs.len());
-            if place == first + self.tree.attached_blobs.len() {
-                self.tree.attached_blobs.push(blob);
+            let place = *self.places.entry(blob.digest).or_insert(first + self.graph.attached_blobs.len());
+            if place == first + self.graph.attached_blobs.len() {
+                self.graph.attached_blobs.push(blob);
             }
             blobs.push(place);
         }
-        self.tree.warnings.extend(&walk.warnings);
+        self.graph.warnings.extend(&walk.warnings);
         let digests = manifests.iter().map(|(manifest, _)| manifest.digest).collect();
         let (tag, entry) = match found_by {
             FoundBy::Tag(tag) => (Some(tag.clone()), None),
@@ -282,7 +284,7 @@ impl Gathering<'_> {
                 (None, Some(entry.clone().described_by(content)))
             }
         };
-        self.tree.attachments.push(Attachment { tag, manifests, blobs });
+        self.graph.attachments.push(Attachment { tag, manifests, blobs });
         Ok((digests, entry))
     }
 }

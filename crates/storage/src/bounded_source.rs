@@ -16,7 +16,7 @@ const ATTACHED: Duration = Duration::from_secs(20);
 /// for each.
 #[derive(Debug)]
 pub struct BoundedSource {
-    /// The wrapped source.
+    /// The source that the calls go to.
     pub store: Arc<dyn Source>,
     /// The time limit of a call.
     pub deadline: Duration,

@@ -9,9 +9,9 @@ use domain::{Descriptor, ImageName};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_part};
+use super::{BlobChunks, Error, MANIFEST_TYPE, Result, Source, file_range};
 
-/// The artifact's type.
+/// The type of the artifact (image specification 1.1, "Guidelines for Artifact Usage").
 const ARTIFACT_TYPE: &str = "application/vnd.appferry.disk.v1";
 const LAYER_TYPE: &str = "application/octet-stream";
 /// The empty descriptor (image specification 1.1, "Guidance for an Empty Descriptor").
@@ -31,8 +31,8 @@ impl DiskFile {
     pub async fn open(path: &Path) -> Result<Self> {
         let owned = path.to_owned();
         let hash = move || {
-            file_part::require_rereadable(&owned)?;
-            file_part::hash(&owned, 0, u64::MAX)
+            file_range::require_rereadable(&owned)?;
+            file_range::hash(&owned, 0, u64::MAX)
         };
         let (digest, size) = tokio::task::spawn_blocking(hash).await.map_err(|_| Error::Interrupted)??;
         let layer = Descriptor { media_type: LAYER_TYPE.to_owned(), digest, size };
@@ -74,7 +74,7 @@ impl Source for DiskFile {
     async fn read_blob(&self, _: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks> {
         let most = most.unwrap_or(u64::MAX);
         if blob.digest == self.layer.digest {
-            return Ok(file_part::read(&self.path, from, most));
+            return Ok(file_range::read(&self.path, from, most));
         }
         let (sender, chunks) = mpsc::channel(1);
         // The channel has room for it.

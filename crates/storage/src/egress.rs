@@ -21,7 +21,7 @@ use url::{Host, Url};
 pub use forward_proxy::{Exception, ExceptionError, ForwardProxy};
 pub use proxy_trial::ProxyTrial;
 
-use super::guard::{Forbidden, Guard};
+use super::ssrf_guard::{Forbidden, Guard};
 
 /// The time limit for establishing a connection, and for resolving a name.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -41,11 +41,7 @@ pub enum NotAdmitted {
     #[error(
         "{host} can't be resolved here ({problem}), so that nobody knows where the proxy would go; network.proxy_resolves = true leaves that to the proxy"
     )]
-    Unresolved {
-        host: String,
-        /// The resolver's error.
-        problem: String,
-    },
+    Unresolved { host: String, problem: String },
 }
 
 /// The network path to stores. Clones share the cache of verdicts.

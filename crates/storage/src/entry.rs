@@ -20,13 +20,13 @@ pub struct Entry {
 
 /// Why an entry of an index can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum EntryError {
     /// The entry is not a descriptor (image specification 1.1, "Content Descriptors").
     #[error("the entry {entry:?} is no descriptor: {problem}")]
     NoDescriptor {
         /// The entry's JSON.
         entry: ForeignText,
-        /// The parser's error.
         problem: ForeignText,
     },
     /// The digest is invalid or its algorithm is not supported.
@@ -45,7 +45,6 @@ struct Told {
     annotations: Option<Annotations>,
 }
 
-/// The parsed annotations.
 #[derive(Debug, Clone, Deserialize)]
 struct Annotations {
     #[serde(rename = "org.opencontainers.image.ref.name")]

@@ -1,23 +1,27 @@
-//! The errors of stores, and whether a retry can help.
+//! The errors of stores. `error/verdict.rs` decides which of them are retried.
+
+mod verdict;
 
 use std::{io, time::Duration};
 
-use domain::{Algorithm, Digest, DigestError, FaultKind, ForeignText};
+use domain::{Algorithm, Digest, DigestError, ForeignText};
 
-use super::{CredentialsError, Refused, ecs, guard::Forbidden};
+pub use verdict::Verdict;
+
+use super::{CredentialsError, Refused, ecs, ssrf_guard::Forbidden};
 
 /// The result of an operation on a store.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of an operation on a store.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
     /// The operating system reported an error.
     #[error("{action} {path}: {source}")]
     Io {
-        /// The attempted action.
+        /// The attempted action, as a participle: "reading".
         action: &'static str,
-        /// The path acted on.
         path: String,
         /// The operating system's error.
         source: io::Error,
@@ -30,16 +34,10 @@ pub enum Error {
     ImageMissing(ForeignText),
     /// A blob of an image is missing.
     #[error("the blob {digest} of {image} is not there")]
-    BlobMissing {
-        /// The missing blob.
-        digest: Digest,
-        /// The image's name.
-        image: String,
-    },
+    BlobMissing { digest: Digest, image: String },
     /// The bytes do not match their digest.
     #[error("the blob {expected} of {image} does not have that digest: its bytes have {actual}")]
     DigestMismatch {
-        /// The image's name.
         image: String,
         /// The digest that was requested.
         expected: Digest,
@@ -49,9 +47,7 @@ pub enum Error {
     /// The number of bytes is wrong.
     #[error("the blob {digest} of {image} has {actual} bytes and should have {expected}")]
     SizeMismatch {
-        /// The image's name.
         image: String,
-        /// The blob's digest.
         digest: Digest,
         /// The size by the descriptor, in bytes.
         expected: u64,
@@ -61,9 +57,8 @@ pub enum Error {
     /// A layout, an index or a manifest violates the OCI specifications or a limit.
     #[error("{what} can't be used: {reason}")]
     Malformed {
-        /// The rejected content.
         what: ForeignText,
-        /// The violation.
+        /// How it violates the specification or the limit, as a clause.
         reason: ForeignText,
     },
     /// Another image has the name already.
@@ -86,7 +81,6 @@ pub enum Error {
     Incomplete {
         /// The number of missing entries.
         absent: usize,
-        /// The store's response.
         source: Box<Error>,
     },
     /// A registry does not support the algorithm of a digest.
@@ -97,7 +91,6 @@ pub enum Error {
     DigestUnsupported {
         /// The digest that it rejected.
         digest: Digest,
-        /// The registry's response.
         source: Box<Error>,
     },
     /// There is not enough free space.
@@ -113,7 +106,6 @@ pub enum Error {
         "{pending} operations on the directory {directory} have not returned; its disk or its server does not respond"
     )]
     Unresponsive {
-        /// The store's directory.
         directory: ForeignText,
         /// The number of operations that have not returned.
         pending: usize,
@@ -121,9 +113,8 @@ pub enum Error {
     /// A registry or an object store responded with a failure status.
     #[error("{what}: {status}{detail}")]
     Status {
-        /// The request.
+        /// The request, for example by its method and its URL without the query.
         what: ForeignText,
-        /// The response's status.
         status: http::StatusCode,
         /// The response's description of the error, with a leading separator.
         detail: ForeignText,
@@ -133,28 +124,22 @@ pub enum Error {
     /// An object store refused a request with a reason.
     #[error("{what}: {source}")]
     Refused {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The store's reason.
         source: Box<Refused>,
     },
     /// The store's bytes differ from those sent.
     #[error("{what}: what the store has of it does not have the digest {digest}; it is written again")]
-    WrittenWrong {
-        /// The written content.
-        what: ForeignText,
-        /// The expected digest.
-        digest: Digest,
-    },
+    WrittenWrong { what: ForeignText, digest: Digest },
     /// The credentials can't be loaded.
     #[error("the region's credentials: {0}")]
     Credentials(Box<CredentialsError>),
     /// A registry or an object store can't be reached, or the connection was lost.
     #[error("{what}: {problem}")]
     Transport {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The innermost cause.
+        /// The innermost cause, for example "connection refused".
         problem: ForeignText,
     },
     /// A copy by ECS failed.
@@ -163,7 +148,7 @@ pub enum Error {
     /// A store referred to a forbidden address.
     #[error("{what}: {source}")]
     Forbidden {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
         /// The address, and why it is forbidden.
         source: Forbidden,
@@ -171,9 +156,8 @@ pub enum Error {
     /// A store redirected to another host, which is not contacted.
     #[error("{what}: it points to {to}, {advice}")]
     Elsewhere {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The target of the redirect.
         to: ForeignText,
         /// Why the target is not contacted, and how to change that.
         advice: &'static str,
@@ -184,9 +168,8 @@ pub enum Error {
     /// A registry redirected an upload after its bytes were consumed. They are read again and sent to the target.
     #[error("{what}: it points to {to}; the bytes are sent there from where the request began")]
     Redirected {
-        /// The request.
+        /// As in [`Error::Status`].
         what: ForeignText,
-        /// The target of the redirect.
         to: ForeignText,
     },
     /// A registry rejects the way in which a blob was sent. The blob is sent in another way.
@@ -207,36 +190,6 @@ pub enum Error {
     /// An operation exceeded its time limit.
     #[error("{0} took too long")]
     Stalled(&'static str),
-}
-
-/// The code of a registry that does not find the blobs of a manifest (OCI distribution specification, "Error Codes").
-/// They were sent before, so the registry lost one, or another client writes the same one concurrently.
-const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
-
-/// The prefix of the codes for errors in a manifest's content.
-const OF_MANIFEST: &str = "MANIFEST_";
-
-/// Texts in responses with status 403 that are transient: rate limits and clock skew.
-const PASSING: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
-
-fn is_passing(detail: &str) -> bool {
-    let detail = detail.to_lowercase();
-    PASSING.iter().any(|known| detail.contains(known))
-}
-
-/// Whether a retry can help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// A retry may succeed.
-    Retry,
-    /// A retry fails until a person changes something.
-    Fail,
-}
-
-impl Verdict {
-    fn retry_if(transient: bool) -> Self {
-        if transient { Self::Retry } else { Self::Fail }
-    }
 }
 
 impl From<CredentialsError> for Error {
@@ -264,220 +217,5 @@ impl Error {
     pub(super) fn digest(what: impl Into<ForeignText>) -> impl FnOnce(DigestError) -> Self {
         let what = what.into();
         move |error| Self::malformed(what, error)
-    }
-
-    /// Whether a retry can help.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
-        use io::ErrorKind as Kind;
-        match self {
-            Self::Io { source, .. } => match source.kind() {
-                // A file system with a disk error is read-only until it is repaired: the store counts as unavailable.
-                Kind::PermissionDenied
-                | Kind::NotADirectory
-                | Kind::IsADirectory
-                | Kind::FileTooLarge
-                | Kind::InvalidInput
-                | Kind::InvalidFilename => Verdict::Fail,
-                _ => Verdict::Retry,
-            },
-            // RFC 9110: these statuses are transient. A missing upload has expired.
-            Self::Status { status, detail, retry_after, .. } => match status.as_u16() {
-                408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
-                403 if retry_after.is_some() || is_passing(detail) => Verdict::Retry,
-                // The next attempt checks again which blobs are missing, and sends those.
-                400 | 404 if detail.contains(MANIFEST_BLOB_UNKNOWN) => Verdict::Retry,
-                _ => Verdict::Fail,
-            },
-            Self::Ecs(error) => error.verdict(),
-            Self::Credentials(error) => Verdict::retry_if(error.is_transient()),
-            Self::Refused { source, .. } => Verdict::retry_if(source.is_transient()),
-            Self::Vanished(_)
-            | Self::Interrupted
-            | Self::Stalled(_)
-            | Self::Transport { .. }
-            | Self::UploadGone(_)
-            | Self::UploadMode(_)
-            | Self::Redirected { .. }
-            | Self::WrittenWrong { .. }
-            | Self::Overtaken
-            | Self::Contended(_)
-            | Self::Journal(_)
-            | Self::NoSpace { .. }
-            | Self::Unresponsive { .. } => Verdict::Retry,
-            Self::ImageMissing(_)
-            | Self::BlobMissing { .. }
-            | Self::DigestMismatch { .. }
-            | Self::SizeMismatch { .. }
-            | Self::Malformed { .. }
-            | Self::Incomplete { .. }
-            | Self::DigestUnsupported { .. }
-            | Self::Forbidden { .. }
-            | Self::Elsewhere { .. }
-            | Self::Occupied(_)
-            | Self::Foreign { .. } => Verdict::Fail,
-        }
-    }
-
-    /// Whether the cause may be the network or a server that has not seen yet what was pushed to another: damaged
-    /// content, or a missing part. Reads over a network are retried a few times for these.
-    #[must_use]
-    pub fn may_be_outdated(&self) -> bool {
-        matches!(
-            self,
-            Self::ImageMissing(_) | Self::BlobMissing { .. } | Self::DigestMismatch { .. } | Self::SizeMismatch { .. }
-        )
-    }
-
-    /// Converts a failure by which a registry may reject the algorithm of `digest` into [`Error::DigestUnsupported`];
-    /// returns other errors unchanged. No code is defined for that, and every registry supports SHA-256.
-    pub(super) fn about_digest(self, digest: Digest) -> Self {
-        let refuses = match &self {
-            Self::Status { status, detail, .. } => {
-                matches!(status.as_u16(), 400 | 422) && !detail.contains(OF_MANIFEST)
-            }
-            _ => false,
-        };
-        if refuses && digest.algorithm() != Algorithm::CANONICAL {
-            Self::DigestUnsupported { digest, source: Box::new(self) }
-        } else {
-            self
-        }
-    }
-
-    /// Whether the blob must be sent again, in another way or to another place. This happens at most a few times,
-    /// without a wait.
-    #[must_use]
-    pub fn is_resent(&self) -> bool {
-        matches!(self, Self::UploadMode(_) | Self::Redirected { .. })
-    }
-
-    /// Whether a registry rejected a manifest because it does not find the blobs.
-    pub(super) fn is_blob_unknown(&self) -> bool {
-        matches!(self, Self::Status { detail, .. } if detail.contains(MANIFEST_BLOB_UNKNOWN))
-    }
-
-    /// Whether the store is full. Space may be freed at any time, so the copy is retried.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        use io::ErrorKind as Kind;
-        match self {
-            Self::NoSpace { .. } => true,
-            Self::Refused { source, .. } => source.is_full(),
-            Self::Io { source, .. } => matches!(source.kind(), Kind::StorageFull | Kind::QuotaExceeded),
-            _ => false,
-        }
-    }
-
-    /// The wait that the store requests, if it does.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Status { retry_after, .. } => *retry_after,
-            Self::Refused { source, .. } => source.retry_after,
-            Self::Ecs(error) => error.retry_after(),
-            _ => None,
-        }
-    }
-
-    /// The party that has to act on the error.
-    #[must_use]
-    pub fn fault_kind(&self) -> FaultKind {
-        if let Self::Ecs(error) = self { error.fault_kind() } else { FaultKind::Store }
-    }
-
-    /// Whether the image or a part of it is missing.
-    #[must_use]
-    pub fn is_missing(&self) -> bool {
-        match self {
-            Self::ImageMissing(_) | Self::BlobMissing { .. } => true,
-            Self::Ecs(error) => error.is_source_missing(),
-            _ => false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use domain::Digest;
-    use rustix::io::Errno;
-
-    use super::{Error, Verdict};
-
-    fn io_error(errno: Errno) -> Error {
-        Error::io("writing", "a")(io::Error::from_raw_os_error(errno.raw_os_error()))
-    }
-
-    #[test]
-    fn a_full_store_is_tried_again() {
-        let no_space = Error::NoSpace { needed: 2, available: 1 };
-        for error in [no_space, io_error(Errno::NOSPC), io_error(Errno::DQUOT)] {
-            assert!(error.is_full() && error.verdict() == Verdict::Retry, "{error}");
-        }
-        assert!(!io_error(Errno::IO).is_full());
-    }
-
-    #[test]
-    fn what_is_forbidden_for_a_while_is_tried_again() {
-        let forbidden = |detail: &str, retry_after| Error::Status {
-            what: "GET /".into(),
-            status: http::StatusCode::FORBIDDEN,
-            detail: detail.into(),
-            retry_after,
-        };
-        let wait = Some(std::time::Duration::from_secs(1));
-        for (detail, retry_after, verdict) in [
-            (": DENIED requested access is denied", None, Verdict::Fail),
-            (": DENIED You have exceeded a secondary Rate Limit", None, Verdict::Retry),
-            (": TOOMANYREQUESTS", None, Verdict::Retry),
-            (": RequestTimeTooSkewed", None, Verdict::Retry),
-            ("", wait, Verdict::Retry),
-            ("", None, Verdict::Fail),
-        ] {
-            assert_eq!(forbidden(detail, retry_after).verdict(), verdict, "{detail}");
-        }
-    }
-
-    #[test]
-    fn a_digest_is_unsupported_where_its_algorithm_may_be() {
-        let refused = |status: u16, detail: &str| Error::Status {
-            what: "PUT /".into(),
-            status: http::StatusCode::from_u16(status).expect("a status"),
-            detail: detail.into(),
-            retry_after: None,
-        };
-        let (short, long) = (Digest::Sha256([7; 32]), Digest::Sha512([7; 64]));
-        for (status, detail, digest, unsupported) in [
-            (400, ": DIGEST_INVALID provided digest did not match", long, true),
-            (422, "", long, true),
-            (400, ": DIGEST_INVALID provided digest did not match", short, false),
-            (400, ": MANIFEST_BLOB_UNKNOWN blob unknown to registry", long, false),
-            (400, ": MANIFEST_INVALID", long, false),
-            (401, "", long, false),
-            (404, ": BLOB_UPLOAD_UNKNOWN", long, false),
-            (500, "", long, false),
-        ] {
-            let error = refused(status, detail).about_digest(digest);
-            assert_eq!(matches!(error, Error::DigestUnsupported { .. }), unsupported, "{error}");
-            if unsupported {
-                let text = error.to_string();
-                assert!(text.contains(&digest.to_string()) && text.contains("supports sha512"), "{text}");
-                assert_eq!(error.verdict(), Verdict::Fail);
-            }
-        }
-    }
-
-    #[test]
-    fn what_the_operating_system_lacks_for_a_while_is_tried_again() {
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT, Errno::ROFS] {
-            assert_eq!(io_error(errno).verdict(), Verdict::Retry, "{errno}");
-        }
-        for errno in [Errno::ACCESS, Errno::NAMETOOLONG] {
-            assert_eq!(io_error(errno).verdict(), Verdict::Fail, "{errno}");
-        }
-        let hangs = Error::Unresponsive { directory: "/srv/apps".into(), pending: 16 };
-        assert_eq!(hangs.verdict(), Verdict::Retry);
     }
 }

@@ -13,11 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Entry, Error, ImageSpec, Located, Result, Source, Tree,
+    Entry, Error, ImageSpec, Located, ManifestGraph, Result, Source,
+    digest_reference::split_digest,
+    manifest_graph::{INDEX_TYPES, Reference},
     neighbors::{Neighbors, Tags},
-    pinned::split_digest,
     referrers::{self, is_attached_by, referrers_tag},
-    tree::{INDEX_TYPES, Reference},
 };
 
 /// The file of the index. It makes an image visible.
@@ -103,19 +103,19 @@ pub struct Layout {
 
 impl Layout {
     /// The layout of an image.
-    pub fn of(root: &Descriptor, tree: &Tree) -> Result<Self> {
+    pub fn of(root: &Descriptor, graph: &ManifestGraph) -> Result<Self> {
         let named = |name: &str| (REF_NAME.to_owned(), name.into());
-        let tagged = tree.attachments.iter().filter_map(|attached| Some((attached.tag.as_deref()?, attached.root()?)));
+        let tagged = graph.attachments.iter().filter_map(|attached| Some((attached.tag.as_deref()?, attached.root()?)));
         let tagged: Vec<_> = tagged
             .map(|(tag, (descriptor, _))| Reference::new(descriptor, Some([named(tag)].into_iter().collect())))
             .collect();
-        if tree.referrers.is_empty() && tagged.is_empty() {
+        if graph.referrers.is_empty() && tagged.is_empty() {
             let index = content(vec![Reference::new(root, Some([named(LATEST)].into_iter().collect()))])?;
             return Ok(Self { index, blobs: Vec::new(), with_referrers: None });
         }
         let mut entries = vec![Reference::new(root, Some([named(LATEST)].into_iter().collect()))];
         let mut blobs = Vec::new();
-        for referrers in &tree.referrers {
+        for referrers in &graph.referrers {
             let (list, content) = referrers.index()?;
             let tag = referrers_tag(referrers.subject);
             entries.push(Reference::new(&list, Some([named(&tag)].into_iter().collect())));

@@ -2,39 +2,39 @@
 //! the API, the database or protobuf.
 
 mod activity;
-mod answer;
 mod archive;
 mod attachments;
 mod bounded_source;
 mod budget;
+mod digest_reference;
 mod dir;
 mod disk;
 pub mod ecs;
 mod egress;
 mod entry;
 mod error;
-mod exchange;
-mod file_part;
-pub mod guard;
+mod file_range;
+mod graph_walk;
+mod http_response;
 mod journal;
 mod layout;
-mod lenders;
 mod location;
+mod manifest_cache;
+mod manifest_graph;
+mod mount_sources;
 mod neighbors;
 mod object;
-mod pinned;
 mod references;
 mod referrers;
 mod registry;
-mod remembering_source;
 mod request_span;
+mod rollback;
 mod secret_file;
 pub mod server_trust;
 mod space;
+pub mod ssrf_guard;
 mod store;
-mod tree;
 mod verify;
-mod walk;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -44,29 +44,29 @@ pub use activity::Activity;
 pub use archive::Archive;
 pub use bounded_source::BoundedSource;
 pub use budget::MAX_MANIFEST_BYTES;
+pub use digest_reference::split_digest;
 pub use dir::DirStore;
 pub use disk::DiskFile;
 pub use ecs::Ecs;
 pub use egress::{Egress, Exception, ExceptionError, ForwardProxy, NotAdmitted, ProxyTrial};
 pub use entry::{Entry, EntryError};
 pub use error::{Error, Result, Verdict};
-pub use exchange::{Exchange, Exchanged};
 pub use journal::{Journal, Memory, Witness};
-pub use lenders::Lenders;
 pub use location::{Location, LocationError, ObjectLocation, Provider, RegistryLocation, is_loopback};
+pub use manifest_cache::{CachingSource, ManifestCache};
+pub use manifest_graph::{Attachment, MANIFEST_TYPE, ManifestGraph, Measure};
+pub use mount_sources::MountSources;
 pub use neighbors::Neighbors;
 pub use object::{Access, AccessKeys, ObjectStore, ProfileError, Refused, S3Profile, open as open_bucket};
-pub use pinned::split_digest;
 pub use referrers::{Listing, ReferrersIndex};
 pub use registry::{
     Challenge, Client as RegistryClient, CredentialProvider, CredentialSource, Credentials, CredentialsError,
     DockerConfigError, DockerEntry, Helper, HelperError, Program, RegistryKey, RegistryStore, read_docker_config,
 };
-pub use remembering_source::{Manifests, RememberingSource};
+pub use rollback::{ReplacedIndex, Rollback};
 pub use secret_file::{SecretFileError, SecretSource};
 pub use space::Reservation;
 pub use store::{BlobChunks, Chunk, ImageSpec, Located, Place, Presence, SeenAt, Source, Stage, Store, StoreKind};
-pub use tree::{Attachment, MANIFEST_TYPE, Measure, Tree};
 pub use verify::{Inspection, MovedName, verify};
 
 /// The size of a chunk of a blob, in bytes.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use domain::ForeignText;
 use url::{Host, Url};
 
-/// The location of a store.
+/// Where a region stores its images, parsed from its URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// `dir://PATH`: a directory, absolute or relative to the working directory of the service.
@@ -18,7 +18,7 @@ pub enum Location {
     Ecs(String),
 }
 
-/// The location of a registry.
+/// `registry+https://HOST[:PORT][/NAMESPACE]`, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryLocation {
     /// The scheme, host and port.
@@ -98,7 +98,7 @@ impl Provider {
 /// The location of a bucket, or of a prefix in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectLocation {
-    /// The provider.
+    /// The service whose API the bucket has.
     pub provider: Provider,
     /// The bucket, or Azure's container.
     pub bucket: String,

@@ -11,7 +11,7 @@ use super::{Entry, Result, Source, layout::Index};
 /// The manifests listed beside an image.
 #[derive(Debug, Default)]
 pub struct Neighbors {
-    /// The tagged manifests.
+    /// The tags, among them those that name an attachment by the digest of its subject.
     pub(super) tags: Tags,
     /// The unnamed manifests, which may refer to the image.
     pub(super) unnamed: Vec<Entry>,

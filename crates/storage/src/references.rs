@@ -3,7 +3,7 @@
 use domain::{Descriptor, DigestError};
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::tree::{INDEX_TYPES, MANIFEST_TYPES};
+use super::manifest_graph::{INDEX_TYPES, MANIFEST_TYPES};
 
 /// The type of artifact manifests in registries that predate OCI 1.1. They list blobs.
 const ARTIFACT_TYPE: &str = "application/vnd.oci.artifact.manifest.v1+json";

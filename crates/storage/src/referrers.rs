@@ -8,7 +8,7 @@ use domain::{Algorithm, Descriptor, Digest};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Error, Result, entry::Entry, tree::INDEX_TYPES};
+use super::{Error, Result, entry::Entry, manifest_graph::INDEX_TYPES};
 
 /// The limit of a list of referrers, all its pages together, in bytes.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
@@ -52,7 +52,7 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
 /// A store's list of a manifest's referrers.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The listed entries.
+    /// The listed referrers, all of them unless the list is `broken`.
     pub entries: Vec<Entry>,
     /// The error that cut the list short, if one did.
     pub broken: Option<Error>,

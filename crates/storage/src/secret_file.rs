@@ -17,11 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a file with secrets can't be used. The text never includes the content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum SecretFileError {
     /// The operating system reported an error.
     #[error("{} can't be read: {problem}", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// The operating system's error, or the time-out.
         problem: String,
@@ -29,7 +29,6 @@ pub enum SecretFileError {
     /// The file exceeds its size limit.
     #[error("{} has more than {limit} bytes", path.display())]
     TooLarge {
-        /// The file.
         path: PathBuf,
         /// The limit in bytes.
         limit: u64,
@@ -39,7 +38,7 @@ pub enum SecretFileError {
     Empty(PathBuf),
 }
 
-/// The source of one secret.
+/// Where a secret is read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// The value, given at startup.

@@ -14,8 +14,8 @@ use domain::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Activity, Attachment, Error, Exchange, Journal, Listing, Neighbors, ReferrersIndex, Reservation, Result, Tree,
-    dir::Holders, lenders::Lenders, registry::WaitingUploads,
+    Activity, Attachment, Error, Journal, Listing, ManifestGraph, Neighbors, ReferrersIndex, Reservation, Result,
+    Rollback, dir::Holders, mount_sources::MountSources, registry::WaitingUploads,
 };
 
 /// The kind of a store.
@@ -30,7 +30,7 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    /// The kind's name.
+    /// The kind in lower case: `dir`, `object` or `registry`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ pub enum ImageSpec {
 /// A caller's image, resolved in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// The image's name in the store.
+    /// The name under which the store has the image.
     pub name: ImageName,
     /// The digest of the root, if the caller gave one. It takes precedence over the root that the name shows.
     pub digest: Option<Digest>,
@@ -62,7 +62,7 @@ pub struct Located {
 /// A part of a blob that is sent to a store.
 #[derive(Debug, Clone)]
 pub enum Chunk {
-    /// The next bytes.
+    /// The next bytes, in order.
     Data(Bytes),
     /// The end of the blob. The digest of the sent bytes was correct, if they were sent from the beginning. A stream
     /// that ends without this must be discarded.
@@ -95,14 +95,14 @@ pub struct Place {
 /// The destination of one claim's copy: an image being written.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// The image's name in the store.
+    /// The name under which the store shows the image once it is published.
     pub name: ImageName,
     /// The fence of the claim. Unfinished content is marked with it, so that two claims never write to the same place.
     pub fence: u64,
     /// Whether damage was found in the image here. Existing content is then read again instead of trusted.
     pub suspect: bool,
     /// The places from which blobs can be mounted instead of sent, if the service is the same.
-    pub lenders: Lenders,
+    pub mount_sources: MountSources,
     /// The record of the roots that this service has published under the name.
     pub published: Published,
     /// Whether other clients' content in the image's place may be replaced.
@@ -114,7 +114,7 @@ pub struct Stage {
     /// The space reserved for the copy, until the last clone is dropped.
     pub reservation: Reservation,
     /// The published content, and the content it replaced.
-    pub exchange: Exchange,
+    pub rollback: Rollback,
     /// The time of the last check that the name may be made to show the image, although it shows other content or none.
     pub seen_free: SeenAt,
     /// The other images of a directory that have the image's blobs.
@@ -152,13 +152,13 @@ impl Stage {
             name,
             fence,
             suspect: false,
-            lenders: Lenders::default(),
+            mount_sources: MountSources::default(),
             published: Published::default(),
             overwrite: false,
             journal,
             activity: Activity::default(),
             reservation: Reservation::default(),
-            exchange: Exchange::default(),
+            rollback: Rollback::default(),
             seen_free: SeenAt::default(),
             holders: Holders::default(),
             waiting: WaitingUploads::default(),
@@ -185,9 +185,9 @@ impl Stage {
 /// there, and otherwise different images often share their configuration.
 pub(super) const SMALL: u64 = 16 << 10;
 
-/// The size in bytes above which a blob is requested from all lenders of the image. A smaller one is requested from one
-/// at most.
-pub(super) const WORTH_LENDING: u64 = 128 << 10;
+/// The size in bytes above which a blob is requested from all mount sources of the image. A smaller one is requested
+/// from one at most.
+pub(super) const WORTH_MOUNTING: u64 = 128 << 10;
 
 /// Converts the result of reading a name's root into the name's content. An unreadable root counts as content.
 pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<NameContent> {
@@ -282,10 +282,10 @@ pub trait Store: Source {
 
     /// How the whole image was verified, if the store shows it and this service's record covers its parts; `None` if
     /// every part must be checked. Fails if the name shows content that must not be replaced.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>>;
+    async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>>;
 
     /// Checks how much of a blob is there. May mount it from another image of the store.
-    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;
+    async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;
 
     /// Whether the store has a manifest or an index, verified by its digest.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
@@ -324,9 +324,9 @@ pub trait Store: Source {
         Ok(())
     }
 
-    /// Makes the image visible, atomically and durably. Everything in `tree` must have been written, except for the
+    /// Makes the image visible, atomically and durably. Everything in `graph` must have been written, except for the
     /// parts that this operation writes.
-    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()>;
+    async fn publish(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()>;
 
     /// Reverts [`Store::publish`] and restores the previous content, for a copy that was canceled before it was
     /// reported. Returns whether it did: content that another claim changed since is kept, and a store without this
@@ -336,7 +336,7 @@ pub trait Store: Source {
     }
 
     /// Aborts uploads that this process began and abandoned, and that no journal has.
-    async fn tidy(&self) {}
+    async fn abort_unfinished(&self) {}
 
     /// Aborts an upload that no copy will resume. `session` is its record in the journal.
     async fn abort(&self, _session: &str) -> Result<()> {

@@ -4,7 +4,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 
 use domain::{Descriptor, Digest, ForeignText, ImageName, Warnings};
 
-use super::{Activity, BoundedSource, Error, Result, Source, Tree, tree::digest_of};
+use super::{Activity, BoundedSource, Error, ManifestGraph, Result, Source, manifest_graph::digest_of};
 
 /// How long a store may make no progress while an image is verified.
 const STALL: Duration = Duration::from_secs(60);
@@ -59,18 +59,18 @@ pub async fn verify(
         (Some(shown), MovedName::Warns) => found.warnings.add(shown),
         (None, _) => {}
     }
-    let tree = match Tree::read_with_attachments(source, name, root, absent).await {
-        Ok(tree) => tree,
+    let graph = match ManifestGraph::read_with_attachments(source, name, root, absent).await {
+        Ok(graph) => graph,
         Err(error) => {
             found.take(error)?;
             return Ok(found);
         }
     };
-    found.warnings.extend(&tree.warnings);
-    found.absent = tree.absent.len();
-    let attached = tree.attachments.iter().flat_map(|attachment| &attachment.manifests);
-    found.bytes = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size).sum();
-    for (place, blob) in tree.all_blobs().enumerate() {
+    found.warnings.extend(&graph.warnings);
+    found.absent = graph.absent.len();
+    let attached = graph.attachments.iter().flat_map(|attachment| &attachment.manifests);
+    found.bytes = graph.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size).sum();
+    for (place, blob) in graph.all_blobs().enumerate() {
         let read = tokio::select! {
             read = digest_of(source, name, blob, &activity) => read,
             () = activity.silence(STALL) => Err(Error::Stalled("reading a blob again")),
@@ -85,7 +85,7 @@ pub async fn verify(
             }
             Err(error) => error,
         };
-        if tree.is_attached(place) {
+        if graph.is_attached(place) {
             found.warnings.add(format_args!("of what is attached to the image: {wrong}"));
         } else {
             found.take(wrong)?;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::{Descriptor, ImageName, Progress, RegionId, Warnings, relay::Topology};
-use storage::{Error, Source, Stage, Store, Tree};
+use storage::{Error, ManifestGraph, Source, Stage, Store};
 
 use super::{
     slots::Limits,
@@ -30,7 +30,7 @@ pub async fn import(
     let unreadable = |error| CopyError::Source { region: region.clone(), error: Arc::new(error), is_remote: false };
     let missing = || unreadable(Error::ImageMissing(name.to_string().into()));
     let root = source.root(&name).await.map_err(unreadable)?.ok_or_else(missing)?;
-    let absent = Tree::measure(&*source, &name, &root).await.map_err(unreadable)?.absent.into();
+    let absent = ManifestGraph::measure(&*source, &name, &root).await.map_err(unreadable)?.absent.into();
     let unwritable = |error| CopyError::Destination(Arc::new(error));
     let existing = store.root_as(&stage.name, root.digest).await.map_err(unwritable)?;
     if existing.is_some_and(|existing| existing.digest != root.digest) {
@@ -59,6 +59,6 @@ pub async fn import(
         }
     };
     progress(meter.read());
-    store.tidy().await;
+    store.abort_unfinished().await;
     result.map(|CopySummary { warnings, .. }| (root, warnings))
 }

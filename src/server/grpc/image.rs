@@ -27,7 +27,7 @@ use crate::{
     db::{self, Db, ImageFilter, NameConflictPolicy},
     domain::{Clock, Content, Digest, EcsImageId, Image, ImageId, RegionId, Replica, Targets},
     server::Dependencies,
-    storage::{Backend, Manifests},
+    storage::{Backend, ManifestCache},
 };
 
 /// Longest name, version and description of an image, in characters.
@@ -53,7 +53,7 @@ pub struct ImageHandlers {
     /// Limits concurrent look-ups to [`MAX_LOOKUPS`].
     lookups: Semaphore,
     /// Cache of manifests that look-ups have read.
-    manifests: Manifests,
+    manifests: ManifestCache,
 }
 
 impl ImageHandlers {
@@ -66,7 +66,7 @@ impl ImageHandlers {
             clock,
             verifier: Verifier::new(dependencies),
             lookups: Semaphore::new(MAX_LOOKUPS),
-            manifests: Manifests::default(),
+            manifests: ManifestCache::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{
         v1::{CommonErrorCode, ErrorCode},
     },
     domain::{Content, Digest, EcsImageId, FaultKind, ImageName, RegionId},
-    storage::{self, Backend, Ecs, ImageSpec, Located, Manifests, Measure, RememberingSource, Store, Tree},
+    storage::{self, Backend, CachingSource, Ecs, ImageSpec, Located, ManifestCache, ManifestGraph, Measure, Store},
 };
 
 const GIBIBYTE: u64 = 1 << 30;
@@ -31,7 +31,7 @@ impl SourceImage {
         backend: &Backend,
         home: &RegionId,
         spec: &ImageSpec,
-        manifests: &Manifests,
+        manifests: &ManifestCache,
     ) -> Result<Self, ApiError> {
         match backend {
             Backend::Stores(stores) => {
@@ -46,7 +46,7 @@ impl SourceImage {
         store: &dyn Store,
         home: &RegionId,
         spec: &ImageSpec,
-        manifests: &Manifests,
+        manifests: &ManifestCache,
     ) -> Result<Self, ApiError> {
         let Located { name, digest } = store.locate(spec).map_err(|description| invalid_spec(spec, description))?;
         let failed = |error| store_error(home, &error);
@@ -59,8 +59,8 @@ impl SourceImage {
             let cause = format!("The home region {home} has no image {name}{digest}.");
             ApiError::new(ErrorCode::ImageNotFound, cause).in_regions([home])
         })?;
-        let remembering = RememberingSource { source: store, manifests };
-        let Measure { bytes, absent } = Tree::measure(&remembering, &name, &root).await.map_err(failed)?;
+        let caching = CachingSource { source: store, manifests };
+        let Measure { bytes, absent } = ManifestGraph::measure(&caching, &name, &root).await.map_err(failed)?;
         Ok(Self { name, content: Content::Blobs(root), size: bytes, absent })
     }
 

@@ -5,7 +5,8 @@ use std::{fs, sync::Arc};
 use appferry::{
     domain::ImageName,
     storage::{
-        Credentials, Egress, Error, ForwardProxy, Location, RegistryClient, RegistryStore, Source as _, guard::Guard,
+        Credentials, Egress, Error, ForwardProxy, Location, RegistryClient, RegistryStore, Source as _,
+        ssrf_guard::Guard,
     },
 };
 

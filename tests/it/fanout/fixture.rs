@@ -15,7 +15,7 @@ use appferry::{
         Backoff, Content, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
         SynchronizationState, Targets, WorkerId, relay::Topology,
     },
-    storage::{Backend, DirStore, Store, Stores, Tree},
+    storage::{Backend, DirStore, ManifestGraph, Store, Stores},
     worker::{Settings, Worker},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
@@ -88,7 +88,7 @@ impl Fixture {
         let name = ImageName("a".into());
         let home = stores.get(&id("home")).expect("the home region");
         let root = home.root(&name).await.expect("it is there").expect("it is there");
-        let size = Tree::read(&**home, &name, &root, &[]).await.expect("it is whole").size();
+        let size = ManifestGraph::read(&**home, &name, &root, &[]).await.expect("it is whole").size();
         let image = Image {
             id: "a".parse().expect("an id"),
             name: "a".into(),

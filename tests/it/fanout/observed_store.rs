@@ -8,7 +8,8 @@ use std::sync::{
 use appferry::{
     domain::{Descriptor, Image, ImageName, Verification},
     storage::{
-        BlobChunks, Chunk, DirStore, ImageSpec, Located, Presence, Result, Source, Stage, Store, StoreKind, Tree,
+        BlobChunks, Chunk, DirStore, ImageSpec, Located, ManifestGraph, Presence, Result, Source, Stage, Store,
+        StoreKind,
     },
 };
 use bytes::Bytes;
@@ -110,12 +111,12 @@ impl Store for ObservedStore {
         self.store.prepare(stage).await
     }
 
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
+    async fn is_complete(&self, stage: &Stage, tree: &ManifestGraph) -> Result<Option<Verification>> {
         self.store.is_complete(stage, tree).await
     }
 
-    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
-        self.store.look(stage, blob).await
+    async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+        self.store.stat_blob(stage, blob).await
     }
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
@@ -142,7 +143,7 @@ impl Store for ObservedStore {
         self.store.write_manifest(stage, manifest, content).await
     }
 
-    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+    async fn publish(&self, stage: &Stage, tree: &ManifestGraph) -> Result<()> {
         self.store.publish(stage, tree).await
     }
 }

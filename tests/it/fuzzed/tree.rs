@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use appferry::{
     domain::{Algorithm, Descriptor, Digest, ImageName},
-    storage::{BlobChunks, Error, Measure, Result, Source, Tree},
+    storage::{BlobChunks, Error, ManifestGraph, Measure, Result, Source},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -111,12 +111,12 @@ fn build(choices: &mut Choices) -> (Liar, Option<Descriptor>) {
 fn check(source: &Liar, root: &Descriptor) {
     let name = ImageName("a".into());
     // This source never waits.
-    let measured = Tree::measure(source, &name, root).now_or_never().expect("nothing waits");
+    let measured = ManifestGraph::measure(source, &name, root).now_or_never().expect("nothing waits");
     // Entries that were absent when measured are not reported as missing later.
     let absent = measured.as_ref().map(|measure| measure.absent.clone()).unwrap_or_default();
-    let read = Tree::read(source, &name, root, &absent).now_or_never().expect("nothing waits");
+    let read = ManifestGraph::read(source, &name, root, &absent).now_or_never().expect("nothing waits");
     let with_attachments =
-        Tree::read_with_attachments(source, &name, root, &absent).now_or_never().expect("nothing waits");
+        ManifestGraph::read_with_attachments(source, &name, root, &absent).now_or_never().expect("nothing waits");
     assert_eq!(read.is_ok(), measured.is_ok());
     assert_eq!(read.is_ok(), with_attachments.is_ok());
     let Ok(tree) = read else { return };

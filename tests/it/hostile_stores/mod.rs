@@ -15,7 +15,7 @@ use appferry::{
     domain::{Algorithm, Descriptor, ImageName},
     storage::{
         Chunk, Credentials, Error, Location, Memory, RegistryClient, RegistryStore, Result, Source as _, Stage,
-        Store as _, guard::Guard,
+        Store as _, ssrf_guard::Guard,
     },
 };
 use http::{Method, StatusCode};

@@ -6,7 +6,8 @@ use appferry::{
     client::Client,
     domain::{Descriptor, Digest, ImageName},
     storage::{
-        Access, AccessKeys, Chunk, DirStore, Error, Location, Source as _, Store as _, Tree, guard::Guard, open_bucket,
+        Access, AccessKeys, Chunk, DirStore, Error, Location, ManifestGraph, Source as _, Store as _, open_bucket,
+        ssrf_guard::Guard,
     },
 };
 use http::Method;
@@ -72,11 +73,11 @@ async fn registry(contents: Vec<(&'static str, String)>) -> Proxy {
     .await
 }
 
-async fn read(proxy: &Proxy, root: &Descriptor) -> Result<Tree, Error> {
+async fn read(proxy: &Proxy, root: &Descriptor) -> Result<ManifestGraph, Error> {
     let store = store(proxy);
-    let measured = Tree::measure(&store, &name(), root).await;
-    let read = Tree::read(&store, &name(), root, &[]).await;
-    assert_eq!(measured.as_ref().ok().map(|measure| measure.bytes), read.as_ref().map(Tree::size).ok());
+    let measured = ManifestGraph::measure(&store, &name(), root).await;
+    let read = ManifestGraph::read(&store, &name(), root, &[]).await;
+    assert_eq!(measured.as_ref().ok().map(|measure| measure.bytes), read.as_ref().map(ManifestGraph::size).ok());
     assert_eq!(measured.as_ref().err().map(ToString::to_string), read.as_ref().err().map(ToString::to_string));
     read
 }
@@ -135,8 +136,8 @@ async fn a_manifest_of_another_size_than_is_said_is_refused() {
     fs::write(blobs.join(root.digest.hex()), &content).expect("a blob");
     let store = DirStore::new(directory.path());
     let at = ImageName("a".into());
-    Tree::read(&store, &at, &root, &[]).await.expect("it is one");
-    let refused = Tree::read(&store, &at, &Descriptor { size: 1, ..root }, &[]).await;
+    ManifestGraph::read(&store, &at, &root, &[]).await.expect("it is one");
+    let refused = ManifestGraph::read(&store, &at, &Descriptor { size: 1, ..root }, &[]).await;
     assert!(matches!(refused, Err(Error::SizeMismatch { .. })), "{refused:?}");
 }
 
@@ -161,7 +162,8 @@ async fn a_directory_has_nothing_read_that_is_too_large() {
     let store = DirStore::new(directory.path());
     let started = Instant::now();
     fs::write(layout.join("blobs/sha256").join(root.digest.hex()), &content).expect("a manifest");
-    let tree = Tree::read_with_attachments(&store, &ImageName("a".into()), &root, &[]).await.expect("it is one");
+    let tree =
+        ManifestGraph::read_with_attachments(&store, &ImageName("a".into()), &root, &[]).await.expect("it is one");
     assert!(tree.warnings.iter().any(|warning| warning.contains("the most is")), "{:?}", tree.warnings);
     assert!(started.elapsed().as_secs() < 5);
 }

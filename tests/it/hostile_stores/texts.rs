@@ -19,7 +19,7 @@ use appferry::{
         image_service_server::{ImageService, ImageServiceServer},
     },
     domain::{Digest, ImageName, is_unprintable},
-    storage::{DirStore, Error, Source as _, Store as _, Tree},
+    storage::{DirStore, Error, ManifestGraph, Source as _, Store as _},
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -72,7 +72,7 @@ async fn no_manifest_makes_an_error_long_or_unprintable() {
         let root = manifest(content.as_bytes());
         let kind = vec![("content-type", MANIFEST.to_owned())];
         let proxy = hostile(move |_| answer(200, kind.clone(), &content)).await;
-        let error = Tree::read(&store(&proxy), &name(), &root, &[]).await.expect_err("it is none");
+        let error = ManifestGraph::read(&store(&proxy), &name(), &root, &[]).await.expect_err("it is none");
         assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
         is_fit(&error);
     }

@@ -2,7 +2,7 @@
 
 use appferry::{
     domain::ImageName,
-    storage::{DirStore, Source as _, Tree},
+    storage::{DirStore, ManifestGraph, Source as _},
 };
 use serde_json::{Value, json};
 
@@ -110,7 +110,7 @@ async fn what_lies_beside_an_image_without_a_name_belongs_to_it() {
     std::fs::write(home.join("index.json"), index.to_string()).expect("an index");
     let (store, name) = (DirStore::new(directory.path()), ImageName("b".into()));
     let root = store.root(&name).await.expect("it is read").expect("an image");
-    let tree = Tree::read_with_attachments(&store, &name, &root, &[]).await.expect("it is whole");
+    let tree = ManifestGraph::read_with_attachments(&store, &name, &root, &[]).await.expect("it is whole");
     assert!(tree.warnings.is_empty(), "{:?}", tree.warnings);
     let attached: Vec<_> = tree.attachments.iter().filter_map(|one| Some(one.root()?.0.digest.to_string())).collect();
     assert_eq!(attached, [digest(&note)]);

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Contents, Members, Part, layer::Layer, plain};
-use crate::{Error, MANIFEST_TYPE, Result, file_part, layout, tree::INDEX_TYPES};
+use crate::{Error, MANIFEST_TYPE, Result, file_range, layout, manifest_graph::INDEX_TYPES};
 
 /// The file that lists the images in docker's older format.
 pub const LIST: &str = "manifest.json";
@@ -103,7 +103,7 @@ impl Docker<'_> {
 
     fn config(&mut self, member: &str) -> Result<Descriptor> {
         let part = self.part(member)?;
-        let (digest, size) = file_part::hash(self.members.path, part.from, part.size)?;
+        let (digest, size) = file_range::hash(self.members.path, part.from, part.size)?;
         self.blobs.insert(digest, part);
         Ok(Descriptor { media_type: CONFIG_TYPE.to_owned(), digest, size })
     }

@@ -9,7 +9,7 @@ use domain::{Descriptor, Digest};
 use flate2::bufread::MultiGzDecoder;
 
 use super::Part;
-use crate::{Result, file_part};
+use crate::{Result, file_range};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compression {
@@ -52,10 +52,10 @@ pub struct Layer {
 impl Layer {
     /// Hashes a layer and its uncompressed tar. Decompression streams and stores nothing.
     pub fn read(path: &Path, part: Part) -> Result<Self> {
-        let (digest, size) = file_part::hash(path, part.from, part.size)?;
-        let compression = Compression::of(&file_part::read_whole(path, part.from, part.size.min(8))?);
-        let open = || file_part::open(path, part.from, part.size).map(BufReader::new);
-        let hash = |tar: Box<dyn Read>| file_part::hash_all(tar).map(|(digest, _)| digest);
+        let (digest, size) = file_range::hash(path, part.from, part.size)?;
+        let compression = Compression::of(&file_range::read_whole(path, part.from, part.size.min(8))?);
+        let open = || file_range::open(path, part.from, part.size).map(BufReader::new);
+        let hash = |tar: Box<dyn Read>| file_range::hash_all(tar).map(|(digest, _)| digest);
         let diff_id = match compression {
             Compression::None => Ok(digest),
             Compression::Gzip => hash(Box::new(MultiGzDecoder::new(open()?))),

@@ -94,7 +94,7 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
 ///
 /// A damaged file stays until its replacement is renamed into place: another writer may have overtaken this claim, and
 /// may be putting an intact file there.
-pub fn look(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
+pub fn stat(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if is_good(dir, &own, blob, progress) || link(dir, stage, blob, progress)? {
         return Ok(Presence::Whole(Verification::Verified));

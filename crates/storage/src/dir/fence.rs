@@ -18,7 +18,7 @@ use domain::ImageName;
 
 use crate::{Error, Result};
 
-/// The name of the file.
+/// The file in an image's directory that holds the fence and is locked.
 pub const FENCE: &str = ".appferry-fence";
 /// Maximum number of bytes read from the file.
 const MAX_BYTES: u64 = 32;

@@ -10,7 +10,7 @@ use cap_std::fs::Dir;
 use domain::{Algorithm, Digest, ImageName};
 
 use super::{layout, operations::Progress};
-use crate::{Error, Result, Tree};
+use crate::{Error, ManifestGraph, Result};
 
 /// Maximum number of holders recorded per blob. If all of them have it damaged, the bytes are transferred.
 const MAX_HOLDERS: usize = 4;
@@ -20,14 +20,14 @@ const MAX_HOLDERS: usize = 4;
 pub struct Holders(Arc<OnceLock<HashMap<Digest, Vec<ImageName>>>>);
 
 impl Holders {
-    /// Searches the directory for images, other than `name`, that have the manifests and blobs of a tree.
-    pub fn find(&self, dir: &Dir, name: &ImageName, tree: &Tree, progress: &Progress) -> Result<()> {
+    /// Searches the directory for images, other than `name`, that have the manifests and blobs of a graph.
+    pub fn find(&self, dir: &Dir, name: &ImageName, graph: &ManifestGraph, progress: &Progress) -> Result<()> {
         if self.0.get().is_some() {
             return Ok(());
         }
-        let attached = tree.attachments.iter().flat_map(|attachment| &attachment.manifests);
-        let manifests = tree.manifests.iter().chain(attached).map(|(manifest, _)| manifest.digest);
-        let wanted = manifests.chain(tree.all_blobs().map(|blob| blob.digest));
+        let attached = graph.attachments.iter().flat_map(|attachment| &attachment.manifests);
+        let manifests = graph.manifests.iter().chain(attached).map(|(manifest, _)| manifest.digest);
+        let wanted = manifests.chain(graph.all_blobs().map(|blob| blob.digest));
         let wanted: HashMap<String, Digest> = wanted.map(|digest| (digest.hex(), digest)).collect();
         let algorithms: BTreeSet<Algorithm> = wanted.values().map(Digest::algorithm).collect();
         let mut holders: HashMap<Digest, Vec<ImageName>> = HashMap::new();

@@ -39,8 +39,8 @@ use tokio::{sync::mpsc, time::Instant};
 pub use holders::Holders;
 
 use super::{
-    Activity, BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, Presence, Result, Source,
-    Stage, Store, StoreKind, Tree, store::shown,
+    Activity, BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, ManifestGraph, Neighbors, Presence,
+    Result, Source, Stage, Store, StoreKind, store::shown,
 };
 
 /// Number of pieces of a blob that may be read ahead of the receiver.
@@ -103,8 +103,8 @@ impl DirStore {
     }
 
     /// Fails if it would replace an index that another program wrote.
-    async fn may_show(&self, stage: &Stage, tree: &Tree) -> Result<()> {
-        let Some((root, _)) = tree.manifests.last() else { return Ok(()) };
+    async fn may_show(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()> {
+        let Some((root, _)) = graph.manifests.last() else { return Ok(()) };
         let there = shown(self.root(&stage.name).await)?;
         stage.may_show(&self.shown_as(&stage.name), root.digest, &there)
     }
@@ -213,21 +213,21 @@ impl Store for DirStore {
 
     /// Always returns `None`, because any program may have changed the directory, so each blob is checked. Searches the
     /// other images for shared blobs.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
-        self.may_show(stage, tree).await?;
-        let (own, tree) = (stage.clone(), tree.clone());
-        self.blocking(stage, move |dir, progress| own.holders.find(dir, &own.name, &tree, progress))
+    async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>> {
+        self.may_show(stage, graph).await?;
+        let (own, graph) = (stage.clone(), graph.clone());
+        self.blocking(stage, move |dir, progress| own.holders.find(dir, &own.name, &graph, progress))
             .await
             .map(|()| None)
     }
 
-    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+    async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let (own, blob) = (stage.clone(), blob.clone());
-        self.blocking(stage, move |dir, progress| blob::look(dir, &own, &blob, progress)).await
+        self.blocking(stage, move |dir, progress| blob::stat(dir, &own, &blob, progress)).await
     }
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
-        Ok(matches!(self.look(stage, manifest).await?, Presence::Whole(_)))
+        Ok(matches!(self.stat_blob(stage, manifest).await?, Presence::Whole(_)))
     }
 
     async fn reserve(&self, stage: &Stage, bytes: u64) -> Result<()> {
@@ -271,8 +271,8 @@ impl Store for DirStore {
         self.write_blob(stage, manifest, 0, chunks).await
     }
 
-    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
-        publish::publish(self, stage, tree).await
+    async fn publish(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()> {
+        publish::publish(self, stage, graph).await
     }
 
     async fn retract(&self, stage: &Stage) -> Result<bool> {

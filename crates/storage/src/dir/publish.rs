@@ -34,7 +34,7 @@ use super::{
     signatures, write,
 };
 use crate::{
-    Error, Exchanged, MAX_MANIFEST_BYTES, Result, Stage, Tree,
+    Error, MAX_MANIFEST_BYTES, ManifestGraph, ReplacedIndex, Result, Stage,
     layout::{BLOBS, INDEX, Layout, MARKER, MARKER_CONTENT},
     store::shown,
 };
@@ -72,12 +72,12 @@ pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
 }
 
 /// Makes the image visible atomically and durably.
-pub async fn publish(store: &DirStore, stage: &Stage, tree: &Tree) -> Result<()> {
+pub async fn publish(store: &DirStore, stage: &Stage, graph: &ManifestGraph) -> Result<()> {
     let abandoned = Arc::<AtomicBool>::default();
     let guard = Abandon(Arc::clone(&abandoned));
     let publication = Publication { store: store.clone(), stage: stage.clone(), abandoned };
     // Runs on a task of its own: the check of the claim and the withdrawal complete even if the caller stops waiting.
-    let result = match tokio::spawn(publication.run(tree.clone())).await {
+    let result = match tokio::spawn(publication.run(graph.clone())).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(Error::Interrupted),
@@ -118,10 +118,10 @@ struct StagedIndex {
 }
 
 /// Writes everything that the image needs, and its index as an unfinished file.
-fn stage_index(dir: &Dir, stage: &Stage, tree: &Tree) -> Result<StagedIndex> {
+fn stage_index(dir: &Dir, stage: &Stage, graph: &ManifestGraph) -> Result<StagedIndex> {
     let name = &stage.name;
-    let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
-    let layout = Layout::of(root, tree)?;
+    let Some((root, _)) = graph.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
+    let layout = Layout::of(root, graph)?;
     for (blob, content) in &layout.blobs {
         write::write_small(dir, stage, blob, content)?;
     }
@@ -151,12 +151,12 @@ struct Publication {
 }
 
 impl Publication {
-    async fn run(self, tree: Tree) -> Result<()> {
+    async fn run(self, graph: ManifestGraph) -> Result<()> {
         let own = self.stage.clone();
-        let index = self.store.blocking(&self.stage, move |dir, _| stage_index(dir, &own, &tree)).await?;
+        let index = self.store.blocking(&self.stage, move |dir, _| stage_index(dir, &own, &graph)).await?;
         let path = index.path.clone();
-        let exchanged = self.exchange(index).await;
-        let (name, failed) = (self.stage.name.clone(), exchanged.is_err());
+        let replaced = self.replace_index(index).await;
+        let (name, failed) = (self.stage.name.clone(), replaced.is_err());
         let settle = move |dir: &Dir, _: &Progress| {
             if failed {
                 blob::remove(dir, &path)?;
@@ -165,14 +165,14 @@ impl Publication {
             sync_dir(dir, ".")
         };
         let settled = self.store.blocking(&self.stage, settle).await;
-        exchanged?;
+        replaced?;
         // Confirmed even if the sync failed: a visible index must belong to the current claim.
         let confirmed = self.confirm().await;
         settled.and(confirmed)
     }
 
     /// Renames the index into place, if the claim is current.
-    async fn exchange(&self, index: StagedIndex) -> Result<()> {
+    async fn replace_index(&self, index: StagedIndex) -> Result<()> {
         let Self { store, stage, abandoned } = self;
         let lock = lock(store, stage, false).await?;
         stage.journal.hold().await?;
@@ -204,13 +204,13 @@ impl Publication {
 /// Takes back the index that was published for the stage, unless another claim has prepared the directory since; that
 /// claim publishes its own. Returns whether it was taken back.
 pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
-    let Some(exchanged) = stage.exchange.take() else { return Ok(false) };
+    let Some(replaced) = stage.rollback.take() else { return Ok(false) };
     let lock = lock(store, stage, false).await?;
     let own = stage.clone();
     let take_back = move |dir: &Dir, _: &Progress| {
-        let is_own = lock.fence()? == Some(own.fence) && visible(dir, &own.name)?.as_ref() == Some(&exchanged.index);
+        let is_own = lock.fence()? == Some(own.fence) && visible(dir, &own.name)?.as_ref() == Some(&replaced.published);
         if is_own {
-            withdraw(dir, &own, exchanged.previous, &lock)?;
+            withdraw(dir, &own, replaced.previous, &lock)?;
             sync_dir(dir, &own.name.0)?;
         }
         Ok(is_own)
@@ -235,7 +235,7 @@ fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, aband
     }
     // An identical index changes nothing, so there is nothing to take back.
     if previous.as_ref() != Some(&content) {
-        stage.exchange.set(Exchanged { index: content, previous });
+        stage.rollback.set(ReplacedIndex { published: content, previous });
     }
     Ok(())
 }

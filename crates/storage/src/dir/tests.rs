@@ -20,7 +20,7 @@ use domain::{Algorithm, Descriptor, Digest, ImageName, Verification};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{DirStore, fence::FENCE};
-use crate::{Chunk, Error, Journal, Memory, Presence, Result, Source as _, Stage, Store as _, Tree};
+use crate::{Chunk, Error, Journal, ManifestGraph, Memory, Presence, Result, Source as _, Stage, Store as _};
 
 /// Waits until a condition is met.
 pub async fn until(met: impl Fn() -> bool) {
@@ -100,7 +100,7 @@ impl Place {
     }
 
     /// Writes an image whole, except its index.
-    async fn write(&self, stage: &Stage, tree: &Tree) {
+    async fn write(&self, stage: &Stage, tree: &ManifestGraph) {
         self.store.prepare(stage).await.expect("it is prepared");
         for (manifest, content) in &tree.manifests {
             self.store.write_manifest(stage, manifest, content.clone()).await.expect("it is written");
@@ -136,13 +136,13 @@ fn descriptor(content: &[u8]) -> Descriptor {
 }
 
 /// Returns an image of one manifest, with a different digest for every text.
-fn tree(text: &str) -> Tree {
+fn tree(text: &str) -> ManifestGraph {
     let content = Bytes::from(format!(r#"{{"schemaVersion":2,"annotations":{{"is":"{text}"}}}}"#));
     let manifest = Descriptor { media_type: crate::MANIFEST_TYPE.into(), ..descriptor(&content) };
-    Tree { manifests: vec![(manifest, content)], ..Tree::default() }
+    ManifestGraph { manifests: vec![(manifest, content)], ..ManifestGraph::default() }
 }
 
-fn root(tree: &Tree) -> Digest {
+fn root(tree: &ManifestGraph) -> Digest {
     tree.manifests[0].0.digest
 }
 
@@ -290,14 +290,14 @@ async fn looking_removes_nothing_and_a_damaged_blob_is_replaced() {
     let blob = descriptor(content);
     let file = place.file("blobs/sha256").join(blob.digest.hex());
     fs::write(&file, b"what it shouldn't").expect("a damaged blob");
-    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Absent);
+    assert_eq!(place.store.stat_blob(&own, &blob).await.expect("an answer"), Presence::Absent);
     assert_eq!(fs::read(&file).expect("it is there"), b"what it shouldn't");
 
     let (sender, chunks) = mpsc::channel(2);
     sender.send(Chunk::Data(Bytes::from_static(content))).await.expect("there is room");
     sender.send(Chunk::End).await.expect("there is room");
     place.store.write_blob(&own, &blob, 0, chunks).await.expect("it is written");
-    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Whole(Verification::Verified));
+    assert_eq!(place.store.stat_blob(&own, &blob).await.expect("an answer"), Presence::Whole(Verification::Verified));
 }
 
 #[tokio::test]
@@ -358,7 +358,7 @@ async fn what_other_images_have_is_found_out_once_for_all_blobs() {
     let place = Place::new();
     let content = b"a layer that several have";
     let blob = descriptor(content);
-    let tree = Tree { blobs: vec![blob.clone()], ..tree("mine") };
+    let tree = ManifestGraph { blobs: vec![blob.clone()], ..tree("mine") };
     let put = |image: &str, content: &[u8], visible: bool| {
         let other = place.directory.path().join(image);
         fs::create_dir_all(other.join("blobs/sha256")).expect("a layout");
@@ -374,7 +374,7 @@ async fn what_other_images_have_is_found_out_once_for_all_blobs() {
         let own = good(claim);
         place.store.prepare(&own).await.expect("it is prepared");
         place.store.is_complete(&own, &tree).await.expect("it is looked at");
-        assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), expected, "claim {claim}");
+        assert_eq!(place.store.stat_blob(&own, &blob).await.expect("an answer"), expected, "claim {claim}");
         put("whole", content, true);
     }
     assert_eq!(fs::read(place.file("blobs/sha256").join(blob.digest.hex())).expect("it is linked"), content);

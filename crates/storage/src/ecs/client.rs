@@ -17,8 +17,8 @@ use url::Url;
 
 use super::{credentials::Keys, error::Error};
 use crate::{
-    answer::{bounded, retry_after, transport},
     egress::{Egress, NotAdmitted},
+    http_response::{bounded, retry_after, transport},
     location::authority,
 };
 
@@ -57,7 +57,7 @@ impl fmt::Display for Product {
 #[derive(Debug)]
 pub struct Call<'a> {
     pub product: Product,
-    /// The endpoint.
+    /// The endpoint of the product in a region.
     pub base: &'a Url,
     pub action: &'static str,
     pub parameters: Vec<(String, String)>,

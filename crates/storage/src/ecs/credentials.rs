@@ -32,7 +32,7 @@ pub struct Keys {
     pub security_token: Option<Secret>,
 }
 
-/// The source of the keys.
+/// Where the keys are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// A key whose secret parts may change between requests.
@@ -64,7 +64,7 @@ pub enum Profile {
         keys: Keys,
         /// The ARN of the role.
         arn: String,
-        /// The name of the session.
+        /// The `RoleSessionName`, which appears in the audit trail of Alibaba Cloud.
         session: String,
     },
 }
@@ -101,7 +101,7 @@ impl Profile {
 
 /// Provides the keys for each request, and caches those of an assumed role.
 #[derive(Debug)]
-pub struct Wallet {
+pub struct CredentialProvider {
     credentials: Credentials,
     sts: Url,
     assumed: Mutex<Option<Assumed>>,
@@ -116,8 +116,8 @@ struct Assumed {
     until: Timestamp,
 }
 
-impl Wallet {
-    /// Creates a wallet that assumes roles at `sts`.
+impl CredentialProvider {
+    /// Creates a provider that assumes roles at `sts`.
     pub fn new(credentials: Credentials, sts: Url) -> Self {
         Self { credentials, sts, assumed: Mutex::new(None) }
     }

@@ -16,7 +16,6 @@ pub enum Error {
     #[error("{product} {action}: {code}: {message} (RequestId {request_id})")]
     Refused {
         product: Product,
-        /// The API action.
         action: &'static str,
         /// The HTTP status of the response.
         status: StatusCode,
@@ -41,7 +40,6 @@ pub enum Error {
     /// ECS aborted the copy.
     #[error("ECS ended the copy {image} with {status}")]
     Ended {
-        /// The destination image.
         image: EcsImageId,
         /// The final status of the image.
         status: ForeignText,
@@ -64,7 +62,7 @@ pub enum Error {
 
 /// Codes of transient refusals: throttling, a source that another request is copying, a repeat of a request still in
 /// progress (ECS API 2014-05-26, `CopyImage`, "Error codes", and the product's common ones).
-const PASSING: [&str; 11] = [
+const TRANSIENT_CODES: [&str; 11] = [
     "Throttling",
     "ServiceUnavailable",
     "InternalError",
@@ -85,11 +83,15 @@ impl Error {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Refused { status, code, .. } => {
-                let passes = PASSING.iter().any(|known| {
+                let is_transient = TRANSIENT_CODES.iter().any(|known| {
                     let rest = code.strip_prefix(known);
                     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
                 });
-                if passes || matches!(status.as_u16(), 408 | 429 | 500..) { Verdict::Retry } else { Verdict::Fail }
+                if is_transient || matches!(status.as_u16(), 408 | 429 | 500..) {
+                    Verdict::Retry
+                } else {
+                    Verdict::Fail
+                }
             }
             Self::NoAnswer { source, .. } if matches!(**source, crate::Error::Forbidden { .. }) => Verdict::Fail,
             // Credentials: the file may be in the middle of a replacement.

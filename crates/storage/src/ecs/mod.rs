@@ -18,10 +18,10 @@ pub use error::Error;
 
 use self::{
     client::{Call, Client},
-    credentials::Wallet,
+    credentials::CredentialProvider,
     listing::{Listing, NoAnswer},
 };
-use crate::{Egress, ForwardProxy, guard::Guard};
+use crate::{Egress, ForwardProxy, ssrf_guard::Guard};
 
 /// The prefix of the tag keys that mark an image made for an app.
 const TAG: &str = "appferry:";
@@ -65,7 +65,7 @@ pub struct Ecs(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     client: Client,
-    wallet: Wallet,
+    credentials: CredentialProvider,
     places: BTreeMap<RegionId, Place>,
     poll: Duration,
     settle: Duration,
@@ -97,7 +97,7 @@ impl Ecs {
         let client = Client::new(egress, clock, settings.patience)?;
         Ok(Self(Arc::new(Shared {
             client,
-            wallet: Wallet::new(settings.credentials, settings.sts),
+            credentials: CredentialProvider::new(settings.credentials, settings.sts),
             places: places.into_iter().collect(),
             poll: settings.poll,
             settle: settings.settle,
@@ -241,7 +241,7 @@ impl Ecs {
     ) -> Result<T, Error> {
         let place = self.place(region)?;
         parameters.push(("RegionId".to_owned(), place.name.clone()));
-        let keys = self.0.wallet.keys(&self.0.client).await?;
+        let keys = self.0.credentials.keys(&self.0.client).await?;
         let call = Call { product: Product::Ecs, base: &place.endpoint, action, parameters };
         self.0.client.call(&keys, call).await
     }

@@ -7,8 +7,8 @@ use super::{MOST_COPIED, ObjectStore, failed};
 use crate::{
     Error, Result, Stage, Witness,
     layout::blob_path,
-    store::{SMALL, WORTH_LENDING},
-    tree::digest_of,
+    manifest_graph::digest_of,
+    store::{SMALL, WORTH_MOUNTING},
 };
 
 impl ObjectStore {
@@ -69,17 +69,17 @@ impl ObjectStore {
 
     /// Makes the service copy the blob from another image. Returns how the copy was verified, or `None` if no image has
     /// the blob.
-    pub(super) async fn borrow(&self, stage: &Stage, blob: &Descriptor) -> Result<Option<Verification>> {
+    pub(super) async fn copy_from_sources(&self, stage: &Stage, blob: &Descriptor) -> Result<Option<Verification>> {
         let (service, own) = (self.service(), self.blob(&stage.name, blob.digest));
         if blob.size > MOST_COPIED {
             return Ok(None);
         }
-        let lenders = stage.lenders.places().await;
-        // Sending a small blob costs no more than finding it, so only the first lender is checked: the image's home, if
-        // that is in the bucket.
-        let asked = if blob.size <= WORTH_LENDING { 1 } else { lenders.len() };
-        for lender in lenders.iter().filter(|place| place.service == service).take(asked) {
-            let theirs = Path::from(format!("{}/{}", lender.path, blob_path(blob.digest)));
+        let mount_sources = stage.mount_sources.places().await;
+        // Sending a small blob costs no more than finding it, so only the first mount source is checked: the image's
+        // home, if that is in the bucket.
+        let asked = if blob.size <= WORTH_MOUNTING { 1 } else { mount_sources.len() };
+        for mount_source in mount_sources.iter().filter(|place| place.service == service).take(asked) {
+            let theirs = Path::from(format!("{}/{}", mount_source.path, blob_path(blob.digest)));
             if theirs == own || self.find(&theirs, blob).await?.is_none() {
                 continue;
             }

@@ -25,8 +25,8 @@ pub use refusal::Refused;
 
 use self::{conceal::Concealment, upload::Upload};
 use super::{
-    BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, Neighbors, ObjectLocation, Place, Presence,
-    Result, Source, Stage, Store, StoreKind, Tree,
+    BlobChunks, Chunk, Error, ImageSpec, Located, MAX_MANIFEST_BYTES, ManifestGraph, Neighbors, ObjectLocation, Place,
+    Presence, Result, Source, Stage, Store, StoreKind,
     layout::{self, INDEX, Index, Layout, MARKER, MARKER_CONTENT},
     store::shown,
 };
@@ -61,7 +61,7 @@ fn failed(what: &str, error: &object_store::Error) -> Error {
         if let Some(refused) = next.downcast_ref::<Refused>() {
             return Error::Refused { what: what.into(), source: Box::new(refused.clone()) };
         }
-        if let Some(forbidden) = next.downcast_ref::<super::guard::Forbidden>() {
+        if let Some(forbidden) = next.downcast_ref::<super::ssrf_guard::Forbidden>() {
             return Error::Forbidden { what: what.into(), source: forbidden.clone() };
         }
         if let Some(error) = next.downcast_ref::<ProfileError>() {
@@ -276,8 +276,8 @@ impl Store for ObjectStore {
     }
 
     /// The index is written last: an index that this service wrote implies that everything below it is stored.
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
-        let Some((root, _)) = tree.manifests.last() else { return Ok(None) };
+    async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>> {
+        let Some((root, _)) = graph.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
         let content = self.small_written(&path, MAX_MANIFEST_BYTES).await?;
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);
@@ -286,11 +286,11 @@ impl Store for ObjectStore {
         if stage.suspect || there != NameContent::Root(root.digest) {
             return Ok(None);
         }
-        let same = content.is_some_and(|there| Layout::of(root, tree).is_ok_and(|layout| there == layout.index));
+        let same = content.is_some_and(|there| Layout::of(root, graph).is_ok_and(|layout| there == layout.index));
         Ok(stage.published.verification_of(root.digest, self.verify_existing).filter(|_| same))
     }
 
-    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+    async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
         let path = self.blob(&stage.name, blob.digest);
         let upload = stage.journal.upload(blob.digest).await?.and_then(|session| Upload::parse(&session));
         let upload = upload.filter(|upload| upload.is_of(&path));
@@ -307,8 +307,8 @@ impl Store for ObjectStore {
             self.abort_upload(upload).await?;
             stage.journal.forget(blob.digest).await?;
         }
-        let borrowed = self.borrow(stage, blob).await?;
-        Ok(borrowed.map_or(Presence::Absent, Presence::Whole))
+        let copied = self.copy_from_sources(stage, blob).await?;
+        Ok(copied.map_or(Presence::Absent, Presence::Whole))
     }
 
     /// Reads the manifest, which takes as many round trips as a check for its existence.
@@ -332,10 +332,10 @@ impl Store for ObjectStore {
         self.put(&self.blob(&stage.name, manifest.digest), content.into()).await
     }
 
-    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+    async fn publish(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()> {
         let name = &stage.name;
-        let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
-        let layout = Layout::of(root, tree)?;
+        let Some((root, _)) = graph.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
+        let layout = Layout::of(root, graph)?;
         for (blob, content) in layout.blobs {
             self.put(&self.blob(name, blob.digest), content.into()).await?;
         }

@@ -7,11 +7,11 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt as _;
 use object_store::client::{HttpError, HttpErrorKind, HttpResponse};
 
-use crate::{Provider, answer::retry_after};
+use crate::{Provider, http_response::retry_after};
 
 /// Codes of refusals that may be transient (Amazon S3, "Error responses"; the other providers adopted them): the
 /// service is busy, the clocks differ, a temporary key is about to be replaced, or the bytes changed in transit.
-const PASSING: [&str; 9] = [
+const TRANSIENT_CODES: [&str; 9] = [
     "RequestTimeTooSkewed",
     "RequestTimeout",
     "RequestExpired",
@@ -49,7 +49,7 @@ impl Refused {
             // The service does not support the request.
             501 | 505 => false,
             408 | 425 | 429 | 500.. => true,
-            _ => PASSING.contains(&self.code.as_str()) || self.is_full(),
+            _ => TRANSIENT_CODES.contains(&self.code.as_str()) || self.is_full(),
         }
     }
 

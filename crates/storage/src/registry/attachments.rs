@@ -20,10 +20,10 @@ use super::{
     manifest::media_type,
 };
 use crate::{
-    Attachment, Entry, Error, Listing, MAX_MANIFEST_BYTES, ReferrersIndex, Result, Stage, Tree,
-    answer::{bounded, refusal},
+    Attachment, Entry, Error, Listing, MAX_MANIFEST_BYTES, ManifestGraph, ReferrersIndex, Result, Stage,
+    http_response::{bounded, refusal},
+    manifest_graph::INDEX_TYPES,
     referrers::{self, MAX_REFERRERS_BYTES, referrers_tag},
-    tree::INDEX_TYPES,
 };
 
 /// Maximum number of pages that are read of a list of referrers.
@@ -157,8 +157,8 @@ impl RegistryStore {
     }
 
     /// Returns whether all attachments of an image are present and can be found.
-    pub(super) async fn has_attachments(&self, repository: &str, tree: &Tree) -> Result<bool> {
-        let looks = tree.attachments.iter().filter_map(|attachment| Some((attachment, attachment.root()?)));
+    pub(super) async fn has_attachments(&self, repository: &str, graph: &ManifestGraph) -> Result<bool> {
+        let looks = graph.attachments.iter().filter_map(|attachment| Some((attachment, attachment.root()?)));
         let looks = looks.map(|(attachment, (root, _))| async move {
             let reference = attachment.tag.clone().unwrap_or_else(|| root.digest.to_string());
             let there = self.head_manifest_as(&[root.digest], repository, &reference, Scope::push(repository)).await?;

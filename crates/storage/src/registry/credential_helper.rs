@@ -108,8 +108,9 @@ impl fmt::Display for Program {
 
 /// Why a helper returned no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum HelperError {
-    /// The program does not exist.
+    /// There is no such executable file.
     #[error(
         "there is no program {0}{why}; install it where the service runs",
         why = if matches!(.0, Program::Named(_)) { " in the directories of PATH" } else { "" }
@@ -120,17 +121,15 @@ pub enum HelperError {
         "{program} has no credentials for {server}; log in to it with that helper, as the user that the service runs as"
     )]
     Missing {
-        /// The program.
         program: Program,
-        /// Key of the registry.
+        /// The key under which the helper stores the registry.
         server: String,
     },
     /// The helper exited with an error.
     #[error("{program} failed for {server}: {said}; the variables that it needs are those of credential_helper_env")]
     Failed {
-        /// The program.
         program: Program,
-        /// Key of the registry.
+        /// The key under which the helper stores the registry.
         server: String,
         /// The output of the helper.
         said: ForeignText,
@@ -138,11 +137,9 @@ pub enum HelperError {
     /// The helper could not be run, timed out, or wrote no valid credentials.
     #[error("{program} for {server}: {problem}")]
     Unusable {
-        /// The program.
         program: Program,
-        /// Key of the registry.
+        /// The key under which the helper stores the registry.
         server: String,
-        /// The reason.
         problem: String,
     },
 }
@@ -157,10 +154,10 @@ impl HelperError {
 
 /// A helper and the registry to query.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Helper {
-    /// The program.
     pub program: Program,
-    /// Key of the registry for the helper.
+    /// The key under which the helper stores the registry.
     pub server: String,
     /// Variables of this process that it receives in addition to `PATH` and `HOME`.
     pub environment: Vec<String>,

@@ -11,13 +11,13 @@ use crate::{ProfileError, SecretFileError, SecretSource};
 
 /// Credentials for a registry. Their `Debug` output omits the secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Credentials {
     /// No credentials.
     #[default]
     Anonymous,
     /// A user name and a password.
     Password {
-        /// The user name.
         username: String,
         /// The password or an access token.
         password: String,
@@ -68,21 +68,20 @@ impl Error {
 
 /// Source of a registry's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum CredentialSource {
     /// Credentials that never change.
     Fixed(Credentials),
     /// A user name with a password that may change.
     Password {
-        /// The user name.
         username: String,
         /// Where the password is read.
         password: SecretSource,
     },
     /// A docker `config.json`, which may refer to a helper.
     DockerConfig {
-        /// Path of the file.
         path: PathBuf,
-        /// Selects the entry.
+        /// Selects the entry of the file.
         registry: RegistryKey,
         /// Names of additional environment variables that are passed to a helper.
         environment: Vec<String>,

@@ -13,7 +13,7 @@ use super::{
     client::{Ask, Scope, what},
     upload_part::commit_url,
 };
-use crate::{Error, Result, answer::refusal};
+use crate::{Error, Result, http_response::refusal};
 
 impl RegistryStore {
     /// Returns whether the registry accepts blobs by `algorithm`. Called after the registry has rejected a blob,

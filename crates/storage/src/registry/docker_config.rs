@@ -25,6 +25,7 @@ const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
 /// Why a `config.json` yields no credentials. The text never quotes the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum DockerConfigError {
     /// The file can't be read.
     #[error(transparent)]
@@ -34,18 +35,12 @@ pub enum DockerConfigError {
     Form(PathBuf),
     /// The file contains an invalid name of a helper.
     #[error("{}: {problem}", path.display())]
-    Helper {
-        /// Path of the file.
-        path: PathBuf,
-        /// The reason why the name is invalid.
-        problem: ProgramError,
-    },
+    Helper { path: PathBuf, problem: ProgramError },
     /// The file has no entry for the registry.
     #[error("{path} has no credentials for {host}; put them there by `skopeo login --authfile {path} {host}`, or as docker does", path = path.display())]
     Missing {
-        /// Path of the file.
         path: PathBuf,
-        /// Host of the registry.
+        /// The host of the registry, with the port unless it is the default.
         host: String,
     },
 }
@@ -58,14 +53,14 @@ impl DockerConfigError {
     }
 }
 
-/// The entry of a registry.
+/// The entry of a registry in `config.json`.
 #[derive(Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Entry {
     /// Credentials in the file itself.
     Given(Credentials),
     /// A program that stores the credentials.
     Helped {
-        /// The helper program.
         program: Program,
         /// The key under which the helper stores the registry.
         server: String,

@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{
     Error, Result, Stage, Witness,
-    answer::refusal,
-    store::{SMALL, WORTH_LENDING},
-    tree::digest_of_chunks,
+    http_response::refusal,
+    manifest_graph::digest_of_chunks,
+    store::{SMALL, WORTH_MOUNTING},
 };
 
 /// Blobs and manifests that were found damaged, by repository.
@@ -138,7 +138,7 @@ impl RegistryStore {
 
     /// Mounts the blob from another repository of the registry. Returns how its integrity was established; `None` if no
     /// repository provides it.
-    pub(super) async fn borrow(
+    pub(super) async fn mount_from_sources(
         &self,
         stage: &Stage,
         repository: &str,
@@ -146,20 +146,21 @@ impl RegistryStore {
     ) -> Result<Option<Verification>> {
         let service = self.service();
         // A blob that the registry reported as mounted, but lacks, is sent.
-        if blob.size <= WORTH_LENDING || !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
+        if blob.size <= WORTH_MOUNTING || !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
             return Ok(None);
         }
-        let lenders = stage.lenders.places().await;
-        for lender in lenders.iter().filter(|place| place.service == service && place.path != repository) {
-            let scope = Scope::mount(repository, &lender.path);
+        let mount_sources = stage.mount_sources.places().await;
+        for mount_source in mount_sources.iter().filter(|place| place.service == service && place.path != repository) {
+            let scope = Scope::mount(repository, &mount_source.path);
             // A repository without read access can't be a mount source.
-            let lent = self.find(&lender.path, blob, scope).await.unwrap_or(None);
-            let Some(witness) = lent else { continue };
-            if !self.mount(stage, repository, blob.digest, &lender.path).await {
+            let found = self.find(&mount_source.path, blob, scope).await.unwrap_or(None);
+            let Some(witness) = found else { continue };
+            if !self.mount(stage, repository, blob.digest, &mount_source.path).await {
                 continue;
             }
             if self.verify_existing == VerifyExisting::Once
-                && stage.journal.reading(&self.location(&lender.path), blob.digest).await?.as_ref() == Some(&witness)
+                && stage.journal.reading(&self.location(&mount_source.path), blob.digest).await?.as_ref()
+                    == Some(&witness)
             {
                 stage.journal.note_reading(&self.location(repository), blob.digest, &witness).await?;
             }

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     Error, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Result,
-    answer::{bounded, refusal},
-    tree::{INDEX_TYPES, MANIFEST_TYPES},
+    http_response::{bounded, refusal},
+    manifest_graph::{INDEX_TYPES, MANIFEST_TYPES},
 };
 
 impl RegistryStore {

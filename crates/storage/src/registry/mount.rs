@@ -15,7 +15,7 @@ use super::{
     RegistryStore,
     client::{Ask, Scope, what},
 };
-use crate::{Error, Result, Stage, answer::refusal};
+use crate::{Error, Result, Stage, http_response::refusal};
 
 /// Timeout of a mount. A mount moves no bytes.
 const PATIENCE: Duration = Duration::from_secs(10);

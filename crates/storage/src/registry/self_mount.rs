@@ -22,7 +22,7 @@ use super::{
     client::{Scope, what},
     upload_session::{Begun, Upload},
 };
-use crate::{Error, Journal, Result, Stage, answer::refusal, store::WORTH_LENDING};
+use crate::{Error, Journal, Result, Stage, http_response::refusal, store::WORTH_MOUNTING};
 
 /// How long the trial is not repeated after a failure.
 const PAUSE: Duration = Duration::from_secs(600);
@@ -127,13 +127,13 @@ pub(super) enum Answer {
 
 impl RegistryStore {
     /// Checks for a blob by starting its upload, if the registry supports that.
-    pub(super) async fn look_by_upload(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Answer {
+    pub(super) async fn stat_by_upload(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Answer {
         if stage.waiting.has(blob.digest) {
             return Answer::Begun;
         }
         let is_doubted = stage.suspect || self.damaged.has(repository, blob.digest);
         let is_canonical = blob.digest.algorithm() == Algorithm::CANONICAL;
-        if blob.size > WORTH_LENDING
+        if blob.size > WORTH_MOUNTING
             || is_doubted
             || !is_canonical
             || !self.self_mount.works()
@@ -165,7 +165,7 @@ impl RegistryStore {
     /// Tries a self-mount with a blob that was just uploaded, unless an earlier trial has a recent result.
     pub(super) async fn try_self_mount(&self, repository: &str, blob: &Descriptor) {
         let is_canonical = blob.digest.algorithm() == Algorithm::CANONICAL;
-        if blob.size > WORTH_LENDING || !is_canonical || !self.self_mount.begin_trial(Instant::now()) {
+        if blob.size > WORTH_MOUNTING || !is_canonical || !self.self_mount.begin_trial(Instant::now()) {
             return;
         }
         // If the registry started an upload, dropping it queues it for an abort.

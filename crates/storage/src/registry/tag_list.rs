@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    answer::{bounded, refusal},
+    http_response::{bounded, refusal},
 };
 
 /// Number of tags requested per page.

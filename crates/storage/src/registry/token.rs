@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use url::{Url, form_urlencoded::Serializer};
 
 use super::{credentials::Credentials, learnt_life::LearntLife};
-use crate::{Error, Result, answer::bounded};
+use crate::{Error, Result, http_response::bounded};
 
 /// Maximum size of a token server's response, in bytes.
 const MAX_BYTES: u64 = 64 << 10;

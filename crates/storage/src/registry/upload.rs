@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 
 use super::{
     RegistryStore,
+    body_stream::{BodyStream, pipe},
     client::{Ask, REDIRECTS, Scope, leads_on, what},
-    feed::{Feed, pipe},
     upload_mode::{Habits, Lesson, UploadMode},
     upload_part::Part,
     upload_session::{Redirect, Upload, end_of_range},
 };
-use crate::{CHUNK_BYTES, Chunk, Error, Result, Stage, answer::refusal, location::authority};
+use crate::{CHUNK_BYTES, Chunk, Error, Result, Stage, http_response::refusal, location::authority};
 
 /// Timeout of the response to the last bytes of a blob: the registry hashes the whole blob and may move it.
 const COMMIT: Duration = Duration::from_secs(600);
@@ -64,11 +64,11 @@ impl RegistryStore {
     ) -> Result<()> {
         self.recall(stage).await;
         let mode = self.learned.mode(blob.size);
-        let mut feed = Feed::new(chunks);
+        let mut stream = BodyStream::new(chunks);
         let sent = if from > 0 {
-            self.resume(stage, blob, mode, from, &mut feed).await
+            self.resume(stage, blob, mode, from, &mut stream).await
         } else {
-            self.send_blob(stage, repository, blob, mode, &mut feed).await
+            self.send_blob(stage, repository, blob, mode, &mut stream).await
         };
         match sent {
             Ok(()) => {
@@ -135,10 +135,10 @@ impl RegistryStore {
         repository: &str,
         blob: &Descriptor,
         mode: UploadMode,
-        feed: &mut Feed,
+        stream: &mut BodyStream,
     ) -> Sent<()> {
         if let Some(upload) = self.begun_elsewhere(stage, repository, blob).await? {
-            self.send_all(stage, upload, blob, mode, feed).await?;
+            self.send_all(stage, upload, blob, mode, stream).await?;
             return Ok(stage.journal.forget(blob.digest).await?);
         }
         let (upload, begun) = match stage.waiting.take(blob.digest) {
@@ -148,9 +148,9 @@ impl RegistryStore {
         if let UploadMode::Chunked(_) = upload.fit(mode, blob.size) {
             stage.journal.note(blob.digest, &upload.session()?).await?;
             begun.ended();
-            return self.send_all(stage, upload, blob, mode, feed).await;
+            return self.send_all(stage, upload, blob, mode, stream).await;
         }
-        let sent = self.send_all(stage, upload, blob, mode, feed).await;
+        let sent = self.send_all(stage, upload, blob, mode, stream).await;
         // The journal has the upload of a redirected request.
         if matches!(&sent, Ok(()) | Err(Failed { error: Error::Redirected { .. }, .. })) {
             begun.ended();
@@ -165,29 +165,36 @@ impl RegistryStore {
         upload: Upload,
         blob: &Descriptor,
         mode: UploadMode,
-        feed: &mut Feed,
+        stream: &mut BodyStream,
     ) -> Sent<()> {
         match upload.fit(mode, blob.size) {
-            UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, feed).await,
-            UploadMode::Monolithic => self.commit(stage, &upload, blob, 0, feed).await,
+            UploadMode::Monolithic if blob.size <= AT_HAND => self.send_at_hand(&upload, blob, stream).await,
+            UploadMode::Monolithic => self.commit(stage, &upload, blob, 0, stream).await,
             UploadMode::Streamed => {
                 let part = Part::of_stream(&upload, blob.size);
-                let upload = self.append(stage, upload, blob, &part, feed).await?;
-                self.commit(stage, &upload, blob, blob.size, feed).await
+                let upload = self.append(stage, upload, blob, &part, stream).await?;
+                self.commit(stage, &upload, blob, blob.size, stream).await
             }
-            UploadMode::Chunked(chunk) => self.send_chunks(stage, upload, blob, chunk, feed).await,
+            UploadMode::Chunked(chunk) => self.send_chunks(stage, upload, blob, chunk, stream).await,
         }
     }
 
     /// Resumes the upload in the journal, of which the registry has the first `from` bytes.
-    async fn resume(&self, stage: &Stage, blob: &Descriptor, mode: UploadMode, from: u64, feed: &mut Feed) -> Sent<()> {
+    async fn resume(
+        &self,
+        stage: &Stage,
+        blob: &Descriptor,
+        mode: UploadMode,
+        from: u64,
+        stream: &mut BodyStream,
+    ) -> Sent<()> {
         let known = stage.journal.upload(blob.digest).await?.and_then(|session| self.session(&session));
         let gone = || Error::UploadGone(format!("the blob {}", blob.digest).into());
         let mut upload = known.ok_or_else(gone)?;
         upload.taken = from;
         // The registry may have turned out to accept no chunks since the upload started.
         let UploadMode::Chunked(chunk) = upload.fit(mode, blob.size) else { return Err(gone().into()) };
-        self.send_chunks(stage, upload, blob, chunk, feed).await
+        self.send_chunks(stage, upload, blob, chunk, stream).await
     }
 
     async fn send_chunks(
@@ -196,18 +203,18 @@ impl RegistryStore {
         mut upload: Upload,
         blob: &Descriptor,
         chunk: u64,
-        feed: &mut Feed,
+        stream: &mut BodyStream,
     ) -> Sent<()> {
         while blob.size - upload.taken > chunk {
             let part = Part::of_chunk(&upload, chunk);
-            let appended = self.append(stage, upload.clone(), blob, &part, feed).await;
+            let appended = self.append(stage, upload.clone(), blob, &part, stream).await;
             upload = match appended {
                 Err(failed) => return Err(self.out_of_place(stage, &upload, blob, failed).await?),
                 Ok(upload) => upload,
             };
             stage.journal.note(blob.digest, &upload.session()?).await?;
         }
-        if let Err(failed) = self.commit(stage, &upload, blob, upload.taken, feed).await {
+        if let Err(failed) = self.commit(stage, &upload, blob, upload.taken, stream).await {
             return Err(self.out_of_place(stage, &upload, blob, failed).await?);
         }
         stage.journal.forget(blob.digest).await?;
@@ -222,10 +229,10 @@ impl RegistryStore {
         mut upload: Upload,
         blob: &Descriptor,
         part: &Part,
-        feed: &mut Feed,
+        stream: &mut BodyStream,
     ) -> Sent<Upload> {
         let what = what(&part.method, &part.url);
-        let response = self.send(stage, &upload, blob, part, feed).await?;
+        let response = self.send(stage, &upload, blob, part, stream).await?;
         if !response.status().is_success() {
             return Err(refused(&what, part, response).await);
         }
@@ -248,20 +255,20 @@ impl RegistryStore {
         upload: &Upload,
         blob: &Descriptor,
         offset: u64,
-        feed: &mut Feed,
+        stream: &mut BodyStream,
     ) -> Sent<()> {
         let part = Part::of_rest(upload, blob, offset);
         if part.bytes > 0 {
-            let response = self.send(stage, upload, blob, &part, feed).await?;
+            let response = self.send(stage, upload, blob, &part, stream).await?;
             return committed(blob, &part, response).await;
         }
-        feed.end().await?;
+        stream.end().await?;
         self.put_at_hand(upload, blob, &part, Bytes::new()).await
     }
 
     /// Sends a small blob as a whole, in a request that can be repeated.
-    async fn send_at_hand(&self, upload: &Upload, blob: &Descriptor, feed: &mut Feed) -> Sent<()> {
-        let body = feed.gather(blob.size).await?;
+    async fn send_at_hand(&self, upload: &Upload, blob: &Descriptor, stream: &mut BodyStream) -> Sent<()> {
+        let body = stream.gather(blob.size).await?;
         self.put_at_hand(upload, blob, &Part::of_rest(upload, blob, 0), body).await
     }
 
@@ -279,9 +286,9 @@ impl RegistryStore {
         upload: &Upload,
         blob: &Descriptor,
         part: &Part,
-        feed: &mut Feed,
+        stream: &mut BodyStream,
     ) -> Result<Response> {
-        let response = self.send_once(&upload.repository, part, feed).await?;
+        let response = self.send_once(&upload.repository, part, stream).await?;
         if !leads_on(&part.method, response.status()) {
             return Ok(response);
         }
@@ -298,11 +305,11 @@ impl RegistryStore {
         Err(Error::Redirected { what: what.into(), to })
     }
 
-    async fn send_once(&self, repository: &str, part: &Part, feed: &mut Feed) -> Result<Response> {
+    async fn send_once(&self, repository: &str, part: &Part, stream: &mut BodyStream) -> Result<Response> {
         let (pipe, body) = pipe();
         let scope = Scope::push(repository);
         let request = self.client().stream(part.method.clone(), &part.url, &scope, part.headers()?, body, COMMIT);
-        let fill = feed.fill(pipe, part.bytes, part.last);
+        let fill = stream.fill(pipe, part.bytes, part.last);
         tokio::pin!(request, fill);
         tokio::select! {
             biased;

@@ -24,7 +24,7 @@ use super::{
     client::{Ask, Scope, what},
     upload_mode::UploadMode,
 };
-use crate::{Error, Journal, Result, Stage, answer::refusal};
+use crate::{Error, Journal, Result, Stage, http_response::refusal};
 
 /// Timeout of the abort of an upload. Maintenance retries a failed abort later.
 const ABORT: Duration = Duration::from_secs(3);

@@ -166,7 +166,7 @@ impl CopyJob {
     async fn abort_uploads(&self) {
         let stores = self.stores.iter().filter(|(region, _)| self.written_regions.contains(*region));
         let aborts = stream::iter(stores).for_each_concurrent(None, |(region, store)| async move {
-            if tokio::time::timeout(ABORT_TIMEOUT, store.tidy()).await.is_err() {
+            if tokio::time::timeout(ABORT_TIMEOUT, store.abort_unfinished()).await.is_err() {
                 tracing::warn!(%region, "failed to abort unfinished uploads in time; maintenance will retry");
             }
         });

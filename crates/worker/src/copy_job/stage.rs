@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use db::{ClaimedRegion, RegionName};
 use domain::{ImageName, Published, RegionId, with_causes};
-use storage::{Lenders, Place, Stage, Store};
+use storage::{MountSources, Place, Stage, Store};
 
 use super::CopyJob;
 use crate::{active_copy::ActiveCopy, journal::ReplicaJournal, transfer::Destination};
@@ -45,7 +45,7 @@ impl CopyJob {
         let journal = ReplicaJournal::new(state, self.image.id.clone(), region.clone(), *fence, location);
         let stage = Stage {
             suspect: *suspect,
-            lenders: self.mount_sources(region, &store),
+            mount_sources: self.mount_sources(region, &store),
             published,
             overwrite: *overwrite,
             ..Stage::new(name, *fence, Arc::new(journal))
@@ -62,12 +62,12 @@ impl CopyJob {
     }
 
     /// The images of the same service from which blobs may be mounted instead of sent.
-    fn mount_sources(&self, region: &RegionId, store: &Arc<dyn Store>) -> Lenders {
-        let Some(target) = store.place(&store.name_of(&self.image)) else { return Lenders::default() };
+    fn mount_sources(&self, region: &RegionId, store: &Arc<dyn Store>) -> MountSources {
+        let Some(target) = store.place(&store.name_of(&self.image)) else { return MountSources::default() };
         let home = self.stores.get(&self.image.home).and_then(|home| home.place(&self.image.source));
         let (state, image, region) = (self.worker.state.clone(), self.image.id.clone(), region.clone());
         let store = Arc::clone(store);
-        Lenders::new(async move {
+        MountSources::new(async move {
             let others = state.images_in(&region, &image, MOUNT_SOURCES).await.unwrap_or_else(|error| {
                 tracing::warn!(error = with_causes(&error), %region, "failed to look up mount sources; sending every blob");
                 Vec::new()

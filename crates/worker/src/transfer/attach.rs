@@ -7,7 +7,7 @@ use std::{
 };
 
 use domain::Warnings;
-use storage::{Attachment, Error, Result, Tree};
+use storage::{Attachment, Error, ManifestGraph, Result};
 
 use super::{destination::Destination, member::Member, resumption};
 
@@ -16,7 +16,13 @@ pub type LostBlobs = BTreeMap<usize, String>;
 
 impl Destination {
     /// Accepts that a blob was not written, and returns the reason, if the image is complete without it.
-    pub(super) fn without_blob(&self, tree: &Tree, index: usize, error: Error, member: &Member) -> Result<String> {
+    pub(super) fn without_blob(
+        &self,
+        tree: &ManifestGraph,
+        index: usize,
+        error: Error,
+        member: &Member,
+    ) -> Result<String> {
         let Some(blob) = tree.blob(index).filter(|_| tree.is_attached(index)) else { return Err(error) };
         let reason = match member.lost_blob(index) {
             Some(error) => error.to_string(),
@@ -30,10 +36,10 @@ impl Destination {
     /// were copied.
     pub(super) async fn attach<'a>(
         &self,
-        tree: &'a Tree,
+        tree: &'a ManifestGraph,
         lost: &LostBlobs,
         warnings: &mut Warnings,
-    ) -> Result<Cow<'a, Tree>> {
+    ) -> Result<Cow<'a, ManifestGraph>> {
         let mut arrived = BTreeSet::new();
         let mut unreachable = false;
         for (index, attachment) in tree.attachments.iter().enumerate() {
@@ -92,7 +98,7 @@ impl Destination {
 
 /// Explains a rejection of an index by the manifests that the index lists and that are absent. Returns other errors
 /// unchanged.
-pub fn explain_absent(error: Error, tree: &Tree) -> Error {
+pub fn explain_absent(error: Error, tree: &ManifestGraph) -> Error {
     match error {
         Error::Status { ref detail, .. } if !tree.absent.is_empty() && detail.contains("MANIFEST") => {
             Error::Incomplete { absent: tree.absent.len(), source: Box::new(error) }

@@ -6,7 +6,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use domain::{Descriptor, Progress, RegionId, Verification, Warnings};
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream, stream::FuturesUnordered};
-use storage::{Error, Presence, Result, Stage, Store, Tree};
+use storage::{Error, ManifestGraph, Presence, Result, Stage, Store};
 use tokio::sync::mpsc;
 
 use super::{
@@ -95,7 +95,7 @@ impl Destination {
     }
 
     /// Prepares the store and finds the missing blobs. Blobs that are present are verified.
-    pub async fn plan(&self, tree: &Tree) -> Result<MissingBlobs> {
+    pub async fn plan(&self, tree: &ManifestGraph) -> Result<MissingBlobs> {
         self.meter.set(Progress { total: tree.size(), ..Progress::default() });
         self.call("preparing the store", self.store.prepare(&self.stage)).await?;
         let complete = self.call("looking for the image", self.store.is_complete(&self.stage, tree)).await?;
@@ -130,11 +130,11 @@ impl Destination {
 
     async fn stat<'a>(
         &self,
-        tree: &Tree,
+        tree: &ManifestGraph,
         index: usize,
         blob: &'a Descriptor,
     ) -> Result<(usize, &'a Descriptor, Presence)> {
-        let presence = match self.call("looking for a blob", self.store.look(&self.stage, blob)).await {
+        let presence = match self.call("looking for a blob", self.store.stat_blob(&self.stage, blob)).await {
             // An attachment is optional: the error shows again when it is written, and becomes a warning there.
             Err(_) if tree.is_attached(index) => Presence::Absent,
             presence => presence?,
@@ -146,7 +146,7 @@ impl Destination {
     /// blobs that the source could not send.
     pub async fn receive(
         &self,
-        tree: &Tree,
+        tree: &ManifestGraph,
         source: &RegionId,
         missing: MissingBlobs,
         deliveries: mpsc::Receiver<Delivery>,
@@ -162,7 +162,7 @@ impl Destination {
 
     async fn receive_all(
         &self,
-        tree: &Tree,
+        tree: &ManifestGraph,
         source: &RegionId,
         mut missing: MissingBlobs,
         mut deliveries: mpsc::Receiver<Delivery>,
@@ -204,14 +204,14 @@ impl Destination {
         }
         let manifests = self.manifests_before_publication(tree);
         self.write_manifests(manifests).await.map_err(|error| explain_absent(error, tree))?;
-        let tree: Cow<'_, Tree> = self.attach(tree, &lost, &mut summary.warnings).await?;
+        let tree: Cow<'_, ManifestGraph> = self.attach(tree, &lost, &mut summary.warnings).await?;
         self.publish(&tree, verification).await.map_err(|error| explain_absent(error, &tree))?;
         Ok(summary)
     }
 
     /// Makes the image visible and records that in the journal, with its verification. Without some entries of its
     /// indexes it counts as incomplete: a later copy checks every part, because the entries may have appeared.
-    async fn publish(&self, tree: &Tree, verification: Verification) -> Result<()> {
+    async fn publish(&self, tree: &ManifestGraph, verification: Verification) -> Result<()> {
         let Stage { name, journal, .. } = &self.stage;
         let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
         journal.begin_publishing(name, root.digest).await?;
@@ -222,7 +222,7 @@ impl Destination {
 
     /// The manifests that are written before the publication. The root is part of the publication where the store
     /// supports that, unless something is attached to it: some registries accept an attachment only after its subject.
-    fn manifests_before_publication<'a>(&self, tree: &'a Tree) -> &'a [(Descriptor, Bytes)] {
+    fn manifests_before_publication<'a>(&self, tree: &'a ManifestGraph) -> &'a [(Descriptor, Bytes)] {
         match tree.manifests.split_last() {
             Some(((root, _), below)) if self.store.publishes_root() && tree.attachments.is_empty() => {
                 self.meter.add_copied(root.size);

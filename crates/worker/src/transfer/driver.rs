@@ -8,7 +8,7 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
-use storage::Tree;
+use storage::ManifestGraph;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -49,7 +49,7 @@ struct Load {
 
 impl Fanout {
     /// Sends the missing blobs to the destinations while it is polled. Detached members are served concurrently.
-    pub fn drive(self: Arc<Self>, source: Arc<ImageSource>, tree: Arc<Tree>) -> BoxFuture<'static, ()> {
+    pub fn drive(self: Arc<Self>, source: Arc<ImageSource>, tree: Arc<ManifestGraph>) -> BoxFuture<'static, ()> {
         async move {
             let mut sending = FuturesUnordered::new();
             let mut detached = JoinSet::new();
@@ -91,7 +91,7 @@ impl Fanout {
 
     /// When the next blob is sent, if there is one. A destination that has just become ready waits a little for those
     /// that started with it. One that is not ready by then joins later.
-    fn next_send_at(&self, tree: &Tree) -> Option<Instant> {
+    fn next_send_at(&self, tree: &ManifestGraph) -> Option<Instant> {
         let mut state = self.state();
         if state.schedule.is_empty() && state.streams.is_empty() {
             state.ready_since = None;
@@ -109,7 +109,7 @@ impl Fanout {
     }
 
     /// The next item, if its members have room for it.
-    fn next_item(&self, tree: &Tree) -> Option<(Item, Load)> {
+    fn next_item(&self, tree: &ManifestGraph) -> Option<(Item, Load)> {
         let mut state = self.state();
         let weigh = |blob: usize| match tree.blob(blob) {
             Some(blob) if blob.size > LARGE => LARGE_WEIGHT,
@@ -150,7 +150,7 @@ impl Fanout {
     }
 
     /// Reads one blob once and sends it to all of its members.
-    async fn send(&self, source: &ImageSource, tree: &Tree, item: Item) {
+    async fn send(&self, source: &ImageSource, tree: &ManifestGraph, item: Item) {
         let mut stream = match item {
             Item::Blob(index, members) => {
                 let Some(blob) = tree.blob(index) else { return };

@@ -20,7 +20,7 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use storage::{BoundedSource, Error, Source, Tree, Verdict};
+use storage::{BoundedSource, Error, ManifestGraph, Source, Verdict};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -91,14 +91,14 @@ pub struct ImageSource {
     pub paces: Arc<Paces>,
 }
 
-type SharedTree = Shared<BoxFuture<'static, Result<Arc<Tree>, Arc<Error>>>>;
+type SharedGraph = Shared<BoxFuture<'static, Result<Arc<ManifestGraph>, Arc<Error>>>>;
 
 /// The transfer of an image from one source. Its manifests are read once, and each blob once for all destinations that
 /// keep up.
 #[derive(Debug)]
 pub struct Transfer {
     source: Arc<ImageSource>,
-    tree: SharedTree,
+    tree: SharedGraph,
     fanout: Arc<Fanout>,
     _driver: AbortOnDropHandle<()>,
 }
@@ -116,7 +116,7 @@ impl Transfer {
     pub fn start(source: ImageSource, waits: Waits) -> Self {
         let store: Arc<dyn Source> = Arc::new(BoundedSource { store: source.store, deadline: waits.stall });
         let source = Arc::new(ImageSource { store, ..source });
-        let tree = read_tree(Arc::clone(&source)).boxed().shared();
+        let tree = read_graph(Arc::clone(&source)).boxed().shared();
         let fanout = Arc::new(Fanout::new(waits, MAX_WEIGHT));
         let drive = drive(Arc::clone(&source), tree.clone(), Arc::clone(&fanout));
         Self { source, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
@@ -169,7 +169,7 @@ impl Transfer {
     async fn feed_destination(
         &self,
         pending_join: Option<PendingJoin>,
-        tree: &Tree,
+        tree: &ManifestGraph,
         destination: &Destination,
         missing: MissingBlobs,
     ) -> Result<CopySummary, Stopped> {
@@ -183,14 +183,14 @@ impl Transfer {
     }
 }
 
-async fn read_tree(source: Arc<ImageSource>) -> Result<Arc<Tree>, Arc<Error>> {
+async fn read_graph(source: Arc<ImageSource>) -> Result<Arc<ManifestGraph>, Arc<Error>> {
     let ImageSource { store, name, root, absent, .. } = &*source;
-    Ok(Arc::new(Tree::read_with_attachments(&**store, name, root, absent).await?))
+    Ok(Arc::new(ManifestGraph::read_with_attachments(&**store, name, root, absent).await?))
 }
 
 /// Sends blobs to the destinations while the transfer lives. Closes the fan-out on every exit, so that no destination
 /// waits for ever.
-async fn drive(source: Arc<ImageSource>, tree: SharedTree, fanout: Arc<Fanout>) {
+async fn drive(source: Arc<ImageSource>, tree: SharedGraph, fanout: Arc<Fanout>) {
     let fanout = scopeguard::guard(fanout, |fanout| fanout.close());
     // Each destination reads the error of the manifests by itself.
     if let Ok(tree) = tree.await {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use domain::{Algorithm, Descriptor, Digest, ImageName, Timestamp, Verification, leftovers};
 
 use super::{Place, good, name, root, tree};
-use crate::{Error, MANIFEST_TYPE, Memory, Presence, Source as _, Stage, Store as _, Tree};
+use crate::{Error, MANIFEST_TYPE, ManifestGraph, Memory, Presence, Source as _, Stage, Store as _};
 
 const DIRECTORY: &str = "blobs/sha512";
 
@@ -16,9 +16,9 @@ fn long(content: &[u8]) -> Descriptor {
 }
 
 /// Returns the same image as [`tree`], with SHA-512 digests.
-fn long_tree(text: &str) -> Tree {
+fn long_tree(text: &str) -> ManifestGraph {
     let (_, content) = tree(text).manifests.remove(0);
-    Tree { manifests: vec![(long(&content), content)], ..Tree::default() }
+    ManifestGraph { manifests: vec![(long(&content), content)], ..ManifestGraph::default() }
 }
 
 #[tokio::test]
@@ -44,9 +44,9 @@ async fn what_has_another_digest_is_neither_written_nor_read() {
     assert!(matches!(refused, Err(Error::DigestMismatch { .. })), "{refused:?}");
     assert_eq!(place.unfinished(), Vec::<String>::new());
     place.store.write_manifest(&own, &blob, Bytes::from_static(b"right")).await.expect("it is written");
-    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Whole(Verification::Verified));
+    assert_eq!(place.store.stat_blob(&own, &blob).await.expect("an answer"), Presence::Whole(Verification::Verified));
     fs::write(place.file(DIRECTORY).join(blob.digest.hex()), "wrong").expect("it is damaged");
-    assert_eq!(place.store.look(&own, &blob).await.expect("an answer"), Presence::Absent);
+    assert_eq!(place.store.stat_blob(&own, &blob).await.expect("an answer"), Presence::Absent);
     match place.store.read_manifest(&name(), &blob).await {
         Err(Error::DigestMismatch { expected, actual, .. }) => {
             assert_eq!((expected, *actual), (blob.digest, Algorithm::Sha512.digest(b"wrong")));
@@ -62,14 +62,18 @@ async fn a_beginning_is_found_in_its_own_directory() {
     let blob = Descriptor { size: 100 << 20, ..long(b"large") };
     let other = Descriptor { digest: Digest::Sha512([1; 64]), ..blob.clone() };
     place.store.prepare(&good(7)).await.expect("it is prepared");
-    assert_eq!(place.store.look(&good(7), &blob).await.expect("an answer"), Presence::Absent, "nor is its directory");
+    assert_eq!(
+        place.store.stat_blob(&good(7), &blob).await.expect("an answer"),
+        Presence::Absent,
+        "nor is its directory"
+    );
     fs::create_dir(place.file(DIRECTORY)).expect("a directory");
     let begun = place.file(DIRECTORY).join(format!("{}.7-0.begun", blob.digest.hex()));
     fs::write(&begun, "the beginning").expect("an unfinished blob");
     let next = good(9);
     place.store.prepare(&next).await.expect("it is prepared");
-    assert_eq!(place.store.look(&next, &blob).await.expect("an answer"), Presence::Part(13));
-    assert_eq!(place.store.look(&next, &other).await.expect("an answer"), Presence::Absent);
+    assert_eq!(place.store.stat_blob(&next, &blob).await.expect("an answer"), Presence::Part(13));
+    assert_eq!(place.store.stat_blob(&next, &other).await.expect("an answer"), Presence::Absent);
     fs::write(place.file(DIRECTORY).join(format!("{}.7-1.partial", blob.digest.hex())), "x").expect("another one");
     place.store.prepare(&good(11)).await.expect("it is prepared");
     assert_eq!(place.unfinished().len(), 1, "what is not resumed goes");
@@ -112,7 +116,7 @@ async fn a_blob_of_another_image_is_taken_from_there() {
     place.store.prepare(&own).await.expect("it is prepared");
     place.store.is_complete(&own, &long_tree("a")).await.expect("an answer");
     let (blob, _) = &long_tree("a").manifests[0];
-    let found = place.store.look(&own, blob).await.expect("an answer");
+    let found = place.store.stat_blob(&own, blob).await.expect("an answer");
     assert_eq!(found, Presence::Whole(Verification::Verified));
     let linked = place.directory.path().join("b").join(DIRECTORY).join(blob.digest.hex());
     assert!(linked.exists());

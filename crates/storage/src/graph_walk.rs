@@ -49,7 +49,7 @@ pub struct Walk<'a> {
     pub keeps: bool,
     /// The rest of the limits.
     pub budget: Budget,
-    /// The blobs found.
+    /// The blobs found, if `keeps` is set.
     pub blobs: Vec<Descriptor>,
     /// The missing index entries.
     pub absent: Vec<Digest>,
@@ -61,7 +61,7 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Creates a walk.
+    /// A walk that has found nothing yet.
     pub fn new(source: &'a dyn Source, name: &'a ImageName, budget: Budget, missing: Missing<'a>) -> Self {
         Self {
             source,

@@ -4,8 +4,8 @@ use domain::{ForeignText, ImageName, UNNAMED};
 
 use crate::{
     ImageSpec, Located,
+    digest_reference::split_digest,
     location::{RegistryLocation, is_repository, is_tag},
-    pinned::split_digest,
 };
 
 /// An image's repository and tag.

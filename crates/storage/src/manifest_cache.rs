@@ -23,57 +23,57 @@ const AGE: Duration = Duration::from_secs(600);
 
 /// A cache of verified manifests, by image and digest. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Manifests(Arc<Mutex<Remembered>>);
+pub struct ManifestCache(Arc<Mutex<Cached>>);
 
 #[derive(Debug)]
-struct Remembered {
+struct Cached {
     manifests: LruCache<(ImageName, Digest), (Bytes, Instant)>,
     bytes: usize,
 }
 
-impl Default for Manifests {
+impl Default for ManifestCache {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Remembered { manifests: LruCache::new(MAX_MANIFESTS), bytes: 0 })))
+        Self(Arc::new(Mutex::new(Cached { manifests: LruCache::new(MAX_MANIFESTS), bytes: 0 })))
     }
 }
 
-impl Manifests {
+impl ManifestCache {
     /// Recovers from poisoning: a panic leaves the cache consistent.
-    fn lock(&self) -> MutexGuard<'_, Remembered> {
+    fn lock(&self) -> MutexGuard<'_, Cached> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, name: &ImageName, digest: Digest, now: Instant) -> Option<Bytes> {
-        let mut remembered = self.lock();
-        let (content, since) = remembered.manifests.get(&(name.clone(), digest))?;
+        let mut cached = self.lock();
+        let (content, since) = cached.manifests.get(&(name.clone(), digest))?;
         (now.saturating_duration_since(*since) < AGE).then(|| content.clone())
     }
 
     fn put(&self, name: &ImageName, digest: Digest, content: Bytes, now: Instant) {
-        let mut remembered = self.lock();
-        remembered.bytes += content.len();
-        if let Some((_, (before, _))) = remembered.manifests.push((name.clone(), digest), (content, now)) {
-            remembered.bytes -= before.len();
+        let mut cached = self.lock();
+        cached.bytes += content.len();
+        if let Some((_, (before, _))) = cached.manifests.push((name.clone(), digest), (content, now)) {
+            cached.bytes -= before.len();
         }
-        while remembered.bytes > MAX_BYTES
-            && let Some((_, (oldest, _))) = remembered.manifests.pop_lru()
+        while cached.bytes > MAX_BYTES
+            && let Some((_, (oldest, _))) = cached.manifests.pop_lru()
         {
-            remembered.bytes -= oldest.len();
+            cached.bytes -= oldest.len();
         }
     }
 }
 
 /// A source whose manifests are cached.
 #[derive(Debug)]
-pub struct RememberingSource<'a> {
-    /// The wrapped source.
+pub struct CachingSource<'a> {
+    /// The source that is read on a cache miss.
     pub source: &'a dyn Source,
     /// The cache, used for this source only.
-    pub manifests: &'a Manifests,
+    pub manifests: &'a ManifestCache,
 }
 
 #[async_trait]
-impl Source for RememberingSource<'_> {
+impl Source for CachingSource<'_> {
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>> {
         self.source.root(name).await
     }
@@ -100,11 +100,11 @@ impl Source for RememberingSource<'_> {
 mod tests {
     use std::time::Instant;
 
-    use super::{AGE, Bytes, Digest, ImageName, MAX_BYTES, Manifests};
+    use super::{AGE, Bytes, Digest, ImageName, MAX_BYTES, ManifestCache};
 
     #[test]
-    fn so_much_is_remembered_for_so_long() {
-        let (manifests, now) = (Manifests::default(), Instant::now());
+    fn so_much_is_cached_for_so_long() {
+        let (manifests, now) = (ManifestCache::default(), Instant::now());
         let (name, piece) = (ImageName("a".into()), Bytes::from(vec![0; MAX_BYTES / 4]));
         let digest = |number| Digest::Sha256([number; 32]);
         for number in 0..5 {

@@ -13,7 +13,7 @@ const STALL: Duration = Duration::from_secs(60);
 
 /// The pieces of a blob as they arrive.
 #[derive(Debug)]
-pub struct Feed {
+pub struct BodyStream {
     chunks: mpsc::Receiver<Chunk>,
     /// Part of the last piece that was not taken yet.
     rest: Bytes,
@@ -31,8 +31,8 @@ pub fn pipe() -> (Pipe, Body) {
     (pipe, Body::wrap_stream(stream))
 }
 
-impl Feed {
-    /// Returns the feed that reads a channel.
+impl BodyStream {
+    /// Returns the stream that reads a channel.
     pub fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
         Self { chunks, rest: Bytes::new() }
     }

@@ -1,5 +1,5 @@
-//! The lenders of an image: places from which its blobs can be mounted instead of sent. They are determined on first
-//! use, because a copy of a small or a complete image needs none.
+//! The mount sources of an image: places from which its blobs can be mounted instead of sent. They are determined on
+//! first use, because a copy of a small or a complete image needs none.
 
 use std::{fmt, sync::Arc};
 
@@ -10,17 +10,17 @@ use futures_util::{
 
 use super::Place;
 
-/// The lenders of an image, once determined. Clones share them.
+/// The mount sources of an image, once determined. Clones share them.
 #[derive(Clone, Default)]
-pub struct Lenders(Option<Shared<BoxFuture<'static, Arc<[Place]>>>>);
+pub struct MountSources(Option<Shared<BoxFuture<'static, Arc<[Place]>>>>);
 
-impl Lenders {
-    /// Lenders that `find` determines once, on first use.
+impl MountSources {
+    /// Mount sources that `find` determines once, on first use.
     pub fn new(find: impl Future<Output = Vec<Place>> + Send + 'static) -> Self {
         Self(Some(find.map(Arc::from).boxed().shared()))
     }
 
-    /// The places of the lenders.
+    /// The places of the mount sources.
     pub async fn places(&self) -> Arc<[Place]> {
         match &self.0 {
             Some(find) => find.clone().await,
@@ -29,9 +29,9 @@ impl Lenders {
     }
 }
 
-impl fmt::Debug for Lenders {
+impl fmt::Debug for MountSources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = self.0.as_ref().and_then(Shared::peek);
-        f.debug_tuple("Lenders").field(&known).finish()
+        f.debug_tuple("MountSources").field(&known).finish()
     }
 }

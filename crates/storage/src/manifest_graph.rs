@@ -2,7 +2,7 @@
 //! Docker's image manifest version 2, schema 2), and the attachments. Manifests are copied byte for byte; only their
 //! references are parsed.
 //!
-//! Registration, planning, copying and verification all use the same tree.
+//! Registration, planning, copying and verification all use the same graph.
 
 use std::collections::BTreeSet;
 
@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::{
     Activity, BlobChunks, Error, Result, Source, attachments,
     budget::Budget,
+    graph_walk::{Missing, Walk},
     references::Place,
     referrers::ReferrersIndex,
-    walk::{Missing, Walk},
 };
 
 /// The media type of an OCI image manifest.
@@ -30,7 +30,7 @@ pub(super) const INDEX_TYPES: [&str; 2] =
 
 /// The parts of an image, each once, and its attachments.
 #[derive(Debug, Clone, Default)]
-pub struct Tree {
+pub struct ManifestGraph {
     /// The manifests and indexes with their content, each before those that refer to it: the root is the last.
     pub manifests: Vec<(Descriptor, Bytes)>,
     /// The configurations and layers.
@@ -54,7 +54,7 @@ pub struct Attachment {
     pub tag: Option<String>,
     /// The attachment's manifests, its root last.
     pub manifests: Vec<(Descriptor, Bytes)>,
-    /// The places of the attachment's blobs in the tree ([`Tree::blob`]).
+    /// The places of the attachment's blobs in the graph ([`ManifestGraph::blob`]).
     pub blobs: Vec<usize>,
 }
 
@@ -75,7 +75,7 @@ pub struct Measure {
     pub absent: Vec<Digest>,
 }
 
-impl Tree {
+impl ManifestGraph {
     /// Reads the manifests of an image from `root` down. The index entries in `absent` may be missing.
     pub async fn read(source: &dyn Source, name: &ImageName, root: &Descriptor, absent: &[Digest]) -> Result<Self> {
         let mut walk = Walk::new(source, name, Budget::default(), Missing::Known(absent));
@@ -103,9 +103,9 @@ impl Tree {
         let neighbors = source.neighbors(name, Instant::now()).map(Ok::<_, Error>);
         let ((), neighbors) = try_join(walk.down(root.clone(), Place::Root), neighbors).await?;
         let budget = walk.budget;
-        let mut tree = Self::from_walk(walk);
-        attachments::gather(source, name, &mut tree, budget, neighbors).await;
-        Ok(tree)
+        let mut graph = Self::from_walk(walk);
+        attachments::gather(source, name, &mut graph, budget, neighbors).await;
+        Ok(graph)
     }
 
     fn from_walk(mut walk: Walk<'_>) -> Self {
@@ -119,7 +119,7 @@ impl Tree {
     pub fn size(&self) -> u64 {
         let attached = self.attachments.iter().flat_map(|attachment| &attachment.manifests);
         let manifests = self.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size);
-        // A tree read from a source does not overflow; one that a caller builds might.
+        // A graph read from a source does not overflow; one that a caller builds might.
         manifests.chain(self.all_blobs().map(|blob| blob.size)).fold(0, u64::saturating_add)
     }
 
@@ -128,7 +128,7 @@ impl Tree {
         self.blobs.iter().chain(&self.attached_blobs)
     }
 
-    /// The blob at a place in [`Tree::all_blobs`].
+    /// The blob at a place in [`ManifestGraph::all_blobs`].
     #[must_use]
     pub fn blob(&self, place: usize) -> Option<&Descriptor> {
         match place.checked_sub(self.blobs.len()) {

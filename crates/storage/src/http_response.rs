@@ -32,7 +32,7 @@ pub async fn refusal(what: &str, response: Response) -> Error {
 }
 
 /// Whether a status reports a transient failure.
-pub fn passes(status: StatusCode) -> bool {
+pub fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
 }
 
@@ -80,7 +80,7 @@ pub fn transport(what: impl Into<ForeignText>, error: &reqwest::Error) -> Error 
     let mut cause: &dyn std::error::Error = error;
     let what = what.into();
     while let Some(next) = cause.source() {
-        if let Some(forbidden) = next.downcast_ref::<crate::guard::Forbidden>() {
+        if let Some(forbidden) = next.downcast_ref::<crate::ssrf_guard::Forbidden>() {
             return Error::Forbidden { what, source: forbidden.clone() };
         }
         cause = next;
