@@ -12,6 +12,7 @@ use sea_orm::{
 
 use super::{
     Db, Error, Result,
+    bulk::settlement,
     connections::{Reader, Transaction},
     entity::{
         self, image,
@@ -20,7 +21,6 @@ use super::{
     },
     region_capacity::region_rows,
     replica::{self, Lock, TimedRow},
-    settlement,
     sql::{self, Sql},
 };
 

@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use super::{
     Db, Error, Result,
+    bulk::settlement,
     connections::{Reader, Transaction},
     entity::{self, parse, synchronization as sync, synchronization_target as target},
     replica::{self, Lock, Locked},
-    settlement,
 };
 
 /// Maximum number of synchronizations that one query reads.

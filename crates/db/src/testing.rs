@@ -12,7 +12,9 @@ const HOME: &str = "home";
 
 /// A database with its directory and tasks.
 pub struct TestDb {
+    /// Holds the database's file, and is removed with the fixture.
     pub directory: TempDir,
+    /// The database.
     pub db: Db,
     stop: CancellationToken,
     tasks: Tasks,

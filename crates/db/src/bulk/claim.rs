@@ -9,12 +9,13 @@ use std::{collections::BTreeMap, time::Duration};
 use domain::{Event, Image, ImageId, RegionId, RegionStatus, RequestId, WorkerId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QuerySelect};
 
-use super::{
-    Db, Result, TraceContext,
+use super::{accept::TraceContext, settlement};
+use crate::{
+    Db, Result,
     connections::{Reader, Transaction},
     entity,
     region_capacity::{Capacity, region_rows},
-    replica, settlement,
+    replica,
     sql::{ColumnKind, Rows, Sql},
 };
 

@@ -7,8 +7,9 @@ use domain::{ImageId, RegionId, RegionStatus, RegionView, SynchronizationState, 
 use sea_orm::FromQueryResult;
 use uuid::Uuid;
 
-use super::{
-    Result, TraceContext,
+use super::accept::TraceContext;
+use crate::{
+    Result,
     connections::Transaction,
     entity::{parse, synchronization_target},
     replica::{self, Key},
@@ -17,7 +18,7 @@ use super::{
 
 /// A running synchronization that waits for a replica.
 #[derive(Debug, Clone)]
-pub(super) struct Waiting {
+pub struct Waiting {
     pub request_id: Uuid,
     pub image: ImageId,
     pub region: RegionId,
@@ -44,7 +45,7 @@ struct WaitingRow {
 
 /// Returns the running synchronizations that wait for some replicas, oldest first. With `lock`, locks their rows; the
 /// caller must have locked the replicas before, so that no synchronization begins or ceases to wait for them.
-pub(super) async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> Result<Vec<Waiting>> {
+pub async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> Result<Vec<Waiting>> {
     if replicas.is_empty() {
         return Ok(Vec::new());
     }
@@ -80,7 +81,7 @@ pub(super) async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> 
 
 /// Settles the synchronizations that wait for replicas that have ended and whose rows are locked. The number of
 /// statements does not depend on the number of synchronizations.
-pub(super) async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
+pub async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
     let keys: Vec<Key> = ended.iter().map(|(image, view)| (image.clone(), view.region.clone())).collect();
     let views: HashMap<Key, &RegionView> = keys.iter().cloned().zip(ended.iter().map(|(_, view)| view)).collect();
     let waiting = waiting(txn, &keys, true).await?;
@@ -92,11 +93,7 @@ pub(super) async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], n
 }
 
 /// Writes the outcomes of regions, and ends the synchronizations that wait for no other region.
-pub(super) async fn write_outcomes(
-    txn: &Transaction,
-    outcomes: Vec<(Waiting, RegionView)>,
-    now: Timestamp,
-) -> Result<()> {
+pub async fn write_outcomes(txn: &Transaction, outcomes: Vec<(Waiting, RegionView)>, now: Timestamp) -> Result<()> {
     if outcomes.is_empty() {
         return Ok(());
     }
