@@ -11,7 +11,7 @@ use super::accept::TraceContext;
 use crate::{
     Result,
     connections::Transaction,
-    entity::{parse, synchronization_target},
+    entity::{synchronization, synchronization_target},
     replica::{self, Key},
     sql::{ColumnKind, Rows, Sql},
 };
@@ -32,8 +32,8 @@ pub struct Waiting {
 #[derive(FromQueryResult)]
 struct WaitingRow {
     request_id: Uuid,
-    image_id: String,
-    region_id: String,
+    image_id: synchronization::Text<ImageId>,
+    region_id: synchronization_target::Text<RegionId>,
     targets: String,
     open: i64,
     traceparent: Option<String>,
@@ -64,19 +64,18 @@ pub async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> Result<
              ORDER BY s.request_id",
         );
     let rows: Vec<WaitingRow> = if lock { sql.lock("s") } else { sql }.all(txn).await?;
-    let waits =
-        |row: &WaitingRow| row.ended_region.is_none() && row.targets.split(',').any(|target| target == row.region_id);
-    let waiting = rows.into_iter().filter(waits).map(|row| {
-        Ok(Waiting {
-            request_id: row.request_id,
-            image: parse("synchronization.image_id", &row.image_id)?,
-            region: parse("synchronization.targets", &row.region_id)?,
-            open: row.open,
-            overwrite: row.overwrite.is_some(),
-            trace: row.traceparent.map(|parent| TraceContext { parent, state: row.tracestate }),
-        })
+    let waits = |row: &WaitingRow| {
+        row.ended_region.is_none() && row.targets.split(',').any(|target| target == row.region_id.0.as_str())
+    };
+    let waiting = rows.into_iter().filter(waits).map(|row| Waiting {
+        request_id: row.request_id,
+        image: row.image_id.0,
+        region: row.region_id.0,
+        open: row.open,
+        overwrite: row.overwrite.is_some(),
+        trace: row.traceparent.map(|parent| TraceContext { parent, state: row.tracestate }),
     });
-    waiting.collect()
+    Ok(waiting.collect())
 }
 
 /// Settles the synchronizations that wait for replicas that have ended and whose rows are locked. The number of
@@ -109,7 +108,7 @@ pub async fn write_outcomes(txn: &Transaction, outcomes: Vec<(Waiting, RegionVie
     let complete: Vec<Uuid> = open.iter().filter(|(_, (open, _))| *open == 0).map(|(id, _)| *id).collect();
     for (id, status) in statuses(txn, &complete).await? {
         if let Some((_, statuses)) = open.get_mut(&id) {
-            statuses.push(parse("synchronization_target.status", &status)?);
+            statuses.push(status);
         }
     }
     let rows = open.into_iter().map(|(id, (open, statuses))| {
@@ -133,11 +132,11 @@ pub async fn write_outcomes(txn: &Transaction, outcomes: Vec<(Waiting, RegionVie
 }
 
 /// Returns the distinct outcomes of the regions of some synchronizations.
-async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
+async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, RegionStatus)>> {
     #[derive(FromQueryResult)]
     struct Row {
         request_id: Uuid,
-        status: String,
+        status: synchronization_target::Text<RegionStatus>,
     }
     if requests.is_empty() {
         return Ok(Vec::new());
@@ -149,5 +148,5 @@ async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, Str
         .join()
         .text("synchronization_target AS t ON t.request_id = w.request_id");
     let rows: Vec<Row> = sql.all(txn).await?;
-    Ok(rows.into_iter().map(|row| (row.request_id, row.status)).collect())
+    Ok(rows.into_iter().map(|row| (row.request_id, row.status.0)).collect())
 }
