@@ -28,9 +28,9 @@ pub struct ReadBlob<'a> {
 impl Db {
     /// Returns the blobs that copies of an image to a region have written since it was last visible there.
     pub async fn blobs_written(&self, image: &ImageId, region: &RegionId) -> Result<HashSet<Digest>> {
-        use entity::written_blob::{Column, Entity};
+        use entity::written_blob::{Column, Entity, Text};
         let read = async |reader: Reader| {
-            let blobs: Vec<String> = Entity::find()
+            let blobs: Vec<Text<Digest>> = Entity::find()
                 .select_only()
                 .column(Column::Blob)
                 .filter(Column::ImageId.eq(image.as_str()))
@@ -38,7 +38,7 @@ impl Db {
                 .into_tuple()
                 .all(&reader)
                 .await?;
-            blobs.iter().map(|blob| Ok(entity::parse("written_blob.blob", blob)?)).collect()
+            Ok(blobs.into_iter().map(|blob| blob.0).collect())
         };
         self.0.connections.read(read).await
     }
@@ -58,9 +58,9 @@ impl Db {
                 return Ok(Err(Stale));
             }
             let rows = blobs.iter().map(|blob| ActiveModel {
-                image_id: Set(image.to_string()),
-                region_id: Set(region.to_string()),
-                blob: Set(blob.to_string()),
+                image_id: Set(image.clone().into()),
+                region_id: Set(region.clone().into()),
+                blob: Set((*blob).into()),
             });
             let conflict = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
                 .update_column(Column::Blob)
@@ -76,7 +76,7 @@ impl Db {
 
     /// Returns what the store said of a blob when it was read and had its digest; `None` if it never was.
     pub async fn blob_reading(&self, blob: ReadBlob<'_>) -> Result<Option<Option<String>>> {
-        let key = (blob.region.to_string(), blob.location.to_owned(), blob.blob.to_string());
+        let key = (blob.region.clone().into(), blob.location.to_owned(), blob.blob.into());
         let find = entity::read_blob::Entity::find_by_id(key);
         let row = self.0.connections.read(async |reader| Ok(find.one(&reader).await?)).await?;
         Ok(row.map(|row| row.witness))
@@ -92,9 +92,9 @@ impl Db {
         let record = async |txn: Transaction| {
             let txn = &txn;
             let row = ActiveModel {
-                region_id: Set(blob.region.to_string()),
+                region_id: Set(blob.region.clone().into()),
                 location: Set(blob.location.to_owned()),
-                blob: Set(blob.blob.to_string()),
+                blob: Set(blob.blob.into()),
                 witness: Set(witness.map(str::to_owned)),
             };
             let conflict = OnConflict::columns([Column::RegionId, Column::Location, Column::Blob])

@@ -11,7 +11,7 @@ use sea_orm::{
 use super::{
     Db, Result,
     connections::Transaction,
-    entity::{self, ecs_copy},
+    entity::{self, columns::Number, ecs_copy},
     replica::{Key, Lock, check_fence, lock},
 };
 
@@ -33,7 +33,7 @@ impl Db {
                 let txn = &txn;
                 let Some(now) = check_fence(txn, image, region, fence).await? else { return Ok(Err(Stale)) };
                 if let Some(row) = ecs_copy::Entity::find().filter(is_copy(image, region)).one(txn).await? {
-                    return Ok(Ok(row.copy()?));
+                    return Ok(Ok(row.copy()));
                 }
                 let copy = EcsCopy::first(now);
                 save(txn, image, region, &copy).await?;
@@ -80,7 +80,7 @@ impl Db {
         let abandoned = Condition::any().add(ecs_copy::Column::Discarded.is_not_null()).add(unfinished);
         let query = ecs_copy::Entity::find().filter(abandoned).limit(SWEEP);
         let rows = self.0.connections.read(async |reader| Ok(query.all(&reader).await?)).await?;
-        rows.iter().map(|row| Ok(row.key()?)).collect()
+        Ok(rows.iter().map(|row| row.key()).collect())
     }
 
     /// Records the image that a generation of a copy has produced. Needs no fence: the image exists whichever claim
@@ -93,9 +93,9 @@ impl Db {
                 let image_id = copy.image.as_ref().map(EcsImageId::as_str);
                 ecs_copy::Entity::update_many()
                     .col_expr(ecs_copy::Column::EcsImageId, Expr::value(image_id))
-                    .col_expr(ecs_copy::Column::Since, Expr::value(copy.since.as_millis()))
+                    .col_expr(ecs_copy::Column::Since, Expr::value(Number(copy.since)))
                     .filter(is_copy(image, region))
-                    .filter(ecs_copy::Column::Generation.eq(entity::signed(copy.generation)))
+                    .filter(ecs_copy::Column::Generation.eq(Number(copy.generation)))
                     .exec(txn)
                     .await?;
                 Ok(())
@@ -169,8 +169,8 @@ impl Db {
         let rows = self.0.connections.read(async |reader| Ok(query.all(&reader).await?)).await?;
         let mut finished = BTreeMap::new();
         for row in rows {
-            if let EcsCopy { image: Some(image), finished: true, .. } = row.copy()? {
-                finished.insert(row.key()?, image);
+            if let EcsCopy { image: Some(image), finished: true, .. } = row.copy() {
+                finished.insert(row.key(), image);
             }
         }
         Ok(finished)
@@ -192,9 +192,9 @@ async fn lock_copy(
     region: &RegionId,
 ) -> Result<Option<(EcsCopy, bool, Timestamp)>> {
     let locked = lock(txn, vec![(image.clone(), region.clone())], Lock::Update).await?;
-    let is_needed = locked.rows.values().any(|row| row.state != RegionStatus::Canceled.as_str());
+    let is_needed = locked.rows.values().any(|row| row.state.0 != RegionStatus::Canceled);
     let Some(row) = ecs_copy::Entity::find().filter(is_copy(image, region)).one(txn).await? else { return Ok(None) };
-    Ok(Some((row.copy()?, is_needed, locked.now)))
+    Ok(Some((row.copy(), is_needed, locked.now)))
 }
 
 async fn save(txn: &Transaction, image: &ImageId, region: &RegionId, copy: &EcsCopy) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Entities of the tables and their conversion to domain types.
 
+pub mod columns;
 pub mod ecs_copy;
 pub mod image;
 pub mod image_reference;
@@ -18,54 +19,26 @@ pub mod upload;
 pub mod write_probe;
 pub mod written_blob;
 
-use std::{fmt::Display, str::FromStr};
+use columns::{Number, Text};
+use domain::{Fault, FaultKind, Progress, Warnings};
 
-use domain::{Fault, FaultKind, ForeignText, Progress, Warnings};
-use sea_orm::DbErr;
+pub use columns::parse;
 
-/// Parses the text of a column. Returns [`DbErr::Type`], naming the column, for a value that this service does not
-/// write.
-pub(super) fn parse<T>(column: &'static str, text: &str) -> Result<T, DbErr>
-where
-    T: FromStr<Err: Display>,
-{
-    text.parse()
-        .map_err(|error| DbErr::Type(format!("the column {column} holds {:?}: {error}", ForeignText::value(text))))
+/// The fault of a row from its two columns.
+fn fault<E>(kind: Option<&Text<E, FaultKind>>, message: Option<&str>) -> Option<Fault> {
+    kind.map(|kind| Fault::new(kind.0, message.unwrap_or_default()))
 }
 
-/// Parses the two columns of a fault.
-fn fault(kind: Option<&str>, message: Option<&str>) -> Result<Option<Fault>, DbErr> {
-    kind.map(|kind| {
-        let kind: FaultKind = parse("fault_kind", kind)?;
-        Ok(Fault::new(kind, message.unwrap_or_default()))
-    })
-    .transpose()
+/// The column of warnings, which is NULL without any.
+fn warnings_column<E>(warnings: &Warnings) -> Option<Text<E, Warnings>> {
+    (!warnings.is_empty()).then(|| warnings.clone().into())
 }
 
-/// Parses the column of warnings, which is NULL without any.
-fn warnings(text: Option<&str>) -> Result<Warnings, DbErr> {
-    parse("warnings", text.unwrap_or_default())
+/// The warnings of a row.
+fn warnings<E>(column: Option<&Text<E, Warnings>>) -> Warnings {
+    column.map(|warnings| warnings.0.clone()).unwrap_or_default()
 }
 
-/// Formats the column of warnings.
-fn warnings_text(warnings: &Warnings) -> Option<String> {
-    (!warnings.is_empty()).then(|| warnings.to_string())
-}
-
-/// Converts a stored count. Counts are stored as signed numbers, as not every database has unsigned ones.
-pub(super) fn unsigned(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
-}
-
-/// Converts a count for storage. No count reaches the limit of `i64`.
-pub(super) fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn count(value: i64) -> u32 {
-    u32::try_from(value).unwrap_or(0)
-}
-
-fn progress(total: i64, copied: i64, skipped: i64) -> Progress {
-    Progress { total: unsigned(total), copied: unsigned(copied), skipped: unsigned(skipped) }
+fn progress(total: Number<u64>, copied: Number<u64>, skipped: Number<u64>) -> Progress {
+    Progress { total: total.0, copied: copied.0, skipped: skipped.0 }
 }

@@ -58,8 +58,8 @@ impl Db {
     pub async fn image_get(&self, id: &ImageId) -> Result<(Image, Vec<(RegionId, Replica)>)> {
         let get = async |reader: Reader| {
             let reader = &reader;
-            let row = entity::image::Entity::find_by_id(id.as_str()).one(reader).await?;
-            let image = row.ok_or_else(|| Error::ImageNotFound(id.clone()))?.try_into()?;
+            let row = entity::image::Entity::find_by_id(id.clone()).one(reader).await?;
+            let image = row.ok_or_else(|| Error::ImageNotFound(id.clone()))?.into();
             let of_image = entity::replica::Column::ImageId.eq(id.as_str());
             let replicas = entity::replica::Entity::find().filter(of_image).all(reader).await?;
             Ok((image, with_regions(replicas)?))
@@ -88,7 +88,7 @@ impl Db {
             let mut rows = query.all(reader).await?;
             let more = rows.len() as u64 > range.limit;
             rows.truncate(usize::try_from(range.limit).unwrap_or(usize::MAX));
-            let ids = rows.iter().map(|row| row.id.as_str());
+            let ids = rows.iter().map(|row| row.id.0.as_str());
             let replicas = replica::Entity::find().filter(replica::Column::ImageId.is_in(ids)).all(reader).await?;
             Ok(ImagePage { images: with_replicas(rows, replicas)?, more, total })
         };
@@ -107,7 +107,7 @@ impl Db {
             Ok((newest.offset(range.skip).limit(range.limit).all(reader).await?, total))
         };
         let (rows, total) = self.0.connections.read(list).await?;
-        Ok((rows.into_iter().map(Image::try_from).collect::<std::result::Result<_, _>>()?, total))
+        Ok((rows.into_iter().map(Image::from).collect(), total))
     }
 
     /// Returns up to `limit` images other than `except` that a region has, preferring those copied last.
@@ -123,10 +123,10 @@ impl Db {
                 .limit(limit)
                 .all(reader)
                 .await?;
-            let ids = replicas.iter().map(|row| row.image_id.as_str());
+            let ids = replicas.iter().map(|row| row.image_id.0.as_str());
             Ok(image::Entity::find().filter(image::Column::Id.is_in(ids)).all(reader).await?)
         };
-        self.0.connections.read(find).await?.into_iter().map(|row| Ok(row.try_into()?)).collect()
+        Ok(self.0.connections.read(find).await?.into_iter().map(Image::from).collect())
     }
 
     /// Removes an image and its replicas from the database; the stores keep its content. Returns [`Error::ImageInUse`]
@@ -155,8 +155,8 @@ async fn remove(txn: &Transaction, id: &ImageId) -> Result<()> {
     image_generation::advance(txn).await?;
     // Under this lock no call for the image is accepted, and all earlier ones are committed, so its replicas can be
     // read.
-    let row = entity::image::Entity::find_by_id(id.as_str()).lock_exclusive().one(txn).await?;
-    let image = Image::try_from(row.ok_or_else(|| Error::ImageNotFound(id.clone()))?)?;
+    let row = entity::image::Entity::find_by_id(id.clone()).lock_exclusive().one(txn).await?;
+    let image = Image::from(row.ok_or_else(|| Error::ImageNotFound(id.clone()))?);
     cancel_suspended(txn, id).await?;
     image_reference::release(txn, &image).await?;
     forget_written(txn, id, None).await?;
@@ -168,7 +168,7 @@ async fn remove(txn: &Transaction, id: &ImageId) -> Result<()> {
         .filter(entity::ecs_copy::Column::Finished.eq(true))
         .exec(txn)
         .await?;
-    entity::image::Entity::delete_by_id(id.as_str()).exec(txn).await?;
+    entity::image::Entity::delete_by_id(id.clone()).exec(txn).await?;
     Ok(())
 }
 
@@ -191,21 +191,17 @@ fn with_replicas(
     images: Vec<entity::image::Model>,
     replicas: Vec<entity::replica::Model>,
 ) -> Result<Vec<WithReplicas>> {
-    let mut by_image: HashMap<String, Vec<entity::replica::Model>> = HashMap::with_capacity(images.len());
+    let mut by_image: HashMap<ImageId, Vec<entity::replica::Model>> = HashMap::with_capacity(images.len());
     for replica in replicas {
-        by_image.entry(replica.image_id.clone()).or_default().push(replica);
+        by_image.entry(replica.image_id.0.clone()).or_default().push(replica);
     }
     let join = |row: entity::image::Model| {
-        let replicas = by_image.remove(&row.id).unwrap_or_default();
-        Ok((row.try_into()?, with_regions(replicas)?))
+        let replicas = by_image.remove(&row.id.0).unwrap_or_default();
+        Ok((row.into(), with_regions(replicas)?))
     };
     images.into_iter().map(join).collect()
 }
 
 fn with_regions(rows: Vec<entity::replica::Model>) -> Result<Vec<(RegionId, Replica)>> {
-    rows.into_iter().map(|row| Ok((region_of(&row)?, row.replica()?))).collect()
-}
-
-fn region_of(row: &entity::replica::Model) -> Result<RegionId> {
-    Ok(entity::parse("replica.region_id", &row.region_id)?)
+    rows.into_iter().map(|row| Ok((row.region_id.0.clone(), row.replica()?))).collect()
 }

@@ -1,6 +1,6 @@
 //! Names of images: within a region, a name belongs to the content of one image.
 
-use domain::{Event, Image, ImageId, RegionId};
+use domain::{Digest, Event, Image, ImageId, RegionId};
 use sea_orm::{ColumnTrait, EntityTrait, IntoActiveModel as _, QueryFilter, QuerySelect as _, Set};
 
 use super::{
@@ -23,28 +23,28 @@ pub enum NameConflictPolicy<'a> {
 pub(super) async fn claim(txn: &Transaction, image: &Image, policy: NameConflictPolicy<'_>) -> Result<()> {
     let Some(root) = image.root() else { return Ok(()) };
     let name = image.reference().0;
-    let (root, id) = (root.to_string(), image.id.to_string());
     let holder = find(txn, &name).await?;
     let Some(holder) = holder else {
-        let row = entity::image_reference::Model { name, root_digest: root, image_id: id };
+        let row = entity::image_reference::Model { name, root_digest: root.into(), image_id: image.id.clone().into() };
         entity::image_reference::Entity::insert(row.into_active_model()).exec_without_returning(txn).await?;
         return Ok(());
     };
-    if holder.root_digest == root {
+    if holder.root_digest.0 == root {
         return Ok(());
     }
     match policy {
-        NameConflictPolicy::Reject => Err(Error::NameTaken {
-            name: name.clone(),
-            by: entity::parse("image_reference.image_id", &holder.image_id)?,
-            root: entity::parse("image_reference.root_digest", &holder.root_digest)?,
-        }),
+        NameConflictPolicy::Reject => {
+            Err(Error::NameTaken { name: name.clone(), by: holder.image_id.0, root: holder.root_digest.0 })
+        }
         NameConflictPolicy::Supersede(regions) => {
-            for older in of_content(txn, &name, &holder.root_digest).await? {
+            for older in of_content(txn, &name, holder.root_digest.0).await? {
                 supersede(txn, &older, &image.id, regions).await?;
             }
-            let row =
-                entity::image_reference::ActiveModel { name: Set(name), root_digest: Set(root), image_id: Set(id) };
+            let row = entity::image_reference::ActiveModel {
+                name: Set(name),
+                root_digest: Set(root.into()),
+                image_id: Set(image.id.clone().into()),
+            };
             entity::image_reference::Entity::update(row).exec(txn).await?;
             Ok(())
         }
@@ -56,14 +56,14 @@ pub(super) async fn release(txn: &Transaction, image: &Image) -> Result<()> {
     let Some(root) = image.root() else { return Ok(()) };
     let name = image.reference().0;
     let Some(holder) = find(txn, &name).await? else { return Ok(()) };
-    if holder.root_digest != root.to_string() {
+    if holder.root_digest.0 != root {
         return Ok(());
     }
-    let heir = of_content(txn, &name, &holder.root_digest).await?.into_iter().find(|other| other.id != image.id);
+    let heir = of_content(txn, &name, holder.root_digest.0).await?.into_iter().find(|other| other.id != image.id);
     match heir {
         Some(heir) => {
             let mut row = holder.into_active_model();
-            row.image_id = Set(heir.id.to_string());
+            row.image_id = Set(heir.id.into());
             entity::image_reference::Entity::update(row).exec(txn).await?;
         }
         None => {
@@ -79,18 +79,18 @@ async fn find(txn: &Transaction, name: &str) -> Result<Option<entity::image_refe
 }
 
 /// Returns the images with a name and a root.
-async fn of_content(txn: &Transaction, name: &str, root: &str) -> Result<Vec<Image>> {
+async fn of_content(txn: &Transaction, name: &str, root: Digest) -> Result<Vec<Image>> {
     use entity::image::{Column, Entity};
-    let rows = Entity::find().filter(Column::RootDigest.eq(root)).all(txn).await?;
-    let images = rows.into_iter().map(Image::try_from).collect::<std::result::Result<Vec<_>, _>>()?;
-    Ok(images.into_iter().filter(|image| image.reference().0 == name).collect())
+    let rows = Entity::find().filter(Column::RootDigest.eq(root.to_string())).all(txn).await?;
+    let images = rows.into_iter().map(Image::from);
+    Ok(images.filter(|image| image.reference().0 == name).collect())
 }
 
 /// Supersedes `older` in some regions. Returns [`Error::ImageInUse`] while a copy of it is in flight.
 async fn supersede(txn: &Transaction, older: &Image, by: &ImageId, regions: &[RegionId]) -> Result<()> {
     use entity::{image, replica as replicas};
     let rows = replicas::Entity::find().filter(replicas::Column::ImageId.eq(older.id.as_str())).all(txn).await?;
-    let keys = rows.iter().map(replicas::Model::key).collect::<Result<Vec<_>>>()?;
+    let keys = rows.iter().map(replicas::Model::key).collect();
     let locked = replica::lock(txn, keys, Lock::Update).await?;
     let mut changed = Vec::new();
     let mut in_flight = Vec::new();
@@ -108,7 +108,7 @@ async fn supersede(txn: &Transaction, older: &Image, by: &ImageId, regions: &[Re
         return Err(Error::ImageInUse { image: older.id.clone(), regions: in_flight });
     }
     replica::save(txn, changed).await?;
-    let superseded = image::ActiveModel { superseded_by: Set(Some(by.to_string())), ..Default::default() };
+    let superseded = image::ActiveModel { superseded_by: Set(Some(by.clone().into())), ..Default::default() };
     image::Entity::update_many().set(superseded).filter(image::Column::Id.eq(older.id.as_str())).exec(txn).await?;
     Ok(())
 }

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use domain::{ImageName, ImageUse, RegionId, RegionStatus};
+use domain::{ImageId, ImageName, ImageUse, RegionId, RegionStatus};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 
-use super::{Db, Result, connections::Reader, entity};
+use super::{
+    Db, Result,
+    connections::Reader,
+    entity::{self, replica::Text},
+};
 
 /// Maximum number of images in one query.
 const BATCH: usize = 500;
@@ -36,7 +40,7 @@ async fn image_uses(reader: &Reader, region: &RegionId, names: &[ImageName]) -> 
         .all(reader)
         .await?;
     uses.extend(sources.into_iter().map(|source| (ImageName(source), ImageUse::Kept)));
-    let replicas: Vec<(String, String)> = replica::Entity::find()
+    let replicas: Vec<(Text<ImageId>, Text<RegionStatus>)> = replica::Entity::find()
         .select_only()
         .columns([replica::Column::ImageId, replica::Column::State])
         .filter(replica::Column::RegionId.eq(region.as_str()))
@@ -44,13 +48,13 @@ async fn image_uses(reader: &Reader, region: &RegionId, names: &[ImageName]) -> 
         .into_tuple()
         .all(reader)
         .await?;
-    for (name, state) in replicas {
-        let image_use = match entity::parse("replica.state", &state)? {
+    for (id, state) in replicas {
+        let image_use = match state.0 {
             RegionStatus::Pending | RegionStatus::Copying => ImageUse::InFlight,
             RegionStatus::Available | RegionStatus::Superseded => ImageUse::Kept,
             RegionStatus::Failed | RegionStatus::Canceled => continue,
         };
-        let name = ImageName(name);
+        let name = ImageName(id.0.to_string());
         let image_use = uses.get(&name).map_or(image_use, |other| image_use.max(*other));
         uses.insert(name, image_use);
     }

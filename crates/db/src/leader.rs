@@ -11,7 +11,10 @@ use sea_orm::{
 use super::{
     Db, Result,
     connections::Transaction,
-    entity::leader_lease::{self, Column, Entity},
+    entity::{
+        columns::Number,
+        leader_lease::{self, Column, Entity},
+    },
     sql,
 };
 
@@ -46,7 +49,7 @@ impl Db {
 async fn acquire(txn: &Transaction, candidate: &WorkerId, lease: Duration) -> Result<bool> {
     let now = sql::database_time(txn).await?;
     let current = Entity::find_by_id(MAINTENANCE).lock_exclusive().one(txn).await?;
-    let expires_at = now.after(lease).as_millis();
+    let expires_at = Number(now.after(lease));
     let Some(current) = current else {
         // Of two processes that insert at the same time, one gets a conflict and retries.
         let row = leader_lease::Model { name: MAINTENANCE.to_owned(), holder: candidate.to_string(), expires_at };
@@ -68,10 +71,10 @@ async fn acquire(txn: &Transaction, candidate: &WorkerId, lease: Duration) -> Re
 /// The holder to write, with a lease from now; `None` if another process holds an unexpired lease. A lease that lies
 /// too far ahead, because the clock was set back, is shortened: its holder may have crashed.
 fn holder(current: &leader_lease::Model, candidate: &WorkerId, lease: Duration, now: Timestamp) -> Option<String> {
-    if current.holder == *candidate.0 || current.expires_at <= now.as_millis() {
+    if current.holder == *candidate.0 || current.expires_at.0 <= now {
         return Some(candidate.to_string());
     }
-    let is_too_far_ahead = current.expires_at > now.after(lease * MAX_LEASES_AHEAD).as_millis();
+    let is_too_far_ahead = current.expires_at.0 > now.after(lease * MAX_LEASES_AHEAD);
     is_too_far_ahead.then(|| current.holder.clone())
 }
 
@@ -81,13 +84,13 @@ mod tests {
 
     use domain::{Timestamp, WorkerId};
 
-    use super::{MAINTENANCE, holder, leader_lease::Model};
+    use super::{MAINTENANCE, Number, holder, leader_lease::Model};
 
     #[test]
     fn a_lease_is_renewed_taken_over_once_expired_and_shortened_after_the_clock_was_set_back() {
         let (now, lease) = (Timestamp::from_millis(1_000_000), Duration::from_secs(10));
         let next = |name: &str, expires_in: i64| {
-            let expires_at = now.as_millis() + expires_in;
+            let expires_at = Number(Timestamp::from_millis(now.as_millis() + expires_in));
             let current = Model { name: MAINTENANCE.to_owned(), holder: name.to_owned(), expires_at };
             holder(&current, &WorkerId("a".into()), lease, now)
         };

@@ -5,14 +5,14 @@
 //! handlers, workers and watchers can crash and read it again. Time is the database server's; on SQLite, which one
 //! process owns, it is that process's.
 
-mod accept;
 mod blob_records;
+mod bulk;
 mod checkpoint;
-mod claim;
 mod connections;
 mod ecs_copy;
 mod entity;
 mod error;
+mod events;
 mod group_commit;
 mod image;
 mod image_filter;
@@ -22,17 +22,13 @@ mod image_use;
 mod leader;
 mod maintenance;
 mod nonce;
-mod notify;
 mod published;
 mod queue_stats;
 mod region_capacity;
 mod region_store;
 mod registry_habits;
 mod replica;
-mod report;
 mod seal;
-mod settlement;
-mod signal;
 mod sql;
 mod stray_upload;
 mod synchronization;
@@ -40,7 +36,6 @@ mod system_clock;
 #[cfg(test)]
 pub(crate) mod testing;
 mod upload;
-mod watchers;
 
 use std::{
     sync::{Arc, Mutex},
@@ -55,23 +50,28 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use accept::{NewSynchronization, TraceContext};
 pub use blob_records::ReadBlob;
-pub use claim::{Claim, ClaimRequest, ClaimedRegion, LaneCapacity};
+pub use bulk::accept::{NewSynchronization, TraceContext};
+pub use bulk::claim::{Claim, ClaimRequest, ClaimedRegion, LaneCapacity};
+pub use bulk::report::Report;
 pub use connections::{Ownership, Settings, migrate};
 pub use error::{Error, Result};
+pub use events::watchers::Snapshots;
 pub use image::{ImagePage, PageRange, WithReplicas};
 pub use image_filter::ImageFilter;
 pub use image_reference::NameConflictPolicy;
 pub use published::{Publication, RegionName};
 pub use region_capacity::CopiesInFlight;
 pub use region_store::RegionStore;
-pub use report::Report;
 pub use stray_upload::StrayUpload;
 pub use synchronization::{SynchronizationFilter, SynchronizationPage};
 pub use system_clock::system_clock;
 pub use upload::AbandonedUpload;
-pub use watchers::Snapshots;
+
+use self::{
+    bulk::{accept, report},
+    events::{notify, signal, watchers},
+};
 
 /// Handle of the database layer. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use uuid::{Builder, Uuid};
 use super::{
     Db, Result,
     connections::{Reader, Transaction, elapsed_since_boot},
-    entity::{self, synchronization as sync, synchronization_target as target},
+    entity::{self, columns::Number, synchronization as sync, synchronization_target as target},
     region_capacity::region_rows,
     region_store, replica, sql,
 };
@@ -43,7 +43,7 @@ impl Db {
             Ok(expired.all(reader).await?)
         };
         let expired: Vec<replica::TimedRow> = self.0.connections.read(find).await?;
-        let keys: Vec<replica::Key> = expired.iter().map(|timed| timed.row.key()).collect::<Result<_>>()?;
+        let keys: Vec<replica::Key> = expired.iter().map(|timed| timed.row.key()).collect();
         if keys.is_empty() {
             return Ok(0);
         }
@@ -100,7 +100,7 @@ impl Db {
         let mut keys = Vec::new();
         for replica::TimedRow { row, now } in ahead {
             if row.replica()?.apply(event.clone(), now).is_ok() {
-                keys.push(row.key()?);
+                keys.push(row.key());
             }
         }
         if keys.is_empty() {
@@ -121,7 +121,7 @@ async fn prune(txn: &Transaction, keep: Duration) -> Result<(usize, bool)> {
         .column(sync::Column::RequestId)
         .filter(sync::Column::RequestId.lt(first_id_at(until)))
         .filter(sync::Column::State.ne(SynchronizationState::Running.as_str()))
-        .filter(sync::Column::FinishedAt.lt(until.as_millis()))
+        .filter(sync::Column::FinishedAt.lt(Number(until)))
         .order_by_asc(sync::Column::RequestId)
         .limit(BATCH)
         .into_tuple()

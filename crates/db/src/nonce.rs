@@ -7,7 +7,10 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Db, Error, Result,
     connections::Transaction,
-    entity::nonce::{ActiveModel, Column, Entity},
+    entity::{
+        columns::Number,
+        nonce::{ActiveModel, Column, Entity},
+    },
     sql,
 };
 
@@ -16,8 +19,7 @@ impl Db {
     pub async fn nonce_claim(&self, nonce: &Nonce) -> Result<bool> {
         // A digest, because a nonce may be longer than an id and contain any character.
         let text = format!("{}\n{}", nonce.access_key_id, nonce.value);
-        let row =
-            ActiveModel { digest: Set(hex::encode(Sha256::digest(text))), expires_at: Set(nonce.until.as_millis()) };
+        let row = ActiveModel { digest: Set(hex::encode(Sha256::digest(text))), expires_at: Set(nonce.until.into()) };
         let insert = async |txn: Transaction| Ok(Entity::insert(row).exec_without_returning(&txn).await?);
         match self.0.connections.transaction_once(insert).await {
             Ok(_) => Ok(true),
@@ -38,7 +40,7 @@ impl Db {
         let prune = async |txn: Transaction| {
             // The database's clock may be ahead of the clock that requests are judged by.
             let until = sql::database_time(&txn).await?.before(CLOCK_SKEW);
-            let deleted = Entity::delete_many().filter(Column::ExpiresAt.lt(until.as_millis())).exec(&txn).await?;
+            let deleted = Entity::delete_many().filter(Column::ExpiresAt.lt(Number(until))).exec(&txn).await?;
             Ok(deleted.rows_affected)
         };
         self.0.connections.transaction(prune).await

@@ -14,10 +14,7 @@ use super::{
     Db, Error, Result,
     blob_records::forget_written,
     connections::Transaction,
-    entity::{
-        self,
-        published::{ActiveModel, Column, Entity},
-    },
+    entity::published::{ActiveModel, Column, Entity, Text},
     group_commit,
     replica::{self, Lock},
 };
@@ -99,14 +96,12 @@ impl Db {
         };
         let query = Entity::find().filter(names.iter().map(is_name).fold(Condition::any(), Condition::add));
         let rows = self.0.connections.read(async |reader| Ok(query.all(&reader).await?)).await?;
-        rows.into_iter()
-            .map(|row| {
-                let region = entity::parse("published.region_id", &row.region_id)?;
-                let name = names.iter().find(|name| name.region == region);
-                let published = row.published(name.and_then(|name| name.location.as_deref()))?;
-                Ok((region, published))
-            })
-            .collect()
+        let published = rows.into_iter().map(|row| {
+            let region = row.region_id.0.clone();
+            let name = names.iter().find(|name| name.region == region);
+            (region, row.published(name.and_then(|name| name.location.as_deref())))
+        });
+        Ok(published.collect())
     }
 
     /// Announces that a name is about to show another root, unless the claim with that fence was overtaken. From then
@@ -148,7 +143,7 @@ impl Db {
 
     /// Records that everything below a root was read and is intact, if that root was published by this name.
     pub async fn publication_confirm(&self, region: &RegionId, name: &ImageName, root: Digest) -> Result<()> {
-        let verification = Set(Some(Verification::Verified.as_str().to_owned()));
+        let verification = Set(Some(Verification::Verified.into()));
         let confirm = async |txn: Transaction| {
             Entity::update_many()
                 .set(ActiveModel { verification: verification.clone(), ..ActiveModel::default() })
@@ -194,12 +189,12 @@ async fn save(txn: &Transaction, write: &PublicationWrite, now: Timestamp) -> Re
     if !is_recorded(&name.0) {
         return Ok(());
     }
-    let root = Some(root.to_string());
+    let root = Some((*root).into());
     let row = ActiveModel {
-        region_id: Set(region.to_string()),
+        region_id: Set(region.clone().into()),
         name: Set(name.0.clone()),
-        image_id: Set(image.to_string()),
-        changed_at: Set(now.as_millis()),
+        image_id: Set(image.clone().into()),
+        changed_at: Set(now.into()),
         root_digest: Set(None),
         pending_digest: Set(None),
         verification: Set(None),
@@ -213,7 +208,7 @@ async fn save(txn: &Transaction, write: &PublicationWrite, now: Timestamp) -> Re
             updated.extend([Column::RootDigest, Column::Verification, Column::Location]);
             ActiveModel {
                 root_digest: Set(root),
-                verification: Set(verification.map(|verification| verification.as_str().to_owned())),
+                verification: Set(verification.map(Text::from)),
                 location: Set(location.clone()),
                 ..row
             }

@@ -6,7 +6,12 @@ use domain::{RegionId, RegionStatus, Timestamp};
 use instrumentation::metrics::RegionQueue;
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, QuerySelect as _};
 
-use super::{Db, Result, connections::Reader, entity, sql};
+use super::{
+    Db, Result,
+    connections::Reader,
+    entity::{self, columns::Number},
+    sql,
+};
 
 impl Db {
     /// Reads the database's clock.
@@ -16,9 +21,9 @@ impl Db {
 
     /// Counts the pending replicas of each configured region, with the age of the oldest one.
     pub async fn queues(&self) -> Result<Vec<RegionQueue>> {
-        use entity::replica::{Column, Entity};
+        use entity::replica::{Column, Entity, Text};
         let count = async |reader: Reader| {
-            let rows: Vec<(String, i64, i64)> = Entity::find()
+            let rows: Vec<(Text<RegionId>, Number<u64>, Number<Timestamp>)> = Entity::find()
                 .select_only()
                 .column(Column::RegionId)
                 .column_as(Column::RegionId.count(), "depth")
@@ -34,11 +39,11 @@ impl Db {
         };
         let (rows, now) = self.0.connections.read(count).await?;
         let queue = |region: &RegionId| {
-            let row = rows.iter().find(|(id, ..)| id == region.as_str());
+            let row = rows.iter().find(|(id, ..)| id.0 == *region);
             RegionQueue {
                 region: region.clone(),
-                depth: row.map_or(0, |(_, depth, _)| entity::unsigned(*depth)),
-                age: row.map_or(Duration::ZERO, |(.., oldest)| Timestamp::from_millis(*oldest).until(now)),
+                depth: row.map_or(0, |(_, depth, _)| depth.0),
+                age: row.map_or(Duration::ZERO, |(.., oldest)| oldest.0.until(now)),
             }
         };
         Ok(self.0.regions.iter().map(queue).collect())

@@ -13,7 +13,7 @@ use sea_orm::{
 use super::{
     Db, Result,
     connections::{Session, Transaction},
-    entity::{self, region_lock},
+    entity::{columns::Number, region_lock, replica::Text},
     sql::{ColumnKind, Rows, Sql},
 };
 
@@ -53,7 +53,7 @@ impl Db {
             if *copies < limits.get(source).copied().unwrap_or(usize::MAX) {
                 *copies += 1;
                 granted.push(region.clone());
-                let fence = entity::signed(*fence);
+                let fence = Number(*fence);
                 rows.push([image.as_str().into(), region.as_str().into(), fence.into(), source.as_str().into()]);
             }
         }
@@ -87,10 +87,10 @@ impl Db {
             return Ok(());
         }
         let create = async |txn: Transaction| {
-            let existing: BTreeSet<String> =
-                Entity::find().all(&txn).await?.into_iter().map(|row| row.region_id).collect();
-            let missing = self.0.regions.iter().filter(|region| !existing.contains(region.as_str()));
-            let rows: Vec<_> = missing.map(|region| ActiveModel { region_id: Set(region.to_string()) }).collect();
+            let existing: BTreeSet<RegionId> =
+                Entity::find().all(&txn).await?.into_iter().map(|row| row.region_id.0).collect();
+            let missing = self.0.regions.iter().filter(|region| !existing.contains(*region));
+            let rows: Vec<_> = missing.map(|region| ActiveModel { region_id: Set(region.clone().into()) }).collect();
             if !rows.is_empty() {
                 let conflict = OnConflict::column(Column::RegionId).update_column(Column::RegionId).to_owned();
                 Entity::insert_many(rows).on_conflict(conflict).exec_without_returning(&txn).await?;
@@ -127,8 +127,8 @@ async fn count_copies<'a>(
 ) -> Result<Vec<CopiesInFlight>> {
     #[derive(FromQueryResult)]
     struct Row {
-        region_id: String,
-        fed_from: Option<String>,
+        region_id: Text<RegionId>,
+        fed_from: Option<Text<RegionId>>,
         lease_owner: Option<String>,
         copies: i64,
     }
@@ -141,15 +141,13 @@ async fn count_copies<'a>(
         .text(" GROUP BY r.region_id, r.fed_from, r.lease_owner")
         .all(session)
         .await?;
-    let in_flight = rows.into_iter().map(|row| {
-        Ok(CopiesInFlight {
-            to: entity::parse("replica.region_id", &row.region_id)?,
-            from: row.fed_from.map(|from| entity::parse("replica.fed_from", &from)).transpose()?,
-            is_own: owner.is_some_and(|owner| row.lease_owner.as_deref() == Some(&*owner.0)),
-            copies: u32::try_from(row.copies).unwrap_or(u32::MAX),
-        })
+    let in_flight = rows.into_iter().map(|row| CopiesInFlight {
+        to: row.region_id.0,
+        from: row.fed_from.map(|from| from.0),
+        is_own: owner.is_some_and(|owner| row.lease_owner.as_deref() == Some(&*owner.0)),
+        copies: u32::try_from(row.copies).unwrap_or(u32::MAX),
     });
-    in_flight.collect()
+    Ok(in_flight.collect())
 }
 
 /// Number of further copies that each region accepts. Regions without an entry accept any number.
@@ -207,5 +205,5 @@ async fn lock_regions<'a>(
     use region_lock::{Column, Entity};
     let rows = Entity::find().filter(Column::RegionId.is_in(regions.map(RegionId::as_str)));
     let rows = lock(rows.order_by_asc(Column::RegionId)).all(txn).await?;
-    rows.into_iter().map(|row| Ok(entity::parse("region_lock.region_id", &row.region_id)?)).collect()
+    Ok(rows.into_iter().map(|row| row.region_id.0).collect())
 }

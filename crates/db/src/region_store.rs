@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, RegionView, Regions, Timestamp};
+use domain::{Event, Fault, Image, ImageId, RegionId, RegionStatus, RegionView, Regions};
 use sea_orm::{
     ActiveValue::Set,
     ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
@@ -12,15 +12,17 @@ use sea_orm::{
 
 use super::{
     Db, Error, Result,
+    bulk::settlement,
     connections::{Reader, Transaction},
     entity::{
-        self, image,
+        self,
+        columns::Number,
+        image,
         region_store::{ActiveModel, Column, Entity},
-        replica::SUSPENDED,
+        replica::{SUSPENDED, Text},
     },
     region_capacity::region_rows,
     replica::{self, Lock, TimedRow},
-    settlement,
     sql::{self, Sql},
 };
 
@@ -48,16 +50,13 @@ impl Db {
             Ok((rows, sql::database_time(&reader).await?))
         };
         let (rows, now) = self.0.connections.read(read).await?;
-        let store = |row: entity::region_store::Model| {
-            let seen_at = Timestamp::from_millis(row.seen_at);
-            Ok(RegionStore {
-                region: entity::parse("region_store.region_id", &row.region_id)?,
-                location: row.location,
-                is_ahead: seen_at > now,
-                unseen: seen_at.until(now),
-            })
+        let store = |row: entity::region_store::Model| RegionStore {
+            region: row.region_id.0,
+            location: row.location,
+            is_ahead: row.seen_at.0 > now,
+            unseen: row.seen_at.0.until(now),
         };
-        rows.into_iter().map(store).collect()
+        Ok(rows.into_iter().map(store).collect())
     }
 
     /// Records that this process has its regions configured, unless a process recorded that within `interval`.
@@ -74,7 +73,7 @@ impl Db {
     /// Records the location of the store of a region that was recorded as seen.
     pub async fn region_located(&self, region: &RegionId, location: &str) -> Result<()> {
         let row = ActiveModel {
-            region_id: Set(region.to_string()),
+            region_id: Set(region.clone().into()),
             location: Set(Some(location.to_owned())),
             ..Default::default()
         };
@@ -127,7 +126,7 @@ impl Db {
             Ok(select(replica::select_timed(&reader)).text(" LIMIT ").value(BATCH).all(&reader).await?)
         };
         let rows: Vec<TimedRow> = self.0.connections.read(find).await?;
-        let keys: Vec<replica::Key> = rows.iter().map(|timed| timed.row.key()).collect::<Result<_>>()?;
+        let keys: Vec<replica::Key> = rows.iter().map(|timed| timed.row.key()).collect();
         if keys.is_empty() {
             return Ok(0);
         }
@@ -148,11 +147,9 @@ impl Db {
             .filter(Column::DueAt.gte(SUSPENDED))
             .group_by(Column::RegionId)
             .into_tuple();
-        let rows: Vec<(String, i64)> = self.0.connections.read(async |reader| Ok(query.all(&reader).await?)).await?;
-        let count = |(region, suspended): (String, i64)| {
-            Ok((entity::parse("replica.region_id", &region)?, entity::unsigned(suspended)))
-        };
-        rows.into_iter().map(count).collect()
+        let rows: Vec<(Text<RegionId>, Number<u64>)> =
+            self.0.connections.read(async |reader| Ok(query.all(&reader).await?)).await?;
+        Ok(rows.into_iter().map(|(region, suspended)| (region.0, suspended.0)).collect())
     }
 
     /// Returns up to `limit` images that are AVAILABLE in a region and whose ids follow `after`, in the order of their
@@ -173,7 +170,7 @@ impl Db {
                 .await?;
             let images = image::Entity::find().filter(image::Column::Id.is_in(ids));
             let images = images.order_by_asc(image::Column::Id).all(&reader).await?;
-            images.into_iter().map(|row| Ok(row.try_into()?)).collect()
+            Ok(images.into_iter().map(Image::from).collect())
         };
         self.0.connections.read(find).await
     }
@@ -181,18 +178,18 @@ impl Db {
 
 /// Records regions that were seen in the future as seen now.
 pub async fn clamp_seen(txn: &Transaction) -> Result<()> {
-    let now = sql::database_time(txn).await?.as_millis();
+    let now = Number(sql::database_time(txn).await?);
     Entity::update_many().col_expr(Column::SeenAt, Expr::value(now)).filter(Column::SeenAt.gt(now)).exec(txn).await?;
     Ok(())
 }
 
 /// Records that regions are configured now.
 async fn record_seen(txn: &Transaction, regions: &Regions) -> Result<()> {
-    let now = sql::database_time(txn).await?.as_millis();
+    let now = sql::database_time(txn).await?;
     let rows = regions.iter().map(|region| ActiveModel {
-        region_id: Set(region.to_string()),
+        region_id: Set(region.clone().into()),
         location: Set(None),
-        seen_at: Set(now),
+        seen_at: Set(now.into()),
     });
     let conflict = OnConflict::column(Column::RegionId).update_column(Column::SeenAt).to_owned();
     Entity::insert_many(rows).on_conflict(conflict).exec_without_returning(txn).await?;

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use domain::Timestamp;
 use sea_orm::{EntityTrait as _, Set, sea_query::OnConflict};
 
 use super::{
@@ -24,7 +23,7 @@ impl Db {
         let find = async |reader: Reader| {
             let row = Entity::find_by_id(service).one(&reader).await?;
             let now = sql::database_time(&reader).await?;
-            Ok(row.filter(|row| Timestamp::from_millis(row.learned_at).after(LIFETIME) > now).map(|row| row.habits))
+            Ok(row.filter(|row| row.learned_at.0.after(LIFETIME) > now).map(|row| row.habits))
         };
         self.0.connections.read(find).await
     }
@@ -39,7 +38,7 @@ impl Db {
             let row = ActiveModel {
                 service: Set(service.to_owned()),
                 habits: Set(habits.to_owned()),
-                learned_at: Set(sql::database_time(&txn).await?.as_millis()),
+                learned_at: Set(sql::database_time(&txn).await?.into()),
             };
             let conflict =
                 OnConflict::column(Column::Service).update_columns([Column::Habits, Column::LearnedAt]).to_owned();

@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, IdenStatic as _, Iterable
 use super::{
     Db, Result,
     connections::{Reader, Session, Transaction},
-    entity::{self, replica::Column},
+    entity::{self, columns::Number, replica::Column},
     sql::{ColumnKind, Rows, Sql},
 };
 
@@ -42,17 +42,12 @@ impl FromQueryResult for TimedRow {
     fn from_query_result(result: &QueryResult, prefix: &str) -> std::result::Result<Self, DbErr> {
         Ok(Self {
             row: entity::replica::Model::from_query_result(result, prefix)?,
-            now: Timestamp::from_millis(result.try_get(prefix, "now_millis")?),
+            now: result.try_get::<Number<Timestamp>>(prefix, "now_millis")?.0,
         })
     }
 }
 
 impl entity::replica::Model {
-    pub(super) fn key(&self) -> Result<Key> {
-        let image = entity::parse("replica.image_id", &self.image_id)?;
-        Ok((image, entity::parse("replica.region_id", &self.region_id)?))
-    }
-
     /// The row after a transition. The source of a copy is kept as long as the same claim runs it.
     pub(super) fn successor(&self, image: &ImageId, region: &RegionId, replica: &Replica) -> Self {
         let after = Self::from_replica(image, region, replica);
@@ -89,7 +84,7 @@ pub(super) async fn lock(txn: &Transaction, mut keys: Vec<Key>, strength: Lock) 
     };
     let rows: Vec<TimedRow> = sql.all(txn).await?;
     let now = rows.iter().map(|timed| timed.now).max().unwrap_or(Timestamp::from_millis(0));
-    let rows = rows.into_iter().map(|timed| Ok((timed.row.key()?, timed.row))).collect::<Result<_>>()?;
+    let rows = rows.into_iter().map(|timed| (timed.row.key(), timed.row)).collect();
     Ok(Locked { rows, now })
 }
 
@@ -110,7 +105,7 @@ impl Locked {
     /// Whether the claim with that fence still runs the copy.
     pub(super) fn has_claim(&self, image: &ImageId, region: &RegionId, fence: u64) -> bool {
         let row = self.rows.get(&(image.clone(), region.clone()));
-        row.is_some_and(|row| row.fence == entity::signed(fence) && row.state == RegionStatus::Copying.as_str())
+        row.is_some_and(|row| row.fence.0 == fence && row.state.0 == RegionStatus::Copying)
     }
 }
 

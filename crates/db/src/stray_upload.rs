@@ -9,7 +9,10 @@ use uuid::Uuid;
 use super::{
     Db, Result,
     connections::Transaction,
-    entity::stray_upload::{ActiveModel, Column, Entity, Model},
+    entity::{
+        columns::Number,
+        stray_upload::{ActiveModel, Column, Entity, Model},
+    },
 };
 
 /// Maximum number of uploads of a region that are aborted in one round.
@@ -39,14 +42,14 @@ impl Db {
             tracing::warn!(%region, "failed to encrypt the upload session for lack of randomness; the upload stays in its store");
             return Ok(());
         };
-        let now = self.time().await?.as_millis();
+        let now = self.time().await?;
         let insert = async |txn: Transaction| {
             let row = ActiveModel {
                 id: Set(id.clone()),
-                region_id: Set(region.to_string()),
+                region_id: Set(region.clone().into()),
                 session: Set(sealed.clone()),
-                attempts: Set(0),
-                due_at: Set(now),
+                attempts: Set(0.into()),
+                due_at: Set(now.into()),
             };
             Entity::insert(row).exec_without_returning(&txn).await?;
             Ok(())
@@ -59,24 +62,24 @@ impl Db {
     pub async fn stray_uploads_due(&self, region: &RegionId, longest: Duration) -> Result<Vec<StrayUpload>> {
         let now = self.time().await?;
         let of_region = Entity::find().filter(Column::RegionId.eq(region.as_str()));
-        let is_due = Condition::any()
-            .add(Column::DueAt.lte(now.as_millis()))
-            .add(Column::DueAt.gt(now.after(longest).as_millis()));
+        let is_due =
+            Condition::any().add(Column::DueAt.lte(Number(now))).add(Column::DueAt.gt(Number(now.after(longest))));
         let due = of_region.filter(is_due).order_by_asc(Column::DueAt).limit(SWEEP);
         let rows: Vec<Model> = self.0.connections.read(async |reader| Ok(due.all(&reader).await?)).await?;
-        let parse = |row: Model| {
+        let open = |row: Model| {
             let session = self.0.seal.open(&context(region, &row.id), &row.session).unwrap_or_default();
-            StrayUpload { session, attempts: u32::try_from(row.attempts).unwrap_or(0), id: row.id }
+            StrayUpload { session, attempts: row.attempts.0, id: row.id }
         };
-        Ok(rows.into_iter().map(parse).collect())
+        Ok(rows.into_iter().map(open).collect())
     }
 
     /// Records one more failed attempt to abort an upload, which is due again after `wait`.
     pub async fn stray_upload_defer(&self, stray: &StrayUpload, wait: Duration) -> Result<()> {
-        let due = self.time().await?.after(wait).as_millis();
-        let attempts = i64::from(stray.attempts) + 1;
+        let due = self.time().await?.after(wait);
+        let attempts = stray.attempts.saturating_add(1);
         let update = async |txn: Transaction| {
-            let change = ActiveModel { attempts: Set(attempts), due_at: Set(due), ..ActiveModel::default() };
+            let change =
+                ActiveModel { attempts: Set(attempts.into()), due_at: Set(due.into()), ..ActiveModel::default() };
             Entity::update_many().set(change).filter(Column::Id.eq(stray.id.as_str())).exec(&txn).await?;
             Ok(())
         };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use domain::{
     Event, ImageId, RegionId, RegionStatus, RegionView, Replica, RequestId, Synchronization, SynchronizationState,
-    Timestamp, Warnings,
+    Warnings,
 };
 use sea_orm::{
     ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait as _,
@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use super::{
     Db, Error, Result,
+    bulk::settlement,
     connections::{Reader, Transaction},
-    entity::{self, parse, synchronization as sync, synchronization_target as target},
+    entity::{self, synchronization as sync, synchronization_target as target},
     replica::{self, Lock, Locked},
-    settlement,
 };
 
 /// Maximum number of synchronizations that one query reads.
@@ -116,8 +116,8 @@ async fn cancel(txn: &Transaction, id: RequestId) -> Result<()> {
     // The image and the targets never change, so they can be read before the replicas are locked.
     let row = sync::Entity::find_by_id(id.as_uuid()).one(txn).await?;
     let row = row.ok_or(Error::SynchronizationNotFound(id))?;
-    let image: ImageId = parse("synchronization.image_id", &row.image_id)?;
-    let keys: Vec<replica::Key> = targets(&row.targets)?.into_iter().map(|region| (image.clone(), region)).collect();
+    let image = row.image_id.0;
+    let keys: Vec<replica::Key> = row.targets.0.0.into_iter().map(|region| (image.clone(), region)).collect();
     let Locked { rows, now } = replica::lock(txn, keys.clone(), Lock::Update).await?;
     let waiting = settlement::waiting(txn, &keys, true).await?;
     let mut changed = Vec::new();
@@ -166,50 +166,44 @@ fn has_ended() -> Expr {
 async fn with_regions(reader: &Reader, rows: Vec<sync::Model>) -> Result<Vec<Synchronization>> {
     use entity::replica::{Column, Entity};
     let ids = rows.iter().map(|row| row.request_id);
-    let mut outcomes: HashMap<(Uuid, String), RegionView> = HashMap::new();
+    let mut outcomes: HashMap<(Uuid, RegionId), RegionView> = HashMap::new();
     for row in target::Entity::find().filter(target::Column::RequestId.is_in(ids)).all(reader).await? {
-        let view = row.view()?;
-        outcomes.insert((row.request_id, row.region_id), view);
+        let view = row.view();
+        outcomes.insert((row.request_id, row.region_id.0), view);
     }
-    let running: Vec<&str> = rows.iter().filter(|r| r.finished_at.is_none()).map(|r| r.image_id.as_str()).collect();
-    let mut replicas: HashMap<(String, String), Replica> = HashMap::new();
+    let running: Vec<&str> = rows.iter().filter(|r| r.finished_at.is_none()).map(|r| r.image_id.0.as_str()).collect();
+    let mut replicas: HashMap<replica::Key, Replica> = HashMap::new();
     if !running.is_empty() {
         for row in Entity::find().filter(Column::ImageId.is_in(running)).all(reader).await? {
-            let replica = row.replica()?;
-            replicas.insert((row.image_id, row.region_id), replica);
+            replicas.insert(row.key(), row.replica()?);
         }
     }
-    rows.into_iter()
-        .map(|row| {
-            let regions = targets(&row.targets)?.into_iter().map(|region| {
-                let outcome = outcomes.remove(&(row.request_id, region.to_string()));
-                outcome.unwrap_or_else(|| match replicas.get(&(row.image_id.clone(), region.to_string())) {
-                    Some(replica) => RegionView::new(region, replica),
-                    // The synchronization was read a moment before its replica was written.
-                    None => RegionView::not_started(region),
-                })
-            });
-            Ok(Synchronization {
-                request_id: row.request_id.into(),
-                image: parse("synchronization.image_id", &row.image_id)?,
-                regions: regions.collect(),
-                principal: row.principal,
-                state: parse("synchronization.state", &row.state)?,
-                created_at: Timestamp::from_millis(row.created_at),
-                finished_at: row.finished_at.map(Timestamp::from_millis),
-                trace_id: row.traceparent.as_deref().and_then(trace_id),
+    let synchronizations = rows.into_iter().map(|row| {
+        let image = row.image_id.0;
+        let regions = row.targets.0.0.into_iter().map(|region| {
+            let outcome = outcomes.remove(&(row.request_id, region.clone()));
+            outcome.unwrap_or_else(|| match replicas.get(&(image.clone(), region.clone())) {
+                Some(replica) => RegionView::new(region, replica),
+                // The synchronization was read a moment before its replica was written.
+                None => RegionView::not_started(region),
             })
-        })
-        .collect()
+        });
+        Synchronization {
+            request_id: row.request_id.into(),
+            regions: regions.collect(),
+            image,
+            principal: row.principal,
+            state: row.state.0,
+            created_at: row.created_at.0,
+            finished_at: row.finished_at.map(|at| at.0),
+            trace_id: row.traceparent.as_deref().and_then(trace_id),
+        }
+    });
+    Ok(synchronizations.collect())
 }
 
 /// The trace id of a `traceparent` header (W3C Trace Context, section 3.2).
 fn trace_id(traceparent: &str) -> Option<String> {
     let id = traceparent.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
-}
-
-/// Parses the column `targets`.
-fn targets(column: &str) -> Result<Vec<RegionId>> {
-    column.split(',').filter(|name| !name.is_empty()).map(|name| Ok(parse("synchronization.targets", name)?)).collect()
 }

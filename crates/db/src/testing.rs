@@ -1,5 +1,12 @@
 //! Test fixture: a [`Db`] on SQLite in a directory of its own.
 
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    reason = "it is used by tests alone, and panics as they do"
+)]
+
 use domain::{Content, Image, ImageKind, ImageName, Regions, Targets};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +19,9 @@ const HOME: &str = "home";
 
 /// A database with its directory and tasks.
 pub struct TestDb {
+    /// Holds the database's file, and is removed with the fixture.
     pub directory: TempDir,
+    /// The database.
     pub db: Db,
     stop: CancellationToken,
     tasks: Tasks,

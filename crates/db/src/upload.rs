@@ -47,7 +47,7 @@ impl Db {
         let rows: Vec<Model> = self.0.connections.read(async |reader: Reader| Ok(query.all(&reader).await?)).await?;
         let mut uploads = HashMap::new();
         for row in rows {
-            let blob = entity::parse("upload.blob", &row.blob)?;
+            let blob = row.blob.0;
             if let Some(session) = self.0.seal.open(&context(image, region, blob), &row.session) {
                 uploads.insert(blob, session);
             }
@@ -76,9 +76,9 @@ impl Db {
                 return Ok(Err(Stale));
             }
             let row = ActiveModel {
-                image_id: Set(image.to_string()),
-                region_id: Set(region.to_string()),
-                blob: Set(blob.to_string()),
+                image_id: Set(image.clone().into()),
+                region_id: Set(region.clone().into()),
+                blob: Set(blob.into()),
                 session: Set(sealed.clone()),
             };
             let conflict = OnConflict::columns([Column::ImageId, Column::RegionId, Column::Blob])
@@ -92,7 +92,7 @@ impl Db {
 
     /// Deletes an upload's record.
     pub async fn upload_forget(&self, image: &ImageId, region: &RegionId, blob: Digest) -> Result<()> {
-        let key = (image.to_string(), region.to_string(), blob.to_string());
+        let key = (image.clone().into(), region.clone().into(), blob.into());
         let delete = async |txn: Transaction| {
             let txn = &txn;
             entity::upload::Entity::delete_by_id(key.clone()).exec(txn).await?;
@@ -121,13 +121,11 @@ impl Db {
         let query = abandoned.limit(SWEEP);
         let rows = self.0.connections.read(async |reader| Ok(query.all(&reader).await?)).await?;
         let decode = |row: upload::Model| {
-            let image: ImageId = entity::parse("upload.image_id", &row.image_id)?;
-            let region: RegionId = entity::parse("upload.region_id", &row.region_id)?;
-            let blob: Digest = entity::parse("upload.blob", &row.blob)?;
+            let (image, region, blob) = (row.image_id.0, row.region_id.0, row.blob.0);
             // An empty session aborts nothing in the store, and the record is deleted.
             let session = self.0.seal.open(&context(&image, &region, blob), &row.session).unwrap_or_default();
-            Ok(AbandonedUpload { image, region, blob, session })
+            AbandonedUpload { image, region, blob, session }
         };
-        rows.into_iter().map(decode).collect()
+        Ok(rows.into_iter().map(decode).collect())
     }
 }

@@ -40,6 +40,12 @@ impl ImageKind {
     }
 }
 
+impl fmt::Display for ImageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl FromStr for ImageKind {
     type Err = String;
 

@@ -1,6 +1,6 @@
 //! Synchronizations as callers see them.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use super::{Fault, ImageId, Progress, RegionId, Replica, ReplicaState, RequestId, Timestamp, Verification, Warnings};
 
@@ -51,6 +51,12 @@ impl SynchronizationState {
     }
 }
 
+impl fmt::Display for SynchronizationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl FromStr for SynchronizationState {
     type Err = String;
 
@@ -95,6 +101,12 @@ impl RegionStatus {
             Self::Canceled => "CANCELED",
             Self::Superseded => "SUPERSEDED",
         }
+    }
+}
+
+impl fmt::Display for RegionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -101,8 +101,7 @@ impl Db {
 /// Writes the only row of the table `write_probe`.
 async fn write_probe(txn: &Transaction) -> Result<()> {
     use write_probe::{ActiveModel, Column, Entity};
-    let row =
-        ActiveModel { name: Set("readiness".to_owned()), written_at: Set(sql::database_time(txn).await?.as_millis()) };
+    let row = ActiveModel { name: Set("readiness".to_owned()), written_at: Set(sql::database_time(txn).await?.into()) };
     let conflict = OnConflict::column(Column::Name).update_column(Column::WrittenAt).to_owned();
     Entity::insert(row).on_conflict(conflict).exec_without_returning(txn).await?;
     Ok(())

@@ -3,7 +3,10 @@
 use domain::{EcsCopy, EcsImageId, ImageId, RegionId, Timestamp};
 use sea_orm::entity::prelude::*;
 
-use super::{parse, signed, unsigned};
+use super::columns::{self, Number};
+
+/// A value in a column of text of this table.
+type Text<T> = columns::Text<Entity, T>;
 
 /// The copy of an image to a region.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -11,16 +14,15 @@ use super::{parse, signed, unsigned};
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    pub image_id: String,
+    pub image_id: Text<ImageId>,
     #[sea_orm(primary_key, auto_increment = false)]
-    pub region_id: String,
-    pub generation: i64,
-    /// Milliseconds since the Unix epoch.
-    pub since: i64,
-    pub ecs_image_id: Option<String>,
+    pub region_id: Text<RegionId>,
+    pub generation: Number<u64>,
+    pub since: Number<Timestamp>,
+    pub ecs_image_id: Option<Text<EcsImageId>>,
     pub finished: bool,
     /// Image of an earlier generation that is to be aborted.
-    pub discarded: Option<String>,
+    pub discarded: Option<Text<EcsImageId>>,
 }
 
 /// No relation is declared: related rows are read by their own queries.
@@ -34,30 +36,29 @@ impl Model {
     #[must_use]
     pub fn from_copy(image: &ImageId, region: &RegionId, copy: &EcsCopy) -> Self {
         Self {
-            image_id: image.to_string(),
-            region_id: region.to_string(),
-            generation: signed(copy.generation),
-            since: copy.since.as_millis(),
-            ecs_image_id: copy.image.as_ref().map(EcsImageId::to_string),
+            image_id: image.clone().into(),
+            region_id: region.clone().into(),
+            generation: copy.generation.into(),
+            since: copy.since.into(),
+            ecs_image_id: copy.image.clone().map(Text::from),
             finished: copy.finished,
-            discarded: copy.discarded.as_ref().map(EcsImageId::to_string),
+            discarded: copy.discarded.clone().map(Text::from),
         }
     }
 
-    /// Parses the image and the region.
-    pub fn key(&self) -> Result<(ImageId, RegionId), DbErr> {
-        Ok((parse("ecs_copy.image_id", &self.image_id)?, parse("ecs_copy.region_id", &self.region_id)?))
+    /// The image and the region.
+    pub fn key(&self) -> (ImageId, RegionId) {
+        (self.image_id.0.clone(), self.region_id.0.clone())
     }
 
-    /// Parses the copy.
-    pub fn copy(&self) -> Result<EcsCopy, DbErr> {
-        let id = |column, text: &Option<String>| text.as_deref().map(|text| parse(column, text)).transpose();
-        Ok(EcsCopy {
-            generation: unsigned(self.generation),
-            since: Timestamp::from_millis(self.since),
-            image: id("ecs_copy.ecs_image_id", &self.ecs_image_id)?,
+    /// The copy.
+    pub fn copy(&self) -> EcsCopy {
+        EcsCopy {
+            generation: self.generation.0,
+            since: self.since.0,
+            image: self.ecs_image_id.as_ref().map(|id| id.0.clone()),
             finished: self.finished,
-            discarded: id("ecs_copy.discarded", &self.discarded)?,
-        })
+            discarded: self.discarded.as_ref().map(|id| id.0.clone()),
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! The table `image`: registered images.
 
-use domain::{Content, Descriptor, Image, ImageName, Timestamp};
+use domain::{Content, Descriptor, Image, ImageId, ImageKind, ImageName, RegionId, Timestamp};
 use sea_orm::entity::prelude::*;
 
-use super::{parse, signed, unsigned};
+use super::columns::{self, DigestList, Number, RootDigest};
+
+/// A value in a column of text of this table.
+pub type Text<T> = columns::Text<Entity, T>;
 
 /// A registered image.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -11,23 +14,23 @@ use super::{parse, signed, unsigned};
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    pub id: String,
+    pub id: Text<ImageId>,
     pub name: String,
     pub version: String,
     pub description: String,
-    pub kind: String,
+    pub kind: Text<ImageKind>,
     pub source: String,
-    pub home_region: String,
+    pub home_region: Text<RegionId>,
     /// Descriptor of the root with the next two columns; empty for images that ECS stores.
     pub root_media_type: String,
-    pub root_digest: String,
-    pub root_size: i64,
-    pub size: i64,
-    pub created_at: i64,
+    pub root_digest: Text<RootDigest>,
+    pub root_size: Number<u64>,
+    pub size: Number<u64>,
+    pub created_at: Number<Timestamp>,
     /// The image that has taken over its name.
-    pub superseded_by: Option<String>,
+    pub superseded_by: Option<Text<ImageId>>,
     /// Digests of index entries that were missing at registration, separated by spaces.
-    pub absent: Option<String>,
+    pub absent: Option<Text<DigestList>>,
 }
 
 /// No relation is declared: related rows are read by their own queries.
@@ -39,59 +42,48 @@ impl ActiveModelBehavior for ActiveModel {}
 impl From<&Image> for Model {
     fn from(image: &Image) -> Self {
         let root = match &image.content {
-            Content::Blobs(root) => (root.media_type.clone(), root.digest.to_string(), root.size),
-            Content::Ecs => (String::new(), String::new(), 0),
+            Content::Blobs(root) => (root.media_type.clone(), Some(root.digest), root.size),
+            Content::Ecs => (String::new(), None, 0),
         };
         Self {
-            id: image.id.to_string(),
+            id: image.id.clone().into(),
             name: image.name.clone(),
             version: image.version.clone(),
             description: image.description.clone(),
-            kind: image.kind.as_str().to_owned(),
+            kind: image.kind.into(),
             source: image.source.0.clone(),
-            home_region: image.home.to_string(),
+            home_region: image.home.clone().into(),
             root_media_type: root.0,
-            root_digest: root.1,
-            root_size: signed(root.2),
-            size: signed(image.size),
-            created_at: image.created_at.as_millis(),
-            superseded_by: image.superseded_by.as_ref().map(ToString::to_string),
-            absent: (!image.absent.is_empty())
-                .then(|| image.absent.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+            root_digest: RootDigest(root.1).into(),
+            root_size: root.2.into(),
+            size: image.size.into(),
+            created_at: image.created_at.into(),
+            superseded_by: image.superseded_by.clone().map(Text::from),
+            absent: (!image.absent.is_empty()).then(|| DigestList(image.absent.clone()).into()),
         }
     }
 }
 
-impl TryFrom<Model> for Image {
-    type Error = DbErr;
-
-    fn try_from(row: Model) -> Result<Self, DbErr> {
-        Ok(Self {
-            id: parse("image.id", &row.id)?,
+impl From<Model> for Image {
+    fn from(row: Model) -> Self {
+        Self {
+            id: row.id.0,
             name: row.name,
             version: row.version,
             description: row.description,
-            kind: parse("image.kind", &row.kind)?,
+            kind: row.kind.0,
             source: ImageName(row.source),
-            home: parse("image.home_region", &row.home_region)?,
-            content: if row.root_digest.is_empty() {
-                Content::Ecs
-            } else {
-                Content::Blobs(Descriptor {
-                    media_type: row.root_media_type,
-                    digest: parse("image.root_digest", &row.root_digest)?,
-                    size: unsigned(row.root_size),
-                })
+            home: row.home_region.0,
+            content: match row.root_digest.0.0 {
+                None => Content::Ecs,
+                Some(digest) => {
+                    Content::Blobs(Descriptor { media_type: row.root_media_type, digest, size: row.root_size.0 })
+                }
             },
-            size: unsigned(row.size),
-            created_at: Timestamp::from_millis(row.created_at),
-            superseded_by: row.superseded_by.map(|by| parse("image.superseded_by", &by)).transpose()?,
-            absent: row
-                .absent
-                .iter()
-                .flat_map(|absent| absent.split_whitespace())
-                .map(|digest| parse("image.absent", digest))
-                .collect::<Result<_, _>>()?,
-        })
+            size: row.size.0,
+            created_at: row.created_at.0,
+            superseded_by: row.superseded_by.map(|by| by.0),
+            absent: row.absent.map(|absent| absent.0.0).unwrap_or_default(),
+        }
     }
 }

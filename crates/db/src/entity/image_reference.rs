@@ -1,6 +1,9 @@
 //! The table `image_reference`: the image whose content a name belongs to, in all stores with names for images.
 
+use domain::{Digest, ImageId};
 use sea_orm::entity::prelude::*;
+
+use super::columns::Text;
 
 /// A name.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -9,9 +12,9 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub name: String,
-    pub root_digest: String,
+    pub root_digest: Text<Entity, Digest>,
     /// One of the images with this name and digest.
-    pub image_id: String,
+    pub image_id: Text<Entity, ImageId>,
 }
 
 /// No relation is declared: related rows are read by their own queries.

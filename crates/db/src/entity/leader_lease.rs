@@ -1,6 +1,9 @@
 //! The table `leader_lease`: which process is the leader.
 
+use domain::Timestamp;
 use sea_orm::entity::prelude::*;
+
+use super::columns::Number;
 
 /// A lease.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -11,8 +14,8 @@ pub struct Model {
     pub name: String,
     /// Id of the process that holds the lease.
     pub holder: String,
-    /// Expiry in milliseconds since the Unix epoch; 0 after the holder resigned.
-    pub expires_at: i64,
+    /// Expiry; the epoch after the holder resigned.
+    pub expires_at: Number<Timestamp>,
 }
 
 /// No relation is declared.

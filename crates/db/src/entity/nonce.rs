@@ -1,6 +1,9 @@
 //! The table `nonce`: nonces of signed requests.
 
+use domain::Timestamp;
 use sea_orm::entity::prelude::*;
+
+use super::columns::Number;
 
 /// A claimed nonce.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -10,8 +13,8 @@ pub struct Model {
     /// SHA-256 of the access key's id and the nonce, in hexadecimal.
     #[sea_orm(primary_key, auto_increment = false)]
     pub digest: String,
-    /// Time at which a request with it expires, in milliseconds since the Unix epoch.
-    pub expires_at: i64,
+    /// Time at which a request with it expires.
+    pub expires_at: Number<Timestamp>,
 }
 
 /// No relation is declared.

@@ -1,10 +1,13 @@
 //! The table `published`: images that this service has made visible. Rows outlive the images, as the stores keep their
 //! content.
 
-use domain::Published;
+use domain::{Digest, ImageId, Published, RegionId, Timestamp, Verification};
 use sea_orm::entity::prelude::*;
 
-use super::parse;
+use super::columns::{self, Number};
+
+/// A value in a column of text of this table.
+pub type Text<T> = columns::Text<Entity, T>;
 
 /// A name in a region.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -12,21 +15,20 @@ use super::parse;
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    pub region_id: String,
+    pub region_id: Text<RegionId>,
     #[sea_orm(primary_key, auto_increment = false)]
     pub name: String,
     /// Root of the last completed publication.
-    pub root_digest: Option<String>,
+    pub root_digest: Option<Text<Digest>>,
     /// Root of an announced publication.
-    pub pending_digest: Option<String>,
+    pub pending_digest: Option<Text<Digest>>,
     /// Image of the last publication.
-    pub image_id: String,
+    pub image_id: Text<ImageId>,
     /// How the published image was verified; NULL if entries of its indexes were absent when it was published.
-    pub verification: Option<String>,
+    pub verification: Option<Text<Verification>>,
     /// Location in the region's store at that time, if it was recorded.
     pub location: Option<String>,
-    /// Milliseconds since the Unix epoch.
-    pub changed_at: i64,
+    pub changed_at: Number<Timestamp>,
 }
 
 /// No relation is declared: related rows are read by their own queries.
@@ -36,25 +38,21 @@ pub enum Relation {}
 impl ActiveModelBehavior for ActiveModel {}
 
 impl Model {
-    /// Parses the publication for a store that has the image at `location`. A record of another location verifies
+    /// The publication for a store that has the image at `location`. A record of another location verifies
     /// nothing there.
-    pub fn published(self, location: Option<&str>) -> Result<Published, DbErr> {
+    pub fn published(self, location: Option<&str>) -> Published {
         let is_relocated = self.location.as_deref().is_some_and(|recorded| location != Some(recorded));
-        let published = Published::try_from(self)?;
-        Ok(if is_relocated { published.relocated() } else { published })
+        let published = Published::from(self);
+        if is_relocated { published.relocated() } else { published }
     }
 }
 
-impl TryFrom<Model> for Published {
-    type Error = DbErr;
-
-    fn try_from(row: Model) -> Result<Self, DbErr> {
-        let published = row.root_digest.map(|root| parse("published.root_digest", &root)).transpose()?;
-        let verification =
-            row.verification.map(|verification| parse("published.verification", &verification)).transpose()?;
+impl From<Model> for Published {
+    fn from(row: Model) -> Self {
+        let published = row.root_digest.map(|root| root.0);
+        let verification = row.verification.map(|verification| verification.0);
         let root = published.zip(verification);
         let unproven = published.filter(|_| root.is_none());
-        let pending = row.pending_digest.map(|digest| parse("published.pending_digest", &digest)).transpose()?;
-        Ok(Self { root, pending, unproven })
+        Self { root, pending: row.pending_digest.map(|digest| digest.0), unproven }
     }
 }

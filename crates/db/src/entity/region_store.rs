@@ -1,6 +1,9 @@
 //! The table `region_store`: regions that are or were configured.
 
+use domain::{RegionId, Timestamp};
 use sea_orm::entity::prelude::*;
+
+use super::columns::{Number, Text};
 
 /// A region.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -8,11 +11,11 @@ use sea_orm::entity::prelude::*;
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    pub region_id: String,
+    pub region_id: Text<Entity, RegionId>,
     /// Location of the store whose images were last confirmed.
     pub location: Option<String>,
-    /// Time at which a process last had the region configured, in milliseconds since the Unix epoch.
-    pub seen_at: i64,
+    /// Time at which a process last had the region configured.
+    pub seen_at: Number<Timestamp>,
 }
 
 /// No relation is declared.

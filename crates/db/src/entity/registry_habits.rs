@@ -1,6 +1,9 @@
 //! The table `registry_habits`: how registries accept blobs where they deviate from the specification.
 
+use domain::Timestamp;
 use sea_orm::entity::prelude::*;
+
+use super::columns::Number;
 
 /// A registry.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -12,8 +15,7 @@ pub struct Model {
     pub service: String,
     /// The record in the format of `region::registry`.
     pub habits: String,
-    /// Milliseconds since the Unix epoch.
-    pub learned_at: i64,
+    pub learned_at: Number<Timestamp>,
 }
 
 /// No relation is declared.

@@ -1,9 +1,18 @@
 //! The table `replica`: state machines of images in regions.
 
-use domain::{Fault, ImageId, Lease, RegionId, RegionStatus, Replica, ReplicaState, Timestamp, Verification, WorkerId};
+use domain::{
+    Fault, FaultKind, ImageId, Lease, RegionId, RegionStatus, Replica, ReplicaState, Timestamp, Verification, Warnings,
+    WorkerId,
+};
 use sea_orm::entity::prelude::*;
 
-use super::{count, fault, parse, progress, signed, unsigned, warnings, warnings_text};
+use super::{
+    columns::{self, Number},
+    fault, progress, warnings, warnings_column,
+};
+
+/// A value in a column of text of this table.
+pub type Text<T> = columns::Text<Entity, T>;
 
 /// An image in a region.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -11,33 +20,33 @@ use super::{count, fault, parse, progress, signed, unsigned, warnings, warnings_
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    pub image_id: String,
+    pub image_id: Text<ImageId>,
     #[sea_orm(primary_key, auto_increment = false)]
-    pub region_id: String,
-    pub state: String,
+    pub region_id: Text<RegionId>,
+    pub state: Text<RegionStatus>,
     /// Time from which a worker may claim it, in milliseconds since the Unix epoch: the next attempt while PENDING, the
     /// end of the lease while COPYING, [`SUSPENDED`] while suspended.
-    pub due_at: Option<i64>,
+    pub due_at: Option<Number<Timestamp>>,
     /// Start of the wait of a PENDING replica, in milliseconds since the Unix epoch, if it is not `due_at` itself.
-    pub waiting_since: Option<i64>,
-    pub attempt: i64,
-    pub faults: i64,
-    pub fence: i64,
+    pub waiting_since: Option<Number<Timestamp>>,
+    pub attempt: Number<u32>,
+    pub faults: Number<u32>,
+    pub fence: Number<u64>,
     pub lease_owner: Option<String>,
     pub suspect: bool,
-    pub bytes_total: i64,
-    pub bytes_copied: i64,
-    pub bytes_skipped: i64,
-    pub fault_kind: Option<String>,
+    pub bytes_total: Number<u64>,
+    pub bytes_copied: Number<u64>,
+    pub bytes_skipped: Number<u64>,
+    pub fault_kind: Option<Text<FaultKind>>,
     pub fault_message: Option<String>,
-    pub started_at: Option<i64>,
-    pub finished_at: Option<i64>,
+    pub started_at: Option<Number<Timestamp>>,
+    pub finished_at: Option<Number<Timestamp>>,
     /// Source of the running copy.
-    pub fed_from: Option<String>,
+    pub fed_from: Option<Text<RegionId>>,
     /// How the image was verified, while AVAILABLE.
-    pub verification: Option<String>,
+    pub verification: Option<Text<Verification>>,
     /// Parts that could not be copied, one per line.
-    pub warnings: Option<String>,
+    pub warnings: Option<Text<Warnings>>,
 }
 
 /// No relation is declared: related rows are read by their own queries.
@@ -47,88 +56,90 @@ pub enum Relation {}
 impl ActiveModelBehavior for ActiveModel {}
 
 /// `due_at` of a suspended replica, the end of the year 9999, so that no worker finds it due.
-pub const SUSPENDED: i64 = 253_402_300_799_000;
+pub const SUSPENDED: Number<Timestamp> = Number(Timestamp::from_millis(253_402_300_799_000));
 
 impl Model {
     /// Creates the row of a replica.
     #[must_use]
     pub fn from_replica(image: &ImageId, region: &RegionId, replica: &Replica) -> Self {
         let (due_at, lease_owner) = match &replica.state {
-            ReplicaState::Pending { not_before, .. } => (Some(not_before.as_millis()), None),
+            ReplicaState::Pending { not_before, .. } => (Some(Number(*not_before)), None),
             ReplicaState::Suspended { .. } => (Some(SUSPENDED), None),
-            ReplicaState::Copying { lease, .. } => (Some(lease.until.as_millis()), Some(lease.owner.to_string())),
+            ReplicaState::Copying { lease, .. } => (Some(Number(lease.until)), Some(lease.owner.to_string())),
             ReplicaState::Available(_)
             | ReplicaState::Failed(_)
             | ReplicaState::Canceled
             | ReplicaState::Superseded => (None, None),
         };
         let waiting_since = match &replica.state {
-            ReplicaState::Pending { since, not_before, .. } if since != not_before => Some(since.as_millis()),
+            ReplicaState::Pending { since, not_before, .. } if since != not_before => Some(Number(*since)),
             _ => None,
         };
         let fault: Option<&Fault> = replica.last_fault();
         Self {
-            image_id: image.to_string(),
-            region_id: region.to_string(),
-            state: replica.status().as_str().to_owned(),
+            image_id: image.clone().into(),
+            region_id: region.clone().into(),
+            state: replica.status().into(),
             due_at,
             waiting_since,
             attempt: replica.attempt.into(),
             faults: replica.faults.into(),
-            fence: signed(replica.fence),
+            fence: replica.fence.into(),
             lease_owner,
             suspect: replica.suspect,
-            bytes_total: signed(replica.progress.total),
-            bytes_copied: signed(replica.progress.copied),
-            bytes_skipped: signed(replica.progress.skipped),
-            fault_kind: fault.map(|f| f.kind.as_str().to_owned()),
+            bytes_total: replica.progress.total.into(),
+            bytes_copied: replica.progress.copied.into(),
+            bytes_skipped: replica.progress.skipped.into(),
+            fault_kind: fault.map(|f| f.kind.into()),
             fault_message: fault.map(|f| f.message.to_string()),
-            started_at: replica.started_at.map(Timestamp::as_millis),
-            finished_at: replica.finished_at.map(Timestamp::as_millis),
+            started_at: replica.started_at.map(Number),
+            finished_at: replica.finished_at.map(Number),
             fed_from: None,
-            verification: replica.verification().map(|verification| verification.as_str().to_owned()),
-            warnings: warnings_text(&replica.warnings),
+            verification: replica.verification().map(Text::from),
+            warnings: warnings_column(&replica.warnings),
         }
     }
 
-    fn verification(&self) -> Result<Option<Verification>, DbErr> {
-        self.verification.as_deref().map(|text| parse("replica.verification", text)).transpose()
+    /// The image and the region.
+    pub fn key(&self) -> (ImageId, RegionId) {
+        (self.image_id.0.clone(), self.region_id.0.clone())
     }
 
-    /// Parses the replica.
+    /// Converts the row. Returns [`DbErr::Type`] if it lacks a value that its state requires.
     pub fn replica(&self) -> Result<Replica, DbErr> {
-        let status: RegionStatus = parse("replica.state", &self.state)?;
-        let last_fault = fault(self.fault_kind.as_deref(), self.fault_message.as_deref())?;
-        let missing = |column| DbErr::Type(format!("a replica that is {} has no {column}", self.state));
-        let due_at = || self.due_at.map(Timestamp::from_millis).ok_or_else(|| missing("due_at"));
-        let state = match status {
-            RegionStatus::Pending if self.due_at.is_some_and(|due_at| due_at >= SUSPENDED) => {
+        let last_fault = fault(self.fault_kind.as_ref(), self.fault_message.as_deref());
+        let missing = |column| DbErr::Type(format!("a replica that is {} has no {column}", self.state.0));
+        let due_at = || self.due_at.map(|due_at| due_at.0).ok_or_else(|| missing("due_at"));
+        let state = match self.state.0 {
+            RegionStatus::Pending if self.due_at.is_some_and(|due_at| due_at.0 >= SUSPENDED.0) => {
                 ReplicaState::Suspended { reason: last_fault.ok_or_else(|| missing("fault"))? }
             }
             RegionStatus::Pending => {
                 let not_before = due_at()?;
-                let since = self.waiting_since.map_or(not_before, Timestamp::from_millis);
+                let since = self.waiting_since.map_or(not_before, |since| since.0);
                 ReplicaState::Pending { since, not_before, last_fault }
             }
             RegionStatus::Copying => {
                 let owner = self.lease_owner.as_deref().ok_or_else(|| missing("lease_owner"))?;
                 ReplicaState::Copying { lease: Lease { owner: WorkerId(owner.into()), until: due_at()? }, last_fault }
             }
-            RegionStatus::Available => ReplicaState::Available(self.verification()?),
+            RegionStatus::Available => {
+                ReplicaState::Available(self.verification.as_ref().map(|verification| verification.0))
+            }
             RegionStatus::Failed => ReplicaState::Failed(last_fault.ok_or_else(|| missing("fault"))?),
             RegionStatus::Canceled => ReplicaState::Canceled,
             RegionStatus::Superseded => ReplicaState::Superseded,
         };
         Ok(Replica {
             state,
-            attempt: count(self.attempt),
-            faults: count(self.faults),
-            fence: unsigned(self.fence),
+            attempt: self.attempt.0,
+            faults: self.faults.0,
+            fence: self.fence.0,
             suspect: self.suspect,
             progress: progress(self.bytes_total, self.bytes_copied, self.bytes_skipped),
-            started_at: self.started_at.map(Timestamp::from_millis),
-            finished_at: self.finished_at.map(Timestamp::from_millis),
-            warnings: warnings(self.warnings.as_deref())?,
+            started_at: self.started_at.map(|at| at.0),
+            finished_at: self.finished_at.map(|at| at.0),
+            warnings: warnings(self.warnings.as_ref()),
         })
     }
 }

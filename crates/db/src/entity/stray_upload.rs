@@ -1,6 +1,9 @@
 //! The table `stray_upload`: uploads that their store failed to abort and that no copy resumes.
 
+use domain::{RegionId, Timestamp};
 use sea_orm::entity::prelude::*;
+
+use super::columns::{Number, Text};
 
 /// An upload.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -9,13 +12,13 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: String,
-    pub region_id: String,
+    pub region_id: Text<Entity, RegionId>,
     /// The session in the store's own format, encrypted.
     pub session: String,
     /// Number of failed attempts to abort it since it was recorded.
-    pub attempts: i64,
-    /// Time of the next attempt, in milliseconds since the Unix epoch.
-    pub due_at: i64,
+    pub attempts: Number<u32>,
+    /// Time of the next attempt.
+    pub due_at: Number<Timestamp>,
 }
 
 /// No relation is declared: related rows are read by their own queries.

@@ -1,6 +1,9 @@
 //! The table `write_probe`: the row that the readiness check writes.
 
+use domain::Timestamp;
 use sea_orm::entity::prelude::*;
+
+use super::columns::Number;
 
 /// A test write.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -9,8 +12,7 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub name: String,
-    /// Milliseconds since the Unix epoch.
-    pub written_at: i64,
+    pub written_at: Number<Timestamp>,
 }
 
 /// No relation is declared.

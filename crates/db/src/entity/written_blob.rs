@@ -1,6 +1,12 @@
 //! The table `written_blob`: blobs that unfinished copies have written, which a later attempt need not verify.
 
+use domain::{Digest, ImageId, RegionId};
 use sea_orm::entity::prelude::*;
+
+use super::columns;
+
+/// A value in a column of text of this table.
+pub type Text<T> = columns::Text<Entity, T>;
 
 /// A blob.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -8,11 +14,11 @@ use sea_orm::entity::prelude::*;
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
-    pub image_id: String,
+    pub image_id: Text<ImageId>,
     #[sea_orm(primary_key, auto_increment = false)]
-    pub region_id: String,
+    pub region_id: Text<RegionId>,
     #[sea_orm(primary_key, auto_increment = false)]
-    pub blob: String,
+    pub blob: Text<Digest>,
 }
 
 /// No relation is declared: related rows are read by their own queries.

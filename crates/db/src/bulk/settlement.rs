@@ -7,17 +7,18 @@ use domain::{ImageId, RegionId, RegionStatus, RegionView, SynchronizationState, 
 use sea_orm::FromQueryResult;
 use uuid::Uuid;
 
-use super::{
-    Result, TraceContext,
+use super::accept::TraceContext;
+use crate::{
+    Result,
     connections::Transaction,
-    entity::{parse, synchronization_target},
+    entity::{synchronization, synchronization_target},
     replica::{self, Key},
     sql::{ColumnKind, Rows, Sql},
 };
 
 /// A running synchronization that waits for a replica.
 #[derive(Debug, Clone)]
-pub(super) struct Waiting {
+pub struct Waiting {
     pub request_id: Uuid,
     pub image: ImageId,
     pub region: RegionId,
@@ -31,8 +32,8 @@ pub(super) struct Waiting {
 #[derive(FromQueryResult)]
 struct WaitingRow {
     request_id: Uuid,
-    image_id: String,
-    region_id: String,
+    image_id: synchronization::Text<ImageId>,
+    region_id: synchronization_target::Text<RegionId>,
     targets: String,
     open: i64,
     traceparent: Option<String>,
@@ -44,7 +45,7 @@ struct WaitingRow {
 
 /// Returns the running synchronizations that wait for some replicas, oldest first. With `lock`, locks their rows; the
 /// caller must have locked the replicas before, so that no synchronization begins or ceases to wait for them.
-pub(super) async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> Result<Vec<Waiting>> {
+pub async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> Result<Vec<Waiting>> {
     if replicas.is_empty() {
         return Ok(Vec::new());
     }
@@ -63,24 +64,23 @@ pub(super) async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> 
              ORDER BY s.request_id",
         );
     let rows: Vec<WaitingRow> = if lock { sql.lock("s") } else { sql }.all(txn).await?;
-    let waits =
-        |row: &WaitingRow| row.ended_region.is_none() && row.targets.split(',').any(|target| target == row.region_id);
-    let waiting = rows.into_iter().filter(waits).map(|row| {
-        Ok(Waiting {
-            request_id: row.request_id,
-            image: parse("synchronization.image_id", &row.image_id)?,
-            region: parse("synchronization.targets", &row.region_id)?,
-            open: row.open,
-            overwrite: row.overwrite.is_some(),
-            trace: row.traceparent.map(|parent| TraceContext { parent, state: row.tracestate }),
-        })
+    let waits = |row: &WaitingRow| {
+        row.ended_region.is_none() && row.targets.split(',').any(|target| target == row.region_id.0.as_str())
+    };
+    let waiting = rows.into_iter().filter(waits).map(|row| Waiting {
+        request_id: row.request_id,
+        image: row.image_id.0,
+        region: row.region_id.0,
+        open: row.open,
+        overwrite: row.overwrite.is_some(),
+        trace: row.traceparent.map(|parent| TraceContext { parent, state: row.tracestate }),
     });
-    waiting.collect()
+    Ok(waiting.collect())
 }
 
 /// Settles the synchronizations that wait for replicas that have ended and whose rows are locked. The number of
 /// statements does not depend on the number of synchronizations.
-pub(super) async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
+pub async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], now: Timestamp) -> Result<()> {
     let keys: Vec<Key> = ended.iter().map(|(image, view)| (image.clone(), view.region.clone())).collect();
     let views: HashMap<Key, &RegionView> = keys.iter().cloned().zip(ended.iter().map(|(_, view)| view)).collect();
     let waiting = waiting(txn, &keys, true).await?;
@@ -92,11 +92,7 @@ pub(super) async fn settle(txn: &Transaction, ended: &[(ImageId, RegionView)], n
 }
 
 /// Writes the outcomes of regions, and ends the synchronizations that wait for no other region.
-pub(super) async fn write_outcomes(
-    txn: &Transaction,
-    outcomes: Vec<(Waiting, RegionView)>,
-    now: Timestamp,
-) -> Result<()> {
+pub async fn write_outcomes(txn: &Transaction, outcomes: Vec<(Waiting, RegionView)>, now: Timestamp) -> Result<()> {
     if outcomes.is_empty() {
         return Ok(());
     }
@@ -112,7 +108,7 @@ pub(super) async fn write_outcomes(
     let complete: Vec<Uuid> = open.iter().filter(|(_, (open, _))| *open == 0).map(|(id, _)| *id).collect();
     for (id, status) in statuses(txn, &complete).await? {
         if let Some((_, statuses)) = open.get_mut(&id) {
-            statuses.push(parse("synchronization_target.status", &status)?);
+            statuses.push(status);
         }
     }
     let rows = open.into_iter().map(|(id, (open, statuses))| {
@@ -136,11 +132,11 @@ pub(super) async fn write_outcomes(
 }
 
 /// Returns the distinct outcomes of the regions of some synchronizations.
-async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
+async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, RegionStatus)>> {
     #[derive(FromQueryResult)]
     struct Row {
         request_id: Uuid,
-        status: String,
+        status: synchronization_target::Text<RegionStatus>,
     }
     if requests.is_empty() {
         return Ok(Vec::new());
@@ -152,5 +148,5 @@ async fn statuses(txn: &Transaction, requests: &[Uuid]) -> Result<Vec<(Uuid, Str
         .join()
         .text("synchronization_target AS t ON t.request_id = w.request_id");
     let rows: Vec<Row> = sql.all(txn).await?;
-    Ok(rows.into_iter().map(|row| (row.request_id, row.status)).collect())
+    Ok(rows.into_iter().map(|row| (row.request_id, row.status.0)).collect())
 }

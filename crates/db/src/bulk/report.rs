@@ -6,13 +6,14 @@ use domain::{Event, Fault, ImageId, Progress, RegionId, RegionView, Replica, Sta
 use tokio::sync::oneshot;
 use tracing::instrument;
 
-use super::{Db, Error, Result, connections::Transaction, entity, group_commit, replica, settlement};
+use super::settlement;
+use crate::{Db, Error, Result, connections::Transaction, entity, group_commit, replica};
 
 /// Maximum number of report batches in one commit.
-pub(super) const BATCH: usize = 256;
+pub const BATCH: usize = 256;
 
 /// Maximum number of report batches that wait for a commit.
-pub(super) const QUEUE: usize = 4_096;
+pub const QUEUE: usize = 4_096;
 
 /// A worker's report on a replica.
 #[derive(Debug, Clone)]
@@ -25,13 +26,13 @@ pub struct Report {
 
 /// Reports on the replicas of one image.
 #[derive(Debug)]
-pub(super) struct ReportBatch {
+pub struct ReportBatch {
     image: ImageId,
     reports: Vec<Report>,
 }
 
 /// A report batch in the queue. Its result is the regions whose replicas rejected the event.
-pub(super) type Queued = group_commit::Queued<ReportBatch, Vec<RegionId>>;
+pub type Queued = group_commit::Queued<ReportBatch, Vec<RegionId>>;
 
 impl Db {
     /// Renews leases and records progress. Returns the regions whose claims were overtaken: their copies must stop.
@@ -87,7 +88,7 @@ impl Db {
 }
 
 /// Commits report batches in one transaction. Returns the result of each.
-pub(super) async fn commit_batch(db: &Db, batches: &[ReportBatch]) -> Result<Vec<Result<Vec<RegionId>>>> {
+pub async fn commit_batch(db: &Db, batches: &[ReportBatch]) -> Result<Vec<Result<Vec<RegionId>>>> {
     let write = async |txn: Transaction| {
         let txn = &txn;
         let keys =

@@ -11,7 +11,7 @@ use snapshot::BatchSnapshot;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use super::{
+use crate::{
     Db, Error, Result,
     connections::{PinnedConnection, Session, Transaction},
     group_commit,
@@ -46,7 +46,7 @@ pub struct TraceContext {
 }
 
 /// A call in the queue.
-pub(super) type Queued = group_commit::Queued<NewSynchronization, RequestId>;
+pub type Queued = group_commit::Queued<NewSynchronization, RequestId>;
 
 impl Db {
     /// Accepts a call and returns its id once it is committed. For a call that repeats an earlier one, returns the
@@ -68,7 +68,7 @@ impl Db {
 }
 
 /// Commits calls in one transaction. Returns the result of each.
-pub(super) async fn commit_batch(
+pub async fn commit_batch(
     db: &Db,
     pinned: Option<&Session<PinnedConnection>>,
     calls: &[NewSynchronization],
@@ -123,9 +123,9 @@ mod tests {
     use domain::{RegionStatus, Synchronization};
     use sea_orm::TransactionTrait as _;
 
-    use super::{super::Settings, BatchSnapshot, batch, commit_batch};
+    use super::{BatchSnapshot, batch, commit_batch};
     use crate::{
-        Error, SynchronizationFilter, system_clock,
+        Error, Settings, SynchronizationFilter, system_clock,
         testing::{TestDb, new_synchronization},
     };
 

@@ -17,7 +17,8 @@ use super::{
 use crate::{
     Error, Result,
     connections::{Session, Transaction},
-    entity, image_generation,
+    entity::{self, columns::Number},
+    image_generation,
     replica::{self, Key, Lock},
     sql::{Cell, ColumnKind, Rows, Sql},
 };
@@ -116,7 +117,7 @@ fn synchronization_row(
         call.token.as_ref().map(|token| token.as_str().to_owned()).into(),
         parameters.into(),
         targets.join(",").into(),
-        entity::signed(targets.len() as u64).into(),
+        Number(targets.len() as u64).into(),
         trace.map(|trace| trace.parent.clone()).into(),
         trace.and_then(|trace| trace.state.clone()).into(),
         state.as_str().into(),
@@ -252,7 +253,7 @@ fn insert_replicas(sql: Sql, keys: &[Key], now: Timestamp) -> Sql {
     let constants = [
         ("state", requested.status().as_str().into()),
         ("due_at", now.as_millis().into()),
-        ("fence", entity::signed(requested.fence).into()),
+        ("fence", Number(requested.fence).into()),
     ];
     sql.insert("replica", replica::key_rows(keys), constants)
 }

@@ -25,7 +25,7 @@ pub struct BatchSnapshot {
     pub replicas: HashMap<String, Vec<(RegionId, ReplicaSeen)>>,
     /// Earlier calls by principal and client token.
     pub tokens: HashMap<(String, String), IdempotentRequest>,
-    /// Generation of the images (see [`super::super::image_generation`]); `None` on MySQL, where the images are locked.
+    /// Generation of the images (see [`crate::image_generation`]); `None` on MySQL, where the images are locked.
     pub generation: Option<i64>,
 }
 

@@ -9,7 +9,7 @@ use sea_orm::DbBackend;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Db, Error, connections::Transaction, sql::Sql};
+use crate::{Db, Error, connections::Transaction, sql::Sql};
 
 /// The channel in the service's database.
 const CHANNEL: &str = "appferry";
@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const RECONNECT_WAIT: Duration = Duration::from_millis(500);
 
 /// Publishes to the other processes and listens to them until `stop` is canceled.
-pub(super) async fn run(db: Db, stop: CancellationToken) {
+pub async fn run(db: Db, stop: CancellationToken) {
     if db.0.connections.backend() != DbBackend::Postgres {
         return;
     }

@@ -9,12 +9,13 @@ use std::{collections::BTreeMap, time::Duration};
 use domain::{Event, Image, ImageId, RegionId, RegionStatus, RequestId, WorkerId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QuerySelect};
 
-use super::{
-    Db, Result, TraceContext,
+use super::{accept::TraceContext, settlement};
+use crate::{
+    Db, Result,
     connections::{Reader, Transaction},
-    entity,
+    entity::{self, replica::Text},
     region_capacity::{Capacity, region_rows},
-    replica, settlement,
+    replica,
     sql::{ColumnKind, Rows, Sql},
 };
 
@@ -124,7 +125,7 @@ async fn claim(txn: &Transaction, request: ClaimRequest<'_>, due: &[RegionId]) -
     let mut claimed: BTreeMap<ImageId, Vec<ClaimedRegion>> = BTreeMap::new();
     let mut rows = Vec::new();
     for replica::TimedRow { row, now } in lock_due(txn, &images).await? {
-        let (image, region) = row.key()?;
+        let (image, region) = row.key();
         if !request.lanes.contains_key(&region) || capacity.of(&region) == 0 {
             continue;
         }
@@ -152,7 +153,7 @@ async fn claim(txn: &Transaction, request: ClaimRequest<'_>, due: &[RegionId]) -
 async fn regions_due<'a>(reader: &Reader, regions: impl Iterator<Item = &'a RegionId>) -> Result<Vec<RegionId>> {
     #[derive(FromQueryResult)]
     struct Row {
-        region_id: String,
+        region_id: Text<RegionId>,
     }
     let rows: Vec<Row> = Sql::new(reader)
         .text("SELECT w.region_id FROM ")
@@ -162,7 +163,7 @@ async fn regions_due<'a>(reader: &Reader, regions: impl Iterator<Item = &'a Regi
         .text(")")
         .all(reader)
         .await?;
-    rows.into_iter().map(|row| Ok(entity::parse("replica.region_id", &row.region_id)?)).collect()
+    Ok(rows.into_iter().map(|row| row.region_id.0).collect())
 }
 
 /// Locks the oldest replicas of a region's queue. Returns their images.
@@ -220,10 +221,10 @@ async fn add_images(txn: &Transaction, claimed: BTreeMap<ImageId, Vec<ClaimedReg
     let rows = entity::image::Entity::find().filter(entity::image::Column::Id.is_in(ids())).all(txn).await?;
     let mut images = BTreeMap::new();
     for row in rows {
-        let image = Image::try_from(row)?;
+        let image = Image::from(row);
         images.insert(image.id.clone(), image);
     }
-    let replicas: Vec<(String, String)> = entity::replica::Entity::find()
+    let replicas: Vec<(Text<ImageId>, Text<RegionId>)> = entity::replica::Entity::find()
         .select_only()
         .columns([entity::replica::Column::ImageId, entity::replica::Column::RegionId])
         .filter(entity::replica::Column::ImageId.is_in(ids()))
@@ -231,13 +232,13 @@ async fn add_images(txn: &Transaction, claimed: BTreeMap<ImageId, Vec<ClaimedReg
         .into_tuple()
         .all(txn)
         .await?;
-    let mut available: BTreeMap<String, Vec<RegionId>> = BTreeMap::new();
+    let mut available: BTreeMap<ImageId, Vec<RegionId>> = BTreeMap::new();
     for (image, region) in replicas {
-        available.entry(image).or_default().push(entity::parse("replica.region_id", &region)?);
+        available.entry(image.0).or_default().push(region.0);
     }
     let claims = claimed.into_iter().map(|(id, regions)| Claim {
         image: images.remove(&id),
-        available: available.remove(id.as_str()).unwrap_or_default(),
+        available: available.remove(&id).unwrap_or_default(),
         id,
         regions,
     });

@@ -11,7 +11,7 @@ use domain::{RequestId, Synchronization};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Db, Result};
+use crate::{Db, Result};
 
 /// Changes within this interval share one snapshot.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -21,7 +21,7 @@ pub type Snapshots = watch::Receiver<Arc<Synchronization>>;
 
 /// The watched synchronizations.
 #[derive(Debug, Default)]
-pub(super) struct Subscriptions(Mutex<Senders>);
+pub struct Subscriptions(Mutex<Senders>);
 
 type Senders = HashMap<RequestId, watch::Sender<Arc<Synchronization>>>;
 
@@ -51,7 +51,7 @@ impl Db {
 }
 
 /// Publishes snapshots until `stop` is canceled. Reads at every change, and every `poll` without one.
-pub(super) async fn run(db: Db, poll: Duration, stop: CancellationToken) {
+pub async fn run(db: Db, poll: Duration, stop: CancellationToken) {
     let mut seen = 0;
     let mut is_failing = false;
     while !stop.is_cancelled() {
