@@ -33,12 +33,12 @@ enum Error {
 
 /// The task that reloads the configuration of access and logs.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Reload {
     /// The active configuration.
     pub config: Config,
     /// The access to reload; `None` for a worker alone.
     pub access: Option<Access>,
-    /// Triggers a reload.
     pub trigger: Arc<Notify>,
 }
 

@@ -36,6 +36,7 @@ use crate::{
 
 /// Why the service can't start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
     /// The configuration is invalid.
     #[error(transparent)]
@@ -48,12 +49,7 @@ pub enum Error {
     Db(#[from] db::Error),
     /// A region's store can't be opened.
     #[error("failed to open the store of region {region}: {source}")]
-    Store {
-        /// The region.
-        region: RegionId,
-        /// The error of the store.
-        source: Box<storage::Error>,
-    },
+    Store { region: RegionId, source: Box<storage::Error> },
     /// The client of Alibaba Cloud can't be built.
     #[error("alibaba: {0}")]
     Provider(#[source] storage::Error),
@@ -82,7 +78,6 @@ pub enum Error {
     Listen {
         /// The configuration key that has the address.
         key: &'static str,
-        /// The address.
         address: SocketAddr,
         /// The error of the operating system.
         source: io::Error,

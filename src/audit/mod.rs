@@ -46,6 +46,7 @@ pub enum Destination {
 
 /// A decision. Contains no secrets.
 #[derive(Clone, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Record<'a> {
     /// Time of the decision.
     #[serde(serialize_with = "serialize_display")]
@@ -66,7 +67,6 @@ pub struct Record<'a> {
     pub action: Option<&'a str>,
     /// The RAM resource.
     pub resource: Option<Truncated<'a>>,
-    /// The decision.
     pub decision: Verdict,
     /// The policy statement that decided, or why the credential was rejected.
     pub reason: Truncated<'a>,
@@ -139,8 +139,8 @@ impl Serialize for Truncated<'_> {
 
 /// A number of calls that were rejected without a valid credential, beyond the rate of records.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RejectionSummary {
-    /// Time of the summary.
     pub time: Timestamp,
     /// The callers' address; `None` for several addresses.
     pub source_ip: Option<IpAddr>,

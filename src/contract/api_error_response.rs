@@ -17,6 +17,7 @@ const MAX_TEXT: usize = 2_048;
 
 /// An error response.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ApiErrorResponse {
     /// The error code; `None` if the response is not the service's but that of a proxy or of the transport.
     pub error: Option<ApiErrorCode>,
@@ -26,7 +27,6 @@ pub struct ApiErrorResponse {
     pub http_status: Option<u16>,
     /// The cause, and the next step.
     pub message: String,
-    /// Id of the request.
     pub request_id: Option<String>,
     /// The regions that the error is about.
     pub region_ids: Vec<String>,

@@ -99,8 +99,8 @@ pub type Frontend = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infal
 
 /// The entry points that listeners serve.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Endpoints {
-    /// gRPC.
     pub grpc: Frontend,
     /// HTTP form of the original API.
     pub openapi: Frontend,

@@ -82,8 +82,8 @@ pub enum SignatureError {
 
 /// A nonce of an access key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Nonce {
-    /// Id of the access key.
     pub access_key_id: String,
     /// Value of the header.
     pub value: String,

@@ -16,12 +16,11 @@ use super::{
 
 /// A blob at a location in a region's store.
 #[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ReadBlob<'a> {
-    /// The region.
     pub region: &'a RegionId,
     /// A repository or the prefix of a layout.
     pub location: &'a str,
-    /// The blob.
     pub blob: Digest,
 }
 

@@ -13,6 +13,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Errors of the database layer.
 #[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
     /// No image with that id is registered.
     #[error("no image {0} is registered")]
@@ -23,7 +24,6 @@ pub enum Error {
     /// Another image with other content has the name.
     #[error("the name {name} belongs to the image {by} with the digest {root}")]
     NameTaken {
-        /// The name.
         name: String,
         /// The image that owns it.
         by: ImageId,
@@ -33,7 +33,6 @@ pub enum Error {
     /// Another image has taken over the image's name.
     #[error("the image {image} was superseded by {by}, which now has its name")]
     ImageSuperseded {
-        /// The image.
         image: ImageId,
         /// The image that has its name.
         by: ImageId,
@@ -41,7 +40,6 @@ pub enum Error {
     /// The image is already available in these regions; one of them may be its home region.
     #[error("the image {image} is already available in {}", list(.regions))]
     ImageAlreadyAvailable {
-        /// The image.
         image: ImageId,
         /// Regions that have it.
         regions: Vec<RegionId>,
@@ -49,7 +47,6 @@ pub enum Error {
     /// The image is being copied to these regions.
     #[error("the image {image} is being copied to {}", list(.regions))]
     ImageInUse {
-        /// The image.
         image: ImageId,
         /// Destinations of the copies in flight.
         regions: Vec<RegionId>,

@@ -24,8 +24,8 @@ const MAX_LINGER: Duration = Duration::from_millis(2);
 
 /// An item that waits for its commit.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Queued<T, A> {
-    /// The item.
     pub item: T,
     /// Receives the result.
     pub reply: oneshot::Sender<Result<A>>,

@@ -10,12 +10,12 @@ use super::entity::image::{Column, Entity};
 
 /// Selects images in a list.
 #[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ImageFilter {
     /// Images with one of these ids; all if empty.
     pub ids: Vec<ImageId>,
     /// Images with one of these names; all if empty.
     pub names: Vec<String>,
-    /// Images of this kind.
     pub kind: Option<ImageKind>,
     /// Of every name and kind, the image that was registered last.
     pub latest_only: bool,

@@ -24,10 +24,9 @@ const MAX_NAME_LENGTH: usize = 400;
 
 /// A publication of an image in a region.
 #[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Publication<'a> {
-    /// The image.
     pub image: &'a ImageId,
-    /// The region.
     pub region: &'a RegionId,
     /// Fence of the claim.
     pub fence: u64,
@@ -71,8 +70,8 @@ pub(super) type Queued = group_commit::Queued<PublicationWrite, std::result::Res
 
 /// An image's name in a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RegionName {
-    /// The region.
     pub region: RegionId,
     /// The name in the region's store.
     pub name: ImageName,

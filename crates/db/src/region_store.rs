@@ -31,8 +31,8 @@ const BATCH: i64 = 500;
 
 /// A region that is or was configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RegionStore {
-    /// The region.
     pub region: RegionId,
     /// Location of the store whose images were last confirmed; `None` if it was not recorded.
     pub location: Option<String>,

@@ -26,10 +26,9 @@ const CHUNK: usize = 500;
 
 /// Selects synchronizations in a list.
 #[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct SynchronizationFilter {
-    /// Synchronizations of this image.
     pub image: Option<ImageId>,
-    /// Synchronizations in this state.
     pub state: Option<SynchronizationState>,
 }
 

@@ -21,12 +21,10 @@ const SWEEP: u64 = 64;
 
 /// An upload that no claim will resume.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct AbandonedUpload {
-    /// The image.
     pub image: ImageId,
-    /// The region.
     pub region: RegionId,
-    /// The blob.
     pub blob: Digest,
     /// The session in the store's own format; empty if it cannot be decrypted.
     pub session: String,

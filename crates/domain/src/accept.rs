@@ -52,8 +52,8 @@ pub enum AcceptError {
 
 /// The properties of an image that the decision depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Registered {
-    /// Its home region.
     pub home: RegionId,
     /// The image that has taken over its name.
     pub superseded_by: Option<ImageId>,

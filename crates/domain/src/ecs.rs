@@ -44,10 +44,10 @@ impl FromStr for EcsImageId {
 
 /// Status of an ECS image (ECS API 2014-05-26, `DescribeImages`, `Status`).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum EcsStatus {
     /// `Creating` or `Waiting`: it is being created or queued.
     Creating,
-    /// `Available`.
     Available,
     /// `CreateFailed`, `UnAvailable` and any other status: it will never be usable.
     Unusable(ForeignText),
@@ -55,8 +55,8 @@ pub enum EcsStatus {
 
 /// An image in a listing of ECS.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct EcsImage {
-    /// Id of the image.
     pub id: EcsImageId,
     /// Name, unique in the account and region.
     pub name: String,

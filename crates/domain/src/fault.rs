@@ -6,6 +6,7 @@ use super::ForeignText;
 
 /// Origin of a fault. Each kind is a row of the original's error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum FaultKind {
     /// The store of a region.
     Store,
@@ -13,7 +14,6 @@ pub enum FaultKind {
     Ecs,
     /// Another Alibaba Cloud product.
     Aliyun,
-    /// The database.
     Database,
     /// The image is no longer in the home region.
     ImageNotFound,

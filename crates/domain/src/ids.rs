@@ -13,11 +13,10 @@ pub const MAX_TOKEN_LENGTH: usize = 64;
 
 /// Reason why a text is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum IdError {
-    /// It is empty.
     #[error("it is empty")]
     Empty,
-    /// It is too long.
     #[error("it has {length} characters, the maximum is {limit}")]
     TooLong {
         /// Length in characters.
@@ -28,7 +27,6 @@ pub enum IdError {
     /// It contains invalid characters.
     #[error("{0:?} does not match [A-Za-z0-9][A-Za-z0-9._-]*")]
     Characters(ForeignText),
-    /// It is not a UUID.
     #[error("{0:?} is not a UUID")]
     NotUuid(ForeignText),
     /// A client token contains other characters than printable ASCII.

@@ -6,10 +6,10 @@ use super::{Algorithm, Digest, ImageId, RegionId, Timestamp};
 
 /// Kind of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum ImageKind {
     /// Disk of a virtual machine.
     Vm,
-    /// Container image.
     Container,
 }
 
@@ -98,22 +98,18 @@ pub enum Content {
 
 /// A registered image.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Image {
-    /// Id of the image.
     pub id: ImageId,
     /// Display name.
     pub name: String,
     /// Version, chosen by the publisher.
     pub version: String,
-    /// Description.
     pub description: String,
-    /// Kind of the image.
     pub kind: ImageKind,
     /// Name in the home region's store.
     pub source: ImageName,
-    /// Home region.
     pub home: RegionId,
-    /// Content.
     pub content: Content,
     /// Size in bytes, each blob counted once. Images inside ECS have whole GiB.
     pub size: u64,

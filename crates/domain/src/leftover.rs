@@ -7,8 +7,8 @@ use super::{ImageName, Timestamp};
 
 /// Listing of an image in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct StoreEntry {
-    /// Name of the image in the store.
     pub name: ImageName,
     /// Whether the image is visible.
     pub visible: bool,

@@ -96,6 +96,7 @@ impl Targets {
 
 /// Reason to reject a list of targets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum TargetError {
     /// It has too many names.
     #[error("it names {0} regions, the maximum is {MAX_TARGETS}")]
@@ -103,7 +104,6 @@ pub enum TargetError {
     /// A name is not a valid region id.
     #[error("{name:?} is not a region id: {error}")]
     Malformed {
-        /// The name.
         name: ForeignText,
         /// Reason.
         error: IdError,
@@ -111,7 +111,6 @@ pub enum TargetError {
     /// A region is not configured.
     #[error("the region {region} is not configured; configured regions: {configured}")]
     Unknown {
-        /// The region.
         region: RegionId,
         /// Ids of the configured regions, separated by commas.
         configured: String,

@@ -70,6 +70,7 @@ impl FromStr for SynchronizationState {
 
 /// State of a region as callers see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum RegionStatus {
     /// It waits for a worker.
     Pending,
@@ -77,9 +78,7 @@ pub enum RegionStatus {
     Copying,
     /// It has the image.
     Available,
-    /// It failed.
     Failed,
-    /// It was canceled.
     Canceled,
     /// It had the image until another one took over its name.
     Superseded,
@@ -120,8 +119,8 @@ impl FromStr for RegionStatus {
 
 /// A region of a synchronization.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RegionView {
-    /// The region.
     pub region: RegionId,
     /// State of the region.
     pub status: RegionStatus,
@@ -185,10 +184,10 @@ impl RegionView {
 
 /// An accepted call and its regions.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Synchronization {
     /// Id of the call.
     pub request_id: RequestId,
-    /// The image.
     pub image: ImageId,
     /// ARN of the caller.
     pub principal: String,

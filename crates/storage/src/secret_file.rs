@@ -33,7 +33,6 @@ pub enum SecretFileError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The file is empty.
     #[error("{} is empty", .0.display())]
     Empty(PathBuf),
 }

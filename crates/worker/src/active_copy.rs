@@ -13,8 +13,8 @@ use super::{heartbeat::LeasedCopy, lanes::Lane, span_links::link, transfer::Mete
 
 /// A claimed region with the progress and the span of its copy.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ActiveCopy {
-    /// The claim.
     pub claimed: ClaimedRegion,
     /// The progress of the copy.
     pub meter: Arc<Meter>,

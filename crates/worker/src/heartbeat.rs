@@ -10,8 +10,8 @@ use super::transfer::Meter;
 
 /// A claim whose lease is renewed.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct LeasedCopy {
-    /// The region.
     pub region: RegionId,
     /// The fence of the claim.
     pub fence: u64,

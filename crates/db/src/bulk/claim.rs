@@ -24,12 +24,11 @@ const MAX_LINKS: usize = 8;
 
 /// A worker's request for work.
 #[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ClaimRequest<'a> {
-    /// The worker.
     pub owner: &'a WorkerId,
     /// Free lanes of the regions that it serves.
     pub lanes: &'a BTreeMap<RegionId, LaneCapacity>,
-    /// Duration of its leases.
     pub lease: Duration,
     /// Maximum number of concurrent copies into a region over all processes. Regions without an entry are not limited.
     pub limits: &'a BTreeMap<RegionId, usize>,
@@ -48,10 +47,10 @@ pub struct LaneCapacity {
 
 /// Replicas of one image that are claimed together.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Claim {
     /// The image; `None` if it was removed after a call for it was accepted.
     pub image: Option<Image>,
-    /// Id of the image.
     pub id: ImageId,
     /// The claimed replicas.
     pub regions: Vec<ClaimedRegion>,

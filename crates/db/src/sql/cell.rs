@@ -70,12 +70,12 @@ impl ColumnKind {
 
 /// A value of a passed row.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Cell {
     /// A text or NULL.
     Text(Option<String>),
     /// A number or NULL.
     Number(Option<i64>),
-    /// A UUID.
     Uuid(Uuid),
 }
 

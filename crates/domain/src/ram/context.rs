@@ -66,10 +66,10 @@ impl Keys {
 
 /// A claim of a caller. A claim with several values is repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Claim {
     /// Name of the condition key.
     pub name: Arc<str>,
-    /// One value.
     pub value: String,
 }
 

@@ -36,6 +36,7 @@ pub struct Progress {
 
 /// State of a replica.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum ReplicaState {
     /// It waits for a worker.
     Pending {
@@ -62,7 +63,6 @@ pub enum ReplicaState {
     Available(Option<Verification>),
     /// It failed and is not retried.
     Failed(Fault),
-    /// It was canceled.
     Canceled,
     /// It was available until another image took over its name.
     Superseded,
@@ -78,12 +78,11 @@ impl ReplicaState {
 
 /// Terminal state of a replica.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Outcome {
     /// The region has the image.
     Available,
-    /// It failed.
     Failed(Fault),
-    /// It was canceled.
     Canceled,
     /// It was available until another image took over its name.
     Superseded,

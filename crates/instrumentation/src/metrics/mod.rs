@@ -22,8 +22,8 @@ use self::instruments::Instruments;
 
 /// The queue of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RegionQueue {
-    /// The region.
     pub region: RegionId,
     /// The number of replicas that are due.
     pub depth: u64,

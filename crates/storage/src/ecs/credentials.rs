@@ -55,6 +55,7 @@ pub enum Credentials {
 
 /// The content of a section of a credentials file.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Profile {
     /// `type = access_key` or `type = sts`.
     Keys(Keys),
@@ -62,7 +63,6 @@ pub enum Profile {
     Role {
         /// The keys that assume the role.
         keys: Keys,
-        /// The ARN of the role.
         arn: String,
         /// The `RoleSessionName`, which appears in the audit trail of Alibaba Cloud.
         session: String,

@@ -86,7 +86,6 @@ pub enum CredentialSource {
         /// Names of additional environment variables that are passed to a helper.
         environment: Vec<String>,
     },
-    /// A credential helper.
     Helper(Helper),
 }
 

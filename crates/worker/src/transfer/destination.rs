@@ -24,8 +24,8 @@ const STAT_CONCURRENCY: usize = 16;
 
 /// A region that an image is copied to.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Destination {
-    /// The region.
     pub region: RegionId,
     /// The store of the region.
     pub store: Arc<dyn Store>,
@@ -69,10 +69,10 @@ impl From<Verification> for CopySummary {
 
 /// A blob that is about to arrive.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Delivery {
     /// The blob's index in the image.
     pub index: usize,
-    /// The blob.
     pub blob: Descriptor,
     /// The number of leading bytes that the store has and that are not sent.
     pub offset: u64,

@@ -81,9 +81,9 @@ pub struct PendingJoin(Arc<Fanout>);
 
 /// The membership of a destination. It leaves on drop.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Membership<'a> {
     fanout: &'a Fanout,
-    /// The member.
     pub member: Arc<Member>,
 }
 

@@ -26,10 +26,10 @@ const LONGEST_POLL: Duration = Duration::from_millis(10);
 
 /// A destination in a fan-out.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Member {
     /// The number of the member in its fan-out.
     pub id: MemberId,
-    /// The region.
     pub region: RegionId,
     /// Announces blobs; `None` once the member is closed.
     deliveries: Mutex<Option<mpsc::Sender<Delivery>>>,

@@ -76,8 +76,8 @@ impl From<Error> for CopyError {
 
 /// The source of an image.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ImageSource {
-    /// The region.
     pub region: RegionId,
     /// The store of the region.
     pub store: Arc<dyn Source>,
