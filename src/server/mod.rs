@@ -27,14 +27,15 @@ pub use listener::{
 };
 pub use middleware::{AuthenticateLayer, AuthorizeLayer, Deadlines, InFlightLimitLayer, QuotaLayer};
 use middleware::{
-    BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
-    RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
+    BodyLimitLayer, ContractServices, DeadlineLayer, NormalizeErrorsLayer, PublicMethodsLayer, RejectMalformedLayer,
+    RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer, response_for_panic,
 };
 use source_pool::SourcePool;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     audit::Audit,
@@ -150,10 +151,11 @@ pub async fn endpoints(dependencies: Dependencies) -> Result<Endpoints, tonic_re
         .layer(RequestIdLayer)
         // Outside of every layer that rejects calls, so that rejections are traced and counted.
         .layer(TraceLayer(contract))
+        // Outside of the panic guard and of the gRPC library, whose errors do not have the contract's form.
+        .layer(NormalizeErrorsLayer(contract))
+        .map_response(|response: Response<_>| response.map(Body::new))
         // Outside of all code that may panic.
-        .layer(MapOutcomeLayer::<CatchPanic>::new(contract))
-        // Outside of the gRPC library, whose errors do not have the contract's form.
-        .layer(MapOutcomeLayer::<NormalizeErrors>::new(contract))
+        .layer(CatchPanicLayer::custom(response_for_panic))
         .service(Router { guarded, public });
     let bridged = GrpcStack::new(stack.clone());
     let openapi = Frontend::new(HttpApi::new(bridged.clone(), message_slots));
