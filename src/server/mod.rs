@@ -14,7 +14,6 @@ mod source_pool;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
-use admin::AdminService;
 pub use admin::StatusPage;
 pub use auth_throttle::AuthThrottle;
 use grpc::{ImageHandlers, SyncHandlers};
@@ -116,7 +115,9 @@ pub type Health = tonic_health::server::HealthReporter;
 /// Creates the admin service: probes, metrics and, on servers, the status page.
 #[must_use]
 pub fn admin(readiness: watch::Receiver<health::Readiness>, page: Option<StatusPage>) -> Frontend {
-    Frontend::new(AdminService::new(readiness, page))
+    let router = admin::router(readiness, page);
+    let to_frontend = |response: Response<axum::body::Body>| response.map(Body::new);
+    Frontend::new(ServiceBuilder::new().map_response(to_frontend).service(router))
 }
 
 /// Creates the services of all entry points; they share one middleware stack.
