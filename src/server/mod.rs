@@ -14,19 +14,19 @@ mod source_pool;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
-use admin::AdminService;
 use grpc::{ImageHandlers, SyncHandlers};
 use http_api::{HttpApi, grpc_bridge::GrpcStack};
 use hyper::body::Incoming;
 use middleware::{
-    BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
-    RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
+    BodyLimitLayer, ContractServices, DeadlineLayer, NormalizeErrorsLayer, PublicMethodsLayer, RejectMalformedLayer,
+    RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer, response_for_panic,
 };
 use source_pool::SourcePool;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
+use tower_http::catch_panic::CatchPanicLayer;
 
 pub use admin::StatusPage;
 pub use auth_throttle::AuthThrottle;
@@ -116,7 +116,9 @@ pub type Health = tonic_health::server::HealthReporter;
 /// Creates the admin service: probes, metrics and, on servers, the status page.
 #[must_use]
 pub fn admin(readiness: watch::Receiver<health::Readiness>, page: Option<StatusPage>) -> Frontend {
-    Frontend::new(AdminService::new(readiness, page))
+    let router = admin::router(readiness, page);
+    let to_frontend = |response: Response<axum::body::Body>| response.map(Body::new);
+    Frontend::new(ServiceBuilder::new().map_response(to_frontend).service(router))
 }
 
 /// Creates the services of all entry points; they share one middleware stack.
@@ -151,10 +153,11 @@ pub async fn endpoints(dependencies: Dependencies) -> Result<Endpoints, tonic_re
         .layer(RequestIdLayer)
         // Outside of every layer that rejects calls, so that rejections are traced and counted.
         .layer(TraceLayer(contract))
+        // Outside of the panic guard and of the gRPC library, whose errors do not have the contract's form.
+        .layer(NormalizeErrorsLayer(contract))
+        .map_response(|response: Response<_>| response.map(Body::new))
         // Outside of all code that may panic.
-        .layer(MapOutcomeLayer::<CatchPanic>::new(contract))
-        // Outside of the gRPC library, whose errors do not have the contract's form.
-        .layer(MapOutcomeLayer::<NormalizeErrors>::new(contract))
+        .layer(CatchPanicLayer::custom(response_for_panic))
         .service(Router { guarded, public });
     let bridged = GrpcStack::new(stack.clone());
     let openapi = Frontend::new(HttpApi::new(bridged.clone(), message_slots));

@@ -15,8 +15,8 @@ use crate::domain::RequestId;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Adds [`WithRequestId`]. tower-http's layer of the same name copies an id that the caller sends; ids of this service
-/// are its own, because they name synchronizations.
+/// Adds [`WithRequestId`]. Ids of this service are its own, because they name synchronizations. tower-http's layers
+/// keep an id that the caller sends, and carry it in a header of the request, which the caller may have signed.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestIdLayer;
 

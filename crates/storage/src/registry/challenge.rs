@@ -138,6 +138,10 @@ mod tests {
         assert_eq!(of(&[r#"Bearer realm="z",service="s",Basic realm="x""#]), bearer("z", Some("s")));
         assert_eq!(of(&[r#"Negotiate YII=, Basic realm="x""#]), Some(Challenge::Basic));
         assert_eq!(of(&[r#"Bearer realm = "z" , service = s"#]), bearer("z", Some("s")));
+        assert_eq!(of(&[r#"Bearer  realm="z""#]), bearer("z", None));
+        // Not allowed by the grammar of RFC 9110, but unambiguous.
+        assert_eq!(of(&[r#"Bearer realm="z" service="s""#]), bearer("z", Some("s")));
+        assert_eq!(of(&[r#"Bearer realm="z",scope=repository:a/b:pull"#]), bearer("z", None));
         assert_eq!(of(&[r#"Bearer error="invalid_token", Bearer realm="z""#]), bearer("z", None));
         assert_eq!(of(&["Bearer service=\"x\""]), None);
         assert_eq!(of(&[]), None);
