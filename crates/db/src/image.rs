@@ -133,7 +133,8 @@ impl Db {
     /// while a copy of it is in flight.
     #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "DELETE", db.collection.name = "image"))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
-        self.0.connections.transaction(async |txn| remove(&txn, id).await).await
+        // Boxed: the rows that it reads make the future large.
+        Box::pin(self.0.connections.transaction(async |txn| remove(&txn, id).await)).await
     }
 }
 
