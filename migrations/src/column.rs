@@ -57,7 +57,7 @@ pub fn nullable_word(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).string_len(16).null().take()
 }
 
-/// A text of any length.
+/// A text column without a length limit.
 pub fn text(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).text().not_null().take()
 }
@@ -77,7 +77,7 @@ pub fn nullable_number(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).big_integer().null().take()
 }
 
-/// A truth value, false by default.
+/// A boolean column that defaults to false.
 pub fn boolean(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).boolean().not_null().default(false).take()
 }

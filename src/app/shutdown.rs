@@ -71,7 +71,7 @@ impl Service {
         if let Some(task) = self.admin
             && !matches!(timeout_at(deadline(Stage::Admin), task).await, Ok(Ok(())))
         {
-            tracing::warn!("the admin listener did not end in order");
+            tracing::warn!("the admin listener did not shut down cleanly");
         }
         if let Some(task) = self.audit
             && timeout_at(deadline(Stage::Audit), task).await.is_err()

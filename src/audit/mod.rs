@@ -280,7 +280,7 @@ impl PendingRecord {
         metrics::record_unaudited_call();
         if !audit.state.blocked.swap(true, Ordering::AcqRel) {
             tracing::error!(
-                "the audit log can't be written and its queue is full; calls are rejected until it is written again"
+                "the audit log can't be written and its queue is full; calls are rejected until it is writable again"
             );
         }
         Err(Blocked)

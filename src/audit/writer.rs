@@ -57,7 +57,7 @@ pub(super) fn run(
             reopen(&mut out, to, state, &mut buffer);
         }
         if !buffer.failing && state.blocked.swap(false, Ordering::AcqRel) {
-            tracing::warn!("audit log is written again; calls are accepted again");
+            tracing::warn!("audit log is writable again; calls are accepted again");
         }
         // No pause if calls may be waiting for room in the queue.
         if queue.len() < QUEUE / 4 {
@@ -120,7 +120,7 @@ impl WriteBuffer {
                     "failed to write the audit log; retrying, and buffering decisions until calls have to be rejected"
                 );
             }
-            Ok(()) if self.failing => tracing::warn!("audit log is written again"),
+            Ok(()) if self.failing => tracing::warn!("audit log is writable again"),
             _ => {}
         }
         self.failing = result.is_err();

@@ -1,4 +1,4 @@
-//! `[alibaba]`.
+//! The section `[alibaba]`: the API of Alibaba Cloud.
 
 use std::{path::PathBuf, time::Duration};
 

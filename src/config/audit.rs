@@ -1,4 +1,4 @@
-//! `[audit]`.
+//! The section `[audit]`: the audit log.
 
 use std::path::PathBuf;
 

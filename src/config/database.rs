@@ -1,4 +1,4 @@
-//! `[database]`.
+//! The section `[database]`: the connection to the database.
 
 use std::{fmt, time::Duration};
 

@@ -1,4 +1,4 @@
-//! `[limits]`.
+//! The section `[limits]`: what callers may use.
 
 use serde::Deserialize;
 

@@ -1,4 +1,4 @@
-//! `[network]`.
+//! The section `[network]`: the connections to stores.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `[openapi]`.
+//! The section `[openapi]`: the HTTP form of the API.
 
 use std::net::SocketAddr;
 

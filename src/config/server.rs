@@ -1,4 +1,4 @@
-//! `[server]`.
+//! The section `[server]`: the gRPC listener.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! `[tls]`.
+//! The section `[tls]`: certificates of the listeners.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `[worker]`.
+//! The section `[worker]`: how workers copy images.
 
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ impl From<CommonErrorCode> for ApiErrorCode {
     }
 }
 
-/// A row of the table: the form of an error code in responses.
+/// A row of the table: how an error code is represented in responses.
 #[derive(Debug, Clone)]
 pub struct ErrorRow {
     /// The code in the original's spelling.

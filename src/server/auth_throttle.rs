@@ -92,7 +92,7 @@ impl AuthThrottle {
         throttled.map_or(FailedAttempt::Counted, FailedAttempt::Throttled)
     }
 
-    /// Writes a summary every second until `stop` is canceled, and a last one then.
+    /// Writes a summary every second, and a final one when `stop` is canceled.
     pub async fn run(&self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
             self.summarize();

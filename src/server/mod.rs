@@ -94,7 +94,7 @@ pub struct Dependencies {
     pub stop: CancellationToken,
 }
 
-/// A service as a [`Listener`] serves it to its connections.
+/// The boxed service that a [`Listener`] runs for its connections.
 pub type Frontend = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 /// The entry points that listeners serve.

@@ -99,7 +99,7 @@ async fn decisions_are_kept_while_the_audit_log_cannot_be_written() {
     }
     fs::remove_file(site.audit()).expect("there is space");
     served.hang_up();
-    until("the log line", async || log().contains("audit log is written again").then_some(())).await;
+    until("the log line", async || log().contains("audit log is writable again").then_some(())).await;
     assert_eq!(log().matches("failed to write the audit log").count(), 1, "{}", log());
     let decisions = lines(&site).iter().map(|line| line["decision"].clone()).collect::<Vec<_>>();
     assert_eq!(decisions, ["allow", "deny", "allow"]);

@@ -30,7 +30,7 @@ async fn image_uses(reader: &Reader, region: &RegionId, names: &[ImageName]) -> 
     use entity::{image, replica};
     let mut uses = BTreeMap::new();
     let names = || names.iter().map(|name| name.0.as_str());
-    // In its home region an image has the name of its source, elsewhere its id.
+    // In its home region an image has its source's name, in other regions its own id.
     let sources: Vec<String> = image::Entity::find()
         .select_only()
         .column(image::Column::Source)

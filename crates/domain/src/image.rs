@@ -79,7 +79,7 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Describes content that this service generates, by the digest algorithm that every store supports.
+    /// Creates the descriptor of content that this service generates, with the digest algorithm that every store supports.
     #[must_use]
     pub fn of_content(media_type: &str, content: &[u8]) -> Self {
         let digest = Algorithm::CANONICAL.digest(content);

@@ -49,7 +49,7 @@ pub enum Error {
     SizeMismatch {
         image: String,
         digest: Digest,
-        /// The size by the descriptor, in bytes.
+        /// The size that the descriptor states, in bytes.
         expected: u64,
         /// The number of bytes received, which may be a lower bound.
         actual: u64,

@@ -19,7 +19,7 @@ use tokio::{
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// First bytes of the PROXY protocol's header (version 2, section 2.2).
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Largest variable part of that header, in bytes: addresses, and extensions.
+/// Maximum size of the variable part of the PROXY header (addresses and extensions), in bytes.
 const MAX_VARIABLE_BYTES: usize = 1_024;
 
 /// The header in which a proxy reports the caller's address.

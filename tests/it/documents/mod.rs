@@ -2,6 +2,7 @@
 //! configuration is valid and states the actual defaults.
 
 mod session;
+mod test_names;
 
 use std::{
     fs,

@@ -9,7 +9,7 @@ use stateright::Representative;
 pub const CLAIMS: u8 = 4;
 pub const LEASE: Duration = Duration::from_millis(2);
 
-/// The machine under test: the service's, or one with an injected fault.
+/// The state machine under test: the service's own, or a variant with an injected fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine {
     Ours,

@@ -64,7 +64,7 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     target.pull("apps/a:1", &out);
     images::verify(&out);
 
-    // Reading verifies it.
+    // VerifyImage reads the existing content and checks its digests.
     let request = VerifyImageRequest { image_id: "a".into(), region_ids: vec![REGION.into()] };
     let mut results = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
     while let Some(region) = results.message().await.expect("it goes on") {

@@ -188,7 +188,7 @@ mod tests {
         fixture.end().await;
     }
 
-    /// A long read occupies every connection of the pool that reads.
+    /// Long reads occupy every connection of the read pool.
     #[tokio::test]
     async fn a_long_read_does_not_delay_calls() {
         let fixture = TestDb::open(["there"], |settings| Settings { readers: 1, ..settings }).await;

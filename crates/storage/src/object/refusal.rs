@@ -22,7 +22,7 @@ const TRANSIENT_CODES: [&str; 9] = [
     "IncompleteBody",
     "XAmzContentSHA256Mismatch",
 ];
-/// Codes of refusals because the service is out of space.
+/// Error codes with which a store reports that it is out of space.
 const FULL: [&str; 3] = ["XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"];
 
 /// A refused request.
