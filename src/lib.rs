@@ -2,10 +2,10 @@
 //! `SynchronizeApp(app_id, target_region_ids)`: authorized, durable, verified, traced, and observable while it runs.
 //!
 //! The modules and crates, from the outside in. Dependencies point down this list only: [`domain`] depends on nothing
-//! else; [`server`] and [`worker`] communicate only through [`db`]; only [`db`] knows sea-orm; only [`storage`] knows how
-//! bytes are stored; only [`server`], [`contract`], [`client`], [`cli`] and [`app`] know types of the contract. What does
-//! not know the contract is a crate of its own under `crates/`. `ARCHITECTURE.md` has the same list with what each must
-//! not know.
+//! else; [`server`] and [`worker`] communicate only through [`db`]; only [`db`] knows sea-orm; only [`storage`] knows
+//! how bytes are stored; only [`server`], [`contract`], [`client`], [`cli`] and [`app`] know types of the contract.
+//! Modules that do not know the contract are separate crates under `crates/`. `ARCHITECTURE.md` has the same list, with
+//! the details that each module must not know.
 //!
 //! - [`cli`]: the command line, one file per command.
 //! - [`client`]: the client library, for the command line and for other services.

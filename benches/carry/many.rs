@@ -1,7 +1,7 @@
-//! Many small images from one registry to three, relative to `regsync once` and `skopeo sync`, which people run from
-//! cron for this. The registries do most of the work, so the requests per image are printed by kind. (The requests of
-//! registering the images are included in the source's count, but not in the time.) The test tools do not include
-//! regsync; build it with
+//! Copies many small images from one registry to three, compared with `regsync once` and `skopeo sync`, which people
+//! run from cron for this. The registries do most of the work, so the requests per image are printed by kind. (The
+//! count of the source includes the requests that register the images; the time does not.) The test tools do not
+//! include regsync; build it with
 //!
 //! `source scripts/tools && build_by_go regsync github.com/regclient/regclient/cmd/regsync "$REGCLIENT"`
 
@@ -59,7 +59,7 @@ impl CountingRegistry {
         Self { registry: Registry::start_with(&more).await, debug }
     }
 
-    /// Returns the number of requests since the start.
+    /// Returns the number of requests since the registry started.
     async fn counts(&self) -> Result<Counts> {
         let text = reqwest::get(format!("http://{}/metrics", self.debug)).await?.text().await?;
         let mut counts = Counts::new();
@@ -235,7 +235,7 @@ async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> 
     Ok(())
 }
 
-/// Requests all images in all regions and waits until they have arrived.
+/// Requests all images in all regions, and waits until all copies are complete.
 async fn synchronize(served: &Served) -> Result<Measured> {
     let client = app_sync(served.address, Some(ADMIN)).await;
     let (before, started) = (cpu(served.id()), Instant::now());

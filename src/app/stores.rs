@@ -12,8 +12,8 @@ use crate::{
     },
 };
 
-/// The part of `worker.stall_ms` after which a store gives up by itself. It is less than the whole, so that the error
-/// of the store, which names the cause, comes before the error of the attempt.
+/// The fraction of `worker.stall_ms` after which a store gives up by itself. It is less than 1, so that the store's
+/// error, which names the cause, comes before the error of the attempt.
 const STORE_STALL: f64 = 0.75;
 
 /// Opens the stores of the configured regions, or the client of ECS.

@@ -15,7 +15,8 @@ use crate::{
     config::Config,
 };
 
-/// Runs until SIGTERM or SIGINT, then shuts down in order. SIGHUP reloads access and logs.
+/// Runs a service until SIGTERM or SIGINT, then shuts it down cleanly. SIGHUP reloads the configuration of
+/// access and logs.
 pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     let signals = Signals::receive().map_err(Error::local("failed to install the signal handlers"))?;
     let started = tokio::select! {

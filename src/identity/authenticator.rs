@@ -7,7 +7,7 @@ use acs3::{AccessKey, AccessKeys, Hosts, Nonce, SignedRequest};
 use super::{AuthError, AuthMethod, Caller, CertificateName, CertificateNames, Identity, Issuer, Token, Tokens, jwt};
 use crate::domain::Timestamp;
 
-/// All credentials of a configuration, and the principals that they prove.
+/// All credentials of a configuration, and the principals that they identify.
 #[derive(Debug, Clone, Default)]
 pub struct Authenticator {
     pub(super) tokens: Tokens,
@@ -56,13 +56,13 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// Fails if none of its names is configured.
+    /// Fails if none of the certificate's names is configured.
     pub fn certificate(&self, names: &CertificateNames) -> Result<Caller, AuthError> {
         let identity = names.names().iter().find_map(|name| self.certificates.get(name));
         identity.map(|identity| Caller::new(identity, AuthMethod::Certificate)).ok_or(AuthError::Unknown)
     }
 
-    /// Returns the holder of an access key, without a signature to verify.
+    /// Returns the holder of an access key. Verifies no signature.
     #[must_use]
     pub fn access_key(&self, id: &str) -> Option<Caller> {
         self.access_keys.get(id).map(|key| Caller::new(&key.holder, AuthMethod::AccessKey))
@@ -74,8 +74,8 @@ impl Authenticator {
         !self.access_keys.is_empty()
     }
 
-    /// Authenticates the signer of a request with that content. The returned nonce has to be checked as well: the
-    /// request may be a replay.
+    /// Authenticates the signer of a request whose body is `content`. The caller of this function has to check the
+    /// returned nonce, because the request may be a replay.
     ///
     /// # Errors
     ///

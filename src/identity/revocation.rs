@@ -1,5 +1,5 @@
-//! Revocation without a valid configuration: credentials and policies that a broken configuration no longer lists are
-//! removed from the one in force; new ones are not added.
+//! Revocation without a valid configuration. Credentials and policies that an invalid configuration no longer lists are
+//! removed from the active configuration. New credentials and policies are not added.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,10 +11,10 @@ use acs3::{AccessKey, AccessKeys};
 use super::{Authenticator, CertificateName, Identity};
 use crate::ram::{Policies, Principal};
 
-/// The principals and credentials that a configuration lists, valid or not.
+/// The principals and credentials that a configuration lists, even if the configuration is invalid.
 #[derive(Debug, Clone, Default)]
 pub struct ListedCredentials {
-    /// Principals, each with the names of its policies and of those of its groups.
+    /// Principals, each with the names of its own policies and of its groups' policies.
     pub principals: HashMap<Principal, HashSet<String>>,
     /// Principals by the SHA-256 of their bearer tokens.
     pub tokens: HashMap<[u8; 32], Principal>,

@@ -1,5 +1,5 @@
 //! The gRPC and HTTP server: listeners, the middleware stack, the handlers, and the admin endpoints. Requests are
-//! parsed into domain types here; invalid ones are rejected.
+//! parsed into domain types here, and invalid requests are rejected.
 
 mod admin;
 mod auth_throttle;
@@ -56,10 +56,10 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 const MESSAGE_ARRIVAL: Duration = Duration::from_secs(10);
 /// Longest time for all requests of a reflection stream to arrive.
 const REFLECTION_ARRIVAL: Duration = Duration::from_secs(60);
-/// Messages of unauthenticated callers that are buffered at the same time: in total, and per source address.
+/// Maximum numbers of buffered messages of unauthenticated callers, in total and per source address.
 const UNAUTHENTICATED_MESSAGES: (usize, usize) = (256, 32);
 
-/// Service names with a health status: those of the contract, and the empty name for the server as a whole.
+/// Service names with a health status: the contract's services, and the empty name for the server as a whole.
 const SERVICES: [&str; 4] = [
     "",
     v1::app_sync_service_server::SERVICE_NAME,
@@ -165,7 +165,7 @@ pub async fn endpoints(dependencies: Dependencies) -> Result<Endpoints, tonic_re
     Ok(Endpoints { grpc: Frontend::new(stack), openapi, page, health })
 }
 
-/// Handlers of the contract's methods.
+/// Creates the handlers of the contract's methods.
 fn contract_services(dependencies: &Dependencies) -> ContractServices {
     let synchronizations = Arc::new(SyncHandlers::new(dependencies));
     ContractServices {
@@ -178,8 +178,8 @@ fn contract_services(dependencies: &Dependencies) -> ContractServices {
     }
 }
 
-/// Health and reflection. They need no credential and stand outside of the limits of the contract's methods, so that a
-/// busy server still answers its probes; [`PublicMethodsLayer`] limits them separately.
+/// Creates the health and reflection services. They need no credential and stand outside the limits of the contract's
+/// methods, so that a busy server still answers its probes. [`PublicMethodsLayer`] limits them separately.
 async fn public_services() -> Result<(Health, Routes), tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     health::set(&reporter, tonic_health::ServingStatus::Serving).await;

@@ -69,7 +69,7 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
     drop(served);
 }
 
-/// As log rotation does: the file is renamed, and the service receives SIGHUP.
+/// The test rotates the log: it renames the file and sends SIGHUP to the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_a_hangup_the_audit_log_is_opened_anew() {
     let site = Site::new();

@@ -8,7 +8,7 @@ use super::{CONTENT_SHA256, DATE, NONCE, SignatureError, single_value};
 
 /// Prefix of the headers that are always signed.
 const SIGNED_PREFIX: &str = "x-acs-";
-/// Headers that every request has, and has to sign.
+/// Headers that every request must have and sign.
 const REQUIRED: [&str; 4] = ["host", CONTENT_SHA256, DATE, NONCE];
 
 /// The parts of a request that a signature covers.
@@ -36,16 +36,16 @@ impl SignedRequest<'_> {
         names
     }
 
-    /// Whether the content type determines how the content is parsed: for all requests with content except gRPC calls,
-    /// whose path names a service and a method.
+    /// Whether the content type determines how the content is parsed. This is the case for all requests with content
+    /// except gRPC calls, whose path names a service and a method.
     pub(super) fn is_form(&self, content: &[u8]) -> bool {
         let mut parts = self.path.trim_start_matches('/').split('/');
         let is_call = parts.next().is_some_and(|service| service.contains('.')) && parts.count() == 1;
         !is_call && !content.is_empty()
     }
 
-    /// Returns the canonical form with the given headers, which have to be sorted. Fails if a header that has to be
-    /// signed is not given, or a given one does not occur exactly once.
+    /// Returns the canonical form with the given headers, which must be sorted. Fails if a header that must be signed
+    /// is not given, or a given one does not occur exactly once.
     pub(super) fn canonical(&self, signed_headers: &[&str]) -> Result<String, SignatureError> {
         let invalid = SignatureError::Mismatch;
         let names = self.headers.keys().map(http::HeaderName::as_str).filter(|name| name.starts_with(SIGNED_PREFIX));

@@ -19,7 +19,7 @@ pub struct AuthorizationHeader<'h> {
 }
 
 impl<'h> AuthorizationHeader<'h> {
-    /// Parses the header. Returns `None` if there is none, more than one, or it is malformed.
+    /// Parses the header. Returns `None` if the header is missing, repeated or malformed.
     pub fn parse(headers: &'h HeaderMap) -> Option<Self> {
         let (scheme, rest) = single_value(headers, AUTHORIZATION.as_str())?.split_once(' ')?;
         if scheme != SCHEME {

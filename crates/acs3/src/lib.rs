@@ -26,7 +26,7 @@ pub use hosts::Hosts;
 pub const SCHEME: &str = "ACS3-HMAC-SHA256";
 /// Maximum difference between the time of a request and now.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
-/// Longest nonce, in bytes.
+/// Maximum length of a nonce, in bytes.
 const MAX_NONCE: usize = 128;
 
 /// Header with the SHA-256 of the content, in hexadecimal.
@@ -43,7 +43,7 @@ pub struct AccessKey<H> {
     pub id: String,
     /// Secret, shared with the caller.
     pub secret: Secret,
-    /// The key's principal.
+    /// The principal that the key belongs to.
     pub holder: H,
 }
 
@@ -54,12 +54,12 @@ pub struct AccessKeys<H> {
     hosts: Hosts,
 }
 
-/// A request with a valid signature. The nonce has to be checked as well: the request may be a replay.
+/// A request with a valid signature. The nonce must be checked as well: the request may be a replay.
 #[derive(Debug, Clone)]
 pub struct VerifiedRequest<'k, H> {
     /// The signer.
     pub holder: &'k H,
-    /// The nonce, which is valid once.
+    /// The nonce, which is valid only once.
     pub nonce: Nonce,
 }
 
@@ -69,10 +69,10 @@ pub enum SignatureError {
     /// The access key is not configured.
     #[error("unknown access key")]
     UnknownKey,
-    /// The signature does not match the request, for this reason.
+    /// The signature does not match the request. Holds the reason.
     #[error("{0}")]
     Mismatch(String),
-    /// The request was not signed recently.
+    /// The signed time differs too much from the server's time.
     #[error("the request was signed at {signed}, more than {minutes} minutes from the server's time", minutes = CLOCK_SKEW.as_secs() / 60)]
     Stale {
         /// The signed time.
@@ -145,7 +145,7 @@ impl<H> AccessKeys<H> {
         if !bool::from(expected.as_bytes().ct_eq(authorization.signature.as_bytes())) {
             return Err(invalid("The signature does not match the request"));
         }
-        // The headers that are read from here on are signed.
+        // The code below reads only signed headers.
         let header = |name: &str| single_value(request.headers, name);
         let host = request.authority.or_else(|| header("host")).unwrap_or_default();
         if !self.hosts.include(host) {
@@ -178,11 +178,11 @@ impl<H> AccessKeys<H> {
     }
 }
 
-/// Computes the signature of a request and of the given headers, which have to be sorted.
+/// Computes the signature of a request and of the given headers, which must be sorted.
 ///
 /// # Errors
 ///
-/// Fails if a header that has to be signed is not given, or a given one does not occur exactly once.
+/// Fails if a header that must be signed is not given, or a given one does not occur exactly once.
 pub fn signature(
     request: &SignedRequest<'_>,
     signed_headers: &[&str],

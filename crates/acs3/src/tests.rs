@@ -129,7 +129,7 @@ fn verify_changed(headers: &HeaderMap, path: &str, content: &[u8]) -> Result<(),
     keys().verify(&request, content, at("2023-10-26T10:22:33Z")).map(drop)
 }
 
-/// Signs all headers but `leave_out`.
+/// Signs all headers except `leave_out`.
 fn sign_without(leave_out: &str, path: &str, mut headers: HeaderMap) -> HeaderMap {
     let request = SignedRequest { path, ..request(&headers) };
     let names: Vec<String> = request.signed_header_names().into_iter().filter(|name| name != leave_out).collect();

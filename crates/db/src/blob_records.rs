@@ -1,5 +1,5 @@
-//! Records of blobs that need no further verification: blobs that unfinished copies have written, and blobs that were
-//! read in a region and had their digest.
+//! Records of blobs that need no further verification: blobs that unfinished copies have written, and blobs whose
+//! content was read in a region and matched the digest.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ pub struct ReadBlob<'a> {
 }
 
 impl Db {
-    /// Returns the blobs that copies of an image to a region have written since it was last visible there.
+    /// Returns the blobs that copies of an image to a region have written since the image was last visible there.
     pub async fn blobs_written(&self, image: &ImageId, region: &RegionId) -> Result<HashSet<Digest>> {
         use entity::written_blob::{Column, Entity, Text};
         let read = async |reader: Reader| {
@@ -73,7 +73,8 @@ impl Db {
         self.0.connections.transaction(record).await
     }
 
-    /// Returns what the store said of a blob when it was read and had its digest; `None` if it never was.
+    /// Returns the witness that was recorded when the blob was read and matched its digest. The outer `None` means that
+    /// no reading is recorded; the inner `None`, that the store had no witness.
     pub async fn blob_reading(&self, blob: ReadBlob<'_>) -> Result<Option<Option<String>>> {
         let key = (blob.region.clone().into(), blob.location.to_owned(), blob.blob.into());
         let find = entity::read_blob::Entity::find_by_id(key);
@@ -81,8 +82,8 @@ impl Db {
         Ok(row.map(|row| row.witness))
     }
 
-    /// Records that a blob was read and had its digest. `witness` is what its store says of it, which changes when it
-    /// is written again.
+    /// Records that a blob was read and matched its digest. `witness` is the store's version mark of the blob, such as
+    /// an `ETag`, which changes when the blob is written again.
     pub async fn blob_record_reading(&self, blob: ReadBlob<'_>, witness: Option<&str>) -> Result<()> {
         use entity::read_blob::{ActiveModel, Column, Entity};
         if !is_recorded(blob.location) {

@@ -1,5 +1,6 @@
-//! Checkpoints of SQLite's write-ahead log beside the writer. A commit that finds the log at its limit runs a
-//! checkpoint itself (`wal_autocheckpoint`) while every call waits, so little should be left for it.
+//! Runs checkpoints of SQLite's write-ahead log concurrently with the writer. A commit that finds the log at its limit
+//! runs a checkpoint itself (`wal_autocheckpoint`), and every call waits for it. Regular checkpoints leave little work
+//! for such a commit.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use super::{
     sql::Sql,
 };
 
-/// Interval between checkpoints while the database is written.
+/// Interval between checkpoints while the database is being written to.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Interval between attempts to truncate a log over its limit while nothing is written.
+/// Interval between attempts to truncate an oversized log while nothing is written.
 const TRUNCATE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs checkpoints until `stop` is canceled.
@@ -27,8 +28,8 @@ pub(super) async fn run(db: Db, stop: CancellationToken) {
         let written = async {
             let written = db.0.signals.changed.raised_since(&mut seen);
             if is_over_limit {
-                // A reader kept the log from restarting. It is truncated once the reader has ended, even if nothing is
-                // written.
+                // A reader kept the log from restarting. The log is truncated once the reader has ended, even if
+                // nothing is written.
                 let _ = tokio::time::timeout(TRUNCATE_INTERVAL, written).await;
             } else {
                 written.await;
@@ -61,13 +62,14 @@ struct BusyTimeout {
 
 /// Runs a checkpoint, and truncates a log of more than `limit` pages. Returns whether the log was over the limit.
 async fn checkpoint(reader: &Reader, limit: i64) -> Result<bool> {
-    // PASSIVE checkpoints neither block nor are blocked (<https://sqlite.org/c3ref/wal_checkpoint_v2.html>).
+    // PASSIVE checkpoints and other connections do not block each other
+    // (<https://sqlite.org/c3ref/wal_checkpoint_v2.html>).
     let results: Vec<CheckpointResult> = Sql::new(reader).text("PRAGMA wal_checkpoint(PASSIVE)").all(reader).await?;
     let Some(result) = results.first().filter(|result| result.log > limit) else { return Ok(false) };
     if result.checkpointed < result.log {
         return Ok(true);
     }
-    // Without a busy timeout, TRUNCATE does nothing while there is a reader or a writer, and makes neither wait.
+    // Without a busy timeout, TRUNCATE does nothing while there is a reader or a writer, and does not make them wait.
     let timeouts: Vec<BusyTimeout> = Sql::new(reader).text("PRAGMA busy_timeout").all(reader).await?;
     let timeout = timeouts.first().map_or(0, |row| row.timeout);
     let truncate = "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = ";
@@ -86,7 +88,7 @@ mod tests {
 
     const IMAGE: &str = "an-image-to-be-found";
 
-    /// Without checkpoints, so few writes would stay in the log.
+    /// So few writes would stay in the log if no checkpoint ran.
     #[tokio::test]
     async fn written_rows_soon_reach_the_database_file() {
         let fixture = TestDb::open(["there"], |settings| settings).await;

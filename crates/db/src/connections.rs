@@ -1,4 +1,4 @@
-//! The connections of a process to its database, whichever kind it is.
+//! The connections of a process to its database, for every kind of database.
 
 mod access;
 mod failover;
@@ -45,16 +45,16 @@ pub const COMMIT_TASKS: u32 = 2;
 /// The connections of a process to its database. Every query goes through [`access`], which applies the deadline.
 #[derive(Debug)]
 pub(super) struct Connections {
-    /// The pool that writes; a single connection on SQLite.
+    /// The write pool; a single connection on SQLite.
     write: DatabaseConnection,
-    /// The writer and the readers of the tasks that commit batches on SQLite. Metrics leave these readers out, as no
-    /// other query waits for them.
+    /// The connections of the tasks that commit batches on SQLite. Metrics do not count the readers among them, because
+    /// no other query waits for these readers.
     sqlite: Option<Arc<PinnedSqlite>>,
-    /// The pool that reads.
+    /// The read pool.
     reader: Reader,
     /// The clock of a database that this process owns.
     time: Option<Arc<ProcessTime>>,
-    /// Number of pinned connections of the writing pool that run no query.
+    /// Number of pinned connections of the write pool that run no query.
     idle: Arc<AtomicU32>,
     /// Lets one task at a time write a batch on PostgreSQL.
     write_turn: WriteTurn,
@@ -66,7 +66,7 @@ pub(super) struct Connections {
     file: Option<DatabaseFile>,
     /// Maximum duration of a query.
     timeout: Duration,
-    /// Maximum duration of a transaction with the transactions that it waits for.
+    /// Maximum duration of a transaction, including the wait for other transactions.
     write_timeout: Duration,
 }
 
@@ -113,7 +113,8 @@ async fn connect(settings: &Settings, connections: u32, failover: &FailoverMarke
     }
 }
 
-/// The pool that writes. On SQLite, the tasks that commit batches return the writer to it while this value lives.
+/// Access to the write pool. On SQLite, the tasks that commit batches return the writer to the pool while this value
+/// lives.
 pub(super) struct WritePool<'a> {
     pool: &'a DatabaseConnection,
     _request: Option<WriterRequest<'a>>,
@@ -149,7 +150,7 @@ impl Connections {
         timeout(self.timeout, close).await.unwrap_or(Err(Error::Slow(self.timeout)))
     }
 
-    /// The kind of database.
+    /// Returns the kind of database.
     pub fn backend(&self) -> DbBackend {
         self.write.get_database_backend()
     }
@@ -194,7 +195,7 @@ impl Connections {
         Some(Session::new(pinned, self.time.clone()))
     }
 
-    /// The pool that reads, for tests that occupy its connections.
+    /// Returns the read pool, for tests that occupy its connections.
     #[cfg(test)]
     pub fn read_pool(&self) -> &DatabaseConnection {
         self.reader.inner()
@@ -202,7 +203,7 @@ impl Connections {
 }
 
 impl Db {
-    /// The database's name in traces (OpenTelemetry semantic conventions, `db.system.name`).
+    /// Returns the database's name in traces (OpenTelemetry semantic conventions, `db.system.name`).
     pub(super) fn system(&self) -> &'static str {
         match self.0.connections.backend() {
             DbBackend::Postgres => "postgresql",

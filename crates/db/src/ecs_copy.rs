@@ -19,8 +19,8 @@ use super::{
 const SWEEP: u64 = 64;
 
 impl Db {
-    /// Returns the record of a copy, or begins one at the time of the database's clock. Returns [`Stale`] inside if the
-    /// claim with that fence was overtaken.
+    /// Returns the record of a copy, or begins one at the time of the database's clock. Returns an inner [`Stale`]
+    /// error if the claim with that fence was overtaken.
     pub async fn ecs_copy_begin(
         &self,
         image: &ImageId,
@@ -103,8 +103,8 @@ impl Db {
             .await
     }
 
-    /// Returns what is to be aborted of a copy: the image of an earlier generation, or everything if no replica needs
-    /// the copy; its generation then ends.
+    /// Returns a copy of which something is to be aborted: the image of an earlier generation, or the whole copy if no
+    /// replica needs it. Begins a new generation if the image of the current one is to be aborted.
     pub async fn ecs_copy_abandon(&self, image: &ImageId, region: &RegionId) -> Result<Option<EcsCopy>> {
         self.0
             .connections
@@ -162,7 +162,7 @@ impl Db {
             .await
     }
 
-    /// Returns the finished images of ECS by image and region.
+    /// Returns the ECS images of finished copies by image and region.
     pub async fn ecs_copies(&self, images: &[&ImageId]) -> Result<BTreeMap<Key, EcsImageId>> {
         let ids = images.iter().map(|id| id.as_str());
         let query = ecs_copy::Entity::find().filter(ecs_copy::Column::ImageId.is_in(ids));
@@ -185,7 +185,7 @@ fn is_copy(image: &ImageId, region: &RegionId) -> Condition {
 }
 
 /// Returns a copy, whether a replica needs it, and the time. Locks the replica for the transaction, so that it cannot
-/// begin to need it.
+/// start to need the copy.
 async fn lock_copy(
     txn: &Transaction,
     image: &ImageId,

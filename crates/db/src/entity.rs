@@ -24,17 +24,17 @@ use domain::{Fault, FaultKind, Progress, Warnings};
 
 pub use columns::parse;
 
-/// The fault of a row from its two columns.
+/// Builds the fault of a row from its two columns.
 fn fault<E>(kind: Option<&Text<E, FaultKind>>, message: Option<&str>) -> Option<Fault> {
     kind.map(|kind| Fault::new(kind.0, message.unwrap_or_default()))
 }
 
-/// The column of warnings, which is NULL without any.
+/// Converts warnings to a column, which is NULL if there are none.
 fn warnings_column<E>(warnings: &Warnings) -> Option<Text<E, Warnings>> {
     (!warnings.is_empty()).then(|| warnings.clone().into())
 }
 
-/// The warnings of a row.
+/// Returns the warnings of a row.
 fn warnings<E>(column: Option<&Text<E, Warnings>>) -> Warnings {
     column.map(|warnings| warnings.0.clone()).unwrap_or_default()
 }

@@ -84,7 +84,7 @@ pub enum Error {
     /// The database's schema is newer than the service.
     #[error("the database's schema is newer than this version; run the version that migrated it, or a later one")]
     SchemaNewer(#[source] Arc<DbErr>),
-    /// Another process migrates the schema.
+    /// Another process is migrating the schema.
     #[error("another process has been migrating the database's schema for {0:?}; retry when it has finished")]
     SchemaLocked(Duration),
     /// Another process owns the SQLite database.
@@ -106,7 +106,7 @@ fn list(regions: &[RegionId]) -> String {
 }
 
 impl Error {
-    /// Converts an error of the migrator: an unknown schema, unless the database itself failed.
+    /// Converts an error of the migrator. An error that is not one of the database means an unknown schema.
     pub(super) fn schema(error: DbErr) -> Self {
         match error {
             DbErr::Custom(_) | DbErr::Migration(_) => Self::SchemaNewer(Arc::new(error)),
@@ -172,7 +172,7 @@ fn categorize(error: &sqlx::Error, connecting: bool) -> Category {
     }
 }
 
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+/// Categorizes an SQLSTATE code (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 fn postgres(code: &str) -> Category {
     match code {
         // Serialization failure, deadlock, unique violation.
@@ -189,7 +189,7 @@ fn postgres(code: &str) -> Category {
     }
 }
 
-/// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>
+/// Categorizes an error number (<https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>).
 fn mysql(number: u16) -> Category {
     match number {
         // Duplicate key, deadlock, record changed since the last read (MariaDB).
@@ -205,8 +205,8 @@ fn mysql(number: u16) -> Category {
     }
 }
 
-/// <https://sqlite.org/rescode.html>; the low byte of an extended code is its primary code. A damaged file
-/// (`SQLITE_CORRUPT`, `SQLITE_NOTADB`) is not temporary.
+/// Categorizes a result code (<https://sqlite.org/rescode.html>). The low byte of an extended code is its primary code.
+/// A damaged file (`SQLITE_CORRUPT`, `SQLITE_NOTADB`) is not temporary.
 fn sqlite(code: Option<u32>) -> Category {
     match code {
         // SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE.

@@ -42,8 +42,8 @@ pub struct Queue<T, A> {
 #[derive(Debug)]
 struct Waiting<T, A> {
     items: mpsc::Receiver<Queued<T, A>>,
-    /// Moving average of the size of batches, each counting as much as all before it; `None` for a queue with a single
-    /// task, which does not linger.
+    /// Moving average of batch sizes, in which each batch counts as much as all earlier ones together. `None` for a
+    /// queue with a single task, which does not linger.
     recent_size: Option<usize>,
 }
 
@@ -63,9 +63,9 @@ impl<T, A> Queue<T, A> {
     /// Takes up to `limit` waiting items and returns their number, 0 once the queue is closed and empty. Closes the
     /// queue once `stop` is canceled.
     ///
-    /// A batch that is smaller than recent ones lingers. Callers of one batch get their replies together but return one
-    /// after the other: without lingering, the next batch would hold only the first of them, and the others would wait
-    /// for its commit.
+    /// A batch that is smaller than recent ones lingers. Callers of one batch get their replies together but submit
+    /// their next items one after the other. Without lingering, the next batch would hold only the first of these
+    /// items, and the others would wait for its commit.
     async fn take_batch(&self, batch: &mut Vec<Queued<T, A>>, limit: usize, stop: &CancellationToken) -> usize {
         let Waiting { items, recent_size } = &mut *self.waiting.lock().await;
         while batch.is_empty() {
@@ -91,7 +91,7 @@ impl<T, A> Queue<T, A> {
 
     /// Commits batches of up to `limit` items until `stop` is canceled; items that are queued by then are still
     /// committed. Several tasks may run on one queue. `commit` returns the results of a batch in its order. If it fails
-    /// although the database is available, each item is committed by itself.
+    /// although the database is available, each item is committed separately.
     pub async fn run(
         self,
         limit: usize,
@@ -105,7 +105,8 @@ impl<T, A> Queue<T, A> {
             let results = commit_all(&items, &commit).await;
             metrics::record_commit(self.name, items.len(), started.elapsed());
             for (reply, result) in replies.into_iter().zip(results) {
-                // A caller that is gone finds the result by its token or in the list; a worker no longer needs it.
+                // A caller that has gone can find the result by its token or in the list. A worker that has gone needs
+                // no result.
                 let _ = reply.send(result);
             }
         }
@@ -129,7 +130,7 @@ async fn commit_all<T, A>(items: &[T], commit: &impl AsyncFn(&[T]) -> Result<Vec
     }
 }
 
-/// Retries an operation with backoff while it ends in a write conflict, a few times.
+/// Retries an operation a few times, with backoff, while it ends in a write conflict.
 pub async fn retry_conflicts<T, F: Future<Output = Result<T>>>(mut operation: impl FnMut() -> F) -> Result<T> {
     let mut attempt = 1;
     loop {

@@ -110,7 +110,7 @@ impl Db {
         Ok((rows.into_iter().map(Image::from).collect(), total))
     }
 
-    /// Returns up to `limit` images other than `except` that a region has, preferring those copied last.
+    /// Returns up to `limit` images other than `except` that a region has. Prefers those that were copied last.
     pub async fn images_in(&self, region: &RegionId, except: &ImageId, limit: u64) -> Result<Vec<Image>> {
         use entity::{image, replica};
         let find = async |reader: Reader| {
@@ -129,11 +129,11 @@ impl Db {
         Ok(self.0.connections.read(find).await?.into_iter().map(Image::from).collect())
     }
 
-    /// Removes an image and its replicas from the database; the stores keep its content. Returns [`Error::ImageInUse`]
-    /// while a copy of it is in flight.
+    /// Removes an image and its replicas from the database. The stores keep the image's content. Returns
+    /// [`Error::ImageInUse`] while a copy of the image is in flight.
     #[instrument(name = "DELETE image", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "DELETE", db.collection.name = "image"))]
     pub async fn image_remove(&self, id: &ImageId) -> Result<()> {
-        // Boxed: the rows that it reads make the future large.
+        // Boxed, because the rows that it reads make the future large.
         Box::pin(self.0.connections.transaction(async |txn| remove(&txn, id).await)).await
     }
 }
@@ -154,8 +154,8 @@ async fn insert(txn: &Transaction, image: &Image, policy: NameConflictPolicy<'_>
 
 async fn remove(txn: &Transaction, id: &ImageId) -> Result<()> {
     image_generation::advance(txn).await?;
-    // Under this lock no call for the image is accepted, and all earlier ones are committed, so its replicas can be
-    // read.
+    // Under this lock, no call for the image is accepted, and all earlier calls are committed. The image's replicas can
+    // therefore be read.
     let row = entity::image::Entity::find_by_id(id.clone()).lock_exclusive().one(txn).await?;
     let image = Image::from(row.ok_or_else(|| Error::ImageNotFound(id.clone()))?);
     cancel_suspended(txn, id).await?;
@@ -163,7 +163,7 @@ async fn remove(txn: &Transaction, id: &ImageId) -> Result<()> {
     forget_written(txn, id, None).await?;
     let of_image = entity::replica::Column::ImageId.eq(id.as_str());
     entity::replica::Entity::delete_many().filter(of_image).exec(txn).await?;
-    // Maintenance aborts an unfinished copy first.
+    // The record of an unfinished copy stays until maintenance has aborted the copy.
     entity::ecs_copy::Entity::delete_many()
         .filter(entity::ecs_copy::Column::ImageId.eq(id.as_str()))
         .filter(entity::ecs_copy::Column::Finished.eq(true))

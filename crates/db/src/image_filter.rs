@@ -17,12 +17,12 @@ pub struct ImageFilter {
     /// Images with one of these names; all if empty.
     pub names: Vec<String>,
     pub kind: Option<ImageKind>,
-    /// Of every name and kind, the image that was registered last.
+    /// Selects only the image that was registered last of every name and kind.
     pub latest_only: bool,
 }
 
 impl ImageFilter {
-    /// The condition of a query of images.
+    /// Returns the condition of a query for images.
     pub(super) fn condition(&self) -> Condition {
         let ids: Vec<&str> = self.ids.iter().map(ImageId::as_str).collect();
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
@@ -35,8 +35,8 @@ impl ImageFilter {
     }
 }
 
-/// Whether no image of the same name and kind was registered later. Reads the images that meet `by_name` once, in the
-/// order of their names, so the cost is linear however many have the same name.
+/// Returns the condition that no image of the same name and kind was registered later. The query reads the images that
+/// meet `by_name` once, in the order of their names, so the cost is linear in the number of images with the same name.
 fn is_latest(by_name: Condition) -> SimpleExpr {
     let (ranked, rank) = (Alias::new("ranked"), Alias::new("rank_of_name"));
     let newest_first = "ROW_NUMBER() OVER (PARTITION BY name, kind ORDER BY created_at DESC, id DESC)";
@@ -90,7 +90,7 @@ mod tests {
         steps.load(Ordering::Relaxed)
     }
 
-    /// The cost of twice as many images is about twice, not four times.
+    /// Doubling the number of images about doubles the cost instead of quadrupling it.
     #[tokio::test]
     async fn the_newest_of_a_name_costs_linear_time() {
         let (some, twice) = (steps(200).await, steps(400).await);

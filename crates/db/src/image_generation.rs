@@ -1,10 +1,10 @@
 //! The generation of the images, a number that changes whenever an image is removed or superseded.
 //!
-//! A batch of calls is decided by rows that were read without a lock. The statement that writes the batch compares this
-//! number in one lookup instead of reading every image again, and on PostgreSQL locks it until the commit. A
-//! transaction that removes or supersedes an image changes the number first; it thereby waits for batches that are
-//! being written, and reads their rows. SQLite has a single writer. On MySQL and MariaDB, batches lock the images
-//! instead.
+//! The decisions about a batch of calls depend on rows that were read without a lock. The statement that writes the
+//! batch compares this number in one lookup instead of reading every image again. On PostgreSQL, it also locks the
+//! number until the commit. A transaction that removes or supersedes an image changes the number first. It thereby
+//! waits for batches that are being written, and then reads their rows. SQLite has a single writer. On MySQL and
+//! MariaDB, batches lock the images instead.
 
 use sea_orm::{ConnectionTrait as _, DbBackend, FromQueryResult};
 
@@ -23,7 +23,7 @@ pub(super) async fn advance(txn: &Transaction) -> Result<()> {
     Ok(())
 }
 
-/// Whether the generation is still the current one, which it then stays until the transaction ends.
+/// Returns whether the generation is still the current one. If so, it stays current until the transaction ends.
 pub(super) async fn keep(txn: &Transaction, generation: i64) -> Result<bool> {
     let current = Sql::new(txn).text("SELECT g.generation FROM image_generation AS g").lock_share("g");
     let rows: Vec<Row> = current.all(txn).await?;

@@ -86,7 +86,7 @@ async fn of_content(txn: &Transaction, name: &str, root: Digest) -> Result<Vec<I
     Ok(images.filter(|image| image.reference().0 == name).collect())
 }
 
-/// Supersedes `older` in some regions. Returns [`Error::ImageInUse`] while a copy of it is in flight.
+/// Supersedes `older` in some regions. Returns [`Error::ImageInUse`] while a copy of `older` is in flight.
 async fn supersede(txn: &Transaction, older: &Image, by: &ImageId, regions: &[RegionId]) -> Result<()> {
     use entity::{image, replica as replicas};
     let rows = replicas::Entity::find().filter(replicas::Column::ImageId.eq(older.id.as_str())).all(txn).await?;

@@ -18,11 +18,11 @@ use super::{
     sql,
 };
 
-/// The only lease.
+/// Name of the only lease.
 const MAINTENANCE: &str = "maintenance";
 
-/// A lease that expires later than this many leases from now was written before the clock was set back. Processes may
-/// be configured with leases that differ a little.
+/// Maximum remaining time of a valid lease, in lease durations. A lease that expires later was written before the clock
+/// was set back. The factor allows for processes with slightly different lease durations.
 const MAX_LEASES_AHEAD: u32 = 3;
 
 impl Db {
@@ -51,7 +51,7 @@ async fn acquire(txn: &Transaction, candidate: &WorkerId, lease: Duration) -> Re
     let current = Entity::find_by_id(MAINTENANCE).lock_exclusive().one(txn).await?;
     let expires_at = Number(now.after(lease));
     let Some(current) = current else {
-        // Of two processes that insert at the same time, one gets a conflict and retries.
+        // If two processes insert at the same time, one of them gets a conflict and retries.
         let row = leader_lease::Model { name: MAINTENANCE.to_owned(), holder: candidate.to_string(), expires_at };
         Entity::insert(row.into_active_model()).exec_without_returning(txn).await?;
         return Ok(true);
@@ -68,8 +68,8 @@ async fn acquire(txn: &Transaction, candidate: &WorkerId, lease: Duration) -> Re
     Ok(holder.as_deref() == Some(&*candidate.0))
 }
 
-/// The holder to write, with a lease from now; `None` if another process holds an unexpired lease. A lease that lies
-/// too far ahead, because the clock was set back, is shortened: its holder may have crashed.
+/// Returns the holder to write with a lease from now, or `None` if another process holds an unexpired lease. A lease
+/// that expires too far in the future, because the clock was set back, is shortened: its holder may have crashed.
 fn holder(current: &leader_lease::Model, candidate: &WorkerId, lease: Duration, now: Timestamp) -> Option<String> {
     if current.holder == *candidate.0 || current.expires_at.0 <= now {
         return Some(candidate.to_string());

@@ -2,8 +2,8 @@
 //!
 //! On SQLite every write goes through one connection. On PostgreSQL, MySQL and MariaDB any number of processes write,
 //! and all lock rows in the same order. An acknowledged write is on disk. The database is the only source of truth:
-//! handlers, workers and watchers can crash and read it again. Time is the database server's; on SQLite, which one
-//! process owns, it is that process's.
+//! handlers, workers and watchers can crash and read it again. Times are those of the database server's clock or, on
+//! SQLite, of the clock of the process that owns the database.
 
 mod blob_records;
 mod bulk;
@@ -88,7 +88,7 @@ struct Inner {
     publication_queue: mpsc::Sender<published::Queued>,
     subscriptions: watchers::Subscriptions,
     signals: signal::Signals,
-    /// Detects when the database's clock is set; pruning pauses then.
+    /// Detects when the database's clock is set. Pruning then pauses.
     clock_watch: Mutex<ClockWatch>,
     /// Set once the rows of `region_lock` exist.
     region_locks: OnceCell<()>,
@@ -156,7 +156,7 @@ impl Db {
         Ok((db, Tasks(tasks)))
     }
 
-    /// The configured regions.
+    /// Returns the configured regions.
     #[must_use]
     pub fn regions(&self) -> &Regions {
         &self.0.regions

@@ -19,8 +19,8 @@ use super::{
 const BATCH: u64 = 500;
 
 impl Db {
-    /// Requeues copies whose leases have expired and that no worker has claimed since; without this, regions that no
-    /// worker serves would show them as being copied forever. Returns how many.
+    /// Requeues copies whose leases have expired and that no worker has claimed since. Without this, copies to regions
+    /// that no worker serves would appear to be running forever. Returns the number of requeued copies.
     pub async fn requeue_expired(&self) -> Result<usize> {
         let requeued = self.expire_leases().await?;
         if requeued > 0 {
@@ -50,8 +50,8 @@ impl Db {
         self.0.connections.transaction(async |txn| replica::apply(&txn, keys.clone(), &Event::Expire).await).await
     }
 
-    /// Deletes synchronizations that ended longer ago than `keep`, a batch at a time. Returns how many were deleted and
-    /// whether there may be more.
+    /// Deletes synchronizations that ended longer ago than `keep`, a batch at a time. Returns the number of deleted
+    /// synchronizations, and whether there may be more to delete.
     pub async fn synchronization_prune(&self, keep: Duration) -> Result<(usize, bool)> {
         if !self.is_clock_steady().await? {
             return Ok((0, false));
@@ -59,8 +59,8 @@ impl Db {
         self.0.connections.transaction(async |txn| prune(&txn, keep).await).await
     }
 
-    /// Whether the database's clock runs steadily. Pruning pauses after it was set: the setting may be corrected, and
-    /// deleted rows cannot be restored.
+    /// Whether the database's clock runs steadily. Pruning pauses after the clock was set: the new time may be
+    /// corrected, and deleted rows cannot be restored.
     pub(super) async fn is_clock_steady(&self) -> Result<bool> {
         let now = self.time().await?;
         let mut watch = self.0.clock_watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,9 +71,9 @@ impl Db {
         Ok(state == ClockState::Steady)
     }
 
-    /// Restarts waits that began in the future, because the database's clock was set back since, shortens leases that
-    /// end later than any can, and records regions as seen now at the latest. Returns the number of changed replicas.
-    /// `lease` is the duration of leases.
+    /// Corrects times that lie too far ahead because the database's clock was set back. Restarts waits that began in
+    /// the future, shortens leases that end later than any valid lease, and records regions as seen now at the latest.
+    /// Returns the number of changed replicas. `lease` is the duration of leases.
     pub async fn restart_waits(&self, lease: Duration) -> Result<usize> {
         let lease_millis = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         if self.region_stores().await?.iter().any(|store| store.is_ahead) {
@@ -115,7 +115,7 @@ impl Db {
 
 async fn prune(txn: &Transaction, keep: Duration) -> Result<(usize, bool)> {
     let until = sql::database_time(txn).await?.before(keep).max(Timestamp::from_millis(0));
-    // Ids begin with the time of the request, and nothing ends before it was requested.
+    // Ids begin with the time of the request, and no synchronization ends before it was requested.
     let ids: Vec<Uuid> = sync::Entity::find()
         .select_only()
         .column(sync::Column::RequestId)
@@ -135,7 +135,7 @@ async fn prune(txn: &Transaction, keep: Duration) -> Result<(usize, bool)> {
     Ok((ids.len(), ids.len() as u64 == BATCH))
 }
 
-/// The smallest id of a request at that time (RFC 9562, section 5.7).
+/// Returns the smallest id of a request at that time (RFC 9562, section 5.7).
 fn first_id_at(time: Timestamp) -> Uuid {
     Builder::from_unix_timestamp_millis(time.as_millis().unsigned_abs(), &[0; 10]).into_uuid()
 }

@@ -1,4 +1,4 @@
-//! Nonces of signed requests. The first process that sees a nonce claims it, and no other one accepts it again.
+//! Nonces of signed requests. The first process that sees a nonce claims it, and no other process accepts it again.
 
 use acs3::{CLOCK_SKEW, Nonce};
 use sea_orm::{ColumnTrait as _, EntityTrait as _, QueryFilter as _, Set, SqlErr};
@@ -17,7 +17,7 @@ use super::{
 impl Db {
     /// Claims a nonce. Returns whether it is new.
     pub async fn nonce_claim(&self, nonce: &Nonce) -> Result<bool> {
-        // A digest, because a nonce may be longer than an id and contain any character.
+        // Stores a digest, because a nonce may be longer than an id and contain any character.
         let text = format!("{}\n{}", nonce.access_key_id, nonce.value);
         let row = ActiveModel { digest: Set(hex::encode(Sha256::digest(text))), expires_at: Set(nonce.until.into()) };
         let insert = async |txn: Transaction| Ok(Entity::insert(row).exec_without_returning(&txn).await?);
@@ -32,13 +32,13 @@ impl Db {
         }
     }
 
-    /// Deletes nonces of expired requests. Returns how many.
+    /// Deletes the nonces of expired requests. Returns the number of deleted nonces.
     pub async fn nonce_prune(&self) -> Result<u64> {
         if !self.is_clock_steady().await? {
             return Ok(0);
         }
         let prune = async |txn: Transaction| {
-            // The database's clock may be ahead of the clock that requests are judged by.
+            // The database's clock may be ahead of the clock by which the age of requests is checked.
             let until = sql::database_time(&txn).await?.before(CLOCK_SKEW);
             let deleted = Entity::delete_many().filter(Column::ExpiresAt.lt(Number(until))).exec(&txn).await?;
             Ok(deleted.rows_affected)

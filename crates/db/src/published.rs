@@ -61,7 +61,7 @@ pub(super) struct PublicationWrite {
 enum Phase {
     /// The name is about to show the root.
     Announced,
-    /// The name shows the root; and how the image was verified, unless it is known to be incomplete.
+    /// The name shows the root. Holds how the image was verified; `None` if the image is known to be incomplete.
     Completed(Option<Verification>),
 }
 
@@ -109,8 +109,8 @@ impl Db {
         self.submit_publication(publication, Phase::Announced).await
     }
 
-    /// Records that a name shows a root, and how the image was verified, unless the claim with that fence was overtaken.
-    /// `verification` is `None` for an image that is known to be incomplete.
+    /// Records that a name shows a root, and how the image was verified, unless the claim with that fence was
+    /// overtaken. `verification` is `None` for an image that is known to be incomplete.
     pub async fn publication_complete(
         &self,
         publication: Publication<'_>,
@@ -119,7 +119,7 @@ impl Db {
         self.submit_publication(publication, Phase::Completed(verification)).await
     }
 
-    /// Queues a publication for group commit, as many small images become visible at the same time.
+    /// Queues a publication for group commit, because many small images become visible at the same time.
     async fn submit_publication(
         &self,
         publication: Publication<'_>,
@@ -140,7 +140,7 @@ impl Db {
         result.await.map_err(|_| Error::Closed)?
     }
 
-    /// Records that everything below a root was read and is intact, if that root was published by this name.
+    /// Records that everything below a root was read and is intact, if that root was published under this name.
     pub async fn publication_confirm(&self, region: &RegionId, name: &ImageName, root: Digest) -> Result<()> {
         let verification = Set(Some(Verification::Verified.into()));
         let confirm = async |txn: Transaction| {
@@ -201,7 +201,7 @@ async fn save(txn: &Transaction, write: &PublicationWrite, now: Timestamp) -> Re
     };
     let mut updated = vec![Column::PendingDigest, Column::ImageId, Column::ChangedAt];
     let row = match phase {
-        // Keeps the published root beside the pending one.
+        // Keeps the published root together with the pending one.
         Phase::Announced => ActiveModel { pending_digest: Set(root), ..row },
         Phase::Completed(verification) => {
             updated.extend([Column::RootDigest, Column::Verification, Column::Location]);

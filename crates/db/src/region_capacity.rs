@@ -1,5 +1,5 @@
 //! Limits on the copies into and out of regions, over all processes. A transaction that counts the copies of a limited
-//! region in order to start more locks the region's row of the table `region_lock` until it commits.
+//! region in order to start more copies locks the region's row of the table `region_lock` until it commits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,8 +19,8 @@ use super::{
 
 impl Db {
     /// Reserves a source for claimed replicas of an image. Each item of `feeds` is the destination, the fence of its
-    /// claim, and the source. Returns the destinations that may copy now: a source serves at most as many copies as
-    /// `limits` says, over all processes.
+    /// claim, and the source. Returns the destinations that may copy now. `limits` states the maximum number of copies
+    /// that a source serves over all processes.
     pub async fn reserve_egress(
         &self,
         image: &ImageId,
@@ -74,13 +74,13 @@ impl Db {
         Ok(granted)
     }
 
-    /// Counts the copies in flight over all processes; `owner` selects those that are reported as the caller's.
+    /// Counts the copies in flight over all processes. Copies of `owner` are reported as the caller's own.
     pub async fn copies_in_flight(&self, owner: &WorkerId) -> Result<Vec<CopiesInFlight>> {
         let count = async |reader| count_copies(&reader, self.0.regions.iter(), Some(owner)).await;
         self.0.connections.read(count).await
     }
 
-    /// Creates the configured regions' rows of `region_lock`, once in the life of a process.
+    /// Creates the rows of `region_lock` for the configured regions, once in the life of a process.
     pub(super) async fn create_region_locks(&self) -> Result<()> {
         use region_lock::{ActiveModel, Column, Entity};
         if self.0.region_locks.initialized() {
@@ -108,13 +108,13 @@ pub struct CopiesInFlight {
     pub to: RegionId,
     /// The source, if it is recorded.
     pub from: Option<RegionId>,
-    /// Whether the caller runs them.
+    /// Whether the caller runs these copies.
     pub is_own: bool,
-    /// Their number.
+    /// Number of these copies.
     pub copies: u32,
 }
 
-/// Region ids as rows for a statement.
+/// Converts region ids to rows for a statement.
 pub(super) fn region_rows<'a>(column: &'static str, regions: impl Iterator<Item = &'a RegionId>) -> Rows {
     Rows::new([(column, ColumnKind::Name)], regions.map(|region| [region.as_str().into()]))
 }
@@ -155,10 +155,10 @@ pub(super) struct Capacity(BTreeMap<RegionId, usize>);
 
 impl Capacity {
     /// Counts the copies into those due regions that have a limit, and locks these regions for the transaction. A
-    /// region that another process is claiming for has no capacity.
+    /// region for which another process is claiming copies has no capacity.
     pub async fn measure(txn: &Transaction, limits: &BTreeMap<RegionId, usize>, due: &[RegionId]) -> Result<Self> {
         let limited: Vec<&RegionId> = due.iter().filter(|region| limits.contains_key(*region)).collect();
-        // Further regions of a claimed image may be limited too, and are not locked.
+        // Other regions of a claimed image may be limited too. They are not locked, so their capacity is 0.
         let mut capacity: BTreeMap<RegionId, usize> = limits.keys().map(|region| (region.clone(), 0)).collect();
         if limited.is_empty() {
             return Ok(Self(capacity));
@@ -183,7 +183,7 @@ impl Capacity {
         }
     }
 
-    /// The capacity of a region.
+    /// Returns the capacity of a region.
     pub fn of(&self, region: &RegionId) -> usize {
         self.0.get(region).copied().unwrap_or(usize::MAX)
     }

@@ -1,5 +1,5 @@
 //! The configured regions and their stores: when a process last had each region configured, and which store held its
-//! images. Replicas in a region that no process has configured are suspended until one has.
+//! images. Replicas in a region that no process has configured are suspended until a process configures it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -36,9 +36,9 @@ pub struct RegionStore {
     pub region: RegionId,
     /// Location of the store whose images were last confirmed; `None` if it was not recorded.
     pub location: Option<String>,
-    /// Time since a process last had the region configured.
+    /// Time since a process last recorded the region as configured.
     pub unseen: Duration,
-    /// Whether that time lies in the future, because the database's clock was set back since.
+    /// Whether the recorded time lies in the future, because the database's clock was set back since.
     pub is_ahead: bool,
 }
 
@@ -84,8 +84,8 @@ impl Db {
         self.0.connections.transaction(update).await
     }
 
-    /// Suspends pending replicas of a region and copies with expired leases, a batch at a time. Returns how many; none
-    /// are left once it returns 0.
+    /// Suspends pending replicas of a region and copies with expired leases, a batch at a time. Returns the number of
+    /// suspended replicas, which is 0 once none are left.
     pub async fn replicas_suspend(&self, region: &RegionId, reason: &Fault) -> Result<usize> {
         let waiting = |sql: Sql| {
             sql.text("replica AS r WHERE r.region_id = ")
@@ -103,8 +103,8 @@ impl Db {
         Ok(suspended)
     }
 
-    /// Resumes the suspended replicas of the configured regions, a batch at a time. Returns how many; none are left
-    /// once it returns 0.
+    /// Resumes the suspended replicas of the configured regions, a batch at a time. Returns the number of resumed
+    /// replicas, which is 0 once none are left.
     pub async fn replicas_resume(&self) -> Result<usize> {
         let suspended = |sql: Sql| {
             sql.rows(region_rows("id", self.0.regions.iter()))
@@ -197,7 +197,7 @@ async fn record_seen(txn: &Transaction, regions: &Regions) -> Result<()> {
 }
 
 /// Cancels suspended replicas so that their image can be removed, and settles the synchronizations that wait for them.
-/// Returns [`Error::ImageInUse`] if one is no longer suspended.
+/// Returns [`Error::ImageInUse`] if a replica is no longer suspended.
 pub(super) async fn cancel_suspended(txn: &Transaction, image: &ImageId, regions: Vec<RegionId>) -> Result<()> {
     if regions.is_empty() {
         return Ok(());

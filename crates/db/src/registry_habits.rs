@@ -1,5 +1,5 @@
-//! How registries accept blobs where they deviate from the specification: learned by one process and known to all for a
-//! while, as registries are replaced and upgraded.
+//! Records of how registries accept blobs where they deviate from the specification. One process learns a deviation,
+//! and all processes use the record. Records expire, because registries are replaced and upgraded.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use super::{
 
 /// Time after which a record expires.
 const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// Maximum length of a registry's address that is recorded, in characters.
+/// Maximum length of a recorded registry address, in characters.
 const MAX_SERVICE_LENGTH: usize = 400;
 
 impl Db {
-    /// Returns what was recorded about a registry in the last 30 days.
+    /// Returns the record of a registry, unless it is older than 30 days.
     pub async fn registry_habits(&self, service: &str) -> Result<Option<String>> {
         let find = async |reader: Reader| {
             let row = Entity::find_by_id(service).one(&reader).await?;

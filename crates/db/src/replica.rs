@@ -48,7 +48,7 @@ impl FromQueryResult for TimedRow {
 }
 
 impl entity::replica::Model {
-    /// The row after a transition. The source of a copy is kept as long as the same claim runs it.
+    /// Returns the row after a transition. Keeps the source of a copy as long as the same claim runs the copy.
     pub(super) fn successor(&self, image: &ImageId, region: &RegionId, replica: &Replica) -> Self {
         let after = Self::from_replica(image, region, replica);
         let is_same_claim = after.fence == self.fence && after.lease_owner.is_some();
@@ -56,13 +56,13 @@ impl entity::replica::Model {
     }
 }
 
-/// Begins a statement that selects rows of the table `r` as [`TimedRow`]s; ends with `FROM`.
+/// Begins a statement that selects rows of the table alias `r` as [`TimedRow`]s. The text ends with `FROM`.
 pub(super) fn select_timed(session: &Session<impl ConnectionTrait + Send>) -> Sql {
     let columns: Vec<String> = Column::iter().map(|column| format!("r.{}", column.as_str())).collect();
     Sql::new(session).text("SELECT ").text(&columns.join(", ")).text(", ").now().text(" AS now_millis FROM ")
 }
 
-/// Keys as rows for a statement.
+/// Converts keys to rows for a statement.
 pub(super) fn key_rows<'a>(keys: impl IntoIterator<Item = &'a Key>) -> Rows {
     Rows::new(
         [("image_id", ColumnKind::Name), ("region_id", ColumnKind::Name)],
@@ -88,8 +88,8 @@ pub(super) async fn lock(txn: &Transaction, mut keys: Vec<Key>, strength: Lock) 
     Ok(Locked { rows, now })
 }
 
-/// Returns the time if the fence is the replica's current one, which it stays until the transaction ends; otherwise
-/// `None`.
+/// Returns the time if the fence is the replica's current one, and `None` otherwise. A current fence stays current
+/// until the transaction ends.
 pub(super) async fn check_fence(
     txn: &Transaction,
     image: &ImageId,
@@ -128,7 +128,7 @@ pub(super) async fn save(
 }
 
 impl Db {
-    /// Whether the lease of the claim with that fence is unexpired by the database's clock.
+    /// Whether the lease of the claim with that fence has not expired by the database's clock.
     pub async fn replica_holds(&self, image: &ImageId, region: &RegionId, fence: u64) -> Result<bool> {
         let read = async |reader: Reader| {
             let sql = select_timed(&reader)
@@ -145,7 +145,7 @@ impl Db {
     }
 }
 
-/// Applies an event to every replica that accepts it. Returns how many changed.
+/// Applies an event to every replica that accepts it. Returns the number of changed replicas.
 pub async fn apply(txn: &Transaction, keys: Vec<Key>, event: &Event) -> Result<usize> {
     let locked = lock(txn, keys, Lock::Update).await?;
     let mut changed = Vec::new();

@@ -1,5 +1,5 @@
-//! Encryption of upload sessions. A session's URL can be a bearer secret that allows writing to the upload, so sessions
-//! are encrypted with a key that is not in the database: a copy of the database does not expose them.
+//! Encryption of upload sessions. A session's URL can be a bearer secret that allows writing to the upload. Sessions
+//! are therefore encrypted with a key that is not in the database, so that a copy of the database does not expose them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -32,9 +32,9 @@ impl std::fmt::Debug for Seal {
 }
 
 impl Seal {
-    /// Derives the key of a database: from the password in its URL, or from the URL if it has none, on a server, so
-    /// that processes that share the database share the key; from a key file beside an SQLite file; from randomness in
-    /// memory.
+    /// Derives the key of a database. On a server, the key comes from the password in the URL, or from the URL if it
+    /// has no password, so that processes that share the database share the key. For an SQLite file, the key comes from
+    /// a key file beside it. For a database in memory, the key is random.
     pub fn new(settings: &Settings) -> Result<Self> {
         if let Some(file) = connections::file(&settings.url) {
             let mut name = file.into_os_string();
@@ -61,7 +61,7 @@ impl Seal {
         Self(RandomizedNonceKey::new(&AES_256_GCM, &key).ok())
     }
 
-    /// Encrypts a text that is bound to `context`. Returns `None` without a source of randomness.
+    /// Encrypts a text that is bound to `context`. Returns `None` if there is no source of randomness.
     pub fn seal(&self, context: &str, text: &str) -> Option<String> {
         let mut sealed = text.as_bytes().to_vec();
         let nonce = self.0.as_ref()?.seal_in_place_append_tag(Aad::from(context.as_bytes()), &mut sealed).ok()?;

@@ -1,9 +1,8 @@
 //! Builder of hand-written statements for all databases.
 //!
-//! The statements that run thousands of times a second are written by hand. The databases differ in a few words: how
-//! rows are passed, how rows are locked, and how the clock is read. The text of a statement does not depend on the
-//! number of passed rows, nor on their values except for columns without any, so that few statements have to be
-//! prepared.
+//! The statements that run thousands of times a second are written by hand. The databases differ in how rows are
+//! passed, how rows are locked, and how the clock is read. The text of a statement is the same for any number of passed
+//! rows and any values, except for columns without values. Few statements therefore have to be prepared.
 
 mod cell;
 mod rows;
@@ -20,13 +19,13 @@ use super::connections::Session;
 #[derive(Debug, Clone)]
 pub struct Sql {
     backend: DbBackend,
-    /// The process's time, where it counts.
+    /// The process's time; `None` where the server's clock is used.
     now: Option<Timestamp>,
     /// Earlier statements that are executed with this one, on PostgreSQL.
     with: String,
     text: String,
     values: Vec<Value>,
-    /// Whether SQLite refers to parameters by number.
+    /// Whether the statement refers to parameters by number on SQLite.
     numbered: bool,
 }
 
@@ -84,8 +83,8 @@ impl Sql {
         self.text(join)
     }
 
-    /// Appends the time of the database's clock, on SQLite of the process's, in milliseconds since the Unix epoch. It
-    /// is constant within a statement, so that a comparison with it can use an index.
+    /// Appends the current time in milliseconds since the Unix epoch: the time of the database's clock or, on SQLite,
+    /// of the process's clock. The time is constant within a statement, so that a comparison with it can use an index.
     pub fn now(self) -> Self {
         match self.now {
             Some(now) => self.value(now.as_millis()),
@@ -149,8 +148,8 @@ impl Sql {
         selected.text(" FROM ").rows(rows)
     }
 
-    /// Appends a further statement that is executed in the same round trip and must not depend on this one. MySQL
-    /// cannot do this.
+    /// Appends a further statement that is executed in the same round trip and must not depend on this one. Not
+    /// supported on MySQL.
     pub fn and(mut self, name: &str, next: impl FnOnce(Self) -> Self) -> Self {
         let text = std::mem::take(&mut self.text);
         match self.backend {
@@ -179,7 +178,7 @@ impl Sql {
     }
 }
 
-/// Reads the database's clock, on SQLite the process's.
+/// Reads the database's clock or, on SQLite, the process's clock.
 pub async fn database_time(session: &Session<impl ConnectionTrait + Send>) -> Result<Timestamp, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
@@ -190,7 +189,7 @@ pub async fn database_time(session: &Session<impl ConnectionTrait + Send>) -> Re
     Ok(Timestamp::from_millis(row.now_millis))
 }
 
-/// The time of a server's clock as an SQL expression.
+/// Returns the SQL expression for the time of a server's clock.
 fn server_time(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::Postgres => "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)",

@@ -29,13 +29,13 @@ pub struct StrayUpload {
     pub attempts: u32,
 }
 
-/// Binds an encrypted session to its upload.
+/// Returns the encryption context, which binds a session to its upload.
 fn context(region: &RegionId, id: &str) -> String {
     format!("{region} {id}")
 }
 
 impl Db {
-    /// Records an upload that its store failed to abort. It is due at once.
+    /// Records an upload that its store failed to abort. The upload is due at once.
     pub async fn stray_upload_note(&self, region: &RegionId, session: &str) -> Result<()> {
         let id = Uuid::now_v7().simple().to_string();
         let Some(sealed) = self.0.seal.seal(&context(region, &id), session) else {
@@ -57,8 +57,8 @@ impl Db {
         self.0.connections.transaction(insert).await
     }
 
-    /// Returns the uploads of a region that are due, in the order of their due times. One that is deferred for longer
-    /// than `longest` is due too: the database's clock was set back since.
+    /// Returns the uploads of a region that are due, in the order of their due times. An upload that is deferred for
+    /// longer than `longest` is due too, because the database's clock was set back since.
     pub async fn stray_uploads_due(&self, region: &RegionId, longest: Duration) -> Result<Vec<StrayUpload>> {
         let now = self.time().await?;
         let of_region = Entity::find().filter(Column::RegionId.eq(region.as_str()));

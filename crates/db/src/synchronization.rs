@@ -101,8 +101,8 @@ impl Db {
         Ok(synchronizations)
     }
 
-    /// Cancels the regions of a synchronization that have not ended. A copy that another running synchronization waits
-    /// for continues.
+    /// Cancels the regions of a synchronization that have not ended. A copy continues if another running
+    /// synchronization waits for it.
     #[instrument(name = "UPDATE synchronization", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "UPDATE", db.collection.name = "synchronization"))]
     pub async fn synchronization_cancel(&self, id: RequestId) -> Result<Synchronization> {
         self.0.connections.transaction(async |txn| cancel(&txn, id).await).await?;
@@ -131,7 +131,7 @@ async fn cancel(txn: &Transaction, id: RequestId) -> Result<()> {
         if let (Some(before), Some(replica)) = (before, &canceled) {
             changed.push(before.successor(image, region, replica));
         }
-        // A replica that is not canceled here has another synchronization that waits for it.
+        // Another synchronization waits for a replica that is not canceled here.
         let last = canceled.or(replica).map_or_else(
             || RegionView::not_started(region.clone()),
             |replica| RegionView::new(region.clone(), &replica),
@@ -150,13 +150,13 @@ async fn cancel(txn: &Transaction, id: RequestId) -> Result<()> {
     settlement::write_outcomes(txn, outcomes, now).await
 }
 
-/// Whether a synchronization is in a state. The state is part of the statement's text: the planner cannot choose a
-/// partial index by a value that is bound later.
+/// Returns the condition that a synchronization is in a state. The state is part of the statement's text: the planner
+/// cannot choose a partial index by a value that is bound later.
 fn in_state(state: SynchronizationState) -> Expr {
     Expr::cust(format!("synchronization.state = '{}'", state.as_str()))
 }
 
-/// Whether a synchronization has ended, in the form of the partial index.
+/// Returns the condition that a synchronization has ended, in the form of the partial index.
 fn has_ended() -> Expr {
     Expr::cust("synchronization.state <> 'RUNNING'")
 }
@@ -201,7 +201,7 @@ async fn with_regions(reader: &Reader, rows: Vec<sync::Model>) -> Result<Vec<Syn
     Ok(synchronizations.collect())
 }
 
-/// The trace id of a `traceparent` header (W3C Trace Context, section 3.2).
+/// Returns the trace id of a `traceparent` header (W3C Trace Context, section 3.2).
 fn trace_id(traceparent: &str) -> Option<String> {
     let id = traceparent.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())

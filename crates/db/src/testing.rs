@@ -1,4 +1,4 @@
-//! Test fixture: a [`Db`] on SQLite in a directory of its own.
+//! Test fixture: a [`Db`] on SQLite in its own directory.
 
 #![allow(
     clippy::expect_used,
@@ -28,7 +28,7 @@ pub struct TestDb {
 }
 
 impl TestDb {
-    /// Opens a database with these regions beside the home region.
+    /// Opens a database with these regions in addition to the home region.
     pub async fn open<'a>(
         targets: impl IntoIterator<Item = &'a str>,
         change: impl FnOnce(Settings) -> Settings,
@@ -69,7 +69,7 @@ impl TestDb {
     }
 }
 
-/// A synchronization of an image to all regions.
+/// Returns a synchronization of an image to all regions.
 pub fn new_synchronization(image: &str) -> NewSynchronization {
     NewSynchronization {
         request_id: Uuid::now_v7().into(),

@@ -30,7 +30,7 @@ pub struct AbandonedUpload {
     pub session: String,
 }
 
-/// Binds an encrypted session to its upload.
+/// Returns the encryption context, which binds a session to its upload.
 fn context(image: &ImageId, region: &RegionId, blob: Digest) -> String {
     format!("{image} {region} {blob}")
 }

@@ -5,7 +5,7 @@ use super::{ImageId, RegionId, RegionStatus, Regions, Targets};
 /// Standing of an image in a region before a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It was never requested, or its copy failed or was canceled.
+    /// The image was never requested, or its copy failed or was canceled.
     Missing,
     /// A copy is pending or running.
     InFlight,
@@ -14,7 +14,7 @@ pub enum Standing {
 }
 
 impl Standing {
-    /// The standing of a replica; `None` is one that was never requested.
+    /// Returns the standing for the status of a replica, which is `None` if the replica was never requested.
     #[must_use]
     pub fn from_status(replica: Option<RegionStatus>) -> Self {
         match replica {
@@ -39,7 +39,7 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted(pub Vec<(RegionId, Step)>);
 
-/// Reason to reject a call. No copy is queued then.
+/// Reason to reject a call. A rejected call queues no copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AcceptError {
     /// The image is not registered.
@@ -50,7 +50,7 @@ pub enum AcceptError {
     AlreadyAvailable(Vec<RegionId>),
 }
 
-/// The properties of an image that the decision depends on.
+/// The properties of an image on which the decision depends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Registered {

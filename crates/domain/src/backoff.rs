@@ -14,9 +14,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns the wait after a failed attempt that `faults` failed attempts preceded, or `None` after the last
-    /// attempt. `jitter`, from 0 to 1, shortens the wait by up to a half, so that copies that failed together are not
-    /// retried together.
+    /// Returns the wait after a failed attempt, or `None` after the last attempt. `faults` is the number of earlier
+    /// failed attempts. `jitter`, from 0 to 1, shortens the wait by up to a half, so that copies that failed together
+    /// are not retried together.
     #[must_use]
     pub fn wait(&self, faults: u32, jitter: f64) -> Option<Duration> {
         if faults.saturating_add(1) >= self.attempts {

@@ -2,11 +2,11 @@
 
 /// Minimum number of descriptors of a process.
 pub const MIN_DESCRIPTORS: u64 = 256;
-/// Descriptors of every process: standard streams, listeners, reloaded files.
+/// Descriptors that every process needs: standard streams, listeners, reloaded files.
 const BASE: u64 = 64;
 /// Descriptors of a database connection: on SQLite the file, the write-ahead log and its index.
 const PER_DATABASE_CONNECTION: u64 = 3;
-/// Database connections beside the configured ones.
+/// Database connections in addition to the configured ones.
 const WRITERS: u64 = 12;
 /// Descriptors of a copy in a region: blobs being read or written, connections to a store.
 const PER_COPY: u64 = 16;
@@ -26,9 +26,9 @@ pub struct Demand {
     pub copies: u64,
 }
 
-/// Returns the number of connections that each listener may have open, so that stores and the database never lack
-/// descriptors, or `None` if `limit` is too low for the process. Reserves the demand of the other uses, at most three
-/// quarters of `limit`.
+/// Returns the maximum number of open connections of each listener, or `None` if `limit` is too low for the process.
+/// Reserves descriptors for the other uses, at most three quarters of `limit`, so that stores and the database never
+/// lack descriptors.
 #[must_use]
 pub fn connections(limit: u64, demand: Demand) -> Option<u64> {
     if limit < MIN_DESCRIPTORS {

@@ -19,10 +19,11 @@ impl Algorithm {
     /// All algorithms.
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
-    /// The default algorithm, also of content that this service generates.
+    /// The default algorithm, which this service also uses for content that it generates.
     pub const CANONICAL: Self = Self::Sha256;
 
-    /// Returns the prefix of such digests, which also names the directory of such blobs in a layout.
+    /// Returns the name of the algorithm, which is the prefix of its digests and the directory of its blobs in a
+    /// layout.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -93,13 +94,13 @@ pub enum Digest {
     Sha512([u8; 64]),
 }
 
-/// A text is not a supported digest.
+/// Error for a text that is not a supported digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a digest of the form sha256: and 64, or sha512: and 128, lower-case hexadecimal digits")]
 pub struct DigestError(ForeignText);
 
 impl Digest {
-    /// Returns its algorithm.
+    /// Returns the algorithm of the digest.
     #[must_use]
     pub const fn algorithm(&self) -> Algorithm {
         match self {
@@ -166,7 +167,7 @@ impl fmt::Debug for Digest {
 mod tests {
     use super::{Algorithm, Digest};
 
-    /// The digests of `abc` (FIPS 180-4, the examples of NIST).
+    /// The digests of `abc` (FIPS 180-4, NIST's examples).
     const ABC: [(Algorithm, &str); 2] = [
         (Algorithm::Sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
         (

@@ -1,9 +1,9 @@
 //! A copy by ECS: its record, and the decision about the next step.
 //!
 //! ECS replies to `CopyImage` at once and copies in the background; only polling shows when the image is usable. An
-//! accepted copy is recorded as a generation: every request of a generation has the same client token and so leads to
-//! the same image, however often and from wherever it is sent. A new generation begins only once the image of the last
-//! one is known to be unusable.
+//! accepted copy is recorded as a generation. Every request of a generation has the same client token and therefore
+//! leads to the same image, regardless of how often and from which process it is sent. A new generation begins only
+//! when the image of the previous one is known to be unusable.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -46,10 +46,10 @@ impl FromStr for EcsImageId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum EcsStatus {
-    /// `Creating` or `Waiting`: it is being created or queued.
+    /// `Creating` or `Waiting`: the image is being created or queued.
     Creating,
     Available,
-    /// `CreateFailed`, `UnAvailable` and any other status: it will never be usable.
+    /// `CreateFailed`, `UnAvailable` and any other status: the image will never be usable.
     Unusable(ForeignText),
 }
 
@@ -83,7 +83,7 @@ impl EcsImage {
 pub struct EcsCopy {
     /// Number of the generation, greater than every earlier one.
     pub generation: u64,
-    /// Start of the generation, or the time at which its image became known.
+    /// Time at which the generation started or its image became known.
     pub since: Timestamp,
     /// The image, once ECS has reported its id.
     pub image: Option<EcsImageId>,
@@ -115,15 +115,15 @@ pub enum EcsStep {
 }
 
 impl EcsCopy {
-    /// Creates the first generation. Its number is the time, so that an image that was removed and added again gets a
-    /// new one.
+    /// Creates the first generation. Its number is the current time, so that an image that was removed and added again
+    /// gets a new number.
     #[must_use]
     pub fn first(now: Timestamp) -> Self {
         let generation = now.as_millis().unsigned_abs();
         Self { generation, since: now, image: None, finished: false, discarded: None }
     }
 
-    /// Returns the generation with its image.
+    /// Returns this generation with the image that was created for it.
     #[must_use]
     pub fn with_image(&self, image: EcsImageId, now: Timestamp) -> Self {
         Self { image: Some(image), since: now, ..self.clone() }
@@ -137,15 +137,15 @@ impl EcsCopy {
         Self { generation: first.generation.max(self.generation + 1), discarded, ..first }
     }
 
-    /// Whether the duration `settle` has passed. It has if the generation lies that far in the future, because the clock
-    /// was set back since.
+    /// Whether the duration `settle` has passed since `since`. Also true if `since` lies that far in the future,
+    /// because the clock was set back.
     #[must_use]
     pub fn is_settled(&self, now: Timestamp, settle: Duration) -> bool {
         self.since.until(now).max(now.until(self.since)) >= settle
     }
 
-    /// Decides the next step by ECS's listing of the copy's image. For the duration `settle` after it became known, an
-    /// unlisted image is taken for one that is not listed yet.
+    /// Decides the next step from ECS's listing of the copy's image. Until `settle` has passed since the image became
+    /// known, an unlisted image counts as not listed yet.
     #[must_use]
     pub fn watch(&self, listed: Option<&EcsImage>, now: Timestamp, settle: Duration) -> EcsStep {
         match listed {

@@ -1,7 +1,7 @@
 //! Formatting of errors with their causes.
 
-/// Formats an error and its causes in one line, separated by colons. Leaves out a cause that the text before it ends
-/// with.
+/// Formats an error and its causes in one line, separated by colons. Omits a cause if the preceding text already ends
+/// with it.
 #[must_use]
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

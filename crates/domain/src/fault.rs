@@ -1,10 +1,10 @@
-//! Faults of copies. A fault belongs to one region and does not affect others.
+//! Faults of copies. A fault belongs to one region and does not affect other regions.
 
 use std::{fmt, str::FromStr};
 
 use super::ForeignText;
 
-/// Origin of a fault. Each kind is a row of the original's error table.
+/// Origin of a fault. Each kind corresponds to a row of the original's error table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum FaultKind {
@@ -55,7 +55,7 @@ impl FromStr for FaultKind {
 pub struct Fault {
     /// Origin of the fault.
     pub kind: FaultKind,
-    /// What failed, with which value.
+    /// Description of the failure, with the value that caused it.
     pub message: ForeignText,
 }
 

@@ -9,18 +9,19 @@ use std::{
 
 /// Maximum length of a sentence, in bytes of UTF-8.
 const MAX_SENTENCE: usize = 512;
-/// Maximum length of a whole error, in bytes of UTF-8. An error response repeats it percent-encoded in its message and
-/// three times in its Base64 details; all of these fit into 8 KiB of headers, which every gRPC client accepts.
+/// Maximum length of a whole error, in bytes of UTF-8. An error response contains the text once percent-encoded in its
+/// message and three times in its Base64 details. Together they fit into 8 KiB of headers, which every gRPC client
+/// accepts.
 const MAX_MESSAGE: usize = 768;
 /// Maximum length of a value in an error, in bytes of UTF-8.
 const MAX_VALUE: usize = 160;
 /// Replaces the rest of a truncated text.
 const ELLIPSIS: char = '…';
 
-/// Untrusted text of bounded length, on one line, in which characters that move the cursor, hide text or change its
-/// direction are escaped as `\u{202e}` is. Limits count bytes.
+/// Untrusted text of bounded length on one line. Characters that move the cursor, hide text or change its direction are
+/// escaped in the form `\u{202e}`. Limits are in bytes.
 ///
-/// `Debug` quotes it, for errors that repeat a value.
+/// `Debug` quotes the text, for errors that repeat a value.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ForeignText(String);
 
@@ -30,12 +31,12 @@ impl ForeignText {
         Self::limited(MAX_SENTENCE, text)
     }
 
-    /// Creates a whole error of at most 768 bytes.
+    /// Creates a whole error message of at most 768 bytes.
     pub fn message(text: impl Display) -> Self {
         Self::limited(MAX_MESSAGE, text)
     }
 
-    /// Creates a value in an error, of at most 160 bytes.
+    /// Creates a value for an error message, of at most 160 bytes.
     pub fn value(text: impl Display) -> Self {
         Self::limited(MAX_VALUE, text)
     }
@@ -106,8 +107,8 @@ fn write_escaped(text: &mut String, c: char) {
     }
 }
 
-/// Whether a character acts on a terminal, reorders or hides text: control characters (Unicode general category Cc),
-/// line and paragraph separators, bidirectional controls (UAX #9, section 2), the byte order mark, interlinear
+/// Whether a character controls a terminal, or reorders or hides text: control characters (Unicode general category
+/// Cc), line and paragraph separators, bidirectional controls (UAX #9, section 2), the byte order mark, interlinear
 /// annotations and tags.
 #[must_use]
 pub fn is_unprintable(c: char) -> bool {
@@ -129,7 +130,7 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns equivalent JSON that is printable: unprintable characters become `\uXXXX` escapes (RFC 8259, section 7).
-/// Outside of strings, JSON has none but line breaks.
+/// Outside strings, JSON has no unprintable characters except line breaks.
 #[must_use]
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     escaped(

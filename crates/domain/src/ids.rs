@@ -29,7 +29,7 @@ pub enum IdError {
     Characters(ForeignText),
     #[error("{0:?} is not a UUID")]
     NotUuid(ForeignText),
-    /// A client token contains other characters than printable ASCII.
+    /// The client token contains characters other than printable ASCII.
     #[error("{0:?} has characters that are not printable ASCII")]
     NotAscii(ForeignText),
 }
@@ -84,8 +84,8 @@ macro_rules! name {
 }
 
 name! {
-    /// Id of an image, for example `ci-vm-rYfypJKwlN9Y`: 1 to 128 characters matching `[A-Za-z0-9][A-Za-z0-9._-]*`. It
-    /// is safe as the name of a directory, being neither `.` nor `..` and without separators.
+    /// Id of an image, for example `ci-vm-rYfypJKwlN9Y`: 1 to 128 characters matching `[A-Za-z0-9][A-Za-z0-9._-]*`. An
+    /// id is safe as a directory name: it contains no separator and cannot be `.` or `..`.
     ImageId
 }
 name! {

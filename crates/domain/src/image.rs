@@ -57,7 +57,7 @@ impl FromStr for ImageKind {
     }
 }
 
-/// Name of an image in a store: its source in the home region, its id in the others.
+/// Name of an image in a store: in its home region the name of its source, in other regions its id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageName(pub String);
 
@@ -79,7 +79,8 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Creates the descriptor of content that this service generates, with the digest algorithm that every store supports.
+    /// Creates the descriptor of content that this service generates, with the digest algorithm that every store
+    /// supports.
     #[must_use]
     pub fn of_content(media_type: &str, content: &[u8]) -> Self {
         let digest = Algorithm::CANONICAL.digest(content);
@@ -111,22 +112,22 @@ pub struct Image {
     pub source: ImageName,
     pub home: RegionId,
     pub content: Content,
-    /// Size in bytes, each blob counted once. Images inside ECS have whole GiB.
+    /// Size in bytes; each blob counts once. The size of an image inside ECS is a whole number of GiB.
     pub size: u64,
-    /// Time of its registration.
+    /// Time of the registration.
     pub created_at: Timestamp,
-    /// The image that has taken over its name; a superseded image is not copied.
+    /// The image that has taken over its name. A superseded image is not copied.
     pub superseded_by: Option<ImageId>,
     /// Index entries that were missing in the home region at registration. The image is complete without them.
     pub absent: Vec<Digest>,
 }
 
-/// Repository of images without a name of their own.
+/// Repository of images that have no name.
 pub const UNNAMED: &str = "images";
 
 impl Image {
-    /// Returns its name in stores that have names for images, such as registries: the name that it was registered by,
-    /// or `images:ID`. An id is a valid tag but not always a valid repository.
+    /// Returns the image's name in stores that have names for images, such as registries: the name under which it was
+    /// registered, or `images:ID`. An id is a valid tag but not always a valid repository.
     #[must_use]
     pub fn reference(&self) -> ImageName {
         if self.kind == ImageKind::Container && self.source.0.contains(':') {
@@ -136,7 +137,7 @@ impl Image {
         }
     }
 
-    /// Returns the digest of its root, or `None` for an image inside ECS.
+    /// Returns the digest of the image's root, or `None` for an image inside ECS.
     #[must_use]
     pub fn root(&self) -> Option<Digest> {
         match &self.content {

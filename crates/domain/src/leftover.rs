@@ -1,18 +1,18 @@
-//! Leftovers in a store: files that no copy will finish, and images that never became visible. Decides what may be
-//! removed from the listing of the store and its use in the database.
+//! Leftovers in a store: files that no copy will finish, and images that never became visible. The listing of the store
+//! and its use in the database decide which of them may be removed.
 
 use std::collections::BTreeMap;
 
 use super::{ImageName, Timestamp};
 
-/// Listing of an image in a store.
+/// An image in the listing of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct StoreEntry {
     pub name: ImageName,
     /// Whether the image is visible.
     pub visible: bool,
-    /// Fence of the claim that prepared it last; `None` if this service did not create it.
+    /// Fence of the claim that last prepared the image; `None` if this service did not create the image.
     pub fence: Option<u64>,
     /// Size of its files, in bytes.
     pub bytes: u64,
@@ -43,7 +43,7 @@ pub enum ImageUse {
     InFlight,
 }
 
-/// A leftover.
+/// Files in a store that may be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftover {
     /// An unfinished file.
@@ -53,7 +53,7 @@ pub enum Leftover {
 }
 
 impl Leftover {
-    /// Returns its path in the store.
+    /// Returns the path of the leftover in the store.
     #[must_use]
     pub fn path(&self) -> &str {
         match self {
@@ -62,7 +62,7 @@ impl Leftover {
         }
     }
 
-    /// Returns its size in bytes.
+    /// Returns the size of the leftover in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         match self {
@@ -71,7 +71,7 @@ impl Leftover {
         }
     }
 
-    /// Returns the time of its last change.
+    /// Returns the time of the leftover's last change.
     #[must_use]
     pub fn changed(&self) -> Timestamp {
         match self {
@@ -83,8 +83,8 @@ impl Leftover {
 
 /// Selects the leftovers of a store that were last changed at or before `until`.
 ///
-/// Of an image with a pending or running copy, selects nothing. Of a visible image, selects unfinished files. Of an
-/// invisible image that this service created and the database does not use, selects everything.
+/// Selects nothing of an image with a pending or running copy, the unfinished files of a visible image, and every file
+/// of an invisible image that this service created and the database does not use.
 #[must_use]
 pub fn leftovers(entries: Vec<StoreEntry>, uses: &BTreeMap<ImageName, ImageUse>, until: Timestamp) -> Vec<Leftover> {
     let mut leftovers = Vec::new();

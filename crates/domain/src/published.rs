@@ -11,10 +11,10 @@ use super::Digest;
 /// How the content of a region was verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verification {
-    /// It existed before, written by another program or an earlier copy, and has the right size. Its bytes were not
-    /// read.
+    /// The content existed before the copy, written by another program or an earlier copy, and has the right size. Its
+    /// bytes were not read.
     Trusted,
-    /// This copy wrote it and the store checked its digest, or it was read and has its digest.
+    /// The copy wrote the content and the store checked its digest, or the content was read and matches its digest.
     #[default]
     Verified,
 }
@@ -32,7 +32,7 @@ impl Verification {
         }
     }
 
-    /// Verification of a whole with parts of these verifications: the weaker of the two.
+    /// Combines the verifications of two parts: the whole has the weaker one.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         self.min(other)
@@ -53,7 +53,7 @@ impl fmt::Display for Verification {
     }
 }
 
-/// Verification of existing parts of an image.
+/// Policy for the existing parts of an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum VerifyExisting {
     /// Existing parts are trusted.
@@ -63,25 +63,25 @@ pub enum VerifyExisting {
     Once,
 }
 
-/// Record of this service's publications by a name in a region.
+/// Record of this service's publications under a name in a region.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
     /// Root of the last completed publication and its verification; `None` before the first one is completed.
     pub root: Option<(Digest, Verification)>,
     /// Root of an announced publication. The store may show it or the previous one.
     pub pending: Option<Digest>,
-    /// Root that this service published and that is not known to be complete: it was published at a former location of
-    /// the region's store, or without entries of its indexes that no store had at that time.
+    /// Root that this service published and that is not known to be complete. It was published at a former location of
+    /// the region's store, or without index entries that no store had at that time.
     pub unproven: Option<Digest>,
 }
 
 impl Published {
-    /// Iterates over the roots that this service has published by the name.
+    /// Iterates over the roots that this service has published under the name.
     pub fn roots(&self) -> impl Iterator<Item = Digest> {
         self.root.map(|(root, _)| root).into_iter().chain(self.pending).chain(self.unproven)
     }
 
-    /// Whether this service has published `root` by the name.
+    /// Whether this service has published `root` under the name.
     #[must_use]
     pub fn wrote(&self, root: Digest) -> bool {
         self.roots().any(|published| published == root)
@@ -105,7 +105,7 @@ impl Published {
     }
 }
 
-/// Content of a name in a store.
+/// Content that a store has under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameContent {
     /// The name does not exist.
@@ -116,7 +116,7 @@ pub enum NameContent {
     Unreadable,
 }
 
-/// Whether `root` may be published by a name with this content: the name is free, its content was published by this
+/// Whether `root` may be published under a name with this content: the name is free, its content was published by this
 /// service, or the caller allows overwriting.
 #[must_use]
 pub fn may_publish(root: Digest, content: &NameContent, published: &Published, overwrite: bool) -> bool {
@@ -124,7 +124,7 @@ pub fn may_publish(root: Digest, content: &NameContent, published: &Published, o
         || match content {
             NameContent::Nothing => true,
             NameContent::Root(current) => *current == root || published.wrote(*current),
-            // Unreadable content of a name that this service published is its own, damaged.
+            // If this service published under the name, the unreadable content is its own and damaged.
             NameContent::Unreadable => published.roots().next().is_some(),
         }
 }

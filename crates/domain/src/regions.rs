@@ -25,7 +25,7 @@ impl Regions {
         Self { home, all }
     }
 
-    /// The home region, in which images are registered.
+    /// Returns the home region, in which images are registered.
     #[must_use]
     pub fn home(&self) -> &RegionId {
         &self.home
@@ -42,8 +42,8 @@ impl Regions {
         self.all.contains(region)
     }
 
-    /// Parses the targets of a call: region ids or `all`. An empty list means `all`. Names beside `all` must be
-    /// configured regions too.
+    /// Parses the targets of a call: region ids or `all`. An empty list means `all`. In a list with `all`, the other
+    /// names must also be configured regions.
     pub fn parse_targets(&self, names: &[String]) -> Result<Targets, TargetError> {
         if names.len() > MAX_TARGETS {
             return Err(TargetError::TooMany(names.len()));
@@ -84,7 +84,8 @@ pub enum Targets {
 }
 
 impl Targets {
-    /// Returns the canonical form, equal for equal targets, with which the parameters of a repeated call are compared.
+    /// Returns the canonical form, which is equal for equal targets. It serves to compare the parameters of a repeated
+    /// call.
     #[must_use]
     pub fn canonical(&self) -> String {
         match self {
@@ -105,7 +106,7 @@ pub enum TargetError {
     #[error("{name:?} is not a region id: {error}")]
     Malformed {
         name: ForeignText,
-        /// Reason.
+        /// Reason why the name is invalid.
         error: IdError,
     },
     /// A region is not configured.

@@ -1,5 +1,5 @@
-//! Plan of sources and destinations: a region that has an image can be the source for regions that wait for it. The
-//! plan is computed again after every change.
+//! Plan of sources and destinations: a region that has an image can be the source for regions that wait for the image.
+//! The plan is computed again after every change.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use super::RegionId;
 /// Limits of a region.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RegionLimits {
-    /// Maximum rate of reads from it, in bytes per second.
+    /// Maximum rate of reads from the region, in bytes per second.
     pub egress_bytes_per_second: Option<u64>,
-    /// Maximum rate of writes to it, in bytes per second.
+    /// Maximum rate of writes to the region, in bytes per second.
     pub ingress_bytes_per_second: Option<u64>,
-    /// Maximum number of concurrent copies from it.
+    /// Maximum number of concurrent copies from the region.
     pub egress_copies: Option<usize>,
-    /// Maximum number of concurrent copies to it.
+    /// Maximum number of concurrent copies to the region.
     pub ingress_copies: Option<usize>,
 }
 
@@ -43,7 +43,7 @@ impl Topology {
         self.limits.iter().map(|(region, l)| (region, l.egress_bytes_per_second, l.ingress_bytes_per_second))
     }
 
-    /// Returns the maximum number of copies to each region that limits them.
+    /// Returns the maximum number of copies to each region that has such a limit.
     pub fn copies_into(&self) -> impl Iterator<Item = (&RegionId, usize)> {
         self.limits.iter().filter_map(|(region, limits)| Some((region, limits.ingress_copies?)))
     }
@@ -66,10 +66,10 @@ impl Topology {
         self.costs.get(&(from.clone(), to.clone())).copied().unwrap_or(DEFAULT_COST)
     }
 
-    /// Plans the copies that start now, as pairs of source and destination. `sources` have the image, the home region
-    /// first; `destinations` wait for it; `in_flight` are all running copies, of any image. Chooses the cheapest links
-    /// first, and the earlier source among equal costs, so that destinations share one reading of a source where
-    /// possible. A destination for which no source has capacity keeps waiting.
+    /// Plans the copies that start now, as pairs of source and destination. `sources` are the regions that have the
+    /// image, the home region first. `destinations` wait for the image. `in_flight` are all running copies, of any
+    /// image. Chooses the cheapest links first, and the earlier source among equal costs, so that destinations share
+    /// one reading of a source where possible. A destination for which no source has capacity keeps waiting.
     #[must_use]
     pub fn plan(
         &self,

@@ -40,21 +40,21 @@ pub struct Replica {
     pub attempt: u32,
     /// Number of these attempts that failed.
     pub faults: u32,
-    /// Raised whenever an earlier writer must not write any more.
+    /// Fence, which is raised whenever earlier writers must stop writing.
     pub fence: u64,
-    /// Whether a part was found damaged and has not been repaired; no existing part is trusted then.
+    /// Whether a part was found damaged and has not been repaired. If so, no existing part is trusted.
     pub suspect: bool,
     /// Progress of the last attempt.
     pub progress: Progress,
     /// Start of the first attempt.
     pub started_at: Option<Timestamp>,
-    /// Time at which it reached a terminal state.
+    /// Time at which the replica reached a terminal state.
     pub finished_at: Option<Timestamp>,
     /// Parts that could not be copied.
     pub warnings: Warnings,
 }
 
-/// The replica rejects the event in its current state: its sender was overtaken.
+/// Error for an event that the replica rejects in its current state, because the sender of the event was overtaken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the replica has moved on")]
 pub struct Stale;
@@ -195,8 +195,8 @@ impl Replica {
     }
 
     /// Restarts a wait that began in the future, because the clock was set back since, and shortens a lease that ends
-    /// later than any can. Returns `None` for any other wait or lease. Workers may have leases of different durations,
-    /// so leases up to a factor are left alone.
+    /// later than any valid lease. Returns `None` for any other wait or lease. Workers may have leases of different
+    /// durations, so leases of up to `MAX_LEASE_FACTOR` times the duration are left unchanged.
     fn restart_wait(&self, lease: Duration, now: Timestamp) -> Option<Self> {
         let state = match &self.state {
             ReplicaState::Pending { since, not_before, last_fault } if *since > now => ReplicaState::Pending {
@@ -215,7 +215,7 @@ impl Replica {
         Some(Self { state, ..self.clone() })
     }
 
-    /// Whether a worker can claim it: it is pending and due, or its lease has expired.
+    /// Whether a worker can claim the replica: it is pending and due, or its lease has expired.
     #[must_use]
     pub fn claimable(&self, now: Timestamp) -> bool {
         match &self.state {
@@ -225,13 +225,13 @@ impl Replica {
         }
     }
 
-    /// Whether it waits for its region to be configured.
+    /// Whether the replica waits for its region to be configured.
     #[must_use]
     pub fn is_suspended(&self) -> bool {
         matches!(self.state, ReplicaState::Suspended { .. })
     }
 
-    /// Its terminal state; `None` while it is pending or being copied.
+    /// Returns the terminal state; `None` while the replica is pending or being copied.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         match &self.state {
@@ -243,7 +243,7 @@ impl Replica {
         }
     }
 
-    /// Its state as callers see it.
+    /// Returns the state as callers see it.
     #[must_use]
     pub fn status(&self) -> RegionStatus {
         match &self.state {
@@ -256,13 +256,13 @@ impl Replica {
         }
     }
 
-    /// How the image was verified; `None` unless it is available and that was recorded.
+    /// Returns how the image was verified; `None` if it is not available or the verification was not recorded.
     #[must_use]
     pub fn verification(&self) -> Option<Verification> {
         if let ReplicaState::Available(verification) = &self.state { *verification } else { None }
     }
 
-    /// The final fault, or the fault of the last attempt.
+    /// Returns the final fault, or the fault of the last attempt.
     #[must_use]
     pub fn last_fault(&self) -> Option<&Fault> {
         match &self.state {

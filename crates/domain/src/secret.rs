@@ -1,4 +1,4 @@
-//! Secrets.
+//! A wrapper for secrets.
 
 use std::fmt;
 

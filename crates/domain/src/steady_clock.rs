@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::Timestamp;
 
-/// A clock that follows another clock, which may be set. It never goes back, and runs at between half and twice the
-/// speed of real time while both differ. Leases then last between half and twice their duration, and workers renew them
-/// in time, as they do so at least three times per lease.
+/// A clock that follows another clock, which may be set. It never goes back. While the two differ, it runs at between
+/// half and twice the speed of real time. A lease then lasts between half and twice its duration. Workers still renew
+/// their leases in time, because they do so at least three times per lease.
 #[derive(Debug, Clone)]
 pub struct SteadyClock {
     /// Last reading, as time since the Unix epoch.
@@ -16,7 +16,7 @@ pub struct SteadyClock {
 }
 
 impl SteadyClock {
-    /// Starts at the time of the other clock. `passed` is the time since an arbitrary instant.
+    /// Creates a clock that starts at the time of the other clock. `passed` is the time since an arbitrary instant.
     #[must_use]
     pub fn new(wall: Timestamp, passed: Duration) -> Self {
         Self { last: since_epoch(wall), passed }
@@ -27,7 +27,7 @@ impl SteadyClock {
     pub fn now(&mut self, wall: Timestamp, passed: Duration) -> Timestamp {
         let since = passed.saturating_sub(self.passed);
         self.passed = self.passed.max(passed);
-        // Keeps fractions of a millisecond, as the clock is read more often than once per millisecond.
+        // Keeps fractions of a millisecond, because the clock is read more often than once per millisecond.
         self.last = since_epoch(wall).clamp(self.last + since / 2, self.last + since * 2);
         Timestamp::from_millis(0).after(self.last)
     }
@@ -57,10 +57,10 @@ pub enum ClockState {
     Unsteady,
 }
 
-/// Maximum difference between the clock and the monotonic time since the last observation.
+/// Maximum difference between the times that passed on the clock and on the monotonic clock since the last observation.
 const TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Time for which a clock must run steadily after it was set before it is trusted again.
+/// Time for which a clock that was set must run steadily before it is trusted again.
 const PROBATION: Duration = Duration::from_secs(3_600);
 
 impl ClockWatch {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     proptest! {
-        /// A lease lasts between half and twice its duration, whatever the other clock is set to.
+        /// A lease lasts between half and twice its duration, for any setting of the other clock.
         #[test]
         fn the_clock_runs_at_between_half_and_twice_the_speed(
             steps in prop::collection::vec((0..5_000_000u64, -4_000_000_000i64..4_000_000_000), 1..200),

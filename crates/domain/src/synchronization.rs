@@ -11,9 +11,9 @@ pub enum SynchronizationState {
     Running,
     /// Every region has the image.
     Succeeded,
-    /// Every region has ended, at least one failed.
+    /// Every region has ended, and at least one failed.
     Failed,
-    /// Every region has ended, none failed, at least one was canceled.
+    /// Every region has ended. None failed, and at least one was canceled.
     Canceled,
 }
 
@@ -124,7 +124,7 @@ pub struct RegionView {
     pub region: RegionId,
     /// State of the region.
     pub status: RegionStatus,
-    /// How the image was verified; `None` unless it is available and that was recorded.
+    /// How the image was verified; `None` if it is not available or the verification was not recorded.
     pub verification: Option<Verification>,
     /// Progress of the last attempt.
     pub progress: Progress,
@@ -143,7 +143,7 @@ pub struct RegionView {
 }
 
 impl RegionView {
-    /// The view of a replica.
+    /// Creates the view of a replica.
     #[must_use]
     pub fn new(region: RegionId, replica: &Replica) -> Self {
         let next_attempt_at = match &replica.state {
@@ -164,7 +164,7 @@ impl RegionView {
         }
     }
 
-    /// The view of a region without a replica.
+    /// Creates the view of a region without a replica.
     #[must_use]
     pub fn not_started(region: RegionId) -> Self {
         Self {
@@ -193,9 +193,9 @@ pub struct Synchronization {
     pub principal: String,
     /// Current state.
     pub state: SynchronizationState,
-    /// Time at which it was accepted.
+    /// Time at which the call was accepted.
     pub created_at: Timestamp,
-    /// Time at which its last region ended.
+    /// Time at which the last region ended.
     pub finished_at: Option<Timestamp>,
     /// The regions, sorted.
     pub regions: Vec<RegionView>,

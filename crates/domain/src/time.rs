@@ -40,13 +40,13 @@ impl Timestamp {
         Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// Returns the time since `earlier`, or zero if `earlier` is yet to come.
+    /// Returns the time since `earlier`, or zero if `earlier` is in the future.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         earlier.until(self)
     }
 
-    /// Returns the time until `later`, or zero if `later` has passed.
+    /// Returns the time until `later`, or zero if `later` is in the past.
     #[must_use]
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))

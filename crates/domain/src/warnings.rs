@@ -11,7 +11,7 @@ const MORE: &str = "more warnings were omitted";
 
 /// Parts that could not be copied although the image was: signatures that the source does not serve, layers that may
 /// not be distributed, index entries that no store has. Each warning names the part and the reason. Holds at most 16
-/// sentences of 512 bytes, and one more that says that further ones were omitted.
+/// sentences of 512 bytes each, followed by a note if further ones were omitted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Warnings(Vec<ForeignText>);
 

@@ -16,9 +16,9 @@ pub fn set_tracer(tracer: SdkTracer) {
     let _ = TRACER.set(tracer);
 }
 
-/// Creates a child of the current span that ends when it is dropped; `None` without an export.
+/// Creates a child of the current span. The child ends when it is dropped. Returns `None` without an export.
 ///
-/// It has no log events and no children: the bookkeeping of `tracing` would cost more than the span.
+/// A leaf span has no log events and no children, because the bookkeeping of `tracing` would cost more than the span.
 pub fn leaf_span<const N: usize>(name: &'static str, kind: SpanKind, attributes: [KeyValue; N]) -> Option<Span> {
     let tracer = TRACER.get()?;
     let builder = tracer.span_builder(name).with_kind(kind).with_attributes(attributes);

@@ -1,6 +1,6 @@
-//! The instruments of the service, and spans that cost little.
+//! The metrics of the service, and spans with little overhead.
 //!
-//! The root package exports them; nothing is recorded without an export.
+//! The root package exports them. Without an export, nothing is recorded.
 
 mod leaf_span;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! The progress counter of a copy, by which a stalled copy is detected.
+//! The progress counter of a copy, which is used to detect a stalled copy.
 
 use std::{
     sync::{
@@ -10,8 +10,8 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// Counts the signs of progress of one copy. A store that works for long within one operation (hashes a large file,
-/// copies a part) ticks as it proceeds. A copy that does not tick for `worker.stall_ms` is aborted.
+/// Counts the steps of progress of one copy. During a long operation, such as hashing a large file, a store calls
+/// [`tick`](Self::tick) repeatedly. A copy without a tick for `worker.stall_ms` is aborted.
 #[derive(Debug, Clone, Default)]
 pub struct Activity(Arc<AtomicU64>);
 
@@ -21,18 +21,18 @@ impl Activity {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The number of ticks. Only differences are meaningful.
+    /// Returns the number of ticks so far. Only the difference between two counts is meaningful.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Resolves when there was no tick for `stall`.
+    /// Waits until there has been no tick for `stall`.
     pub async fn silence(&self, stall: Duration) {
         let mut seen = self.count();
         let mut since = Instant::now();
         loop {
-            // Checked four times per `stall`, so that the silence lasts at most a quarter longer.
+            // Checked four times per `stall`, so that the wait ends at most a quarter of `stall` late.
             sleep_until((since + stall).min(Instant::now() + stall / 4)).await;
             let count = self.count();
             if count != seen {
@@ -43,8 +43,8 @@ impl Activity {
         }
     }
 
-    /// Ticks while `wait` is pending. It is for waits that are not the store's fault, such as bytes that have yet to
-    /// arrive from the source.
+    /// Ticks while `wait` is pending, so that a wait that is not the store's fault, for example for bytes from the
+    /// source, does not count as a stall.
     pub async fn excused<T>(&self, stall: Duration, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
         loop {

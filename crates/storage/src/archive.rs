@@ -62,14 +62,14 @@ struct Contents {
 }
 
 impl Archive {
-    /// Opens an archive and selects the image called `name`, or the only one.
+    /// Opens an archive and selects the image called `name`, or the only image if `name` is `None`.
     pub async fn open(path: &Path, name: Option<String>) -> Result<Self> {
         let path = path.to_owned();
         let contents = tokio::task::spawn_blocking(move || Contents::read(path));
         Ok(Self { contents: Arc::new(contents.await.map_err(|_| Error::Interrupted)??), name })
     }
 
-    /// Returns the same archive with the image called `name` selected, or the only one.
+    /// Returns the same archive, which selects the image called `name`, or the only image if `name` is `None`.
     #[must_use]
     pub fn with_name(&self, name: Option<String>) -> Self {
         Self { name, ..self.clone() }
@@ -149,7 +149,7 @@ impl<'a> Members<'a> {
         Ok(file_range::read_whole(self.path, part.from, part.size)?.into())
     }
 
-    /// Reads a small file whole. Returns `None` if the archive has no such file.
+    /// Reads all of a small file. Returns `None` if the archive has no such file.
     fn small(&self, member: &str) -> Result<Option<Bytes>> {
         let Some(part) = self.parts.get(member) else { return Ok(None) };
         if part.size > MAX_MANIFEST_BYTES {

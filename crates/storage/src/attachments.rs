@@ -1,8 +1,8 @@
 //! Finds the attachments of an image: manifests that refer to its manifests (OCI distribution specification 1.1,
-//! "Listing Referrers"), and images whose tags have its digest, as cosign's signatures do. Attachments of attachments
-//! are included.
+//! "Listing Referrers"), and images whose tags contain its digest, such as cosign's signatures. Attachments of
+//! attachments are included.
 //!
-//! Nothing here fails: an attachment that can't be read is left out with a warning.
+//! No error is returned: an attachment that can't be read is left out with a warning.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,21 +22,21 @@ use super::{
     referrers::{attachment_tags, entries, fits_list, referrers_tag},
 };
 
-/// Manifests whose attachments are listed concurrently.
+/// Maximum number of manifests whose attachments are listed concurrently.
 const LISTS_AT_ONCE: usize = 8;
-/// Attachments that are read concurrently.
+/// Maximum number of attachments that are read concurrently.
 const READS_AT_ONCE: usize = 8;
-/// After this many failed listings the remaining manifests are skipped, so that a registry which refuses is not asked
-/// for each of a thousand manifests.
+/// Number of failed listings after which the remaining manifests are skipped, so that a registry that rejects listings
+/// is not asked about each of a thousand manifests.
 const MAX_REFUSALS: usize = 4;
-/// The limit of unnamed manifests that are read.
+/// Maximum number of unnamed manifests that are read.
 const MAX_UNNAMED: usize = 1_000;
-/// The waits before missing attachments of an image are read again. Several servers may answer for one registry, and
-/// some of them may not have yet what was pushed to another (oras-project/oras#1892). One wait serves all attachments
-/// of an image.
+/// Delays before missing attachments of an image are read again. A registry may have several servers, and a push to one
+/// of them may reach the others late (oras-project/oras#1892). One delay applies to all missing attachments of an
+/// image.
 const LOOKED_FOR_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 
-/// Adds the attachments to a graph, within the rest of its budget.
+/// Adds the attachments to a graph, within the remaining budget.
 pub(super) async fn gather(
     source: &dyn Source,
     name: &ImageName,
@@ -63,17 +63,17 @@ struct Gathering<'a> {
     name: &'a ImageName,
     graph: &'a mut ManifestGraph,
     budget: Budget,
-    /// The manifests whose attachments were listed or are due to be.
+    /// The manifests whose attachments have been listed or will be listed.
     known: HashSet<Digest>,
-    /// The place of each blob in the graph.
+    /// The index of each blob among all blobs of the graph.
     places: HashMap<Digest, usize>,
     /// Unnamed manifests by their subjects.
     unnamed: HashMap<Digest, Vec<Entry>>,
-    /// Attachments that a remote store lists but did not find.
+    /// Listed attachments that a remote store reported missing.
     missed: Vec<Missed>,
 }
 
-/// An attachment that a store lists but did not find.
+/// A listed attachment that a store reported missing.
 struct Missed {
     subject: Digest,
     candidate: Candidate,
@@ -93,11 +93,11 @@ struct Candidate {
     found_by: FoundBy,
 }
 
-/// The evidence of an attachment.
+/// How an attachment was found.
 enum FoundBy {
     /// An entry of a list of referrers.
     Entry(Entry),
-    /// A tag that has the subject's digest.
+    /// A tag that contains the subject's digest.
     Tag(String),
 }
 
@@ -124,8 +124,7 @@ impl Gathering<'_> {
         }
     }
 
-    /// Lists the attachments of manifests, and the attachments of those. Returns the number of manifests that were
-    /// skipped.
+    /// Finds and reads the attachments of manifests, recursively. Returns the number of manifests that were skipped.
     async fn look_for_all(
         &mut self,
         mut subjects: Vec<Digest>,
@@ -148,7 +147,7 @@ impl Gathering<'_> {
         passed_over
     }
 
-    /// Reads missing attachments again. Returns the manifests whose own attachments are to be listed.
+    /// Reads missing attachments again. Returns the manifests whose own attachments must still be listed.
     async fn read_missed(&mut self) -> Vec<Digest> {
         let mut by_subject: BTreeMap<Digest, Vec<Candidate>> = BTreeMap::new();
         for Missed { subject, candidate, .. } in std::mem::take(&mut self.missed) {
@@ -176,7 +175,7 @@ impl Gathering<'_> {
         let entries = entries.iter().filter(|entry| entry.digest().is_some_and(|digest| !self.known.contains(&digest)));
         for entry in entries.take(MAX_UNNAMED) {
             let Ok(descriptor) = entry.descriptor() else { continue };
-            // An unreadable one is skipped: it may not belong to this image.
+            // An unreadable manifest is skipped, because it may not belong to this image.
             let Ok(content) = self.source.read_manifest(self.name, &descriptor).await else { continue };
             if let Some(subject) = subject(&content) {
                 self.unnamed.entry(subject).or_default().push(entry.clone());
@@ -184,7 +183,7 @@ impl Gathering<'_> {
         }
     }
 
-    /// Adds the attachments of a manifest. Returns the manifests whose own attachments are to be listed.
+    /// Adds the attachments of a manifest. Returns the manifests whose own attachments must still be listed.
     async fn take(&mut self, found: Found) -> Vec<Digest> {
         let Found { subject, listing, tagged } = found;
         let mut entries = Vec::new();
@@ -223,7 +222,7 @@ impl Gathering<'_> {
         self.read(candidates, subject).await
     }
 
-    /// Reads the attachments of a manifest. Returns the manifests whose own attachments are to be listed.
+    /// Reads the attachments of a manifest. Returns the manifests whose own attachments must still be listed.
     async fn read(&mut self, candidates: Vec<Candidate>, subject: Digest) -> Vec<Digest> {
         let (source, name) = (self.source, self.name);
         let (mut subjects, mut entries) = (Vec::new(), Vec::new());
@@ -289,7 +288,7 @@ impl Gathering<'_> {
     }
 }
 
-/// The source, and what it lists beside an image.
+/// Looks for attachments of one image in a source.
 struct Besides<'a> {
     source: &'a dyn Source,
     name: &'a ImageName,
@@ -297,7 +296,7 @@ struct Besides<'a> {
 }
 
 impl Besides<'_> {
-    /// Lists the attachments of a manifest. Returns `None` without asking after too many failures.
+    /// Lists the attachments of a manifest. Returns `None` without a request if too many listings have failed.
     async fn look(&self, subject: Digest, refusals: &AtomicUsize) -> Option<Found> {
         if refusals.load(Ordering::Relaxed) >= MAX_REFUSALS {
             return None;
@@ -317,7 +316,8 @@ impl Besides<'_> {
         self.neighbors.tagged(self.source, self.name, tag).await
     }
 
-    /// The referrers of a manifest: from the store's list, or from the fallback tag if the store has no list or fails.
+    /// Returns the referrers of a manifest: from the store's list, or from the fallback tag if the store has no list or
+    /// fails.
     async fn referrers(&self, subject: Digest) -> Result<Listing> {
         let broken = match self.source.referrers(self.name, subject).await {
             Ok(Some(listing)) => return Ok(listing),
@@ -325,7 +325,7 @@ impl Besides<'_> {
             Err(error) => Some(error),
         };
         match (self.referrers_by_tag(subject).await, broken) {
-            // A registry without such lists may fail for the request instead of answering 404.
+            // A registry without lists of referrers may report an error other than 404.
             (Ok(None) | Err(_), Some(error)) | (Err(error), None) => Err(error),
             (Ok(None), None) => Ok(Listing::default()),
             (Ok(Some(entries)), broken) => Ok(Listing { entries, broken }),
@@ -341,7 +341,7 @@ impl Besides<'_> {
     }
 }
 
-/// The subject of a manifest.
+/// Returns the digest of a manifest's subject.
 fn subject(content: &[u8]) -> Option<Digest> {
     #[derive(Deserialize)]
     struct Referrer {

@@ -9,14 +9,14 @@ use tokio::time::{Instant, timeout};
 
 use super::{BlobChunks, Error, Listing, Neighbors, Result, Source};
 
-/// The deadline for calls about attachments: an image does not wait longer for them.
+/// Maximum duration of a call about attachments, so that they do not delay an image for longer.
 const ATTACHED: Duration = Duration::from_secs(20);
 
-/// A source each of whose calls ends within `deadline`. The chunks of a blob arrive after the call; their reader waits
-/// for each.
+/// A source whose calls each end within `deadline`. The deadline does not cover the chunks of a blob, which arrive
+/// after the call.
 #[derive(Debug)]
 pub struct BoundedSource {
-    /// The source that the calls go to.
+    /// The wrapped source.
     pub store: Arc<dyn Source>,
     /// The time limit of a call.
     pub deadline: Duration,

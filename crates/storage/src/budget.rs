@@ -1,23 +1,24 @@
-//! Limits the manifests, parts, bytes and depth of an image. Everything is counted before it is read.
+//! Limits the number of manifests, the number of parts, the size and the nesting depth of an image. Everything is
+//! counted before it is read.
 
 use domain::Descriptor;
 
 use super::{Error, Result};
 
-/// The limit of one manifest or index, in bytes: what the OCI distribution specification recommends.
+/// Maximum size of a manifest or index, in bytes, as the OCI distribution specification recommends.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// The limit of all manifests of an image together, in bytes: they are held in memory during the copy.
+/// Maximum total size of an image's manifests, in bytes. They are held in memory during the copy.
 const MAX_MANIFESTS_BYTES: u64 = 16 << 20;
-/// The limit of all parts of an image together, in bytes: the range of a database's signed number.
+/// Maximum total size of an image's parts, in bytes: the maximum of a signed 64-bit number in the database.
 const MAX_IMAGE_BYTES: u64 = i64::MAX.unsigned_abs();
-/// The limit of manifests of an image.
+/// Maximum number of manifests in an image.
 const MAX_MANIFESTS: usize = 1_000;
-/// The limit of parts of an image, and of the references in one manifest with repetitions.
+/// Maximum number of parts in an image, and of references in one manifest, repetitions included.
 const MAX_PARTS: usize = 20_000;
-/// The limit of nested indexes.
+/// Maximum depth of nested indexes.
 const MAX_DEPTH: usize = 8;
 
-/// The rest of an image's limits.
+/// The remaining budget of an image.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     manifests: usize,
@@ -33,12 +34,13 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// The sizes of all parts counted so far, in bytes.
+    /// Returns the total size of all parts counted so far, in bytes.
     pub fn spent_bytes(&self) -> u64 {
         MAX_IMAGE_BYTES - self.bytes
     }
 
-    /// The budget of one of several concurrent reads, whose manifests are held in memory together.
+    /// Returns the budget of one of several concurrent reads. It allows fewer bytes of manifests, because the manifests
+    /// of all these reads are in memory at once.
     pub fn of_one(self) -> Self {
         Self { manifest_bytes: self.manifest_bytes.min(MAX_MANIFEST_BYTES), ..self }
     }
@@ -54,7 +56,7 @@ impl Budget {
         })
     }
 
-    /// Fails if `parts` exceeds the limit.
+    /// Fails if `parts` exceeds the remaining number of parts.
     pub fn has_parts(&self, parts: usize, what: &str) -> Result<()> {
         if parts <= self.parts {
             return Ok(());
@@ -62,7 +64,7 @@ impl Budget {
         Err(Error::malformed(what, format!("the image has more than {MAX_PARTS} parts")))
     }
 
-    /// Counts `parts` found parts.
+    /// Subtracts `parts` from the remaining number of parts.
     pub fn spend_parts(&mut self, parts: usize) {
         self.parts = self.parts.saturating_sub(parts);
     }
@@ -87,7 +89,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Counts a manifest, which is `depth` indexes deep, before it is read. Fails if a limit is exceeded.
+    /// Counts a manifest, which is nested in `depth` indexes, before it is read. Fails if a limit is exceeded.
     pub fn manifest(&mut self, manifest: &Descriptor, depth: usize, what: impl Fn() -> String) -> Result<()> {
         let (manifests, bytes) = (self.manifests.checked_sub(1), self.manifest_bytes.checked_sub(manifest.size));
         let reason = match (manifests, bytes) {

@@ -1,4 +1,4 @@
-//! Splits references with a digest, `NAME@DIGEST`, as docker, podman and skopeo accept them: the digest selects the
+//! Splits references of the form `NAME@DIGEST`, which docker, podman and skopeo also accept. The digest selects the
 //! image.
 
 use domain::{Digest, DigestError};

@@ -27,7 +27,8 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Opens a file or a block device and reads it once for its digest. Fails for files that can be read only once.
+    /// Opens a file or a block device and reads it once to compute its digest. Fails for files that can be read only
+    /// once.
     pub async fn open(path: &Path) -> Result<Self> {
         let owned = path.to_owned();
         let hash = move || {
@@ -77,7 +78,7 @@ impl Source for DiskFile {
             return Ok(file_range::read(&self.path, from, most));
         }
         let (sender, chunks) = mpsc::channel(1);
-        // The channel has room for it.
+        // The channel has room for the one chunk.
         let from = usize::try_from(from).unwrap_or(usize::MAX).min(EMPTY.len());
         let _ = sender.try_send(Ok(Bytes::from_static(&EMPTY[from..])));
         Ok(chunks)

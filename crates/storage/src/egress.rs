@@ -1,4 +1,4 @@
-//! Egress to stores, directly or through a proxy; a guard decides which addresses may be contacted.
+//! Outgoing requests to stores, directly or through a proxy. A guard decides which addresses may be contacted.
 
 mod forward_proxy;
 mod proxy_trial;
@@ -37,7 +37,7 @@ pub enum NotAdmitted {
     /// The guard forbids the address.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
-    /// The host can't be resolved, so the guard can't judge where the proxy would connect.
+    /// The host can't be resolved, so the guard can't check the address to which the proxy would connect.
     #[error(
         "{host} can't be resolved here ({problem}), so that nobody knows where the proxy would go; network.proxy_resolves = true leaves that to the proxy"
     )]
@@ -94,8 +94,8 @@ impl Egress {
         self.guard.check(url)
     }
 
-    /// Rejects a request through the proxy to a forbidden address, because the guard does not see what the proxy dials.
-    /// For direct requests, the guard checks each address on connect.
+    /// Rejects a request through the proxy to a forbidden address, because the guard does not see the addresses to
+    /// which the proxy connects. For direct requests, the guard checks each address on connect.
     pub async fn admit(&self, url: &Url) -> Result<(), NotAdmitted> {
         let Some(proxy) = self.proxy.as_ref().filter(|proxy| proxy.covers(url)) else { return Ok(()) };
         self.guard.check(url)?;
@@ -121,7 +121,8 @@ impl Egress {
     }
 }
 
-/// Resolves the hosts to dial: stores, whose addresses the guard checks, and the proxy, which the configuration trusts.
+/// Resolves the hosts to connect to: stores, whose addresses the guard checks, and the proxy, which the configuration
+/// trusts.
 #[derive(Debug)]
 struct Dialing(Egress);
 

@@ -6,15 +6,15 @@ use domain::{Descriptor, Digest, DigestError, ForeignText};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::{RawValue, to_raw_value};
 
-/// The limit of annotations that are copied from a manifest into its entry, in bytes of their JSON. Lists of referrers
-/// have a size limit and have entries of other clients too.
+/// Maximum size of the annotations that are copied from a manifest into its entry, in bytes of JSON. It is small,
+/// because a list of referrers has a size limit and also contains the entries of other clients.
 const MAX_ANNOTATIONS: usize = 4 << 10;
 
-/// An entry of an index, with all fields that the index has for it.
+/// An entry of an index, with all its fields.
 #[derive(Debug, Clone)]
 pub struct Entry {
     raw: Box<RawValue>,
-    /// The parsed fields, or why they can't be parsed. One invalid entry does not invalidate the others.
+    /// The parsed fields, or the error of parsing them. One invalid entry does not invalidate the others.
     told: Result<Told, EntryError>,
 }
 
@@ -54,7 +54,6 @@ struct Annotations {
 type Fields = BTreeMap<String, Box<RawValue>>;
 
 impl Entry {
-    /// Parses an entry.
     pub(super) fn read(raw: Box<RawValue>) -> Self {
         let told = serde_json::from_str(raw.get()).map_err(|error| EntryError::NoDescriptor {
             entry: ForeignText::value(raw.get()),
@@ -63,32 +62,32 @@ impl Entry {
         Self { raw, told }
     }
 
-    /// The entry's JSON, unchanged.
+    /// Returns the entry's JSON, unchanged.
     pub(super) fn raw(&self) -> &RawValue {
         &self.raw
     }
 
-    /// Whether the index gives the entry a name (image specification 1.1, "Pre-Defined Annotation Keys").
+    /// Returns whether the index gives the entry a name (image specification 1.1, "Pre-Defined Annotation Keys").
     #[must_use]
     pub fn has_name(&self) -> bool {
         let annotations = self.told.as_ref().ok().and_then(|told| told.annotations.as_ref());
         annotations.is_some_and(|annotations| annotations.name.is_some())
     }
 
-    /// The digest; `None` if it is invalid or its algorithm is not supported.
+    /// Returns the digest, or `None` if it is invalid or its algorithm is not supported.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.told.as_ref().ok()?.digest.parse().ok()
     }
 
-    /// The descriptor of the entry. Fails if the entry is invalid.
+    /// Returns the descriptor of the entry. Fails if the entry is invalid.
     pub fn descriptor(&self) -> Result<Descriptor, EntryError> {
         let Told { media_type, digest, size, .. } = self.told.as_ref().map_err(Clone::clone)?;
         Ok(Descriptor { media_type: media_type.clone(), digest: digest.parse()?, size: *size })
     }
 
-    /// The entry with the artifact type and the annotations of its manifest (distribution specification 1.1, "Listing
-    /// Referrers"). Its other fields are kept.
+    /// Returns the entry with the artifact type and the annotations of its manifest (distribution specification 1.1,
+    /// "Listing Referrers"). Its other fields are kept.
     #[must_use]
     pub fn described_by(self, manifest: &[u8]) -> Self {
         self.described(manifest).map_or(self, Self::read)
@@ -114,8 +113,8 @@ impl Entry {
     }
 }
 
-/// Merges the manifest's annotations into the entry's. Returns `None` if the entry has them already or they exceed
-/// [`MAX_ANNOTATIONS`].
+/// Merges the manifest's annotations into the entry's. Returns `None` if the entry already has the manifest's
+/// annotations, or if these exceed [`MAX_ANNOTATIONS`].
 fn added_annotations(fields: &Fields, manifest: &Manifest) -> serde_json::Result<Option<Box<RawValue>>> {
     let theirs = manifest.annotations.as_deref().map_or("null", RawValue::get);
     let Some(theirs) = serde_json::from_str::<Option<Fields>>(theirs)?.filter(|_| theirs.len() <= MAX_ANNOTATIONS)
@@ -131,7 +130,7 @@ fn added_annotations(fields: &Fields, manifest: &Manifest) -> serde_json::Result
     to_raw_value(&all).map(Some)
 }
 
-/// The fields of a manifest that its entry in a list repeats.
+/// The fields of a manifest that are repeated in its entry in a list.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
@@ -152,7 +151,8 @@ struct Config {
 }
 
 impl Manifest {
-    /// The manifest's own artifact type, or else the media type of its configuration. An index has no configuration.
+    /// Returns the manifest's own artifact type, or else the media type of its configuration. An index has no
+    /// configuration.
     fn artifact_type(&self) -> Option<&str> {
         let own = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
         let of_config =

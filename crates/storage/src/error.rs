@@ -61,7 +61,7 @@ pub enum Error {
         /// How it violates the specification or the limit, as a clause.
         reason: ForeignText,
     },
-    /// Another image has the name already.
+    /// Another image already has the name.
     #[error("there is another image called {0} already; choose another id")]
     Occupied(ForeignText),
     /// Another client's image has the name.
@@ -89,7 +89,7 @@ pub enum Error {
         .digest.algorithm(), Algorithm::CANONICAL
     )]
     DigestUnsupported {
-        /// The digest that it rejected.
+        /// The rejected digest.
         digest: Digest,
         source: Box<Error>,
     },
@@ -113,12 +113,12 @@ pub enum Error {
     /// A registry or an object store responded with a failure status.
     #[error("{what}: {status}{detail}")]
     Status {
-        /// The request, for example by its method and its URL without the query.
+        /// The request, for example its method and its URL without the query.
         what: ForeignText,
         status: http::StatusCode,
         /// The response's description of the error, with a leading separator.
         detail: ForeignText,
-        /// The wait that the response requests.
+        /// The delay that the response's `Retry-After` header requests.
         retry_after: Option<Duration>,
     },
     /// An object store refused a request with a reason.
@@ -181,7 +181,7 @@ pub enum Error {
     /// Another client changed the content concurrently.
     #[error("{0} was changed by somebody else while it was written")]
     Contended(ForeignText),
-    /// The database can't be read or written for the journal of the claim.
+    /// The journal of the claim can't be read from the database or written to it.
     #[error("the database: {0}")]
     Journal(String),
     /// The stream of bytes ended early. Its sender reports the cause.

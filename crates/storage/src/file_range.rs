@@ -1,4 +1,4 @@
-//! Reads a range of a local file, a disk or a member of an archive, on a blocking thread.
+//! Reads ranges of local files, such as a disk or a member of an archive, on a blocking thread.
 
 use std::{
     fs::{File, FileType},
@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 
 use super::{BlobChunks, CHUNK_BYTES, Error, Result};
 
-/// The limit of chunks that are read ahead.
+/// Maximum number of chunks that are read ahead.
 const READ_AHEAD: usize = 2;
 
-/// Fails for files that can't be read twice: a file is read for its digests and again when it is stored. Checked before
-/// the file is opened, because opening a pipe waits for its writer.
+/// Fails for files that can't be read twice. A file is read once for its digests and again when it is stored. The check
+/// precedes the open, because opening a pipe waits for its writer.
 pub fn require_rereadable(path: &Path) -> Result<()> {
     let shown = || path.display().to_string();
     let kind = std::fs::metadata(path).map_err(Error::io("reading", shown()))?.file_type();
@@ -41,7 +41,7 @@ fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-/// Opens a range of at most `most` bytes that begins at the byte `from`.
+/// Opens a range of at most `most` bytes, starting at the byte offset `from`.
 pub fn open(path: &Path, from: u64, most: u64) -> Result<Take<File>> {
     let mut file = File::open(path).map_err(failed(path))?;
     if from > 0 {
@@ -54,19 +54,19 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     Error::io("reading", path.display().to_string())
 }
 
-/// Reads a range of at most `most` bytes that begins at the byte `from` into memory.
+/// Reads a range of at most `most` bytes, starting at the byte offset `from`, into memory.
 pub fn read_whole(path: &Path, from: u64, most: u64) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     open(path, from, most)?.read_to_end(&mut content).map_err(failed(path))?;
     Ok(content)
 }
 
-/// The digest of a range, and its size in bytes.
+/// Returns the digest of a range, and its size in bytes.
 pub fn hash(path: &Path, from: u64, most: u64) -> Result<(Digest, u64)> {
     hash_all(open(path, from, most)?).map_err(failed(path))
 }
 
-/// The digest of everything that `reader` returns, and its size in bytes.
+/// Returns the digest of everything that `reader` returns, and its size in bytes.
 pub fn hash_all(mut reader: impl Read) -> io::Result<(Digest, u64)> {
     let mut hasher = Algorithm::CANONICAL.hasher();
     let mut buffer = vec![0; CHUNK_BYTES];
@@ -87,7 +87,7 @@ pub fn read(path: &Path, from: u64, most: u64) -> BlobChunks {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = pass_on(&path, from, most, &sender) {
-            // The receiver may be dropped.
+            // The receiver may have been dropped.
             let _ = sender.blocking_send(Err(error));
         }
     });

@@ -1,7 +1,7 @@
 //! Walks the manifest graph from a manifest down, concurrently and within a budget.
 //!
-//! The position of a part determines its role, not the declared media type: an index lists manifests, and a manifest
-//! lists blobs. An index may also list blobs, of types of their own.
+//! The role of a part depends on its position and not on the declared media type: an index lists manifests, and a
+//! manifest lists blobs. An index may also list blobs, which have other media types.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,19 +15,19 @@ use super::{
     references::{Place, Reference, is_known, references},
 };
 
-/// The limit of missing index entries.
+/// Maximum number of missing index entries.
 const MAX_ABSENT: usize = 100;
-/// Manifests that are read concurrently.
+/// Maximum number of manifests that are read concurrently.
 const READS_AT_ONCE: usize = 32;
 
-/// The prefix of the media types of Docker's schema 1. Its manifests have no sizes, and their bytes need not match
-/// their digest.
+/// The prefix of the media types of Docker's schema 1. Such a manifest states no sizes, and its bytes need not match
+/// its digest.
 const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
 
-/// The treatment of missing index entries.
+/// How missing index entries are treated.
 #[derive(Debug, Clone, Copy)]
 pub enum Missing<'a> {
-    /// These were missing at registration. Any other missing entry is an error.
+    /// These entries were missing at registration. Any other missing entry is an error.
     Known(&'a [Digest]),
     /// Missing entries are recorded.
     Noted,
@@ -47,7 +47,7 @@ pub struct Walk<'a> {
     missing: Missing<'a>,
     /// Whether the manifests' content and the blobs are kept.
     pub keeps: bool,
-    /// The rest of the limits.
+    /// The remaining budget.
     pub budget: Budget,
     /// The blobs found, if `keeps` is set.
     pub blobs: Vec<Descriptor>,
@@ -61,7 +61,7 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that has found nothing yet.
+    /// Creates a walk that has found nothing yet.
     pub fn new(source: &'a dyn Source, name: &'a ImageName, budget: Budget, missing: Missing<'a>) -> Self {
         Self {
             source,
@@ -77,7 +77,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Adds all parts from a manifest down, level by level.
+    /// Adds a manifest and all parts below it, level by level.
     pub async fn down(&mut self, root: Descriptor, place: Place) -> Result<()> {
         let mut level = vec![Part { descriptor: root.clone(), place, depth: 0 }];
         while !level.is_empty() {
@@ -90,7 +90,7 @@ impl<'a> Walk<'a> {
             }
         }
         self.budget.spend_parts(self.seen.len());
-        // An index without any existing entry is no image.
+        // An index without any existing entry is not an image.
         match self.absent.first() {
             Some(digest) if self.seen.len() == self.absent.len() + 1 => {
                 Err(Error::BlobMissing { digest: *digest, image: self.name.to_string() })
@@ -173,7 +173,8 @@ impl<'a> Walk<'a> {
         Ok(below)
     }
 
-    /// Records a missing index entry. Fails if it is not among the known ones or there are too many.
+    /// Records a missing index entry. Fails if the entry was not known to be missing, or if too many entries are
+    /// missing.
     fn absent(&mut self, entry: &Descriptor, error: Error) -> Result<()> {
         match self.missing {
             Missing::Known(known) if !known.contains(&entry.digest) => return Err(error),
@@ -192,7 +193,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The manifests, each before those that refer to it.
+    /// Returns the manifests, each before the manifests that refer to it.
     pub fn in_order(&mut self) -> Vec<(Descriptor, Bytes)> {
         let manifests = std::mem::take(&mut self.manifests);
         let by_digest: HashMap<Digest, usize> =
@@ -220,7 +221,7 @@ enum Read {
     Blob,
 }
 
-/// Whether a part must be read because it may be a manifest, by its position.
+/// Returns whether a part may be a manifest, judging by its position, and must therefore be read.
 fn may_be_manifest(part: &Part) -> bool {
     match part.place {
         Place::Root | Place::Attached => true,
@@ -240,7 +241,7 @@ async fn read_content(source: &dyn Source, name: &ImageName, part: &Part) -> Res
     let Descriptor { media_type, digest, size } = descriptor;
     let is_doubtful = *place == Place::Entry && !is_known(media_type);
     let content = match source.read_manifest(name, descriptor).await {
-        // An index may list blobs, of types unknown to the specifications.
+        // An index may list blobs whose types the specifications do not define.
         Err(error) if is_doubtful && is_refused(&error) => {
             return Ok(Read::Blob);
         }
@@ -257,7 +258,7 @@ async fn read_content(source: &dyn Source, name: &ImageName, part: &Part) -> Res
     }
 }
 
-/// Whether a store's error means that the content is not a manifest.
+/// Returns whether a store's error means that the content is not a manifest.
 fn is_refused(error: &Error) -> bool {
     match error {
         Error::Status { status, .. } => matches!(status.as_u16(), 400 | 404..=406 | 415),

@@ -1,4 +1,4 @@
-//! Reads HTTP responses of registries and other services within limits, and turns failed ones into errors.
+//! Reads HTTP responses of registries and other services within limits, and converts failures into errors.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use super::{Error, Result};
 const STALL: Duration = Duration::from_secs(60);
 /// The time limit for a whole response.
 const WHOLE: Duration = Duration::from_secs(120);
-/// Upper bound of `Retry-After`: a longer wait is cut to this.
+/// Upper bound for the delay of `Retry-After`. A longer delay is reduced to it.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-/// The limit of the body of an error response, in bytes.
+/// Maximum size of the body of an error response, in bytes.
 const MAX_ERROR_BYTES: u64 = 8 << 10;
 
 /// Returns the error for a response whose status is a failure.
@@ -31,13 +31,13 @@ pub async fn refusal(what: &str, response: Response) -> Error {
     Error::Status { what: what.into(), status, detail: detail(&body), retry_after }
 }
 
-/// Whether a status reports a transient failure.
+/// Returns whether a status reports a transient failure.
 pub fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502..=504)
 }
 
-/// The wait that the header `Retry-After` requests (RFC 9110, section 10.2.3), which has seconds or a date. The wait
-/// until a date is relative to the response's `Date`; without that header the result is `None`.
+/// Returns the delay that the header `Retry-After` requests (RFC 9110, section 10.2.3), as seconds or as a date. A date
+/// is relative to the response's `Date` header. Without this header, the result is `None`.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wanted = text(RETRY_AFTER)?;
@@ -45,7 +45,7 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
             let (until, now) = (parse_http_date(wanted).ok()?, parse_http_date(text(DATE)?).ok()?);
-            // A date in the past means no wait.
+            // A date in the past means no delay.
             until.duration_since(now).unwrap_or_default()
         }
     };
@@ -88,8 +88,8 @@ pub fn transport(what: impl Into<ForeignText>, error: &reqwest::Error) -> Error 
     Error::Transport { what, problem: ForeignText::new(cause) }
 }
 
-/// Extracts a registry's description of an error: from the form of the distribution specification ("Error Codes"), or
-/// else the text of the body.
+/// Extracts a registry's description of an error: the codes and messages in the format of the distribution
+/// specification ("Error Codes"), or else the text of the body.
 fn detail(body: &[u8]) -> ForeignText {
     #[derive(serde::Deserialize)]
     struct Errors {
@@ -124,7 +124,7 @@ mod tests {
     use super::{bounded, retry_after};
     use crate::Error;
 
-    /// The registry sends a byte just before each time-out, without end.
+    /// The registry sends a byte just before each timeout, endlessly.
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_trickles_ends_after_two_minutes() {
         let trickle = stream::unfold((), |()| async {

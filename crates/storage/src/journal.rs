@@ -12,31 +12,32 @@ use super::Result;
 /// written and published content, and whether the claim is still valid.
 #[async_trait]
 pub trait Journal: Send + Sync + std::fmt::Debug {
-    /// Fails if the claim is lost. Called right before writes that a fence can't guard: registries have no fences.
+    /// Fails if the claim is lost. Called right before writes that a fence can't guard. Registries, for example, have
+    /// no fences.
     async fn hold(&self) -> Result<()>;
 
-    /// The unfinished upload of a blob, if there is one.
+    /// Returns the unfinished upload of a blob, if there is one.
     async fn upload(&self, blob: Digest) -> Result<Option<String>>;
 
     /// Records the beginning or the progress of an upload, before any of it can be lost.
     async fn note(&self, blob: Digest, session: &str) -> Result<()>;
 
-    /// Removes an upload that is complete or gone.
+    /// Removes the record of an upload that is complete or gone.
     async fn forget(&self, blob: Digest) -> Result<()>;
 
-    /// Records an upload that the store failed to abort and that no other record has, so that the abort is retried
-    /// later.
+    /// Records an upload that the store failed to abort and that is not recorded elsewhere, so that the abort is
+    /// retried later.
     async fn abandon(&self, _session: &str) -> Result<()> {
         Ok(())
     }
 
-    /// Whether this copy has written the blob, in this attempt or an earlier one.
+    /// Returns whether this copy has written the blob, in this attempt or an earlier one.
     async fn wrote(&self, _blob: Digest) -> Result<bool> {
         Ok(false)
     }
 
     /// Records that this copy has written the blob and that its store has verified the digest. The record may be lost
-    /// until [`Journal::save`].
+    /// before the next [`Journal::save`].
     async fn note_written(&self, _blob: Digest) -> Result<()> {
         Ok(())
     }
@@ -46,22 +47,24 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
         Ok(())
     }
 
-    /// The recorded habits of a registry in taking blobs; `None` if there are none or they are outdated.
+    /// Returns the recorded behavior of a registry when it accepts blobs, or `None` if there is no record or it is
+    /// outdated.
     async fn registry_habits(&self, _service: &str) -> Result<Option<String>> {
         Ok(None)
     }
 
-    /// Records the habits of a registry in taking blobs, for every process that writes to it.
+    /// Records the behavior of a registry when it accepts blobs, for every process that writes to the registry.
     async fn note_registry_habits(&self, _service: &str, _habits: &str) -> Result<()> {
         Ok(())
     }
 
-    /// The witness of a blob that was read at a location and had its digest; `None` if it was never read there.
+    /// Returns the witness of a blob that was read at a location and had the right digest, or `None` if the blob was
+    /// never read there.
     async fn reading(&self, _location: &str, _blob: Digest) -> Result<Option<Witness>> {
         Ok(None)
     }
 
-    /// Records that a blob was read at a location and had its digest.
+    /// Records that a blob was read at a location and had the right digest.
     async fn note_reading(&self, _location: &str, _blob: Digest, _witness: &Witness) -> Result<()> {
         Ok(())
     }
@@ -72,7 +75,8 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
         self.hold().await
     }
 
-    /// Records that a name shows a root, and how all of it was verified; `None` if a part is known to be missing.
+    /// Records that a name shows a root, and how the whole image was verified. The verification is `None` if a part is
+    /// known to be missing.
     async fn note_published(&self, _name: &ImageName, _root: Digest, _whole: Option<Verification>) -> Result<()> {
         Ok(())
     }
@@ -87,8 +91,8 @@ pub struct Witness(pub Option<String>);
 const MAX_WITNESS: usize = 256;
 
 impl Witness {
-    /// The witness for a store's value. The database keeps it and only compares it; a long value is replaced by its
-    /// digest.
+    /// Creates the witness from a store's value. A long value is replaced by its digest, because the database only
+    /// compares witnesses.
     pub(super) fn of(said: String) -> Self {
         Self(match said.len() {
             0 => None,

@@ -1,4 +1,5 @@
-//! Writes and reads the index of an OCI image layout (image specification 1.1, "index.json file") in any store.
+//! Writes and reads the index of an OCI image layout (image specification 1.1, "index.json file"), for every kind of
+//! store.
 //!
 //! Programs find an image in a layout in three ways: as the only entry of the index, by the name `latest`, or by a
 //! given name. A layout written here therefore has one entry, called `latest`. Further entries for the image's
@@ -20,31 +21,31 @@ use super::{
     referrers::{self, is_attached_by, referrers_tag},
 };
 
-/// The file of the index. It makes an image visible.
+/// The file name of the index. An image is visible once this file exists.
 pub const INDEX: &str = "index.json";
-/// The file that marks a directory as a layout, and its content.
+/// The name of the file that marks a directory as a layout, and the file's content.
 pub const MARKER: &str = "oci-layout";
 pub const MARKER_CONTENT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The directory of the blobs, with a subdirectory for each digest algorithm.
+/// The name of the directory of the blobs, which has a subdirectory for each digest algorithm.
 pub const BLOBS: &str = "blobs";
 
 /// The annotation with an entry's name (image specification 1.1, "Pre-Defined Annotation Keys").
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The annotation with the full name, of which [`REF_NAME`] has the tag. Docker and containerd write it.
+/// The annotation with the full name. Its tag is in [`REF_NAME`]. Docker and containerd write it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// The annotation by which `cosign save` distinguishes images from signatures, and the suffixes of its values for
 /// images.
 const COSIGN_KIND: &str = "kind";
 const COSIGN_IMAGES: [&str; 2] = ["/image", "/imageIndex"];
-/// The annotations of an image's entry with the digest and the size of the index of the image's referrers.
+/// The annotations of an image's entry that state the digest and the size of the index of the image's referrers.
 const REFERRERS: &str = "io.appferry.referrers";
 const REFERRERS_SIZE: &str = "io.appferry.referrers.size";
-/// The limit of names that an error lists.
+/// Maximum number of names that an error lists.
 const SHOWN_NAMES: usize = 16;
-/// The image's name in a layout written here: the one that programs request by default.
+/// The image's name in a layout written here: the name that programs request by default.
 const LATEST: &str = "latest";
 
-/// The path of a blob in a layout (image specification 1.1, "Blobs").
+/// Returns the path of a blob in a layout (image specification 1.1, "Blobs").
 pub fn blob_path(digest: Digest) -> String {
     format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
 }
@@ -83,7 +84,7 @@ pub struct Index {
     path: String,
 }
 
-/// Parses the entries that are descriptors and skips others. [`Index::unnamed`] includes those for a warning.
+/// Parses the entries that are descriptors and skips the others, which [`Index::unnamed`] includes for a warning.
 fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Reference>, D::Error> {
     let entries = Vec::<Box<RawValue>>::deserialize(deserializer)?;
     Ok(entries.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect())
@@ -102,7 +103,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of an image.
+    /// Creates the layout of an image.
     pub fn of(root: &Descriptor, graph: &ManifestGraph) -> Result<Self> {
         let named = |name: &str| (REF_NAME.to_owned(), name.into());
         let tagged = graph.attachments.iter().filter_map(|attached| Some((attached.tag.as_deref()?, attached.root()?)));
@@ -135,7 +136,7 @@ impl Layout {
     }
 }
 
-/// The JSON of an index with the given entries.
+/// Returns the JSON of an index with the given entries.
 fn content(manifests: Vec<Reference>) -> Result<Vec<u8>> {
     let media_type = Some(INDEX_TYPES[0].to_owned());
     let index = Index { schema_version: 2, media_type, manifests, content: Bytes::new(), path: String::new() };
@@ -146,7 +147,7 @@ fn annotation<'a>(entry: &'a Reference, key: &str) -> Option<&'a str> {
     entry.annotations.as_ref()?.get(key)?.as_str()
 }
 
-/// Whether an entry is an image, and not a signature or a list of referrers, by its name or its kind.
+/// Returns whether an entry is an image, and not a signature or a list of referrers, judging by its name and its kind.
 fn is_image(entry: &Reference) -> bool {
     let is_attached = annotation(entry, REF_NAME).is_some_and(is_attached_by);
     let kind = annotation(entry, COSIGN_KIND).filter(|kind| kind.starts_with("dev.cosignproject.cosign/"));
@@ -163,8 +164,8 @@ impl Index {
         Ok(Self { path: path.to_owned(), content: Bytes::copy_from_slice(content), ..index })
     }
 
-    /// The root of an image: the entry with `name`, which may be its digest; without a name the only image, or the only
-    /// named one. One image may have several names.
+    /// Returns the root of an image: the entry called `name`, which may also be a digest. Without a name, returns the
+    /// only image, or the only image that has a name. One image may have several names.
     pub fn root(&self, name: Option<&str>) -> Result<Descriptor> {
         let is_called = |entry: &&Reference, name: &str| {
             let names = [annotation(entry, REF_NAME), annotation(entry, CONTAINERD_NAME), Some(entry.digest.as_str())];
@@ -206,7 +207,7 @@ impl Index {
         }
     }
 
-    /// The separate index of the image's attachments, if the layout has one.
+    /// Returns the separate index of the image's attachments, if the layout has one.
     fn with_attachments(&self) -> Result<Option<Descriptor>> {
         let Some(entry) = self.manifests.iter().find(|entry| annotation(entry, REFERRERS).is_some()) else {
             return Ok(None);
@@ -218,20 +219,20 @@ impl Index {
         Ok(Some(Descriptor { media_type: INDEX_TYPES[0].to_owned(), digest, size }))
     }
 
-    /// The entry with a digest, if there is one.
+    /// Returns the entry with a digest, if there is one.
     pub fn listed(&self, digest: Digest) -> Result<Option<Descriptor>> {
         let digest = digest.to_string();
         let found = self.manifests.iter().find(|entry| entry.digest == digest);
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// The entry with a tag, if there is one.
+    /// Returns the entry with a tag, if there is one.
     pub fn tagged(&self, tag: &str) -> Result<Option<Descriptor>> {
         let found = self.manifests.iter().find(|entry| annotation(entry, REF_NAME) == Some(tag));
         found.map(|found| found.parse().map_err(Error::digest(self.path.as_str()))).transpose()
     }
 
-    /// The unnamed manifests and the invalid entries: oras lists an image's referrers there.
+    /// Returns the unnamed manifests and the invalid entries. oras lists an image's referrers without names.
     fn unnamed(&self) -> Result<Vec<Entry>> {
         let entries = referrers::entries(&self.content);
         let entries = entries.map_err(|error| Error::malformed(self.path.as_str(), error))?;
@@ -243,7 +244,8 @@ fn digests<'a>(entries: &[&'a Reference]) -> BTreeSet<&'a str> {
     entries.iter().map(|entry| entry.digest.as_str()).collect()
 }
 
-/// The neighbors of an image by its layout's index: attachments are listed there or in a separate index.
+/// Returns the neighbors of an image according to its layout's index. The attachments are listed in that index or in a
+/// separate one.
 pub async fn neighbors(source: &dyn Source, name: &ImageName, index: Index) -> Result<Neighbors> {
     let unnamed = index.unnamed()?;
     let index = match index.with_attachments()? {

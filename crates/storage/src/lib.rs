@@ -1,5 +1,5 @@
-//! The stores of the regions' images, behind one trait. Only this module knows how bytes are stored. It does not know
-//! the API, the database or protobuf.
+//! The stores of the regions' images, behind one trait. Only this crate knows how bytes are stored. It does not depend
+//! on the API, the database or protobuf.
 
 mod activity;
 mod archive;
@@ -82,7 +82,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The store of a region; `None` if it has none.
+    /// Returns the store of a region, or `None` if the region has none.
     #[must_use]
     pub fn store(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
         match self {
@@ -91,7 +91,7 @@ impl Backend {
         }
     }
 
-    /// Whether the region is configured.
+    /// Returns whether the region is configured.
     #[must_use]
     pub fn has(&self, region: &RegionId) -> bool {
         match self {
@@ -100,7 +100,7 @@ impl Backend {
         }
     }
 
-    /// The regions, sorted, each with the name of its kind.
+    /// Returns the regions, sorted, each with the name of its kind.
     #[must_use]
     pub fn kinds(&self) -> Vec<(&RegionId, &'static str)> {
         match self {
@@ -121,13 +121,13 @@ impl Stores {
         Self(Arc::new(stores.into_iter().collect()))
     }
 
-    /// The store of a region; `None` if the region is not configured.
+    /// Returns the store of a region, or `None` if the region is not configured.
     #[must_use]
     pub fn get(&self, region: &RegionId) -> Option<&Arc<dyn Store>> {
         self.0.get(region)
     }
 
-    /// The regions, sorted, each with its store.
+    /// Returns the regions, sorted, each with its store.
     pub fn iter(&self) -> impl Iterator<Item = (&RegionId, &Arc<dyn Store>)> {
         self.0.iter()
     }

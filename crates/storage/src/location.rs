@@ -10,11 +10,11 @@ use url::{Host, Url};
 pub enum Location {
     /// `dir://PATH`: a directory, absolute or relative to the working directory of the service.
     Dir(PathBuf),
-    /// `registry+https://HOST[:PORT][/NAMESPACE]`, or `registry+http://` for one without TLS.
+    /// `registry+https://HOST[:PORT][/NAMESPACE]`, or `registry+http://` for a registry without TLS.
     Registry(RegistryLocation),
     /// `s3://BUCKET[/PREFIX]`, `gs://` or `az://`.
     Object(ObjectLocation),
-    /// `ecs://REGION`: a region of Alibaba Cloud, by the provider's name for it.
+    /// `ecs://REGION`: a region of Alibaba Cloud. `REGION` is Alibaba Cloud's name for it.
     Ecs(String),
 }
 
@@ -28,19 +28,19 @@ pub struct RegistryLocation {
 }
 
 impl RegistryLocation {
-    /// Whether the host is a loopback address or `localhost`.
+    /// Returns whether the host is a loopback address or `localhost`.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.base)
     }
 
-    /// Whether the registry is used without TLS.
+    /// Returns whether the registry is used without TLS.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.base.scheme() == "http"
     }
 
-    /// Whether `host` names the same host and port. Case and the default port make no difference.
+    /// Returns whether `host` names the same host and port. Case and the default port make no difference.
     #[must_use]
     pub fn is_at(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
@@ -48,20 +48,20 @@ impl RegistryLocation {
         host.strip_suffix(usual).unwrap_or(&host) == self.authority()
     }
 
-    /// The host, with the port unless it is the default.
+    /// Returns the host, with the port unless it is the default.
     #[must_use]
     pub fn authority(&self) -> String {
         authority(&self.base)
     }
 }
 
-/// A URL's host, with the port unless it is the default, as in the header `host`.
+/// Returns a URL's host, with the port unless it is the default, as in the header `Host`.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Whether a URL's host is a loopback address or `localhost`.
+/// Returns whether a URL's host is a loopback address or `localhost`.
 #[must_use]
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
@@ -84,7 +84,7 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// The scheme of the provider's locations.
+    /// Returns the scheme of the provider's locations.
     #[must_use]
     pub const fn scheme(self) -> &'static str {
         match self {
@@ -98,7 +98,7 @@ impl Provider {
 /// The location of a bucket, or of a prefix in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectLocation {
-    /// The service whose API the bucket has.
+    /// The provider whose API the bucket's service offers.
     pub provider: Provider,
     /// The bucket, or Azure's container.
     pub bucket: String,
@@ -106,7 +106,7 @@ pub struct ObjectLocation {
     pub prefix: String,
 }
 
-/// A text that is not a valid location.
+/// The error for a text that is not a valid location.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no store; expected dir://PATH, registry+https://HOST/NAMESPACE, s3://BUCKET/PREFIX, gs://, az:// or ecs://REGION{1}"
@@ -168,7 +168,7 @@ fn object(provider: Provider, rest: &str) -> Result<ObjectLocation, &'static str
     Ok(ObjectLocation { provider, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
 }
 
-/// Whether a text is a valid repository name (OCI distribution specification 1.1, "Pulling manifests").
+/// Returns whether a text is a valid repository name (OCI distribution specification 1.1, "Pulling manifests").
 pub(super) fn is_repository(name: &str) -> bool {
     let component = |part: &str| {
         let runs: Vec<&str> = part.split(['.', '_', '-']).collect();
@@ -182,7 +182,7 @@ pub(super) fn is_repository(name: &str) -> bool {
     name.len() <= 255 && name.split('/').all(component)
 }
 
-/// Whether a text is a valid tag (OCI distribution specification 1.1, "Pulling manifests").
+/// Returns whether a text is a valid tag (OCI distribution specification 1.1, "Pulling manifests").
 pub(super) fn is_tag(tag: &str) -> bool {
     let first = |c: char| c.is_ascii_alphanumeric() || c == '_';
     tag.len() <= 128
@@ -190,7 +190,7 @@ pub(super) fn is_tag(tag: &str) -> bool {
         && tag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// Removes everything before an `@` from a location, as it may be a password.
+/// Removes everything before an `@` from a location, because it may contain a password.
 fn without_secret(text: &str) -> ForeignText {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => ForeignText::value(format_args!("{scheme}://***@{rest}")),

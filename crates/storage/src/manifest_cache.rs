@@ -1,5 +1,5 @@
-//! Caches the manifests of a source for a while, so that a registration which timed out in a large index resumes when
-//! it is retried.
+//! Caches the manifests of a source for a while, so that a registration that timed out in a large index resumes when it
+//! is retried.
 
 use std::{
     num::NonZeroUsize,
@@ -14,11 +14,12 @@ use lru::LruCache;
 
 use super::{BlobChunks, Result, Source};
 
-/// The limit of cached bytes: that of one image's manifests.
+/// Maximum total size of the cached manifests, in bytes: the limit for the manifests of one image.
 const MAX_BYTES: usize = 16 << 20;
-/// The limit of cached manifests: that of one image.
+/// Maximum number of cached manifests: the limit for one image.
 const MAX_MANIFESTS: NonZeroUsize = NonZeroUsize::new(1_000).expect("it is not 0");
-/// How long a manifest is cached. If it is removed meanwhile, the copy of the image reports it missing.
+/// How long a manifest is cached. If the manifest is removed from the source in the meantime, the copy of the image
+/// reports it missing.
 const AGE: Duration = Duration::from_secs(600);
 
 /// A cache of verified manifests, by image and digest. Clones share it.

@@ -37,7 +37,7 @@ pub struct ManifestGraph {
     pub blobs: Vec<Descriptor>,
     /// The attachments of the image's manifests and of other attachments: signatures, bills of materials.
     pub attachments: Vec<Attachment>,
-    /// The attachments' blobs that the image does not have itself.
+    /// The blobs that only attachments have, and the image itself does not.
     pub attached_blobs: Vec<Descriptor>,
     /// The lists of referrers, limited to the attachments.
     pub referrers: Vec<ReferrersIndex>,
@@ -47,19 +47,19 @@ pub struct ManifestGraph {
     pub warnings: Warnings,
 }
 
-/// An attachment of an image. It is copied with the image; its failure never fails the image.
+/// An attachment of an image. It is copied with the image. An error of an attachment never fails the copy of the image.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// The attachment's tag; `None` if a list of referrers names it.
     pub tag: Option<String>,
     /// The attachment's manifests, its root last.
     pub manifests: Vec<(Descriptor, Bytes)>,
-    /// The places of the attachment's blobs in the graph ([`ManifestGraph::blob`]).
+    /// The indices of the attachment's blobs in the graph, as [`ManifestGraph::blob`] takes them.
     pub blobs: Vec<usize>,
 }
 
 impl Attachment {
-    /// The attachment's root manifest.
+    /// Returns the attachment's root manifest.
     #[must_use]
     pub fn root(&self) -> Option<&(Descriptor, Bytes)> {
         self.manifests.last()
@@ -71,7 +71,7 @@ impl Attachment {
 pub struct Measure {
     /// The size of all parts of the image in bytes, without attachments.
     pub bytes: u64,
-    /// Entries of the image's indexes that the source does not have.
+    /// The digests of index entries that the source does not have.
     pub absent: Vec<Digest>,
 }
 
@@ -99,7 +99,7 @@ impl ManifestGraph {
         absent: &[Digest],
     ) -> Result<Self> {
         let mut walk = Walk::new(source, name, Budget::default(), Missing::Known(absent));
-        // Concurrently: the reads are independent.
+        // The reads are independent of each other and run concurrently.
         let neighbors = source.neighbors(name, Instant::now()).map(Ok::<_, Error>);
         let ((), neighbors) = try_join(walk.down(root.clone(), Place::Root), neighbors).await?;
         let budget = walk.budget;
@@ -114,21 +114,21 @@ impl ManifestGraph {
         Self { manifests, blobs, absent, warnings, ..Self::default() }
     }
 
-    /// The size of all parts and attachments in bytes.
+    /// Returns the size of all parts and attachments, in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         let attached = self.attachments.iter().flat_map(|attachment| &attachment.manifests);
         let manifests = self.manifests.iter().chain(attached).map(|(manifest, _)| manifest.size);
-        // A graph read from a source does not overflow; one that a caller builds might.
+        // The size of a graph read from a source does not overflow; that of a graph built by a caller might.
         manifests.chain(self.all_blobs().map(|blob| blob.size)).fold(0, u64::saturating_add)
     }
 
-    /// The blobs of the image, followed by those of the attachments.
+    /// Returns the blobs of the image, followed by those of the attachments.
     pub fn all_blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.blobs.iter().chain(&self.attached_blobs)
     }
 
-    /// The blob at a place in [`ManifestGraph::all_blobs`].
+    /// Returns the blob at an index of [`ManifestGraph::all_blobs`].
     #[must_use]
     pub fn blob(&self, place: usize) -> Option<&Descriptor> {
         match place.checked_sub(self.blobs.len()) {
@@ -137,13 +137,14 @@ impl ManifestGraph {
         }
     }
 
-    /// Whether the blob at a place belongs only to attachments.
+    /// Returns whether the blob at an index of [`ManifestGraph::all_blobs`] belongs only to attachments.
     #[must_use]
     pub fn is_attached(&self, place: usize) -> bool {
         place >= self.blobs.len()
     }
 
-    /// The same image with only the attachments at the chosen places. Lists of referrers are reduced accordingly.
+    /// Returns the same image with only the attachments at the chosen indices. The lists of referrers are reduced
+    /// accordingly.
     #[must_use]
     pub fn with_attachments(&self, chosen: &BTreeSet<usize>) -> Self {
         let kept = self.attachments.iter().enumerate().filter(|(place, _)| chosen.contains(place));
@@ -160,7 +161,8 @@ impl ManifestGraph {
     }
 }
 
-/// The digest of a blob's bytes, by the algorithm of the blob's digest. Ticks `activity` as they are read.
+/// Computes the digest of a blob's bytes with the algorithm of the blob's digest. Ticks `activity` as the bytes are
+/// read.
 pub(super) async fn digest_of(
     source: &dyn Source,
     name: &ImageName,
@@ -170,7 +172,7 @@ pub(super) async fn digest_of(
     digest_of_chunks(source.read_blob(name, blob, 0, None).await?, blob.digest.algorithm(), activity).await
 }
 
-/// The digest of a stream of chunks. Ticks `activity` as they arrive.
+/// Computes the digest of a stream of chunks. Ticks `activity` as the chunks arrive.
 pub(super) async fn digest_of_chunks(
     mut chunks: BlobChunks,
     algorithm: Algorithm,

@@ -10,17 +10,17 @@ use futures_util::{
 
 use super::Place;
 
-/// The mount sources of an image, once determined. Clones share them.
+/// The mount sources of an image, which are determined on first use. Clones share them.
 #[derive(Clone, Default)]
 pub struct MountSources(Option<Shared<BoxFuture<'static, Arc<[Place]>>>>);
 
 impl MountSources {
-    /// Mount sources that `find` determines once, on first use.
+    /// Creates mount sources that `find` determines once, on first use.
     pub fn new(find: impl Future<Output = Vec<Place>> + Send + 'static) -> Self {
         Self(Some(find.map(Arc::from).boxed().shared()))
     }
 
-    /// The places of the mount sources.
+    /// Returns the mount sources, and determines them on the first call.
     pub async fn places(&self) -> Arc<[Place]> {
         match &self.0 {
             Some(find) => find.clone().await,

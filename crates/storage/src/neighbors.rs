@@ -1,6 +1,6 @@
-//! The neighbors of an image: manifests that its store lists beside it, with tags of its digest or without a name.
-//! Signatures, attestations and lists of referrers are among them. They are listed once for an image with any number of
-//! manifests.
+//! The neighbors of an image: manifests that its store lists beside it, with a tag that contains the image's digest or
+//! without a name. Among them are signatures, attestations and lists of referrers. The neighbors of an image are listed
+//! once, however many manifests it has.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -11,7 +11,7 @@ use super::{Entry, Result, Source, layout::Index};
 /// The manifests listed beside an image.
 #[derive(Debug, Default)]
 pub struct Neighbors {
-    /// The tags, among them those that name an attachment by the digest of its subject.
+    /// The tags. The tag of an attachment contains the digest of its subject.
     pub(super) tags: Tags,
     /// The unnamed manifests, which may refer to the image.
     pub(super) unnamed: Vec<Entry>,
@@ -25,15 +25,15 @@ pub(super) enum Tags {
     Absent,
     /// All tags, with their descriptors.
     Indexed(Index),
-    /// All tags; a descriptor takes a request.
+    /// All tags, without their descriptors. Looking up a descriptor takes a request.
     Listed(Arc<HashSet<String>>),
-    /// The tags can't be listed; each one takes a request.
+    /// The tags can't be listed. Looking up a tag takes a request.
     Unlisted,
 }
 
 impl Neighbors {
-    /// The descriptor of a tag; `None` if there is no such tag. Requests it from `source` only if the list does not
-    /// have it.
+    /// Returns the descriptor of a tag, or `None` if there is no such tag. Requests the descriptor from `source` only
+    /// if the listed tags do not suffice.
     pub(super) async fn tagged(&self, source: &dyn Source, name: &ImageName, tag: &str) -> Result<Option<Descriptor>> {
         match &self.tags {
             Tags::Absent => Ok(None),

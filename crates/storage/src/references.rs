@@ -23,7 +23,7 @@ pub enum Place {
     Foreign,
 }
 
-/// A manifest's reference to one part. Annotations are skipped, as they may take many times their size in memory.
+/// A manifest's reference to one part. Annotations are skipped, because they may take many times their size in memory.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reference {
@@ -47,12 +47,13 @@ struct Content {
     blobs: Option<Vec<Reference>>,
 }
 
-/// Whether a media type is a known type of manifests or indexes.
+/// Returns whether a media type is a known type of manifests or indexes.
 pub fn is_known(kind: &str) -> bool {
     INDEX_TYPES.contains(&kind) || MANIFEST_TYPES.contains(&kind) || kind == ARTIFACT_TYPE
 }
 
-/// The references of a manifest or an index. The content determines which of the two one of an unknown type is.
+/// Returns the references of a manifest or an index. If the media type is unknown, the content determines which of the
+/// two it is.
 pub fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<(Reference, Place)>> {
     let Content { schema_version, media_type, manifests, config, layers, blobs } = serde_json::from_slice(content)?;
     let missing = |field| Err(serde::de::Error::missing_field(field));
@@ -77,7 +78,7 @@ pub fn references(kind: &str, content: &[u8]) -> serde_json::Result<Vec<(Referen
 }
 
 impl Reference {
-    /// The descriptor of the part.
+    /// Returns the descriptor of the part.
     pub fn parse(self) -> std::result::Result<Descriptor, DigestError> {
         Ok(Descriptor { digest: self.digest.parse()?, media_type: self.media_type, size: self.size })
     }

@@ -10,28 +10,29 @@ use serde_json::value::RawValue;
 
 use super::{Error, Result, entry::Entry, manifest_graph::INDEX_TYPES};
 
-/// The limit of a list of referrers, all its pages together, in bytes.
+/// Maximum size of a list of referrers, all pages together, in bytes.
 pub(super) const MAX_REFERRERS_BYTES: u64 = 1 << 20;
 
-/// The suffixes of an attachment's tag, after the tag of the subject's digest ([`referrers_tag`]). Cosign names
-/// signatures, attestations and bills of materials so.
+/// The suffixes of the tags of attachments. A tag consists of the subject's [`referrers_tag`] and a suffix. Cosign uses
+/// the suffixes for signatures, attestations and bills of materials.
 const ATTACHED: [&str; 3] = [".sig", ".att", ".sbom"];
-/// The limit of a digest's hexadecimal digits in a tag ("Referrers Tag Schema"): all of SHA-256's, half of SHA-512's.
+/// Maximum number of a digest's hexadecimal digits in a tag ("Referrers Tag Schema"): all digits of SHA-256, half of
+/// those of SHA-512.
 const TAG_DIGITS: usize = 64;
 
-/// The fallback tag of a manifest's referrers ("Referrers Tag Schema").
+/// Returns the fallback tag of a manifest's referrers ("Referrers Tag Schema").
 pub(super) fn referrers_tag(subject: Digest) -> String {
     let mut digits = subject.hex();
     digits.truncate(TAG_DIGITS);
     format!("{}-{digits}", subject.algorithm())
 }
 
-/// The tags of possible attachments to a manifest.
+/// Returns the tags of possible attachments to a manifest.
 pub(super) fn attachment_tags(subject: Digest) -> [String; 3] {
     ATTACHED.map(|kind| format!("{}{kind}", referrers_tag(subject)))
 }
 
-/// Whether a tag is an attachment's or a list of referrers', and not an image's.
+/// Returns whether a tag belongs to an attachment or to a list of referrers, and not to an image.
 pub(super) fn is_attached_by(tag: &str) -> bool {
     let name = ATTACHED.iter().find_map(|kind| tag.strip_suffix(kind)).unwrap_or(tag);
     let is_known = |algorithm: &str| Algorithm::ALL.into_iter().any(|known| known.as_str() == algorithm);
@@ -54,7 +55,7 @@ pub(super) fn fits_list(list: &Descriptor) -> Result<()> {
 pub struct Listing {
     /// The listed referrers, all of them unless the list is `broken`.
     pub entries: Vec<Entry>,
-    /// The error that cut the list short, if one did.
+    /// The error that ended the list early, if there was one.
     pub broken: Option<Error>,
 }
 
@@ -88,7 +89,7 @@ impl List {
     }
 }
 
-/// Whether content is an index, of any media type.
+/// Returns whether the content is an index, of any media type.
 pub(super) fn is_list(content: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Index {
@@ -115,7 +116,7 @@ pub struct ReferrersIndex {
 }
 
 impl ReferrersIndex {
-    /// The index that lists the referrers (OCI distribution specification 1.1, "Referrers Tag Schema").
+    /// Returns the index that lists the referrers (OCI distribution specification 1.1, "Referrers Tag Schema").
     pub(super) fn index(&self) -> Result<(Descriptor, Bytes)> {
         let empty = format!(r#"{{"mediaType":"{}","schemaVersion":2}}"#, INDEX_TYPES[0]);
         self.added_to(empty.as_bytes()).map(|(descriptor, content, _)| (descriptor, content))

@@ -8,7 +8,7 @@ use url::Url;
 use super::location::authority;
 
 /// Begins the span of a request (OpenTelemetry semantic conventions for HTTP, "HTTP client"), as a child of the current
-/// one.
+/// span.
 pub fn begin(method: &Method, url: &Url) -> Span {
     tracing::info_span!(
         "http",
@@ -24,8 +24,8 @@ pub fn begin(method: &Method, url: &Url) -> Span {
     )
 }
 
-/// Records the outcome of a request: a status, or the kind of its error. A 401, or a 404 to `HEAD`, is an expected
-/// answer and no failure.
+/// Records the outcome of a request: a status, or the kind of its error. A 401, or a 404 to `HEAD`, is expected and
+/// does not count as a failure.
 pub fn end(span: &Span, method: &Method, outcome: Result<StatusCode, &'static str>) {
     match outcome {
         Err(kind) => fail(span, kind),
@@ -44,7 +44,8 @@ fn fail(span: &Span, kind: &str) {
     span.record("otel.status_code", "ERROR");
 }
 
-/// A URL without its query, which may have secrets. The text is untrusted, because a store may have chosen the URL.
+/// Returns a URL without its query, which may contain secrets. The text is untrusted, because a store may have chosen
+/// the URL.
 pub fn shown(url: &Url) -> ForeignText {
     ForeignText::new(format_args!("{}://{}{}", url.scheme(), authority(url), url.path()))
 }

@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The index that a copy has published, with the one it replaced; empty before the publication. Clones share it.
+/// The index that a copy has published, and the index that it replaced. Empty before the publication. Clones share the
+/// content.
 #[derive(Debug, Clone, Default)]
 pub struct Rollback(Arc<Mutex<Option<ReplacedIndex>>>);
 
-/// A replaced index.
+/// A published index, and the index that it replaced.
 #[derive(Debug)]
 pub struct ReplacedIndex {
     /// The content of the published index.
@@ -21,7 +22,7 @@ impl Rollback {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(replaced);
     }
 
-    /// Takes the record out; `None` if the copy has published nothing.
+    /// Removes and returns the record. Returns `None` if the copy has published nothing.
     #[must_use]
     pub fn take(&self) -> Option<ReplacedIndex> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()

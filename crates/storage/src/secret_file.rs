@@ -1,4 +1,4 @@
-//! Reads secrets from files. They may be replaced at any time, so they are read on each use and never cached.
+//! Reads secrets from files. The files may be replaced at any time, so they are read on each use and never cached.
 
 use std::{
     fs::File,
@@ -10,7 +10,7 @@ use std::{
 use domain::Secret;
 use tokio::{task::spawn_blocking, time::timeout};
 
-/// The limit of a file with one secret, in bytes.
+/// Maximum size of a file with one secret, in bytes.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
 /// The time limit for reading a file, which may be on a network file system.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ pub enum SecretFileError {
     #[error("{} can't be read: {problem}", path.display())]
     Unreadable {
         path: PathBuf,
-        /// The operating system's error, or the time-out.
+        /// The operating system's error, or the timeout.
         problem: String,
     },
     /// The file exceeds its size limit.

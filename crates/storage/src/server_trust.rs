@@ -1,5 +1,5 @@
-//! Verification of the certificates of servers that this service calls: those that the system trusts, and those of a
-//! file.
+//! Verifies the certificates of servers that this service calls, using the certificates that the system trusts and
+//! those in a file.
 
 use std::sync::Arc;
 
@@ -41,7 +41,8 @@ pub fn system() -> Result<ClientConfig, TrustError> {
     Ok(builder(provider)?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 
-/// Returns the TLS configuration of a client that trusts the certificates of a PEM file besides those of the system.
+/// Returns the TLS configuration of a client that trusts the certificates of a PEM file in addition to those of the
+/// system.
 ///
 /// # Errors
 ///
@@ -51,9 +52,9 @@ pub fn trusting(pem: &[u8]) -> Result<ClientConfig, TrustError> {
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier(pem)?).with_no_client_auth())
 }
 
-/// Returns a verifier that accepts, besides the certificates that the system trusts: certificates that an authority of
-/// a PEM file has issued, and the certificates in the file themselves. The latter accepts the self-signed certificates
-/// that `openssl req -x509` creates: they are authorities, which RFC 5280 does not allow as servers.
+/// Returns a verifier that accepts the certificates that the system trusts, certificates that an authority in a PEM
+/// file has issued, and the certificates in the file themselves. The last rule is needed for the self-signed
+/// certificates that `openssl req -x509` creates. They are authorities, which RFC 5280 does not allow as servers.
 ///
 /// # Errors
 ///
@@ -95,20 +96,20 @@ impl ListedVerifier {
     }
 }
 
-/// Whether the error may be caused by missing names: a certificate of version 1 has no place for them.
+/// Returns whether the error may be caused by missing names. A certificate of version 1 has no field for them.
 fn is_about_names(error: &Error) -> bool {
     use CertificateError::{BadEncoding, NotValidForName, NotValidForNameContext, Other};
     matches!(error, Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. } | BadEncoding | Other(_)))
 }
 
-/// Whether a certificate has a subjectAltName; `true` if it can't be parsed.
+/// Returns whether a certificate has a subjectAltName. Returns `true` if the certificate can't be parsed.
 fn has_names(certificate: &CertificateDer<'_>) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return true };
     !matches!(certificate.subject_alternative_name(), Ok(None))
 }
 
-/// The error of a certificate without a subjectAltName, and how to create one that has it. A common name is not used
-/// (RFC 9525, section 2).
+/// Returns the error for a certificate without a subjectAltName, with advice on how to create a certificate that has
+/// one. A common name is not used (RFC 9525, section 2).
 fn without_names(name: &ServerName<'_>) -> Error {
     let kind = if matches!(name, ServerName::IpAddress(_)) { "IP" } else { "DNS" };
     let name = name.to_str();

@@ -1,4 +1,4 @@
-//! Reserves free space for copies, so that the copies admitted together have enough space.
+//! Reserves free space for copies, so that all copies that run at the same time have enough space.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,7 +1,7 @@
-//! The SSRF guard: decides which addresses may be dialed for a store.
+//! The SSRF guard: decides which addresses the service may connect to for a store.
 //!
-//! A name can be made to resolve to any address at any time. The guard therefore checks every resolved address right
-//! before it is dialed, and not the name.
+//! A name can be made to resolve to any address at any time. The guard therefore does not check the name, but every
+//! resolved address, right before the connection.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -15,7 +15,7 @@ use url::{Host, Url};
 /// Resolves a name to its addresses.
 pub type Lookup = dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync;
 
-/// Why an address is not dialed.
+/// Why the service does not connect to an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{host} leads to {address}, {what}, which is never contacted{hint}")]
 pub struct Forbidden {
@@ -41,19 +41,19 @@ impl std::fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// A guard that uses the system's resolver. Loopback addresses are allowed if `loopback` is set.
+    /// Creates a guard that uses the system's resolver. Loopback addresses are allowed if `loopback` is set.
     #[must_use]
     pub fn new(loopback: bool) -> Self {
         Self::with_lookup(loopback, Arc::new(|name| Box::pin(system(name))))
     }
 
-    /// A guard that resolves names with `lookup`.
+    /// Creates a guard that resolves names with `lookup`.
     #[must_use]
     pub fn with_lookup(loopback: bool, lookup: Arc<Lookup>) -> Self {
         Self { loopback, shared: false, lookup }
     }
 
-    /// The same guard; shared address space (RFC 6598) is allowed if `shared` is set.
+    /// Returns the same guard, which allows shared address space (RFC 6598) if `shared` is set.
     #[must_use]
     pub fn with_shared(self, shared: bool) -> Self {
         Self { shared, ..self }
@@ -68,18 +68,17 @@ impl Guard {
         }
     }
 
-    /// A guard for a host that the configuration trusts: loopback and shared addresses are allowed.
+    /// Returns a guard for a host that the configuration trusts: it also allows loopback and shared addresses.
     pub(super) fn trusting(self) -> Self {
         Self { loopback: true, shared: true, ..self }
     }
 
-    /// Resolves a name.
     pub(super) async fn look_up(&self, name: &str) -> std::io::Result<Vec<SocketAddr>> {
         (self.lookup)(name.to_owned()).await
     }
 
-    /// Fails if any address of a name is forbidden: a resolver that returns one such address is not trusted with the
-    /// others.
+    /// Fails if any address of a name is forbidden. If a resolver returns one such address, the other addresses are not
+    /// trusted either.
     pub(super) fn judge_all(&self, host: &str, addresses: &[SocketAddr]) -> Result<(), Forbidden> {
         addresses.iter().try_for_each(|address| self.judge(host, address.ip()))
     }
@@ -126,11 +125,11 @@ const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     // Amazon EC2 over IPv6.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    // Azure's platform endpoint, beside its metadata service.
+    // Azure's platform endpoint, which is separate from its metadata service.
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     // Google Compute Engine over IPv6.
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
-    // Oracle Cloud: the older address, and the IPv6 one.
+    // Oracle Cloud: the older IPv4 address, and the IPv6 address.
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
 ];
@@ -157,14 +156,14 @@ fn class(address: IpAddr) -> Class {
     }
 }
 
-/// Whether an address leads to an IPv4 host through an obsolete or opaque mechanism: Teredo (RFC 4380), 6to4 (RFC 3056,
-/// deprecated by RFC 7526), or NAT64 with a network-specific prefix (RFC 8215).
+/// Returns whether an address leads to an IPv4 host through an obsolete or opaque mechanism: Teredo (RFC 4380), 6to4
+/// (RFC 3056, deprecated by RFC 7526), or NAT64 with a network-specific prefix (RFC 8215).
 fn is_tunnel(v6: Ipv6Addr) -> bool {
     matches!(v6.segments(), [0x2001, 0, ..] | [0x2002, ..] | [0x64, 0xff9b, 1, ..])
 }
 
-/// The IPv4 address embedded in an IPv6 address: mapped, NAT64 with the well-known prefix (RFC 6052), or ISATAP (RFC
-/// 5214).
+/// Returns the IPv4 address embedded in an IPv6 address: mapped, NAT64 with the well-known prefix (RFC 6052), or ISATAP
+/// (RFC 5214).
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| {
         let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];

@@ -1,4 +1,4 @@
-//! The traits of stores and of read-only sources. Each kind of store implements them in a module of its own.
+//! The traits of stores and of read-only sources. Each kind of store implements them in a separate module.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,7 +30,7 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    /// The kind in lower case: `dir`, `object` or `registry`.
+    /// Returns the kind in lower case: `dir`, `object` or `registry`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ pub enum Chunk {
     /// The next bytes, in order.
     Data(Bytes),
     /// The end of the blob. The digest of the sent bytes was correct, if they were sent from the beginning. A stream
-    /// that ends without this must be discarded.
+    /// that ends without this chunk must be discarded.
     End,
 }
 
@@ -77,18 +77,18 @@ pub type BlobChunks = mpsc::Receiver<Result<Bytes>>;
 pub enum Presence {
     /// The whole blob, and how it was verified.
     Whole(Verification),
-    /// The first bytes, of this number, in an upload that can be resumed. Not verified.
+    /// The given number of leading bytes, in an upload that can be resumed. They are not verified.
     Part(u64),
-    /// No part.
+    /// No part of the blob.
     Absent,
 }
 
 /// An image's place within a service, from which other stores of the same service can copy blobs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
-    /// The service, by a name that no other service has.
+    /// The unique name of the service.
     pub service: String,
-    /// The path within it: a repository, or the prefix of a layout.
+    /// The path within the service: a repository, or the prefix of a layout.
     pub path: String,
 }
 
@@ -97,15 +97,17 @@ pub struct Place {
 pub struct Stage {
     /// The name under which the store shows the image once it is published.
     pub name: ImageName,
-    /// The fence of the claim. Unfinished content is marked with it, so that two claims never write to the same place.
+    /// The fence of the claim. Unfinished content is marked with the fence, so that two claims never write to the same
+    /// content.
     pub fence: u64,
-    /// Whether damage was found in the image here. Existing content is then read again instead of trusted.
+    /// Whether damage was found in the store's copy of the image. Existing content is then read again instead of
+    /// trusted.
     pub suspect: bool,
     /// The places from which blobs can be mounted instead of sent, if the service is the same.
     pub mount_sources: MountSources,
     /// The record of the roots that this service has published under the name.
     pub published: Published,
-    /// Whether other clients' content in the image's place may be replaced.
+    /// Whether content of other clients under the name may be replaced.
     pub overwrite: bool,
     /// The journal of the claim.
     pub journal: Arc<dyn Journal>,
@@ -115,7 +117,7 @@ pub struct Stage {
     pub reservation: Reservation,
     /// The published content, and the content it replaced.
     pub rollback: Rollback,
-    /// The time of the last check that the name may be made to show the image, although it shows other content or none.
+    /// The time of the last successful check that the image may replace the name's other content, if there is any.
     pub seen_free: SeenAt,
     /// The other images of a directory that have the image's blobs.
     pub holders: Holders,
@@ -137,7 +139,7 @@ impl SeenAt {
         *self.cell() = Some(Instant::now());
     }
 
-    /// Whether the last successful check was at most `time` ago.
+    /// Returns whether the last successful check was at most `time` ago.
     #[must_use]
     pub fn within(&self, time: Duration) -> bool {
         self.cell().is_some_and(|seen| seen.elapsed() <= time)
@@ -145,7 +147,7 @@ impl SeenAt {
 }
 
 impl Stage {
-    /// A stage without a history: no content was published under its name.
+    /// Creates a stage without a history: no content was published under its name.
     #[must_use]
     pub fn new(name: ImageName, fence: u64, journal: Arc<dyn Journal>) -> Self {
         Self {
@@ -181,12 +183,12 @@ impl Stage {
     }
 }
 
-/// The size in bytes up to which blobs are always read where a store has them. Reading costs little more than a check
-/// there, and otherwise different images often share their configuration.
+/// Maximum size, in bytes, of existing blobs that are always read for verification. Reading such a blob costs little
+/// more than checking for it. Images that otherwise differ often share a configuration of this size.
 pub(super) const SMALL: u64 = 16 << 10;
 
-/// The size in bytes above which a blob is requested from all mount sources of the image. A smaller one is requested
-/// from one at most.
+/// The size in bytes above which a blob is requested from all mount sources of the image. A smaller blob is requested
+/// from at most one mount source.
 pub(super) const WORTH_MOUNTING: u64 = 128 << 10;
 
 /// Converts the result of reading a name's root into the name's content. An unreadable root counts as content.
@@ -199,19 +201,19 @@ pub(super) fn shown(root: Result<Option<Descriptor>>) -> Result<NameContent> {
     }
 }
 
-/// A place from which images are read.
+/// A store or a file from which images are read.
 #[async_trait]
 pub trait Source: Send + Sync + std::fmt::Debug {
-    /// The root of an image; `None` if no complete image of that name is visible.
+    /// Returns the root of an image, or `None` if no complete image of that name is visible.
     async fn root(&self, name: &ImageName) -> Result<Option<Descriptor>>;
 
-    /// The root of an image, expressed by the digest `known` if it has that one. For a tag, a registry returns a digest
-    /// by an algorithm of its choice.
+    /// Returns the root of an image, with the digest `known` if the root has that digest. For a tag, a registry returns
+    /// a digest by an algorithm of the registry's choice.
     async fn root_as(&self, name: &ImageName, _known: Digest) -> Result<Option<Descriptor>> {
         self.root(name).await
     }
 
-    /// The root with a digest, regardless of the name's content; `None` if it is missing.
+    /// Returns the root with a digest, regardless of the name's content, or `None` if there is no such root.
     async fn root_of(&self, name: &ImageName, digest: Digest) -> Result<Option<Descriptor>> {
         Ok(self.root(name).await?.filter(|root| root.digest == digest))
     }
@@ -219,35 +221,35 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// Reads and verifies a manifest or an index. Fails above [`super::MAX_MANIFEST_BYTES`].
     async fn read_manifest(&self, name: &ImageName, manifest: &Descriptor) -> Result<Bytes>;
 
-    /// Reads a blob from the byte `from` on, at most `most` bytes of it. The bytes are not verified.
+    /// Reads at most `most` bytes of a blob, starting at the byte offset `from`. The bytes are not verified.
     async fn read_blob(&self, name: &ImageName, blob: &Descriptor, from: u64, most: Option<u64>) -> Result<BlobChunks>;
 
-    /// Lists the manifests beside the image, no staler than `since`. Signatures and lists of referrers may be among
-    /// them.
+    /// Lists the manifests beside the image, which may include signatures and lists of referrers. The list is no older
+    /// than `since`.
     async fn neighbors(&self, _name: &ImageName, _since: Instant) -> Result<Neighbors> {
         Ok(Neighbors::default())
     }
 
-    /// The descriptor of a tag beside the image; `None` if there is no such tag. Called for tags that
+    /// Returns the descriptor of a tag beside the image, or `None` if there is no such tag. Called for tags that
     /// [`Source::neighbors`] does not resolve.
     async fn tagged(&self, _name: &ImageName, _tag: &str) -> Result<Option<Descriptor>> {
         Ok(None)
     }
 
-    /// The manifests whose subject is the given one: signatures, bills of materials (OCI distribution specification
-    /// 1.1, "Listing Referrers"). `None` if the store has no such lists; a fallback tag replaces them ("Referrers Tag
-    /// Schema").
+    /// Returns the manifests whose subject is `subject`, such as signatures and bills of materials (OCI distribution
+    /// specification 1.1, "Listing Referrers"). Returns `None` if the store has no such lists; a fallback tag then
+    /// replaces them ("Referrers Tag Schema").
     async fn referrers(&self, _name: &ImageName, _subject: Digest) -> Result<Option<Listing>> {
         Ok(None)
     }
 
-    /// Whether the source is read over a network. The network may damage content, and servers may lag behind each
-    /// other.
+    /// Returns whether the source is read over a network. The network may damage content, and servers may lag behind
+    /// each other.
     fn is_remote(&self) -> bool {
         false
     }
 
-    /// Whether reading several ranges of a blob concurrently may be faster than reading it sequentially.
+    /// Returns whether reading several ranges of a blob concurrently may be faster than reading the blob sequentially.
     fn reads_ranges(&self) -> bool {
         false
     }
@@ -256,19 +258,19 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 /// A region's store. Every operation may be repeated.
 #[async_trait]
 pub trait Store: Source {
-    /// The kind of the store.
+    /// Returns the kind of the store.
     fn kind(&self) -> StoreKind;
 
     /// Resolves a caller's description of an image. Fails with the reason if the store can't have such an image.
     fn locate(&self, spec: &ImageSpec) -> std::result::Result<Located, String>;
 
-    /// The name in this store for a registered image.
+    /// Returns the name of a registered image in this store.
     fn name_of(&self, image: &Image) -> ImageName;
 
-    /// The reference by which an image is pulled.
+    /// Returns the reference by which an image is pulled.
     fn url(&self, name: &ImageName) -> String;
 
-    /// The place of an image, for stores that can copy blobs from each other.
+    /// Returns the place of an image, for stores that can copy blobs from each other.
     fn place(&self, _name: &ImageName) -> Option<Place> {
         None
     }
@@ -277,27 +279,27 @@ pub trait Store: Source {
     /// if they are known.
     async fn probe(&self) -> Result<Option<u64>>;
 
-    /// Creates the place where the image is written, and removes unfinished content of earlier claims.
+    /// Prepares the store for writing the image, and removes unfinished content of earlier claims.
     async fn prepare(&self, stage: &Stage) -> Result<()>;
 
-    /// How the whole image was verified, if the store shows it and this service's record covers its parts; `None` if
-    /// every part must be checked. Fails if the name shows content that must not be replaced.
+    /// Returns how the whole image was verified, if the store shows the image and this service's record covers its
+    /// parts. Returns `None` if every part must be checked. Fails if the name shows content that must not be replaced.
     async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>>;
 
-    /// Checks how much of a blob is there. May mount it from another image of the store.
+    /// Returns how much of a blob the store has. May mount the blob from another image of the store.
     async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence>;
 
-    /// Whether the store has a manifest or an index, verified by its digest.
+    /// Returns whether the store has a manifest or an index, verified by its digest.
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool>;
 
-    /// Reserves space for `bytes` more, in place of the stage's previous reservation. Fails if the store has less or
-    /// other copies have reserved it.
+    /// Reserves space for `bytes` more bytes, in place of the stage's previous reservation. Fails if the store has less
+    /// free space, or if other copies have reserved it.
     async fn reserve(&self, _stage: &Stage, _bytes: u64) -> Result<()> {
         Ok(())
     }
 
-    /// Writes a blob from the byte `from` on, which is 0 or the value of [`Presence::Part`]. Returns when the blob is
-    /// durable and its digest is verified.
+    /// Writes a blob, starting at the byte offset `from`, which is 0 or the value of [`Presence::Part`]. Returns when
+    /// the blob is durable and its digest is verified.
     async fn write_blob(
         &self,
         stage: &Stage,
@@ -309,7 +311,7 @@ pub trait Store: Source {
     /// Writes a manifest or an index, durably and verified as in [`Store::write_blob`].
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()>;
 
-    /// Whether [`Store::publish`] writes the root of the image, so that it need not be written before.
+    /// Returns whether [`Store::publish`] writes the root of the image, so that it need not be written before.
     fn publishes_root(&self) -> bool {
         false
     }
@@ -329,13 +331,13 @@ pub trait Store: Source {
     async fn publish(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()>;
 
     /// Reverts [`Store::publish`] and restores the previous content, for a copy that was canceled before it was
-    /// reported. Returns whether it did: content that another claim changed since is kept, and a store without this
-    /// operation does nothing.
+    /// reported. Returns whether the publication was reverted. Content that another claim has changed since is kept. A
+    /// store without this operation does nothing.
     async fn retract(&self, _stage: &Stage) -> Result<bool> {
         Ok(false)
     }
 
-    /// Aborts uploads that this process began and abandoned, and that no journal has.
+    /// Aborts uploads that this process began and abandoned, and that no journal records.
     async fn abort_unfinished(&self) {}
 
     /// Aborts an upload that no copy will resume. `session` is its record in the journal.
@@ -343,19 +345,19 @@ pub trait Store: Source {
         Ok(())
     }
 
-    /// The images with possible leftovers of copies that died, failed or were canceled. Empty for a store that shows
-    /// only complete images.
+    /// Returns the images with possible leftovers of copies that died, failed or were canceled. The result is empty for
+    /// a store that shows only complete images.
     async fn find_leftovers(&self) -> Result<Vec<StoreEntry>> {
         Ok(Vec::new())
     }
 
-    /// Removes a leftover. Returns whether it did: a leftover that has changed since is kept.
+    /// Removes a leftover. Returns whether it was removed. A leftover that has changed since it was found is kept.
     async fn clear_leftover(&self, _leftover: &Leftover) -> Result<bool> {
         Ok(false)
     }
 
-    /// Removes the image that the stage's writer has just published and that has no references. Returns whether it did:
-    /// an image that another writer has touched since is kept, as it is in a store without this operation.
+    /// Removes the image that the stage's writer has just published and that has no references. Returns whether it was
+    /// removed. An image that another writer has changed since is kept. A store without this operation removes nothing.
     async fn discard(&self, _stage: &Stage) -> Result<bool> {
         Ok(false)
     }

@@ -8,7 +8,7 @@ use super::{Activity, BoundedSource, Error, ManifestGraph, Result, Source, manif
 
 /// How long a store may make no progress while an image is verified.
 const STALL: Duration = Duration::from_secs(60);
-/// The limit of listed damages.
+/// Maximum number of listed damages.
 const MAX_DAMAGES: usize = 100;
 
 /// The result of a verification.
@@ -20,7 +20,7 @@ pub struct Inspection {
     pub damages: Vec<String>,
     /// The damages of attachments. They do not make the image damaged.
     pub warnings: Warnings,
-    /// The number of missing index entries that may be missing.
+    /// The number of missing index entries that are allowed to be missing.
     pub absent: usize,
 }
 
@@ -103,7 +103,7 @@ impl Inspection {
         }
     }
 
-    /// Records an error that means damage to the image; returns any other.
+    /// Records an error that means damage to the image. Returns any other error.
     fn take(&mut self, error: Error) -> Result<()> {
         match &error {
             Error::ImageMissing(_)

@@ -22,14 +22,14 @@ pub struct ActiveCopy {
     pub span: Span,
     /// When this attempt started.
     pub start: Instant,
-    /// Canceled when the claim is lost or released: the copy must not write any more.
+    /// Canceled when the claim is lost or released. The copy must not write any more after that.
     pub lost: CancellationToken,
     _running: RunningCopy,
     _lane: Lane,
 }
 
 impl ActiveCopy {
-    /// Starts the attempt that `claimed` is for.
+    /// Starts an attempt for a claimed region.
     pub fn new(image: &Image, claimed: ClaimedRegion, lane: Lane) -> Self {
         let span = tracing::info_span!(
             "copy",
@@ -59,12 +59,12 @@ impl ActiveCopy {
         }
     }
 
-    /// The lease that the heartbeat renews.
+    /// Returns the lease that the heartbeat renews.
     pub fn lease(&self) -> LeasedCopy {
         LeasedCopy { region: self.claimed.region.clone(), fence: self.claimed.fence, meter: Arc::clone(&self.meter) }
     }
 
-    /// Stops the copy because its claim is lost.
+    /// Stops the copy because its claim was lost.
     pub fn lose(&self, image: &ImageId) {
         let region = &self.claimed.region;
         self.lost.cancel();

@@ -19,7 +19,7 @@ pub struct LeasedCopy {
     pub meter: Arc<Meter>,
 }
 
-/// The times of renewal of a job's claims.
+/// Schedules the renewals of a job's claims.
 #[derive(Debug)]
 pub struct Heartbeat {
     image: ImageId,
@@ -30,7 +30,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// The heartbeat of claims that were just acquired.
+    /// Creates the heartbeat of claims that were just acquired.
     pub fn new(image: ImageId, lease: Duration, interval: Duration) -> Self {
         let now = Instant::now();
         Self { image, lease, interval, next: now + interval, renewed: now }
@@ -71,7 +71,7 @@ mod tests {
 
     use super::Heartbeat;
 
-    /// Regions that finish one after the other cancel the wait for the beat; the beat must come at its time regardless.
+    /// Regions that finish one after the other cancel the wait for the beat. The beat must still come on time.
     #[tokio::test]
     async fn a_beat_that_is_interrupted_comes_in_its_time() {
         let directory = tempfile::tempdir().expect("a directory");

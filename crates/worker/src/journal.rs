@@ -14,7 +14,7 @@ use tokio::{sync::Mutex, time::Instant};
 /// The interval at which written blobs are saved, in batches.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a call is retried while the database is unavailable, and the wait between two tries.
+/// How long a call is retried while the database is unavailable, and the wait between two attempts.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
@@ -35,15 +35,15 @@ pub struct ReplicaJournal {
 /// The blobs that the copy has written and verified.
 #[derive(Debug)]
 struct Written {
-    /// All of them; `None` until those of earlier attempts are loaded.
+    /// All blobs that were written; `None` until those of earlier attempts are loaded.
     blobs: Option<HashSet<Digest>>,
-    /// Those that are not in the database yet.
+    /// The blobs that are not in the database yet.
     unsaved: BTreeSet<Digest>,
     saved_at: Instant,
 }
 
 impl ReplicaJournal {
-    /// The journal of the claim with `fence` on an image that the region's store has at `location`.
+    /// Creates the journal of the claim with `fence` on an image that the region's store has at `location`.
     pub fn new(state: Db, image: ImageId, region: RegionId, fence: u64, location: Option<String>) -> Self {
         let written = Written { blobs: None, unsaved: BTreeSet::new(), saved_at: Instant::now() };
         Self { state, image, region, fence, location, written: Mutex::new(written), uploads: Mutex::default() }
@@ -64,7 +64,7 @@ impl ReplicaJournal {
         match self.state.blobs_record_written(&self.image, &self.region, self.fence, &unsaved).await {
             Ok(Ok(())) => written.unsaved.clear(),
             Ok(Err(_)) => return Err(Error::Overtaken),
-            // A later attempt verifies a blob that is not recorded. That is no reason to fail this one.
+            // A later attempt verifies a blob that is not recorded, so this attempt need not fail.
             Err(error) => {
                 let (image, region) = (&self.image, &self.region);
                 tracing::warn!(error = with_causes(&error), %image, %region, "failed to save written blobs; will retry");
@@ -74,7 +74,8 @@ impl ReplicaJournal {
     }
 }
 
-/// Retries a call while the database is unavailable, so that a copy which is almost complete does not fail for that.
+/// Retries a call while the database is unavailable, so that a copy that is almost complete does not fail because of
+/// it.
 async fn retry_while_unavailable<T, F: Future<Output = db::Result<T>>>(call: impl Fn() -> F) -> db::Result<T> {
     let deadline = Instant::now() + DATABASE_TIMEOUT;
     loop {
@@ -185,11 +186,11 @@ impl Journal for ReplicaJournal {
         match retry_while_unavailable(|| self.state.publication_complete(self.publication(name, root), verification))
             .await
         {
-            // The image is visible even if the claim is stale. The report, which is stale too, decides what happens to
-            // it.
+            // The image is visible even if the claim is stale. The copy's report is then stale too, and its handling
+            // decides whether the image stays.
             Ok(_) => Ok(()),
-            // The image is there, and the announcement records its name as this service's own. A later copy checks every
-            // part.
+            // The image is visible, and the announcement records its name as this service's own. A later copy checks
+            // every part.
             Err(error) => {
                 let (image, region) = (&self.image, &self.region);
                 tracing::warn!(error = with_causes(&error), %image, %region, "failed to record the end of a publication; a later copy will check every part");

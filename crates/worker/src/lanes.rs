@@ -1,8 +1,7 @@
 //! Limits the concurrent copies of this process into each region.
 //!
-//! Every region has lanes of its own and shares nothing else with other regions: a region that is slow, rejects or
-//! hangs fills its own lanes and takes nothing from the others. A copy waits for a lane in the database, as a replica
-//! that is due.
+//! Every region has its own lanes and shares nothing else with other regions. A region that is slow, rejects or hangs
+//! therefore occupies only its own lanes. A copy that waits for a lane is a due replica in the database.
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +12,13 @@ use db::LaneCapacity;
 use domain::RegionId;
 use tokio::sync::Notify;
 
-/// The lanes of the regions that a worker serves. Clones share them.
+/// The lanes of the regions that a worker serves. Clones share the lanes.
 #[derive(Debug, Clone)]
 pub struct Lanes(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Copies into a region up to which images are claimed for it.
+    /// Number of concurrent copies into a region up to which images are claimed for it.
     limit: usize,
     occupied: Mutex<BTreeMap<RegionId, usize>>,
     freed: Notify,
@@ -43,9 +42,9 @@ impl Lanes {
         self.0.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The free lanes of each region. An image is claimed for a region with a free lane. Other regions that are due for
-    /// the same image join even when their lanes are occupied, up to twice the limit: regions of equal speed then stay
-    /// together, and the source is read once for all of them.
+    /// Returns the free lanes of each region. An image is claimed for a region with a free lane. Other regions that are
+    /// due for the same image join even when their lanes are occupied, up to twice the limit: regions of equal speed
+    /// then stay together, and the source is read once for all of them.
     pub fn free(&self) -> BTreeMap<RegionId, LaneCapacity> {
         let limit = self.0.limit;
         let free = |occupied: usize| LaneCapacity {

@@ -11,11 +11,11 @@ use futures_util::future::join_all;
 use storage::{self, Store, Stores};
 use tokio::time::{Instant, timeout};
 
-/// The minimum age of a leftover that is removed: older than any file that a running copy still writes.
+/// The minimum age of a leftover that is removed. No running copy still writes a file that is this old.
 pub const SAFE_AGE: Duration = Duration::from_secs(3_600);
 /// The interval at which a process removes leftovers.
 const INTERVAL: Duration = Duration::from_secs(600);
-/// The time limit in each region.
+/// The time limit for each region.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why the leftovers of a region can't be listed.
@@ -24,7 +24,7 @@ pub enum LeftoverError {
     /// The store can't be read.
     #[error(transparent)]
     Store(#[from] storage::Error),
-    /// The database can't be read for the images in use.
+    /// The images in use can't be read from the database.
     #[error(transparent)]
     Db(#[from] db::Error),
 }
@@ -37,7 +37,7 @@ pub struct LeftoverSweep {
 }
 
 impl LeftoverSweep {
-    /// Whether a run is due. If so, the next one is due after the interval.
+    /// Returns whether a run is due. If so, the next one is due after the interval.
     fn is_due(&self) -> bool {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -58,7 +58,7 @@ impl LeftoverSweep {
 
 /// Removes the leftovers of all regions, concurrently.
 async fn remove_all(state: &Db, stores: &Stores) {
-    // By the database's clock. That of a file system may differ, but by far less than the minimum age.
+    // Uses the database's clock. The clock of a file system may differ, but by far less than the minimum age.
     let until = match state.time().await {
         Ok(now) => now.before(SAFE_AGE),
         Err(error) => {
@@ -81,7 +81,7 @@ async fn remove_all(state: &Db, stores: &Stores) {
     join_all(regions).await;
 }
 
-/// The leftovers of a region that were last changed at `until` or before.
+/// Returns the leftovers of a region that were last changed at `until` or before.
 pub async fn find_leftovers(
     state: &Db,
     region: &RegionId,
@@ -89,7 +89,7 @@ pub async fn find_leftovers(
     until: Timestamp,
 ) -> Result<Vec<Leftover>, LeftoverError> {
     let candidates = store.find_leftovers().await?;
-    // Read after the store was listed: a claim since then has another fence than any file in the list.
+    // Read after the store was listed: a later claim has another fence than any file in the list.
     let names: Vec<_> = candidates.iter().map(|image| image.name.clone()).collect();
     Ok(leftovers(candidates, &state.image_uses(region, &names).await?, until))
 }
@@ -105,7 +105,7 @@ async fn remove(state: &Db, region: &RegionId, store: &dyn Store, until: Timesta
                 bytes += leftover.bytes();
             }
             Ok(false) => {}
-            // One that can't be removed must not stop the removal of the others.
+            // A leftover that can't be removed must not stop the removal of the others.
             Err(error) => {
                 tracing::warn!(error = with_causes(&error), %region, path, "failed to remove a leftover; will retry");
             }

@@ -1,6 +1,6 @@
 //! The workers claim due replicas, copy them, and report.
 //!
-//! They know of calls only through the database. When a worker dies, another one resumes its copies from there.
+//! Workers learn about calls only from the database. When a worker dies, another one resumes its copies from there.
 
 mod active_copy;
 mod copy_job;

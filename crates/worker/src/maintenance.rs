@@ -82,7 +82,7 @@ struct Round {
 }
 
 impl Maintenance {
-    /// The maintenance of a database and its regions.
+    /// Creates the maintenance of a database and its regions.
     #[must_use]
     pub fn new(state: Db, backend: Backend, settings: Settings) -> Self {
         let Settings { locations, interval, .. } = &settings;
@@ -128,7 +128,7 @@ impl Maintenance {
         }
     }
 
-    /// Starts every part that no longer runs from an earlier round.
+    /// Starts every part that is not still running from an earlier round.
     fn start_parts(&self, round: &mut Round) {
         round.forget_finished();
         let mut parts = vec![Part::Requeue, Part::Prune, Part::PruneNonces, Part::CheckRegions];
@@ -208,8 +208,8 @@ impl Maintenance {
         Ok(())
     }
 
-    /// Aborts the uploads to a region that no copy will resume: of copies that failed, were canceled, or whose image
-    /// was removed. Stops at the first failure, until the next round.
+    /// Aborts the uploads to a region that no copy will resume, because the copy failed or was canceled or its image
+    /// was removed. Stops at the first failure until the next round.
     async fn abort_uploads(self, region: RegionId) -> db::Result<()> {
         let Some(store) = self.backend.store(&region).cloned() else { return Ok(()) };
         for upload in self.state.upload_abandoned(&region).await? {

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// The time whose share of bytes may pass at once after an idle period.
+/// The time span whose share of bytes may pass at once after an idle period.
 const BURST: Duration = Duration::from_millis(50);
 
 /// A rate limiter for bytes.
@@ -20,12 +20,12 @@ pub struct Pace {
     bytes_per_second: Option<u64>,
     /// This process's share of the limit, from 0 to 1, as the bits of an `f64`.
     share: AtomicU64,
-    /// When the bytes that have passed are within the limit.
+    /// Time from which the bytes that have passed are within the limit.
     due: Mutex<Instant>,
 }
 
 impl Pace {
-    /// A limiter of `bytes_per_second`; `None` is unlimited.
+    /// Creates a limiter of `bytes_per_second`; `None` is unlimited.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
         Self { bytes_per_second, share: AtomicU64::new(1_f64.to_bits()), due: Mutex::new(Instant::now()) }
     }
@@ -54,9 +54,9 @@ impl Pace {
 /// The limiters of a region.
 #[derive(Debug)]
 pub struct Paces {
-    /// For bytes read from it.
+    /// For bytes read from the region.
     pub egress: Pace,
-    /// For bytes written to it.
+    /// For bytes written to the region.
     pub ingress: Pace,
 }
 

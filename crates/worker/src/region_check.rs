@@ -13,11 +13,11 @@ use instrumentation::metrics;
 use storage::{self, Backend, Store};
 use tokio::time::timeout;
 
-/// Maintenance intervals after which a region that no process has recorded counts as no longer configured.
+/// Number of maintenance intervals after which a region that no process has recorded counts as no longer configured.
 const UNSEEN_INTERVALS: u32 = 12;
-/// Images of a changed store that are checked in one interval.
+/// Number of images of a changed store that are checked in one interval.
 const BATCH: u64 = 256;
-/// Images that are checked concurrently.
+/// Number of images that are checked concurrently.
 const CONCURRENCY: usize = 8;
 /// The time limit for checking one image.
 const IMAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ pub struct RegionCheck {
 }
 
 impl RegionCheck {
-    /// A check that is run every `interval`.
+    /// Creates a check that is run every `interval`.
     #[must_use]
     pub fn new(
         state: Db,
@@ -64,7 +64,7 @@ impl RegionCheck {
         if let Err(error) = self.compare(&recorded).await {
             tracing::warn!(error = with_causes(&error), "failed to record the stores of the regions; will retry");
         }
-        // Concurrently: a store that hangs delays no other.
+        // Checks regions concurrently, so that a store that hangs does not delay the others.
         let changed = self.changed.clone();
         let checks = changed.iter().map(|(region, after)| self.check_batch(region, after.as_ref()));
         let results = join_all(checks).await;
@@ -119,7 +119,7 @@ impl RegionCheck {
         Ok(())
     }
 
-    /// Remembers how far the images of a changed store are checked. After the last one, records the new store.
+    /// Remembers how far the images of a changed store have been checked. After the last image, records the new store.
     async fn record_batch(&mut self, region: &RegionId, result: Result<Option<ImageId>, String>) {
         match result {
             Ok(Some(last)) => {
@@ -146,11 +146,11 @@ impl RegionCheck {
         }
     }
 
-    /// Checks one batch of images. Returns the last image of it, or `None` after the last batch.
+    /// Checks one batch of images. Returns the last image of the batch, or `None` after the last batch.
     async fn check_batch(&self, region: &RegionId, after: Option<&ImageId>) -> Result<Option<ImageId>, String> {
         let images = self.state.images_available(region, after, BATCH).await.map_err(|error| with_causes(&error))?;
         let Some(last) = images.last().map(|image| image.id.clone()) else { return Ok(None) };
-        // ECS images are found by their account, whatever the location is.
+        // ECS images are found by their account, independently of the location.
         let Some(store) = self.backend.store(region) else { return Ok(Some(last)) };
         let mut checks = stream::iter(images)
             .map(|image| async move { (has_image(&**store, &image).await, image) })

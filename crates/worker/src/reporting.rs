@@ -20,7 +20,7 @@ const RETRY_WAIT: Duration = Duration::from_millis(500);
 const SOURCE_RETRIES: u32 = 2;
 
 impl Worker {
-    /// Reports the result of a copy. Returns whether the report was accepted, which a stale one is not.
+    /// Reports the result of a copy. Returns whether the report was accepted. A stale report is not accepted.
     pub(super) async fn conclude(
         &self,
         image: &ImageId,
@@ -74,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// Sends a report, and retries for as long as the claim may be valid. Returns whether it was accepted.
+    /// Sends a report, and retries as long as the claim may be valid. Returns whether the report was accepted.
     pub(super) async fn report(&self, image: &ImageId, report: Report) -> bool {
         let deadline = tokio::time::Instant::now() + self.settings.lease;
         let region = &report.region;
@@ -98,7 +98,7 @@ impl Worker {
     }
 }
 
-/// The report of a failed copy; `retry_after` is `None` if it is not retried.
+/// Returns the report of a failed copy. `retry_after` is `None` if the copy is not retried.
 pub(super) fn failure_report(
     claimed: &ClaimedRegion,
     meter: &Arc<Meter>,
@@ -109,7 +109,7 @@ pub(super) fn failure_report(
     Report { region: claimed.region.clone(), event }
 }
 
-/// The fault that a region shows for an error, and whether a retry may help after `faults` failed attempts.
+/// Returns the fault that a region shows for an error, and whether a retry may help after `faults` failed attempts.
 fn classify(error: &CopyError, faults: u32) -> (Fault, bool) {
     let is_doubtful = matches!(error, CopyError::Source { error, is_remote: true, .. } if error.may_be_outdated())
         && faults < SOURCE_RETRIES;

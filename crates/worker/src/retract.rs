@@ -1,4 +1,4 @@
-//! Withdraws an image that was published by a copy which had been canceled before its report.
+//! Withdraws an image that a copy published although it had been canceled before its report.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use storage::{Stage, Store};
 
 /// Withdraws the image from a region whose report was stale, if the copy was canceled.
 pub async fn retract_canceled(state: Db, image: ImageId, region: RegionId, store: Arc<dyn Store>, stage: Stage) {
-    // A report may be stale because it was committed already and only the response was lost.
+    // A report may also be stale because it was already committed and only the response was lost.
     let canceled = match state.image_get(&image).await {
         Ok((_, replicas)) => {
             replicas.iter().any(|(of, replica)| *of == region && replica.status() == RegionStatus::Canceled)

@@ -58,14 +58,14 @@ struct Jobs {
 }
 
 impl Worker {
-    /// A worker on a database and its regions.
+    /// Creates a worker on a database and its regions.
     #[must_use]
     pub fn new(state: Db, backend: Backend, topology: Topology, settings: Settings) -> Self {
         let lanes = Lanes::new(&settings.regions, settings.concurrency);
         Self { state, backend, settings: Arc::new(settings), limits: Limits::new(topology), lanes }
     }
 
-    /// Claims and copies until `stop` is canceled; then releases its claims and returns.
+    /// Claims and copies until `stop` is canceled, and then releases its claims and returns.
     pub async fn run(self, stop: CancellationToken) {
         let shares = self.limits.clone().track_shares(self.state.clone(), self.settings.id.clone(), stop.clone());
         let shares = tokio::spawn(shares);
@@ -159,7 +159,7 @@ impl Worker {
         None
     }
 
-    /// How an image is copied, or the reason why it can't be.
+    /// Returns how an image is copied, or the reason why it can't be copied.
     fn copy_method(&self, image: Option<Image>) -> Result<(Image, CopyMethod), String> {
         let image = image.ok_or("the image was removed")?;
         if let Some(by) = &image.superseded_by {

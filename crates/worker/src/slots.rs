@@ -1,7 +1,7 @@
 //! Limits the bandwidth and the concurrent copies out of and into each region.
 //!
-//! Copies are counted in the database, over all processes. Bytes are limited in each process, to a share of the
-//! region's limit in proportion to its share of the copies there, which it reads every second.
+//! Copies are counted in the database, over all processes. Each process limits its bytes to a share of the region's
+//! limit that is proportional to its share of the region's copies. It reads that share every second.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use super::pacing::{Pace, Paces};
 /// The interval at which a process updates its share of the bandwidth.
 const SHARE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The limits that the transfers of a process share. Clones share them.
+/// The limits that the transfers of a process share. Clones share the same limits.
 #[derive(Debug, Clone)]
 pub struct Limits(Arc<Shared>);
 
@@ -27,11 +27,12 @@ pub struct Limits(Arc<Shared>);
 struct Shared {
     topology: Topology,
     paces: BTreeMap<RegionId, Arc<Paces>>,
-    /// The concurrent copies into a region, where they are limited.
+    /// Maximum number of concurrent copies into each region that has such a limit.
     copies_into: BTreeMap<RegionId, usize>,
-    /// The regions that a region may feed concurrently, where that or its bandwidth is limited.
+    /// Maximum number of regions that each region may feed concurrently. Holds the regions that limit this number or
+    /// their bandwidth.
     copies_out_of: BTreeMap<RegionId, usize>,
-    /// The current feeds: source and destination.
+    /// The current feeds, as pairs of source and destination.
     feeding: Mutex<Vec<(RegionId, RegionId)>>,
     freed: Notify,
 }
@@ -41,13 +42,13 @@ struct Shared {
 pub struct Slot {
     limits: Limits,
     feed: (RegionId, RegionId),
-    /// Whether the feed started. Only then may freeing the slot let another copy start.
+    /// Whether the feed has started. Freeing the slot can let another copy start only if it has.
     used: bool,
 }
 
 impl Slot {
-    /// Marks the feed as started. A slot that is dropped without that wakes no other copy, because nothing has changed
-    /// for them.
+    /// Marks the feed as started. A slot that is dropped without this mark wakes no other copy, because nothing has
+    /// changed for the others.
     pub fn in_use(mut self) -> Self {
         self.used = true;
         self
@@ -67,7 +68,7 @@ impl Drop for Slot {
 }
 
 impl Limits {
-    /// The limits of a topology.
+    /// Creates the limits of a topology.
     pub fn new(topology: Topology) -> Self {
         let paces = topology.rates().map(|(region, egress, ingress)| {
             (region.clone(), Arc::new(Paces { egress: Pace::new(egress), ingress: Pace::new(ingress) }))
@@ -85,19 +86,19 @@ impl Limits {
         }))
     }
 
-    /// The rate limiters of a region.
+    /// Returns the rate limiters of a region.
     pub fn paces(&self, region: &RegionId) -> Arc<Paces> {
         let unlimited = || Arc::new(Paces { egress: Pace::new(None), ingress: Pace::new(None) });
         self.0.paces.get(region).cloned().unwrap_or_else(unlimited)
     }
 
-    /// The limit of concurrent copies into each region, over all processes. A region without a limit is absent.
+    /// Returns the limit of concurrent copies into each region, over all processes. A region without a limit is absent.
     pub fn copies_into(&self) -> &BTreeMap<RegionId, usize> {
         &self.0.copies_into
     }
 
-    /// The limit of regions that each region feeds concurrently, over all processes. A region without a limit is
-    /// absent.
+    /// Returns the limit of regions that each region feeds concurrently, over all processes. A region without a limit
+    /// is absent.
     pub fn copies_out_of(&self) -> &BTreeMap<RegionId, usize> {
         &self.0.copies_out_of
     }
@@ -169,7 +170,8 @@ mod tests {
 
     use super::Limits;
 
-    /// A copy that can't use its slot must not wake the others: they would do the same and wake it in turn.
+    /// A copy that can't use its slot must not wake the others: they would also fail to use it, and wake the copy in
+    /// turn.
     #[tokio::test(start_paused = true)]
     async fn only_a_slot_that_was_used_wakes_those_that_wait() {
         let [home, one]: [[RegionId; 1]; 2] = ["home", "one"].map(|name| [name.parse().expect("an id")]);

@@ -27,7 +27,7 @@ pub fn router(readiness: watch::Receiver<Readiness>, page: Option<StatusPage>) -
     };
     page.map(StatusPage::router)
         .unwrap_or_default()
-        // Independent of the database: restarting the process would not repair it.
+        // Does not depend on the database, because a restart of the process would not repair the database.
         .route("/livez", get(|| ready(text(StatusCode::OK, "alive"))))
         .route("/readyz", get(move || ready(readyz(&readiness.borrow()))))
         .route("/metrics", get(|| ready(scrape())))

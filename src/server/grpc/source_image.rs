@@ -1,4 +1,4 @@
-//! Looks up an image to be registered in its home region: its name there, content and size.
+//! Looks up an image that is to be registered: its name, content and size in the home region.
 
 use super::convert;
 use crate::{

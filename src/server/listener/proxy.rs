@@ -36,11 +36,11 @@ pub enum ForwardedHeader {
 /// The trusted proxies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proxies {
-    /// Networks of their addresses.
+    /// Networks of the proxies' addresses.
     pub networks: Vec<IpNet>,
-    /// The header that they set.
+    /// The header that the proxies set.
     pub header: ForwardedHeader,
-    /// Whether their connections begin with the header of the PROXY protocol.
+    /// Whether the proxies' connections begin with the header of the PROXY protocol.
     pub protocol: bool,
 }
 

@@ -77,7 +77,7 @@ where
 }
 
 pin_project! {
-    /// Adds the limit of time, and gives both errors the contract's form.
+    /// Adds the time limit, and turns the errors of both limits into the contract's errors.
     struct LimitedBody<B> {
         #[pin]
         inner: Limited<B>,

@@ -1,4 +1,4 @@
-//! The middleware stack: tower layers, one a file, and the router behind them.
+//! The middleware stack: tower layers, one per file, and the router behind them.
 
 mod authenticate;
 mod authorize;

@@ -1,5 +1,5 @@
-//! Gives failures the contract's form: errors of the gRPC library (undecodable or oversized messages, unknown methods),
-//! and panics of handlers, which tower-http catches.
+//! Turns failures into the contract's errors: errors of the gRPC library (undecodable or oversized messages, unknown
+//! methods), and panics of handlers, which tower-http catches.
 
 use std::{
     any::Any,

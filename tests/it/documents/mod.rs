@@ -1,4 +1,4 @@
-//! Tests of the documentation: the commands in its sessions are executed and must print what is shown, and the example
+//! Tests of the documentation: the commands of console sessions print the documented output, and the example
 //! configuration is valid and states the actual defaults.
 
 mod session;
@@ -41,7 +41,7 @@ fn what_the_documents_show_is_printed() {
     }
 }
 
-/// Runs against an emulation of the provider's documented API.
+/// Runs the document's session against an emulation of the provider's API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     let ecs =
@@ -64,7 +64,7 @@ async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     tokio::task::spawn_blocking(run).await.expect("the output matches");
 }
 
-/// The deployment guide: three processes on PostgreSQL, with traces and metrics.
+/// Runs the session of the deployment guide, which starts three processes on PostgreSQL with traces and metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_page_about_deploying_shows_is_printed() {
     if !Kind::Postgres.is_available() {
@@ -99,7 +99,7 @@ fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
     assert_eq!(config.region[0].keep_free_bytes, 0);
 }
 
-/// Returns all documents.
+/// Returns the paths of all documents.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths: Vec<PathBuf> = Vec::new();

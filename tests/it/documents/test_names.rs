@@ -1,13 +1,13 @@
-//! The tests that tables of the documents name as evidence exist.
+//! Checks that every test that the tables of a document name as evidence exists.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use syn::{Item, visit::Visit};
 
-/// The headings of columns that name tests.
+/// The headings of table columns that name tests.
 const EVIDENCE: [&str; 3] = ["shown by", "Measured by", "Tested by"];
 
-/// Names of modules and functions.
+/// The names of modules and functions in source files.
 #[derive(Default)]
 struct Names(BTreeSet<String>);
 
@@ -23,7 +23,8 @@ impl<'ast> Visit<'ast> for Names {
 }
 
 impl Names {
-    /// Adds the names of a source file, or of all below a directory, and those of files and directories themselves.
+    /// Adds the names in a source file or in all source files below a directory. Adds the names of files and
+    /// directories, too.
     fn add(&mut self, path: &Path) {
         self.0.insert(path.file_stem().expect("a name").to_string_lossy().into_owned());
         if path.is_dir() {
@@ -33,7 +34,7 @@ impl Names {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let source = fs::read_to_string(path).expect("a text");
             self.visit_file(&syn::parse_file(&source).expect("it is Rust"));
-            // The tests of a macro's list, such as `on_every_database!`, one a line.
+            // The parser does not see the tests that a macro such as `on_every_database!` lists, one per line.
             let listed = source.lines().map(str::trim).filter(|line| line.len() > 20);
             self.0.extend(listed.filter(|line| line.chars().all(is_of_name)).map(str::to_owned));
         }
@@ -44,7 +45,7 @@ fn is_of_name(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
 }
 
-/// Returns the tests in the column of evidence of every table.
+/// Returns the tests that a document's tables name in an evidence column, which is always the last column.
 fn named(document: &str) -> BTreeSet<String> {
     let mut tests = BTreeSet::new();
     let mut has_evidence = false;

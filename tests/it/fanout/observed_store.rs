@@ -1,4 +1,4 @@
-//! A directory store that counts what is read and written, and blocks until a gate opens.
+//! A directory store that counts reads and writes, and that can block both until a gate opens.
 
 use std::sync::{
     Arc,
@@ -15,7 +15,7 @@ use appferry::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-/// A directory store that counts the blob bytes read from it, and whose writers wait for a gate.
+/// A directory store that counts the blob bytes read from it. Its writers wait until a gate opens.
 #[derive(Debug, Clone)]
 pub struct ObservedStore {
     pub store: DirStore,
@@ -24,7 +24,7 @@ pub struct ObservedStore {
     pub writing: Arc<Writing>,
     /// Whether `prepare` panics.
     pub panics: Arc<AtomicBool>,
-    /// The number of blob bytes after which further reads wait for the gate.
+    /// The number of blob bytes after which reads wait until `source_open` is true.
     pub held_after: Arc<AtomicU64>,
     pub source_open: watch::Receiver<bool>,
 }
@@ -37,7 +37,7 @@ pub struct Writing {
     pub most: AtomicU64,
 }
 
-/// Counts a write until dropped: a write may be canceled.
+/// Counts a write as current until dropped, because a write may be canceled.
 struct Writer<'a>(&'a Writing);
 
 impl<'a> Writer<'a> {

@@ -1,4 +1,4 @@
-//! A store with wrong sizes does not cause large allocations or overflows.
+//! Wrong sizes in the metadata of a store cause no large allocations and no overflows.
 
 use std::{collections::HashMap, fs, sync::Arc, time::Instant};
 
@@ -24,7 +24,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Maximum size of a manifest in bytes.
 const MOST: usize = 4 << 20;
 
-/// Returns a manifest whose layers have distinct digests and these sizes.
+/// Returns a manifest whose layers have distinct digests and state these sizes.
 fn layers(sizes: impl IntoIterator<Item = u64>) -> String {
     layers_from(0, sizes)
 }
@@ -39,7 +39,7 @@ fn layers_from(first: usize, sizes: impl IntoIterator<Item = u64>) -> String {
     json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }).to_string()
 }
 
-/// Returns an index of manifests with the stated sizes.
+/// Returns an index that states these sizes for the manifests.
 fn index<'a>(manifests: impl IntoIterator<Item = (&'a Descriptor, u64)>) -> String {
     let entry = |(of, size): (&Descriptor, u64)| json!({ "mediaType": of.media_type, "digest": of.digest.to_string(), "size": size });
     let manifests: Vec<_> = manifests.into_iter().map(entry).collect();
@@ -50,7 +50,7 @@ fn of(kind: &str, content: &str) -> Descriptor {
     Descriptor { media_type: kind.into(), ..blob(content.as_bytes()) }
 }
 
-/// Starts a registry of one repository with these manifests, the first of which has every tag, and without referrers.
+/// Starts a registry with these manifests and no referrers. Every tag refers to the first manifest.
 async fn registry(contents: Vec<(&'static str, String)>) -> Proxy {
     let root = contents[0].clone();
     let by_digest: HashMap<Digest, _> =
@@ -107,7 +107,7 @@ async fn more_parts_than_an_image_may_have_are_refused() {
     for (counts, good) in
         [(vec![36_000], false), (vec![20_001], false), (vec![19_000], true), (vec![11_000, 11_000], false)]
     {
-        // The blobs of different manifests are distinct.
+        // Different manifests have different layers, so that the total number of layers counts.
         let content = |(n, count): (usize, &usize)| (MANIFEST, layers_from(n * 100_000, vec![1; *count]));
         let contents: Vec<_> = counts.iter().enumerate().map(content).collect();
         let below: Vec<_> = contents.iter().map(|(kind, content)| of(kind, content)).collect();
@@ -129,7 +129,7 @@ async fn a_manifest_of_another_size_than_is_said_is_refused() {
         let refused = read(&proxy, &Descriptor { size, ..root.clone() }).await;
         assert!(matches!(refused, Err(Error::SizeMismatch { .. } | Error::Malformed { .. })), "{size}: {refused:?}");
     }
-    // In a directory, the size of the file counts.
+    // A directory store compares the stated size with the size of the file.
     let directory = tempfile::tempdir().expect("a directory");
     let blobs = directory.path().join("a/blobs/sha256");
     fs::create_dir_all(&blobs).expect("a layout");
@@ -141,7 +141,7 @@ async fn a_manifest_of_another_size_than_is_said_is_refused() {
     assert!(matches!(refused, Err(Error::SizeMismatch { .. })), "{refused:?}");
 }
 
-/// A referrers list that is a sparse file of one tebibyte.
+/// The referrers list is a sparse file of one tebibyte.
 #[tokio::test]
 async fn a_directory_has_nothing_read_that_is_too_large() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -168,7 +168,7 @@ async fn a_directory_has_nothing_read_that_is_too_large() {
     assert!(started.elapsed().as_secs() < 5);
 }
 
-/// The client library reads a bucket's error responses whole.
+/// The client library reads error responses whole, so the service must limit the responses of a bucket.
 #[tokio::test]
 async fn no_answer_of_a_bucket_is_held_whole() {
     let page = format!(
@@ -206,8 +206,9 @@ fn peak(process: u32) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
 }
 
-/// Indexes whose manifests claim one byte and have four MiB; endless referrers lists; and annotations that take more
-/// memory than their encoding. All of it in sixteen concurrent copies.
+/// Registers 48 images concurrently, 16 each of three kinds: indexes that state one byte for manifests of 4 MiB,
+/// indexes that state the true size of such manifests, and indexes whose annotations take more memory than their
+/// encoding.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_lies_takes_little_memory() {
     let filler = format!("{}{}", layers([1]), " ".repeat(MOST));

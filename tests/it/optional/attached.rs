@@ -32,7 +32,7 @@ async fn what_is_attached_by_tags_travels_from_store_to_store() {
     let image = source.image(b"layer", Some("a"));
     let tags = [".sig", ".att", ".sbom"].map(|kind| tag(&image, kind));
     let attached = tags.clone().map(|tag| signatures(&source, &tag, &[&tag]));
-    // An attachment of an attachment.
+    // This attachment belongs to another attachment.
     let deep = tag(&attached[2], ".sig");
     let of_sbom = signatures(&source, &deep, &["of the bill of materials"]);
     register(&running, source.address, "a").await;

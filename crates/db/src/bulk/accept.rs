@@ -30,9 +30,9 @@ pub struct NewSynchronization {
     pub principal: String,
     /// Whether content that another program wrote under the image's name may be replaced.
     pub overwrite: bool,
-    /// Makes a repeated call return the first one's id.
+    /// Idempotency token: a repeated call with the same token returns the id of the first call.
     pub token: Option<ClientToken>,
-    /// The caller's trace.
+    /// Trace context of the call, if the caller sent one.
     pub trace: Option<TraceContext>,
 }
 
@@ -129,7 +129,7 @@ mod tests {
         testing::{TestDb, new_synchronization},
     };
 
-    /// More rows than one statement's parameters could hold, in one transaction.
+    /// The rows of one transaction have more values than a statement has parameters.
     #[tokio::test]
     async fn many_calls_to_many_regions_are_committed_together() {
         let regions: Vec<_> = (0..100).map(|n| format!("region-{n}")).collect();
@@ -171,7 +171,7 @@ mod tests {
             let image = "an-image".parse().expect("an id");
             db.image_remove(&image).await.expect("a removal");
             if is_added_again {
-                // The clock counts milliseconds.
+                // Waits for the next millisecond, the resolution of the clock.
                 while system_clock().now() <= now {}
                 fixture.add("an-image").await;
             }

@@ -1,8 +1,9 @@
-//! Claims: which replicas a worker gets.
+//! Claims: assigns due replicas to workers.
 //!
-//! Every region has a queue of its own, the index `replica_due`, oldest first. A claim serves the head of one queue,
-//! drawn from those that have due replicas, so that a long queue delays no other region. Other due replicas of the same
-//! images are claimed along, so that their source is read once for all. Rows that another claim has locked are skipped.
+//! Every region has its own queue in the index `replica_due`, oldest replica first. A claim takes the head of one
+//! queue, drawn at random from those with due replicas, so that a long queue does not delay other regions. It also
+//! claims the other due replicas of the same images, so that one read of the source serves all of them. Rows that
+//! another claim has locked are skipped.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,21 +28,21 @@ const MAX_LINKS: usize = 8;
 #[allow(missing_docs, reason = "the names say it")]
 pub struct ClaimRequest<'a> {
     pub owner: &'a WorkerId,
-    /// Free lanes of the regions that it serves.
+    /// Free lanes of the regions that the worker serves.
     pub lanes: &'a BTreeMap<RegionId, LaneCapacity>,
     pub lease: Duration,
     /// Maximum number of concurrent copies into a region over all processes. Regions without an entry are not limited.
     pub limits: &'a BTreeMap<RegionId, usize>,
-    /// A random number that draws the region to serve.
+    /// Random number that selects the region to serve.
     pub draw: usize,
 }
 
 /// Number of further images that a worker accepts for a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneCapacity {
-    /// Images claimed from the region's own queue.
+    /// Number of images that may be claimed from the region's own queue.
     pub primary: usize,
-    /// Images in all, with those claimed along with another region's; at least `primary`.
+    /// Total number of images, including those that are claimed together with another region's; at least `primary`.
     pub total: usize,
 }
 
@@ -74,9 +75,9 @@ pub struct ClaimedRegion {
     /// Whether content that another program wrote under the image's name may be replaced, because a waiting call allows
     /// it.
     pub overwrite: bool,
-    /// Synchronizations that wait for the replica, oldest first, 8 at most.
+    /// Synchronizations that wait for the replica: at most 8, oldest first.
     pub requests: Vec<RequestId>,
-    /// Trace contexts of the calls that requested them.
+    /// Trace contexts of the calls that created these synchronizations.
     pub traces: Vec<TraceContext>,
 }
 
@@ -97,7 +98,7 @@ impl Db {
     }
 
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Vec<Claim>> {
-        // Checks on the pool that reads first: usually nothing is due, and writers are not delayed.
+        // Checks on the read pool first, which does not delay writers: usually nothing is due.
         let free = request.lanes.iter().filter(|(_, lane)| lane.primary > 0).map(|(region, _)| region);
         let due = self.0.connections.read(async |reader| regions_due(&reader, free).await).await?;
         if due.is_empty() {
@@ -214,7 +215,7 @@ async fn add_requests(txn: &Transaction, claimed: &mut BTreeMap<ImageId, Vec<Cla
     Ok(())
 }
 
-/// Adds the images and the regions that have them.
+/// Adds the images, and the regions in which they are available.
 async fn add_images(txn: &Transaction, claimed: BTreeMap<ImageId, Vec<ClaimedRegion>>) -> Result<Vec<Claim>> {
     let ids = || claimed.keys().map(|image| image.as_str());
     let rows = entity::image::Entity::find().filter(entity::image::Column::Id.is_in(ids())).all(txn).await?;

@@ -31,11 +31,12 @@ pub struct ReportBatch {
     reports: Vec<Report>,
 }
 
-/// A report batch in the queue. Its result is the regions whose replicas rejected the event.
+/// A report batch in the queue. The result lists the regions whose replicas rejected the event.
 pub type Queued = group_commit::Queued<ReportBatch, Vec<RegionId>>;
 
 impl Db {
-    /// Renews leases and records progress. Returns the regions whose claims were overtaken: their copies must stop.
+    /// Renews leases and records progress. Returns the regions whose claims were overtaken; the copies to these regions
+    /// must stop.
     pub async fn replica_renew(
         &self,
         image: &ImageId,
@@ -52,7 +53,7 @@ impl Db {
         self.submit(image, reports.collect()).await
     }
 
-    /// Records that a replica was found damaged. The next call that requests it repairs it.
+    /// Records that a replica was found damaged. The next call that requests the replica repairs it.
     pub async fn replica_damaged(
         &self,
         image: &ImageId,
@@ -62,7 +63,7 @@ impl Db {
         self.replica_report(image, Report { region: region.clone(), event: Event::Damaged { fault } }).await
     }
 
-    /// Records that all of a replica was read again and has its digests.
+    /// Records that the whole replica was read again and matches its digests.
     pub async fn replica_confirmed(
         &self,
         image: &ImageId,
@@ -71,7 +72,7 @@ impl Db {
         self.replica_report(image, Report { region: region.clone(), event: Event::Confirmed }).await
     }
 
-    /// Records an event of a copy. Returns [`Stale`] inside, and writes nothing, if the claim was overtaken.
+    /// Records an event of a copy. Returns an inner [`Stale`] error, and writes nothing, if the claim was overtaken.
     #[instrument(name = "UPDATE replica", skip_all, fields(otel.kind = "client", db.system.name = self.system(), db.operation.name = "UPDATE", db.collection.name = "replica"))]
     pub async fn replica_report(&self, image: &ImageId, report: Report) -> Result<std::result::Result<(), Stale>> {
         let rejected = self.submit(image, vec![report]).await?;
@@ -100,7 +101,7 @@ pub async fn commit_batch(db: &Db, batches: &[ReportBatch]) -> Result<Vec<Result
         Ok(applied)
     };
     let applied = db.0.connections.transaction_once(write).await?;
-    // Watchers in other processes see mere progress when they poll.
+    // Progress alone is not sent to other processes: their watchers see it when they poll.
     if applied.has_transitions {
         db.0.signals.notify_changed();
     } else {
@@ -121,13 +122,13 @@ struct Applied {
     ended: Vec<(ImageId, RegionView)>,
     /// For each batch, the regions whose replicas rejected the event.
     rejected: Vec<Vec<RegionId>>,
-    /// Whether any event was more than progress.
+    /// Whether any event was more than a renewal with progress.
     has_transitions: bool,
     /// Whether a replica is due for a worker now.
     has_due: bool,
 }
 
-/// Applies reports in their order to locked rows.
+/// Applies reports in order to locked rows.
 fn apply(batches: &[ReportBatch], locked: &replica::Locked) -> Result<Applied> {
     let mut applied = Applied::default();
     let mut changed: BTreeMap<replica::Key, Replica> = BTreeMap::new();

@@ -22,10 +22,10 @@ pub struct Waiting {
     pub request_id: Uuid,
     pub image: ImageId,
     pub region: RegionId,
-    /// Number of its regions that have not ended.
+    /// Number of the synchronization's regions that have not ended.
     open: i64,
     pub trace: Option<TraceContext>,
-    /// Whether it lets the copy replace content that another program wrote under the image's name.
+    /// Whether the synchronization lets a copy replace content that another program wrote under the image's name.
     pub overwrite: bool,
 }
 
@@ -43,13 +43,13 @@ struct WaitingRow {
     ended_region: Option<String>,
 }
 
-/// Returns the running synchronizations that wait for some replicas, oldest first. With `lock`, locks their rows; the
-/// caller must have locked the replicas before, so that no synchronization begins or ceases to wait for them.
+/// Returns the running synchronizations that wait for some replicas, oldest first. With `lock`, locks their rows. The
+/// caller must already have locked the replicas, so that no synchronization starts or stops waiting for them.
 pub async fn waiting(txn: &Transaction, replicas: &[Key], lock: bool) -> Result<Vec<Waiting>> {
     if replicas.is_empty() {
         return Ok(Vec::new());
     }
-    // Rows are found, and locked, in the order of the keys.
+    // The set sorts the keys, so that rows are found and locked in the order of the keys.
     let replicas: BTreeSet<&Key> = replicas.iter().collect();
     let sql = Sql::new(txn)
         .text(

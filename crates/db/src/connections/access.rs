@@ -1,4 +1,4 @@
-//! The only ways to query the database. Each has a deadline, so that a server that stops responding cannot block its
+//! The only ways to query the database. Each has a deadline, so that a server that stops responding cannot block the
 //! caller.
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::{
 };
 
 impl Connections {
-    /// Runs queries on the pool that reads.
+    /// Runs queries on the read pool.
     pub async fn read<T, F: Future<Output = Result<T>>>(&self, queries: impl FnOnce(Reader) -> F) -> Result<T> {
         self.with_deadline(self.timeout, queries(self.reader.clone())).await
     }
@@ -67,7 +67,8 @@ impl Connections {
         Ok(Session::new(txn, self.time.clone()))
     }
 
-    /// Applies a deadline. A transaction that misses it is rolled back; a single statement may still be executed.
+    /// Applies a deadline. A transaction that misses the deadline is rolled back; a single statement may still be
+    /// executed.
     async fn with_deadline<T>(&self, limit: Duration, queries: impl Future<Output = Result<T>>) -> Result<T> {
         let result = timeout(limit, queries).await.unwrap_or(Err(Error::Slow(limit)));
         if matches!(result, Err(Error::ReadOnly)) {
@@ -80,7 +81,7 @@ impl Connections {
     }
 
     /// Subscribes to a channel of PostgreSQL on a connection outside the pools, so that a connection that stops
-    /// responding takes no place in them.
+    /// responding does not occupy a slot in a pool.
     pub async fn listen(&self, channel: &str) -> Result<Listener> {
         let options = self.reader.inner().get_postgres_connection_pool().connect_options();
         let pool = PgPoolOptions::new()

@@ -1,4 +1,4 @@
-//! Detection of a failover: connections that were opened before it lead to a server that rejects writes.
+//! Detects failovers: connections that were opened before a failover lead to a server that rejects writes.
 
 use std::{
     sync::{
@@ -36,7 +36,7 @@ impl FailoverMarker {
         marked_at > 0 && self.now().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)) <= marked_at
     }
 
-    /// Milliseconds since `epoch`, from 1.
+    /// Returns the milliseconds since `epoch`, plus 1, so that the value is never 0.
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }

@@ -10,7 +10,7 @@ use std::{
 
 use super::{super::Error, Result, Settings};
 
-/// Ownership of a database until this value is dropped. Database servers are shared: any number of processes own one.
+/// Ownership of a database until this value is dropped. Any number of processes can own a database on a server.
 #[derive(Debug)]
 pub struct Ownership(#[expect(dead_code, reason = "dropping the file releases its lock")] Option<File>);
 
@@ -36,8 +36,8 @@ fn private(path: &Path) -> io::Result<File> {
     File::options().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Creates the file of an SQLite database if it does not exist. SQLite itself would create one that every user can
-/// read, and copies the file's mode to the files beside it.
+/// Creates the file of an SQLite database if it does not exist. SQLite itself would create a file that every user can
+/// read. SQLite copies the mode of this file to the files next to it.
 pub fn create_file(url: &str) -> io::Result<()> {
     let may_create = url.contains("mode=rwc") || !url.contains("mode=");
     match file(url).filter(|_| may_create) {

@@ -1,5 +1,4 @@
-//! Connections that stay with the tasks that commit batches of calls. Each writing statement is a transaction by
-//! itself.
+//! Connections kept by the tasks that commit batches of calls. Each writing statement is its own transaction.
 
 mod postgres;
 mod sqlite;
@@ -21,22 +20,22 @@ pub use sqlite::{PinnedSqliteWriter, WriterRequest};
 /// The connection of a task that commits batches.
 #[derive(Debug)]
 pub enum PinnedConnection {
-    /// A connection of the task alone.
+    /// A connection that only this task uses.
     Postgres(PinnedPgConnection),
-    /// The connections that all such tasks share.
+    /// The connections that all tasks that commit batches share.
     Sqlite(Arc<PinnedSqlite>),
 }
 
 /// The connections of the tasks that commit batches on SQLite.
 #[derive(Debug)]
 pub struct PinnedSqlite {
-    /// Connections that read beside the writer, one for each task, so that long reads of lists do not delay a batch.
+    /// Read connections, one for each task, so that long reads of lists do not delay a batch.
     pub read: DatabaseConnection,
-    /// The connection that writes.
+    /// The write connection.
     pub writer: PinnedSqliteWriter,
 }
 
-/// Counts a pinned connection that runs no query, until it is dropped. The pool counts such a connection as used.
+/// Counts a pinned connection as idle until the guard is dropped. The pool itself counts the connection as used.
 #[derive(Debug)]
 struct IdleGuard(Arc<AtomicU32>);
 

@@ -16,7 +16,7 @@ pub struct ProcessTime {
 }
 
 impl ProcessTime {
-    /// Starts at the system's time.
+    /// Creates a clock that starts at the system's time.
     pub fn start(wall: Clock) -> Self {
         let steady = Mutex::new(SteadyClock::new(wall.now(), elapsed_since_boot()));
         Self { wall, steady }

@@ -18,7 +18,7 @@ use super::{
     session::Transaction,
 };
 
-/// Interval of test writes while no other write succeeds and none fails.
+/// Time after a successful write for which no test write is needed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Time of the last successful write; `None` after a failure, so that the next check writes.
@@ -46,7 +46,7 @@ impl WriteHealth {
     }
 }
 
-/// The file of an SQLite database as it was opened.
+/// The file of an SQLite database at the time it was opened.
 #[derive(Debug)]
 pub struct DatabaseFile {
     path: PathBuf,
@@ -67,7 +67,8 @@ impl DatabaseFile {
         Ok(Some(Self { path, id }))
     }
 
-    /// Returns an error if the path leads to another file or to none: writes would be lost with the last connection.
+    /// Returns an error if the path no longer leads to the opened file: writes would be lost when the last connection
+    /// closes.
     async fn check(&self) -> Result<()> {
         if file_id(&self.path).await == Some(self.id) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Migration of the schema by one process at a time, and the check of its version.
+//! Migrates the schema in one process at a time, and checks its version.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(60);
 /// Wait between attempts to open a database that other processes are creating.
 const OPEN_RETRY_WAIT: Duration = Duration::from_millis(50);
 
-/// Returns an error unless the schema has exactly the steps of this version.
+/// Returns an error unless exactly the steps of this version have been applied to the schema.
 pub async fn check(connection: &DatabaseConnection) -> Result<()> {
     match Migrator::get_pending_migrations_read_only(connection).await.map_err(Error::schema)?.len() {
         0 => Ok(()),
@@ -21,13 +21,13 @@ pub async fn check(connection: &DatabaseConnection) -> Result<()> {
     }
 }
 
-/// Creates or upgrades the schema and returns the number of applied steps. Waits for another process that migrates it.
-/// A migration that was interrupted at any point is completed by the next one.
+/// Creates or upgrades the schema and returns the number of applied steps. Waits for another process that is migrating
+/// the schema. The next migration completes one that was interrupted at any point.
 pub async fn migrate(settings: &Settings) -> Result<usize> {
     // A step may take longer than any other query.
     let mut settings = Settings { timeout: Duration::from_secs(24 * 3600), ..settings.clone() };
     if settings.is_sqlite() {
-        // It is SQLite's busy timeout.
+        // On SQLite, this is the busy timeout.
         settings.acquire_timeout = LOCK_WAIT;
     }
     let connection = open(&settings).await?;
@@ -39,8 +39,8 @@ pub async fn migrate(settings: &Settings) -> Result<usize> {
     steps
 }
 
-/// Opens a single connection. SQLite fails at once, ignoring the busy timeout, while another process switches the
-/// database to the write-ahead log; that takes a moment.
+/// Opens a single connection. Retries on SQLite: while another process switches the database to the write-ahead log,
+/// which takes a moment, SQLite ignores the busy timeout and fails at once.
 async fn open(settings: &Settings) -> Result<DatabaseConnection> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {

@@ -18,15 +18,15 @@ use super::{
     session::Reader,
 };
 
-/// Size of the writing pool: two connections for batches of calls, on PostgreSQL two more for batches that need a
-/// transaction; the others serve the workers' reports, claims, and rare writes.
+/// Size of the write pool. Two connections serve batches of calls and, on PostgreSQL, two more serve batches that need
+/// a transaction. The others serve the workers' reports, claims, and rare writes.
 pub const WRITERS: u32 = 8;
 
-/// Maximum age of a connection: servers, proxies and DNS records move.
+/// Maximum age of a connection. New connections follow servers, proxies and DNS records that have moved.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-/// Session settings on PostgreSQL. Every query looks up a few keys of an index; a plan that was cached while a table
-/// was empty must not scan it once it has grown.
+/// Session settings on PostgreSQL. Every query looks up a few keys in an index. A plan that was cached for an empty
+/// table must not scan the table after it has grown.
 const POSTGRES_OPTIONS: [(&str, &str); 6] = [
     ("application_name", "appferry"),
     ("plan_cache_mode", "force_generic_plan"),
@@ -36,8 +36,8 @@ const POSTGRES_OPTIONS: [(&str, &str); 6] = [
     ("jit", "off"),
 ];
 
-/// Opens a pool. A connection that was idle for a while is checked before it is used, and every connection when it is
-/// returned: a network or a crashed server may have dropped it, or may drop its packets silently.
+/// Opens a pool. A connection is checked before use if it was idle for a while, and whenever it is returned: a network
+/// or a crashed server may have dropped it, or may drop its packets silently.
 pub async fn connect(settings: &Settings, connections: u32, failover: &FailoverMarker) -> Result<DatabaseConnection> {
     let timeout = settings.timeout;
     let mut options = ConnectOptions::new(&settings.url);

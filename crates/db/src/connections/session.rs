@@ -13,14 +13,14 @@ use super::process_time::ProcessTime;
 #[derive(Debug)]
 pub struct Session<C> {
     inner: Arc<C>,
-    /// The clock of a database that this process owns; `None` where the server's clock counts.
+    /// The clock of a database that this process owns; `None` where the server's clock is used.
     time: Option<Arc<ProcessTime>>,
 }
 
-/// The pool that reads.
+/// The read pool.
 pub type Reader = Session<DatabaseConnection>;
 
-/// A transaction on the pool that writes.
+/// A transaction on the write pool.
 pub type Transaction = Session<DatabaseTransaction>;
 
 impl<C> Session<C> {
@@ -37,7 +37,7 @@ impl<C> Session<C> {
         Arc::into_inner(self.inner)
     }
 
-    /// Returns the time of the process, or `None` where the server's clock counts.
+    /// Returns the time of the process, or `None` where the server's clock is used.
     pub fn now(&self) -> Option<Timestamp> {
         self.time.as_ref().map(|time| time.now())
     }

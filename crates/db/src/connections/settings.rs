@@ -9,8 +9,8 @@ use crate::system_clock;
 /// Settings of the database layer.
 #[derive(Clone)]
 pub struct Settings {
-    /// The database's URL: `sqlite://PATH`, `postgres://…` or `mysql://…`. May hold a password, so `Debug` shows the
-    /// scheme alone.
+    /// The database's URL: `sqlite://PATH`, `postgres://…` or `mysql://…`. It may contain a password, so `Debug` shows
+    /// only the scheme.
     pub url: String,
     /// Number of connections that read. Connections that write are counted separately.
     pub readers: u32,
@@ -22,9 +22,9 @@ pub struct Settings {
     pub accept_queue: usize,
     /// Maximum number of calls in one commit.
     pub accept_batch: usize,
-    /// Interval at which watched synchronizations are read without a change notification.
+    /// Interval at which watched synchronizations are read if no change is notified.
     pub poll: Duration,
-    /// Wall clock of databases that one process owns.
+    /// Wall clock that is used for databases that one process owns.
     pub clock: Clock,
 }
 
@@ -50,7 +50,7 @@ impl Settings {
         }
     }
 
-    /// The scheme of the URL.
+    /// Returns the scheme of the URL.
     pub(super) fn scheme(&self) -> &str {
         self.url.split(':').next().unwrap_or_default()
     }

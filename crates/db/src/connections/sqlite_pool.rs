@@ -4,14 +4,14 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection, sqlx::Connection as 
 
 use super::{super::Result, Settings, ownership::create_file};
 
-/// Factor by which a write's deadline exceeds a query's: a write waits for the writes before it, and each of them for
-/// the disk.
+/// Factor by which a write's deadline exceeds that of a query: a write waits for the earlier writes, and each of them
+/// waits for the disk.
 pub const SLOW_DISK_FACTOR: u32 = 3;
 
 /// Maximum size of the write-ahead log after a checkpoint, in bytes.
 pub const WAL_LIMIT_BYTES: i64 = WAL_LIMIT_PAGES * PAGE_BYTES;
 
-/// Size of the write-ahead log from which a commit runs a checkpoint itself, in pages.
+/// Size of the write-ahead log at which a commit runs a checkpoint itself, in pages.
 const WAL_LIMIT_PAGES: i64 = 16_384;
 
 /// Size of a page in bytes, SQLite's default.
@@ -34,8 +34,8 @@ pub async fn connect(settings: &Settings, connections: u32) -> Result<DatabaseCo
         .map_sqlx_sqlite_pool_opts(|pool| {
             pool.after_release(|connection, _| {
                 Box::pin(async move {
-                    // Waits for the last query. A connection whose transaction could be neither committed (disk full)
-                    // nor rolled back is closed.
+                    // Waits for the last query. Closes a connection whose transaction is still open because both its
+                    // commit (disk full) and its rollback failed.
                     connection.ping().await?;
                     Ok(!connection.is_in_transaction())
                 })
@@ -49,10 +49,10 @@ pub async fn connect(settings: &Settings, connections: u32) -> Result<DatabaseCo
                 .pragma("journal_mode", "WAL")
                 // A commit is on disk before it is acknowledged.
                 .pragma("synchronous", "FULL")
-                // A batch writes many pages, and a checkpoint after each would write them twice in its time. Most
-                // checkpoints run beside the writer (`checkpoint`).
+                // A batch writes many pages. A checkpoint after each batch would write them a second time while the
+                // batch waits. Most checkpoints run concurrently with the writer (`checkpoint`).
                 .pragma("wal_autocheckpoint", WAL_LIMIT_PAGES.to_string())
-                // Truncates a log that grew behind a long read, once it restarts from its beginning.
+                // Truncates a log that grew during a long read, once it restarts from its beginning.
                 .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string())
                 .pragma("cache_size", "-16384")
                 .pragma("temp_store", "MEMORY")
@@ -79,7 +79,7 @@ mod tests {
                 let pool = db.0.connections.write_pool().await;
                 pool.execute_unprepared(&format!("PRAGMA max_page_count = {pages}")).await.expect("a limit");
             };
-            // SQLite raises it to the current size.
+            // SQLite raises the limit to the current size.
             limit(1).await;
             let large = |n: usize| Image {
                 id: format!("large-{round}-{n}").parse().expect("an id"),

@@ -14,10 +14,10 @@ use sea_orm::{
 
 use crate::sql::Cell;
 
-/// A value in a column of text of a table, whose entity is `E`.
+/// A value in a text column of the table whose entity is `E`.
 pub struct Text<E, T>(pub T, PhantomData<E>);
 
-/// A value in a column of numbers. The databases store signed 64-bit numbers, as not every one has unsigned ones.
+/// A value in a number column. The databases store signed 64-bit numbers, because not all of them have unsigned ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number<T>(pub T);
 
@@ -141,7 +141,7 @@ impl<E, T: Display> From<Text<E, T>> for Value {
     }
 }
 
-/// Returns [`DbErr::Type`], naming the column, for a value that this service does not write.
+/// Returns [`DbErr::Type`] with the column's name for a value that this service does not write.
 impl<E: EntityName, T: FromStr<Err: Display>> TryGetable for Text<E, T> {
     fn try_get_by<I: ColIdx>(row: &QueryResult, index: I) -> Result<Self, TryGetError> {
         let text = String::try_get_by(row, index)?;
@@ -179,14 +179,14 @@ impl<E, T> Nullable for Text<E, T> {
     }
 }
 
-/// Required of a primary key. The service generates its keys.
+/// Primary keys require this trait. The service generates its keys itself.
 impl<E, T> TryFromU64 for Text<E, T> {
     fn try_from_u64(_: u64) -> Result<Self, DbErr> {
         Err(DbErr::ConvertFromU64("a key of text"))
     }
 }
 
-/// Parses the text of a column. Returns [`DbErr::Type`], naming the column, for a value that this service does not
+/// Parses the text of a column. Returns [`DbErr::Type`] with the column's name for a value that this service does not
 /// write.
 pub fn parse<T: FromStr<Err: Display>>(column: &'static str, text: &str) -> Result<T, DbErr> {
     text.parse().map_err(|error| invalid(column, text, &error))
@@ -196,7 +196,7 @@ fn invalid(column: &str, text: &str, error: &impl Display) -> DbErr {
     DbErr::Type(format!("the column {column} holds {:?}: {error}", ForeignText::value(text)))
 }
 
-/// The digest of an image's root: an empty text for images that ECS stores.
+/// The digest of an image's root, stored as an empty text for images that ECS stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RootDigest(pub Option<Digest>);
 

@@ -5,7 +5,7 @@ use sea_orm::entity::prelude::*;
 
 use super::columns::{self, Number};
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 type Text<T> = columns::Text<Entity, T>;
 
 /// The copy of an image to a region.
@@ -46,12 +46,12 @@ impl Model {
         }
     }
 
-    /// The image and the region.
+    /// Returns the image and the region of the copy.
     pub fn key(&self) -> (ImageId, RegionId) {
         (self.image_id.0.clone(), self.region_id.0.clone())
     }
 
-    /// The copy.
+    /// Returns the row as a domain value.
     pub fn copy(&self) -> EcsCopy {
         EcsCopy {
             generation: self.generation.0,

@@ -5,7 +5,7 @@ use sea_orm::entity::prelude::*;
 
 use super::columns::{self, DigestList, Number, RootDigest};
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
 /// A registered image.
@@ -21,7 +21,7 @@ pub struct Model {
     pub kind: Text<ImageKind>,
     pub source: String,
     pub home_region: Text<RegionId>,
-    /// Descriptor of the root with the next two columns; empty for images that ECS stores.
+    /// Descriptor of the root, together with the next two columns; empty for images that ECS stores.
     pub root_media_type: String,
     pub root_digest: Text<RootDigest>,
     pub root_size: Number<u64>,

@@ -1,11 +1,11 @@
-//! The table `image_reference`: the image whose content a name belongs to, in all stores with names for images.
+//! The table `image_reference`: the content that each name belongs to, in all stores that have names for images.
 
 use domain::{Digest, ImageId};
 use sea_orm::entity::prelude::*;
 
 use super::columns::Text;
 
-/// A name.
+/// A name and its content.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "image_reference")]
 #[allow(missing_docs, reason = "the names say it")]

@@ -1,11 +1,11 @@
-//! The table `leader_lease`: which process is the leader.
+//! The table `leader_lease`: the process that is the leader.
 
 use domain::Timestamp;
 use sea_orm::entity::prelude::*;
 
 use super::columns::Number;
 
-/// A lease.
+/// The lease of the leader.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "leader_lease")]
 #[allow(missing_docs, reason = "the names say it")]
@@ -14,7 +14,7 @@ pub struct Model {
     pub name: String,
     /// Id of the process that holds the lease.
     pub holder: String,
-    /// Expiry; the epoch after the holder resigned.
+    /// Expiry. The Unix epoch if the holder has resigned.
     pub expires_at: Number<Timestamp>,
 }
 

@@ -1,12 +1,12 @@
-//! The table `published`: images that this service has made visible. Rows outlive the images, as the stores keep their
-//! content.
+//! The table `published`: images that this service has made visible. Rows outlive the images, because the stores keep
+//! the images' content.
 
 use domain::{Digest, ImageId, Published, RegionId, Timestamp, Verification};
 use sea_orm::entity::prelude::*;
 
 use super::columns::{self, Number};
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
 /// A name in a region.
@@ -26,7 +26,7 @@ pub struct Model {
     pub image_id: Text<ImageId>,
     /// How the published image was verified; NULL if entries of its indexes were absent when it was published.
     pub verification: Option<Text<Verification>>,
-    /// Location in the region's store at that time, if it was recorded.
+    /// Location in the region's store at the time of the publication, if it was recorded.
     pub location: Option<String>,
     pub changed_at: Number<Timestamp>,
 }
@@ -38,8 +38,8 @@ pub enum Relation {}
 impl ActiveModelBehavior for ActiveModel {}
 
 impl Model {
-    /// The publication for a store that has the image at `location`. A record of another location verifies
-    /// nothing there.
+    /// Returns the publication for a store that has the image at `location`. A record of another location verifies
+    /// nothing at this one.
     pub fn published(self, location: Option<&str>) -> Published {
         let is_relocated = self.location.as_deref().is_some_and(|recorded| location != Some(recorded));
         let published = Published::from(self);

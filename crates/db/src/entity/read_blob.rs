@@ -1,11 +1,11 @@
-//! The table `read_blob`: blobs that this service did not write, but read once and found to have their digest.
+//! The table `read_blob`: blobs that this service did not write, but that matched their digest when they were read.
 
 use domain::{Digest, RegionId};
 use sea_orm::entity::prelude::*;
 
 use super::columns::Text;
 
-/// A blob.
+/// A blob that was read and matches its digest.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "read_blob")]
 #[allow(missing_docs, reason = "the names say it")]
@@ -17,7 +17,7 @@ pub struct Model {
     pub location: String,
     #[sea_orm(primary_key, auto_increment = false)]
     pub blob: Text<Entity, Digest>,
-    /// The store's version mark at that time, such as an `ETag`, if it has one.
+    /// The store's version mark of the blob when it was read, such as an `ETag`, if the store has one.
     pub witness: Option<String>,
 }
 

@@ -5,7 +5,7 @@ use sea_orm::entity::prelude::*;
 
 use super::columns::{Number, Text};
 
-/// A region.
+/// A region and its store.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "region_store")]
 #[allow(missing_docs, reason = "the names say it")]

@@ -5,7 +5,7 @@ use sea_orm::entity::prelude::*;
 
 use super::columns::Number;
 
-/// A registry.
+/// A registry and its deviations from the specification.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "registry_habits")]
 #[allow(missing_docs, reason = "the names say it")]

@@ -11,7 +11,7 @@ use super::{
     fault, progress, warnings, warnings_column,
 };
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
 /// An image in a region.
@@ -24,10 +24,10 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub region_id: Text<RegionId>,
     pub state: Text<RegionStatus>,
-    /// Time from which a worker may claim it, in milliseconds since the Unix epoch: the next attempt while PENDING, the
-    /// end of the lease while COPYING, [`SUSPENDED`] while suspended.
+    /// Time from which a worker may claim the replica, in milliseconds since the Unix epoch: the next attempt while
+    /// PENDING, the end of the lease while COPYING, [`SUSPENDED`] while suspended.
     pub due_at: Option<Number<Timestamp>>,
-    /// Start of the wait of a PENDING replica, in milliseconds since the Unix epoch, if it is not `due_at` itself.
+    /// Start of the wait of a PENDING replica, in milliseconds since the Unix epoch, if it differs from `due_at`.
     pub waiting_since: Option<Number<Timestamp>>,
     pub attempt: Number<u32>,
     pub faults: Number<u32>,
@@ -100,7 +100,7 @@ impl Model {
         }
     }
 
-    /// The image and the region.
+    /// Returns the image and the region of the replica.
     pub fn key(&self) -> (ImageId, RegionId) {
         (self.image_id.0.clone(), self.region_id.0.clone())
     }

@@ -5,7 +5,7 @@ use sea_orm::entity::prelude::*;
 
 use super::columns::{Number, Text};
 
-/// An upload.
+/// An upload that is to be aborted.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "stray_upload")]
 #[allow(missing_docs, reason = "the names say it")]

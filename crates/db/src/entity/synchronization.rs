@@ -5,7 +5,7 @@ use sea_orm::entity::prelude::*;
 
 use super::columns::{self, Number, RegionList};
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
 /// An accepted call.

@@ -1,5 +1,5 @@
 //! The table `synchronization_target`: outcomes of the regions of synchronizations. A region that has not ended has no
-//! row, and its replica holds the current state. A row never changes, whatever happens to the replica later.
+//! row, and its replica holds the current state. A row does not change when the replica changes later.
 
 use domain::{FaultKind, RegionId, RegionStatus, RegionView, Timestamp, Verification, Warnings};
 use sea_orm::entity::prelude::*;
@@ -9,7 +9,7 @@ use super::{
     fault, progress, warnings, warnings_column,
 };
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
 /// The outcome of a region.
@@ -62,7 +62,7 @@ impl Model {
         }
     }
 
-    /// The outcome as callers see it.
+    /// Returns the outcome as callers see it.
     pub fn view(&self) -> RegionView {
         RegionView {
             region: self.region_id.0.clone(),

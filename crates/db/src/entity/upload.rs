@@ -5,10 +5,10 @@ use sea_orm::entity::prelude::*;
 
 use super::columns;
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
-/// An upload.
+/// An unfinished upload of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "upload")]
 #[allow(missing_docs, reason = "the names say it")]
@@ -19,7 +19,7 @@ pub struct Model {
     pub region_id: Text<RegionId>,
     #[sea_orm(primary_key, auto_increment = false)]
     pub blob: Text<Digest>,
-    /// Encrypted session in the format of the store, with which it resumes the upload.
+    /// Encrypted session in the store's own format, from which the store resumes the upload.
     pub session: String,
 }
 

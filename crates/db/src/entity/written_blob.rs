@@ -5,10 +5,10 @@ use sea_orm::entity::prelude::*;
 
 use super::columns;
 
-/// A value in a column of text of this table.
+/// A value in a text column of this table.
 pub type Text<T> = columns::Text<Entity, T>;
 
-/// A blob.
+/// A blob that a copy has written to a region.
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "written_blob")]
 #[allow(missing_docs, reason = "the names say it")]

@@ -1,7 +1,7 @@
 //! Wake-ups between processes through PostgreSQL's LISTEN and NOTIFY.
 //!
-//! A NOTIFY takes a global lock when it commits. It therefore runs in a transaction of its own, a few times a second at
-//! most, however much happens in a process. A process that misses one polls a little later.
+//! A NOTIFY takes a global lock when it commits. It therefore runs in its own transaction, at most a few times a
+//! second, regardless of the number of changes. A process that misses a notification polls a little later.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{Db, Error, connections::Transaction, sql::Sql};
 
-/// The channel in the service's database.
+/// Name of the channel in the service's database.
 const CHANNEL: &str = "appferry";
 const DUE: &str = "due";
 const CHANGED: &str = "changed";

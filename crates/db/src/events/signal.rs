@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Notify, watch};
 
-/// A wake-up that is never lost and never queues: raising it twice equals raising it once.
+/// A wake-up that is never lost. Raising it twice has the same effect as raising it once.
 #[derive(Debug)]
 pub struct Signal(watch::Sender<u64>);
 
@@ -55,7 +55,7 @@ impl Signals {
         self.pending.add(&self.pending.changed);
     }
 
-    /// Signals this process that a copy has made progress. The others see it when they poll.
+    /// Signals this process that a copy has made progress. Other processes see the progress when they poll.
     pub fn notify_progress(&self) {
         self.changed.raise();
     }

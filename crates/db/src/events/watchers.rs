@@ -33,7 +33,7 @@ impl Subscriptions {
 }
 
 impl Db {
-    /// Watches a synchronization. The receiver holds a snapshot at once.
+    /// Watches a synchronization. The returned receiver already holds a snapshot.
     pub async fn synchronization_watch(&self, id: RequestId) -> Result<Snapshots> {
         let receiver = self.0.subscriptions.with(|senders| senders.get(&id).map(watch::Sender::subscribe));
         if let Some(receiver) = receiver {
@@ -44,13 +44,13 @@ impl Db {
             .0
             .subscriptions
             .with(|senders| senders.entry(id).or_insert_with(|| watch::Sender::new(snapshot)).subscribe());
-        // Another round reads what changed between the snapshot and the subscription.
+        // Another round reads the changes between the snapshot and the subscription.
         self.0.signals.changed.raise();
         Ok(receiver)
     }
 }
 
-/// Publishes snapshots until `stop` is canceled. Reads at every change, and every `poll` without one.
+/// Publishes snapshots until `stop` is canceled. Reads after every change, and at intervals of `poll` without a change.
 pub async fn run(db: Db, poll: Duration, stop: CancellationToken) {
     let mut seen = 0;
     let mut is_failing = false;

@@ -19,14 +19,14 @@ pub enum ColumnKind {
     Number,
     /// A signed 64-bit number or NULL.
     NullableNumber,
-    /// A truth value, passed as 0 or 1.
+    /// A boolean, passed as 0 or 1.
     Boolean,
     /// A UUID of 16 bytes.
     Uuid,
 }
 
 impl ColumnKind {
-    /// The kind of an entity's column. Required strings are names unless they are declared as `Text`.
+    /// Returns the kind of an entity's column. Required strings are names unless they are declared as `Text`.
     pub(super) fn of_column(column: &impl ColumnTrait) -> Self {
         let definition = column.def();
         match (definition.get_column_type(), definition.is_null()) {
@@ -40,7 +40,7 @@ impl ColumnKind {
         }
     }
 
-    /// The type's name on PostgreSQL.
+    /// Returns the type's name on PostgreSQL.
     pub(super) fn postgres_type(self) -> &'static str {
         match self {
             Self::Name | Self::Text | Self::NullableText => "text",
@@ -57,7 +57,7 @@ impl ColumnKind {
         }
     }
 
-    /// The type's name in `JSON_TABLE` on MySQL and MariaDB.
+    /// Returns the type's name in `JSON_TABLE` on MySQL and MariaDB.
     pub(super) fn mysql_type(self) -> &'static str {
         match self {
             Self::Name => "VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
@@ -121,7 +121,7 @@ impl From<Uuid> for Cell {
     }
 }
 
-/// Converts the value of an entity's column. The entities have columns of these types alone; any other value becomes
+/// Converts the value of an entity's column. The entities have only columns of these types. Any other value becomes
 /// NULL, which the column's constraint rejects.
 impl From<Value> for Cell {
     fn from(value: Value) -> Self {

@@ -5,13 +5,13 @@ use serde_json::Value as Json;
 
 use super::cell::{Cell, ColumnKind};
 
-/// Stands for NULL in an array of texts on PostgreSQL: arrays are passed without nulls. No text of the service equals
-/// it.
+/// Stands for NULL in an array of texts on PostgreSQL, because arrays are passed without nulls. The service has no such
+/// text.
 const NULL_TEXT: &str = "\u{1}";
 /// Stands for NULL in an array of numbers.
 const NULL_NUMBER: i64 = i64::MIN;
 
-/// Maximum number of values that are passed to SQLite as parameters, padding not counted. A statement has at most
+/// Maximum number of values that are passed to SQLite as parameters, not counting padding. A statement has at most
 /// 32,766 parameters (<https://sqlite.org/limits.html>).
 const MAX_PARAMETERS: usize = 16_384;
 
@@ -19,7 +19,7 @@ const MAX_PARAMETERS: usize = 16_384;
 #[derive(Debug, Clone)]
 pub struct Rows {
     columns: Vec<(&'static str, ColumnKind)>,
-    /// The rows one after the other.
+    /// The values of all rows, one row after the other.
     cells: Vec<Cell>,
 }
 
@@ -42,7 +42,7 @@ impl Rows {
         }
     }
 
-    /// The names of the columns.
+    /// Returns the names of the columns.
     pub fn columns(&self) -> Vec<&'static str> {
         self.columns.iter().map(|(name, _)| *name).collect()
     }
@@ -51,8 +51,8 @@ impl Rows {
         self.cells.len() / self.columns.len()
     }
 
-    /// Returns the rows as a derived table `w`, and the values of its parameters, of which the first has the number
-    /// `first`.
+    /// Returns the rows as a derived table `w`, and the values of its parameters. `first` is the number of the first
+    /// parameter.
     pub fn table(self, backend: DbBackend, first: usize) -> (String, Vec<Value>) {
         match backend {
             DbBackend::Postgres => self.into_arrays(first),
@@ -62,8 +62,9 @@ impl Rows {
         }
     }
 
-    /// PostgreSQL: one array for each column, and none for a column without values. They are unnested side by side in
-    /// the select list, which streams the rows; a table function would store every column before the first row is read.
+    /// PostgreSQL: one array for each column, and none for a column without values. The arrays are unnested side by
+    /// side in the select list, which streams the rows. A table function would store every column before the first row
+    /// is read.
     fn into_arrays(self, first: usize) -> (String, Vec<Value>) {
         let mut parameter = first;
         let mut unnested = Vec::with_capacity(self.columns.len());
@@ -86,8 +87,8 @@ impl Rows {
         (format!("(SELECT {selected} FROM (SELECT {unnested}) AS u) AS w"), self.arrays(&null))
     }
 
-    /// SQLite: a list of values, which it decodes faster than JSON. The text depends on the padded number of rows and
-    /// on the columns without values alone; padding rows are filtered out.
+    /// SQLite: a list of values, which SQLite decodes faster than JSON. The text depends only on the padded number of
+    /// rows and on the columns without values. Padding rows are filtered out.
     fn into_values(self) -> (String, Vec<Value>) {
         let count = padded(self.len());
         let named = |(index, name)| format!("column{} AS {name}", index + 1);
@@ -135,7 +136,7 @@ impl Rows {
         )
     }
 
-    /// The rows as one JSON array of arrays.
+    /// Returns the rows as one JSON array of arrays.
     fn json(self) -> String {
         let width = self.columns.len();
         let value = |cell: &Cell| match cell {
@@ -147,7 +148,7 @@ impl Rows {
         Json::Array(rows.collect()).to_string()
     }
 
-    /// Which columns are nullable and have no values.
+    /// Returns, for each column, whether it is nullable and has no values.
     fn null_columns(&self) -> Vec<bool> {
         let is_nullable = |kind| matches!(kind, ColumnKind::NullableText | ColumnKind::NullableNumber);
         let mut null: Vec<bool> = self.columns.iter().map(|(_, kind)| is_nullable(*kind)).collect();
@@ -159,7 +160,7 @@ impl Rows {
         null
     }
 
-    /// One array for each column that has values.
+    /// Returns one array for each column that has values.
     fn arrays(self, null: &[bool]) -> Vec<Value> {
         let width = self.columns.len();
         let rows = self.len();
@@ -170,7 +171,7 @@ impl Rows {
                 continue;
             }
             arrays[column].push(match cell {
-                // PostgreSQL has no text with a zero byte, which a store's message may contain.
+                // A store's message may contain a zero byte, which PostgreSQL does not accept in a text.
                 Cell::Text(Some(text)) if text.contains('\0') => text.replace('\0', "\u{fffd}").into(),
                 Cell::Text(text) => text.unwrap_or_else(|| NULL_TEXT.to_owned()).into(),
                 Cell::Number(number) => number.unwrap_or(NULL_NUMBER).into(),
@@ -182,7 +183,7 @@ impl Rows {
     }
 }
 
-/// Rounds the number of rows in a list of values up, so that few statements have to be prepared and little is padded.
+/// Rounds up the number of rows in a list of values, so that few statements have to be prepared and little is padded.
 fn padded(rows: usize) -> usize {
     rows.next_power_of_two().min(rows.next_multiple_of(32)).max(1)
 }

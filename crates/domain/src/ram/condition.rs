@@ -1,9 +1,10 @@
 //! Conditions of statements (RAM, "Condition operators"). A statement applies only if all of its conditions hold; a
-//! condition holds if any of its values matches. A negated operator holds exactly where the operator without the
-//! negation does not, so that it holds for a key without a value.
+//! condition holds if any of its values matches. A negated operator holds exactly when the plain operator does not, and
+//! therefore also for a key without a value.
 //!
-//! A key of a call may have several values. An operator alone is about their set: it holds if any of them matches, and
-//! its negation if none does. `ForAnyValue:` and `ForAllValues:` test each value of the call by itself.
+//! A key of a call may have several values. An operator without a prefix tests the set of values: it holds if any value
+//! matches, and its negation holds if none does. With `ForAnyValue:` or `ForAllValues:`, an operator tests each value
+//! separately.
 
 use std::fmt;
 
@@ -14,7 +15,7 @@ use super::{
     operator::{OPERATORS, Operator},
 };
 
-/// The element `Condition`: all of its conditions have to hold.
+/// The element `Condition`: all of its conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub struct Conditions(Vec<Condition>);
 
@@ -27,14 +28,14 @@ pub struct Condition {
     values: Values,
 }
 
-/// For which of the call's values an operator has to hold (RAM, "Condition operators", set operators).
+/// The values of the call for which an operator must hold (RAM, "Condition operators", set operators).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quantifier {
-    /// No prefix: an operator has to hold for any value, a negated one for all.
+    /// No prefix: an operator must hold for any value, a negated one for all values.
     Unspecified,
-    /// `ForAnyValue:`, at least one. Does not hold for a key without a value.
+    /// `ForAnyValue:`: at least one value. Does not hold for a key without a value.
     Any,
-    /// `ForAllValues:`, all. Holds for a key without a value.
+    /// `ForAllValues:`: all values. Holds for a key without a value.
     All,
 }
 

@@ -100,7 +100,7 @@ impl Values {
     }
 }
 
-/// Parses a decimal number as a 64-bit float, which is exact for 15 digits.
+/// Parses a decimal number as a 64-bit float, which is exact for up to 15 digits.
 fn number(text: &str) -> Option<f64> {
     let is_decimal = text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b));
     text.parse().ok().filter(|number: &f64| is_decimal && number.is_finite())

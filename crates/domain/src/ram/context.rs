@@ -64,7 +64,7 @@ impl Keys {
     }
 }
 
-/// A claim of a caller. A claim with several values is repeated.
+/// A claim of a caller. A claim with several values occurs once for each value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Claim {
@@ -98,7 +98,7 @@ pub enum ContextValue<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// Returns the values of a key: at most one of a common key, any number of a claim. Does not allocate.
+    /// Returns the values of a key: at most one for a common key, any number for a claim. Does not allocate.
     pub(super) fn values<'k>(&self, key: &'k Key) -> impl Iterator<Item = ContextValue<'a>> + use<'a, 'k> {
         let (global, claims): (_, &[Claim]) = match key {
             Key::SourceIp => (self.source_ip.map(ContextValue::Address), &[]),

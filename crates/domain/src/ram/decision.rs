@@ -1,5 +1,5 @@
-//! Evaluates policies: an explicit Deny wins, then an Allow, else the call is denied (RAM, "How RAM evaluates
-//! policies").
+//! Evaluates policies: an explicit Deny takes precedence over an Allow, and without either, the call is denied (RAM,
+//! "How RAM evaluates policies").
 
 use std::{fmt, sync::Arc};
 
@@ -13,11 +13,11 @@ use super::{
 pub struct Policy {
     /// Name in the configuration.
     pub name: Arc<str>,
-    /// Its statements.
+    /// Statements of the policy.
     pub document: Document,
 }
 
-/// Where a principal has a policy from.
+/// How a policy is attached to a principal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attachment {
     /// The policy is attached to the principal itself.
@@ -31,7 +31,7 @@ pub enum Attachment {
 pub struct AttachedPolicy {
     /// The policy, shared by all principals that have it.
     pub policy: Arc<Policy>,
-    /// Where the principal has it from.
+    /// How the policy is attached to the principal.
     pub to: Attachment,
 }
 
@@ -40,7 +40,7 @@ pub struct AttachedPolicy {
 pub struct StatementRef {
     /// Name of the policy.
     pub policy: Arc<str>,
-    /// Where the principal has the policy from.
+    /// How the policy is attached to the principal.
     pub attached: Attachment,
     /// Index of the statement in the policy.
     pub statement: usize,
@@ -64,7 +64,7 @@ impl Decision {
         matches!(self, Self::Allowed(_))
     }
 
-    /// Returns the statement that decided, if any applies.
+    /// Returns the statement that decided the call, or `None` if no statement applies.
     #[must_use]
     pub fn statement(&self) -> Option<&StatementRef> {
         match self {

@@ -8,7 +8,7 @@ use super::{
     statement::{Actions, Effect, Resources, Statement},
 };
 
-/// Longest document, in bytes. RAM's own limit is 6,144 characters.
+/// Maximum length of a document, in bytes. RAM's own limit is 6,144 characters.
 pub const MAX_DOCUMENT_BYTES: usize = 64 << 10;
 
 /// A compiled policy document.
@@ -28,7 +28,7 @@ impl Document {
     ///
     /// # Errors
     ///
-    /// Fails if the document is malformed, naming the path of the element.
+    /// Fails if the document is malformed. The error names the path of the element.
     pub fn parse(text: &str, keys: &Keys) -> Result<Self, DocumentError> {
         let whole = |problem: String| DocumentError { path: String::new(), problem };
         if text.len() > MAX_DOCUMENT_BYTES {

@@ -14,7 +14,7 @@ pub struct DocumentError {
     pub problem: String,
 }
 
-/// The path of an element, as a list from the element to the document.
+/// The path of an element, as a linked list from the element to the document.
 #[derive(Debug, Clone, Copy)]
 enum Path<'a> {
     Document,
@@ -63,7 +63,7 @@ impl<'a> Element<'a> {
         }
     }
 
-    /// Returns the members of an object that has to have some.
+    /// Returns the members of an object; an error for an empty object.
     pub fn some_members(&self) -> Result<impl Iterator<Item = (&'a str, Element<'_>)>, DocumentError> {
         let mut members = self.members()?.peekable();
         if members.peek().is_none() { Err(self.error("it is empty")) } else { Ok(members) }
@@ -90,7 +90,7 @@ impl<'a> Element<'a> {
         member.ok_or_else(|| self.error(format_args!("it has no {name}")))
     }
 
-    /// Returns the entries of a list, which has to have some; a single value is its own entry.
+    /// Returns the entries of a list; an error for an empty list. A single value counts as a list of one entry.
     pub fn entries(&self) -> Result<impl Iterator<Item = Element<'_>>, DocumentError> {
         let (list, one): (&[Json], _) = match self.json {
             Json::List(list) if list.is_empty() => return Err(self.error("it is empty")),

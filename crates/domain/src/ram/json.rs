@@ -1,5 +1,5 @@
-//! JSON of policy documents, parsed without loss: members keep their order, and a repeated member is an error. Which of
-//! two `Condition` members counts must not depend on the parser.
+//! JSON of policy documents, parsed without loss: members keep their order, and a repeated member is an error, because
+//! the choice between two `Condition` members must not depend on the parser.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde::{
 pub enum Json {
     Null,
     Bool(bool),
-    /// In its shortest decimal form.
+    /// The number in its shortest decimal form.
     Number(String),
     Text(String),
     List(Vec<Json>),

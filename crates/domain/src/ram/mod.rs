@@ -20,7 +20,7 @@ pub use element::DocumentError;
 pub use principal::{Principal, PrincipalError};
 pub use statement::Effect;
 
-/// The resource of actions on all resources.
+/// The resource of an action that applies to all resources.
 pub const ALL_RESOURCES: &str = "*";
 
 /// A call to decide about.
@@ -28,7 +28,7 @@ pub const ALL_RESOURCES: &str = "*";
 pub struct Request<'a> {
     /// Action, for example `ehpc:SynchronizeApp`.
     pub action: &'a str,
-    /// Resource, [`ALL_RESOURCES`] for an action on all resources.
+    /// Resource; [`ALL_RESOURCES`] for an action on all resources.
     pub resource: &'a str,
     /// Context that conditions test.
     pub context: &'a Context<'a>,

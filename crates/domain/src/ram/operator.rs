@@ -34,7 +34,7 @@ pub enum Order {
     AtLeast,
 }
 
-/// An operator: the type that it compares, how, and whether the result is negated.
+/// An operator: the type that it compares, the comparison, and whether the result is negated.
 #[derive(Debug)]
 pub struct Operator {
     pub name: &'static str,

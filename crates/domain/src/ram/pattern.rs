@@ -18,12 +18,12 @@ impl Case {
     }
 }
 
-/// Whether `text` matches `pattern`. Takes at most time proportional to the product of their lengths, and does not
+/// Whether `text` matches `pattern`. The time is at most proportional to the product of their lengths. Does not
 /// allocate.
 pub fn matches(pattern: &str, text: &str, case: Case) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
-    // Where to backtrack to: the pattern after the last `*`, and the text that the `*` has not matched yet.
+    // Where to backtrack to: the pattern after the last `*`, and the text after the part that the `*` matches so far.
     let mut backtrack: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {

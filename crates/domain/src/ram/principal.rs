@@ -4,14 +4,14 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::ForeignText;
 
-/// Longest resource name of a principal, in bytes.
+/// Maximum length of a principal's resource name, in bytes.
 const MAX_LENGTH: usize = 256;
 
 /// A RAM principal: `acs:ram::ACCOUNT:user/NAME` or `acs:ram::ACCOUNT:role/NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Principal(Arc<str>);
 
-/// A text that is not a principal.
+/// Error for a text that is not a principal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form acs:ram::ACCOUNT:user/NAME or acs:ram::ACCOUNT:role/NAME")]
 pub struct PrincipalError(ForeignText);

@@ -108,8 +108,7 @@ impl Resources {
         Ok(Self(element.entries()?.map(parse).collect::<Result<_, _>>()?))
     }
 
-    /// Whether a resource matches. Actions on all resources match `*` only: a narrower pattern neither allows nor
-    /// denies them.
+    /// Whether a resource matches. An action on all resources matches only `*`; a narrower pattern has no effect on it.
     fn cover(&self, resource: &str) -> bool {
         let requested = if resource == ALL_RESOURCES { None } else { parts(resource) };
         self.0.iter().any(|pattern| match (pattern, &requested) {

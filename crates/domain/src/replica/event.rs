@@ -9,9 +9,9 @@ use crate::{Fault, Verification, Warnings};
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "`fence`, `lease` and `progress` mean the same in every event")]
 pub enum Event {
-    /// A call requests it.
+    /// A call requests the replica.
     Request,
-    /// A worker claims it for the duration of a lease.
+    /// A worker claims the replica for the duration of a lease.
     Claim { owner: WorkerId, lease: Duration },
     /// Its worker renews the lease from now and reports progress.
     Renew { fence: u64, lease: Duration, progress: Progress },
@@ -28,11 +28,12 @@ pub enum Event {
     Suspend { reason: Fault },
     /// Its region is configured again.
     Resume,
-    /// The clock may have been set back since it began to wait or was leased. `lease` is the duration of leases.
+    /// The clock may have been set back since the replica began to wait or was leased. `lease` is the duration of
+    /// leases.
     ClockSetBack { lease: Duration },
-    /// It was read again and is damaged.
+    /// The replica was read again and is damaged.
     Damaged { fault: Fault },
-    /// All of it was read again and has its digests.
+    /// The whole replica was read again and matches its digests.
     Confirmed,
     /// Another image takes over its name in the region.
     Supersede,

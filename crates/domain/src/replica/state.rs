@@ -17,9 +17,9 @@ impl fmt::Display for WorkerId {
 /// A worker's exclusive right to copy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
-    /// The worker that holds it.
+    /// The worker that holds the lease.
     pub owner: WorkerId,
-    /// Expiry, unless it is renewed.
+    /// Expiry, unless the lease is renewed.
     pub until: Timestamp,
 }
 
@@ -47,9 +47,10 @@ pub enum ReplicaState {
         /// Fault of the last attempt.
         last_fault: Option<Fault>,
     },
-    /// It waits until a process has its region configured, and no worker can claim it. Callers see it as PENDING.
+    /// It waits until a process has its region configured. Until then, no worker can claim it. Callers see it as
+    /// PENDING.
     Suspended {
-        /// Shown to callers.
+        /// Reason that callers see.
         reason: Fault,
     },
     /// A worker copies it.

@@ -1,4 +1,4 @@
-//! The state machine under arbitrary histories of several workers.
+//! Tests of the state machine with arbitrary histories of several workers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{Fault, FaultKind, Timestamp, Verification, Warnings};
 
 const LEASE: Duration = Duration::from_secs(10);
 
-/// A step of a history. A worker acts with the fence of its last claim, however old it is.
+/// A step of a history. A worker acts with the fence of its last claim, even if a newer claim exists.
 #[derive(Debug, Clone)]
 enum Move {
     Pass(u32),
@@ -77,8 +77,8 @@ fn event(step: &Move, fences: &[u64; 3]) -> Event {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
-    /// In any history, only the holder of the newest claim changes a copy, the fence never falls, an ended replica does
-    /// not change until it is requested again, and an AVAILABLE one until it is found damaged.
+    /// In any history, only the holder of the newest claim changes a copy, and the fence never falls. An ended replica
+    /// does not change until it is requested again, and an AVAILABLE one does not change until it is found damaged.
     #[test]
     fn only_the_newest_claim_writes(history in moves()) {
         let mut now = Timestamp::from_millis(1_000);
@@ -96,7 +96,7 @@ proptest! {
                 prop_assert!(after.fence >= before.fence);
                 let was_available = matches!(before.state, ReplicaState::Available(_));
                 prop_assert_eq!(was_available, matches!(step, Move::Damage), "{:?} at {:?}", step, &before.state);
-                // A damaged replica stays suspect until all of it is verified again.
+                // A damaged replica stays suspect until the whole replica is verified again.
                 let verified = matches!(step, Move::Verify(_));
                 prop_assert_eq!(after.suspect, matches!(step, Move::Damage) || before.suspect && !verified);
             }
@@ -248,8 +248,8 @@ fn an_available_replica_can_be_confirmed_and_superseded() {
     }
 }
 
-/// After the clock was set back by an hour, a wait starts again and lasts as long as it was meant to; waits that began
-/// in the past are unchanged, however long they are.
+/// After the clock was set back by an hour, a wait starts again and has its intended length. Waits of any length that
+/// began in the past are unchanged.
 #[test]
 fn waits_after_a_clock_was_set_back_start_again() {
     let (now, hour, minute) = (Timestamp::from_millis(10_000_000), Duration::from_secs(3_600), Duration::from_secs(60));

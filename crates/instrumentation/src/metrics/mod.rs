@@ -1,4 +1,4 @@
-//! Records what the service counts and measures, with OpenTelemetry's instruments.
+//! Records the metrics of the service with OpenTelemetry's instruments.
 //!
 //! Every instrument of the project is defined here, with its unit and its attributes; `telemetry` exports them. Nothing
 //! is recorded while no exporter is configured. No attribute has a value that a caller chooses freely: methods and
@@ -31,7 +31,7 @@ pub struct RegionQueue {
     pub age: Duration,
 }
 
-/// The queues as the leader last measured them; empty while another process is the leader.
+/// The queues as last measured by the leader; empty while another process is the leader.
 static QUEUES: Mutex<Vec<RegionQueue>> = Mutex::new(Vec::new());
 
 /// Suspended replicas in regions that are not configured, as the leader last counted them.
@@ -46,7 +46,7 @@ fn region(region: &RegionId) -> KeyValue {
     KeyValue::new("appferry.region_id", region.as_str().to_owned())
 }
 
-/// Starts to record. The exporter must be set up before.
+/// Starts recording. The exporter must already be set up.
 pub fn enable() {
     // A counter must exist at zero before its first event: Prometheus computes no increase for a series that is new.
     INSTRUMENTS.unaudited.add(0, &[]);
@@ -61,7 +61,7 @@ pub fn are_exported() -> bool {
     ENABLED.load(Ordering::Acquire)
 }
 
-/// The instruments; `None` without an exporter.
+/// Returns the instruments; `None` without an exporter.
 fn instruments() -> Option<&'static Instruments> {
     are_exported().then(|| &*INSTRUMENTS)
 }
@@ -94,7 +94,7 @@ pub fn record_call(method: &'static str, code: &'static str, is_error: bool, dur
     instruments.call_duration.record(duration.as_secs_f64(), &attributes);
 }
 
-/// Records an authorization decision about an action of the contract; `None` for a method that has none.
+/// Records an authorization decision about an action of the contract. `action` is `None` for a method without one.
 pub fn record_decision(action: Option<&'static str>, decision: &'static str) {
     let Some(instruments) = instruments() else { return };
     let action = KeyValue::new("appferry.action", action.unwrap_or("_OTHER"));

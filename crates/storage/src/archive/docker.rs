@@ -53,7 +53,7 @@ struct RootFs {
 struct Docker<'a> {
     members: &'a Members<'a>,
     blobs: HashMap<Digest, Part>,
-    /// Layers that were hashed already; images of one archive share layers.
+    /// Layers that have already been hashed. The images of an archive may share layers.
     layers: HashMap<Part, Layer>,
 }
 

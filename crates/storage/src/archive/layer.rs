@@ -1,4 +1,5 @@
-//! Layer files of docker's older archive format, whose names do not say how they are compressed.
+//! Layer files of docker's older archive format. Their compression is detected from the content, because the file names
+//! do not state it.
 
 use std::{
     io::{BufReader, Read},
@@ -19,7 +20,7 @@ enum Compression {
 }
 
 impl Compression {
-    /// Detects the compression by the magic number.
+    /// Detects the compression from the magic number.
     fn of(beginning: &[u8]) -> Self {
         if beginning.starts_with(&[0x1f, 0x8b]) {
             Self::Gzip
@@ -30,7 +31,7 @@ impl Compression {
         }
     }
 
-    /// Returns the media type of such a layer (image specification 1.1, "Layer Media Types").
+    /// Returns the media type of a layer with this compression (image specification 1.1, "Layer Media Types").
     const fn media_type(self) -> &'static str {
         match self {
             Self::None => "application/vnd.oci.image.layer.v1.tar",
@@ -50,7 +51,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Hashes a layer and its uncompressed tar. Decompression streams and stores nothing.
+    /// Hashes a layer and its uncompressed tar. The uncompressed data is streamed and not stored.
     pub fn read(path: &Path, part: Part) -> Result<Self> {
         let (digest, size) = file_range::hash(path, part.from, part.size)?;
         let compression = Compression::of(&file_range::read_whole(path, part.from, part.size.min(8))?);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::Archive;
 use crate::{MANIFEST_TYPE, Result, Source as _};
 
-/// Writes an archive of these files.
+/// Writes an archive with the given files.
 fn archive(directory: &Path, members: &[(&str, Vec<u8>)]) -> PathBuf {
     let path = directory.join("saved.tar");
     let mut archive = tar::Builder::new(File::create(&path).expect("a file"));
@@ -25,7 +25,7 @@ fn archive(directory: &Path, members: &[(&str, Vec<u8>)]) -> PathBuf {
     path
 }
 
-/// Opens an archive in docker's older format. Its layers are these files, and its configuration has this `rootfs`.
+/// Opens an archive in docker's older format, with the given layers and with the given `rootfs` in its configuration.
 async fn open(layers: &[Vec<u8>], rootfs: Value) -> Result<(tempfile::TempDir, Archive)> {
     let names: Vec<String> = (0..layers.len()).map(|number| format!("layer{number}.tar")).collect();
     let list = json!([{ "Config": "config.json", "RepoTags": ["apps/solver:v1"], "Layers": names }]);
@@ -48,7 +48,8 @@ fn zstd(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).expect("memory")
 }
 
-/// Returns layers of each compression, two of them with two compressed members, and the digests of their content.
+/// Returns layers with each kind of compression, and the digests of their uncompressed content. Two of the layers
+/// consist of two compressed members each.
 fn layers() -> (Vec<Vec<u8>>, Vec<String>) {
     let plain: Vec<Vec<u8>> = (1..=5_u8).map(|seed| vec![seed; 300_000 + usize::from(seed)]).collect();
     let halves = |pack: fn(&[u8]) -> Vec<u8>, content: &[u8]| {

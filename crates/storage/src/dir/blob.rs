@@ -1,4 +1,4 @@
-//! Blob files, `<image>/blobs/<algorithm>/<hex>`. A file gets that name only once it is whole, durable and verified.
+//! Blob files, `<image>/blobs/<algorithm>/<hex>`. A file gets this name only once it is complete, durable and verified.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 
@@ -13,12 +13,13 @@ use super::{
 };
 use crate::{CHUNK_BYTES, Error, Presence, Result, Stage};
 
-/// Returns the path of a blob.
+/// Returns the path of a blob, relative to the store's directory.
 pub fn path(name: &ImageName, digest: Digest) -> String {
     format!("{name}/{}", crate::layout::blob_path(digest))
 }
 
-/// Opens a regular file. Rejects anything else (a directory, a pipe) before it can block.
+/// Opens a regular file. Rejects anything else, such as a directory or a pipe, without opening it, because the open may
+/// block.
 pub fn open_file(dir: &Dir, path: &str) -> Result<File> {
     let kind = dir.metadata(path).map_err(Error::io("reading", path))?;
     if !kind.is_file() {
@@ -38,7 +39,7 @@ pub fn read_bounded(dir: &Dir, path: &str, limit: u64) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Opens a blob for reading from the byte `from` on. Fails if its file does not have the blob's size.
+/// Opens a blob for reading, starting at the byte offset `from`. Fails if its file does not have the blob's size.
 pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor, from: u64) -> Result<File> {
     let mut file = match open_file(dir, &path(name, blob.digest)) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -55,7 +56,7 @@ pub fn open(dir: &Dir, name: &ImageName, blob: &Descriptor, from: u64) -> Result
     }
 }
 
-/// Reads a small blob whole and verifies it.
+/// Reads all of a small blob and verifies its digest.
 pub fn read_whole(dir: &Dir, name: &ImageName, blob: &Descriptor) -> Result<Bytes> {
     let mut content = Vec::new();
     let file = open(dir, name, blob, 0)?;
@@ -89,11 +90,11 @@ fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// Determines what is stored of the blob: all of it, intact and durable, or the beginning that an earlier writer left.
-/// A blob of another image in the directory is linked from there.
+/// Determines how much of the blob is stored: all of it, intact and durable, or a beginning that an earlier writer
+/// left. If another image in the directory has the blob, the blob is linked from there.
 ///
-/// A damaged file stays until its replacement is renamed into place: another writer may have overtaken this claim, and
-/// may be putting an intact file there.
+/// A damaged file is not removed; its replacement is renamed over it. Another writer may have overtaken this claim and
+/// may be writing an intact file there.
 pub fn stat(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<Presence> {
     let own = path(&stage.name, blob.digest);
     if is_good(dir, &own, blob, progress) || link(dir, stage, blob, progress)? {
@@ -103,7 +104,7 @@ pub fn stat(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) ->
     Ok(begun.map_or(Presence::Absent, |(_, length)| Presence::Part(length)))
 }
 
-/// Returns whether a file has the blob's bytes, and makes them durable: its writer may have died before the sync.
+/// Returns whether a file has the blob's content. Syncs the file, because its writer may have died before the sync.
 fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> bool {
     let check = || {
         verify(dir, path, blob, progress)?;
@@ -112,8 +113,8 @@ fn is_good(dir: &Dir, path: &str, blob: &Descriptor, progress: &Progress) -> boo
     check().is_ok()
 }
 
-/// Hard-links the blob from another image of the directory that has it intact. Returns false without hard links, or if
-/// every other copy is damaged; the caller then transfers the bytes.
+/// Hard-links an intact copy of the blob from another image in the directory. Returns false if the file system has no
+/// hard links, or if there is no intact copy; the caller then transfers the bytes.
 fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Result<bool> {
     let own = path(&stage.name, blob.digest);
     for other in stage.holders.of(blob.digest) {
@@ -136,7 +137,7 @@ fn link(dir: &Dir, stage: &Stage, blob: &Descriptor, progress: &Progress) -> Res
     Ok(false)
 }
 
-/// Finds the longest beginning of the blob that a writer of this claim or an earlier one left, and its length.
+/// Finds the longest unfinished file of the blob that this claim or an earlier one left. Returns its path and length.
 pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Option<(String, u64)>> {
     let blobs = layout::blobs(&stage.name, blob.digest.algorithm());
     let mut longest: Option<(String, u64)> = None;
@@ -154,7 +155,7 @@ pub fn longest_partial(dir: &Dir, stage: &Stage, blob: &Descriptor) -> Result<Op
     Ok(longest)
 }
 
-/// Lists the entries of a directory; none if it does not exist.
+/// Lists the entries of a directory. Returns no entries if the directory does not exist.
 fn entries(dir: &Dir, path: &str) -> Result<impl Iterator<Item = io::Result<DirEntry>>> {
     match dir.read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),

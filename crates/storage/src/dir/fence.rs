@@ -1,11 +1,11 @@
-//! The fence in an image's directory, which says which claim may make the image visible there. The fence is in a file
-//! that is locked during the check and the write that depends on it, so that no other process of the host comes between
-//! them.
+//! The fence in an image's directory identifies the claim that may make the image visible there. The fence's file is
+//! locked from the check of the fence until the write that depends on the check, so that no other process on the host
+//! can intervene.
 //!
-//! A claim writes its fence when it prepares the directory, after its journal has confirmed it. A publication stops if
-//! it finds another fence than its own, because another claim has prepared the directory since. The journal is
-//! authoritative: after the database was restored from a backup, a fence in a file may be higher than that of the
-//! current claim.
+//! A claim writes its fence when it prepares the directory, after the journal has confirmed the claim. A publication
+//! fails if the fence is not its own, because another claim has then prepared the directory. The journal is
+//! authoritative: after a restore of the database from a backup, the fence in a file may be higher than the current
+//! claim's.
 
 use std::{
     fs::{File, TryLockError},
@@ -33,7 +33,8 @@ pub struct Lock {
 impl Lock {
     /// Acquires the lock. Returns `None` if another process holds it. Fails if the image's directory does not exist.
     ///
-    /// A file system without locks always grants it; then only the fence separates two processes of one host.
+    /// On a file system without locks, this always succeeds. Then only the fence protects two processes on one host
+    /// from each other.
     pub fn try_acquire(dir: &Dir, name: &ImageName) -> Result<Option<Self>> {
         let path = format!("{name}/{FENCE}");
         if dir.symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
@@ -55,8 +56,8 @@ impl Lock {
         Ok(current.then_some(Self { file, path }))
     }
 
-    /// Returns the fence of the claim that prepared the directory last; `None` if there was no claim, or if a power
-    /// loss left the file half-written.
+    /// Returns the fence of the claim that prepared the directory last. Returns `None` if there was no claim, or if a
+    /// power loss left the file half-written.
     pub fn fence(&self) -> Result<Option<u64>> {
         let mut content = vec![0; usize::try_from(MAX_BYTES).unwrap_or_default()];
         let length = self.file.read_at(&mut content, 0).map_err(Error::io("reading", &self.path))?;
@@ -69,7 +70,7 @@ impl Lock {
         if self.fence()? == Some(fence) {
             return Ok(false);
         }
-        // Overwritten in place, with a fixed length: replacing the file would lose its lock.
+        // The file is overwritten in place, with a fixed length, because replacing it would lose its lock.
         let write = || {
             self.file.write_all_at(format!("{fence:020}\n").as_bytes(), 0)?;
             self.file.sync_all()
@@ -130,7 +131,7 @@ mod tests {
         assert!(lock.set_fence(1_790_000_000_123).expect("it is written"));
         assert!(!lock.set_fence(1_790_000_000_123).expect("it is read"), "it is not written again");
         lock.require(1_790_000_000_123).expect("its own fence");
-        // Lower: the database was restored from a backup, and its claims are the current ones.
+        // A lower fence: the database was restored from a backup, and the current claims are those in the database.
         assert!(lock.set_fence(7).expect("it is written"));
         lock.require(7).expect("its own fence");
         assert!(matches!(lock.require(1_790_000_000_123), Err(Error::Overtaken)));

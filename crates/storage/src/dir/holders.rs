@@ -1,5 +1,5 @@
 //! Index of the other images of a directory that have an image's blobs. It is built once for all blobs, because a
-//! search per blob would cost blobs times images lookups.
+//! separate search for each blob would look into every image each time.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,10 +12,10 @@ use domain::{Algorithm, Digest, ImageName};
 use super::{layout, operations::Progress};
 use crate::{Error, ManifestGraph, Result};
 
-/// Maximum number of holders recorded per blob. If all of them have it damaged, the bytes are transferred.
+/// Maximum number of holders recorded per blob. If all their copies are damaged, the bytes are transferred.
 const MAX_HOLDERS: usize = 4;
 
-/// The other images of a directory that have an image's blobs, once searched. Clones share the result.
+/// The result of the search for other images in a directory that have an image's blobs. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Holders(Arc<OnceLock<HashMap<Digest, Vec<ImageName>>>>);
 
@@ -49,7 +49,7 @@ impl Holders {
                 }
             }
         }
-        // Another plan of the same claim may have set it first.
+        // Another plan of the same claim may have set the result first.
         let _ = self.0.set(holders);
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! An image's directory as an OCI image layout (image specification 1.1, "OCI Image Layout"). Its `index.json`, written
-//! last and atomically, makes it visible.
+//! An image's directory as an OCI image layout (image specification 1.1, "OCI Image Layout"). The image becomes visible
+//! when its `index.json` is written, last and atomically.
 
 use std::io;
 
@@ -36,7 +36,7 @@ pub fn index(dir: &Dir, name: &ImageName) -> Result<Option<Index>> {
     }
 }
 
-/// Returns the root of an image: the manifest that the layout lists under a name, or the only one.
+/// Returns the root of an image: the manifest that the layout lists under the name `within`, or the only one.
 pub fn root(dir: &Dir, name: &ImageName, within: Option<&str>) -> Result<Option<Descriptor>> {
     index(dir, name)?.map(|index| index.root(within)).transpose()
 }
@@ -46,8 +46,8 @@ pub fn is_visible(dir: &Dir, name: &ImageName) -> bool {
     dir.is_file(format!("{name}/{INDEX}"))
 }
 
-/// Creates the directories of an image. Those for blobs of other algorithms than the usual one, which few images have,
-/// are created on demand.
+/// Creates the directories of an image. The directories for digest algorithms other than the canonical one are created
+/// on demand, because few images need them.
 pub fn create(dir: &Dir, name: &ImageName) -> Result<()> {
     let blobs = blobs(name, Algorithm::CANONICAL);
     dir.create_dir_all(&blobs).map_err(Error::io("creating", &blobs))
@@ -63,7 +63,7 @@ pub fn create_blobs(dir: &Dir, name: &ImageName, algorithm: Algorithm) -> Result
     }
 }
 
-/// Removes the unfinished files of claims before `fence`. Large blobs stay, and the new claim resumes them.
+/// Removes the unfinished files of claims before `fence`. Keeps large blobs, which the new claim resumes.
 pub fn clear_overtaken(dir: &Dir, name: &ImageName, fence: u64) -> Result<()> {
     let overtaken = |partial: Partial, left: u64| !matches!(partial, Partial::Resumable(_)) && left < fence;
     for (_, blobs) in blob_directories(dir, name) {
@@ -72,7 +72,7 @@ pub fn clear_overtaken(dir: &Dir, name: &ImageName, fence: u64) -> Result<()> {
     clear(dir, &name.0, overtaken)
 }
 
-/// Removes the unfinished files of a directory that `chosen` selects.
+/// Removes from a directory the unfinished files that `chosen` selects.
 pub fn clear(dir: &Dir, path: &str, chosen: impl Fn(Partial, u64) -> bool) -> Result<()> {
     for entry in dir.read_dir(path).map_err(Error::io("listing", path))? {
         let entry = entry.map_err(Error::io("listing", path))?;

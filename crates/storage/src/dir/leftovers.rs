@@ -1,4 +1,4 @@
-//! Leftovers in a directory: finds and removes unfinished files, and images that are not visible.
+//! Finds and removes leftovers in a directory: unfinished files, and images that are not visible.
 
 use std::io;
 
@@ -17,7 +17,8 @@ use crate::{
     layout::{BLOBS, INDEX, MARKER},
 };
 
-/// Returns every image's directory in which this service has written, or left an unfinished file.
+/// Returns the directory of every image that has unfinished files, or that this service has prepared but not made
+/// visible.
 pub fn find(dir: &Dir, progress: &Progress) -> Result<Vec<StoreEntry>> {
     let mut images = Vec::new();
     for entry in dir.entries().map_err(Error::io("listing", "."))? {
@@ -53,7 +54,7 @@ fn find_image(dir: &Dir, name: ImageName) -> Result<Option<StoreEntry>> {
         name,
     };
     let blobs: Vec<String> = layout::blob_directories(dir, &image.name).map(|(_, path)| path).collect();
-    // Not a layout, and not the rest of an interrupted removal.
+    // The directory is neither a layout nor left from an interrupted removal.
     if blobs.is_empty() && image.fence.is_none() {
         return Ok(None);
     }
@@ -90,7 +91,8 @@ fn changed(metadata: &Metadata) -> Timestamp {
     Timestamp::from_millis(metadata.mtime().saturating_mul(1_000))
 }
 
-/// Removes a leftover. Returns false if it changed meanwhile, so that a newer claim keeps it.
+/// Removes a leftover. Returns false and keeps the leftover if it is locked or has changed since it was found, because
+/// a newer claim may use it.
 pub fn clear(dir: &Dir, leftover: &Leftover, progress: &Progress) -> Result<bool> {
     match leftover {
         Leftover::File(file) => {
@@ -126,8 +128,8 @@ pub fn discard(dir: &Dir, name: &ImageName, fence: u64, progress: &Progress) -> 
     Ok(true)
 }
 
-/// Removes the files of an image that is not visible, and those of its directories that are then empty. The caller
-/// holds the lock. The fence is removed last, so that an interrupted removal is found again.
+/// Removes the files of an image that is not visible, and then its empty directories. The caller holds the lock. The
+/// fence is removed last, so that the next search finds an interrupted removal.
 fn remove_image(dir: &Dir, name: &ImageName, progress: &Progress) -> Result<()> {
     signatures::remove(dir, name)?;
     for (algorithm, blobs) in layout::blob_directories(dir, name) {
@@ -152,7 +154,7 @@ fn remove_files(dir: &Dir, directory: &str, chosen: impl Fn(&str) -> bool, progr
     Ok(())
 }
 
-/// Removes a directory, unless it is not empty.
+/// Removes a directory if it is empty.
 fn remove_dir(dir: &Dir, path: &str) -> Result<()> {
     match dir.remove_dir(path) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {

@@ -2,7 +2,7 @@
 //! shared.
 //!
 //! Every path is opened beneath the directory, by capability: neither a name nor a symbolic link in a layout leads out
-//! of it. The directory itself is never created, because a missing one may be a disk that is not mounted.
+//! of it. The directory itself is never created, because a missing directory may be a disk that is not mounted.
 
 mod blob;
 mod fence;
@@ -53,7 +53,7 @@ pub struct DirStore(Arc<Settings>);
 #[derive(Debug, Clone)]
 struct Settings {
     path: PathBuf,
-    /// Selects the image of each layout that has several.
+    /// Selects the image of a layout that has several.
     name: Option<String>,
     keep_free: u64,
     operations: Arc<Operations>,
@@ -74,7 +74,7 @@ impl DirStore {
         Self(Arc::new(settings))
     }
 
-    /// Returns the same store, in which an image is the manifest that its layout lists under `name`.
+    /// Returns the same store, which reads from each layout the manifest that is listed under `name`.
     #[must_use]
     pub fn with_name(&self, name: Option<String>) -> Self {
         self.with(|settings| settings.name = name)
@@ -93,7 +93,8 @@ impl DirStore {
         self.with(|settings| settings.operations = operations)
     }
 
-    /// Opens the directory each time, because it may have been mounted, unmounted or replaced since.
+    /// Opens the directory. Every operation opens it again, because it may be mounted, unmounted or replaced at any
+    /// time.
     fn dir(&self) -> Result<Dir> {
         let path = || self.0.path.display().to_string();
         Dir::open_ambient_dir(&self.0.path, ambient_authority()).map_err(|error| match error.kind() {
@@ -102,7 +103,7 @@ impl DirStore {
         })
     }
 
-    /// Fails if it would replace an index that another program wrote.
+    /// Fails if the publication would replace an index that another program wrote.
     async fn may_show(&self, stage: &Stage, graph: &ManifestGraph) -> Result<()> {
         let Some((root, _)) = graph.manifests.last() else { return Ok(()) };
         let there = shown(self.root(&stage.name).await)?;
@@ -114,7 +115,7 @@ impl DirStore {
         self.0.path.join(&name.0).display().to_string()
     }
 
-    /// Runs an operation of a copy on a thread that may block.
+    /// Runs an operation of a copy on a blocking thread.
     async fn blocking<T: Send + 'static>(
         &self,
         stage: &Stage,
@@ -124,7 +125,7 @@ impl DirStore {
         self.0.operations.run(&stage.activity, move |progress| act(&store.dir()?, progress)).await
     }
 
-    /// Runs an operation that belongs to no copy on a thread that may block.
+    /// Runs an operation that belongs to no copy on a blocking thread.
     async fn reading<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Self, &Dir) -> Result<T> + Send + 'static,
@@ -134,7 +135,7 @@ impl DirStore {
     }
 }
 
-/// A large blob whose writing has begun, as recorded in the journal.
+/// The journal's record of a large blob whose writing has begun.
 #[derive(Serialize, Deserialize)]
 struct Begun {
     name: String,
@@ -167,7 +168,7 @@ impl Source for DirStore {
         let (name, blob) = (name.clone(), blob.clone());
         let file = self.reading(move |_, dir| blob::open(dir, &name, &blob, from)).await?;
         let (chunks, received) = mpsc::channel(READ_AHEAD);
-        // Ends with the file, or when the receiver is dropped.
+        // The task ends with the file, or when the receiver is dropped.
         drop(tokio::spawn(read_chunks(Arc::clone(&self.0.operations), file.take(most.unwrap_or(u64::MAX)), chunks)));
         Ok(received)
     }
@@ -264,7 +265,7 @@ impl Store for DirStore {
 
     async fn write_manifest(&self, stage: &Stage, manifest: &Descriptor, content: Bytes) -> Result<()> {
         let (sender, chunks) = mpsc::channel(2);
-        // Both fit into the channel.
+        // The channel has room for both chunks.
         let _ = sender.try_send(Chunk::Data(content));
         let _ = sender.try_send(Chunk::End);
         drop(sender);

@@ -1,5 +1,5 @@
-//! Blocking operations on one directory. Each directory has a limited number of threads, so that one that hangs takes
-//! none from other regions, and no caller waits for a stalled operation.
+//! Blocking operations on one directory. Each directory has its own limited number of threads, so that a directory that
+//! hangs takes no threads from other regions. Callers do not wait for a stalled operation.
 
 use std::{
     sync::{
@@ -20,8 +20,8 @@ use crate::{Activity, Error, Result};
 const THREADS: usize = 16;
 /// Default time after which an operation without progress counts as stalled.
 pub const STALL: Duration = Duration::from_secs(60);
-/// Number of parts in which that time is measured. The clock also runs while the process is stopped or its machine is
-/// suspended: such a gap ends one part only, and the operation can make progress in the others.
+/// Number of parts into which the stall time is divided. The clock also runs while the process is stopped or its
+/// machine is suspended. Such a gap ends only one part, and the operation can make progress in the others.
 const PARTS: u32 = 4;
 
 /// Runs the operations of one directory.
@@ -38,7 +38,7 @@ pub struct Operations {
 #[derive(Debug, Default)]
 struct Pulse {
     steps: AtomicU64,
-    /// Whether an operation has made no step for too long.
+    /// Whether an operation has made no progress for the stall time.
     stalled: AtomicBool,
 }
 
@@ -49,7 +49,7 @@ impl Pulse {
     }
 }
 
-/// Checks a pulse for progress each time that a part of the allowed time has passed.
+/// Checks a pulse for progress at the end of each part of the stall time.
 struct Observation<'a> {
     pulse: &'a Pulse,
     seen: u64,
@@ -61,7 +61,7 @@ impl<'a> Observation<'a> {
         Self { pulse, seen: pulse.steps.load(Ordering::Relaxed), idle_parts: 0 }
     }
 
-    /// Returns whether no step was made in the allowed number of parts, this one included.
+    /// Returns whether the last [`PARTS`] parts, this one included, passed without progress.
     fn is_stalled_after_part(&mut self) -> bool {
         let steps = self.pulse.steps.load(Ordering::Relaxed);
         self.idle_parts = if steps == self.seen { self.idle_parts + 1 } else { 0 };
@@ -94,8 +94,8 @@ impl Operations {
         Self { directory, threads, stall, pulse: Arc::default() }
     }
 
-    /// Runs an operation on a thread that may block. Its thread counts until the operation has returned, even if the
-    /// caller stopped waiting.
+    /// Runs an operation on a blocking thread. The thread counts toward the limit until the operation returns, even if
+    /// the caller has stopped waiting.
     pub async fn run<T: Send + 'static>(
         &self,
         copy: &Activity,

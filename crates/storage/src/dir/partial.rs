@@ -34,7 +34,7 @@ pub fn is_resumable(blob: &Descriptor) -> bool {
 }
 
 /// Returns a unique suffix: the claim's fence, and a counter of this process. An abandoned writer may still run when
-/// the same claim writes the same blob again, and neither may write or remove the other's file.
+/// the same claim writes the same blob again, and the two writers must not share a file.
 fn suffix(stage: &Stage) -> String {
     static WRITERS: AtomicU64 = AtomicU64::new(0);
     format!("{}-{}", stage.fence, WRITERS.fetch_add(1, Ordering::Relaxed))
@@ -51,7 +51,7 @@ pub fn link(stage: &Stage, blob: &Descriptor) -> String {
     format!("{}.{}{PARTIAL}", blob::path(&stage.name, blob.digest), suffix(stage))
 }
 
-/// Returns the path of a file that is to replace one of the layout.
+/// Returns the path of a new unfinished file that will replace a file of the layout.
 pub fn replacement(stage: &Stage, file: &str) -> String {
     format!("{}/.{file}.{}", stage.name, suffix(stage))
 }

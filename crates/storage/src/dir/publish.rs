@@ -4,12 +4,12 @@
 //! journal confirms the claim, the fence in the directory is checked, and the index is renamed into place unless the
 //! copy was abandoned. Once the index is durable, the journal confirms the claim again. If it does not, the index is
 //! withdrawn, and the previous one becomes visible again. If a claim is canceled after that and before its worker has
-//! reported, the worker takes the index back ([`retract`]).
+//! reported, the worker withdraws the index ([`retract`]).
 //!
-//! So a claim that another one overtook never replaces the other's index, because the other has written its fence
-//! before. A canceled claim leaves nothing visible, with two exceptions. A copy that is canceled during these steps may
-//! be visible until it is withdrawn, and stays visible if its process ends right then. On a file system without locks
-//! (see [`super::fence::Lock`]), only the fence separates two processes of one host.
+//! An overtaken claim therefore never replaces the index of the claim that overtook it, because that claim has already
+//! written its fence. A canceled claim leaves nothing visible, with two exceptions. A copy that is canceled during
+//! these steps may be visible until it is withdrawn, and stays visible if its process ends right then. On a file system
+//! without locks (see [`super::fence::Lock`]), only the fence separates two processes of one host.
 
 use std::{
     io,
@@ -54,8 +54,8 @@ impl Drop for Abandon {
     }
 }
 
-/// Prepares an image's directory: creates it, makes the claim the one that may publish, and removes the unfinished
-/// files of earlier claims. The beginnings of large blobs stay, and this claim resumes them.
+/// Prepares an image's directory: creates it, gives the claim the right to publish, and removes the unfinished files of
+/// earlier claims. Keeps the beginnings of large blobs, which this claim resumes.
 pub async fn prepare(store: &DirStore, stage: &Stage) -> Result<()> {
     let lock = lock(store, stage, true).await?;
     stage.journal.hold().await?;
@@ -76,7 +76,8 @@ pub async fn publish(store: &DirStore, stage: &Stage, graph: &ManifestGraph) -> 
     let abandoned = Arc::<AtomicBool>::default();
     let guard = Abandon(Arc::clone(&abandoned));
     let publication = Publication { store: store.clone(), stage: stage.clone(), abandoned };
-    // Runs on a task of its own: the check of the claim and the withdrawal complete even if the caller stops waiting.
+    // Runs on a separate task, so that the check of the claim and the withdrawal complete even if the caller stops
+    // waiting.
     let result = match tokio::spawn(publication.run(graph.clone())).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -86,8 +87,8 @@ pub async fn publish(store: &DirStore, stage: &Stage, graph: &ManifestGraph) -> 
     result
 }
 
-/// Acquires the lock of an image's directory. `create` makes the directory before each attempt, because the cleanup of
-/// leftovers may remove it meanwhile.
+/// Acquires the lock of an image's directory. If `create` is true, creates the directory before each attempt, because
+/// the cleanup of leftovers may remove it in between.
 async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -108,7 +109,7 @@ async fn lock(store: &DirStore, stage: &Stage, create: bool) -> Result<Lock> {
     }
 }
 
-/// An index that is whole and durable, and not yet in place.
+/// An index that is complete and durable, but not yet in place.
 #[derive(Debug)]
 struct StagedIndex {
     path: String,
@@ -201,8 +202,8 @@ impl Publication {
     }
 }
 
-/// Takes back the index that was published for the stage, unless another claim has prepared the directory since; that
-/// claim publishes its own. Returns whether it was taken back.
+/// Withdraws the index that was published for the stage, unless another claim has prepared the directory since; that
+/// claim publishes its own index. Returns whether the index was withdrawn.
 pub async fn retract(store: &DirStore, stage: &Stage) -> Result<bool> {
     let Some(replaced) = stage.rollback.take() else { return Ok(false) };
     let lock = lock(store, stage, false).await?;
@@ -233,7 +234,7 @@ fn put_in_place(dir: &Dir, stage: &Stage, index: StagedIndex, lock: &Lock, aband
         withdraw(dir, stage, previous, lock)?;
         return Err(Error::Interrupted);
     }
-    // An identical index changes nothing, so there is nothing to take back.
+    // An identical index changes nothing, so there is nothing to withdraw.
     if previous.as_ref() != Some(&content) {
         stage.rollback.set(ReplacedIndex { published: content, previous });
     }

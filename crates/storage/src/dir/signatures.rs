@@ -13,13 +13,14 @@ use crate::{
     layout::{INDEX, MARKER, MARKER_CONTENT},
 };
 
-/// The layout's directory, within the image's.
+/// The name of the layout's directory, within the image's directory.
 const SIGNATURES: &str = "signatures";
 /// The link to the image's blobs, and its target.
 const BLOBS: &str = "blobs";
 const IMAGES_BLOBS: &str = "../blobs";
 
-/// Writes the layout with this index, or removes the layout without one. Fails on a file system without symbolic links.
+/// Writes the layout with the given index, or removes the layout if `index` is `None`. Fails on a file system without
+/// symbolic links.
 pub fn show(dir: &Dir, stage: &Stage, index: Option<&[u8]>) -> Result<()> {
     let layout = path(&stage.name);
     let Some(index) = index else { return remove(dir, &stage.name) };
@@ -48,7 +49,7 @@ fn path(name: &ImageName) -> String {
     format!("{name}/{SIGNATURES}")
 }
 
-/// Writes a file as an unfinished one of the image, where the cleanup finds it, and renames it into place.
+/// Writes an unfinished file to the image's directory, where the cleanup finds it, and renames it into place.
 fn write_new(dir: &Dir, stage: &Stage, file: &str, content: &[u8]) -> Result<()> {
     let staged = super::partial::replacement(stage, file);
     write::write_file(dir, &staged, content)?;

@@ -46,7 +46,7 @@ impl Scripted {
         Arc::new(Self { good, asked: AtomicUsize::new(0), answers: Semaphore::new(Semaphore::MAX_PERMITS) })
     }
 
-    /// Creates a journal that responds to so many queries, and blocks the next one.
+    /// Creates a journal that responds to `answers` queries and blocks the next one.
     fn silent_after(answers: usize) -> Arc<Self> {
         Arc::new(Self { good: usize::MAX, asked: AtomicUsize::new(0), answers: Semaphore::new(answers) })
     }
@@ -99,7 +99,7 @@ impl Place {
         self.store.root(&name()).await.expect("it is read").map(|root| root.digest)
     }
 
-    /// Writes an image whole, except its index.
+    /// Writes all of an image except its index.
     async fn write(&self, stage: &Stage, tree: &ManifestGraph) {
         self.store.prepare(stage).await.expect("it is prepared");
         for (manifest, content) in &tree.manifests {
@@ -122,7 +122,7 @@ fn name() -> ImageName {
 }
 
 fn stage(fence: u64, journal: Arc<dyn Journal>) -> Stage {
-    // The visible image was put there without a record of it.
+    // Set because the visible image was published without a record of it.
     Stage { overwrite: true, ..Stage::new(name(), fence, journal) }
 }
 
@@ -155,7 +155,7 @@ async fn an_overtaken_claim_never_replaces_what_a_later_one_published() {
     let current = good(9);
     place.write(&current, &new).await;
 
-    // Neither before the later claim has published, nor after.
+    // Refused both before and after the later claim has published.
     let refused = place.store.publish(&overtaken, &old).await;
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
     assert_eq!(place.visible().await, None);
@@ -172,7 +172,7 @@ async fn a_claim_that_is_no_longer_good_prepares_nothing_and_publishes_nothing()
     let current = good(9);
     place.write(&current, &tree("new")).await;
 
-    // An older writer that comes late does not become the one that may publish.
+    // A late writer of an older claim does not take over the right to publish.
     let late = stage(7, Scripted::good_for(0));
     let refused = place.store.prepare(&late).await;
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
@@ -185,7 +185,7 @@ async fn a_claim_that_is_no_longer_good_prepares_nothing_and_publishes_nothing()
     assert_eq!(place.visible().await, Some(root(&tree("new"))));
 }
 
-/// The database is the authority: after it was restored from a backup, its fences may be lower than those in the
+/// The database is the authority: after a restore from a backup, the database's fences may be lower than those in the
 /// directory.
 #[tokio::test]
 async fn a_good_claim_with_a_lower_fence_publishes() {
@@ -231,7 +231,7 @@ async fn what_a_canceled_copy_has_published_is_taken_back_unless_another_claim_c
     assert_eq!(place.visible().await, Some(root(&tree("earlier"))));
     assert!(!place.store.retract(&canceled).await.expect("an answer"), "once");
 
-    // Publishing the same image again changes nothing that could be taken back.
+    // Publishing the same image again changes nothing, so there is nothing to withdraw.
     let again = good(9);
     place.write(&again, &tree("earlier")).await;
     place.store.publish(&again, &tree("earlier")).await.expect("it is published");
@@ -280,7 +280,7 @@ async fn a_publication_that_is_given_up_after_its_last_step_still_asks_whether_i
     until(|| !place.file("index.json").exists()).await;
 }
 
-/// Another claim may have overtaken the one that checks, and may be writing.
+/// Another claim may have overtaken the claim that checks, and may be writing the blob.
 #[tokio::test]
 async fn looking_removes_nothing_and_a_damaged_blob_is_replaced() {
     let place = Place::new();
@@ -332,7 +332,7 @@ async fn only_a_directory_that_is_not_there_is_said_not_to_exist() {
     let file = DirStore::new(file).root(&name()).await;
     assert!(matches!(file, Err(Error::Vanished(_))), "{file:?}");
 
-    // A name that is too long is neither of these errors, and the same holds for other errors of the operating system.
+    // A name that is too long, like other errors of the operating system, is not reported as a missing directory.
     let long =
         DirStore::new(directory.path().join("x".repeat(300))).root(&name()).await.expect_err("it can't be opened");
     let text = long.to_string();
@@ -367,7 +367,7 @@ async fn what_other_images_have_is_found_out_once_for_all_blobs() {
             fs::write(other.join("index.json"), "{}").expect("an index");
         }
     };
-    // An incomplete image lends nothing, and a damaged blob is not linked.
+    // The blobs of an incomplete image are not linked, nor are damaged blobs.
     put("unfinished", content, false);
     put("damaged", b"a layer that is another.", true);
     for (claim, expected) in [(7, Presence::Absent), (8, Presence::Whole(Verification::Verified))] {

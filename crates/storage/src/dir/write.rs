@@ -1,4 +1,4 @@
-//! Writer of one blob as its pieces arrive. It holds a thread only while it writes to the disk, never while it waits
+//! Writes one blob as its pieces arrive. The writer holds a thread only while it writes to the disk, not while it waits
 //! for data.
 
 use std::io::{self, Read as _, Write as _};
@@ -60,8 +60,8 @@ impl Batch {
     }
 }
 
-/// Writes a blob from the byte `from` on, and gives it its name once it is whole, durable and verified. If the stream
-/// breaks off, the received part of a large blob stays for the next writer.
+/// Writes a blob, starting at the byte offset `from`, and gives the file the blob's name once it is complete, durable
+/// and verified. If the stream breaks off, the received part of a large blob is kept for the next writer.
 pub async fn write(
     store: &DirStore,
     stage: &Stage,
@@ -104,7 +104,7 @@ impl Drop for Unfinished {
             return;
         }
         let (store, path) = (self.store.clone(), std::mem::take(&mut self.path));
-        // If this fails, the next claim or the maintenance removes the file.
+        // If the removal fails, the next claim or the maintenance removes the file.
         self.store.0.operations.start(move || {
             let _ = store.dir().and_then(|dir| blob::remove(&dir, &path));
         });
@@ -126,12 +126,12 @@ impl Unfinished {
         }
     }
 
-    /// Returns whether the next writer can resume. A file of full size without an end failed its verification.
+    /// Returns whether the next writer can resume. An unfinished file of full size has failed its verification.
     fn is_resumable(&self) -> bool {
         partial::is_resumable(&self.blob) && (1..self.blob.size).contains(&self.written)
     }
 
-    /// Writes the pieces of a batch, and finishes the blob at its end.
+    /// Writes the pieces of a batch, and finishes the blob at the end of its stream.
     fn advance(mut self, dir: &Dir, batch: Batch, progress: &Progress) -> Result<Self> {
         let done = self.append(dir, batch.pieces, progress).and_then(|()| match batch.end {
             None => Ok(()),
@@ -140,11 +140,11 @@ impl Unfinished {
         });
         let Err(error) = done else { return Ok(self) };
         if !(matches!(error, Error::Interrupted) && self.is_resumable()) {
-            // A failed removal would only hide this error.
+            // An error of the removal is ignored, because it would hide the original error.
             let _ = blob::remove(dir, &self.path);
         }
         self.settled = true;
-        // Another writer left the beginning, which may never have reached the disk whole.
+        // The beginning is from another writer, and parts of it may never have reached the disk.
         let begun_wrong = self.from > 0 && matches!(error, Error::DigestMismatch { .. });
         Err(if begun_wrong { Error::UploadGone(std::mem::take(&mut self.path).into()) } else { error })
     }
@@ -174,8 +174,8 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Creates the file. Copies the beginning that another writer left instead of taking its file over, because that
-    /// writer may still run and hold the file open.
+    /// Creates the file. Copies the beginning that another writer left instead of continuing that file, because its
+    /// writer may still be running and have the file open.
     fn begin(&self, dir: &Dir, progress: &Progress) -> Result<File> {
         layout::create_blobs(dir, &self.stage.name, self.blob.digest.algorithm())?;
         let mut file = create(dir, &self.path)?;

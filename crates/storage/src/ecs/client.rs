@@ -25,7 +25,7 @@ use crate::{
 /// Maximum size of a response, in bytes: enough for a page of 100 images with their tags.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
-/// A product of Alibaba Cloud.
+/// The Alibaba Cloud product that a request is sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Product {
     /// Elastic Compute Service.
@@ -53,7 +53,7 @@ impl fmt::Display for Product {
     }
 }
 
-/// A request to the API.
+/// A request to the API, before it is signed.
 #[derive(Debug)]
 pub struct Call<'a> {
     pub product: Product,
@@ -89,7 +89,6 @@ impl Client {
         Ok(Self { http, egress, clock, patience })
     }
 
-    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -129,7 +128,7 @@ impl Client {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         let body = bounded(&what, response, MAX_ANSWER_BYTES).await.map_err(failed)?;
         if !status.is_success() {
-            // A gateway in between sends an error body of another form, or none.
+            // A gateway may send an error body in another format, or none.
             let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
             let code = if refusal.code.is_empty() { status.as_str() } else { &refusal.code };
             let (code, request_id) = (ForeignText::value(code), ForeignText::value(&refusal.request_id));

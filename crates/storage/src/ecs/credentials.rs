@@ -46,9 +46,9 @@ pub enum Credentials {
     },
     /// A credentials file. Every request reads it again, so it may be replaced at any time.
     File {
-        /// The file, in the format of Alibaba Cloud's own tools.
+        /// The path of the file, which has the format of Alibaba Cloud's own tools.
         path: PathBuf,
-        /// The section of the file.
+        /// The name of the section that is read.
         profile: String,
     },
 }
@@ -139,7 +139,7 @@ impl CredentialProvider {
         }
     }
 
-    /// Returns a key with the current content of its files.
+    /// Returns a key whose secret parts have just been read.
     async fn key(id: &str, secret: &SecretSource, security_token: Option<&SecretSource>) -> Result<Keys, Error> {
         let unusable = |error: SecretFileError| Error::Credentials(error.to_string());
         let security_token = match security_token {

@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::client::Product;
 use crate::Verdict;
 
-/// An error of a copy by ECS, or of a request to Alibaba Cloud.
+/// An error of a copy that ECS makes, or of a request to Alibaba Cloud.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
@@ -44,10 +44,10 @@ pub enum Error {
         /// The final status of the image.
         status: ForeignText,
     },
-    /// ECS no longer lists an image that it was making, or had made.
+    /// ECS no longer lists an image that it was creating or had created.
     #[error("ECS does not list the copy {0} any more")]
     Vanished(EcsImageId),
-    /// Another image has the name already.
+    /// Another image already has the name.
     #[error(
         "the region has an image called {name} that was not made for this app, {image}; rename or delete it, or rename the source"
     )]
@@ -60,8 +60,8 @@ pub enum Error {
     Missing(EcsImageId),
 }
 
-/// Codes of transient refusals: throttling, a source that another request is copying, a repeat of a request still in
-/// progress (ECS API 2014-05-26, `CopyImage`, "Error codes", and the product's common ones).
+/// Error codes of transient failures: throttling, a source image that another request is copying, a repeat of a request
+/// that is still in progress (ECS API 2014-05-26, `CopyImage`, "Error codes", and the common error codes of ECS).
 const TRANSIENT_CODES: [&str; 11] = [
     "Throttling",
     "ServiceUnavailable",
@@ -72,7 +72,7 @@ const TRANSIENT_CODES: [&str; 11] = [
     "IncorrectImageStatus",
     "IdempotentProcessing",
     "SignatureNonceUsed",
-    // The time service corrects a wrong clock within minutes.
+    // The host's time service corrects a wrong clock within minutes.
     "InvalidTimeStamp.Expired",
     "InvalidSecurityToken.Expired",
 ];
@@ -94,7 +94,7 @@ impl Error {
                 }
             }
             Self::NoAnswer { source, .. } if matches!(**source, crate::Error::Forbidden { .. }) => Verdict::Fail,
-            // Credentials: the file may be in the middle of a replacement.
+            // Credentials errors are retried, because the file may be in the middle of a replacement.
             Self::NoAnswer { .. }
             | Self::Credentials(_)
             | Self::Ended { .. }

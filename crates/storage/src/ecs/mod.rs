@@ -25,7 +25,7 @@ use crate::{Egress, ForwardProxy, ssrf_guard::Guard};
 
 /// The prefix of the tag keys that mark an image made for an app.
 const TAG: &str = "appferry:";
-/// The page size of a list request: the maximum of ECS.
+/// The page size of a list request: the maximum that ECS allows.
 const PAGE: &str = "100";
 /// Every status of an image. Without this filter, ECS lists only available images.
 const ANY_STATUS: &str = "Creating,Waiting,Available,UnAvailable,CreateFailed";
@@ -58,7 +58,7 @@ pub struct Place {
     pub endpoint: Url,
 }
 
-/// The regions of Alibaba Cloud, by this service's ids for them. Clones share the client.
+/// The regions of Alibaba Cloud, keyed by this service's region ids. Clones share the client.
 #[derive(Debug, Clone)]
 pub struct Ecs(Arc<Shared>);
 
@@ -121,13 +121,13 @@ impl Ecs {
         self.0.poll
     }
 
-    /// Returns how long a new image may be missing from lists.
+    /// Returns how long a new image may be missing from lists before it counts as vanished.
     #[must_use]
     pub fn settle(&self) -> Duration {
         self.0.settle
     }
 
-    /// Returns the current time.
+    /// Returns the current time, by the clock that also dates the requests.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.0.client.now()
@@ -257,8 +257,8 @@ pub fn tags(image: &Image) -> Vec<(String, String)> {
     vec![(format!("{TAG}app-id"), image.id.to_string()), (format!("{TAG}source-image-id"), image.source.to_string())]
 }
 
-/// Returns the token by which ECS recognizes repeats of a copy request: 64 characters, the maximum, derived from the
-/// copy alone.
+/// Returns the token by which ECS recognizes repeats of a copy request: 64 characters, the maximum, derived only from
+/// the order of the copy.
 fn client_token(app: &ImageId, region: &RegionId, generation: u64) -> String {
     // Ids contain no line break, so the fields stay distinct.
     hex::encode(Sha256::digest(format!("{app}\n{region}\n{generation}")))

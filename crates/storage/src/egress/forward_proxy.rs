@@ -16,7 +16,7 @@ pub struct ForwardProxy {
 }
 
 impl ForwardProxy {
-    /// Creates a proxy that all hosts use.
+    /// Creates a proxy that is used for all hosts.
     #[must_use]
     pub fn new(url: Url) -> Self {
         Self { url, login: None, except: Vec::new(), resolves: false }
@@ -34,8 +34,8 @@ impl ForwardProxy {
         Self { except, ..self }
     }
 
-    /// Returns the same proxy. `resolves` leaves name resolution to the proxy, so that the guard does not check the
-    /// addresses of names.
+    /// Returns the same proxy. If `resolves` is true, only the proxy resolves names, and the guard does not check their
+    /// addresses.
     #[must_use]
     pub fn resolving(self, resolves: bool) -> Self {
         Self { resolves, ..self }
@@ -74,7 +74,7 @@ pub enum Exception {
     /// `10.0.0.0/8`: matches hosts that are written as IP addresses.
     Network(IpNet),
     /// `example.com` matches the host and its subdomains; `.example.com` and `*.example.com` match only the subdomains.
-    /// Each may have a `:PORT`.
+    /// Each form may end with `:PORT`.
     Domain {
         /// The host's name, in lower case.
         name: String,
@@ -85,7 +85,7 @@ pub enum Exception {
     },
 }
 
-/// A text that is not a valid exception.
+/// The error for a text that is not a valid exception.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} names no hosts; expected a host, .DOMAIN, an address, a network such as 10.0.0.0/8, or *")]
 pub struct ExceptionError(ForeignText);

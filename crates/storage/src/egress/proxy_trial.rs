@@ -1,5 +1,5 @@
-//! Test request to a proxy, which finds out whether the proxy or the target is at fault when a store can't be reached:
-//! an HTTP client only reports that there is no connection.
+//! Test request to a proxy. It determines whether the proxy or the target is at fault when a store can't be reached,
+//! because the HTTP client only reports that there is no connection.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,21 +19,21 @@ use crate::server_trust;
 
 /// The time limit for the connection and the response together.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Maximum number of bytes read of the response's head.
+/// Maximum number of bytes read from the response's head.
 const MAX_HEAD: usize = 8 << 10;
 
 /// The result of a test request through a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyTrial {
-    /// The proxy connects to the target, or the target responded.
+    /// The proxy connected to the target, or the target responded.
     Passes,
     /// The proxy itself can't be reached, or does not speak HTTP.
     Unreachable(ForeignText),
     /// The proxy requires another user name and password (RFC 9110, section 15.5.8).
     WantsLogin,
-    /// The proxy rejects such requests, with this status.
+    /// The proxy rejected the request with this status.
     Refuses(u16),
-    /// The proxy can't reach the target, with this status.
+    /// The proxy could not reach the target, and responded with this status.
     TargetUnreachable(u16),
 }
 
@@ -41,8 +41,8 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl ForwardProxy {
-    /// Requests the target from the proxy: through a tunnel (RFC 9110, section 9.3.6), or its root path if the target
-    /// does not use TLS. Closes the connection afterwards.
+    /// Requests the target through the proxy: opens a tunnel (RFC 9110, section 9.3.6), or requests the root path if
+    /// the target does not use TLS. Closes the connection afterwards.
     pub async fn try_to_reach(&self, target: &Url) -> ProxyTrial {
         let status = match timeout(PATIENCE, self.ask_for(target)).await {
             Ok(Ok(status)) => status,

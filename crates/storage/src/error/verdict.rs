@@ -1,4 +1,5 @@
-//! The verdicts on errors: which are retried, which are final, and which have a special cause that the caller handles.
+//! Classifies errors: those that are retried, those that are final, and those with a special cause that the caller
+//! handles.
 
 use std::{io, time::Duration};
 
@@ -6,14 +7,15 @@ use domain::{Algorithm, Digest, FaultKind};
 
 use super::Error;
 
-/// The code of a registry that does not find the blobs of a manifest (OCI distribution specification, "Error Codes").
-/// They were sent before, so the registry lost one, or another client writes the same one concurrently.
+/// The error code for a manifest whose blobs the registry does not find (OCI distribution specification, "Error
+/// Codes"). The blobs were sent before the manifest, so the registry has lost a blob, or another client is writing the
+/// same blob concurrently.
 const MANIFEST_BLOB_UNKNOWN: &str = "MANIFEST_BLOB_UNKNOWN";
 
 /// The prefix of the codes for errors in a manifest's content.
 const OF_MANIFEST: &str = "MANIFEST_";
 
-/// Texts in responses with status 403 that are transient: rate limits and clock skew.
+/// Texts by which a response with status 403 is recognized as transient: rate limits and clock skew.
 const TRANSIENT_DETAILS: [&str; 4] = ["rate limit", "too many requests", "toomanyrequests", "requesttimetooskewed"];
 
 /// Whether a retry can help.
@@ -32,13 +34,14 @@ impl Verdict {
 }
 
 impl Error {
-    /// Whether a retry can help.
+    /// Returns whether a retry can help.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         use io::ErrorKind as Kind;
         match self {
             Self::Io { source, .. } => match source.kind() {
-                // A file system with a disk error is read-only until it is repaired: the store counts as unavailable.
+                // Errors of a read-only file system are retried, because a file system may be read-only after a disk
+                // error until it is repaired.
                 Kind::PermissionDenied
                 | Kind::NotADirectory
                 | Kind::IsADirectory
@@ -47,7 +50,7 @@ impl Error {
                 | Kind::InvalidFilename => Verdict::Fail,
                 _ => Verdict::Retry,
             },
-            // RFC 9110: these statuses are transient. A missing upload has expired.
+            // These statuses are transient (RFC 9110).
             Self::Status { status, detail, retry_after, .. } => match status.as_u16() {
                 408 | 409 | 416 | 425 | 429 | 500.. => Verdict::Retry,
                 403 if retry_after.is_some() || is_transient_detail(detail) => Verdict::Retry,
@@ -85,8 +88,8 @@ impl Error {
         }
     }
 
-    /// Whether the cause may be the network or a server that has not seen yet what was pushed to another: damaged
-    /// content, or a missing part. Reads over a network are retried a few times for these.
+    /// Returns whether the error is damaged content or a missing part. Its cause may be the network, or a server that
+    /// has not yet received a push to another server, so reads over a network are retried a few times.
     #[must_use]
     pub fn may_be_outdated(&self) -> bool {
         matches!(
@@ -95,8 +98,9 @@ impl Error {
         )
     }
 
-    /// Converts a failure by which a registry may reject the algorithm of `digest` into [`Error::DigestUnsupported`];
-    /// returns other errors unchanged. No code is defined for that, and every registry supports SHA-256.
+    /// Converts an error by which a registry may have rejected the algorithm of `digest` into
+    /// [`Error::DigestUnsupported`]. Returns other errors unchanged. No error code is defined for an unsupported
+    /// algorithm. Every registry supports SHA-256.
     pub(crate) fn about_digest(self, digest: Digest) -> Self {
         let refuses = match &self {
             Self::Status { status, detail, .. } => {
@@ -111,19 +115,19 @@ impl Error {
         }
     }
 
-    /// Whether the blob must be sent again, in another way or to another place. This happens at most a few times,
-    /// without a wait.
+    /// Returns whether the blob must be sent again, in another way or to another URL. This happens at most a few times
+    /// per blob, without a delay.
     #[must_use]
     pub fn is_resent(&self) -> bool {
         matches!(self, Self::UploadMode(_) | Self::Redirected { .. })
     }
 
-    /// Whether a registry rejected a manifest because it does not find the blobs.
+    /// Returns whether a registry rejected a manifest because it does not find the blobs.
     pub(crate) fn is_blob_unknown(&self) -> bool {
         matches!(self, Self::Status { detail, .. } if detail.contains(MANIFEST_BLOB_UNKNOWN))
     }
 
-    /// Whether the store is full. Space may be freed at any time, so the copy is retried.
+    /// Returns whether the store is full. Space may be freed at any time, so the copy is retried.
     #[must_use]
     pub fn is_full(&self) -> bool {
         use io::ErrorKind as Kind;
@@ -135,7 +139,7 @@ impl Error {
         }
     }
 
-    /// The wait that the store requests, if it does.
+    /// Returns the delay that the store requests, if any.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -146,13 +150,13 @@ impl Error {
         }
     }
 
-    /// The party that has to act on the error.
+    /// Returns the party that has to act on the error.
     #[must_use]
     pub fn fault_kind(&self) -> FaultKind {
         if let Self::Ecs(error) = self { error.fault_kind() } else { FaultKind::Store }
     }
 
-    /// Whether the image or a part of it is missing.
+    /// Returns whether the image or a part of it is missing.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         match self {

@@ -1,7 +1,8 @@
-//! Detection of buckets whose credentials may not list, which respond 403 instead of 404 for a missing object (Amazon
-//! S3, "`GetObject`": without `s3:ListBucket`).
+//! Detects buckets that respond 403 instead of 404 for a missing object, because the credentials do not permit listing
+//! (Amazon S3, "`GetObject`": without `s3:ListBucket`).
 //!
-//! The first 403 of a bucket triggers one request for an object that does not exist, which detects this.
+//! The first 403 of a bucket triggers one request for an object that does not exist. Its response shows whether the
+//! bucket behaves like this.
 
 use std::sync::OnceLock;
 

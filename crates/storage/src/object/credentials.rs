@@ -1,4 +1,4 @@
-//! Credentials for buckets, whose secrets are read again for every request, so that their files may be replaced at any
+//! Credentials for buckets. Their secrets are read again for every request, so that the files may be replaced at any
 //! time.
 
 use std::{path::PathBuf, sync::Arc};
@@ -24,7 +24,7 @@ const MAX_FILE_BYTES: u64 = 64 << 10;
 /// The credentials for a bucket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AccessKeys {
-    /// Those of the provider's usual environment variables.
+    /// The credentials in the provider's usual environment variables.
     #[default]
     Environment,
     /// No credentials, for a public bucket.
@@ -36,8 +36,8 @@ pub enum AccessKeys {
         /// The secret access key, or the key of the account.
         secret: SecretSource,
     },
-    /// A section of a credentials file in the format of AWS's own tools (S3): keys, and a session token if they are
-    /// temporary.
+    /// A section of a credentials file in the format of AWS's own tools (S3). It has an access key, and a session token
+    /// if the key is temporary.
     Profile(S3Profile),
     /// A service account's file (Google).
     ServiceAccount(PathBuf),
@@ -81,7 +81,7 @@ impl CredentialProvider for S3Key {
 #[allow(missing_docs, reason = "the names say it")]
 pub struct S3Profile {
     pub path: PathBuf,
-    /// The section of the file.
+    /// The name of the section.
     pub profile: String,
 }
 

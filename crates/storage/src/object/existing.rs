@@ -1,4 +1,4 @@
-//! Verification of blobs that a bucket has already.
+//! Verification of blobs that a bucket already has.
 
 use domain::{Descriptor, Verification, VerifyExisting};
 use object_store::{ObjectStoreExt as _, path::Path};
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl ObjectStore {
-    /// Returns the service's metadata of a blob of that size, or `None` if there is no such object.
+    /// Returns the witness of a stored blob, or `None` if there is no object of the blob's size.
     pub(super) async fn find(&self, path: &Path, blob: &Descriptor) -> Result<Option<Witness>> {
         let there = match self.bucket.head(path).await {
             Ok(there) => there,
@@ -54,7 +54,7 @@ impl ObjectStore {
             }
         }
         let intact = match self.is_intact(stage, blob).await {
-            // The object was removed or replaced meanwhile.
+            // The object was removed or replaced in the meantime.
             Err(Error::BlobMissing { .. } | Error::SizeMismatch { .. }) => false,
             intact => intact?,
         };
@@ -76,7 +76,7 @@ impl ObjectStore {
         }
         let mount_sources = stage.mount_sources.places().await;
         // Sending a small blob costs no more than finding it, so only the first mount source is checked: the image's
-        // home, if that is in the bucket.
+        // home, if the home is in the same service.
         let asked = if blob.size <= WORTH_MOUNTING { 1 } else { mount_sources.len() };
         for mount_source in mount_sources.iter().filter(|place| place.service == service).take(asked) {
             let theirs = Path::from(format!("{}/{}", mount_source.path, blob_path(blob.digest)));

@@ -36,7 +36,7 @@ const READ_AHEAD: usize = 8;
 /// Maximum size of an object that every provider copies server-side in one request, in bytes.
 const MOST_COPIED: u64 = 5 << 30;
 
-/// The operations of a provider's client.
+/// Combines the library's traits for objects and for multipart uploads.
 trait Bucket: Objects + MultipartStore {}
 
 impl<T: Objects + MultipartStore> Bucket for T {}
@@ -49,11 +49,11 @@ pub struct ObjectStore {
     bucket: Arc<dyn Bucket>,
     /// Whether the bucket responds 403 for missing objects.
     concealment: Arc<Concealment>,
-    /// How to verify blobs that the bucket has already.
+    /// How to verify blobs that the bucket already has.
     verify_existing: VerifyExisting,
 }
 
-/// Converts an error of the library, in the terms of the other stores.
+/// Converts an error of the library into the kind of error that the other stores report.
 fn failed(what: &str, error: &object_store::Error) -> Error {
     use object_store::Error as Cause;
     let mut cause: &dyn std::error::Error = error;
@@ -90,7 +90,7 @@ impl ObjectStore {
         Self { location, endpoint, bucket, concealment, verify_existing: VerifyExisting::default() }
     }
 
-    /// Returns the same store with this policy for blobs that it has already.
+    /// Returns the same store with this policy for verifying blobs that it already has.
     #[must_use]
     pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
         Self { verify_existing, ..self }
@@ -194,7 +194,7 @@ impl Source for ObjectStore {
             return Err(Error::SizeMismatch { image, digest: blob.digest, expected: blob.size, actual });
         }
         let mut stream = got.into_stream();
-        // Ends with the object, or when the receiver is dropped.
+        // The task below ends with the object, or when the receiver is dropped.
         let digest = blob.digest;
         let (image, mut room) = (name.to_string(), end.saturating_sub(from));
         let expected = room;
@@ -275,7 +275,8 @@ impl Store for ObjectStore {
         Ok(())
     }
 
-    /// The index is written last: an index that this service wrote implies that everything below it is stored.
+    /// Reads only the index. It is written last, so an index that this service wrote implies that everything below it
+    /// is stored.
     async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>> {
         let Some((root, _)) = graph.manifests.last() else { return Ok(None) };
         let path = self.path(&stage.name, INDEX);
@@ -343,7 +344,7 @@ impl Store for ObjectStore {
         let path = self.path(name, INDEX);
         let content = self.small_written(&path, MAX_MANIFEST_BYTES).await?;
         if content.is_none() && self.is_concealing() {
-            // The image's objects are readable, so the index is missing and not merely hidden.
+            // If the image's objects are readable, the index is missing and not merely hidden.
             self.read_manifest(name, root).await?;
         }
         let read = |content: &Bytes| Index::parse(path.as_ref(), content)?.root(None);

@@ -1,4 +1,4 @@
-//! Opens a bucket with the provider's client, its credentials, and the egress that limits which addresses are dialed.
+//! Opens a bucket with the provider's client, its credentials, and the egress that limits the addresses to connect to.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,7 +50,7 @@ pub struct Access {
     pub allow_http: bool,
 }
 
-/// Creates HTTP clients that dial only admitted addresses.
+/// Creates HTTP clients that connect only to admitted addresses.
 #[derive(Debug)]
 struct Guarded {
     egress: Egress,
@@ -69,7 +69,7 @@ impl HttpConnector for Guarded {
 }
 
 /// An HTTP client that traces each request as a span, limits the size of each response, and converts refusals into
-/// errors. The library reads a response that is not an object whole, whatever its size.
+/// errors. The limit is needed because the library reads every response that is not an object into memory.
 #[derive(Debug)]
 struct Traced {
     client: reqwest::Client,
@@ -81,7 +81,7 @@ struct Traced {
 impl HttpService for Traced {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let method = request.method().clone();
-        // The URI is absolute, because the library made it of a URL.
+        // The URI is absolute, because the library created it from a URL.
         let Ok(url) = request.uri().to_string().parse() else { return self.client.call(request).await };
         let action = Action::of(&method, request.uri().query(), request.headers());
         self.egress.admit(&url).await.map_err(|refused| match refused {

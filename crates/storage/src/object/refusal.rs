@@ -9,7 +9,7 @@ use object_store::client::{HttpError, HttpErrorKind, HttpResponse};
 
 use crate::{Provider, http_response::retry_after};
 
-/// Codes of refusals that may be transient (Amazon S3, "Error responses"; the other providers adopted them): the
+/// Error codes of failures that may be transient (Amazon S3, "Error responses"; the other providers adopted them): the
 /// service is busy, the clocks differ, a temporary key is about to be replaced, or the bytes changed in transit.
 const TRANSIENT_CODES: [&str; 9] = [
     "RequestTimeTooSkewed",
@@ -25,17 +25,17 @@ const TRANSIENT_CODES: [&str; 9] = [
 /// Error codes with which a store reports that it is out of space.
 const FULL: [&str; 3] = ["XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"];
 
-/// A refused request.
+/// The error for a refused request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status}{detail}{advice}")]
 pub struct Refused {
     /// The HTTP status of the response.
     pub status: StatusCode,
-    /// The provider's code; empty if the response has none.
+    /// The provider's error code; empty if the response has none.
     pub code: String,
     /// The code and the message, with a leading separator.
     pub detail: ForeignText,
-    /// What would help, with a leading separator.
+    /// Advice for the operator, with a leading separator; may be empty.
     pub advice: String,
     /// The delay that the response's `Retry-After` header requests.
     pub retry_after: Option<Duration>,
@@ -60,7 +60,7 @@ impl Refused {
     }
 }
 
-/// The operation of a request, as far as permissions are concerned.
+/// The operation of a request, which determines the permissions that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Reading an object or its metadata.
@@ -112,8 +112,8 @@ impl Action {
     }
 }
 
-/// Converts a refusal into an error with its reason. Passes every other response, and those that the library must
-/// handle itself: a missing object, an unchanged one, or a failed precondition.
+/// Converts an error response into an error that states the service's reason. Returns every other response unchanged,
+/// and those that the library must handle itself: a missing object, an unchanged object, or a failed precondition.
 pub async fn read(provider: Provider, action: Action, response: HttpResponse) -> Result<HttpResponse, HttpError> {
     let status = response.status();
     let moved = response.headers().get("x-amz-bucket-region").and_then(|region| region.to_str().ok());
@@ -123,7 +123,7 @@ pub async fn read(provider: Provider, action: Action, response: HttpResponse) ->
         return Ok(response);
     }
     let (parts, body) = response.into_parts();
-    // The status remains if the body can't be read.
+    // If the body can't be read, the error still has the status.
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let text = String::from_utf8_lossy(&body);
     let code = code(&parts.headers, &text);
@@ -149,7 +149,7 @@ pub async fn read(provider: Provider, action: Action, response: HttpResponse) ->
     Err(HttpError::new(kind, refused))
 }
 
-/// Returns the provider's code. Responses without a body may have it in a header.
+/// Returns the provider's error code. A response without a body may have the code in a header.
 fn code<'a>(headers: &'a HeaderMap, body: &'a str) -> &'a str {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     between(body, "<Code>", "</Code>")

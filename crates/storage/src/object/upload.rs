@@ -15,7 +15,7 @@ use crate::{Chunk, Error, Provider, Result, Stage};
 const PART: u64 = 8 << 20;
 /// Maximum number of parts that every provider accepts.
 const MOST_PARTS: u64 = 9_000;
-/// Number of concurrent part uploads per blob. It limits the memory of an upload to as many parts.
+/// Number of concurrent part uploads per blob. It also limits the number of parts that an upload holds in memory.
 const PARTS_AT_ONCE: usize = 3;
 
 /// Maximum length of the id of an upload or of a part, in bytes.
@@ -56,11 +56,11 @@ impl Upload {
     }
 }
 
-/// The part uploads in progress, in order.
+/// The part uploads in progress, in the order of the parts.
 type Sending = FuturesOrdered<BoxFuture<'static, object_store::Result<PartId>>>;
 
 impl ObjectStore {
-    /// Writes a blob whose first `from` bytes are stored already.
+    /// Writes a blob whose first `from` bytes are already stored.
     pub(super) async fn upload(
         &self,
         stage: &Stage,
@@ -126,7 +126,7 @@ impl ObjectStore {
                     let (payload, length) = payload?;
                     let (bucket, path, id) = (self.bucket.clone(), path.clone(), upload.id.clone());
                     let part = async move { bucket.put_part(&path, &id, number, payload).await };
-                    // Runs on a task of its own, so that it progresses while the next part is gathered.
+                    // Runs on a separate task, so that the upload progresses while the next part is gathered.
                     let task = tokio::spawn(part).map(|sent| {
                         sent.unwrap_or_else(|error| Err(object_store::Error::JoinError { source: error }))
                     });

@@ -26,7 +26,7 @@ use crate::{
     referrers::{self, MAX_REFERRERS_BYTES, referrers_tag},
 };
 
-/// Maximum number of pages that are read of a list of referrers.
+/// Maximum number of pages that are read from a list of referrers.
 const MAX_PAGES: usize = 200;
 /// Maximum number of concurrent requests for attachments.
 const LOOKS_AT_ONCE: usize = 16;
@@ -40,7 +40,7 @@ struct Page {
 }
 
 impl RegistryStore {
-    /// Reads the referrers of a manifest by the API; `None` if the registry has no such API.
+    /// Reads the referrers of a manifest by the API. Returns `None` if the registry has no such API.
     pub(super) async fn read_referrers(
         &self,
         repository: &str,
@@ -63,8 +63,8 @@ impl RegistryStore {
         }
     }
 
-    /// Reads all pages of the API; `None` if there is no such API. An error after the first page ends the list, which
-    /// keeps the earlier pages.
+    /// Reads all pages of the API. Returns `None` if there is no such API. An error after the first page ends the list,
+    /// which keeps the earlier pages.
     async fn referrers_by_api(&self, repository: &str, subject: Digest, scope: &Scope) -> Result<Option<Listing>> {
         let first = self.client().url(&format!("{repository}/referrers/{subject}"))?;
         let Some(mut page) = self.referrers_page(first, MAX_REFERRERS_BYTES, scope).await? else { return Ok(None) };
@@ -84,7 +84,7 @@ impl RegistryStore {
         Ok(Some(Listing { broken: Some(broken), ..listing }))
     }
 
-    /// Reads a page of at most `room` bytes; `None` if there is no such API.
+    /// Reads a page of at most `room` bytes. Returns `None` if there is no such API.
     async fn referrers_page(&self, url: Url, room: u64, scope: &Scope) -> Result<Option<Page>> {
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(OCI_INDEX))]);
         let (what, asked) = (what(&Method::GET, &url), url.clone());
@@ -137,8 +137,8 @@ impl RegistryStore {
         self.put_manifest(repository, &tag, &descriptor, content).await
     }
 
-    /// Tags an attachment of an image. Replaces another attachment under the tag only if this one includes all its
-    /// layers, or if the stage allows overwriting.
+    /// Tags an attachment of an image. Replaces another attachment under the tag only if the new attachment includes
+    /// all layers of the other, or if the stage allows overwriting.
     pub(super) async fn put_attachment(&self, stage: &Stage, repository: &str, attachment: &Attachment) -> Result<()> {
         let (Some(tag), Some((root, content))) = (&attachment.tag, attachment.root()) else { return Ok(()) };
         let there = self.get_manifest(repository, tag, Scope::push(repository), MAX_MANIFEST_BYTES).await?;
@@ -174,8 +174,8 @@ impl RegistryStore {
     }
 }
 
-/// Returns the digests of a manifest's layers, each of which is a signature, an attestation or an SBOM; `None` if it
-/// has no layers.
+/// Returns the digests of a manifest's layers, each of which is a signature, an attestation or an SBOM. Returns `None`
+/// if the manifest has no layers.
 fn layers(manifest: &[u8]) -> Option<HashSet<String>> {
     #[derive(Deserialize)]
     struct Manifest {

@@ -21,7 +21,7 @@ use crate::{
 
 /// Number of pieces of a blob that are read ahead.
 const READ_AHEAD: usize = 8;
-/// How long no bytes of a blob may arrive.
+/// Maximum time to wait for the next bytes of a blob.
 const STALL: Duration = Duration::from_secs(60);
 
 impl RegistryStore {
@@ -46,13 +46,13 @@ impl RegistryStore {
         let what = what(&ask.method, &ask.url);
         let response = self.client.ask(ask).await?;
         let skip = match response.status() {
-            // A range of compressed content is no range of the blob.
+            // A range of compressed content is not a range of the blob.
             StatusCode::PARTIAL_CONTENT if ranged && is_encoded(response.headers()) => {
                 return Err(self.without_range(what));
             }
             StatusCode::PARTIAL_CONTENT if ranged => match ContentRange::of(response.headers()) {
-                // A range that starts earlier contains it as well. After a range that ends earlier, the caller reads
-                // the rest.
+                // A range that starts earlier also contains the requested byte. If a range ends earlier, the caller
+                // reads the rest.
                 Some(part)
                     if (part.first..=part.last).contains(&from) && part.size.is_none_or(|size| size == blob.size) =>
                 {
@@ -81,7 +81,7 @@ impl RegistryStore {
         Ok(received)
     }
 
-    /// Returns the error for a response with another range than requested, and disables range requests.
+    /// Disables range requests, and returns the error for a response whose range differs from the requested one.
     fn without_range(&self, what: String) -> Error {
         self.without_ranges.store(true, Ordering::Relaxed);
         Error::Transport { what: what.into(), problem: "the answer is another range than was asked for".into() }

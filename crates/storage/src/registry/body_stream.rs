@@ -8,14 +8,14 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{Chunk, Error, Result};
 
-/// How long a registry may accept none of the bytes that are sent to it.
+/// Maximum time to wait until a registry accepts the next bytes.
 const STALL: Duration = Duration::from_secs(60);
 
 /// The pieces of a blob as they arrive.
 #[derive(Debug)]
 pub struct BodyStream {
     chunks: mpsc::Receiver<Chunk>,
-    /// Part of the last piece that was not taken yet.
+    /// Part of the last piece that has not been returned yet.
     rest: Bytes,
 }
 
@@ -32,14 +32,14 @@ pub fn pipe() -> (Pipe, Body) {
 }
 
 impl BodyStream {
-    /// Returns the stream that reads a channel.
+    /// Creates a stream that reads from a channel.
     pub fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
         Self { chunks, rest: Bytes::new() }
     }
 
-    /// Sends `bytes` bytes to the pipe. With `last`, withholds the final piece until the source has reported its end,
-    /// so that the registry does not receive all bytes of a blob whose source failed. Returns `Ok` if the request has
-    /// dropped its body: the response to the request then states the reason.
+    /// Sends `bytes` bytes to the pipe. If `last` is true, withholds the final piece until the source has reported its
+    /// end, so that the registry does not receive all bytes of a blob whose source failed. Returns `Ok` if the request
+    /// has dropped its body: the response to the request then states the reason.
     pub async fn fill(&mut self, pipe: Pipe, mut bytes: u64, last: bool) -> Result<()> {
         while bytes > 0 {
             let piece = match self.next(bytes).await {

@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(of(&[r#"Basic realm="x""#]), Some(Challenge::Basic));
         assert_eq!(of(&[r#"Basic realm="x""#, r#"Bearer realm="y""#]), bearer("y", None));
         assert_eq!(of(&["Negotiate"]), None);
-        // Several challenges in one header, as proxies join them.
+        // Several challenges in one header, into which proxies may join them.
         assert_eq!(of(&[r#"Basic realm="x, y", Bearer realm="z",service="s""#]), bearer("z", Some("s")));
         assert_eq!(of(&[r#"Bearer realm="z",service="s",Basic realm="x""#]), bearer("z", Some("s")));
         assert_eq!(of(&[r#"Negotiate YII=, Basic realm="x""#]), Some(Challenge::Basic));

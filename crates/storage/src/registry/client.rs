@@ -72,7 +72,7 @@ impl Client {
             .map_err(unusable)?
             .pool_idle_timeout(IDLE)
             .tcp_nodelay(true)
-            // Digests apply to the bytes as they are stored, so the transfer must not compress them.
+            // Digests apply to the stored bytes, so the transfer must not compress them.
             .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
             .http1_only();
         if let Some(pem) = certificates {
@@ -112,8 +112,8 @@ impl Client {
             let answer = self.ask_once(&ask).await;
             let (wait, most) = match &answer {
                 Ok(response) if is_transient(response.status()) => (retry_after(response.headers()), REPEATS),
-                // Some registries signal a rate limit by this status, and some check permissions at a service that
-                // fails for a moment.
+                // Some registries signal a rate limit by this status, and others check permissions at a service that
+                // may fail for a moment.
                 Ok(response) if response.status() == StatusCode::FORBIDDEN => (retry_after(response.headers()), DOUBTS),
                 Err(error @ (Error::Transport { .. } | Error::Stalled(_))) => (error.retry_after(), REPEATS),
                 _ => return answer,
@@ -137,7 +137,7 @@ impl Client {
         self.ask_once_within(ask, ANSWER).await
     }
 
-    /// Does the same with another timeout until the head of the response.
+    /// Like [`Self::ask_once`], with another timeout until the head of the response.
     pub async fn ask_once_within(&self, ask: &Ask, answer: Duration) -> Result<Response> {
         let mut url = ask.url.clone();
         for _ in 0..=REDIRECTS {
@@ -193,8 +193,8 @@ impl Client {
         }
     }
 
-    /// Sends a request with a streamed body, once. Earlier requests have renewed the authorization shortly before. If
-    /// the registry rejects it, the authorization has expired, and the error requests a retry.
+    /// Sends a request with a streamed body, once. Uses the authorization that earlier requests have renewed shortly
+    /// before. If the registry rejects the authorization, it has expired, and the error can be retried.
     pub async fn stream(
         &self,
         method: Method,
@@ -266,7 +266,7 @@ impl Client {
         }
     }
 
-    /// Rejects a URL that the proxy must not be used for.
+    /// Rejects a URL that must not be requested through the proxy.
     async fn admit(&self, what: &str, url: &Url) -> Result<()> {
         self.egress.admit(url).await.map_err(|refused| match refused {
             NotAdmitted::Forbidden(source) => Error::Forbidden { what: what.into(), source },

@@ -5,16 +5,16 @@ use http::{HeaderMap, header::CONTENT_RANGE};
 /// A range of bytes of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContentRange {
-    /// First byte.
+    /// Offset of the first byte.
     pub first: u64,
-    /// Last byte, inclusive.
+    /// Offset of the last byte, inclusive.
     pub last: u64,
     /// Size of the whole blob in bytes; `None` if the response does not state it.
     pub size: Option<u64>,
 }
 
 impl ContentRange {
-    /// Returns the range that the headers state; `None` if they state none, or an invalid one.
+    /// Returns the range that the headers state, or `None` if they state no range or an invalid one.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
         let (unit, text) = text.trim().split_once(' ')?;

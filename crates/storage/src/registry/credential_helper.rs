@@ -33,9 +33,9 @@ use super::{
 const PREFIX: &str = "docker-credential-";
 /// Maximum length of a name without the prefix, in bytes.
 const MAX_NAME: usize = 64;
-/// Timeout of a helper. It may have to call a service.
+/// Timeout of a helper, which may have to call a service.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Maximum output in bytes.
+/// Maximum size of a helper's output, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
 /// Variables that every helper receives: the path of programs, and the directory of its settings.
 const ALWAYS: [&str; 2] = ["PATH", "HOME"];
@@ -55,7 +55,7 @@ pub enum Program {
     At(PathBuf),
 }
 
-/// Why a text is no valid name of a helper.
+/// The error for a text that is not a valid name of a helper.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} names no credential helper; expected the NAME of a program docker-credential-NAME, or a program's absolute path"
@@ -63,7 +63,8 @@ pub enum Program {
 pub struct ProgramError(ForeignText);
 
 impl Program {
-    /// Returns the program with a name of letters, digits, '.', '_' and '-', so that it refers to no other directory.
+    /// Returns the program called `docker-credential-NAME`. Accepts only letters, digits, '.', '_' and '-' in the name,
+    /// so that it can't refer to another directory.
     pub fn named(name: &str) -> Result<Self, ProgramError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(fits) {
@@ -145,7 +146,7 @@ pub enum HelperError {
 }
 
 impl HelperError {
-    /// Returns whether a retry may succeed: most helpers call services.
+    /// Returns whether a retry may succeed. Most helpers call services, which may fail temporarily.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::NoProgram(_) | Self::Missing { .. })
@@ -159,7 +160,7 @@ pub struct Helper {
     pub program: Program,
     /// The key under which the helper stores the registry.
     pub server: String,
-    /// Variables of this process that it receives in addition to `PATH` and `HOME`.
+    /// Names of the environment variables that the helper receives in addition to `PATH` and `HOME`.
     pub environment: Vec<String>,
 }
 
@@ -222,11 +223,12 @@ impl Helper {
     }
 }
 
-/// A program and its descendants in one process group. Dropping it kills them.
+/// A program and its descendants in one process group. Dropping the group kills them.
 struct Group(Child);
 
 impl Group {
-    /// Writes a registry to the program and reads its output until it ends. Returns whether it succeeded.
+    /// Writes the key of a registry to the program, and reads the output until the program ends. Returns whether the
+    /// program succeeded, and its output.
     async fn converse(&mut self, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
         if let Some(mut input) = self.0.stdin.take() {
             // A helper that does not read its input reports the error by its exit status.
@@ -245,7 +247,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // The process id is reliable only until the process was waited for.
+        // The process id is reliable only until the process has been waited for.
         if let Some(group) = self.0.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
             let _ = kill_process_group(group, Signal::KILL);
         }
@@ -265,7 +267,7 @@ pub struct HelperCache(Mutex<Kept>);
 #[derive(Debug, Default)]
 struct Kept {
     last: Option<Handed>,
-    /// Lifetime of credentials.
+    /// Learned lifetime of credentials.
     life: LearntLife,
 }
 

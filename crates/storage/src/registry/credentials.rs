@@ -54,8 +54,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether a retry may succeed without a change of the configuration: files are replaced, and helpers call
-    /// services.
+    /// Returns whether a retry may succeed without a change of the configuration, because files may be replaced and the
+    /// services that helpers call may recover.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -75,7 +75,7 @@ pub enum CredentialSource {
     /// A user name with a password that may change.
     Password {
         username: String,
-        /// Where the password is read.
+        /// Where the password is read from.
         password: SecretSource,
     },
     /// A docker `config.json`, which may refer to a helper.
@@ -135,7 +135,7 @@ impl CredentialProvider {
         }
     }
 
-    /// Returns whether the current credentials differ from those that the registry has rejected.
+    /// Drops rejected credentials from the cache. Returns whether the current credentials differ from them.
     pub async fn renew(&self, refused: &Credentials) -> Result<bool, Error> {
         self.helped.drop_refused(refused).await;
         Ok(self.current().await? != *refused)

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flate2::write::GzDecoder;
 use http::{HeaderMap, header::CONTENT_ENCODING};
 
-/// Number of compressed bytes decoded per step. Each of them may expand to about a thousand.
+/// Number of compressed bytes decoded per step. Each byte may expand to about a thousand bytes.
 const STEP: usize = 4 << 10;
 
 /// Restores the content of a response body.
@@ -33,7 +33,7 @@ impl Decoder {
         self.pending = bytes;
     }
 
-    /// Returns the next piece of decoded content; `None` if more bytes are needed.
+    /// Returns the next piece of decoded content, or `None` if more bytes are needed.
     pub fn next(&mut self) -> io::Result<Option<Bytes>> {
         let Some(gzip) = &mut self.gzip else {
             let bytes = std::mem::take(&mut self.pending);

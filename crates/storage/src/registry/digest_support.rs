@@ -1,4 +1,4 @@
-//! Whether a registry supports a digest algorithm. Every registry supports SHA-256. For other algorithms the
+//! Finds out whether a registry supports a digest algorithm. Every registry supports SHA-256. For other algorithms the
 //! specification defines no explicit response, so only an upload reveals the support.
 
 use bytes::Bytes;
@@ -16,9 +16,9 @@ use super::{
 use crate::{Error, Result, http_response::refusal};
 
 impl RegistryStore {
-    /// Returns whether the registry accepts blobs by `algorithm`. Called after the registry has rejected a blob,
-    /// because a blob may also be rejected when it was damaged in transit. The test uploads an empty blob, which can't
-    /// be damaged. Any result other than an explicit rejection counts as support.
+    /// Returns whether the registry accepts blobs with digests by `algorithm`. Called after the registry has rejected a
+    /// blob, because a blob may also be rejected when it was damaged in transit. The test uploads an empty blob, which
+    /// can't be damaged. Any result other than an explicit rejection counts as support.
     pub(super) async fn supports(&self, repository: &str, algorithm: Algorithm) -> bool {
         let empty =
             Descriptor { media_type: "application/octet-stream".to_owned(), digest: algorithm.digest(&[]), size: 0 };
@@ -50,8 +50,8 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Requires that the registry finds a blob it has accepted. A registry may index a blob by its own algorithm alone,
-    /// whichever digest the blob was pushed by.
+    /// Fails unless the registry finds a blob that it has accepted. A registry may index a blob only by the registry's
+    /// own algorithm, whichever digest the client used.
     pub(super) async fn require_known(&self, repository: &str, blob: &Descriptor) -> Result<()> {
         let is_known = blob.digest.algorithm() == Algorithm::CANONICAL
             || self.find(repository, blob, Scope::push(repository)).await?.is_some();

@@ -1,5 +1,5 @@
-//! Reader of a `config.json` of docker, podman, skopeo or crane: credentials of registries, or the helper programs that
-//! store them.
+//! Reads the `config.json` of docker, podman, skopeo or crane, which has the credentials of registries, or names the
+//! helper programs that store them.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,7 @@ pub enum DockerConfigError {
 }
 
 impl DockerConfigError {
-    /// Returns whether a retry may succeed: another process may be writing the file.
+    /// Returns whether a retry may succeed, because another process may be writing the file.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::File(_) | Self::Form(_))
@@ -98,7 +98,8 @@ impl From<&RegistryLocation> for RegistryKey {
 
 impl RegistryKey {
     /// Returns how specifically a key of the file matches the registry: the length of the path in the key, which podman
-    /// allows; `None` if the key is for another registry or path. Ignores schemes, letter case and default ports.
+    /// allows. Returns `None` if the key is for another registry or path. Ignores schemes, letter case and default
+    /// ports.
     fn matched_by(&self, key: &str) -> Option<usize> {
         let key = key.split_once("://").map_or(key, |(_, rest)| rest);
         let (host, path) = key.split_once('/').unwrap_or((key, ""));
@@ -142,8 +143,8 @@ pub fn read_now(path: &Path, registry: &RegistryKey) -> Result<Entry, DockerConf
     look_up(path, &secret_file::read_now(path, MAX_BYTES)?, registry)
 }
 
-/// Finds the entry of a registry. A helper for this registry precedes credentials in the file, and those precede the
-/// default helper (docker's client, "Credential helpers").
+/// Finds the entry of a registry. A helper for this registry takes precedence over credentials in the file, which take
+/// precedence over the default helper (docker's client, "Credential helpers").
 fn look_up(path: &Path, text: &str, registry: &RegistryKey) -> Result<Entry, DockerConfigError> {
     let form = || DockerConfigError::Form(path.to_owned());
     let config: DockerConfig = serde_json::from_str(text).map_err(|_| form())?;

@@ -1,4 +1,4 @@
-//! Blobs that a registry already has: the verification that they are whole.
+//! Verification of blobs that a registry already has.
 
 use std::{
     collections::HashSet,
@@ -31,7 +31,7 @@ use crate::{
 pub(super) struct Damaged(Arc<Mutex<HashSet<(String, Digest)>>>);
 
 impl Damaged {
-    /// A panic leaves no partial change behind.
+    /// Locks the set. A panic leaves no partial change behind.
     fn set(&self) -> MutexGuard<'_, HashSet<(String, Digest)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,8 +55,8 @@ impl RegistryStore {
         format!("{} {repository}", self.service())
     }
 
-    /// Returns the witness of a blob; `None` if the registry lacks the blob or has it in another size, which marks it
-    /// as damaged.
+    /// Returns the witness of a blob. Returns `None` if the registry does not have the blob, or has it with another
+    /// size. A blob with another size is marked as damaged.
     pub(super) async fn find(&self, repository: &str, blob: &Descriptor, scope: Scope) -> Result<Option<Witness>> {
         let mut response = self.ask_for_blob(Method::HEAD, repository, blob, &scope).await?;
         let says_nothing = |response: &Response| content_length(response.headers()) == Some(0) && blob.size > 0;
@@ -80,7 +80,7 @@ impl RegistryStore {
         Ok(Some(witness(response.headers(), blob.digest)))
     }
 
-    /// Requests a blob; by `GET`, only its first byte.
+    /// Requests a blob. A `GET` request asks only for the first byte.
     async fn ask_for_blob(
         &self,
         method: Method,
@@ -96,7 +96,7 @@ impl RegistryStore {
         self.client().ask(Ask { method, url, scope: scope.clone(), headers, body: Bytes::new() }).await
     }
 
-    /// Returns how the integrity of an existing blob was established; `None` if the blob is damaged and has to be
+    /// Returns how the integrity of an existing blob was established, or `None` if the blob is damaged and has to be
     /// written again.
     pub(super) async fn verify_found(
         &self,
@@ -136,8 +136,8 @@ impl RegistryStore {
         Ok(Some(Verification::Verified))
     }
 
-    /// Mounts the blob from another repository of the registry. Returns how its integrity was established; `None` if no
-    /// repository provides it.
+    /// Mounts the blob from another repository of the registry. Returns how the blob's integrity was established, or
+    /// `None` if no repository provides the blob.
     pub(super) async fn mount_from_sources(
         &self,
         stage: &Stage,
@@ -145,7 +145,7 @@ impl RegistryStore {
         blob: &Descriptor,
     ) -> Result<Option<Verification>> {
         let service = self.service();
-        // A blob that the registry reported as mounted, but lacks, is sent.
+        // A blob that the registry reported as mounted but does not have is sent.
         if blob.size <= WORTH_MOUNTING || !self.mount_pause.is_over() || self.damaged.has(repository, blob.digest) {
             return Ok(None);
         }
@@ -169,8 +169,8 @@ impl RegistryStore {
         Ok(None)
     }
 
-    /// Writes a manifest under its digest or a tag. If the registry rejects it because blobs are missing, marks these
-    /// as damaged.
+    /// Writes a manifest under its digest or a tag. If the registry rejects the manifest because blobs are missing,
+    /// marks its blobs as damaged.
     pub(super) async fn put_doubting(
         &self,
         stage: &Stage,
@@ -197,7 +197,7 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Requires that a blob or manifest which replaces a damaged one has the expected digest.
+    /// Fails unless the replacement of a damaged blob or manifest has the expected digest.
     pub(super) fn made_good(&self, stage: &Stage, repository: &str, expected: Digest, actual: Digest) -> Result<()> {
         if actual == expected {
             self.damaged.forget(repository, expected);
@@ -233,7 +233,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Returns the validators of a blob, which change when it is written again. Skips an entity tag that is a digest by any
-/// algorithm, because it does not depend on the stored bytes.
+/// algorithm, because such a tag does not depend on the stored bytes.
 fn witness(headers: &HeaderMap, digest: Digest) -> Witness {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let is_digest = |tag: &str| tag.trim_start_matches("W/").trim_matches('"').parse::<Digest>().is_ok();

@@ -25,7 +25,7 @@ impl LearntLife {
         life.min(Duration::from_millis(self.0.load(Ordering::Relaxed)))
     }
 
-    /// Records that a value which used to be valid was rejected at `age`: caps the lifetime at half of it.
+    /// Records that a value that used to be valid was rejected at `age`, and caps the lifetime at half of this age.
     pub fn learn(&self, age: Duration) {
         let life = (age / 2).max(SHORTEST_LIFE);
         self.0.fetch_min(u64::try_from(life.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);

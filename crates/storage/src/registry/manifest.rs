@@ -34,7 +34,7 @@ impl RegistryStore {
         Ok(Ask { method, url, scope, headers, body: Bytes::new() })
     }
 
-    /// Returns the descriptor of the manifest under a tag or a digest; `None` if there is none.
+    /// Returns the descriptor of the manifest under a tag or a digest, or `None` if there is none.
     pub(super) async fn head_manifest(
         &self,
         repository: &str,
@@ -60,7 +60,7 @@ impl RegistryStore {
         }
     }
 
-    /// Does the same, but returns the digest in `known` that matches the manifest, if there is one.
+    /// Like [`Self::head_manifest`], but returns the digest in `known` that matches the manifest, if there is one.
     pub(super) async fn head_manifest_as(
         &self,
         known: &[Digest],
@@ -72,8 +72,8 @@ impl RegistryStore {
         self.known_as(known, told, repository, reference, scope).await
     }
 
-    /// Replaces the digest of a descriptor by the one in `known` that matches the manifest, if there is one. Digests of
-    /// different algorithms can't be compared, so the manifest is read in that case.
+    /// Replaces the digest of a descriptor with the digest in `known` that matches the manifest, if there is one.
+    /// Digests of different algorithms can't be compared, so the manifest is read in that case.
     pub(super) async fn known_as(
         &self,
         known: &[Digest],
@@ -95,7 +95,7 @@ impl RegistryStore {
         }))
     }
 
-    /// Reads a manifest of at most `limit` bytes and computes its digest; `None` if there is none.
+    /// Reads a manifest of at most `limit` bytes and computes its digest. Returns `None` if there is no manifest.
     pub(super) async fn get_manifest(
         &self,
         repository: &str,
@@ -106,7 +106,7 @@ impl RegistryStore {
         self.get_manifest_as(MANIFEST_TYPES[0], repository, reference, scope, limit).await
     }
 
-    /// Does the same, and also accepts a media type that images do not use.
+    /// Like [`Self::get_manifest`], but also accepts the media type `kind`, even if images do not use it.
     pub(super) async fn get_manifest_as(
         &self,
         kind: &str,
@@ -127,7 +127,7 @@ impl RegistryStore {
             _ => return Err(refusal(&what, response).await),
         }
         let media_type = media_type(&response);
-        // The algorithm is the one of the requested digest, or for a tag that of the response's digest.
+        // The algorithm is that of the requested digest or, for a tag, that of the digest in the response.
         let by: Option<Digest> = reference.parse().ok().or_else(|| told_digest(response.headers()));
         let algorithm = by.map_or(Algorithm::CANONICAL, |digest| digest.algorithm());
         let decoder = Decoder::of(response.headers(), response.content_length(), None);
@@ -152,8 +152,8 @@ impl RegistryStore {
             return put.map(drop).map_err(|error| error.about_digest(manifest.digest));
         }
         if manifest.digest.algorithm() != Algorithm::CANONICAL {
-            // A registry indexes a manifest that is pushed by a tag alone under its own algorithm only. So the push by
-            // digest includes the tag. A registry that ignores it there gets a second push by the tag.
+            // If a manifest is pushed by tag, a registry indexes it only by the registry's own algorithm. The push by
+            // digest therefore includes the tag. If the registry ignores this tag, a second push by tag follows.
             let mut tagging = url(&manifest.digest.to_string())?;
             tagging.query_pairs_mut().append_pair("tag", reference);
             let put = self.put(repository, tagging, manifest, content.clone()).await;
@@ -204,8 +204,8 @@ fn is_known(media_type: &str) -> bool {
     MANIFEST_TYPES.contains(&media_type) || INDEX_TYPES.contains(&media_type)
 }
 
-/// Returns the media type that a manifest states, or else the one that its fields imply: some registries respond with a
-/// generic type.
+/// Returns the media type that a manifest states, or else the type that its fields imply, because some registries
+/// respond with a generic type.
 fn stated_type(content: &[u8]) -> Option<String> {
     let manifest: serde_json::Value = serde_json::from_slice(content).ok()?;
     if let Some(stated) = manifest["mediaType"].as_str().filter(|stated| is_known(stated)) {

@@ -51,9 +51,7 @@ use self::{
 #[derive(Debug, Clone)]
 pub struct RegistryStore {
     client: Arc<Client>,
-    /// State of the referrers API.
     referrers_api: Arc<ReferrersApi>,
-    /// Cached lists of tags.
     tag_lists: Arc<TagLists>,
     /// Whether the registry ignores range requests.
     without_ranges: Arc<AtomicBool>,
@@ -61,25 +59,23 @@ pub struct RegistryStore {
     dropped: Arc<Mutex<Vec<Dropped>>>,
     /// Tasks that are starting uploads.
     beginning: TaskTracker,
-    /// Upload habits of the registry, and whether the stored ones were loaded.
+    /// Upload habits of the registry, and whether the stored habits were loaded.
     learned: Arc<Learned>,
     recalled: Arc<OnceCell<()>>,
-    /// Pause of mounts after a failure.
     mount_pause: Arc<MountPause>,
     /// Whether the start of an upload reveals that the blob exists.
     self_mount: Arc<SelfMount>,
-    /// How existing blobs are verified.
     verify_existing: VerifyExisting,
     /// Blobs that were found damaged. Their replacements are read back.
     damaged: Damaged,
 }
 
 impl RegistryStore {
-    /// A store that has learned nothing about the registry yet, and verifies existing blobs by default.
+    /// Creates a store that has learned nothing about the registry yet, with the default policy for existing blobs.
     #[must_use]
     pub fn new(client: Client) -> Self {
         let beginning = TaskTracker::new();
-        // `wait` returns once the current tasks have ended.
+        // A closed tracker lets `wait` return once the current tasks have ended.
         beginning.close();
         Self {
             beginning,
@@ -97,7 +93,7 @@ impl RegistryStore {
         }
     }
 
-    /// Returns the store with another verification of existing blobs.
+    /// Returns the same store with this policy for verifying existing blobs.
     #[must_use]
     pub fn verifying_existing(self, verify_existing: VerifyExisting) -> Self {
         Self { verify_existing, ..self }

@@ -19,7 +19,7 @@ use crate::{Error, Result, Stage, http_response::refusal};
 
 /// Timeout of a mount. A mount moves no bytes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long no mounts are requested after one has failed.
+/// How long no mounts are requested after a failed mount.
 const PAUSE: Duration = Duration::from_secs(600);
 
 /// End of the pause in which no mounts are requested from a registry.
@@ -67,7 +67,8 @@ impl RegistryStore {
         Ok(Ask { method: Method::POST, url, scope, headers, body: Bytes::new() })
     }
 
-    /// Requests a mount once. Returns `false` on a refusal, and an error only for a server error (5xx).
+    /// Requests a mount once. Returns `false` if the registry refuses it. Fails on a server error (5xx) or if there is
+    /// no response.
     async fn try_to_mount(&self, stage: &Stage, repository: &str, blob: Digest, from: &str) -> Result<bool> {
         let ask = self.mount_ask(repository, blob, from, Scope::mount(repository, from))?;
         let what = what(&ask.method, &ask.url);

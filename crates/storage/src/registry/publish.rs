@@ -1,4 +1,4 @@
-//! Publication of an image in a registry: its tag is moved to the root.
+//! Publishes an image in a registry by moving its tag to the root.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::{Error, MAX_MANIFEST_BYTES, ManifestGraph, Result, Stage, Store as _,
 const SHOWN_LATELY: Duration = Duration::from_secs(2);
 
 impl RegistryStore {
-    /// Returns the content under an image's tag. If it matches the wanted or a published root, uses that digest.
+    /// Returns the content under an image's tag. If the content matches the wanted root or a published root, returns
+    /// the digest of that root.
     pub(super) async fn shown(&self, stage: &Stage, wanted: Digest) -> Result<NameContent> {
         let at = self.at(&stage.name);
         let known: Vec<Digest> = stage.published.roots().chain([wanted]).collect();

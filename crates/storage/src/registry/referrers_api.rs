@@ -1,5 +1,5 @@
-//! Whether a registry has the referrers API. One registry name may stand for several services with different features,
-//! so no single response proves that the API is missing, least of all after an earlier success.
+//! Tracks whether a registry has the referrers API. One registry name may stand for several services with different
+//! features, so a single response does not prove that the API is missing, especially after an earlier success.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long the API of a repository is not called after it seemed absent.
+/// How long the API of a repository is not called after a response that indicates a missing API.
 const PAUSE: Duration = Duration::from_secs(600);
 /// Maximum number of repositories that are remembered as being without the API.
 const MAX_REPOSITORIES: usize = 4_096;
@@ -43,8 +43,8 @@ impl ReferrersApi {
         seen.absent.clear();
     }
 
-    /// Records a response of a repository that indicates a missing API. Returns whether the API counts as absent, which
-    /// it does not once the registry has listed referrers.
+    /// Records a response of a repository that indicates a missing API. Returns whether the API counts as absent. Once
+    /// the registry has listed referrers, the API never counts as absent.
     pub(super) fn seems_absent(&self, repository: &str, now: Instant) -> bool {
         let mut seen = self.seen();
         if seen.proven {

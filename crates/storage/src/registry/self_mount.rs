@@ -3,9 +3,9 @@
 //! blob responds with 201, and the usual check follows. A registry that lacks the blob responds with 202 and has
 //! started an upload. Most small blobs are missing, so this saves one request for each.
 //!
-//! A registry without mounts always responds with 202. It would then receive blobs that it already has, which it may
-//! have damaged. A single trial with a blob that was just uploaded therefore shows first whether a registry supports
-//! this.
+//! A registry without mounts always responds with 202. It would then receive blobs that it already has, possibly in
+//! damaged form. Therefore, a single trial with a blob that was just uploaded first determines whether the registry
+//! supports this.
 
 use std::{
     collections::HashMap,
@@ -168,7 +168,7 @@ impl RegistryStore {
         if blob.size > WORTH_MOUNTING || !is_canonical || !self.self_mount.begin_trial(Instant::now()) {
             return;
         }
-        // If the registry started an upload, dropping it queues it for an abort.
+        // If the registry started an upload, dropping the upload queues it for an abort.
         match self.begin_unless_there(repository, blob.digest, None).await {
             Ok(None) => self.self_mount.proved(),
             Ok(Some(_)) => {}

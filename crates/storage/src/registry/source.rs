@@ -84,12 +84,12 @@ impl Source for RegistryStore {
 }
 
 impl RegistryStore {
-    /// Returns the descriptor of the manifest under a tag or a digest; `None` if there is none.
+    /// Returns the descriptor of the manifest under a tag or a digest, or `None` if there is none.
     async fn find_root(&self, repository: &str, reference: &str) -> Result<Option<Descriptor>> {
         let scope = Scope::pull(repository);
         match self.head_manifest(repository, reference, scope.clone()).await? {
             Some(root) => Ok(Some(root)),
-            // Some registries return by `GET` manifests that they deny by `HEAD`.
+            // Some registries return manifests for `GET` that they report as missing for `HEAD`.
             None => {
                 let found = self.get_manifest(repository, reference, scope, MAX_MANIFEST_BYTES).await?;
                 Ok(found.map(|(root, _)| root))

@@ -46,7 +46,8 @@ impl Store for RegistryStore {
         Ok(())
     }
 
-    /// Checks the tag and nothing below it: a registry may have lost parts that other clients pushed.
+    /// Checks the tag and the attachments. Only a root that this service has published counts as complete, because a
+    /// registry may have lost parts that other clients pushed.
     async fn is_complete(&self, stage: &Stage, graph: &ManifestGraph) -> Result<Option<Verification>> {
         let at = self.at(&stage.name);
         let Some((root, _)) = graph.manifests.last() else { return Ok(None) };

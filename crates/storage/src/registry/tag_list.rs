@@ -35,7 +35,7 @@ const MAX_PAGES: usize = 3;
 const MAX_BYTES: u64 = 512 << 10;
 /// Timeout of a list. For slower lists, one request per tag is cheaper.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long no list is requested from a repository after one has failed.
+/// How long no list is requested from a repository after a failed request.
 const PAUSE: Duration = Duration::from_secs(600);
 /// Maximum number of repositories whose lists are cached.
 const MAX_REPOSITORIES: NonZeroUsize = NonZeroUsize::new(32).expect("it is not 0");
@@ -88,7 +88,8 @@ struct Page {
 }
 
 impl RegistryStore {
-    /// Returns all tags of a repository, no older than `since`; `None` if they can't be listed or are too many.
+    /// Returns all tags of a repository, from a list no older than `since`. Returns `None` if the tags can't be listed
+    /// or are too many.
     pub(super) async fn tags(&self, repository: &str, since: Instant) -> Option<Arc<HashSet<String>>> {
         let latest = self.tag_lists.of(repository);
         // Concurrent callers wait here and share the next list.
@@ -107,8 +108,8 @@ impl RegistryStore {
         tags
     }
 
-    /// Reads the tags of a repository; `None` if they are too many. Does not retry, because callers can request each
-    /// tag.
+    /// Reads the tags of a repository. Returns `None` if there are too many. Does not retry, because callers can
+    /// request each tag.
     async fn read_tags(&self, repository: &str) -> Result<Option<HashSet<String>>> {
         let mut url = self.client().url(&format!("{repository}/tags/list?n={PAGE}"))?;
         let mut tags = HashSet::new();

@@ -77,8 +77,8 @@ pub struct TokenRequest {
 }
 
 impl TokenRequest {
-    /// Returns the request for a token at `realm` (distribution's "Token Authentication Specification"; its `OAuth2`
-    /// form for an identity token).
+    /// Returns the request for a token at `realm` (distribution's "Token Authentication Specification"; for an identity
+    /// token, its `OAuth2` variant).
     pub fn new(mut realm: Url, service: Option<&str>, scope: &str, credentials: &Credentials) -> Result<Self> {
         if let Credentials::Identity(token) = credentials {
             let mut form = Serializer::new(String::new());
@@ -112,7 +112,6 @@ impl TokenRequest {
         Ok(Self { url, authorization: None, ..self })
     }
 
-    /// Builds the HTTP request.
     pub fn build(&self, http: &reqwest::Client) -> RequestBuilder {
         let mut request = http.request(self.method.clone(), self.url.clone());
         if let Some(authorization) = &self.authorization {
@@ -183,7 +182,8 @@ impl Tokens {
         }
     }
 
-    /// Drops a token that the registry rejected, and shortens the lifetime of later ones: the stated lifetime is wrong.
+    /// Drops a token that the registry rejected. Shortens the lifetime of later tokens, because the stated lifetime is
+    /// wrong.
     pub async fn drop_refused(&self, scope: &str) {
         if let Some(token) = self.kept.lock().await.remove(scope) {
             self.life.learn(token.since.elapsed());

@@ -25,7 +25,7 @@ const COMMIT: Duration = Duration::from_secs(600);
 /// once. A redirect of a larger blob requires reading it again.
 const AT_HAND: u64 = CHUNK_BYTES as u64;
 
-/// A failed upload, and its lesson about the mode with the number of bytes of the rejected request.
+/// A failed upload. `lesson` has the conclusion about the upload mode, and the number of bytes of the rejected request.
 struct Failed {
     error: Error,
     lesson: Option<(Lesson, u64)>,
@@ -40,8 +40,8 @@ impl From<Error> for Failed {
 type Sent<T> = std::result::Result<T, Failed>;
 
 impl RegistryStore {
-    /// Loads the stored habits of the registry, once per process. If the database does not respond, uploads learn them
-    /// again.
+    /// Loads the stored habits of the registry, once per process. If the database does not respond, uploads learn the
+    /// habits again.
     pub(super) async fn recall(&self, stage: &Stage) {
         let recall = self.recalled.get_or_try_init(async || {
             let known = stage.journal.registry_habits(&self.service()).await?;
@@ -53,7 +53,7 @@ impl RegistryStore {
         }
     }
 
-    /// Uploads a blob from byte `from` on. The registry already has the bytes before it.
+    /// Uploads a blob, starting at the byte offset `from`. The registry already has the bytes before this offset.
     pub(super) async fn upload(
         &self,
         stage: &Stage,
@@ -93,7 +93,8 @@ impl RegistryStore {
         }
     }
 
-    /// Returns the error of an upload, after preparing the next attempt: another mode, if the mode may be the reason.
+    /// Prepares the next attempt after a failed upload: chooses another mode if the mode may be the reason. Returns the
+    /// error of the upload.
     async fn take_lesson(
         &self,
         stage: &Stage,
@@ -151,7 +152,7 @@ impl RegistryStore {
             return self.send_all(stage, upload, blob, mode, stream).await;
         }
         let sent = self.send_all(stage, upload, blob, mode, stream).await;
-        // The journal has the upload of a redirected request.
+        // The journal records the upload of a redirected request.
         if matches!(&sent, Ok(()) | Err(Failed { error: Error::Redirected { .. }, .. })) {
             begun.ended();
         }
@@ -179,7 +180,7 @@ impl RegistryStore {
         }
     }
 
-    /// Resumes the upload in the journal, of which the registry has the first `from` bytes.
+    /// Resumes the upload that the journal records. The registry already has the first `from` bytes of the blob.
     async fn resume(
         &self,
         stage: &Stage,
@@ -221,8 +222,8 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Sends a part of the blob, and returns the upload with its next URL. A wrong offset in the response is no error:
-    /// the digest at the end decides.
+    /// Sends a part of the blob, and returns the upload with its next URL. A wrong offset in the response is not an
+    /// error, because the digest is verified at the end.
     async fn append(
         &self,
         stage: &Stage,
@@ -241,7 +242,7 @@ impl RegistryStore {
         if end_of_range(response.headers()).is_some_and(|there| there != upload.taken) {
             self.learned.misreports_offsets();
         }
-        // Some registries send it only when the upload starts.
+        // Some registries send `Location` only when the upload starts.
         if response.headers().contains_key(LOCATION) {
             upload.url = self.client().target(&what, &part.url, response.headers())?;
         }
@@ -278,8 +279,8 @@ impl RegistryStore {
         committed(blob, part, self.client().ask_once_within(&ask, COMMIT).await?).await
     }
 
-    /// Sends a part whose bytes arrive as they are read. Records the target of a redirect in the journal, because the
-    /// bytes have been consumed and the upload has to start again.
+    /// Sends a part while its bytes are read. Records the target of a redirect in the journal, because the bytes have
+    /// been consumed and the upload has to start again.
     async fn send(
         &self,
         stage: &Stage,
@@ -328,8 +329,8 @@ impl RegistryStore {
         }
     }
 
-    /// Handles the status 416 of a registry at another offset: queries the offset, and records it in the journal. If
-    /// the registry reports the expected offset, the upload can't be resumed.
+    /// Handles status 416, with which a registry reports that it is at another offset: queries the offset, and records
+    /// it in the journal. If the registry reports the expected offset, the upload can't be resumed.
     async fn out_of_place(&self, stage: &Stage, upload: &Upload, blob: &Descriptor, failed: Failed) -> Result<Failed> {
         let Error::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, what, .. } = &failed.error else {
             return Ok(failed);

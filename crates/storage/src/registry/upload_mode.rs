@@ -1,8 +1,8 @@
-//! Upload modes of blobs: which mode follows a rejection, and what was learned about a registry. This module is pure;
-//! `upload.rs` sends the requests.
+//! Upload modes of blobs: the choice of the mode after a rejection, and the learned behavior of a registry. This module
+//! does no I/O; `upload.rs` sends the requests.
 //!
 //! The OCI distribution specification 1.1 describes two modes ("Pushing a blob monolithically", "Pushing a blob in
-//! chunks"); the third is Docker's. Every registry accepts one of them, and few accept all.
+//! chunks"); the third comes from Docker. Every registry accepts one of them, and few accept all.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 const MIB: u64 = 1 << 20;
-/// Maximum size of a blob that is sent in one request at first, and the chunk size for larger blobs, in bytes. If the
+/// Maximum size of a blob that is initially sent in one request, and the chunk size for larger blobs, in bytes. If the
 /// registry keeps the earlier chunks, an interrupted transfer resumes no earlier than the start of the current chunk.
 const CHUNK: u64 = 64 * MIB;
 /// Number of consecutive broken uploads after which the next mode is tried.
@@ -50,28 +50,28 @@ fn modes(size: u64) -> &'static [UploadMode] {
     if size <= CHUNK { &SMALL } else { &LARGE }
 }
 
-/// The conclusion from a failed request about the mode.
+/// The conclusion about an upload mode from a failed request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lesson {
     /// The request had too many bytes.
     TooLarge,
     /// The registry does not accept blobs in this mode.
     Unsupported,
-    /// The registry lost the upload, or received other bytes than were sent. A single case may be an accident; repeated
-    /// cases count against the mode.
+    /// The registry lost the upload, or received bytes that differ from those sent. A single case may be an accident;
+    /// repeated cases count against the mode.
     Broken,
 }
 
 impl Lesson {
-    /// Returns the conclusion from the status of a request with bytes from `offset` on; `None` if the status says
+    /// Returns the conclusion from the status of a request whose bytes start at `offset`, or `None` if the status says
     /// nothing about the mode.
     pub fn of(method: &Method, offset: u64, status: StatusCode) -> Option<Self> {
         let patch = method == Method::PATCH;
         match status.as_u16() {
             413 => Some(Self::TooLarge),
             405 | 406 | 411 | 415 | 501 => Some(Self::Unsupported),
-            // An upload that was just started can't be out of order. Registries without chunks respond with these
-            // statuses as well.
+            // An upload that was just started can't be out of order. Registries that do not support chunks also respond
+            // with these statuses.
             416 if offset == 0 => Some(Self::Unsupported),
             400 | 404 if patch && offset == 0 => Some(Self::Unsupported),
             400 | 404 | 410 => Some(Self::Broken),
@@ -81,12 +81,13 @@ impl Lesson {
     }
 }
 
-/// Behavior of a registry that was learned from its responses. The default assumes that it follows the specification.
+/// Behavior of a registry that was learned from its responses. The default assumes that the registry follows the
+/// specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Habits {
     small: UploadMode,
     large: UploadMode,
-    /// Whether the `Range` of its responses states the number of received bytes.
+    /// Whether the `Range` of the registry's responses states the number of received bytes.
     reports_offsets: bool,
 }
 
@@ -97,7 +98,7 @@ impl Default for Habits {
 }
 
 impl Habits {
-    /// Parses stored habits; returns the default if they are invalid.
+    /// Parses stored habits. Returns the default if they are invalid.
     pub fn parse(text: &str) -> Self {
         let known = |habits: &Self| SMALL.contains(&habits.small) && LARGE.contains(&habits.large);
         serde_json::from_str(text).ok().filter(known).unwrap_or_default()
@@ -137,7 +138,7 @@ impl Learned {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the state by stored habits.
+    /// Replaces the state with stored habits.
     pub fn load(&self, habits: Habits) {
         *self.state() = State { habits, saved: habits, strikes: (0, 0) };
     }
@@ -158,10 +159,11 @@ impl Learned {
     }
 
     /// Applies a lesson from a request with `sent` bytes of a blob of `size` bytes in `mode`. Returns whether to send
-    /// the blob in another mode. If no mode is left, starts again with the first: the failures had another reason.
+    /// the blob in another mode. If no mode is left, starts again with the first mode, because the failures then had
+    /// another reason.
     pub fn learn(&self, size: u64, mode: UploadMode, lesson: Lesson, sent: u64) -> bool {
         let mut state = self.state();
-        // The same lesson was learned from another blob.
+        // The same lesson has already been learned from another blob.
         if state.habits.mode(size) != mode {
             return true;
         }

@@ -39,7 +39,7 @@ impl Part {
         Self { method: Method::PATCH, url: url.clone(), offset, bytes, ranged, last: false }
     }
 
-    /// Returns the part with the remaining bytes of a blob. The registry verifies the whole blob after it.
+    /// Returns the part with the remaining bytes of a blob. After this part, the registry verifies the whole blob.
     pub(super) fn of_rest(upload: &Upload, blob: &Descriptor, offset: u64) -> Self {
         let bytes = blob.size - offset;
         let url = match upload.redirect_of(offset, true) {

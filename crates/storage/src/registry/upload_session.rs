@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{Error, Journal, Result, Stage, http_response::refusal};
 
-/// Timeout of the abort of an upload. Maintenance retries a failed abort later.
+/// Timeout for aborting an upload. Maintenance retries a failed abort later.
 const ABORT: Duration = Duration::from_secs(3);
 /// Maximum number of concurrent aborts.
 const ABORTS_AT_ONCE: usize = 8;
@@ -68,12 +68,12 @@ pub(super) struct Redirect {
 }
 
 impl Upload {
-    /// Returns the redirect of the request with the bytes from `offset` on, if there is one.
+    /// Returns the redirect of the request whose bytes start at `offset`, if there is one.
     pub(super) fn redirect_of(&self, offset: u64, last: bool) -> Option<&Redirect> {
         self.redirect.as_ref().filter(|redirect| (redirect.offset, redirect.last) == (offset, last))
     }
 
-    /// Returns whether the upload starts again at the redirect of its first request.
+    /// Returns whether the upload starts again at the redirect target of its first request.
     fn begins_elsewhere(&self) -> bool {
         self.taken == 0 && self.redirect.is_some()
     }
@@ -105,7 +105,7 @@ pub(super) struct Begun {
 #[derive(Debug, Clone)]
 pub(super) struct Dropped {
     upload: Upload,
-    /// The journal that records it if the abort fails; `None` for a trial upload.
+    /// The journal that records the upload if the abort fails; `None` for a trial upload.
     journal: Option<Arc<dyn Journal>>,
 }
 
@@ -123,7 +123,8 @@ impl Drop for Begun {
 }
 
 impl RegistryStore {
-    /// Returns the offset of the upload in the journal, if the registry still has some of its bytes.
+    /// Returns the offset at which the upload in the journal can be resumed, if the registry still has some of its
+    /// bytes.
     pub(super) async fn resumable(&self, stage: &Stage, repository: &str, blob: &Descriptor) -> Result<Option<u64>> {
         let Some(session) = stage.journal.upload(blob.digest).await? else { return Ok(None) };
         if let Some(upload) = self.session(&session).filter(|upload| upload.repository == repository) {
@@ -157,9 +158,9 @@ impl RegistryStore {
         Ok(upload.filter(|upload| upload.repository == repository && upload.begins_elsewhere()))
     }
 
-    /// Queries an upload. Returns it with its next URL and the number of received bytes; `None` if it can't be resumed.
-    /// If the registry's `Range` is unreliable, or it does not support the query, uses the number of bytes that it has
-    /// accepted.
+    /// Queries an upload. Returns the upload with its next URL and the number of received bytes, or `None` if the
+    /// upload can't be resumed. If the registry's `Range` is unreliable, or if the registry does not support the query,
+    /// uses the number of bytes that the registry has accepted so far.
     pub(super) async fn progress(&self, upload: &Upload, blob: &Descriptor) -> Result<Option<(Upload, u64)>> {
         let url = upload.url.clone();
         let what = what(&Method::GET, &url);
@@ -181,7 +182,8 @@ impl RegistryStore {
         Ok(Some((Upload { url, taken: there, ..upload.clone() }, there)))
     }
 
-    /// Parses an upload of the journal; `None` if its URLs are not allowed. The configuration may have changed since.
+    /// Parses an upload from the journal. Returns `None` if its URLs are not allowed, because the configuration may
+    /// have changed since.
     pub(super) fn session(&self, session: &str) -> Option<Upload> {
         let upload: Upload = serde_json::from_str(session).ok()?;
         let is_allowed = |url| self.client().allow("an upload", url).is_ok();
@@ -189,7 +191,7 @@ impl RegistryStore {
         are_allowed.then_some(upload)
     }
 
-    /// Aborts an upload. A missing upload is no error.
+    /// Aborts an upload. Succeeds if the upload does not exist.
     pub(super) async fn abort_upload(&self, upload: &Upload) -> Result<()> {
         let (url, scope) = (upload.url.clone(), Scope::push(&upload.repository));
         let what = what(&Method::DELETE, &url);
@@ -232,7 +234,7 @@ impl RegistryStore {
         Ok(())
     }
 
-    /// Starts an upload on a separate task, so that the response is handled even if the caller is cancelled.
+    /// Starts an upload on a separate task, so that the response is handled even if the caller is canceled.
     pub(super) async fn begin(
         &self,
         repository: &str,
@@ -270,7 +272,7 @@ impl RegistryStore {
     async fn ask_for_upload(&self, repository: &str, algorithm: Algorithm) -> Result<Upload> {
         let scope = Scope::push(repository);
         let mut url = self.client().url(&format!("{repository}/blobs/uploads/"))?;
-        // The registry then hashes by this algorithm as the bytes arrive ("Pushing a blob in chunks").
+        // The registry then hashes the bytes with this algorithm as they arrive ("Pushing a blob in chunks").
         if algorithm != Algorithm::CANONICAL {
             url.query_pairs_mut().append_pair("digest-algorithm", algorithm.as_str());
         }
@@ -298,8 +300,8 @@ impl RegistryStore {
         })
     }
 
-    /// Aborts the uploads that were dropped unfinished, after the running starts of uploads have ended. If this future
-    /// is cancelled, the remaining uploads stay queued.
+    /// Waits for the tasks that are starting uploads, and aborts the uploads that were dropped unfinished. If this
+    /// future is canceled, the remaining uploads stay queued.
     pub(super) async fn abort_dropped(&self) {
         self.beginning.wait().await;
         let dropped = mem::take(&mut *self.dropped());
@@ -323,7 +325,7 @@ impl RegistryStore {
 }
 
 /// Returns the number of bytes in the header `Range: 0-END` of a response about an upload, where END is the last byte.
-/// Registries send `0-0` for no bytes as well as for one byte; this function returns 0, the safe reading.
+/// Registries send `0-0` for no bytes as well as for one byte; this function returns 0, the safe interpretation.
 pub(super) fn end_of_range(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RANGE)?.to_str().ok()?;
     let (first, last) = text.trim_start_matches("bytes=").split_once('-')?;

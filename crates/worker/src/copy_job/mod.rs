@@ -31,7 +31,7 @@ use super::{
 /// How long aborting unfinished uploads may take in one region.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Identifies the image of a job by its root too, because an id may be registered again with another root.
+/// Key of a job. It contains the image's root too, because an id may be registered again with another root.
 pub type JobKey = (ImageId, Digest);
 
 /// Regions of one claim that join a job.
@@ -61,7 +61,7 @@ pub struct CopyJob {
     root: Descriptor,
     /// The regions that have the image and a configured store, the home region first.
     sources: Vec<RegionId>,
-    /// Why a failed source failed. The home region's error takes precedence.
+    /// Error of a source that failed. The home region's error takes precedence.
     source_failure: Option<CopyError>,
     /// The unfinished copies.
     copies: BTreeMap<RegionId, RegionCopy>,
@@ -79,7 +79,8 @@ pub struct CopyJob {
 type TaskResult = Result<(task::Id, Result<CopySummary, CopyError>), task::JoinError>;
 
 impl CopyJob {
-    /// A job without regions: the first are passed to [`CopyJob::run`], others arrive through the channel.
+    /// Creates a job without regions. The first regions are passed to [`CopyJob::run`]; others arrive through the
+    /// channel.
     pub fn new(
         worker: Worker,
         stores: Stores,
@@ -103,7 +104,7 @@ impl CopyJob {
         }
     }
 
-    /// Copies the image until every copy has ended or `stop` is canceled; then releases the claims that are left.
+    /// Copies the image until every copy has ended or `stop` is canceled, and then releases the remaining claims.
     pub async fn run(mut self, first: JoinRequest, stop: CancellationToken) -> JobKey {
         let settings = Arc::clone(&self.worker.settings);
         let mut heartbeat = Heartbeat::new(self.image.id.clone(), settings.lease, settings.heartbeat);
@@ -111,7 +112,7 @@ impl CopyJob {
         loop {
             self.start_transfers().await;
             if self.copies.is_empty() {
-                // A request that is already in the channel still joins; later ones get a job of their own.
+                // A request that is already in the channel still joins; later ones get their own job.
                 self.join_requests.close();
                 let Ok(request) = self.join_requests.try_recv() else { break };
                 self.join(request).await;
@@ -132,8 +133,8 @@ impl CopyJob {
         (self.image.id, self.root.digest)
     }
 
-    /// Stops the unfinished copies and releases their claims. The tasks end before: they must not write without a
-    /// claim.
+    /// Stops the unfinished copies and releases their claims. The tasks end first, because they must not write without
+    /// a claim.
     async fn release(&mut self) {
         self.join_requests.close();
         while let Ok(request) = self.join_requests.try_recv() {
@@ -184,7 +185,7 @@ impl CopyJob {
         for active in request.copies {
             let region = active.claimed.region.clone();
             let Some(store) = self.stores.get(&region).cloned() else { continue };
-            // A new claim of a region supersedes the one that the job still has.
+            // A new claim of a region supersedes the one that the job still holds.
             self.drop_lost_claims(vec![region.clone()]);
             let published = published.remove(&region).unwrap_or_default();
             let destination = self.new_destination(&active, store, published);
@@ -209,7 +210,7 @@ impl CopyJob {
         }
     }
 
-    /// Reports the result of a copy. If its source failed and another is left, the copy waits for that one instead.
+    /// Reports the result of a copy. If the source failed and another one is left, the copy waits for the other one.
     async fn finish_copy(&mut self, region: RegionId, result: Result<CopySummary, CopyError>) {
         if let Err(failure @ CopyError::Source { region: source, error, .. }) = &result
             && self.sources.contains(source)
@@ -247,7 +248,7 @@ impl CopyJob {
         }
     }
 
-    /// Withdraws a canceled copy in a task of its own, because a store that hangs must not delay other regions.
+    /// Withdraws a canceled copy in a separate task, because a store that hangs must not delay other regions.
     fn retract(&mut self, region: RegionId, destination: Destination) {
         let Destination { store, stage, .. } = destination;
         self.retractions.spawn(retract_canceled(

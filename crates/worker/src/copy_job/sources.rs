@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl CopyJob {
-    /// Starts a transfer for every waiting copy that a source has a slot for.
+    /// Starts a transfer for every waiting copy for which a source has a slot.
     pub(super) async fn start_transfers(&mut self) {
         let waiting = self.copies.iter().filter(|(_, copy)| copy.transfer.is_none());
         let waiting: Vec<RegionId> = waiting.map(|(region, _)| region.clone()).collect();
@@ -30,7 +30,7 @@ impl CopyJob {
         for (source, slots) in self.worker.limits.assign(&self.sources, &waiting) {
             let slots = self.reserve_egress(&source, slots).await;
             let Some(transfer) = self.transfer_from(&source) else { continue };
-            // All are announced before the first starts, so that the transfer waits a little for the others.
+            // All copies are announced before the first one starts, so that the transfer waits a little for the others.
             let announced: Vec<_> =
                 slots.into_iter().map(|(region, slot)| (region, slot, transfer.announce())).collect();
             for (region, slot, pending_join) in announced {
@@ -48,7 +48,7 @@ impl CopyJob {
         }
     }
 
-    /// The error of a copy that no source is left for.
+    /// Returns the error of a copy for which no source is left.
     pub(super) fn source_error(&self) -> CopyError {
         let missing = || CopyError::Source {
             region: self.image.home.clone(),
@@ -60,7 +60,7 @@ impl CopyJob {
         self.source_failure.clone().unwrap_or_else(missing)
     }
 
-    /// The open transfer from `source`; starts one if there is none.
+    /// Returns the open transfer from `source`; starts one if there is none.
     fn transfer_from(&mut self, source: &RegionId) -> Option<Arc<Transfer>> {
         self.transfers.retain(|_, transfer| !transfer.is_closed());
         if let Some(transfer) = self.transfers.get(source) {
@@ -78,8 +78,8 @@ impl CopyJob {
         Some(transfer)
     }
 
-    /// Returns those of `slots` for which the egress limit of `source`, over all processes, leaves room. The others
-    /// retry with the next heartbeat.
+    /// Returns the `slots` for which the egress limit of `source` over all processes leaves room. The others are
+    /// retried at the next heartbeat.
     async fn reserve_egress(&self, source: &RegionId, slots: Vec<(RegionId, Slot)>) -> Vec<(RegionId, Slot)> {
         let limits = self.worker.limits.copies_out_of();
         if !limits.contains_key(source) {

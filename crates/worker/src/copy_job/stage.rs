@@ -1,4 +1,5 @@
-//! Prepares the destinations of a job: what the service published there before, and the images to mount blobs from.
+//! Prepares the destinations of a job: loads the service's earlier publications, and finds images from which blobs can
+//! be mounted.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,7 +10,7 @@ use storage::{MountSources, Place, Stage, Store};
 use super::CopyJob;
 use crate::{active_copy::ActiveCopy, journal::ReplicaJournal, transfer::Destination};
 
-/// The number of other images of a region from which a blob may be mounted.
+/// The maximum number of other images of a region from which a blob may be mounted.
 const MOUNT_SOURCES: u64 = 4;
 
 impl CopyJob {
@@ -32,7 +33,7 @@ impl CopyJob {
         })
     }
 
-    /// The destination of a claimed region.
+    /// Creates the destination of a claimed region.
     pub(super) fn new_destination(
         &self,
         active: &ActiveCopy,
@@ -61,7 +62,7 @@ impl CopyJob {
         }
     }
 
-    /// The images of the same service from which blobs may be mounted instead of sent.
+    /// Returns the images of the same service from which blobs may be mounted instead of being sent.
     fn mount_sources(&self, region: &RegionId, store: &Arc<dyn Store>) -> MountSources {
         let Some(target) = store.place(&store.name_of(&self.image)) else { return MountSources::default() };
         let home = self.stores.get(&self.image.home).and_then(|home| home.place(&self.image.source));
@@ -84,7 +85,7 @@ impl CopyJob {
     }
 }
 
-/// The location of an image in a store, if the store has one.
+/// Returns the location of an image in a store, if the store has one.
 fn location(store: &dyn Store, name: &ImageName) -> Option<String> {
     store.place(name).map(|Place { service, path }| format!("{service} {path}"))
 }

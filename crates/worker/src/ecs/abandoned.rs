@@ -31,8 +31,9 @@ pub async fn abandon(state: &Db, ecs: &Ecs, image: &ImageId, region: &RegionId) 
     }
 }
 
-/// Deletes the record of a copy for which no image id is recorded. The worker that requested it may have died before it
-/// recorded the response: images of that name that were made for the copy are aborted until none can appear any more.
+/// Deletes the record of a copy without an image id. The worker that requested the copy may have died before it
+/// recorded the response. Images of that name that were made for the copy are therefore aborted until no more can
+/// appear.
 async fn forget(state: &Db, ecs: &Ecs, image: &ImageId, region: &RegionId, copy: &EcsCopy) -> Result<(), BoxError> {
     let (image, _) = match state.image_get(image).await {
         Err(db::Error::ImageNotFound(_)) => return Ok(state.ecs_copy_forget(image, region).await?),

@@ -1,7 +1,7 @@
 //! Copies between regions of ECS: requests the provider's own copy and polls it until it is available.
 //!
-//! The state of a copy is in the database before ECS is called, so that the next owner of the claim resumes the same
-//! copy.
+//! The state of a copy is recorded in the database before ECS is called, so that the next owner of the claim resumes
+//! the same copy.
 
 mod abandoned;
 mod watch;
@@ -49,13 +49,13 @@ struct RegionCopy {
 }
 
 impl EcsJob {
-    /// A job for the image that the home region has as `source`.
+    /// Creates a job for an image that is the ECS image `source` in the home region.
     pub fn new(worker: Worker, ecs: Ecs, image: Image, source: EcsImageId) -> Self {
         let image = Arc::new(image);
         Self { worker, ecs, image, source, copies: BTreeMap::new(), watches: JoinSet::new() }
     }
 
-    /// Copies the image until every copy has ended or `stop` is canceled; then releases the claims that are left.
+    /// Copies the image until every copy has ended or `stop` is canceled, and then releases the remaining claims.
     pub async fn run(mut self, regions: Vec<ActiveCopy>, stop: CancellationToken) {
         for active in regions {
             self.watch(active, &stop);
@@ -103,7 +103,7 @@ impl EcsJob {
         self.copies.insert(region, RegionCopy { active, watch });
     }
 
-    /// Reports the result of a watch. The claim of one that `stop` interrupted is released later, with the others.
+    /// Reports the result of a watch. If `stop` interrupted the watch, its claim is released later, with the others.
     async fn handle_task_result(&mut self, result: TaskResult) {
         match result {
             Ok((_, Err(Error::Interrupted))) => {}

@@ -38,15 +38,15 @@ pub struct Watch {
 struct Progression {
     /// The recorded state of the copy.
     copy: Option<EcsCopy>,
-    /// Whether ECS worked on the copy since this watch started.
+    /// Whether ECS has worked on the copy since this watch started.
     has_moved: bool,
-    /// Since when ECS reports that the name is taken while it lists no image of that name.
+    /// Time since which ECS reports that the name is taken, although it lists no image of that name.
     name_taken_since: Option<Timestamp>,
 }
 
 impl Watch {
-    /// Watches until the copy is available, has failed, or the claim is lost ([`Error::Overtaken`]) or to be released
-    /// ([`Error::Interrupted`]).
+    /// Watches until the copy is available or has failed, the claim is lost ([`Error::Overtaken`]), or the claim is to
+    /// be released ([`Error::Interrupted`]).
     pub async fn run(self) -> Result<()> {
         let result = self.poll_until_done().await;
         if self.lost.is_cancelled() || matches!(result, Err(Error::Overtaken)) {
@@ -90,7 +90,7 @@ impl Watch {
         Err(if self.lost.is_cancelled() { Error::Overtaken } else { Error::Interrupted })
     }
 
-    /// Reads the status of the copy and does the next step. Returns whether the copy is available. Never canceled
+    /// Reads the status of the copy and takes the next step. Returns whether the copy is available. Never canceled
     /// half-way, because a response of ECS must be recorded.
     async fn step(&self, progression: &mut Progression) -> Result<bool> {
         let (home, region) = (&self.image.home, &self.region);
@@ -150,8 +150,8 @@ impl Watch {
         Ok(false)
     }
 
-    /// Requests the copy from ECS and records the id of the image. `name_taken_since` is since when ECS reports the
-    /// name as taken.
+    /// Requests the copy from ECS and records the id of the image. `name_taken_since` is the time since which ECS
+    /// reports the name as taken.
     async fn request_copy(
         &self,
         copy: &mut EcsCopy,
@@ -161,7 +161,7 @@ impl Watch {
         let order =
             Order { image: &self.image, source: &self.source, to: &self.region, name, generation: copy.generation };
         let id = match self.ecs.copy(&self.image.home, &order).await {
-            // The image that has the name may be of this copy, and not listed yet.
+            // The image with this name may belong to this copy and not be listed yet.
             Err(error) if error.is("InvalidImageName.Duplicated") => {
                 let now = self.ecs.now();
                 let is_settled = name_taken_since.get_or_insert(now).after(self.ecs.settle()) <= now;

@@ -1,5 +1,5 @@
-//! Copies the attachments of an image to one region: after the image, and before the image is visible. A failed
-//! attachment is a warning. Only transient errors are retried first, as for everything else.
+//! Copies the attachments of an image to one region, after the image and before the image becomes visible. A failed
+//! attachment becomes a warning, but transient errors are retried first, as for all other content.
 
 use std::{
     borrow::Cow,
@@ -11,11 +11,11 @@ use storage::{Attachment, Error, ManifestGraph, Result};
 
 use super::{destination::Destination, member::Member, resumption};
 
-/// The blobs that could not be copied and that the image is complete without: the reason by index in the tree.
+/// The blobs that could not be copied and without which the image is complete: the reasons by index in the tree.
 pub type LostBlobs = BTreeMap<usize, String>;
 
 impl Destination {
-    /// Accepts that a blob was not written, and returns the reason, if the image is complete without it.
+    /// If the image is complete without a blob, accepts that the blob was not written and returns the reason.
     pub(super) fn without_blob(
         &self,
         tree: &ManifestGraph,
@@ -62,7 +62,7 @@ impl Destination {
             };
             let name = attachment.tag.as_ref().map_or_else(|| root.digest.to_string(), Clone::clone);
             warnings.add(format_args!("{name}, attached to the image, was not copied: {reason}"));
-            // Only the bytes that were not written and counted are subtracted.
+            // Subtracts only the bytes that the meter has not counted.
             let (after, size) =
                 (self.meter.read(), attachment.manifests.iter().map(|(manifest, _)| manifest.size).sum::<u64>());
             let counted = (after.copied + after.skipped).saturating_sub(before.copied + before.skipped);
@@ -88,16 +88,15 @@ impl Destination {
         self.call("attaching to the image", self.store.attach(&self.stage, attachment)).await
     }
 
-    /// Returns the error if the image is complete without the attachment. Fails with it if it concerns the claim or is
-    /// transient.
+    /// Returns `error` if the image is complete without the attachment. Fails with `error` if it concerns the claim or
+    /// is transient.
     fn tolerate(&self, error: Error) -> Result<Error> {
         let is_of_claim = matches!(error, Error::Overtaken | Error::Journal(_) | Error::Interrupted);
         if is_of_claim || resumption(&error, self.resumed, 0.0).is_some() { Err(error) } else { Ok(error) }
     }
 }
 
-/// Explains a rejection of an index by the manifests that the index lists and that are absent. Returns other errors
-/// unchanged.
+/// Explains the rejection of an index by the absent manifests that the index lists. Returns other errors unchanged.
 pub fn explain_absent(error: Error, tree: &ManifestGraph) -> Error {
     match error {
         Error::Status { ref detail, .. } if !tree.absent.is_empty() && detail.contains("MANIFEST") => {

@@ -1,5 +1,5 @@
-//! Sends one blob, read once, to every destination that misses it: hashed on the way and forwarded through bounded
-//! queues.
+//! Sends one blob to every destination that misses it. The blob is read once, hashed on the way, and forwarded through
+//! bounded queues.
 
 use std::sync::Arc;
 
@@ -24,16 +24,16 @@ pub struct BlobTarget {
     pub member: Arc<Member>,
     /// The queue of its chunks.
     pub chunks: ChunkSender,
-    /// The number of leading bytes that it has already.
+    /// The number of leading bytes that the destination already has.
     pub offset: u64,
 }
 
-/// A blob that is sent, from some byte on, to the destinations that receive it together.
+/// A blob that is sent, from a given byte on, to the destinations that receive it together.
 #[derive(Debug)]
 pub struct BlobStream {
     /// The blob's index in the image.
     pub index: usize,
-    /// The destinations. One whose queue is closed has left by itself.
+    /// The destinations. A destination whose queue is closed has left by itself.
     pub targets: Vec<BlobTarget>,
     /// The number of bytes that have been read.
     position: u64,
@@ -42,7 +42,7 @@ pub struct BlobStream {
 }
 
 impl BlobStream {
-    /// A stream for destinations that each have a number of leading bytes, or none.
+    /// Creates a stream for destinations, each of which may already have a number of leading bytes.
     pub fn new(index: usize, blob: &Descriptor, targets: Vec<BlobTarget>) -> Self {
         let position = targets.iter().map(|target| target.offset).min().unwrap_or(0);
         let hasher = (position == 0).then(|| Box::new(blob.digest.algorithm().hasher()));
@@ -51,8 +51,8 @@ impl BlobStream {
 
     /// Reads the blob and sends it to every destination, to each from the byte that it needs.
     ///
-    /// Fails only for errors of the source. No destination has received the end then, so that each discards the blob
-    /// when its queue is dropped.
+    /// Fails only for errors of the source. In that case no destination has received the end of the blob, and each
+    /// discards the blob when its queue is dropped.
     pub async fn send(&mut self, source: &ImageSource, blob: &Descriptor, fanout: &Fanout) -> Result<()> {
         if self.targets.is_empty() {
             return Ok(());
@@ -69,7 +69,7 @@ impl BlobStream {
             }
             self.position += bytes.len() as u64;
         }
-        // A destination that resumes is not sent the whole blob and verifies it by itself.
+        // A destination that resumes does not receive the whole blob, and verifies it by itself.
         if let Some(hasher) = self.hasher.clone() {
             let actual = hasher.finish();
             if actual != blob.digest {
@@ -84,10 +84,10 @@ impl BlobStream {
         Ok(())
     }
 
-    /// Sends a piece to every destination that still receives. One that is too slow is detached with the rest of the
-    /// blob.
+    /// Sends a piece to every destination that still receives. A destination that is too slow is detached with the rest
+    /// of the blob.
     async fn send_piece(&mut self, piece: Piece<'_>, fanout: &Fanout) {
-        // Destinations with room are served first: they work while the others are waited for.
+        // Destinations with room are served first, so that they work during the wait for the others.
         let mut full = Vec::new();
         for target in std::mem::take(&mut self.targets) {
             match piece.part_after(self.position, target.offset).map(|chunk| target.chunks.try_send(chunk)) {
@@ -120,7 +120,7 @@ impl BlobStream {
         }
     }
 
-    /// The rest of the blob for one destination.
+    /// Returns the rest of the blob for one destination.
     fn split_off(&self, target: BlobTarget) -> Self {
         Self { index: self.index, targets: vec![target], position: self.position, hasher: self.hasher.clone() }
     }
@@ -133,7 +133,7 @@ enum Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// The part of a piece at `position` that a destination with the first `offset` bytes needs.
+    /// Returns the part of a piece at `position` that a destination with the first `offset` bytes needs.
     fn part_after(self, position: u64, offset: u64) -> Option<Chunk> {
         match self {
             Self::End => Some(Chunk::End),

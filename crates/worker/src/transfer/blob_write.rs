@@ -75,7 +75,7 @@ impl Destination {
             self.meter.add_copied(length as u64);
         }
         drop(counted);
-        // A store that verifies the whole blob before it responds does not stall while it does that.
+        // A store that verifies the whole blob before it responds is not stalled during the verification.
         let verifying = Duration::from_secs(blob.size / VERIFY_RATE);
         activity.excused(self.stall, tokio::time::sleep(verifying)).await;
     }

@@ -13,7 +13,7 @@ use tokio::sync::{
 
 /// The capacity of a queue in bytes.
 pub const QUEUE_BYTES: u32 = 8 << 20;
-/// The capacity of a queue in chunks, however small they are.
+/// The capacity of a queue in chunks, which limits the number of small chunks.
 const QUEUE_CHUNKS: usize = 1_024;
 
 /// The sending end.
@@ -34,7 +34,7 @@ pub struct QueueMonitor(Weak<Semaphore>);
 /// Why a chunk could not be sent.
 #[derive(Debug)]
 pub enum SendError {
-    /// The queue stayed full; returns the chunk.
+    /// The queue stayed full. Holds the chunk.
     Full(Chunk),
     /// The receiver was dropped.
     Closed,
@@ -46,7 +46,7 @@ pub fn channel() -> (ChunkSender, ChunkReceiver) {
     (ChunkSender { chunks: sender, capacity: Arc::new(Semaphore::new(QUEUE_BYTES as usize)) }, ChunkReceiver(receiver))
 }
 
-/// The capacity that a chunk occupies. One that is larger than the queue occupies all of it.
+/// Returns the capacity that a chunk occupies. A chunk that is larger than the queue occupies all of it.
 fn size(chunk: &Chunk) -> u32 {
     match chunk {
         Chunk::Data(bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(QUEUE_BYTES),
@@ -88,7 +88,7 @@ impl ChunkSender {
         !self.chunks.is_closed() && self.chunks.capacity() == self.chunks.max_capacity()
     }
 
-    /// A monitor of this queue.
+    /// Creates a monitor of this queue.
     pub fn monitor(&self) -> QueueMonitor {
         QueueMonitor(Arc::downgrade(&self.capacity))
     }
@@ -100,7 +100,7 @@ impl QueueMonitor {
         self.0.strong_count() == 0
     }
 
-    /// Whether the queue has no bytes.
+    /// Whether the queue holds no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.upgrade().is_none_or(|capacity| capacity.available_permits() >= QUEUE_BYTES as usize)
     }

@@ -1,5 +1,6 @@
 //! Copies an image to one region: finds the missing blobs, writes them as they arrive, and publishes the image. Every
-//! call of the region's store goes through [`Destination::call`], which aborts it when nothing moves.
+//! call of the region's store goes through [`Destination::call`], which aborts the call when the copy makes no
+//! progress.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::pacing::Paces;
 
-/// The number of blobs that one region writes and verifies concurrently. Further ones wait for their delivery.
+/// The number of blobs that one region writes and verifies concurrently. Further blobs wait for their delivery.
 pub const WRITE_CONCURRENCY: usize = 16;
 /// The number of blobs or manifests that are looked up concurrently.
 const STAT_CONCURRENCY: usize = 16;
@@ -81,7 +82,7 @@ pub struct Delivery {
 }
 
 impl Destination {
-    /// Calls the store and fails with [`Error::Stalled`] when nothing of this copy has moved for `stall`. The operation
+    /// Calls the store and fails with [`Error::Stalled`] when the copy has made no progress for `stall`. The operation
     /// itself may still hang, for example in the kernel, and is abandoned.
     pub(super) async fn call<T>(&self, operation: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
@@ -94,7 +95,7 @@ impl Destination {
         }
     }
 
-    /// Prepares the store and finds the missing blobs. Blobs that are present are verified.
+    /// Prepares the store and finds the missing blobs. Verifies the blobs that are present.
     pub async fn plan(&self, tree: &ManifestGraph) -> Result<MissingBlobs> {
         self.meter.set(Progress { total: tree.size(), ..Progress::default() });
         self.call("preparing the store", self.store.prepare(&self.stage)).await?;
@@ -135,7 +136,8 @@ impl Destination {
         blob: &'a Descriptor,
     ) -> Result<(usize, &'a Descriptor, Presence)> {
         let presence = match self.call("looking for a blob", self.store.stat_blob(&self.stage, blob)).await {
-            // An attachment is optional: the error shows again when it is written, and becomes a warning there.
+            // An attachment is optional. If the error occurs again when the attachment is written, it becomes a
+            // warning.
             Err(_) if tree.is_attached(index) => Presence::Absent,
             presence => presence?,
         };
@@ -154,7 +156,8 @@ impl Destination {
     ) -> Result<CopySummary> {
         let result = self.receive_all(tree, source, missing, deliveries, member).await;
         if result.is_err() {
-            // The next attempt need not verify blobs that are recorded as written. If this fails too, it verifies them.
+            // The next attempt need not verify blobs that are recorded as written. If saving fails too, it verifies
+            // them.
             self.stage.journal.save().await.ok();
         }
         result
@@ -209,8 +212,8 @@ impl Destination {
         Ok(summary)
     }
 
-    /// Makes the image visible and records that in the journal, with its verification. Without some entries of its
-    /// indexes it counts as incomplete: a later copy checks every part, because the entries may have appeared.
+    /// Makes the image visible and records that in the journal, with its verification. An image without some entries of
+    /// its indexes counts as incomplete: a later copy checks every part, because the entries may have appeared.
     async fn publish(&self, tree: &ManifestGraph, verification: Verification) -> Result<()> {
         let Stage { name, journal, .. } = &self.stage;
         let Some((root, _)) = tree.manifests.last() else { return Err(Error::ImageMissing(name.to_string().into())) };
@@ -220,8 +223,9 @@ impl Destination {
         journal.note_published(name, root.digest, verification).await
     }
 
-    /// The manifests that are written before the publication. The root is part of the publication where the store
-    /// supports that, unless something is attached to it: some registries accept an attachment only after its subject.
+    /// Returns the manifests that are written before the publication. The root is part of the publication where the
+    /// store supports that, unless something is attached to it: some registries accept an attachment only after its
+    /// subject.
     fn manifests_before_publication<'a>(&self, tree: &'a ManifestGraph) -> &'a [(Descriptor, Bytes)] {
         match tree.manifests.split_last() {
             Some(((root, _), below)) if self.store.publishes_root() && tree.attachments.is_empty() => {

@@ -1,4 +1,4 @@
-//! Drives a fan-out: reads and sends blobs while the destinations have room, each blob as a stream of its own.
+//! Drives a fan-out: reads and sends blobs while the destinations have room, each blob as a separate stream.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,13 +24,13 @@ use super::{
     schedule::MemberId,
 };
 
-/// Blobs above this size, in bytes, are large: a few of them at a time saturate any link.
+/// Blobs above this size, in bytes, are large: a few concurrent ones saturate any link.
 const LARGE: u64 = 4 << 20;
-/// The divisor of the patience that gives the least time which the first ready destination waits for those that started
-/// with it. A destination that hangs costs that time for as many images as it has lanes.
+/// Divisor of the patience. The result is the minimum time that the first ready destination waits for those that
+/// started with it. A destination that hangs costs this time once for each of its lanes.
 const FIRST_WAIT_DIVISOR: u32 = 40;
-/// The rate, in bytes a second, at which a fast machine reads an image. The time to read the image a second time at
-/// this rate is worth waiting for a destination that would otherwise need it.
+/// The rate, in bytes a second, at which a fast machine reads an image. Waiting for a destination is worth the time
+/// that a second read of the image would take at this rate.
 const WAIT_RATE: u64 = 2 << 30;
 
 /// The next item to send.
@@ -89,8 +89,8 @@ impl Fanout {
         .boxed()
     }
 
-    /// When the next blob is sent, if there is one. A destination that has just become ready waits a little for those
-    /// that started with it. One that is not ready by then joins later.
+    /// Returns the time at which the next blob is sent, if there is one. A destination that has just become ready waits
+    /// a little for those that started with it. A destination that is not ready by then joins later.
     fn next_send_at(&self, tree: &ManifestGraph) -> Option<Instant> {
         let mut state = self.state();
         if state.schedule.is_empty() && state.streams.is_empty() {
@@ -101,21 +101,21 @@ impl Fanout {
         if state.planning == 0 {
             return Some(ready_since);
         }
-        // As long as the first one took: busy registries delay all of them, and reading an image again costs its source
-        // more.
+        // Waits as long as the first destination took to become ready: busy registries delay all destinations, and
+        // reading an image again costs its source more.
         let elapsed = ready_since.saturating_duration_since(state.planning_since);
         let worth = Duration::from_millis(tree.size().saturating_mul(1_000) / WAIT_RATE);
         Some(ready_since + elapsed.max(worth).max(self.waits.patience / FIRST_WAIT_DIVISOR).min(self.waits.patience))
     }
 
-    /// The next item, if its members have room for it.
+    /// Returns the next item, if its members have room for it.
     fn next_item(&self, tree: &ManifestGraph) -> Option<(Item, Load)> {
         let mut state = self.state();
         let weigh = |blob: usize| match tree.blob(blob) {
             Some(blob) if blob.size > LARGE => LARGE_WEIGHT,
             _ => 1,
         };
-        // The rest of a detached blob goes first: its destination waits for it.
+        // The rest of a detached blob is sent first, because its destination waits for it.
         let (item, blob, members) = if let Some(stream) = state.streams.pop_front() {
             let (blob, members) = (stream.index, stream.targets.iter().map(|target| target.member.id).collect());
             (Item::Stream(stream), blob, members)
@@ -159,7 +159,7 @@ impl Fanout {
             Item::Stream(stream) => stream,
         };
         let Some(blob) = tree.blob(stream.index) else { return };
-        // Recorded before the queues are dropped: a destination whose queue closes reads the reason at once.
+        // Recorded before the queues are dropped: a destination reads the reason as soon as its queue closes.
         if let Err(error) = stream.send(source, blob, self).await {
             let error = Arc::new(error);
             for target in &stream.targets {

@@ -1,7 +1,7 @@
 //! Distributes the blobs of one source to its destinations: each blob is read once for all that miss it at that moment.
 //!
-//! A destination joins when it knows which blobs it misses, and leaves when it is complete or fails. One that falls
-//! behind is detached: the rest is read for it alone, from the byte where it is, while the others continue without
+//! A destination joins when it knows which blobs it misses, and leaves when it is complete or fails. A destination that
+//! falls behind is detached: the rest is read for it alone, from its current position. The others continue without
 //! waiting for it or reading anything again.
 
 use std::{
@@ -23,10 +23,11 @@ use super::{
     schedule::{MemberId, Schedule},
 };
 
-/// The total weight of the blobs that a destination is sent concurrently.
+/// The maximum total weight of the blobs that are sent to a destination concurrently.
 pub const MAX_WEIGHT: usize = 16;
-/// The weight of a large blob, of which a few saturate any link; others weigh one. A detached destination receives one
-/// large blob at a time, so that its share of the source's link is what it consumes, not what its queues hold.
+/// The weight of a large blob; other blobs weigh one. A few large blobs saturate any link. A detached destination
+/// receives one large blob at a time, so that its share of the source's link depends on its own speed, not on the size
+/// of its queues.
 pub const LARGE_WEIGHT: usize = 5;
 
 /// The time limits of a transfer.
@@ -38,31 +39,31 @@ pub struct Waits {
     pub stall: Duration,
 }
 
-/// The destinations of one source and what each of them misses.
+/// The destinations of one source and the blobs that each of them misses.
 #[derive(Debug)]
 pub struct Fanout {
     /// The time limits.
     pub waits: Waits,
-    /// The total weight that each destination is sent concurrently.
+    /// The maximum total weight that is sent to each destination concurrently.
     pub weight: usize,
     state: Mutex<State>,
     /// Notifies the driver of changes.
     pub changed: Notify,
 }
 
-/// The members and what is left to send.
+/// The members and the blobs that are left to send.
 #[derive(Debug)]
 pub struct State {
     pub schedule: Schedule,
     pub members: BTreeMap<MemberId, Arc<Member>>,
     next: MemberId,
-    /// The rest of blobs that detached members were being sent.
+    /// The rests of blobs that members were receiving when they were detached.
     pub streams: VecDeque<BlobStream>,
-    /// The weight that each member is being sent.
+    /// The weight that is being sent to each member.
     pub sending: BTreeMap<MemberId, usize>,
     /// Whether a blob waits for a member with room.
     pub is_full: bool,
-    /// The detached members, each with a fan-out of its own.
+    /// The detached members, each with its own fan-out.
     detached: BTreeMap<MemberId, Arc<Fanout>>,
     /// The detached members whose fan-outs have no driver yet.
     pub undriven: Vec<(Arc<Member>, Arc<Fanout>)>,
@@ -79,7 +80,7 @@ pub struct State {
 #[derive(Debug)]
 pub struct PendingJoin(Arc<Fanout>);
 
-/// The membership of a destination. It leaves on drop.
+/// The membership of a destination. The destination leaves when this value is dropped.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Membership<'a> {
@@ -90,14 +91,14 @@ pub struct Membership<'a> {
 /// The rest of a blob for a detached member.
 #[derive(Debug)]
 pub enum Remainder {
-    /// The blob by its index, from that byte on. It was not announced yet.
+    /// A blob by its index, from the given byte on. The blob was not announced yet.
     Blob(usize, u64),
-    /// The rest of a blob that it is being sent.
+    /// The rest of a blob that the member is receiving.
     Stream(BlobStream),
 }
 
 impl Fanout {
-    /// A fan-out without members, each of which may be sent `weight` concurrently.
+    /// Creates a fan-out without members. At most `weight` is sent to each member concurrently.
     pub fn new(waits: Waits, weight: usize) -> Self {
         let state = State {
             schedule: Schedule::default(),
@@ -120,7 +121,7 @@ impl Fanout {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces a destination that does not know yet what it misses. Members that are ready wait a little for it.
+    /// Announces a destination that does not know its missing blobs yet. Members that are ready wait a little for it.
     pub fn announce(self: &Arc<Self>) -> PendingJoin {
         let mut state = self.state();
         if state.planning == 0 {
@@ -146,19 +147,19 @@ impl Fanout {
         (Membership { fanout: self, member }, deliveries)
     }
 
-    /// Whether a member without room is still waited for. It has had none since `since`; `are_others_idle` says whether
+    /// Whether to continue to wait for a member that has had no room since `since`. `are_others_idle` states whether
     /// other receivers of the same blob are idle meanwhile.
     pub fn should_wait_for(&self, member: &Member, since: Instant, are_others_idle: bool) -> bool {
         let state = self.state();
         let is_waiting =
             |other: &Arc<Member>| other.id != member.id && state.schedule.misses(other.id) && other.is_idle();
-        // It may have been detached because of another blob.
+        // The member may have been detached because of another blob.
         let is_member = state.members.contains_key(&member.id);
         let are_others_idle = are_others_idle || (state.is_full && state.members.values().any(is_waiting));
         is_member && (!are_others_idle || member.kept_waiting(since))
     }
 
-    /// Detaches a member: the rest of this blob, and everything else that it misses, is sent to it alone.
+    /// Detaches a member: the rest of this blob, and everything else that the member misses, is sent to it separately.
     pub fn detach(&self, member: &Arc<Member>, rest: Remainder) {
         let mut state = self.state();
         let missing = state.schedule.leave(member.id);

@@ -1,15 +1,15 @@
-//! Limits how long a destination may keep the others of its fan-out waiting. One that is a little slower stays with
-//! them, because a detached destination costs another read of the source; but the others lose at most a tenth of their
-//! time.
+//! Limits how long a destination may keep the others of its fan-out waiting. A destination that is a little slower
+//! stays with the others, because a detached destination costs another read of the source. The others nevertheless lose
+//! at most a tenth of their time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The divisor of the time that the others may lose to a destination: one in ten.
+/// Divisor of the elapsed time. The result is the time that the others may lose to a destination: a tenth.
 const LOSS_DIVISOR: u32 = 10;
 
-/// The divisor of the patience that may be lost at the start, when a tenth of the elapsed time is next to nothing.
+/// Divisor of the patience. The result may be lost at the start, when a tenth of the elapsed time is next to nothing.
 const FIRST_LOSS_DIVISOR: u32 = 20;
 
 /// The time that a destination has kept the others waiting.
@@ -22,7 +22,7 @@ pub struct Lag {
 }
 
 impl Lag {
-    /// The lag of a destination that joins at `now`.
+    /// Creates the lag of a destination that joins at `now`.
     pub fn new(now: Instant) -> Self {
         Self { since: now, owed: Duration::ZERO, counted: now }
     }
@@ -35,14 +35,14 @@ impl Lag {
         self.counted = self.counted.max(now);
     }
 
-    /// How much longer the destination may keep the others waiting: a tenth of the elapsed time, and at most `patience`
-    /// at once.
+    /// Returns how much longer the destination may keep the others waiting: a tenth of the elapsed time, and at most
+    /// `patience` at once.
     pub fn left(&self, patience: Duration, now: Instant) -> Duration {
         let allowed = now.saturating_duration_since(self.since) / LOSS_DIVISOR;
         allowed.max(patience / FIRST_LOSS_DIVISOR).min(patience).saturating_sub(self.owed_at(now))
     }
 
-    /// The counted time at `now`. A tenth of the time that passes is subtracted.
+    /// Returns the counted time at `now`, reduced by a tenth of the time that has passed since the last count.
     fn owed_at(&self, now: Instant) -> Duration {
         self.owed.saturating_sub(now.saturating_duration_since(self.counted) / LOSS_DIVISOR)
     }

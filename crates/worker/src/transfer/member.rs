@@ -20,7 +20,7 @@ use super::{
     schedule::MemberId,
 };
 
-/// The interval at which it is checked whether others wait for a member without room.
+/// The bounds of the interval at which a sender checks whether others wait for a member without room.
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 const LONGEST_POLL: Duration = Duration::from_millis(10);
 
@@ -33,10 +33,10 @@ pub struct Member {
     pub region: RegionId,
     /// Announces blobs; `None` once the member is closed.
     deliveries: Mutex<Option<mpsc::Sender<Delivery>>>,
-    /// The queues of the blobs that it is being sent.
+    /// The queues of the blobs that the member is receiving.
     queues: Mutex<Vec<QueueMonitor>>,
     lag: Mutex<Lag>,
-    /// The longest time that others wait for it at once.
+    /// The longest time that others wait for the member at once.
     patience: Duration,
     /// The error of the source while it sent to this member.
     failure: OnceLock<Arc<Error>>,
@@ -49,7 +49,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Member {
-    /// A member whose blobs are announced through `deliveries`.
+    /// Creates a member whose blobs are announced through `deliveries`.
     pub fn new(id: MemberId, region: RegionId, deliveries: mpsc::Sender<Delivery>, patience: Duration) -> Self {
         Self {
             id,
@@ -63,7 +63,7 @@ impl Member {
         }
     }
 
-    /// Whether it has received everything that was sent to it.
+    /// Whether the member has received everything that was sent to it.
     pub fn is_idle(&self) -> bool {
         let is_drained = |deliveries: &mpsc::Sender<_>| deliveries.capacity() == deliveries.max_capacity();
         lock(&self.deliveries).as_ref().is_some_and(is_drained) && lock(&self.queues).iter().all(QueueMonitor::is_empty)
@@ -93,12 +93,12 @@ impl Member {
         lock(&self.lost).insert(blob, error);
     }
 
-    /// The error of an optional blob that the source could not send.
+    /// Returns the error of an optional blob that the source could not send.
     pub fn lost_blob(&self, blob: usize) -> Option<Arc<Error>> {
         lock(&self.lost).get(&blob).cloned()
     }
 
-    /// The error of the source, if it failed.
+    /// Returns the error of the source, if it failed.
     pub fn failure(&self) -> Option<Arc<Error>> {
         self.failure.get().cloned()
     }
@@ -119,12 +119,12 @@ impl Member {
         }
     }
 
-    /// How long to wait for room before it is checked whether others wait.
+    /// Returns how long to wait for room before checking whether others wait.
     pub fn poll_interval(&self) -> Duration {
         lock(&self.lag).left(self.patience, Instant::now()).clamp(SHORTEST_POLL, LONGEST_POLL)
     }
 
-    /// Counts that the member has kept others waiting since `since`. Returns whether it may continue to.
+    /// Records that the member has kept others waiting since `since`. Returns whether it may continue to do so.
     pub fn kept_waiting(&self, since: Instant) -> bool {
         let now = Instant::now();
         let mut lag = lock(&self.lag);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use domain::Progress;
 
-/// Counts the bytes of a copy. Read by the heartbeat while the copy writes.
+/// Counts the bytes of a copy. The heartbeat reads the counts while the copy writes.
 #[derive(Debug, Default)]
 pub struct Meter {
     total: AtomicU64,
@@ -13,7 +13,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// The current progress.
+    /// Returns the current progress.
     pub fn read(&self) -> Progress {
         Progress {
             total: self.total.load(Ordering::Relaxed),
@@ -39,7 +39,7 @@ impl Meter {
         self.copied.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Subtracts bytes that will not be copied, and without which the image is complete, from the total.
+    /// Reduces the total by bytes that will not be copied and without which the image is complete.
     pub(super) fn shrink_total(&self, bytes: u64) {
         self.total.fetch_sub(bytes, Ordering::Relaxed);
     }

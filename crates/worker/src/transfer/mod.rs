@@ -37,7 +37,7 @@ use super::pacing::Paces;
 /// How often a copy is resumed within one attempt after its connection broke.
 const RESUMPTIONS: Backoff =
     Backoff { first: Duration::from_millis(400), longest: Duration::from_secs(2), attempts: 4 };
-/// The longest `Retry-After` that is waited for within one attempt.
+/// The longest `Retry-After` for which a copy waits within one attempt.
 const LONGEST_RESUMPTION_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a copy failed.
@@ -46,7 +46,7 @@ pub enum CopyError {
     /// The source failed.
     #[error("source region {region}: {error}")]
     Source {
-        /// The source's region.
+        /// The region of the source.
         region: RegionId,
         /// The error of its store.
         error: Arc<Error>,
@@ -59,7 +59,7 @@ pub enum CopyError {
 }
 
 impl CopyError {
-    /// The error of the store.
+    /// Returns the error of the store.
     #[must_use]
     pub fn error(&self) -> &Error {
         match self {
@@ -83,7 +83,7 @@ pub struct ImageSource {
     pub store: Arc<dyn Source>,
     /// The store's name for the image.
     pub name: ImageName,
-    /// The registered root. The image is read by this digest, whatever its name shows meanwhile.
+    /// The registered root. The image is read by this digest, even if its name shows another root meanwhile.
     pub root: Descriptor,
     /// Entries of the image's indexes that were absent when it was registered.
     pub absent: Arc<[Digest]>,
@@ -112,7 +112,7 @@ enum Stopped {
 }
 
 impl Transfer {
-    /// Starts to read an image for destinations that join later.
+    /// Starts reading an image for destinations that join later.
     pub fn start(source: ImageSource, waits: Waits) -> Self {
         let store: Arc<dyn Source> = Arc::new(BoundedSource { store: source.store, deadline: waits.stall });
         let source = Arc::new(ImageSource { store, ..source });
@@ -122,7 +122,7 @@ impl Transfer {
         Self { source, tree, fanout, _driver: AbortOnDropHandle::new(tokio::spawn(drive)) }
     }
 
-    /// Announces a destination. Those that are ready earlier wait a little for it.
+    /// Announces a destination. Destinations that are ready earlier wait a little for it.
     pub fn announce(&self) -> PendingJoin {
         self.fanout.announce()
     }
@@ -132,7 +132,7 @@ impl Transfer {
         self.fanout.is_closed()
     }
 
-    /// Copies the image to a destination, together with the others while it keeps up with them.
+    /// Copies the image to a destination, together with the other destinations while it keeps up with them.
     pub async fn copy_to(
         &self,
         mut destination: Destination,
@@ -145,7 +145,7 @@ impl Transfer {
             match self.feed_destination(pending_join.take(), &tree, &destination, missing).await {
                 Ok(summary) => return Ok(summary),
                 Err(Stopped::Source(error)) => return Err(self.source_error(error)),
-                // Ends by itself: a registry has few upload modes, and the number of redirects is limited.
+                // The loop ends, because a registry has few upload modes and the number of redirects is limited.
                 Err(Stopped::Failed(error)) if error.is_resent() => {
                     tracing::info!(region = %destination.region, %error, "upload mode rejected; resuming with the next one");
                 }
@@ -189,7 +189,7 @@ async fn read_graph(source: Arc<ImageSource>) -> Result<Arc<ManifestGraph>, Arc<
 }
 
 /// Sends blobs to the destinations while the transfer lives. Closes the fan-out on every exit, so that no destination
-/// waits for ever.
+/// waits forever.
 async fn drive(source: Arc<ImageSource>, tree: SharedGraph, fanout: Arc<Fanout>) {
     let fanout = scopeguard::guard(fanout, |fanout| fanout.close());
     // Each destination reads the error of the manifests by itself.
@@ -198,7 +198,8 @@ async fn drive(source: Arc<ImageSource>, tree: SharedGraph, fanout: Arc<Fanout>)
     }
 }
 
-/// How long to wait before a copy is resumed within the same attempt; `None` if it is not. `jitter` is from 0 to 1.
+/// Returns how long to wait before a copy is resumed within the same attempt; `None` if it is not resumed. `jitter` is
+/// from 0 to 1.
 pub fn resumption(error: &Error, resumed: u32, jitter: f64) -> Option<Duration> {
     let broken = matches!(
         error,

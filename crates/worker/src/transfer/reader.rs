@@ -1,5 +1,5 @@
-//! Reads a blob from its source, from some byte on: reopens it where it was interrupted, and reads several ranges
-//! concurrently where that is faster.
+//! Reads a blob from its source, starting at a given byte. Reopens the blob where a read was interrupted, and reads
+//! several ranges concurrently where that is faster.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ const RANGED: u64 = 64 << 20;
 /// The size of a range in bytes, and the number of concurrent ranges. Their product bounds the memory of a read.
 const RANGE: u64 = 8 << 20;
 const RANGES: usize = 3;
-/// How often a read is reopened without receiving anything.
+/// How often a read is reopened without having received anything.
 const REOPENS: Backoff = Backoff { first: Duration::from_millis(400), longest: Duration::from_secs(2), attempts: 4 };
 
 /// The blob to read, and how long its source may send nothing.
@@ -49,7 +49,7 @@ struct Range {
 }
 
 impl BlobReader {
-    /// A reader from the byte `offset` on.
+    /// Creates a reader that starts at the byte `offset`.
     pub fn new(source: &Arc<dyn Source>, name: &ImageName, blob: &Descriptor, offset: u64, stall: Duration) -> Self {
         let blob_source = BlobSource { source: Arc::clone(source), name: name.clone(), blob: blob.clone(), stall };
         if blob.size - offset > RANGED && source.reads_ranges() {
@@ -60,7 +60,7 @@ impl BlobReader {
         }
     }
 
-    /// The next bytes; `None` after the last.
+    /// Returns the next bytes; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         match &mut self.0 {
             Mode::Sequential(range) => range.next().await,

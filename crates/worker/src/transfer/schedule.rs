@@ -1,30 +1,30 @@
-//! Decides which blob is read next, and for which destinations. Pure.
+//! Decides which blob is read next, and for which destinations. Pure: no I/O.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-/// The number of blobs that are considered to find one for which there is room.
+/// The maximum number of blobs that are considered to find one for which there is room.
 const CANDIDATES: usize = 64;
 
 /// The number of a member in its fan-out.
 pub type MemberId = u64;
 
-/// The blobs that the members of a fan-out have yet to be sent, by index in the image.
+/// The blobs that are still to be sent to the members of a fan-out, by index in the image.
 #[derive(Debug, Default)]
 pub struct Schedule {
     /// The missing blobs of each member, with the number of leading bytes that it has.
     missing: BTreeMap<MemberId, BTreeMap<usize, u64>>,
     /// The number of members that miss each blob.
     demand: BTreeMap<usize, usize>,
-    /// The same, in descending order of demand.
+    /// The blobs in descending order of demand.
     order: BTreeSet<(Reverse<usize>, usize)>,
 }
 
 impl Schedule {
-    /// Adds the missing blobs of a member. One that joins late receives what is read from now on together with the
-    /// others, and the rest afterwards.
+    /// Adds the missing blobs of a member. A member that joins late receives the blobs that are read from now on
+    /// together with the others, and the rest afterwards.
     pub fn join(&mut self, member: MemberId, missing: BTreeMap<usize, u64>) {
         for blob in missing.keys() {
             self.count(*blob, 1);
@@ -41,7 +41,7 @@ impl Schedule {
         missing
     }
 
-    /// Whether a member misses a blob.
+    /// Whether a member misses any blob.
     pub fn misses(&self, member: MemberId) -> bool {
         self.missing.get(&member).is_some_and(|missing| !missing.is_empty())
     }
@@ -51,7 +51,8 @@ impl Schedule {
         self.order.is_empty()
     }
 
-    /// The blob that most members miss, of those for which every member that misses it has room; of several, the first.
+    /// Returns the blob that most members miss, of those for which every member that misses it has room. Of several
+    /// such blobs, returns the first.
     pub fn next(&self, has_room: impl Fn(MemberId, usize) -> bool) -> Option<usize> {
         let fits = |blob: usize| {
             self.missing.iter().all(|(member, missing)| !missing.contains_key(&blob) || has_room(*member, blob))

@@ -1,5 +1,5 @@
-//! The status page: a matrix of images and regions, and a page for each synchronization. Static files without a build
-//! step; their queries are JSON, and each is a call of a method with the caller's credential.
+//! The status page: a matrix of images and regions, and a page for each synchronization. Its files are static and need
+//! no build step. Its queries return JSON, and each query calls a method with the caller's credential.
 
 use std::future::ready;
 
@@ -73,7 +73,8 @@ impl StatusPage {
     }
 }
 
-/// The sender of a query, whose credential its calls have. Rejects a credential that others could read.
+/// The sender of a query. Methods are called with the sender's credential. A credential that others could read is
+/// rejected.
 struct Caller {
     stack: GrpcStack,
     headers: HeaderMap,
@@ -95,7 +96,7 @@ impl FromRequestParts<StatusPage> for Caller {
 }
 
 impl Caller {
-    /// Calls a method, and returns its response, a message of the type `response`, as JSON.
+    /// Calls a method and returns its response as JSON. `response` is the type of the response message.
     async fn call(self, method: &'static str, request: impl Message, response: &str) -> Response {
         let Self { stack, headers, peer } = self;
         let method = Uri::from_static(method);

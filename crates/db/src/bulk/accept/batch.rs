@@ -1,4 +1,4 @@
-//! Decisions about a batch of calls and the rows that they write.
+//! Decides about a batch of calls and collects the rows to write.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ use crate::{
     sql::{Cell, ColumnKind, Rows, Sql},
 };
 
-/// Suffix of the parameters of a call that may overwrite, which a repeated call must match.
+/// Suffix of the recorded parameters of a call that may overwrite. A repeated call must match it too.
 const OVERWRITE: &str = " overwrite";
 
 /// The rows that a batch writes and those that it depends on.
@@ -34,15 +34,15 @@ pub struct WriteSet {
     first: Option<Uuid>,
     /// Generation of the images when the batch was decided; see [`image_generation`].
     generation: Option<i64>,
-    /// Replicas to insert, each once.
+    /// Replicas to insert, without duplicates.
     to_insert: Vec<Key>,
     /// Failed or canceled replicas to restart.
     to_restart: BTreeSet<Key>,
-    /// Replicas that the batch joins and that must not have ended.
+    /// Replicas in flight that calls of the batch wait for. None of them may end before the batch is written.
     depends_on: BTreeSet<Key>,
 }
 
-/// Decides about the calls in their order; each sees what the earlier ones have started.
+/// Decides about the calls in order. Each decision takes the copies into account that earlier calls start.
 #[instrument(name = "step: decide", level = "trace", skip_all)]
 pub fn decide(
     calls: &[NewSynchronization],
@@ -149,12 +149,12 @@ impl WriteSet {
         }
     }
 
-    /// Whether the batch neither changes existing rows nor depends on them.
+    /// Whether the batch only adds rows and does not depend on existing ones.
     pub fn are_independent(&self) -> bool {
         self.to_restart.is_empty() && self.depends_on.is_empty()
     }
 
-    /// Locks the rows that the batch depends on and writes it, in one transaction.
+    /// Locks the rows that the batch depends on, and writes the batch, in one transaction.
     pub async fn write_after_locking(self, txn: &Transaction, now: Timestamp) -> Result<()> {
         let restarted = self.lock_and_restart(txn, now).await?;
         self.write(txn, now).await?;
@@ -179,7 +179,7 @@ impl WriteSet {
         let to_insert = &self.to_insert;
         let written = match backend {
             _ if to_insert.is_empty() => insert.execute(session).await?,
-            // Both in one round trip.
+            // Writes synchronizations and replicas in one round trip.
             DbBackend::Postgres => {
                 insert.and("accepted", |sql| unchanged(insert_replicas(sql, to_insert, now))).execute(session).await?
             }

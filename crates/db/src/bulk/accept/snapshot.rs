@@ -1,4 +1,4 @@
-//! The rows that a batch of calls is decided by, read in one query.
+//! The rows that the decisions about a batch of calls depend on, read in one query.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,7 +16,7 @@ use crate::{
     sql::{ColumnKind, Rows, Sql},
 };
 
-/// The rows that a batch of calls is decided by.
+/// The rows that the decisions about a batch of calls depend on.
 #[derive(Debug, Default)]
 pub struct BatchSnapshot {
     /// Images by id.
@@ -32,11 +32,11 @@ pub struct BatchSnapshot {
 /// An image in the JSON result: its id, home region, and the image that superseded it.
 type ImageRow = (String, String, Option<String>);
 
-/// A replica as a call of the batch sees it.
+/// The state of a replica from the point of view of a call of the batch.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplicaSeen {
     pub status: RegionStatus,
-    /// Whether an earlier call of the batch starts it.
+    /// Whether an earlier call of the batch starts the replica's copy.
     pub is_in_batch: bool,
 }
 
@@ -66,9 +66,9 @@ impl BatchSnapshot {
         }
     }
 
-    /// SQLite and PostgreSQL: reads one row with a JSON array for each list. Separate rows would each have to be passed
-    /// from the connection's thread or be decoded. Takes no lock: the write checks under a lock what the batch depends
-    /// on.
+    /// SQLite and PostgreSQL: reads one row with a JSON array for each list. Each separate row would have to be passed
+    /// from the connection's thread or be decoded. Takes no lock: the write locks and checks the rows that the batch
+    /// depends on.
     async fn read_as_json(
         session: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,
@@ -125,9 +125,9 @@ impl BatchSnapshot {
         Ok((snapshot, Timestamp::from_millis(row.now_millis)))
     }
 
-    /// MySQL and MariaDB, which truncate aggregated JSON: reads rows, and locks the images. Two transactions that
-    /// insert the same key end in a deadlock there instead of a duplicate key, so calls for the same image wait for
-    /// each other, as does its removal. The lock writes nothing.
+    /// MySQL and MariaDB: reads rows, because these databases truncate aggregated JSON, and locks the images. On these
+    /// databases, two transactions that insert the same key end in a deadlock instead of a duplicate-key error. The
+    /// lock makes calls for the same image, and its removal, wait for each other. The lock writes nothing.
     async fn read_by_rows(
         session: &Session<impl ConnectionTrait + Send>,
         images: &BTreeSet<&str>,

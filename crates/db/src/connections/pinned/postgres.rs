@@ -1,10 +1,10 @@
 //! A connection to PostgreSQL that one task keeps.
 //!
-//! The pool checks a connection with a round trip whenever it is returned, and hands connections out in turns. Each is
-//! a process of the server with caches of its own, so a task that queries continuously keeps one.
+//! The pool checks every returned connection with a round trip, and hands out its connections in turn. Each connection
+//! is a server process with its own caches. A task that queries continuously therefore keeps one connection.
 //!
-//! These tasks write one after the other: two that insert into the same tables at the same time contend for their pages
-//! and for the write-ahead log, and each waits for the other in its midst. Reads are not delayed.
+//! These tasks write one after the other. Concurrent inserts into the same tables contend for pages and for the
+//! write-ahead log, and each task waits for the other in the middle of its write. Reads are not delayed.
 
 use std::{
     sync::{Arc, atomic::AtomicU32},
@@ -28,12 +28,13 @@ use super::{
     IdleGuard, acquire_error, query, query_error,
 };
 
-/// Maximum wait for the other task's write, several times its usual duration. A write that takes longer, because of a
-/// slow server or a lock, delays no other task.
+/// Maximum wait for the other task's write, several times the usual duration of a write. A longer write, caused by a
+/// slow server or a lock, does not delay the other task further.
 const MAX_TURN_WAIT: Duration = Duration::from_millis(10);
 
-/// A connection to PostgreSQL that is opened at the first query. After an error or a canceled query it goes back to the
-/// pool, which checks it: a connection to a demoted server is not kept, nor one that still runs a query.
+/// A connection to PostgreSQL that is opened at the first query. After an error or a canceled query, the connection
+/// goes back to the pool, which checks it. The task thus drops a connection to a demoted server and a connection that
+/// still runs a query.
 #[derive(Debug)]
 pub struct PinnedPgConnection {
     pool: PgPool,
@@ -43,7 +44,7 @@ pub struct PinnedPgConnection {
     failover: FailoverMarker,
 }
 
-/// Lock of the task that writes.
+/// Lock that the writing task holds.
 pub type WriteTurn = Arc<Mutex<()>>;
 
 #[derive(Debug)]
@@ -54,14 +55,14 @@ struct KeptConnection {
 }
 
 impl PinnedPgConnection {
-    /// Pins a connection of the pool from the first query on. `idle` counts it while it runs no query. Tasks with the
-    /// same `write_turn` write one after the other.
+    /// Pins a connection of the pool from the first query on. `idle` counts the connection while it runs no query.
+    /// Tasks with the same `write_turn` write one after the other.
     pub fn new(pool: PgPool, idle: Arc<AtomicU32>, write_turn: WriteTurn, failover: FailoverMarker) -> Self {
         Self { pool, kept: Mutex::default(), idle, write_turn, failover }
     }
 
-    /// Takes the kept connection if it is usable. One that was idle for a while is checked first, because a network may
-    /// have dropped it and a call after a pause must not fail for that.
+    /// Takes the kept connection if it is usable. A connection that was idle for a while is checked first: a network
+    /// may have dropped it, and a call after a pause must not fail because of that.
     async fn take_kept(&self) -> Option<KeptConnection> {
         let (mut kept, _) = self.kept.lock().await.take()?;
         if kept.pinned_at.elapsed() >= MAX_LIFETIME {

@@ -1,9 +1,9 @@
-//! SQLite's writing connection as the tasks that commit batches use it.
+//! SQLite's write connection, as used by the tasks that commit batches.
 //!
-//! A query to SQLite goes to the thread of its connection and back, and the task that receives the result queues behind
-//! every task that is ready to run; under load that takes longer than the query. A batch therefore makes one round trip
-//! for its whole transaction, and the connection is kept for the next batch while no other task asks for it: returning
-//! it to the pool would add a round trip that checks it.
+//! A query to SQLite makes a round trip to the thread of its connection. The task that receives the result then queues
+//! behind every other task that is ready to run. Under load, that takes longer than the query. A batch therefore makes
+//! one round trip for its whole transaction. The connection is kept for the next batch while no other task asks for it:
+//! returning it to the pool would add a round trip for the pool's check.
 
 use std::sync::{
     Arc,
@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 
 use super::{IdleGuard, acquire_error, query, query_error};
 
-/// The connection that writes: in the pool, used by a batch, or kept for the next one.
+/// The write connection: in the pool, used by a batch, or kept for the next batch.
 #[derive(Debug)]
 pub struct PinnedSqliteWriter {
     pool: SqlitePool,
@@ -32,7 +32,7 @@ pub struct PinnedSqliteWriter {
     idle: Arc<AtomicU32>,
 }
 
-/// A request of another writer. While it lives, batches return the connection to the pool.
+/// A request of another writer for the connection. While the request lives, batches return the connection to the pool.
 #[derive(Debug)]
 pub struct WriterRequest<'a>(&'a AtomicUsize);
 
@@ -43,7 +43,7 @@ impl Drop for WriterRequest<'_> {
 }
 
 impl PinnedSqliteWriter {
-    /// Pins the only connection of a pool. `idle` counts it while it is kept.
+    /// Pins the only connection of a pool. `idle` counts the connection while it is kept.
     pub fn new(pool: SqlitePool, idle: Arc<AtomicU32>) -> Self {
         Self { pool, kept: Mutex::default(), requests: AtomicUsize::new(0), idle }
     }
@@ -56,14 +56,14 @@ impl PinnedSqliteWriter {
         request
     }
 
-    /// Executes one or several statements as one transaction.
+    /// Executes one or more statements as one transaction.
     pub(super) async fn execute(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         let mut kept = self.kept.lock().await;
         let connection = match kept.take() {
             Some((connection, _)) => connection,
             None => self.pool.acquire().await.map_err(acquire_error)?,
         };
-        // A transaction that is canceled or cannot be rolled back ends with its connection.
+        // Closing the connection ends a transaction that was canceled or cannot be rolled back.
         let mut connection = scopeguard::guard(connection, |mut connection| connection.close_on_drop());
         // Takes the write lock at once: a transaction that begins with a read can fail to upgrade its lock later.
         let sql = format!("BEGIN IMMEDIATE; {}; COMMIT", statement.sql);
@@ -78,8 +78,8 @@ impl PinnedSqliteWriter {
     }
 }
 
-/// Executes a transaction and sums the rows that its statements changed, without `BEGIN` and `COMMIT`: for these two,
-/// SQLite repeats the count of the statement before.
+/// Executes a transaction and sums the numbers of rows that its statements changed. Ignores the results of `BEGIN` and
+/// `COMMIT`, for which SQLite repeats the count of the preceding statement.
 async fn execute_counted(
     connection: &mut SqliteConnection,
     statement: Statement,
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(rows(&writer, &pool).await, [1, 3]);
     }
 
-    /// Batches follow each other without a pause, and another writer gets the connection all the same.
+    /// Another writer gets the connection even though batches follow each other without a pause.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn another_writer_gets_the_connection_between_batches() {
         let directory = tempfile::tempdir().expect("a directory");

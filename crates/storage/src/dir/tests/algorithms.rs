@@ -1,4 +1,4 @@
-//! Tests of blobs with SHA-512 digests, which have a directory of their own and behave like those with SHA-256 digests.
+//! Tests of blobs with SHA-512 digests, which are in a separate directory and behave like blobs with SHA-256 digests.
 
 use std::{collections::BTreeMap, fs, sync::Arc};
 

@@ -40,7 +40,7 @@ impl Client {
         url
     }
 
-    /// Rejects a URL that is neither the registry's nor one of an allowed host.
+    /// Rejects a URL that belongs neither to the registry nor to an allowed host.
     pub fn allow(&self, what: &str, url: &Url) -> Result<()> {
         let authority = authority(url);
         let listed = self.also_hosts.iter().any(|also| match also.strip_prefix("*.") {

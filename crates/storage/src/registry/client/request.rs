@@ -11,17 +11,17 @@ use crate::{Error, Result, request_span};
 pub struct Scope(pub(super) String);
 
 impl Scope {
-    /// Read access to a repository.
+    /// Returns the scope for read access to a repository.
     pub fn pull(repository: &str) -> Self {
         Self(format!("repository:{repository}:pull"))
     }
 
-    /// Read and write access to a repository.
+    /// Returns the scope for read and write access to a repository.
     pub fn push(repository: &str) -> Self {
         Self(format!("repository:{repository}:pull,push"))
     }
 
-    /// Write access to a repository, and read access to the source of a mount.
+    /// Returns the scope for read and write access to a repository, and read access to the source of a mount.
     pub fn mount(repository: &str, from: &str) -> Self {
         Self(format!("repository:{repository}:pull,push repository:{from}:pull"))
     }
