@@ -4,7 +4,7 @@ WORKDIR /build
 COPY . .
 # The builder caches compiled dependencies outside the image. Touching our sources makes them newer than the cache.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    find build.rs migrations proto src -type f -exec touch {} + \
+    find build.rs crates migrations proto src -type f -exec touch {} + \
     && cargo build --release --locked --bin appferry \
     && cp target/release/appferry /appferry \
     && mkdir /state

@@ -1,4 +1,4 @@
-//! Compiles `proto/` with protox, so that the build needs no `protoc`, and keeps the descriptors: reflection serves
+//! Compiles `proto/` with protox, so that the build needs no `protoc`. Keeps the descriptors, because reflection serves
 //! them, and the authorization and error tables are read from them.
 
 use std::{env, error::Error, fs, path::PathBuf};

@@ -20,7 +20,7 @@ lint:
 
 # Runs unit tests whose name contains NAME.
 unit NAME="":
-    cargo test --locked --lib -- {{ NAME }}
+    cargo test --workspace --locked --lib -- {{ NAME }}
 
 # Runs integration tests whose name contains NAME, with the tools and databases that they need.
 it NAME="":

@@ -17,7 +17,8 @@ use std::{
 
 /// The memory limit of the demo in KiB.
 const BOUND_KIB: u64 = 128 << 10;
-/// The sampling interval. The kernel tracks the peak, so sampling only misses what is allocated after the last sample.
+/// The sampling interval. The kernel tracks the peak, so sampling misses only memory that is allocated after the last
+/// sample.
 const LOOK: Duration = Duration::from_millis(20);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -76,7 +77,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
     exact(part) / exact(whole)
 }
 
-/// Writes a file whose mebibytes all differ.
+/// Writes a file in which no two mebibytes are equal.
 fn write(path: &Path, mib: usize) -> Result<()> {
     let mut file = File::create(path)?;
     let mut block: Vec<u8> = (0..1usize << 20).map(|n| u8::try_from((n * 31 + n / 253) % 251).unwrap_or(0)).collect();

@@ -1,9 +1,9 @@
-//! Simulates how long an image takes to reach every region when the egress of each region is limited: by a star, in
-//! which the home region feeds all others, and by the plan of the workers, in which every region that has the image
-//! feeds others; compared with the lower bound for whole copies.
+//! Simulates how long an image takes to reach every region when the egress of each region is limited. Compares two
+//! plans with the lower bound for whole copies: a star, in which the home region feeds all others, and the plan of the
+//! workers, in which every region that has the image feeds others.
 //!
 //! Each region has a worker of its own, so that every copy gets its share of the source's egress. The unit of time is
-//! one copy over the whole egress of one region.
+//! the duration of one copy that uses the whole egress of one region.
 //!
 //! `cargo run --release --example relay`
 
@@ -20,7 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let regions = (0..=count).map(|n| format!("region-{n}").parse()).collect::<Result<Vec<RegionId>, _>>()?;
         let star = finish(&regions, at_once, false);
         let plan = finish(&regions, at_once, true);
-        // Every region with the image can feed: with whole copies, their number can double in the time of one copy.
+        // Every region that has the image can feed others, so the number of these regions can double in the time of one
+        // copy.
         let bound = (f64::from(count) + 1.0).log2().ceil();
         println!("{count:7}  {at_once:7}  {star:4.0}  {plan:4.0}  {bound:5.0}  {:10.2}", plan / bound);
         println!("ratio relay_{count}_{at_once}_at_once_of_star {:.3}", plan / star);
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A copy in progress: when it ends, its destination and its source. The earliest is the greatest, for the heap.
+/// A copy in progress. The copy that ends first is the greatest, because a heap returns its greatest element.
 #[derive(PartialEq)]
 struct ActiveCopy {
     end: f64,
@@ -50,7 +51,7 @@ impl PartialOrd for ActiveCopy {
     }
 }
 
-/// Returns when the last region has the image, if each region feeds at most `at_once` others concurrently.
+/// Returns the time at which the last region has the image, if each region feeds at most `at_once` others concurrently.
 fn finish(regions: &[RegionId], at_once: u32, relays: bool) -> f64 {
     let limits = RegionLimits { egress_copies: usize::try_from(at_once).ok(), ..RegionLimits::default() };
     let topology = Topology::new(regions.iter().map(|region| (region.clone(), limits)), []);

@@ -17,7 +17,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let endpoint = env::var("APPFERRY_ENDPOINT").unwrap_or_else(|_| "http://127.0.0.1:50051".to_owned());
     let client = Client::builder(endpoint).token(env::var("APPFERRY_TOKEN")?).connect().await?;
 
-    // The library adds a client token, so that the request is accepted only once even if it retries.
+    // The library adds a client token, so that the service accepts the request only once, even after retries.
     let request = SynchronizeAppRequest { app_id, target_region_ids: arguments.collect(), ..Default::default() };
     let request_id = match client.synchronize_app(request).await {
         Ok(id) => id,

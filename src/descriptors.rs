@@ -1,5 +1,5 @@
-//! Raises the limit of file descriptors and divides it, so that the connections of callers never use up those of stores
-//! and the database.
+//! Raises the limit of file descriptors and divides it, so that the connections of callers never use up the descriptors
+//! that stores and the database need.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -17,7 +17,7 @@ pub struct TooFew {
     limit: u64,
 }
 
-/// Raises the soft limit of the process to the hard one. Returns the resulting limit.
+/// Raises the soft limit of the process to the hard limit. Returns the resulting limit.
 fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -32,8 +32,8 @@ fn raise() -> u64 {
     }
 }
 
-/// The number of connections that each of `listeners` may have open: the configured one, or fewer if the limit of file
-/// descriptors requires that.
+/// Returns the number of connections that each of `listeners` may have open: the configured number, or fewer if the
+/// limit of file descriptors requires that.
 pub fn divide(config: &Config, listeners: usize) -> Result<usize, TooFew> {
     let limit = raise();
     let configured = config.server.max_connections;
@@ -42,7 +42,7 @@ pub fn divide(config: &Config, listeners: usize) -> Result<usize, TooFew> {
         listeners: listeners as u64,
         database: config.database.connections.into(),
         regions: config.region.len() as u64,
-        // A region may have twice as many copies where regions share a transfer (`worker::lanes`).
+        // A region may have twice as many copies when regions share a transfer (`worker::lanes`).
         copies: 2 * config.worker.concurrency as u64,
     };
     let allowed = connections(limit, demand).ok_or(TooFew { limit })?;

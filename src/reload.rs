@@ -1,4 +1,4 @@
-//! Reloads who may call and what is logged while the process runs: on SIGHUP, and when one of the files has changed.
+//! Reloads access and log settings while the process runs: on SIGHUP, and when one of the files has changed.
 //!
 //! An invalid configuration is logged as an error and grants nothing new, but the principals, credentials and policies
 //! that it no longer lists are revoked.
@@ -33,12 +33,12 @@ enum Error {
 
 /// The task that reloads the configuration of access and logs.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Reload {
     /// The active configuration.
     pub config: Config,
     /// The access to reload; `None` for a worker alone.
     pub access: Option<Access>,
-    /// Triggers a reload.
     pub trigger: Arc<Notify>,
 }
 
@@ -49,7 +49,7 @@ pub struct Access {
     pub directory: Arc<CurrentAuthenticator>,
     /// The fetched key sets.
     pub fetched: JwksFetcher,
-    /// The certificates.
+    /// The certificates of the listeners; `None` without TLS.
     pub tls: Option<Arc<Tls>>,
     /// The audit log. A triggered reload reopens its file.
     pub audit: Audit,
@@ -110,7 +110,7 @@ impl Reload {
         }
     }
 
-    /// Reloads the certificates, which does not depend on the rest of the configuration.
+    /// Reloads the certificates, independently of the rest of the configuration.
     async fn reload_certificates(&self) -> Result<(), Error> {
         let Some(tls) = self.access.as_ref().and_then(|access| access.tls.clone()) else { return Ok(()) };
         Ok(tokio::task::spawn_blocking(move || tls.reload()).await??)
@@ -135,7 +135,8 @@ impl Reload {
         Ok(())
     }
 
-    /// Revokes what an invalid configuration no longer lists. Returns what stays active, for the log.
+    /// Revokes the principals, credentials and policies that an invalid configuration no longer lists. Returns a
+    /// description of the settings that stay active, for the log.
     async fn revoke_unlisted(&self) -> &'static str {
         let Some(access) = &self.access else { return "the previous log settings" };
         let old = self.config.clone();
@@ -150,7 +151,7 @@ impl Reload {
     }
 }
 
-/// The SHA-256 of each file's content; `None` for one that can't be read.
+/// Returns the SHA-256 of each file's content; `None` for a file that can't be read.
 async fn digest_files(files: Vec<PathBuf>) -> Vec<(PathBuf, Option<[u8; 32]>)> {
     let digest = |file: PathBuf| {
         let content = std::fs::read(&file).ok();

@@ -1,10 +1,10 @@
 //! Throughput of durable `SynchronizeApp` calls through the whole stack, with authorization and tracing enabled,
 //! relative to a bare tonic call.
 //!
-//! Every call names an image that no earlier call named and three regions: it inserts one synchronization and three
-//! replicas, and is answered after the commit is durable. The bare call goes to a tonic server that does no work. Both
-//! are made by the same clients, in alternating rounds, in one process. Spans are exported to a collector in another
-//! process.
+//! Every call names three regions and an image that no earlier call named. It inserts one synchronization and three
+//! replicas, and is answered after the commit is durable. The bare call goes to a tonic server that does no work. One
+//! process makes both kinds of calls with equal numbers of clients, in alternating rounds. Another process collects the
+//! exported spans.
 //!
 //! `cargo bench --bench accept`, or `-- sqlite` or `-- postgres` for one database. Prints `ratio accept_256_DATABASE
 //! VALUE`, the throughput as a fraction of the bare call's; `ratio accept_p99_DATABASE VALUE`, the 99th percentile of
@@ -35,6 +35,8 @@ use appferry::{
     db,
     telemetry::Telemetry,
 };
+use collector::Collector;
+use harness::postgres::Postgres;
 use sea_orm::{ConnectionTrait as _, DbBackend};
 use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -43,9 +45,6 @@ use tonic::{
     Request,
     transport::{Channel, Endpoint, Server},
 };
-
-use collector::Collector;
-use harness::postgres::Postgres;
 
 /// The allocator that the service uses in production.
 #[global_allocator]
@@ -90,8 +89,8 @@ async fn for_each_database(measure_on: impl AsyncFn(String, String) -> Result<()
     Ok(())
 }
 
-/// Preallocates WAL segments. A server that has run for a while recycles its segments; a new one creates each segment
-/// when the previous one is full, and commits wait for that.
+/// Preallocates WAL segments. A server that has run for a while recycles its segments. A new server creates each
+/// segment when the previous one is full, and commits wait for the creation.
 async fn preallocate_wal(url: &str) -> Result<()> {
     let db = sea_orm::Database::connect(url).await?;
     for _ in 0..SEGMENTS {

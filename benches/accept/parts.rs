@@ -1,5 +1,4 @@
-//! Cost of each step of accepting a call: calls `Db` directly, without the stack, and sums up the spans of the
-//! steps.
+//! Cost of each step of accepting a call. Calls `Db` directly, without the stack, and sums up the spans of the steps.
 
 use std::{
     collections::BTreeMap,
@@ -65,7 +64,7 @@ pub fn listen() -> Steps {
     steps
 }
 
-/// Calls the state directly, with as many calls in flight as through the stack, and prints the time spent in each step.
+/// Calls `Db` directly, with as many calls in flight as through the stack, and prints the time spent in each step.
 pub async fn measure(name: &str, url: &str, steps: &Steps) -> Result<()> {
     let config = Config::parse(&format!(
         "[database]\nurl = \"{url}\"\n[home]\nregion = \"home\"\n[[region]]\nid = \"home\"\nstore = \"dir:///nowhere\"\n"

@@ -20,7 +20,7 @@ pub enum Failure {
     Silent,
     /// Accepts half a mebibyte per second.
     Slow,
-    /// A disk that blocks every write.
+    /// Blocks every write, as a hanging disk does.
     Frozen,
     /// Never responds to the request that would publish an image.
     Last,
@@ -46,7 +46,7 @@ impl Failure {
         }
     }
 
-    /// Starts a store with this failure; `registry` is the upstream of those that respond at all.
+    /// Starts a store with this failure. Stores that respond forward requests to `registry`.
     pub async fn store(self, registry: SocketAddr, namespace: &str) -> Result<FailingStore> {
         let rule: fn(&ReceivedRequest) -> Action = match self {
             Self::Refuses => {

@@ -1,9 +1,10 @@
-//! The cost of one failing region for the healthy ones: the time until two healthy registries have every image,
+//! The cost of one failing region for the healthy regions: the time until two healthy registries have every image,
 //! relative to the same work without the failing region, in alternating rounds.
 //!
-//! `cargo bench --bench apart`, or `-- NAME…` for some of `refuses`, `silent`, `slow`, `frozen`, `last`; `one` or
-//! `three` processes; `1`, `30` or `300` images. Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`. `frozen`, a disk
-//! that blocks every write, requires root.
+//! `cargo bench --bench apart`, or `-- NAME…` to select failures (`refuses`, `silent`, `slow`, `frozen`, `last`),
+//! numbers of processes (`one`, `three`) and numbers of images (`1`, `30`, `300`). `frozen`, a disk that blocks every
+//! write, requires root.
+//! Prints `ratio apart_SICK_IMAGES_PROCESSES VALUE`.
 
 mod failure;
 #[path = "../../tests/it/harness/mod.rs"]
@@ -83,7 +84,6 @@ async fn compare(failure: Failure, work: Work<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,4 +1,4 @@
-//! The measured work: copying every image to two healthy regions, and to the failing one if there is one.
+//! The measured work: copying every image to two healthy regions and, if there is one, to the failing region.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -84,8 +84,8 @@ fn name(n: usize) -> String {
     format!("image-{n}")
 }
 
-/// The running processes. Field order matters: the failing store is repaired first on drop, because a process that is
-/// blocked in the kernel does not exit before that.
+/// The running processes. Field order matters: the failing store is dropped, and thereby repaired, first, because a
+/// process that is blocked in the kernel exits only after that.
 struct Running {
     _store: Option<FailingStore>,
     served: Served,
@@ -96,7 +96,7 @@ struct Running {
 pub struct Work<'a> {
     pub images: &'a Images,
     pub healthy: &'a [Registry; 2],
-    /// The upstream registry of a failing region that responds at all.
+    /// The registry behind the failing region, for failures that forward requests.
     pub behind: &'a Registry,
     pub processes: Processes,
     pub postgres: &'a Postgres,
@@ -142,7 +142,7 @@ impl Work<'_> {
 
     async fn site(&self, namespace: &str, failing: Option<&FailingStore>, round: usize) -> Result<Site> {
         let mut site = Site::new();
-        // The home region's directory is the one that holds the images.
+        // The store of the home region is the directory with the images.
         let link = format!("egress_bytes_per_second = {}", self.images.load.link / self.processes.count());
         site = site.with(HOME, format!("dir://{}", self.images.directory.path().display()), link);
         if let Some(failing) = failing {
@@ -151,7 +151,7 @@ impl Work<'_> {
         for (region, registry) in TARGETS[1..].iter().zip(self.healthy) {
             site = site.with(region, registry.store(namespace), "");
         }
-        // The default settings, which users run with.
+        // Empty, so that workers run with the default settings, as users run them.
         "".clone_into(&mut site.worker);
         if self.processes == Processes::Three {
             let (db, name) =

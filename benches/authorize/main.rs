@@ -1,11 +1,13 @@
-//! The cost of authorization: of one decision, and of authentication and decision added to a call that does no other
-//! work.
+//! The cost of one authorization decision, and the cost of authentication and authorization in a call that does no
+//! other work.
 //!
-//! `cargo bench --bench authorize`. Compares ten million random decisions with the reference evaluator first. Prints
-//! `ratio authorize_overhead VALUE`: the latency of a bare call with a bearer token, two hundred principals, and a
-//! decision by a policy of three statements, relative to the same call without them, in alternating rounds; the same
-//! with every decision written to the audit log; and the time of a decision by a thousand statements with conditions,
-//! relative to comparing as many strings.
+//! `cargo bench --bench authorize`. First compares ten million random decisions with the reference evaluator. Then
+//! prints:
+//!
+//! - `ratio authorize_overhead VALUE`: the latency of a bare call with a bearer token, two hundred principals and a
+//!   decision by a policy of three statements, relative to the same call without them, in alternating rounds;
+//! - the same ratio with every decision written to the audit log;
+//! - the time of a decision by a thousand statements with conditions, relative to comparing as many strings.
 
 #[path = "../accept/bare.rs"]
 mod bare;
@@ -45,8 +47,8 @@ use appferry::{
     domain::Timestamp,
     identity::{CurrentAuthenticator, JwksFetcher},
     ram::{AttachedPolicy, Attachment, Context, Document, Keys, Policies, Policy, Request},
-    region::{Backend, Stores},
     server::{self, AccessLayers, AuthThrottle, Deadlines, Dependencies},
+    storage::{Backend, Stores},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -86,7 +88,7 @@ fn main() -> Result<()> {
     runtime.block_on(overhead())
 }
 
-/// Compiles a thousand statements, of which only the last allows.
+/// Compiles a thousand statements, of which only the last one allows the call.
 fn many() -> Result<Policies> {
     let statements: Vec<String> = (0..STATEMENTS)
         .map(|n| {
@@ -173,7 +175,7 @@ fn serve_behind(gate: AccessLayers) -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Returns the time in microseconds of one call of a service, called directly on this thread.
+/// Calls a service directly on this thread, and returns the time of one call in microseconds.
 async fn alone<S>(mut service: S) -> Result<f64>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
@@ -245,7 +247,7 @@ async fn overhead() -> Result<()> {
     let contract = Contract::load()?;
     let principals = Arc::new(CurrentAuthenticator::new(config.directory(&mut JwksFetcher::default())?));
     let mut writing = Vec::new();
-    // One server whose audit log samples none of the allowed calls, and one that logs all.
+    // One server with an audit log that records none of the allowed calls, and one with an audit log that records all.
     let mut servers = vec![bare::serve()?];
     let inner =
         || tower::service_fn(async |_: http::Request<Body>| Ok::<_, Infallible>(http::Response::new(Body::empty())));

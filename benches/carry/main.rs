@@ -1,5 +1,5 @@
-//! Copies between registries, relative to skopeo, which people script today, and to curl, which only uploads the same
-//! bytes. Every figure is a ratio within one run, from alternating rounds.
+//! Copies between registries, compared with skopeo, which people script today, and with curl, which only uploads the
+//! same bytes. Every figure is a ratio within one run, from alternating rounds.
 //!
 //! `cargo bench --bench carry`, or `-- NAME…` for some of the parts: `large`, `small`, `many`, `bytes`, `link`, `cut`,
 //! `killed`, `memory`.
@@ -55,7 +55,6 @@ fn ratio(name: &str, value: f64) {
     println!("ratio {name} {value:.3}");
 }
 
-/// Returns the median.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -73,7 +72,7 @@ fn cpu(measured: &Measured) -> f64 {
     measured.cpu.as_secs_f64()
 }
 
-/// Eight layers of 64 MiB to three regions, and to five.
+/// Copies eight layers of 64 MiB to three regions, and to five.
 async fn large() -> Result<()> {
     let setup = Setup::new(&[64 * MIB; 8]).await?;
     for regions in [3, 5] {
@@ -99,7 +98,7 @@ async fn large() -> Result<()> {
     Ok(())
 }
 
-/// Two hundred layers of 64 KiB to three regions; then again, when the regions have everything.
+/// Copies two hundred layers of 64 KiB to three regions, and again when the regions already have them.
 async fn small() -> Result<()> {
     let setup = Setup::new(&[64 << 10; 200]).await?;
     let (mut ours, mut skopeo, mut ours_again, mut skopeo_again) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -130,7 +129,7 @@ async fn small() -> Result<()> {
     Ok(())
 }
 
-/// A thousand images of three small layers to three regions.
+/// Copies a thousand images of three small layers to three regions.
 async fn many() -> Result<()> {
     let setup = many::ManyImages::new().await?;
     let (mut ours, mut regsync, mut skopeo) = (Vec::new(), Vec::new(), Vec::new());
@@ -157,7 +156,7 @@ async fn many() -> Result<()> {
     Ok(())
 }
 
-/// The bytes read from the source, counted by a proxy.
+/// Counts, with a proxy, the bytes that are read from the source.
 async fn bytes() -> Result<()> {
     let setup = Setup::new(&[32 * MIB, 100 * MIB, MIB]).await?;
     for regions in [1, 3, 5] {
@@ -168,7 +167,7 @@ async fn bytes() -> Result<()> {
     Ok(())
 }
 
-/// A copy whose source is limited to 100 MiB/s.
+/// Copies from a source that is limited to 100 MiB/s.
 async fn link() -> Result<()> {
     let setup = Setup::new(&[64 * MIB; 8]).await?;
     let mut times = Vec::new();
@@ -186,8 +185,8 @@ async fn link() -> Result<()> {
     Ok(())
 }
 
-/// A blob of 1 GiB whose upload is cut at 90 %, to a registry that keeps the received bytes and to the distribution
-/// project's, which does not.
+/// Cuts the upload of a 1 GiB blob at 90 %. One registry keeps the received bytes; the distribution project's registry
+/// discards them.
 async fn cut() -> Result<()> {
     let setup = Setup::new(&[1_024 * MIB]).await?;
     let resumable_registry = harness::resumable_registry::ResumableRegistry::start().await;
@@ -222,7 +221,7 @@ async fn cut_to(setup: &Setup, registry: std::net::SocketAddr, name: &str) -> Re
     Ok(())
 }
 
-/// A worker that is killed halfway through twenty blobs.
+/// Kills a worker halfway through twenty blobs.
 async fn killed() -> Result<()> {
     let setup = Setup::new(&[16 * MIB; 20]).await?;
     let registry = setup.registries(1).await;
@@ -234,7 +233,7 @@ async fn killed() -> Result<()> {
     Ok(())
 }
 
-/// Peak memory while a blob of 4 GiB is copied to five regions.
+/// Measures the peak memory while a blob of 4 GiB is copied to five regions.
 async fn memory() -> Result<()> {
     let setup = Setup::new(&[4_096 * MIB]).await?;
     let measured = setup.appferry(5).await?;

@@ -1,7 +1,7 @@
-//! Many small images from one registry to three, relative to `regsync once` and `skopeo sync`, which people run from
-//! cron for this. The registries do most of the work, so the requests per image are printed by kind. (The requests of
-//! registering the images are included in the source's count, but not in the time.) The test tools do not include
-//! regsync; build it with
+//! Copies many small images from one registry to three, compared with `regsync once` and `skopeo sync`, which people
+//! run from cron for this. The registries do most of the work, so the requests per image are printed by kind. (The
+//! count of the source includes the requests that register the images; the time does not.) The test tools do not
+//! include regsync; build it with
 //!
 //! `source scripts/tools && build_by_go regsync github.com/regclient/regclient/cmd/regsync "$REGCLIENT"`
 
@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 
@@ -28,7 +29,6 @@ use super::{
     },
     setup::{Measured, Result, cpu, region, resident_peak},
 };
-use appferry::contract::v1::{ListSynchronizationsRequest, SynchronizationState};
 
 /// The number of repositories; each has [`TAGS`] tags, and each image [`LAYERS`] layers.
 const REPOSITORIES: usize = 10;
@@ -59,7 +59,7 @@ impl CountingRegistry {
         Self { registry: Registry::start_with(&more).await, debug }
     }
 
-    /// Returns the number of requests since the start.
+    /// Returns the number of requests since the registry started.
     async fn counts(&self) -> Result<Counts> {
         let text = reqwest::get(format!("http://{}/metrics", self.debug)).await?.text().await?;
         let mut counts = Counts::new();
@@ -235,7 +235,7 @@ async fn push(client: &reqwest::Client, base: &str, image: usize) -> Result<()> 
     Ok(())
 }
 
-/// Requests all images in all regions and waits until they have arrived.
+/// Requests all images in all regions, and waits until all copies are complete.
 async fn synchronize(served: &Served) -> Result<Measured> {
     let client = app_sync(served.address, Some(ADMIN)).await;
     let (before, started) = (cpu(served.id()), Instant::now());

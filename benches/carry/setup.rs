@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use appferry::contract::v1::{RemoveImageRequest, SynchronizationState};
+
 use super::harness::{
     images,
     process::Served,
@@ -16,7 +18,6 @@ use super::harness::{
     site::{ADMIN, HOME, Site, TARGETS, app_sync, ask, container, finished, finished_within, images_client},
     until,
 };
-use appferry::contract::v1::{RemoveImageRequest, SynchronizationState};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -105,8 +106,8 @@ impl Setup {
         Self::synchronize(&served, stores.len()).await
     }
 
-    /// Copies the image to some registries, then removes it from the catalog, adds it again and copies it a second
-    /// time. Returns both measurements.
+    /// Copies the image to the registries, then removes it from the catalog, adds it again and copies it a second time.
+    /// Returns both measurements.
     pub async fn appferry_twice(&self, registries: &[Registry]) -> Result<[Measured; 2]> {
         let stores: Vec<String> = registries.iter().map(|registry| registry.store("apps")).collect();
         let (_site, served) = self.serve(self.source.address, &stores, None).await?;
@@ -148,8 +149,8 @@ impl Setup {
         Ok((site, served))
     }
 
-    /// Kills a worker halfway through the image and starts another. Returns the number of blobs that were complete at
-    /// that moment, and how many of those were sent again.
+    /// Kills a worker halfway through the image and starts another. Returns the number of blobs that were complete when
+    /// the worker was killed, and the number of those that were sent again.
     pub async fn killed_half_way(&self, proxy: &Proxy) -> Result<(usize, usize)> {
         let (site, mut served) =
             self.serve(self.source.address, &[proxy.store("apps")], Some("\nlease_ms = 2000")).await?;

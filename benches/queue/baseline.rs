@@ -1,6 +1,6 @@
-//! The baseline: the minimal statements of such a queue, through sqlx. A claim is a `SELECT … FOR UPDATE SKIP LOCKED`
-//! and an `UPDATE` in one transaction, a completion one more `UPDATE`; no decisions, no notifications, no settlement of
-//! synchronizations.
+//! The baseline: the minimal statements of a job queue, through sqlx. A claim is a `SELECT … FOR UPDATE SKIP LOCKED`
+//! and an `UPDATE` in one transaction; a completion is one more `UPDATE`. The baseline makes no decisions, sends no
+//! notifications and settles no synchronizations.
 
 use std::{
     sync::{

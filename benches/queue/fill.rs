@@ -89,8 +89,8 @@ impl Fill {
         Ok(db.close().await?)
     }
 
-    /// Inserts `replicas` ended replicas and as many targets of ended synchronizations, one in a hundred of them
-    /// failed, and a few running synchronizations. Returns some of the request ids.
+    /// Inserts `replicas` ended replicas and as many targets of synchronizations. One in a hundred of the
+    /// synchronizations has failed, and a few are running; the others have succeeded. Returns some of the request ids.
     pub async fn ended(&self, replicas: usize) -> Result<Vec<Uuid>> {
         self.ended_replicas(replicas).await?;
         let images = replicas.div_ceil(self.regions);

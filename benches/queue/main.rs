@@ -18,10 +18,9 @@ use appferry::{
     db::{Db, Settings, SynchronizationFilter},
     domain::{Regions, RequestId, SynchronizationState},
 };
-use tokio_util::sync::CancellationToken;
-
 use fill::Fill;
 use harness::postgres::Postgres;
+use tokio_util::sync::CancellationToken;
 
 /// The allocator that the service uses in production.
 #[global_allocator]
@@ -68,7 +67,7 @@ fn configured(regions: usize) -> Result<Regions> {
     Ok(Regions::new("home".parse()?, names?))
 }
 
-/// Claims and completes with a short queue and with a long one, and runs the bare statements on the long one.
+/// Claims and completes replicas of a short queue and of a long queue, and runs the bare statements on a long queue.
 async fn claims(server: &Postgres) -> Result<()> {
     let short = Fill::new(server, "short", THREE).await?;
     short.pending(10_000).await?;
@@ -102,7 +101,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Times the calls that read, with ten thousand rows and with ten million.
+/// Times queries of tables with ten thousand rows and with ten million.
 async fn lists(server: &Postgres) -> Result<()> {
     let few = Fill::new(server, "few", THREE).await?;
     let of_few = few.ended(10_000).await?;
@@ -133,7 +132,7 @@ async fn lists(server: &Postgres) -> Result<()> {
                 match &filter {
                     None => drop(state.synchronization_get(id).await?),
                     Some(filter) => {
-                        // Reads a page from the end, and one from the middle.
+                        // Alternates between a page at the end and a page in the middle.
                         let before = (round % 2 == 1).then_some(id);
                         state.synchronization_list(filter, before, 50).await?;
                     }

@@ -1,4 +1,4 @@
-//! Four workers that claim and complete without copying, each with its own `Db`, as separate processes have.
+//! Four workers that claim and complete replicas without copying. Each has its own `Db`, like a separate process.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ pub async fn run(url: &str, regions: usize, replicas: usize) -> Result<f64> {
         tasks.push(running);
         states.push(state);
     }
-    // An image with a hundred regions is a hundred replicas.
+    // An image with a hundred regions has a hundred replicas.
     let images = (IMAGES * super::THREE / regions).max(1);
     let names: Vec<RegionId> =
         configured(regions)?.iter().filter(|region| region.as_str() != "home").cloned().collect();

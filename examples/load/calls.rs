@@ -8,7 +8,10 @@ use std::{
 
 use appferry::{
     client::{AppSync, Client},
-    contract::{ApiErrorCode, ApiErrorResponse, v1::ErrorCode, v1::SynchronizeAppRequest},
+    contract::{
+        ApiErrorCode, ApiErrorResponse,
+        v1::{ErrorCode, SynchronizeAppRequest},
+    },
 };
 use tokio::{
     task::JoinSet,
@@ -19,25 +22,25 @@ use super::Result;
 
 /// The number of rejections that are decoded.
 const DECODED: usize = 1_000;
-/// The interval of an open loop, which makes all calls that are due.
+/// The interval at which an open loop makes all calls that are due.
 const TICK: Duration = Duration::from_millis(1);
 
 /// When calls are made.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
-    /// A fixed number of concurrent calls, each after the response of the one before.
+    /// A fixed number of concurrent calls. Each call starts after the response to the previous one.
     Closed {
         /// The number of concurrent calls.
         in_flight: usize,
     },
-    /// A fixed rate, whatever the responses.
+    /// A fixed rate, independent of the responses.
     Open {
         /// The rate, in calls a second.
         rate: u32,
     },
 }
 
-/// The clients and the request that they make.
+/// The clients, and the request that they send.
 pub struct Load {
     clients: Vec<AppSync>,
     request: SynchronizeAppRequest,

@@ -18,7 +18,7 @@ use super::{
 
 /// The start of an HTTP/2 connection (RFC 9113, section 3.4): the preface and empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-/// The size of a frame header, the least that a server responds with.
+/// The size of a frame header in bytes. Every response of a server has at least this size.
 const FRAME_HEADER: usize = 9;
 /// The number of watchers per connection.
 const WATCHERS_PER_CONNECTION: usize = 100;
@@ -38,7 +38,7 @@ pub async fn measure(connections: usize, watchers: usize) -> Result<()> {
     for _ in 0..connections {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(PREFACE).await?;
-        // The server keeps the connection once it has responded.
+        // The server keeps the connection once it has sent a response.
         let mut response = [0; FRAME_HEADER];
         stream.read_exact(&mut response).await?;
         idle.push(stream);
@@ -46,7 +46,7 @@ pub async fn measure(connections: usize, watchers: usize) -> Result<()> {
     let connected = service.resident()?;
     println!("{connections} connections: {} KiB each", kib(connected, empty, connections));
 
-    // The synchronization does not end meanwhile.
+    // The synchronization does not end while its watchers are measured.
     let mut streams = Vec::with_capacity(watchers);
     let mut clients: Vec<AppSync> = Vec::new();
     for watcher in 0..watchers {

@@ -51,7 +51,7 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Measures the rate that a service can serve, and calls it at a multiple of that.
+    /// Measures the rate that a service can serve, and then makes calls at a multiple of this rate.
     Overload {
         /// The multiple of the measured rate.
         #[arg(long, default_value_t = 2.0)]
@@ -63,8 +63,8 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         round_trip_ms: u64,
     },
-    /// Calls a service whose OTLP collector accepts connections and never responds, in turns with one without a
-    /// collector.
+    /// Makes calls to a service whose OTLP collector accepts connections and never responds, in turns with a service
+    /// without a collector.
     Collector {
         /// Calls a second.
         #[arg(long, default_value_t = 3_000)]
@@ -123,7 +123,7 @@ async fn main() -> Result<()> {
 
 /// The duration of each measurement.
 const DURATION: Duration = Duration::from_secs(8);
-/// The numbers of concurrent calls to try; the service has its highest rate with one of them.
+/// The numbers of concurrent calls to try. One of them reaches the highest rate of the service.
 const CONCURRENCY: [usize; 3] = [64, 256, 1024];
 /// The longest time until an excess call is rejected.
 const REJECTION_LIMIT: Duration = Duration::from_millis(100);
@@ -152,11 +152,11 @@ async fn overload(times: f64, database: &str) -> Result<()> {
     service.stop()
 }
 
-/// The number of measurements of each service.
+/// The number of measurements per service.
 const ROUNDS: usize = 4;
 
 async fn collector(rate: u32) -> Result<()> {
-    // Connections wait in the accept queue, and what they send is never read.
+    // Connections wait in the accept queue, and data sent on them is never read.
     let silent_collector = std::net::TcpListener::bind("127.0.0.1:0")?;
     let endpoint = format!("http://{}", silent_collector.local_addr()?);
     let traced = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];

@@ -30,7 +30,7 @@ pub fn slow() -> impl Iterator<Item = String> {
     (0..30).map(|n| format!("slow-{n}"))
 }
 
-/// The interval of checking whether the service is ready.
+/// The interval at which the service is checked for readiness.
 const POLL: Duration = Duration::from_millis(20);
 
 pub struct Service {
@@ -39,7 +39,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the service. `apart` gives it a core of its own.
+    /// Starts the service. If `apart` is set, the service gets a core of its own.
     pub fn start(apart: bool, database: &str, environment: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let ids = ["home".to_owned(), FAST.to_owned()].into_iter().chain(slow());

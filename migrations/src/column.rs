@@ -1,6 +1,6 @@
 //! Column and table builders that the steps share.
 //!
-//! Names compare byte by byte in every database and under every server locale: ids differ in case alone.
+//! Names compare byte by byte in every database and under every server locale, because ids may differ only in case.
 
 use sea_orm_migration::{prelude::*, sea_orm::DbBackend};
 
@@ -22,67 +22,67 @@ fn binary(backend: DbBackend, name: &'static str, length: u32) -> ColumnDef {
     column
 }
 
-/// An id.
+/// A required column for an id.
 pub fn id(backend: DbBackend, name: &'static str) -> ColumnDef {
     binary(backend, name, ID_LENGTH).not_null().take()
 }
 
-/// An id or NULL.
+/// A nullable column for an id.
 pub fn nullable_id(backend: DbBackend, name: &'static str) -> ColumnDef {
     binary(backend, name, ID_LENGTH).null().take()
 }
 
-/// The name or the location of an image in a store.
+/// A required column for the name or the location of an image in a store.
 pub fn store_name(backend: DbBackend, name: &'static str) -> ColumnDef {
     binary(backend, name, NAME_LENGTH).not_null().take()
 }
 
-/// A digest of any algorithm that OCI registers.
+/// A required column for a digest of any algorithm that OCI registers.
 pub fn digest(backend: DbBackend, name: &'static str) -> ColumnDef {
     binary(backend, name, DIGEST_LENGTH).not_null().take()
 }
 
-/// A digest or NULL.
+/// A nullable column for a digest.
 pub fn nullable_digest(backend: DbBackend, name: &'static str) -> ColumnDef {
     binary(backend, name, DIGEST_LENGTH).null().take()
 }
 
-/// One word of a fixed set, such as a state.
+/// A required column for one word of a fixed set, such as a state.
 pub fn word(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).string_len(16).not_null().take()
 }
 
-/// One word of a fixed set or NULL.
+/// A nullable column for one word of a fixed set.
 pub fn nullable_word(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).string_len(16).null().take()
 }
 
-/// A text of any length.
+/// A required text column without a length limit.
 pub fn text(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).text().not_null().take()
 }
 
-/// A text of any length or NULL.
+/// A nullable text column without a length limit.
 pub fn nullable_text(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).text().null().take()
 }
 
-/// A signed 64-bit number, 0 by default.
+/// A signed 64-bit column that defaults to 0.
 pub fn number(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).big_integer().not_null().default(0).take()
 }
 
-/// A signed 64-bit number or NULL.
+/// A nullable signed 64-bit column.
 pub fn nullable_number(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).big_integer().null().take()
 }
 
-/// A truth value, false by default.
+/// A boolean column that defaults to false.
 pub fn boolean(name: &'static str) -> ColumnDef {
     ColumnDef::new(Alias::new(name)).boolean().not_null().default(false).take()
 }
 
-/// A table with a primary key.
+/// A table with the given columns and primary key.
 pub fn table(name: &'static str, key: &[&'static str], columns: Vec<ColumnDef>) -> TableCreateStatement {
     let mut table = Table::create().table(Alias::new(name)).take();
     for mut column in columns {

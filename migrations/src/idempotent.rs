@@ -1,8 +1,8 @@
 //! Schema changes that can be applied twice.
 //!
-//! MySQL and MariaDB commit at every change of the schema. A step that was interrupted there has been applied in part
-//! and is applied again as a whole, so each change first checks whether it has been made. Steps change the schema
-//! through these functions alone.
+//! MySQL and MariaDB commit at every change of the schema, so that an interrupted step may be partially applied. The
+//! step is applied again as a whole, and each change first checks whether it has already been made. Steps change the
+//! schema only through these functions.
 
 use sea_orm_migration::{
     prelude::*,
@@ -32,7 +32,7 @@ pub async fn create_clustered_table(manager: &SchemaManager<'_>, mut table: Tabl
     execute(manager, format!("{} WITHOUT ROWID", table.if_not_exists().to_string(SqliteQueryBuilder))).await
 }
 
-/// Creates an index by a `CREATE INDEX` statement unless the table has one of that name.
+/// Creates an index with a `CREATE INDEX` statement unless the table has one of that name.
 pub async fn create_index(
     manager: &SchemaManager<'_>,
     table: &'static str,

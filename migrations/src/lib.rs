@@ -1,4 +1,4 @@
-//! The database schema of appferry, one module a step. A released step is never changed; changes are further steps.
+//! The database schema of appferry, with one module per step. A released step never changes; changes are further steps.
 //! Steps change the schema through [`idempotent`], so that an interrupted step can be applied again.
 
 pub use migrate::{Error, is_locked, migrate};

@@ -1,4 +1,4 @@
-//! Application of the pending steps, safe against interruption at any point.
+//! Applies the pending steps. A migration may be interrupted at any point.
 //!
 //! All steps run on one connection and in one transaction that holds the migration lock: SQLite and PostgreSQL commit
 //! all steps and the rows that record them together or not at all. On MySQL and MariaDB, where a schema change commits
@@ -16,7 +16,7 @@ use sea_orm_migration::{
 
 use crate::Migrator;
 
-/// Key of PostgreSQL's advisory lock for migrations. MySQL and MariaDB have a named lock, SQLite its write lock.
+/// Key of PostgreSQL's advisory lock for migrations. MySQL and MariaDB use a named lock, SQLite its write lock.
 const LOCK_KEY: i64 = 0x6170_7066_6572_7279;
 
 /// Errors of a migration.
@@ -76,7 +76,7 @@ async fn lock(transaction: &DatabaseTransaction, wait: Duration) -> Result<(), E
     Ok(())
 }
 
-/// Distinguishes a lock that was not acquired in time from other errors.
+/// Returns [`Error::Locked`] for a lock that was not acquired in time, and [`Error::Database`] for other errors.
 fn lock_error(error: DbErr) -> Error {
     if is_locked(&error) { Error::Locked } else { Error::Database(error) }
 }

@@ -12,15 +12,15 @@ use crate::{
     db::Db,
     domain::Clock,
     identity::{CurrentAuthenticator, JwksFetcher},
-    region::Backend,
     reload::Access,
     server::{self, Dependencies, Health, Listener, ListenerSettings, Proxies, StatusPage, Tls},
+    storage::Backend,
 };
 
 /// A bound listener and its address.
 pub type Bound = (Listener, SocketAddr);
 
-/// The bound listeners of a process that accepts calls, with everything that can fail before the database is opened.
+/// The bound listeners and all other parts of the frontend that can fail before the database is opened.
 pub struct Sockets {
     grpc: Bound,
     openapi: Option<Bound>,
@@ -31,7 +31,7 @@ pub struct Sockets {
     audit_task: JoinHandle<()>,
 }
 
-/// The running frontend; all fields are empty for a worker alone.
+/// The running frontend. All fields are empty in a process that runs only a worker.
 #[derive(Default)]
 pub struct Frontend {
     /// The address of the gRPC listener.
@@ -67,7 +67,7 @@ impl Sockets {
             }
             None => None,
         };
-        // Last, because it starts a task that has to be joined.
+        // Started last, because it starts a task that has to be joined.
         let failed = |source| Error::Audit { destination: config.audit.to.clone(), source };
         let (audit, audit_task) =
             Audit::start(config.audit.destination(), config.audit.sample_allowed).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! The composition root: builds every part of the service, starts its tasks, and shuts them down in order.
+//! The composition root: builds every part of the service, starts its tasks, and shuts them down in a fixed order.
 
 mod frontend;
 mod settings;
@@ -24,18 +24,19 @@ use crate::{
     descriptors,
     domain::{RegionId, relay::Topology},
     metrics,
-    region::{self, Backend},
     reload::{Access, Reload},
     server::{
         self, Health, TlsError,
         health::{PublishedHealth, Readiness},
     },
+    storage::{self, Backend},
     telemetry,
     worker::{Maintenance, Worker},
 };
 
 /// Why the service can't start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Error {
     /// The configuration is invalid.
     #[error(transparent)]
@@ -48,15 +49,10 @@ pub enum Error {
     Db(#[from] db::Error),
     /// A region's store can't be opened.
     #[error("failed to open the store of region {region}: {source}")]
-    Store {
-        /// The region.
-        region: RegionId,
-        /// The error of the store.
-        source: Box<region::Error>,
-    },
+    Store { region: RegionId, source: Box<storage::Error> },
     /// The client of Alibaba Cloud can't be built.
     #[error("alibaba: {0}")]
-    Provider(#[source] region::Error),
+    Provider(#[source] storage::Error),
     /// The reflection service can't be built.
     #[error("failed to build the reflection service")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -80,9 +76,8 @@ pub enum Error {
     /// A listener can't be bound.
     #[error("{key}: failed to listen on {address}: {source}")]
     Listen {
-        /// The configuration key that has the address.
+        /// The configuration key that sets the address.
         key: &'static str,
-        /// The address.
         address: SocketAddr,
         /// The error of the operating system.
         source: io::Error,
@@ -103,9 +98,9 @@ pub enum Role {
 /// The tokens that stop the parts of a service, in the order in which a shutdown cancels them.
 #[derive(Debug, Clone, Default)]
 struct StopTokens {
-    /// The service reports that it is not ready; calls are still accepted.
+    /// The service reports that it is not ready, but still accepts calls.
     drain: CancellationToken,
-    /// No more calls are accepted, streams end, and workers release their claims.
+    /// The service accepts no more calls, streams end, and workers release their claims.
     stop: CancellationToken,
     /// Open connections are cut.
     abandon: CancellationToken,
@@ -120,9 +115,9 @@ pub struct Service {
     openapi_address: Option<SocketAddr>,
     http_address: Option<SocketAddr>,
     _ownership: db::Ownership,
-    /// The admin listener: probes, metrics and the status page.
+    /// The task of the admin listener, which serves probes, metrics and the status page.
     admin: Option<JoinHandle<()>>,
-    /// Writes the audit log. Ends after everything that makes decisions, the status page included.
+    /// The task that writes the audit log. It ends after all tasks that make decisions, including the status page.
     audit: Option<JoinHandle<()>>,
     health: Option<Health>,
     state: Db,
@@ -141,7 +136,7 @@ impl Service {
         let regions = config.regions()?;
         let topology = config.topology()?;
         let worker_regions = config.worker.served(&regions)?;
-        // Before the first measurement.
+        // Must precede the first measurement.
         telemetry::metrics::start(config.http.is_some())?;
         let clock = crate::system_clock();
         let backend = backend(config, &clock)?;
@@ -164,7 +159,7 @@ impl Service {
             frontend.unwrap_or_default();
         let http_address = admin.as_ref().map(|(_, address)| *address);
         let (readiness_sender, readiness) = watch::channel(Readiness::Ready);
-        // It answers until the end of the shutdown, because it reports that the service is shutting down.
+        // The admin listener runs until the end of the shutdown, to report that the service is shutting down.
         let admin = admin.map(|(listener, _)| {
             tokio::spawn(listener.serve(server::admin(readiness, page), tokens.state.clone(), tokens.state.clone()))
         });
@@ -200,25 +195,25 @@ impl Service {
         self.reload.notify_one();
     }
 
-    /// The address of the gRPC listener; `None` for a worker alone.
+    /// Returns the address of the gRPC listener; `None` for a worker alone.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
-    /// The address of the listener for the original's HTTP form; `None` without `[openapi]`.
+    /// Returns the address of the listener for the original's HTTP form; `None` without `[openapi]`.
     #[must_use]
     pub fn openapi_address(&self) -> Option<SocketAddr> {
         self.openapi_address
     }
 
-    /// The address of the admin listener for probes and Prometheus; `None` without `[http]`.
+    /// Returns the address of the admin listener for probes and Prometheus; `None` without `[http]`.
     #[must_use]
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
     }
 
-    /// The longest time that [`Self::shutdown`] takes.
+    /// Returns the longest time that [`Self::shutdown`] takes.
     #[must_use]
     pub fn shutdown_limit(&self) -> Duration {
         self.drain_time + self.shutdown_time

@@ -1,4 +1,4 @@
-//! Converts sections of the configuration into the settings of the parts.
+//! Converts sections of the configuration into the settings of the service's parts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,6 @@ pub fn listener(config: &Config, connections: usize, http1: bool) -> ListenerSet
     }
 }
 
-/// The trusted proxies.
 pub fn proxies(config: &Config) -> Arc<Proxies> {
     Arc::new(config.server.proxies())
 }
@@ -36,7 +35,7 @@ pub fn deadlines(config: &Config) -> Deadlines {
     Deadlines { default, longest, stream }
 }
 
-/// The settings of the maintenance that `id` does while it is the leader.
+/// The settings of the maintenance that the worker `id` performs while it is the leader.
 pub fn maintenance(config: &Config, id: WorkerId) -> Result<MaintenanceSettings, Error> {
     Ok(MaintenanceSettings {
         id,

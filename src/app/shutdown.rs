@@ -1,4 +1,4 @@
-//! The shutdown of a running service, in order and within a deadline.
+//! Shuts down a running service in a fixed order and within a deadline.
 
 use tokio::{
     task::JoinHandle,
@@ -13,13 +13,13 @@ use crate::{db::Db, server};
 enum Stage {
     /// Calls and copies in flight finish.
     Calls = 60,
-    /// They finish after their connections were cut.
+    /// Calls and copies finish after their connections were cut.
     CutCalls = 70,
     /// The tasks of the database end.
     StateTasks = 75,
     /// The admin listener ends.
     Admin = 78,
-    /// The audit log is written.
+    /// The last lines of the audit log are written.
     Audit = 82,
     /// The connections to the database are closed.
     Database = 86,
@@ -35,9 +35,9 @@ pub enum Shutdown {
 }
 
 impl Service {
-    /// Shuts the service down in order: reports that it is not ready, stops accepting calls, finishes those in flight,
-    /// releases leases, closes the database. Returns within [`Self::shutdown_limit`], even if clients, stores or the
-    /// database hang.
+    /// Shuts the service down in this order: reports that it is not ready, stops accepting calls, finishes the calls in
+    /// flight, releases leases, and closes the database. Returns within [`Self::shutdown_limit`], even if clients,
+    /// stores or the database hang.
     pub async fn shutdown(self) -> Shutdown {
         if let Some(health) = &self.health {
             server::health::set(health, tonic_health::ServingStatus::NotServing).await;
@@ -71,7 +71,7 @@ impl Service {
         if let Some(task) = self.admin
             && !matches!(timeout_at(deadline(Stage::Admin), task).await, Ok(Ok(())))
         {
-            tracing::warn!("the admin listener did not end in order");
+            tracing::warn!("the admin listener did not shut down cleanly");
         }
         if let Some(task) = self.audit
             && timeout_at(deadline(Stage::Audit), task).await.is_err()

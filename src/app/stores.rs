@@ -6,13 +6,14 @@ use super::Error;
 use crate::{
     config::{self, Config, StoreSettings},
     domain::Clock,
-    region::{
-        self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, guard::Guard, open_bucket,
+    storage::{
+        self, Backend, DirStore, Ecs, Egress, RegistryClient, RegistryStore, Store, Stores, open_bucket,
+        ssrf_guard::Guard,
     },
 };
 
-/// The part of `worker.stall_ms` after which a store gives up by itself. It is less than the whole, so that the error
-/// of the store, which names the cause, comes before the error of the attempt.
+/// The fraction of `worker.stall_ms` after which a store gives up by itself. It is less than 1, so that the store's
+/// error, which names the cause, comes before the error of the attempt.
 const STORE_STALL: f64 = 0.75;
 
 /// Opens the stores of the configured regions, or the client of ECS.
@@ -33,7 +34,7 @@ pub fn backend(config: &Config, clock: &Clock) -> Result<Backend, Error> {
     }
 }
 
-fn open(settings: StoreSettings, stall: Duration) -> region::Result<Arc<dyn Store>> {
+fn open(settings: StoreSettings, stall: Duration) -> storage::Result<Arc<dyn Store>> {
     match settings {
         StoreSettings::Dir { path, keep_free } => {
             Ok(Arc::new(DirStore::new(path).keeping_free(keep_free).stalling_after(stall)))

@@ -1,6 +1,6 @@
-//! The audit log: one JSON line per decision. A thread of its own writes the lines in order, from a bounded queue.
+//! The audit log: one JSON line per decision. A separate thread writes the lines in order, from a bounded queue.
 //!
-//! A call whose decision finds no room in the queue for a second is rejected, so that no action is performed without a
+//! A call is rejected if the queue has no room for its decision for a second, so that no action is performed without a
 //! record.
 
 mod writer;
@@ -30,7 +30,7 @@ use crate::{
 const QUEUE: usize = 4_096;
 /// Initial capacity of a line's buffer, in bytes; most lines are shorter.
 const LINE_CAPACITY: usize = 512;
-/// Longest wait of a decision for room in the queue.
+/// Maximum time that a decision waits for room in the queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where the log is written.
@@ -44,8 +44,9 @@ pub enum Destination {
     File(PathBuf),
 }
 
-/// A decision. Contains no secrets.
+/// The record of a decision. Contains no secrets.
 #[derive(Clone, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Record<'a> {
     /// Time of the decision.
     #[serde(serialize_with = "serialize_display")]
@@ -62,11 +63,10 @@ pub struct Record<'a> {
     pub authenticated_by: Option<&'static str>,
     /// Path of the method; `None` if the method is unknown.
     pub method: Option<&'a str>,
-    /// The RAM action.
+    /// The RAM action that the method requires.
     pub action: Option<&'a str>,
-    /// The RAM resource.
+    /// The RAM resource that the action is performed on.
     pub resource: Option<Truncated<'a>>,
-    /// The decision.
     pub decision: Verdict,
     /// The policy statement that decided, or why the credential was rejected.
     pub reason: Truncated<'a>,
@@ -99,16 +99,16 @@ fn serialize_display_option<S: serde::Serializer>(
     }
 }
 
-/// Longest text of a record whose length a caller can choose, in characters.
+/// Maximum length, in characters, of texts whose length a caller can choose.
 const MAX_TEXT: usize = 400;
 
-/// A text that is cut after `MAX_TEXT` characters.
+/// A text that is cut off after `MAX_TEXT` characters.
 #[derive(Clone, Copy)]
 pub struct Truncated<'a>(pub &'a (dyn Display + Sync));
 
 impl Display for Truncated<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Writes up to a number of characters, then an ellipsis; then fails.
+        /// Writes up to a number of characters and an ellipsis, and then fails.
         struct TruncatingWriter<'a, 'f>(&'a mut fmt::Formatter<'f>, usize);
         impl fmt::Write for TruncatingWriter<'_, '_> {
             fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -137,12 +137,12 @@ impl Serialize for Truncated<'_> {
     }
 }
 
-/// A number of calls that were rejected without a valid credential, beyond the rate of records.
+/// A summary of rejected calls without a valid credential that exceeded the rate of individual records.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct RejectionSummary {
-    /// Time of the summary.
     pub time: Timestamp,
-    /// The callers' address; `None` for several addresses.
+    /// The callers' address; `None` if the summary covers several addresses.
     pub source_ip: Option<IpAddr>,
     /// Number of calls since the last summary.
     pub refused: u64,
@@ -169,7 +169,7 @@ enum Entry {
 /// State that the writer shares with [`Audit`].
 #[derive(Debug, Default)]
 struct WriterState {
-    /// Whether a decision found no room in time, and nothing was written since.
+    /// Whether a decision found no room in time and nothing has been written since.
     blocked: AtomicBool,
     /// Whether the writer has to reopen the file.
     reopen: AtomicBool,
@@ -180,7 +180,7 @@ struct WriterState {
 #[error("the audit log can't be written")]
 pub struct Blocked;
 
-/// Records decisions.
+/// Records decisions in the audit log.
 #[derive(Debug, Clone)]
 pub struct Audit {
     entries: mpsc::Sender<Entry>,
@@ -191,7 +191,7 @@ pub struct Audit {
 
 impl Audit {
     /// Opens the log and starts the writer. Records all denied calls, and the fraction `sample_allowed` of the allowed
-    /// ones. The task ends after the last line, once all clones are dropped.
+    /// calls. The task ends when all clones are dropped and the last line is written.
     ///
     /// # Errors
     ///
@@ -205,8 +205,8 @@ impl Audit {
         Ok((Self { entries, state, sample_allowed }, task))
     }
 
-    /// Records a decision, unless sampling leaves it out. If the queue is full, returns the record, which the caller
-    /// has to wait for.
+    /// Records a decision, unless sampling leaves it out. If the queue is full, returns the record, and the caller has
+    /// to wait for it.
     #[must_use]
     pub fn record(&self, record: &Record<'_>) -> Option<PendingRecord> {
         if record.decision == Verdict::Allow
@@ -233,12 +233,12 @@ impl Audit {
             return Some(PendingRecord { audit: self.clone(), line: None });
         }
         text.push(b'\n');
-        // The channel is open as long as `self` lives: an error means that it is full.
+        // The channel is open as long as `self` lives, so an error means that it is full.
         let full = self.entries.try_send(Entry::Line(text)).err()?;
         Some(PendingRecord { audit: self.clone(), line: Some(full.into_inner()) })
     }
 
-    /// Reopens the file, after it was renamed by log rotation.
+    /// Reopens the file, for example after log rotation has renamed it.
     pub fn reopen(&self) {
         self.state.reopen.store(true, Ordering::Release);
         // Wakes an idle writer; if the queue is full, the writer is busy and checks the flag anyway.
@@ -261,12 +261,12 @@ pub struct PendingRecord {
 }
 
 impl PendingRecord {
-    /// Waits for room in the queue, for a second at most; not at all if an earlier wait failed and nothing was written
-    /// since.
+    /// Waits for room in the queue, for a second at most. Does not wait if an earlier wait failed and nothing has been
+    /// written since.
     ///
     /// # Errors
     ///
-    /// Fails if there is no room: the call has to be rejected.
+    /// Fails if there is no room. The call has to be rejected then.
     pub async fn wait(self) -> Result<(), Blocked> {
         let Self { audit, line } = self;
         let Some(line) = line else {
@@ -280,7 +280,7 @@ impl PendingRecord {
         metrics::record_unaudited_call();
         if !audit.state.blocked.swap(true, Ordering::AcqRel) {
             tracing::error!(
-                "the audit log can't be written and its queue is full; calls are rejected until it is written again"
+                "the audit log can't be written and its queue is full; calls are rejected until it is writable again"
             );
         }
         Err(Blocked)

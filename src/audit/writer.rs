@@ -15,7 +15,7 @@ use crate::metrics;
 
 /// Maximum number of lines per write.
 const BATCH: usize = 1_024;
-/// Size of the buffer of unwritten lines from which the queue is no longer drained, in bytes.
+/// Size in bytes of the buffer of unwritten lines above which the queue is no longer drained.
 const MAX_BUFFERED: usize = 4 << 20;
 /// Pause between writes, so that the thread is not woken for each line.
 const BATCH_PAUSE: Duration = Duration::from_millis(5);
@@ -50,16 +50,17 @@ pub(super) fn run(
         }
         buffer.write(&mut out, to);
         reopen(&mut out, to, state, &mut buffer);
-        // A full buffer stops draining the queue: it fills up, and calls are rejected instead of lines lost.
+        // While the buffer is full, the queue is not drained. The queue fills up, and calls are rejected before lines
+        // are lost.
         while buffer.failing && buffer.lines.len() > MAX_BUFFERED && !queue.is_closed() {
             pause(RETRY);
             buffer.write(&mut out, to);
             reopen(&mut out, to, state, &mut buffer);
         }
         if !buffer.failing && state.blocked.swap(false, Ordering::AcqRel) {
-            tracing::warn!("audit log is written again; calls are accepted again");
+            tracing::warn!("audit log is writable again; calls are accepted again");
         }
-        // No pause if calls may be waiting for room in the queue.
+        // Skips the pause if calls may be waiting for room in the queue.
         if queue.len() < QUEUE / 4 {
             pause(BATCH_PAUSE);
         }
@@ -113,14 +114,14 @@ impl WriteBuffer {
         // A partially written line is continued by the next write.
         self.lines.drain(..written);
         match &result {
-            // Logged once, not at each retry.
+            // Logs only the first failure, not the failure of each retry.
             Err(error) if !self.failing => {
                 tracing::error!(
                     %error, ?to,
                     "failed to write the audit log; retrying, and buffering decisions until calls have to be rejected"
                 );
             }
-            Ok(()) if self.failing => tracing::warn!("audit log is written again"),
+            Ok(()) if self.failing => tracing::warn!("audit log is writable again"),
             _ => {}
         }
         self.failing = result.is_err();

@@ -8,7 +8,7 @@ use super::{Error, Result, data_dir};
 use crate::{
     client::{Builder, Client},
     domain::ForeignText,
-    server_trust,
+    storage::server_trust,
 };
 
 /// The address of the service and the caller's credentials.
@@ -20,7 +20,8 @@ pub struct Connection {
     /// The file with the bearer token. Default: `$APPFERRY_TOKEN`, or for a local service the token in ./appferry-data.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// A file with certificates in PEM form, of authorities or of servers, that are trusted in addition to the system's.
+    /// A file with certificates in PEM form, of authorities or of servers, that are trusted in addition to the
+    /// system's.
     #[arg(long, env = "APPFERRY_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// The file with the client certificate in PEM form, in place of a token.
@@ -38,7 +39,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A client builder with the client certificate, but without a token.
+    /// Returns a client builder with the client certificate, but without a token.
     pub fn builder(&self) -> Result<Builder> {
         let pem = |file: &PathBuf| fs::read(file).map_err(Error::local(format!("failed to read {}", file.display())));
         let mut builder = Client::builder(&self.endpoint);
@@ -61,7 +62,7 @@ impl Connection {
     pub async fn client(&self) -> Result<Client> {
         let builder = self.builder()?;
         self.check_secrecy()?;
-        // Connects before the token is read: an unreachable service is the more important error than a missing token.
+        // Connects before it reads the token: an unreachable service is a more important error than a missing token.
         let channel = builder.channel().await?;
         let builder = match self.token()? {
             Some(token) => builder.token(token),
@@ -81,7 +82,7 @@ impl Connection {
             .with_hint("use an https URL, or --allow-plaintext on a trusted network"))
     }
 
-    /// Whether the service is on this machine.
+    /// Returns whether the service is on this machine.
     fn is_local(&self) -> bool {
         let host = self.endpoint.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
         host.is_some_and(|host| {
@@ -97,7 +98,7 @@ impl Connection {
             (None, None) => match token_variable() {
                 Some(token) => token,
                 None if self.certificate_file.is_some() => return Ok(None),
-                // The administrator's token of a local service is never sent to another machine.
+                // The administrator's token of a local service must not be sent to another machine.
                 None if self.is_local() => read_token(&PathBuf::from(data_dir::DIRECTORY).join(data_dir::TOKEN))?,
                 None => {
                     let hint = format!(

@@ -23,7 +23,7 @@ const DATABASE: &str = "state.db";
 const LOG: &str = "state.db-wal";
 /// The file that records that a database was created.
 const MARKER: &str = "database-created";
-/// The format of the directory, raised when an older version can't use it.
+/// The version of the directory's format. It is raised when older versions can't use the directory.
 const FORMAT: &str = "1";
 const HOME: &str = "cn-hangzhou";
 const REGIONS: [&str; 4] = [HOME, "cn-shanghai", "cn-beijing", "cn-shenzhen"];
@@ -64,13 +64,14 @@ impl DataDirectory {
         Ok(Self { path: path.to_owned(), token, _lock: lock })
     }
 
-    /// The configuration of the directory, overridden by the environment.
+    /// Returns the configuration of the directory, overridden by the environment.
     pub fn config(&self) -> Result<Config> {
         let token = format!("token_sha256 = \"{}\"\n", hex::encode(Sha256::digest(&self.token)));
         Config::parse(&(settings(&self.path) + &token)).map_err(Error::local("invalid configuration"))
     }
 
-    /// Creates the database or migrates its schema, and records that it was created. Returns the number of migrations.
+    /// Creates the database or migrates its schema, and records that the database was created. Returns the number of
+    /// applied migrations.
     pub async fn migrate(&self, config: &Config) -> Result<usize> {
         let count =
             db::migrate(&config.database.settings()).await.map_err(Error::local("failed to migrate the database"))?;
@@ -79,23 +80,24 @@ impl DataDirectory {
         Ok(count)
     }
 
-    /// The administrator's token.
+    /// Returns the administrator's token.
     pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// The file with the administrator's token.
+    /// Returns the path of the file with the administrator's token.
     pub fn token_file(&self) -> PathBuf {
         self.path.join(TOKEN)
     }
 
-    /// The directory of a region's images.
+    /// Returns the path of the directory with a region's images.
     pub fn region(&self, region: &str) -> PathBuf {
         self.path.join("regions").join(region)
     }
 }
 
-/// The configuration of the directory without the administrator's token, which the stores and policies do not need.
+/// Returns the configuration of the directory at `path`, without the administrator's token: the stores and policies do
+/// not need it.
 pub fn config(path: &Path) -> Result<Config> {
     Config::parse(&settings(path)).map_err(Error::local("invalid configuration"))
 }
@@ -117,11 +119,11 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Rejects a file or directory that another user owns or can write to: it could have a token or a database of that
-/// user. One that does not exist is accepted.
+/// Rejects a file or directory that another user owns or can write to, because that user could have put a token or a
+/// database into it. Accepts a path that does not exist.
 fn check_owner(path: &Path) -> Result<()> {
     let failed = || Error::local(format!("failed to check the owner of {}", path.display()));
-    // The link itself, if it is one, and its target.
+    // Checks a symbolic link itself and its target.
     for metadata in [fs::symlink_metadata(path), fs::metadata(path)] {
         let metadata = match metadata {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -147,8 +149,8 @@ fn check_owner(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Rejects a directory of another version. A missing or empty format is that of a new directory or of an interrupted
-/// first start.
+/// Rejects a directory with the format of another version. Without a format, the directory is new or its first start
+/// was interrupted.
 fn check_format(path: &Path) -> Result<()> {
     let file = path.join("format");
     let failed = || Error::local(format!("failed to read or write {}", file.display()));
@@ -164,7 +166,7 @@ fn check_format(path: &Path) -> Result<()> {
     }
 }
 
-/// Rejects a directory whose database was created before and is missing, empty or truncated now: a new empty one would
+/// Rejects a directory whose database was created before and is now missing or damaged: a new, empty database would
 /// hide the loss.
 fn check_database(path: &Path) -> Result<()> {
     let marker = path.join(MARKER);
@@ -185,7 +187,7 @@ fn check_database(path: &Path) -> Result<()> {
     }
 }
 
-/// The damage of an SQLite file, by its length and its header
+/// Returns the damage that the length and the header of an SQLite file show
 /// (<https://sqlite.org/fileformat2.html#the_database_header>).
 fn damage(file: &File, log: &Path) -> io::Result<Option<&'static str>> {
     let length = file.metadata()?.len();
@@ -205,7 +207,7 @@ fn damage(file: &File, log: &Path) -> io::Result<Option<&'static str>> {
         size => size,
     };
     let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
-    // Pages in the log may be missing in the file until the next checkpoint.
+    // Until the next checkpoint, pages that are in the log may be missing in the file.
     let is_logged = fs::metadata(log).is_ok_and(|log| log.len() > 0);
     Ok((!is_logged && length < pages * page).then_some("is truncated"))
 }
@@ -220,7 +222,7 @@ fn token(path: &Path) -> io::Result<String> {
     Ok(token)
 }
 
-/// Reads a file; `None` if it does not exist.
+/// Reads a file. Returns `None` if it does not exist.
 fn read(path: &Path) -> io::Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -229,7 +231,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Writes a file atomically: after a crash it has either all of the new content or the old one.
+/// Writes a file atomically: after a crash, it has either the complete new content or the old content.
 fn write_whole(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();

@@ -18,10 +18,10 @@ use crate::{
     app::{self, Role, Service},
     contract::v1::SynchronizeAppRequest,
     domain::ImageName,
-    region::{Backend, MovedName, Store, verify},
+    storage::{Backend, MovedName, Store, verify},
 };
 
-/// The log filter. Log lines would interrupt the progress bars.
+/// The log filter. More log lines would interrupt the progress bars.
 pub const LOG: &str = "warn";
 
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let directory = DataDirectory::open(Path::new(data_dir::DIRECTORY))?;
     let mut config = directory.config()?;
     if arguments.exit {
-        // Any free port: no other program calls the service.
+        // Any free port will do, because no other program calls the service.
         config.server.listen.set_port(0);
     }
     directory.migrate(&config).await?;

@@ -17,16 +17,16 @@ use crate::{
     config::{Config, RegionProxy},
     db::{Db, RegionStore},
     domain::{RegionId, with_causes},
-    region::{self, Backend, Store},
+    storage::{self, Backend, Store},
     telemetry,
 };
 
 /// The time limit of each check.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
-/// The tolerated difference between the clocks of this machine and of the database: tokens and signatures are checked
-/// by the former, leases by the latter.
+/// The tolerated difference between the clocks of this machine, which checks tokens and signatures, and of the
+/// database, which checks leases.
 const SKEW: Duration = Duration::from_secs(5);
-/// The name of an image that no region has.
+/// The name of an image that no region has, which the check of ECS looks up.
 const PROBE_IMAGE: &str = "appferry-probe";
 
 #[derive(Debug, Args)]
@@ -97,7 +97,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     let clock = crate::system_clock();
     match app::backend(&config, &clock) {
         Ok(backend) => {
-            // The configuration has already been checked.
+            // Ignores errors, because the configuration has already been checked.
             let proxies = config.region_proxies().unwrap_or_default();
             print(probe_regions(&backend, &proxies).await)?;
             if let Backend::Stores(stores) = &backend {
@@ -123,7 +123,8 @@ fn configuration(file: Option<&Path>) -> std::result::Result<Config, String> {
     }
 }
 
-/// Checks that the database responds, has the current schema, accepts writes, and has the same time.
+/// Checks that the database responds, has the current schema, and accepts writes, and that its clock agrees with this
+/// machine's.
 async fn database(config: &Config) -> Vec<Finding> {
     let check = async {
         let stop = CancellationToken::new();
@@ -135,11 +136,11 @@ async fn database(config: &Config) -> Vec<Finding> {
         let after = crate::system_clock().now();
         stop.cancel();
         tasks.join().await;
-        // The connections end with the process at the latest.
+        // If closing fails, the connections end with the process.
         let _ = state.close().await;
         ready.map_err(|error| with_causes(&error))?;
         let time = time.map_err(|error| with_causes(&error))?;
-        // The time is ahead of the whole call, or behind it.
+        // The clocks differ only if the time of the database is before or after the whole call.
         Ok::<_, String>(after.until(time).max(time.until(before)))
     };
     let remedy = "check database.url, run `appferry migrate`, and make the database writable";
@@ -157,8 +158,8 @@ async fn database(config: &Config) -> Vec<Finding> {
     }
 }
 
-/// Finds suspended copies to regions that are not configured, and regions whose store has changed. An unreadable
-/// database is reported by its own check.
+/// Finds suspended copies to regions that are not configured, and regions whose store has changed. Another check
+/// reports an unreadable database.
 async fn recorded_regions(config: &Config) -> Vec<Finding> {
     let read = async {
         let stop = CancellationToken::new();
@@ -172,7 +173,7 @@ async fn recorded_regions(config: &Config) -> Vec<Finding> {
         let records = records.await;
         stop.cancel();
         tasks.join().await;
-        // The connections end with the process at the latest.
+        // If closing fails, the connections end with the process.
         let _ = state.close().await;
         records
     };
@@ -224,7 +225,7 @@ async fn probe_regions(backend: &Backend, proxies: &[RegionProxy]) -> Vec<Findin
 
 async fn probe(region: &RegionId, store: &dyn Store, proxy: Option<&RegionProxy>) -> Finding {
     let kind = store.kind().as_str();
-    match timeout(TIMEOUT, store.probe()).await.unwrap_or(Err(region::Error::Stalled("the store"))) {
+    match timeout(TIMEOUT, store.probe()).await.unwrap_or(Err(storage::Error::Stalled("the store"))) {
         Ok(free) => {
             let free = free.map(|free| format!(", {} free", print::bytes(i64::try_from(free).unwrap_or(i64::MAX))));
             Finding::good(region.as_str(), format!("{kind}: readable and writable{}", free.unwrap_or_default()))
@@ -236,27 +237,27 @@ async fn probe(region: &RegionId, store: &dyn Store, proxy: Option<&RegionProxy>
     }
 }
 
-/// The remedy of an error.
-fn remedy(error: &region::Error) -> &'static str {
+/// Returns the remedy for an error of a store.
+fn remedy(error: &storage::Error) -> &'static str {
     match error {
-        region::Error::Vanished(_) => "mount the file system of the directory, or correct the region's `store`",
-        region::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
+        storage::Error::Vanished(_) => "mount the file system of the directory, or correct the region's `store`",
+        storage::Error::Io { source, .. } if source.raw_os_error().is_some_and(is_descriptor_limit) => {
             "raise the limit of open files (`ulimit -n`, LimitNOFILE=)"
         }
-        region::Error::Unresponsive { .. } => "check the disk or the file server of the directory",
-        region::Error::Io { .. } => "give the user of the service read and write access",
-        region::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
+        storage::Error::Unresponsive { .. } => "check the disk or the file server of the directory",
+        storage::Error::Io { .. } => "give the user of the service read and write access",
+        storage::Error::Status { status, .. } if matches!(status.as_u16(), 401 | 403) => {
             "check the credentials of the region and their permissions"
         }
-        region::Error::Status { status, .. } if status.as_u16() == 404 => "create the namespace or the bucket",
-        region::Error::Credentials(_) => "check the file or the helper of the region's credentials",
-        region::Error::Transport { .. } | region::Error::Stalled(_) => {
+        storage::Error::Status { status, .. } if status.as_u16() == 404 => "create the namespace or the bucket",
+        storage::Error::Credentials(_) => "check the file or the helper of the region's credentials",
+        storage::Error::Transport { .. } | storage::Error::Stalled(_) => {
             "check that the store is running, and the address in the region's `store` or `endpoint`"
         }
-        region::Error::Forbidden { .. } => {
+        storage::Error::Forbidden { .. } => {
             "correct the region's `store`, or set `allow_loopback` for a service on this machine"
         }
-        region::Error::Elsewhere { advice, .. } => advice,
+        storage::Error::Elsewhere { advice, .. } => advice,
         _ => "see the error of the store",
     }
 }

@@ -8,7 +8,7 @@ use crate::{client, domain::with_causes};
 /// The result of a command.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a command failed.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The service rejected the call or can't be reached.
@@ -17,17 +17,15 @@ pub enum Error {
     /// The result is not the expected one.
     #[error("{problem}")]
     Failed {
-        /// The problem.
         problem: String,
-        /// What to do about it.
+        /// The suggested remedy.
         hint: Option<String>,
     },
     /// A local operation failed.
     #[error("{context}")]
     Local {
-        /// The operation that failed.
+        /// The failed operation, as a phrase such as `failed to read FILE`.
         context: String,
-        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A part of the service hung during the shutdown.
@@ -36,9 +34,8 @@ pub enum Error {
     /// The arguments are invalid.
     #[error("{problem}")]
     Usage {
-        /// The problem.
         problem: String,
-        /// What to do about it.
+        /// The suggested remedy.
         hint: Option<String>,
     },
 }
@@ -62,17 +59,17 @@ impl From<tonic::Status> for Error {
 }
 
 impl Error {
-    /// An unexpected result.
+    /// Creates the error of an unexpected result.
     pub fn failed(problem: impl Into<String>) -> Self {
         Self::Failed { problem: problem.into(), hint: None }
     }
 
-    /// Invalid arguments.
+    /// Creates the error of invalid arguments.
     pub fn usage(problem: impl Into<String>) -> Self {
         Self::Usage { problem: problem.into(), hint: None }
     }
 
-    /// Adds what to do about the error.
+    /// Adds a remedy to an unexpected result or a usage error. Other errors are unchanged.
     pub fn with_hint(self, advice: impl Into<String>) -> Self {
         let hint = Some(advice.into());
         match self {
@@ -82,7 +79,7 @@ impl Error {
         }
     }
 
-    /// Converts the error of a local operation, which `context` names.
+    /// Returns a function that converts the error of a local operation. `context` names the operation.
     pub fn local<E>(context: impl Into<String>) -> impl FnOnce(E) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -91,7 +88,7 @@ impl Error {
         move |error| Self::Local { context, source: error.into() }
     }
 
-    /// The exit status of the process.
+    /// Returns the exit status of the process.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Usage { .. } => 2,
@@ -100,7 +97,7 @@ impl Error {
         })
     }
 
-    /// What to do about the error.
+    /// Returns the suggested remedy.
     fn hint(&self) -> Option<&str> {
         match self {
             Self::Failed { hint, .. } | Self::Usage { hint, .. } => hint.as_deref(),
@@ -112,8 +109,8 @@ impl Error {
         }
     }
 
-    /// The lines for a terminal: the error, each cause, and the hint. A cause that the line before it ends with is left
-    /// out.
+    /// Returns the lines for a terminal: the error, each cause, and the hint. Omits a cause if the line before it ends
+    /// with the same text.
     pub fn report(&self) -> String {
         let mut lines = vec![format!("error: {self}")];
         let mut next = std::error::Error::source(self);

@@ -14,26 +14,26 @@ use crate::{
     config::Config,
     db::Db,
     domain::{Leftover, RegionId, Timestamp, with_causes},
-    region::Stores,
+    storage::Stores,
     worker::{self, SAFE_AGE},
 };
 
-/// The number of leftovers that are listed for each region, the largest first.
+/// The maximum number of leftovers that are listed for each region, the largest first.
 const LISTED: usize = 20;
 
-/// Lists the leftovers of each region. They are no problem, because the service removes them.
+/// Lists the leftovers of each region. Leftovers do not count as problems, because the service removes them.
 pub async fn findings(config: &Config, stores: &Stores) -> Vec<Finding> {
     let check = async {
         let Ok(regions) = config.regions() else { return Vec::new() };
         let stop = CancellationToken::new();
-        // An error of the database is reported by its own check.
+        // Another check reports an error of the database.
         let Ok((state, tasks)) = Db::open(&config.database.settings(), regions, stop.clone()).await else {
             return Vec::new();
         };
         let findings = survey(&state, stores).await;
         stop.cancel();
         tasks.join().await;
-        // The connections end with the process at the latest.
+        // If closing fails, the connections end with the process.
         let _ = state.close().await;
         findings
     };
@@ -47,7 +47,7 @@ async fn survey(state: &Db, stores: &Stores) -> Vec<Finding> {
         match worker::find_leftovers(state, region, &**store, now).await {
             Ok(leftovers) if leftovers.is_empty() => {}
             Ok(leftovers) => findings.extend(describe(region, &leftovers, now)),
-            // An unreachable store is reported by its own check; an error of the listing only here.
+            // Another check reports an unreachable store, but no other check lists leftovers.
             Err(error) => findings.push(Finding::good("leftovers", format!("{region}: {}", with_causes(&error)))),
         }
         match state.upload_abandoned(region).await {
@@ -67,7 +67,7 @@ async fn survey(state: &Db, stores: &Stores) -> Vec<Finding> {
     findings
 }
 
-/// A summary of a region's leftovers, and a line for each of the largest.
+/// Returns a summary of a region's leftovers, and a finding for each of the largest.
 fn describe(region: &RegionId, leftovers: &[Leftover], now: Timestamp) -> Vec<Finding> {
     let total = leftovers.iter().map(Leftover::bytes).sum();
     let hours = SAFE_AGE.as_secs() / 3_600;

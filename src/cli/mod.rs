@@ -35,10 +35,11 @@ use crate::{
     telemetry::{DEFAULT_LOG, Telemetry},
 };
 
-/// The limit of blocking threads, which are started as needed. A read or write of a directory blocks one for each blob.
-/// There must be more than all transfers together need, or readers would wait for writers that wait for them.
+/// The limit of blocking threads, which are started as needed. Reading or writing a blob in a directory blocks one.
+/// The limit must exceed the need of all transfers together; otherwise readers would wait for writers that in turn wait
+/// for them.
 const BLOCKING_THREADS: usize = 8_192;
-/// The time limit for the runtime's threads to end. Those that hang in the kernel are left behind.
+/// The time limit for the runtime's threads to end. Threads that hang in the kernel are left behind.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(100);
 
 /// Copies an HPC application's image from its home region to any number of other regions.

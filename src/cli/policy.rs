@@ -89,7 +89,8 @@ fn check(arguments: Check, now: Timestamp) -> Result<()> {
     if decision.is_allowed() { Ok(()) } else { Err(Error::failed(format!("denied: {reason}"))) }
 }
 
-/// The resource of a decision, checked against the contract: an action applies to all resources or to a single one.
+/// Returns the resource of a decision. Checks it against the contract, in which an action applies either to all
+/// resources or to a single one.
 fn resolve_resource(action: &str, given: Option<String>) -> Result<String> {
     let contract = Contract::load().map_err(Error::local("failed to load the contract"))?;
     let mut rows = contract.authorizations.iter().map(|(_, row)| row);
@@ -109,7 +110,7 @@ fn resolve_resource(action: &str, given: Option<String>) -> Result<String> {
     }
 }
 
-/// Parses a condition key and its value into `context`. Returns the value of a claim.
+/// Parses a condition key and its value into `context`. If the key is that of a claim, returns the claim instead.
 fn parse_context(pair: &str, config: &Config, context: &mut Context<'_>) -> Result<Option<Claim>> {
     let usage = |problem: String| Error::usage(format!("--context {pair}: {problem}"));
     let (name, value) = pair.split_once('=').ok_or_else(|| usage("not of the form KEY=VALUE".to_owned()))?;

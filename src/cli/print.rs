@@ -11,8 +11,8 @@ use crate::{
     domain::{ForeignText, printable_json, printable_lines},
 };
 
-/// Writes to standard output. Fails if the reader has closed it. Control characters are escaped, except line breaks:
-/// foreign texts must pass through [`ForeignText`] first.
+/// Writes text and a line break to standard output. Fails if the reader has closed it. Escapes control characters
+/// except line breaks, so foreign texts must pass through [`ForeignText`] first.
 pub fn line(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", printable_lines(text))
@@ -20,7 +20,7 @@ pub fn line(text: &str) -> Result<()> {
         .map_err(Error::local("failed to write to standard output"))
 }
 
-/// Writes to standard error. Errors are ignored, because the exit status has the result too.
+/// Writes text and a line break to standard error. Ignores errors, because the exit status also shows the result.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", printable_lines(text));
 }
@@ -32,7 +32,7 @@ pub fn message(name: &str, message: &impl prost::Message) -> Result<()> {
     line(&printable_json(&json.to_string()))
 }
 
-/// Formats a table. Cells may have foreign texts, which are escaped.
+/// Formats a table. Escapes the cells, which may have foreign texts.
 pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(ForeignText::message)).collect();
     let mut widths = heading.map(|h| h.chars().count());
@@ -42,7 +42,7 @@ pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String
         }
     }
     let render = |cells: [&str; N]| {
-        // Not a width argument of `format!`, which panics beyond 65,535.
+        // Pads by hand, because a width argument of `format!` panics beyond 65,535.
         let pad = |(cell, width): (&&str, usize)| format!("{cell}{}", " ".repeat(width - cell.chars().count()));
         let padded = cells.iter().zip(widths).map(pad);
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
@@ -91,18 +91,18 @@ pub fn bytes(count: i64) -> String {
     indicatif::BinaryBytes(count.unsigned_abs()).to_string()
 }
 
-/// The name of a state without its prefix.
+/// Returns the name of a synchronization's state without its prefix.
 pub fn synchronization_state(state: SynchronizationState) -> &'static str {
     state.as_str_name().trim_start_matches("SYNCHRONIZATION_STATE_")
 }
 
-/// The name of a region's state, marked if the copy is trusted without having been read.
+/// Returns the name of a region's state, with a mark if the copy is trusted without having been read.
 pub fn available_as(state: RegionState, verification: Verification) -> String {
     let trusted = if verification == Verification::Trusted { " (trusted)" } else { "" };
     format!("{}{trusted}", region_state(state))
 }
 
-/// The name of a state without its prefix.
+/// Returns the name of a region's state without its prefix.
 pub fn region_state(state: RegionState) -> &'static str {
     state.as_str_name().trim_start_matches("REGION_STATE_")
 }

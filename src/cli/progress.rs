@@ -15,7 +15,7 @@ use crate::{
 };
 
 const BAR: &str = "{prefix:16} {bar:28} {binary_bytes:>11}/{binary_total_bytes:<11} {binary_bytes_per_sec:>13}  {msg}";
-/// The template before the total is known.
+/// The template of a bar before the total is known.
 const WAITING: &str = "{prefix:16} {msg}";
 const TICK: Duration = Duration::from_millis(200);
 
@@ -31,13 +31,13 @@ struct RegionProgress {
 }
 
 impl Progress {
-    /// Draws bars if standard error is a terminal.
+    /// Creates a display that draws bars if standard error is a terminal, and prints lines otherwise.
     pub fn new() -> Self {
         let bars = io::stderr().is_terminal().then(MultiProgress::new);
         Self { bars, regions: BTreeMap::new() }
     }
 
-    /// Updates the bars, or prints changed lines.
+    /// Updates the bars, or prints the lines that have changed.
     pub fn show(&mut self, synchronization: &Synchronization) {
         for region in &synchronization.regions {
             let bars = self.bars.as_ref();
@@ -66,21 +66,21 @@ impl Progress {
     }
 }
 
-/// A bar for a single transfer.
+/// Returns a bar for a single transfer.
 pub fn bar(prefix: &str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_style(style(BAR)).with_prefix(prefix.to_owned());
     bar.enable_steady_tick(TICK);
     bar
 }
 
-/// Adds a bar for a region. It is drawn only once it is part of `bars`.
+/// Adds a bar for a region. The steady tick, which draws the bar, starts once the bar is part of `bars`.
 fn add_bar(bars: &MultiProgress, prefix: &str) -> ProgressBar {
     let bar = bars.add(ProgressBar::new(0).with_style(style(WAITING)).with_prefix(prefix.to_owned()));
     bar.enable_steady_tick(TICK);
     bar
 }
 
-/// Builds a style. The templates are constants that a test parses.
+/// Builds a style. The fallback is never used: the templates are constants, and a test parses them.
 fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")
@@ -114,7 +114,7 @@ fn message(region: &RegionSynchronization) -> String {
     }
 }
 
-/// A line that changes with the state and with every tenth of the bytes.
+/// Returns a line that changes with the region's state and with every tenth of the bytes.
 fn line(region: &RegionSynchronization) -> String {
     let done = region.bytes_copied.saturating_add(region.bytes_skipped);
     if region.state() == RegionState::Copying && region.bytes_total > 0 {

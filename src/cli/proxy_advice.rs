@@ -2,10 +2,11 @@
 
 use crate::{
     config::RegionProxy,
-    region::{ForwardProxy, ProxyTrial},
+    storage::{ForwardProxy, ProxyTrial},
 };
 
-/// Tries to reach a region through its proxy. Returns the remedy; `None` without a proxy, or if the proxy connects.
+/// Tries to reach a region through its proxy, and returns the remedy. Returns `None` if the region has no proxy or the
+/// proxy connects.
 pub async fn of(proxy: Option<&RegionProxy>) -> Option<String> {
     let proxy = proxy?;
     advice(proxy, &proxy.proxy.try_to_reach(&proxy.target).await)
@@ -35,7 +36,7 @@ fn advice(RegionProxy { region, key, proxy, target }: &RegionProxy, trial: &Prox
     })
 }
 
-/// The keys of the proxy's credentials. The proxy of a single region has none.
+/// Returns the keys of the proxy's credentials. The proxy of a single region has none, so its own key is returned.
 fn login_keys(key: &str) -> String {
     match key {
         "network.proxy" => "network.proxy_username and its password".to_owned(),

@@ -15,13 +15,14 @@ use crate::{
     config::Config,
 };
 
-/// Runs until SIGTERM or SIGINT, then shuts down in order. SIGHUP reloads access and logs.
+/// Runs a service until SIGTERM or SIGINT, then shuts it down cleanly. SIGHUP reloads the configuration of
+/// access and logs.
 pub async fn run(file: Option<PathBuf>, role: Role) -> Result<()> {
     let signals = Signals::receive().map_err(Error::local("failed to install the signal handlers"))?;
     let started = tokio::select! {
         started = start(file, role, &signals) => started?,
         () = signals.stop.cancelled() => {
-            tracing::info!("shutting down during the start");
+            tracing::info!("shutting down during startup");
             return Ok(());
         }
     };
@@ -67,7 +68,7 @@ async fn start(file: Option<PathBuf>, role: Role, signals: &Signals) -> Result<S
     if let Some(address) = service.address() {
         tracing::info!(%address, home = config.home.region, regions = config.region.len(), "serving");
         if let Some(address) = service.openapi_address() {
-            tracing::info!(%address, "serving the HTTP form of the original API");
+            tracing::info!(%address, "serving the HTTP form of the API");
         }
         if let Some(directory) = &directory {
             let token = directory.token_file();

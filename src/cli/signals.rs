@@ -1,8 +1,8 @@
 //! Handles the signals of a running service and enforces the time limit of its shutdown.
 //!
-//! A task of its own receives the signals, so that a start that hangs can be stopped too. SIGTERM and SIGINT start the
-//! shutdown and its time limit. A thread ends the process when the limit has passed, because the threads of the runtime
-//! or the reader of standard error may hang.
+//! A separate task receives the signals, so that a service that hangs during its start can be stopped too. SIGTERM and
+//! SIGINT start the shutdown and its time limit. A thread ends the process when the limit has passed, because the
+//! threads of the runtime or the reader of standard error may hang.
 
 use std::{
     io, process,
@@ -26,7 +26,7 @@ use crate::telemetry::logs;
 /// The exit status after a shutdown that did not complete in time.
 pub const SHUTDOWN_INCOMPLETE: u8 = 3;
 
-/// The time limit of a shutdown before the configuration is loaded.
+/// The time limit of a shutdown that starts before the configuration is loaded.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
 /// The time limit for writing the last log line.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
@@ -65,13 +65,13 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Sets the time limit of the shutdown, from the signal on.
+    /// Sets the time limit of the shutdown, which starts with the signal.
     pub fn limit_to(&self, limit: Duration) {
         self.limit.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
-/// Ends the process after `limit`, unless it has ended before.
+/// Ends the process after `limit`, unless the process ends earlier by itself.
 fn end_within(limit: Duration) {
     let watchdog = move || {
         let (_open, never) = mpsc::channel::<()>();

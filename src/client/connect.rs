@@ -14,7 +14,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::{Client, Error};
-use crate::{domain::Backoff, server_trust};
+use crate::{domain::Backoff, storage::server_trust};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit of a call, including its retries.
@@ -34,7 +34,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A builder for the service at an `http://` or `https://` URL.
+    /// Creates a builder for the service at an `http://` or `https://` URL.
     #[must_use]
     pub fn new(endpoint: impl Into<String>) -> Self {
         let tls = ClientTlsConfig::new();
@@ -48,7 +48,8 @@ impl Builder {
         self
     }
 
-    /// Adds trusted certificates, in PEM form, to those of the system: those of authorities, or of servers.
+    /// Trusts certificates in PEM form in addition to the system's. They may be certificates of authorities or of
+    /// servers.
     #[must_use]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.trusted = Some(pem.into());
@@ -69,15 +70,15 @@ impl Builder {
         self
     }
 
-    /// Sets the number of attempts and the waits between them, where the service asks for none; 8 attempts, from 0.2 s
-    /// to 10 s, by default.
+    /// Sets the number of attempts and the waits between them. The service may ask for longer waits. The default is 8
+    /// attempts, with waits from 0.2 s to 10 s.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Connects a channel for any gRPC client, without the token. It reconnects by itself.
+    /// Connects a channel for any gRPC client. The channel reconnects by itself, and does not send the token.
     pub async fn channel(&self) -> Result<Channel, Error> {
         let refused = |source| Error::Endpoint { endpoint: self.endpoint.clone(), source };
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(refused)?;
@@ -95,13 +96,13 @@ impl Builder {
         connected.map_err(|source| Error::Unreachable { endpoint: self.endpoint.clone(), source })
     }
 
-    /// Connects.
+    /// Connects to the service, and returns a client.
     pub async fn connect(self) -> Result<Client, Error> {
         let channel = self.channel().await?;
         self.over(channel)
     }
 
-    /// A client on an existing channel.
+    /// Returns a client on an existing channel.
     pub fn over(self, channel: Channel) -> Result<Client, Error> {
         let caller = AuthInterceptor::new(self.token.as_deref())?;
         Ok(Client::new(channel, caller, &self))

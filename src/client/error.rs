@@ -10,7 +10,7 @@ pub enum Error {
     /// The endpoint is invalid.
     #[error("invalid endpoint {endpoint}")]
     Endpoint {
-        /// The endpoint.
+        /// The URL from the builder.
         endpoint: String,
         /// The error of the transport.
         source: tonic::transport::Error,
@@ -18,13 +18,13 @@ pub enum Error {
     /// The trusted certificates are invalid.
     #[error("invalid trusted certificates")]
     Trusted(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The token is not valid in a header.
+    /// The token has characters that are not allowed in a header.
     #[error("invalid token: it has characters that are not allowed in a header")]
     Token,
     /// The service can't be reached.
     #[error("failed to connect to {endpoint}")]
     Unreachable {
-        /// The endpoint.
+        /// The URL from the builder.
         endpoint: String,
         /// The error of the transport.
         source: tonic::transport::Error,
@@ -44,7 +44,7 @@ impl From<Status> for Error {
 }
 
 impl Error {
-    /// The rejection, if the service rejected the call.
+    /// Returns the error response, if the service rejected the call or the connection broke.
     #[must_use]
     pub fn refusal(&self) -> Option<&ApiErrorResponse> {
         match self {

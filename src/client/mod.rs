@@ -1,5 +1,5 @@
-//! The client library, for other services and for the command line: typed errors, deadlines, retries when the service
-//! asks for them or the connection breaks, and watching across all of that.
+//! The client library, for other services and for the command line. It provides typed errors, deadlines, retries when
+//! the service asks for them or the connection breaks, and watching across broken connections.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), appferry::client::Error> {
@@ -27,11 +27,11 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, codegen::InterceptedService, transport::Channel};
 use uuid::Uuid;
 
-pub use crate::contract::ApiErrorResponse;
 pub use connect::{AuthInterceptor, Builder};
 pub use error::Error;
 pub use watch::Watch;
 
+pub use crate::contract::ApiErrorResponse;
 use crate::{
     contract::v1::{
         AddImageRequest, CancelSynchronizationRequest, GetImageRequest, GetSynchronizationRequest, Image,
@@ -74,20 +74,20 @@ impl Client {
         }
     }
 
-    /// The generated client of `AppSyncService`, without retries.
+    /// Returns the generated client of `AppSyncService`, which does not retry calls.
     #[must_use]
     pub fn app_sync(&self) -> AppSync {
         self.app_sync.clone()
     }
 
-    /// The generated client of `ImageService`, without retries.
+    /// Returns the generated client of `ImageService`, which does not retry calls.
     #[must_use]
     pub fn images(&self) -> Images {
         self.images.clone()
     }
 
-    /// Requests an image in some regions; without any, in all regions that do not have it. Returns the id of the
-    /// synchronization.
+    /// Requests an image in the regions that the request names, or, if it names none, in all regions that do not have
+    /// the image. Returns the id of the synchronization.
     ///
     /// A request without a client token gets one, so that retries are accepted only once.
     pub async fn synchronize_app(&self, mut request: SynchronizeAppRequest) -> Result<String> {
@@ -101,7 +101,7 @@ impl Client {
         Ok(response.await?.request_id)
     }
 
-    /// Returns a synchronization.
+    /// Returns a synchronization with the state of each region.
     pub async fn get_synchronization(&self, request_id: impl Into<String>) -> Result<Synchronization> {
         let request = GetSynchronizationRequest { request_id: request_id.into() };
         let response = self.with_retries(&request, |request| {
@@ -149,8 +149,8 @@ impl Client {
         response.await?.synchronization.ok_or(Error::Incomplete("synchronization"))
     }
 
-    /// Registers an image. Returns its id. Not retried, because a second call would conflict with the image of the
-    /// first.
+    /// Registers an image. Returns its id. Does not retry the call, because a second call would conflict with the image
+    /// that the first one registered.
     pub async fn add_image(&self, request: AddImageRequest) -> Result<String> {
         Ok(self.images().add_image(request).await?.into_inner().image_id)
     }
@@ -174,8 +174,8 @@ impl Client {
         .await
     }
 
-    /// Removes the registration of an image; its bytes stay in the stores. Not retried, because a second call would not
-    /// find the image.
+    /// Removes the registration of an image; its bytes stay in the stores. Does not retry the call, because a second
+    /// call would not find the image.
     pub async fn remove_image(&self, image_id: impl Into<String>) -> Result<RemoveImageResponse> {
         let request = RemoveImageRequest { image_id: image_id.into(), ..Default::default() };
         Ok(self.images().remove_image(request).await?.into_inner())
@@ -190,7 +190,7 @@ impl Client {
         Ok(response.await?.regions)
     }
 
-    /// Makes an idempotent call, and retries it while that may help and the deadline has not passed.
+    /// Makes an idempotent call. Retries it as long as a retry may help and the deadline has not passed.
     async fn with_retries<Q: Clone, R, F>(&self, request: &Q, call: impl Fn(Request<Q>) -> F) -> Result<R>
     where
         F: Future<Output = std::result::Result<Response<R>, Status>>,

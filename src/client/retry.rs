@@ -1,4 +1,4 @@
-//! Decides whether and when a call is retried. Pure.
+//! Decides whether and when a call is retried. Contains only pure functions.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use tonic::Code;
 use super::ApiErrorResponse;
 use crate::domain::Backoff;
 
-/// The largest fraction of the service's `RetryInfo` that is added to it as jitter, so that clients which were rejected
+/// The largest jitter, as a fraction of the service's `RetryInfo`. It is added, so that clients which were rejected
 /// together don't retry together.
 const MAX_JITTER: f64 = 0.2;
 
-/// Whether the connection broke, or a proxy answered in place of the service, whose own errors have a row of the error
-/// table.
+/// Whether the connection broke, or a proxy answered in place of the service. The service's own errors have an error
+/// code of the contract.
 fn is_broken(refusal: &ApiErrorResponse) -> bool {
     let codes = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
     refusal.error.is_none() && codes.contains(&refusal.status.code())
 }
 
-/// The wait before an idempotent call is retried after `failures` earlier failures; `None` if it is not retried.
-/// `jitter` is from 0 to 1.
+/// Returns the wait before an idempotent call is retried after `failures` earlier failures, or `None` if it is not
+/// retried. `jitter` is from 0 to 1.
 #[must_use]
 pub fn delay(refusal: &ApiErrorResponse, backoff: &Backoff, failures: u32, jitter: f64) -> Option<Duration> {
     let wait = backoff.wait(failures, jitter)?;

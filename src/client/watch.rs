@@ -7,8 +7,8 @@ use crate::contract::v1::{
     Synchronization, SynchronizationState, WatchSynchronizationRequest, WatchSynchronizationResponse,
 };
 
-/// A stream of snapshots of a synchronization: one on every change, the last when it has ended. Every snapshot is
-/// complete, so that nothing is missed after a broken connection.
+/// A stream of snapshots of a synchronization: one for every change, and a last one when the synchronization has ended.
+/// Every snapshot is complete, so that nothing is missed after a broken connection.
 #[derive(Debug)]
 pub struct Watch {
     client: Client,
@@ -24,7 +24,7 @@ impl Watch {
         Self { client, request_id, stream: None, last: None, failures: 0 }
     }
 
-    /// Returns the next snapshot that differs from the one before; `None` after the last.
+    /// Returns the next snapshot that differs from the previous one; `None` after the last one.
     pub async fn next(&mut self) -> Result<Option<Synchronization>, Error> {
         if self.last.as_ref().is_some_and(|last| last.state() != SynchronizationState::Running) {
             return Ok(None);
@@ -55,12 +55,12 @@ impl Watch {
         };
         match stream.message().await? {
             Some(message) => message.synchronization.ok_or(Error::Incomplete("synchronization")),
-            // The stream of an ended synchronization ends after its last snapshot, which was seen before.
+            // The stream of an ended synchronization ends after its last snapshot, and this watch has not received it.
             None => Err(tonic::Status::unavailable("the stream ended before the synchronization").into()),
         }
     }
 
-    /// Waits before the stream is reopened. Fails if a retry does not help.
+    /// Waits before the stream is reopened. Fails if a retry would not help.
     async fn pause(&mut self, refusal: Box<ApiErrorResponse>) -> Result<(), Error> {
         // A stream that reached its maximum lifetime is reopened at once.
         let is_expired = self.stream.take().is_some() && refusal.status.code() == Code::DeadlineExceeded;

@@ -6,10 +6,10 @@ use serde::Deserialize;
 
 use super::{Error, Limits, invalid, jwt::JwtEntry, positive, secret};
 use crate::{
+    acs3::{AccessKey, Hosts},
     domain::Timestamp,
     identity::{
         Authenticator, CertificateName, Credentials, Identity, JwksFetcher, ListedCredentials, Mapping, Quota, Token,
-        acs3::{AccessKey, Hosts},
     },
     ram::{AttachedPolicy, Attachment, Document, Keys, Policies, Policy, Principal},
 };
@@ -34,9 +34,9 @@ pub struct PrincipalEntry {
     pub groups: Vec<String>,
     /// The names of its policies.
     pub policies: Vec<String>,
-    /// Calls a second, in place of that of `[limits]`.
+    /// The limit of calls a second, in place of that of `[limits]`.
     pub calls_per_second: Option<u32>,
-    /// Concurrent calls and streams, in place of that of `[limits]`.
+    /// The limit of concurrent calls and streams, in place of that of `[limits]`.
     pub max_in_flight: Option<u32>,
 }
 
@@ -95,7 +95,7 @@ pub struct PolicyEntry {
     pub file: Option<PathBuf>,
 }
 
-/// The sections that define access.
+/// The sections of the configuration that define access.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Access<'c> {
     pub principals: &'c [PrincipalEntry],
@@ -106,8 +106,8 @@ pub(super) struct Access<'c> {
 }
 
 impl Access<'_> {
-    /// The callers with all their credentials. Requests may be signed for `hosts`. `fetched` keeps the key sets that
-    /// are fetched.
+    /// Returns the callers with all their credentials. Requests may be signed for `hosts`. `fetched` keeps the key sets
+    /// that are fetched.
     pub fn directory(&self, hosts: Hosts, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         let identities = self.identities()?;
         let mut parts = Credentials { hosts, ..Credentials::default() };
@@ -186,7 +186,7 @@ impl Access<'_> {
         Ok(parts.into())
     }
 
-    /// The listed principals, credentials and policies, even if other values are invalid.
+    /// Returns the listed principals, credentials and policies, even if other values are invalid.
     pub fn listed(&self) -> ListedCredentials {
         let mut listed = ListedCredentials::default();
         listed.issuers.extend(self.issuers.iter().map(|entry| entry.issuer.clone()));
@@ -212,7 +212,7 @@ impl Access<'_> {
         listed
     }
 
-    /// The files that the sections name.
+    /// Returns the files that the sections name.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let policies = self.policies.iter().filter_map(|policy| policy.file.as_ref());
         let issuers = self.issuers.iter().flat_map(|issuer| issuer.jwks_file.iter().chain(&issuer.jwks_ca_file));
@@ -220,7 +220,7 @@ impl Access<'_> {
         policies.chain(issuers).chain(keys.filter_map(|key| key.secret_file.as_ref()))
     }
 
-    /// The principals with their policies, in the order of the configuration.
+    /// Returns the principals with their policies, in the order of the configuration.
     pub fn identities(&self) -> Result<Vec<Arc<Identity>>, Error> {
         let policies = self.documents()?;
         for (index, group) in self.groups.iter().enumerate() {
@@ -256,7 +256,7 @@ impl Access<'_> {
         self.principals.iter().enumerate().map(identity).collect()
     }
 
-    /// The condition keys that policies may use.
+    /// Returns the condition keys that policies may use.
     pub fn condition_keys(&self) -> Keys {
         Keys::with_claims(self.issuers.iter().flat_map(JwtEntry::condition_keys))
     }
@@ -301,7 +301,7 @@ fn attach(
 /// Parses the SHA-256 of a token.
 fn parse_digest(key: &str, text: &str) -> Result<[u8; 32], Error> {
     let mut digest = [0; 32];
-    // The error does not have the value, which may be the token itself.
+    // The error omits the value, because it may be the token itself.
     hex::decode_to_slice(text, &mut digest).map_err(|_| invalid(key, "expected 64 hexadecimal digits"))?;
     Ok(digest)
 }

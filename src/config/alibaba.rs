@@ -1,4 +1,4 @@
-//! `[alibaba]`.
+//! The section `[alibaba]`: the API of Alibaba Cloud.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,13 +6,13 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Error, invalid, positive, secret_source};
-use crate::region::{
+use crate::storage::{
     ForwardProxy,
     ecs::{Credentials, Profile, Settings},
     is_loopback,
 };
 
-/// The placeholder for the provider's name of the region in an endpoint.
+/// The placeholder in an endpoint that stands for the provider's name of the region.
 const REGION: &str = "{region}";
 
 /// `[alibaba]`: the client of Alibaba Cloud, for regions with `ecs://REGION` stores.
@@ -35,13 +35,13 @@ pub struct Alibaba {
     pub profile: String,
     /// The ECS endpoint of a region; `{region}` is replaced by the provider's name of the region.
     pub endpoint: String,
-    /// The STS endpoint, which roles are assumed at.
+    /// The STS endpoint at which roles are assumed.
     pub sts_endpoint: String,
     /// Whether a remote endpoint may be contacted without TLS.
     pub allow_http: bool,
     /// The time limit of a request, in milliseconds.
     pub timeout_ms: u64,
-    /// The interval of polling a copy, in milliseconds.
+    /// The interval between two polls of a copy, in milliseconds.
     pub poll_ms: u64,
     /// How long an image may be missing from listings after its creation, in milliseconds.
     pub settle_ms: u64,
@@ -68,7 +68,7 @@ impl Default for Alibaba {
 }
 
 impl Alibaba {
-    /// The settings of the provider's client.
+    /// Returns the settings of the provider's client.
     pub(super) fn settings(&self, proxy: Option<ForwardProxy>) -> Result<Settings, Error> {
         let times = [("timeout_ms", self.timeout_ms), ("poll_ms", self.poll_ms), ("settle_ms", self.settle_ms)];
         positive("alibaba", &times)?;
@@ -85,7 +85,7 @@ impl Alibaba {
         })
     }
 
-    /// The ECS endpoint of a region.
+    /// Returns the ECS endpoint of a region.
     pub(super) fn endpoint(&self, region: &str) -> Result<Url, Error> {
         self.url("endpoint", &self.endpoint.replace(REGION, region))
     }

@@ -1,4 +1,4 @@
-//! `[audit]`.
+//! The section `[audit]`: the audit log.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ impl Audit {
         Ok(())
     }
 
-    /// The destination.
+    /// Returns the destination of the audit log.
     #[must_use]
     pub fn destination(&self) -> Destination {
         match self.to.as_str() {

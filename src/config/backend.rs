@@ -4,16 +4,16 @@ use super::{
     Config, Error, invalid,
     store::{RegionBackend, StoreSettings},
 };
-use crate::{domain::RegionId, region::ecs};
+use crate::{domain::RegionId, storage::ecs};
 
 /// The settings of all regions' backends.
 #[derive(Debug, Clone)]
 pub enum Backend {
-    /// Stores of blobs.
+    /// The settings of the store of each region.
     Stores(Vec<(RegionId, StoreSettings)>),
     /// Regions of Alibaba Cloud.
     Ecs {
-        /// The regions.
+        /// The regions, each with its place in ECS.
         regions: Vec<(RegionId, ecs::Place)>,
         /// The settings of the provider's client.
         settings: Box<ecs::Settings>,
@@ -21,8 +21,8 @@ pub enum Backend {
 }
 
 impl Config {
-    /// The settings of all stores, or of the ECS client. ECS copies between its own regions only, so either all regions
-    /// are of ECS or none is.
+    /// Returns the settings of all stores, or of the ECS client. ECS copies only between its own regions, so either all
+    /// regions or none must be regions of ECS.
     pub fn backend(&self) -> Result<Backend, Error> {
         let (mut stores, mut regions) = (Vec::new(), Vec::new());
         for (index, region) in self.region.iter().enumerate() {

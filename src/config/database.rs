@@ -1,4 +1,4 @@
-//! `[database]`.
+//! The section `[database]`: the connection to the database.
 
 use std::{fmt, time::Duration};
 
@@ -7,13 +7,13 @@ use serde::Deserialize;
 use super::{Error, invalid, positive};
 use crate::db;
 
-/// `[database]`: the database.
+/// `[database]`: the connection to the database.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
     /// The URL: `sqlite://PATH`, `postgres://USER:PASSWORD@HOST/NAME` or `mysql://USER:PASSWORD@HOST/NAME`.
     pub url: String,
-    /// The number of a process's connections for reads. A few more write.
+    /// The number of connections of a process for reads. A few more are used for writes.
     #[serde(default = "connections")]
     pub connections: u32,
     /// The time limit of a statement or transaction, in milliseconds. On SQLite, where writers wait for each other, a
@@ -30,7 +30,7 @@ fn timeout_ms() -> u64 {
     5_000
 }
 
-/// Omits the URL, which may have a password.
+/// Omits the URL, which may contain a password.
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Database").field("connections", &self.connections).finish_non_exhaustive()
@@ -38,7 +38,7 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    /// Rejects invalid values. The error does not have the URL, which may have a password.
+    /// Rejects invalid values. The error omits the URL, which may contain a password.
     pub(super) fn check(&self) -> Result<(), Error> {
         positive("database", &[("connections", self.connections.into()), ("timeout_ms", self.timeout_ms)])?;
         let scheme = self.url.split(':').next().unwrap_or_default();
@@ -52,7 +52,7 @@ impl Database {
         }
     }
 
-    /// The settings of the database layer.
+    /// Returns the settings of the database layer.
     #[must_use]
     pub fn settings(&self) -> db::Settings {
         let timeout = Duration::from_millis(self.timeout_ms);

@@ -1,4 +1,4 @@
-//! `[housekeeping]`.
+//! The section `[housekeeping]`: the leader's maintenance.
 
 use serde::Deserialize;
 

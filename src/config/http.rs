@@ -1,4 +1,4 @@
-//! `[http]`.
+//! The section `[http]`: probes, metrics and the status page.
 
 use std::net::SocketAddr;
 

@@ -26,16 +26,16 @@ pub struct JwtEntry {
     pub algorithms: Vec<String>,
     /// The file with the issuer's public keys, a JSON Web Key Set.
     pub jwks_file: Option<PathBuf>,
-    /// The URL that the keys are fetched from.
+    /// The URL from which the keys are fetched.
     pub jwks_url: Option<Url>,
     /// A file with certificates in PEM form that are trusted for this URL, in addition to the system's.
     pub jwks_ca_file: Option<PathBuf>,
     /// The file with a bearer token for this URL.
     pub jwks_token_file: Option<PathBuf>,
-    /// The interval of fetching the keys, in seconds.
+    /// The interval between two fetches of the keys, in seconds.
     #[serde(default = "five_minutes")]
     pub refresh_seconds: u64,
-    /// The tolerated difference of clocks, in seconds.
+    /// The tolerated difference between the clocks of the issuer and of this service, in seconds.
     #[serde(default = "half_a_minute")]
     pub leeway_seconds: u64,
     /// Condition keys for policies, with the paths of the claims that have their values.
@@ -56,12 +56,12 @@ fn half_a_minute() -> u64 {
 }
 
 impl JwtEntry {
-    /// The condition keys of the issuer's tokens.
+    /// Returns the condition keys of the issuer's tokens.
     pub(super) fn condition_keys(&self) -> impl Iterator<Item = Arc<str>> {
         self.conditions.keys().map(|key| key.as_str().into())
     }
 
-    /// The issuer, without any principal.
+    /// Returns the issuer, to which no principals are mapped yet.
     pub(super) fn issuer(&self, index: usize, fetched: &mut JwksFetcher) -> Result<Issuer, Error> {
         let at = |key: &str| format!("jwt[{index}].{key}");
         if self.issuer.is_empty() {
@@ -138,7 +138,7 @@ impl JwtEntry {
     }
 }
 
-/// Whether a name is a condition key. The prefix `acs:` is reserved.
+/// Returns whether a name is a valid condition key. The prefix `acs:` is reserved.
 fn is_condition_key(key: &str) -> bool {
     let plain = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_/".contains(&b));
     let parts = key.split_once(':');

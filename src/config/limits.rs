@@ -1,4 +1,4 @@
-//! `[limits]`.
+//! The section `[limits]`: the limits of callers.
 
 use serde::Deserialize;
 
@@ -9,12 +9,13 @@ use crate::identity::Quota;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Calls a second of each principal; also the size of a burst. Unlimited if absent.
+    /// The limit of calls a second of each principal, and of calls in a burst. Unlimited if absent.
     pub calls_per_second: Option<u32>,
-    /// Concurrent calls and streams of each principal.
+    /// The limit of concurrent calls and streams of each principal.
     pub max_in_flight: u32,
-    /// Failed authentications a minute from each source address; also the size of a burst. Further ones are throttled
-    /// and counted in the audit log instead of logged one by one. Valid credentials are never throttled by this limit.
+    /// The limit of failed authentications a minute from each source address, and of failures in a burst. Further
+    /// failures are throttled, and counted in the audit log instead of logged one by one. This limit never throttles
+    /// valid credentials.
     pub failed_credentials_per_minute: u32,
 }
 

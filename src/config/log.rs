@@ -1,4 +1,4 @@
-//! `[log]`.
+//! The section `[log]`: the format and the filter of the log.
 
 use serde::Deserialize;
 
@@ -8,7 +8,7 @@ use crate::telemetry::{
     logs::{self, LogFormat},
 };
 
-/// `[log]`: the log. Reloaded while the service runs.
+/// `[log]`: the format and the filter of the log. Changes apply without a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {

@@ -63,14 +63,15 @@ use self::{
     secret::{secret, secret_source},
 };
 use crate::{
+    acs3::Hosts,
     domain::{RegionId, Regions, relay::Topology},
-    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials, acs3::Hosts},
+    identity::{Authenticator, Identity, JwksFetcher, ListedCredentials},
     ram,
 };
 
 /// The prefix of the environment variables that override keys.
 const PREFIX: &str = "APPFERRY_";
-/// The separator of section and key in their names.
+/// The separator of section and key in the names of these variables.
 const SEPARATOR: &str = "__";
 
 /// The whole configuration.
@@ -80,19 +81,19 @@ pub struct Config {
     /// The gRPC listener.
     #[serde(default)]
     pub server: Server,
-    /// The listener of the original's HTTP form.
+    /// The listener of the HTTP form of the original API.
     pub openapi: Option<OpenApi>,
-    /// The listener for probes and for Prometheus.
+    /// The admin listener for probes, Prometheus and the status page.
     pub http: Option<Http>,
     /// The TLS certificate, and the authorities of client certificates.
     pub tls: Option<Tls>,
-    /// The database.
+    /// The connection to the database.
     pub database: Database,
     /// The home region.
     pub home: Home,
-    /// The regions.
+    /// The regions and their stores.
     pub region: Vec<Region>,
-    /// The forward proxy.
+    /// The forward proxy and its exceptions.
     #[serde(default)]
     pub network: Network,
     /// The client of Alibaba Cloud.
@@ -100,7 +101,7 @@ pub struct Config {
     /// The costs of copying between regions.
     #[serde(default)]
     pub link: Vec<Link>,
-    /// The callers.
+    /// The callers with their credentials and policies.
     #[serde(default)]
     pub principal: Vec<PrincipalEntry>,
     /// Users that share policies.
@@ -115,19 +116,19 @@ pub struct Config {
     /// The limits of each caller.
     #[serde(default)]
     pub limits: Limits,
-    /// The audit log.
+    /// The audit log of authorization decisions.
     #[serde(default)]
     pub audit: Audit,
-    /// The log.
+    /// The format and the filter of the log.
     #[serde(default)]
     pub log: Log,
-    /// The workers.
+    /// How workers copy images.
     #[serde(default)]
     pub worker: Worker,
     /// The maintenance that the leader does.
     #[serde(default)]
     pub housekeeping: Housekeeping,
-    /// The file of the configuration; `None` for one that was parsed from text.
+    /// The file of the configuration. `None` if the configuration was parsed from text.
     #[serde(skip)]
     file: Option<PathBuf>,
 }
@@ -141,20 +142,19 @@ pub struct Home {
 }
 
 impl Config {
-    /// Reads a file and overrides it by the environment.
+    /// Reads a file. The environment overrides its keys.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
         Ok(Self { file: Some(path.to_owned()), ..Self::parse(&text)? })
     }
 
-    /// Reads the file of this configuration again. One without a file is unchanged.
+    /// Reads the file of this configuration again. Returns a copy if the configuration has no file.
     pub fn reload(&self) -> Result<Self, Error> {
         self.file.as_deref().map_or_else(|| Ok(self.clone()), Self::load)
     }
 
-    /// Reads which principals, credentials and policies the file lists now, even if other parts of it are invalid.
-    /// Returns `None` if the file is not of the form of a configuration or has no principals, like one that is being
-    /// written.
+    /// Reads the principals, credentials and policies that the file lists now, even if other parts of it are invalid.
+    /// Returns `None` if the file is malformed or has no principals, like a file that is being written.
     #[must_use]
     pub fn reload_listed(&self) -> Option<ListedCredentials> {
         let text = std::fs::read_to_string(self.file.as_deref()?).ok()?;
@@ -171,7 +171,7 @@ impl Config {
         Some(access.listed())
     }
 
-    /// Parses the text of a file and overrides it by the environment.
+    /// Parses the text of a file. The environment overrides its keys.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let config: Self = figment(text).extract().map_err(|error| Error::Form(Box::new(error)))?;
         config.check()?;
@@ -199,7 +199,7 @@ impl Config {
         self.directory(&mut JwksFetcher::default()).map(drop)
     }
 
-    /// The configured regions.
+    /// Returns the configured regions.
     pub fn regions(&self) -> Result<Regions, Error> {
         let mut ids = Vec::with_capacity(self.region.len());
         for (index, region) in self.region.iter().enumerate() {
@@ -225,12 +225,13 @@ impl Config {
         Ok(Regions::new(home, ids))
     }
 
-    /// The location of each region's store, without secrets. A store at another location has other images.
+    /// Returns the location of each region's store, without secrets. Stores at different locations have different
+    /// images.
     pub fn locations(&self) -> Result<Vec<(RegionId, String)>, Error> {
         self.region.iter().enumerate().map(|(index, region)| Ok((region.id(index)?, region.location()))).collect()
     }
 
-    /// The limits of the regions and the costs of the links between them.
+    /// Returns the limits of the regions and the costs of the links between them.
     pub fn topology(&self) -> Result<Topology, Error> {
         let limits =
             self.region.iter().enumerate().map(|(index, region)| Ok((region.id(index)?, region.limits(index)?)));
@@ -247,23 +248,23 @@ impl Config {
         Ok(Topology::new(limits, costs))
     }
 
-    /// The callers with their credentials. `fetched` keeps the key sets that are fetched.
+    /// Returns the callers with their credentials. `fetched` keeps the key sets that are fetched.
     pub fn directory(&self, fetched: &mut JwksFetcher) -> Result<Authenticator, Error> {
         self.access().directory(self.hosts(), fetched)
     }
 
-    /// The principals with their policies.
+    /// Returns the principals with their policies.
     pub fn identities(&self) -> Result<Vec<Arc<Identity>>, Error> {
         self.access().identities()
     }
 
-    /// The condition keys that policies may use.
+    /// Returns the condition keys that policies may use.
     #[must_use]
     pub fn condition_keys(&self) -> ram::Keys {
         self.access().condition_keys()
     }
 
-    /// The files that define access. A change of one of them triggers a reload.
+    /// Returns the files that define access. A change of one of them triggers a reload.
     #[must_use]
     pub fn access_files(&self) -> Vec<PathBuf> {
         let tls = self.tls.iter().flat_map(|tls| {
@@ -272,13 +273,13 @@ impl Config {
         self.file.iter().chain(self.access().files()).chain(tls).cloned().collect()
     }
 
-    /// The file of this configuration, if it has one.
+    /// Returns the file of this configuration; empty if the configuration has none.
     #[must_use]
     pub fn config_file(&self) -> Vec<PathBuf> {
         self.file.iter().cloned().collect()
     }
 
-    /// The hosts for which signed requests are accepted.
+    /// Returns the hosts for which signed requests are accepted.
     fn hosts(&self) -> Hosts {
         if self.server.hosts.is_empty() {
             let openapi = self.openapi.iter().map(|openapi| openapi.listen.ip());
@@ -298,13 +299,13 @@ impl Config {
     }
 }
 
-/// The text of a file, overridden by the environment.
+/// Combines the text of a file with the environment, which takes precedence.
 fn figment(text: &str) -> Figment {
     let environment = Env::prefixed(PREFIX).filter(|key| key.as_str().contains(SEPARATOR)).split(SEPARATOR);
     Figment::from(Toml::string(text)).merge(environment)
 }
 
-/// An optional list of entries; `None` if it is malformed.
+/// Returns the entries of a list, which is empty if the section is missing. Returns `None` if the section is malformed.
 fn section<T: serde::de::DeserializeOwned>(figment: &Figment, name: &str) -> Option<Vec<T>> {
     if figment.contains(name) { figment.extract_inner(name).ok() } else { Some(Vec::new()) }
 }

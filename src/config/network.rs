@@ -1,4 +1,4 @@
-//! `[network]`.
+//! The section `[network]`: the connections to stores.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Error, invalid, secret};
-use crate::region::{Exception, ForwardProxy};
+use crate::storage::{Exception, ForwardProxy};
 
 /// `[network]`: the forward proxy for the stores of regions and Alibaba Cloud. Variables such as `HTTPS_PROXY` are
 /// ignored.
@@ -37,7 +37,7 @@ impl Network {
         self.forward_proxy().map(drop)
     }
 
-    /// The proxy of all regions that have none of their own.
+    /// Returns the proxy of all regions that have no proxy of their own.
     pub(super) fn forward_proxy(&self) -> Result<Option<ForwardProxy>, Error> {
         let keys = ["network.proxy_password_env", "network.proxy_password_file"];
         let password = secret(keys, self.proxy_password_env.as_ref(), self.proxy_password_file.as_ref())?;
@@ -58,9 +58,9 @@ impl Network {
         }
     }
 
-    /// A proxy at `url`, with the exceptions and the name resolution of this section.
+    /// Returns a proxy at `url`, with the exceptions and the name resolution of this section.
     pub(super) fn proxy_at(&self, key: &str, url: &str) -> Result<ForwardProxy, Error> {
-        // The error does not have the URL, which may have a password.
+        // The error omits the URL, which may contain a password.
         let refuse = |problem: &str| invalid(key, problem);
         let url: Url = url.parse().map_err(|_| refuse("not a URL; expected http://HOST:PORT"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {

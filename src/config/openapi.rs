@@ -1,4 +1,4 @@
-//! `[openapi]`.
+//! The section `[openapi]`: the HTTP form of the API.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{Error, server};
 
-/// `[openapi]`: the listener of the original's HTTP form.
+/// `[openapi]`: the listener of the HTTP form of the original API.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenApi {

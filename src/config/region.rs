@@ -1,4 +1,4 @@
-//! `[[region]]` and `[[link]]`.
+//! `[[region]]` and `[[link]]`: the regions, and the costs of copying between them.
 
 use std::path::PathBuf;
 
@@ -19,9 +19,9 @@ pub struct Region {
     pub store: String,
     /// Bytes of the file system that are kept free (`dir`).
     pub keep_free_bytes: u64,
-    /// How blobs are verified that the store has and that no copy of this service has just written (`registry`, `s3`,
-    /// `gs`, `az`): `never` checks only that they exist and reports the copy as TRUSTED; `once` reads each of them once
-    /// and remembers the result.
+    /// How existing blobs of the store are verified, except those that a copy of this service has just written
+    /// (`registry`, `s3`, `gs`, `az`): `never` checks only that they exist and reports the copy as TRUSTED; `once`
+    /// reads each of them once and remembers the result.
     pub verify_existing: Existing,
     /// The user name (`registry`).
     pub username: Option<String>,
@@ -78,9 +78,9 @@ pub struct Region {
     pub egress_bytes_per_second: Option<u64>,
     /// The limit of bytes a second that are written to the region.
     pub ingress_bytes_per_second: Option<u64>,
-    /// The limit of regions that are copied from this region concurrently.
+    /// The limit of concurrent copies from this region to other regions.
     pub egress_copies: Option<usize>,
-    /// The limit of images that are copied to the region concurrently.
+    /// The limit of concurrent copies to this region.
     pub ingress_copies: Option<usize>,
 }
 
@@ -91,7 +91,7 @@ pub enum Existing {
     /// Only their existence is checked.
     #[default]
     Never,
-    /// Each is read once.
+    /// Each blob is read once.
     Once,
 }
 
@@ -99,12 +99,12 @@ pub enum Existing {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Checksum {
-    /// SHA-256, which the signature of each request needs anyway.
+    /// SHA-256. The signature of each request needs it anyway.
     #[default]
     Sha256,
-    /// CRC-64/NVME.
+    /// CRC-64/NVME, for services that do not support SHA-256.
     Crc64nvme,
-    /// No checksum.
+    /// No checksum, for services that support none.
     None,
 }
 
@@ -130,7 +130,7 @@ pub struct Link {
 }
 
 impl Region {
-    /// The error of a key of the region at `index`.
+    /// Returns the error of a key of the region at `index`.
     pub(super) fn refuse<T>(index: usize, key: &str, problem: impl std::fmt::Display) -> Result<T, Error> {
         Err(invalid(format!("region[{index}].{key}"), problem))
     }
@@ -140,12 +140,12 @@ impl Region {
         self.id.parse().or_else(|error| Self::refuse(index, "id", error))
     }
 
-    /// The location of the store. It has no secret: a location with a password is rejected.
+    /// Returns the location of the store. It has no secret, because a location with a password is rejected.
     pub(super) fn location(&self) -> String {
         self.endpoint.as_ref().map_or_else(|| self.store.clone(), |endpoint| format!("{} at {endpoint}", self.store))
     }
 
-    /// The limits of the region.
+    /// Returns the limits of the region.
     pub(super) fn limits(&self, index: usize) -> Result<RegionLimits, Error> {
         let zero = [
             ("egress_bytes_per_second", self.egress_bytes_per_second == Some(0)),

@@ -1,5 +1,5 @@
-//! The credentials of regions: which keys of `[[region]]` go together, and whether the files and programs that they
-//! name exist.
+//! The credentials of regions. Checks that the keys of `[[region]]` fit together, and that the files and programs that
+//! they name exist.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use super::{
     region::{Checksum, Region, read_file},
     secret_source,
 };
-use crate::region::{
+use crate::storage::{
     AccessKeys, CredentialSource, Credentials, DockerEntry, Helper, Program, Provider, RegistryKey, RegistryLocation,
     S3Profile, read_docker_config,
 };
 
 impl Region {
-    /// The credentials of a registry. Only one kind may be configured.
+    /// Returns the credentials of a registry. Only one kind of credentials may be configured.
     pub(super) fn credentials(&self, index: usize, location: &RegistryLocation) -> Result<CredentialSource, Error> {
         let keys = ["password_env", "password_file"].map(|key| format!("region[{index}].{key}"));
         let password = secret_source([&keys[0], &keys[1]], self.password_env.as_ref(), self.password_file.as_ref())?;
@@ -58,7 +58,8 @@ impl Region {
         }
     }
 
-    /// A docker configuration. It must have an entry for the registry now; the entry is read whenever it is needed.
+    /// Returns a docker configuration as the source of credentials. It must already have an entry for the registry. The
+    /// entry is read whenever it is needed.
     fn docker_config(&self, index: usize, path: &Path, location: &RegistryLocation) -> Result<CredentialSource, Error> {
         let registry = RegistryKey::from(location);
         let entry = read_docker_config(path, &registry).or_else(|error| Self::refuse(index, "docker_config", error))?;
@@ -72,7 +73,8 @@ impl Region {
         })
     }
 
-    /// The credentials of a bucket. Only one kind may be configured, and only one that its provider supports.
+    /// Returns the credentials of a bucket. Only one kind of credentials may be configured, which the provider must
+    /// support.
     pub(super) fn access_keys(&self, index: usize, provider: Provider) -> Result<AccessKeys, Error> {
         let keys = ["secret_access_key_env", "secret_access_key_file"].map(|key| format!("region[{index}].{key}"));
         let (variable, file) = (self.secret_access_key_env.as_ref(), self.secret_access_key_file.as_ref());

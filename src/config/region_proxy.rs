@@ -5,24 +5,24 @@ use url::Url;
 use super::{Config, Error};
 use crate::{
     domain::RegionId,
-    region::{ForwardProxy, Location, Provider},
+    storage::{ForwardProxy, Location, Provider},
 };
 
 /// The forward proxy of a region.
 #[derive(Debug, Clone)]
 pub struct RegionProxy {
-    /// The region.
+    /// The region that is reached through the proxy.
     pub region: RegionId,
     /// The configuration key that sets the proxy.
     pub key: String,
-    /// The proxy.
+    /// The proxy, with its credentials and exceptions.
     pub proxy: ForwardProxy,
     /// The URL of the region's service.
     pub target: Url,
 }
 
 impl Config {
-    /// The regions that are reached through a proxy.
+    /// Returns the regions that are reached through a proxy.
     pub fn region_proxies(&self) -> Result<Vec<RegionProxy>, Error> {
         let mut proxies = Vec::new();
         for (index, region) in self.region.iter().enumerate() {
@@ -35,7 +35,8 @@ impl Config {
         Ok(proxies)
     }
 
-    /// The URL of a region's service; `None` for a directory, or if only the provider's library knows it.
+    /// Returns the URL of a region's service. Returns `None` for a directory, or if only the provider's library knows
+    /// the URL.
     fn target(&self, index: usize) -> Option<Url> {
         let region = self.region.get(index)?;
         let parse = |text: String| text.parse().ok();

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::{Error, error::invalid};
-use crate::{domain::Secret, region::SecretSource};
+use crate::{domain::Secret, storage::SecretSource};
 
-/// Reads a secret from a variable or a file, of which at most one may be given. `keys` are their names in errors.
+/// Reads a secret from a variable or a file. At most one of them may be given. `keys` are their names in errors.
 pub(super) fn secret(
     keys: [&str; 2],
     variable: Option<&String>,
@@ -26,8 +26,8 @@ pub(super) fn secret(
     if text.is_empty() { Err(invalid(keys[0], "the secret is empty")) } else { Ok(Some(Secret(text))) }
 }
 
-/// The source of a secret: a fixed value from a variable, or a file that is read whenever the secret is needed. Fails
-/// if there is no secret in it now.
+/// Returns the source of a secret: a fixed value from a variable, or a file that is read whenever the secret is needed.
+/// Fails if the source has no secret now.
 pub(super) fn secret_source(
     keys: [&str; 2],
     variable: Option<&String>,

@@ -1,4 +1,4 @@
-//! `[server]`.
+//! The section `[server]`: the gRPC listener.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::{Error, invalid, positive};
 use crate::server::{ForwardedHeader, Proxies};
 
-/// The longest `drain_seconds`.
+/// The maximum of `drain_seconds`.
 const MAX_DRAIN: u64 = 3_600;
 
 /// `[server]`: the gRPC listener and the limits of all listeners.
@@ -26,7 +26,8 @@ pub struct Server {
     /// The limit of concurrent calls; further ones are rejected. A stream counts until it has started.
     pub max_in_flight: usize,
     /// The limit of connections of each listener. A further connection replaces the least used one: one without an
-    /// authenticated caller, or else one without an authenticated call in progress. If there is none, it waits.
+    /// authenticated caller, or else one without an authenticated call in progress. If there is none, the new
+    /// connection waits.
     pub max_connections: usize,
     /// The limit of connections of one source: an IPv4 address or an IPv6 network of 64 bits. Trusted proxies are not
     /// limited.
@@ -54,7 +55,7 @@ pub struct Server {
     /// How long calls are still accepted after the service reports that it is not ready, in seconds: load balancers
     /// need a moment to notice.
     pub drain_seconds: u64,
-    /// The time limit of the shutdown after that, in seconds.
+    /// The time limit of the shutdown after `drain_seconds` have passed, in seconds.
     pub shutdown_seconds: u64,
 }
 
@@ -83,7 +84,7 @@ impl Default for Server {
 }
 
 impl Server {
-    /// The trusted proxies.
+    /// Returns the trusted proxies.
     #[must_use]
     pub fn proxies(&self) -> Proxies {
         let (networks, header) = (self.trusted_proxies.clone(), self.forwarded_header);
@@ -118,8 +119,8 @@ impl Server {
     }
 }
 
-/// Rejects an address that is reachable from other machines, unless `is_allowed`: the traffic is encrypted or may be in
-/// clear.
+/// Rejects an address that is reachable from other machines, unless `is_allowed` is set because the traffic is
+/// encrypted or may be unencrypted.
 pub(super) fn check_reach(key: &str, listen: SocketAddr, is_allowed: bool) -> Result<(), Error> {
     if listen.ip().is_loopback() || is_allowed {
         return Ok(());
@@ -133,7 +134,7 @@ pub(super) fn check_reach(key: &str, listen: SocketAddr, is_allowed: bool) -> Re
     ))
 }
 
-/// Deserializes an address. The error has the value.
+/// Deserializes an address. The error contains the value.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not of the form IP:PORT")))

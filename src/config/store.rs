@@ -8,48 +8,49 @@ use super::{
 };
 use crate::{
     domain::VerifyExisting,
-    region::{Access, CredentialSource, ForwardProxy, Location, ObjectLocation, RegistryLocation},
+    storage::{Access, CredentialSource, ForwardProxy, Location, ObjectLocation, RegistryLocation},
 };
 
-/// The backend of a region, with everything that is needed to reach it.
+/// The backend of a region, with all settings that are needed to reach it.
 #[derive(Debug, Clone)]
 pub(super) enum RegionBackend {
-    /// A store.
+    /// A store of blobs.
     Store(Box<StoreSettings>),
-    /// A region of Alibaba Cloud, by the provider's name.
+    /// A region of Alibaba Cloud, with the provider's name of the region.
     Ecs(String),
 }
 
 /// The settings of a store.
 #[derive(Debug, Clone)]
 pub enum StoreSettings {
-    /// A directory.
+    /// A directory of a file system.
     Dir {
         /// The path of the directory.
         path: PathBuf,
-        /// Bytes of the file system that are kept free.
+        /// The space of the file system that is kept free, in bytes.
         keep_free: u64,
     },
-    /// A registry.
+    /// An OCI registry.
     Registry {
         /// The URL and the namespace.
         location: RegistryLocation,
-        /// The source of its credentials.
+        /// The source of the credentials.
         credentials: CredentialSource,
-        /// Other hosts that it may refer to.
+        /// Other hosts to which the registry may refer.
         also_hosts: Vec<String>,
         /// Certificates in PEM form that are trusted in addition to the system's.
         certificates: Option<Vec<u8>>,
         /// Whether existing blobs are read before they are trusted.
         verify_existing: VerifyExisting,
-        /// Whether it may have a loopback address.
+        /// Whether the host may have a loopback address.
         loopback: bool,
-        /// Whether it may have an address of 100.64.0.0/10, which providers share among their customers (RFC 6598).
+        /// Whether the host may have an address of 100.64.0.0/10, which providers share among their customers (RFC
+        /// 6598).
         shared: bool,
         /// The forward proxy; `None` to connect directly.
         proxy: Option<ForwardProxy>,
     },
-    /// A bucket.
+    /// A bucket of an object store.
     Object {
         /// The provider, the bucket and the prefix.
         location: ObjectLocation,
@@ -57,9 +58,10 @@ pub enum StoreSettings {
         access: Access,
         /// Whether existing blobs are read before they are trusted.
         verify_existing: VerifyExisting,
-        /// Whether it may have a loopback address.
+        /// Whether the host may have a loopback address.
         loopback: bool,
-        /// Whether it may have an address of 100.64.0.0/10, which providers share among their customers (RFC 6598).
+        /// Whether the host may have an address of 100.64.0.0/10, which providers share among their customers (RFC
+        /// 6598).
         shared: bool,
         /// The forward proxy; `None` to connect directly.
         proxy: Option<ForwardProxy>,
@@ -67,7 +69,7 @@ pub enum StoreSettings {
 }
 
 impl Region {
-    /// The backend that `store` names. Rejects keys that do not apply to it.
+    /// Returns the backend that `store` names. Rejects keys that do not apply to it.
     pub(super) fn backend(&self, index: usize, network: &Network) -> Result<RegionBackend, Error> {
         let location: Location = self.store.parse().or_else(|error| Self::refuse(index, "store", error))?;
         let kind = match &location {
@@ -179,7 +181,7 @@ impl Region {
         })))
     }
 
-    /// The forward proxy of the region: its own, that of `[network]`, or none.
+    /// Returns the forward proxy of the region: its own, that of `[network]`, or none.
     pub(super) fn forward_proxy(&self, index: usize, network: &Network) -> Result<Option<ForwardProxy>, Error> {
         match self.proxy.as_deref() {
             None => network.forward_proxy(),
@@ -188,7 +190,8 @@ impl Region {
         }
     }
 
-    /// A region of ECS. Its copies do not pass this service, so that only their number can be limited.
+    /// Returns a region of ECS. The bytes of its copies do not pass through this service, so only the number of copies
+    /// can be limited.
     fn ecs(&self, index: usize, name: String) -> Result<RegionBackend, Error> {
         let keys = [
             ("allow_http", self.allow_http),

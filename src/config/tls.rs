@@ -1,4 +1,4 @@
-//! `[tls]`.
+//! The section `[tls]`: the certificates of the listeners.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ use crate::server::TlsSettings;
 pub struct Tls {
     /// The file with the server's certificate and its chain, in PEM form.
     pub certificate_file: PathBuf,
-    /// The file with its private key, in PEM form.
+    /// The file with the private key of this certificate, in PEM form.
     pub key_file: PathBuf,
     /// The file with the trusted authorities of client certificates, in PEM form.
     pub client_ca_file: Option<PathBuf>,
-    /// Whether every client must present a certificate. Otherwise one without a certificate needs another credential.
+    /// Whether every client must present a certificate. Otherwise a client without one needs another credential.
     #[serde(default)]
     pub require_client_certificate: bool,
 }
@@ -31,7 +31,7 @@ impl Tls {
         Ok(())
     }
 
-    /// The settings of the listener.
+    /// Returns the settings of the listener.
     #[must_use]
     pub fn settings(&self) -> TlsSettings {
         TlsSettings {

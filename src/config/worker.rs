@@ -1,4 +1,4 @@
-//! `[worker]`.
+//! The section `[worker]`: how workers copy images.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::domain::{Backoff, RegionId, Regions};
 pub struct Worker {
     /// The regions that this process copies to; all if empty.
     pub regions: Vec<String>,
-    /// The limit of concurrent copies into each region. The copies of one region take nothing from another.
+    /// The limit of concurrent copies into each region. Copies into one region do not count for another.
     pub concurrency: usize,
     /// How long a claim is valid without a renewal, in milliseconds.
     pub lease_ms: u64,
-    /// The interval of renewing claims and storing progress, in milliseconds; at most a third of `lease_ms`.
+    /// The interval at which claims are renewed and progress is stored, in milliseconds; at most a third of `lease_ms`.
     pub heartbeat_ms: u64,
-    /// The interval of polling for work without a notification, in milliseconds.
+    /// The interval between two polls for work without a notification, in milliseconds.
     pub poll_ms: u64,
     /// How long a region may keep the other regions of its image waiting, in milliseconds; never more than a tenth of
     /// the duration of the copy.
@@ -74,7 +74,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The number of attempts and the waits between them.
+    /// Returns the number of attempts and the waits between them.
     #[must_use]
     pub fn backoff(&self) -> Backoff {
         Backoff {
@@ -84,7 +84,7 @@ impl Worker {
         }
     }
 
-    /// The regions that the worker of this process copies to.
+    /// Returns the regions that the worker of this process copies to.
     pub fn served(&self, regions: &Regions) -> Result<Vec<RegionId>, Error> {
         if self.regions.is_empty() {
             return Ok(regions.iter().cloned().collect());
@@ -111,7 +111,7 @@ mod tests {
     fn an_outage_of_an_hour_costs_no_copy_by_default() {
         let worker = Worker::default();
         let backoff = worker.backoff();
-        // The most jitter gives the shortest waits.
+        // The maximum jitter gives the shortest waits.
         let waits: Vec<Duration> = (0..).map_while(|faults| backoff.wait(faults, 1.0)).collect();
         assert!(waits.iter().sum::<Duration>() > Duration::from_secs(3_600), "{waits:?}");
         let longest = (0..).map_while(|faults| backoff.wait(faults, 0.0)).max();

@@ -1,4 +1,4 @@
-//! The error of a failed call, and its conversion to `google.rpc.Status`. The only place where that is done.
+//! The error of a failed call, and its conversion to `google.rpc.Status`. Only this module performs the conversion.
 
 use std::{error::Error, fmt::Display, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::domain::{ForeignText, RequestId};
 /// The `domain` of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "appferry";
 
-/// Longest list of region names in a response, in bytes: errors are sent in headers, which are limited.
+/// Longest list of region names in a response, in bytes. Errors are sent in headers, whose size is limited.
 const MAX_REGIONS_BYTES: usize = 1_024;
 
 /// A field of a request with an invalid value.
@@ -23,11 +23,11 @@ const MAX_REGIONS_BYTES: usize = 1_024;
 pub struct Violation {
     /// The field's name in the proto.
     pub field: &'static str,
-    /// The problem, with the value.
+    /// The problem, including the invalid value.
     pub description: String,
 }
 
-/// Why a call failed: an error code of the contract, with details of this case.
+/// Why a call failed: an error code of the contract and the details of this failure.
 #[derive(Debug, Clone)]
 pub struct ApiError {
     code: ApiErrorCode,
@@ -79,7 +79,7 @@ impl ApiError {
         Self::new(CommonErrorCode::RequestTimeout, format!("{deadline:?}"))
     }
 
-    /// Adds the regions that the error is about; only the first ones if their names would not fit into the headers.
+    /// Adds the regions that the error is about, or only the first of them if the headers have no room for all names.
     #[must_use]
     pub fn in_regions(self, regions: impl IntoIterator<Item = impl ToString>) -> Self {
         let mut remaining = MAX_REGIONS_BYTES;
@@ -90,13 +90,13 @@ impl ApiError {
         Self { regions: regions.into_iter().map(|r| r.to_string()).take_while(fits).collect(), ..self }
     }
 
-    /// Adds the error that caused this one. It is for logs, and not sent to the caller.
+    /// Adds the error that caused this one. It is logged, but not sent to the caller.
     #[must_use]
     pub fn with_source(self, source: Arc<dyn Error + Send + Sync>) -> Self {
         Self { source: Some(source), ..self }
     }
 
-    /// Returns the error that caused this one, if it is kept from the caller.
+    /// Returns the error that caused this one, if one was added. It is not sent to the caller.
     #[must_use]
     pub fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as &(dyn Error + 'static))
@@ -174,7 +174,7 @@ impl ApiError {
     }
 }
 
-/// Packs a message with its type.
+/// Packs a message and its type name into an `Any`.
 pub fn pack_any(name: &str, message: &impl prost::Message) -> prost_types::Any {
     prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
 }

@@ -1,4 +1,4 @@
-//! The error of a failed call as its caller receives it; the reverse of [`ApiError`](super::ApiError).
+//! The error of a failed call as the caller receives it: the reverse of [`ApiError`](super::ApiError).
 
 use std::{fmt, time::Duration};
 
@@ -12,21 +12,21 @@ use super::{
 };
 use crate::domain::ForeignText;
 
-/// Longest text that is kept, in bytes; the service sends less.
+/// Longest text that is kept, in bytes. The service sends shorter texts.
 const MAX_TEXT: usize = 2_048;
 
 /// An error response.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct ApiErrorResponse {
-    /// The error code; `None` if the response is not the service's but that of a proxy or of the transport.
+    /// The error code; `None` if a proxy or the transport created the response instead of the service.
     pub error: Option<ApiErrorCode>,
-    /// Name of the error code, for example `ImageNotFound`, or of the gRPC status.
+    /// Name of the error code, for example `ImageNotFound`, or of the gRPC status if there is no error code.
     pub reason: String,
     /// HTTP status of the error code in the original API.
     pub http_status: Option<u16>,
     /// The cause, and the next step.
     pub message: String,
-    /// Id of the request.
     pub request_id: Option<String>,
     /// The regions that the error is about.
     pub region_ids: Vec<String>,

@@ -39,7 +39,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// Returns the template in the form of the option, `acs:ehpc:*:*:app/{image_id}`.
+    /// Returns the template as the option spells it, for example `acs:ehpc:*:*:app/{image_id}`.
     #[must_use]
     pub fn describe(&self) -> String {
         format!("{}{{{}}}{}", self.before, self.field, self.after)
@@ -83,7 +83,7 @@ impl AuthorizationTable {
         Ok(Self(rows))
     }
 
-    /// Returns the static form of a method's path, if the method has a row.
+    /// Returns the table's own copy of a method's path, if the method has a row.
     #[must_use]
     pub fn path(&self, path: &str) -> Option<&str> {
         self.0.get_key_value(path).map(|(path, _)| path.as_str())

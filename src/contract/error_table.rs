@@ -30,7 +30,7 @@ impl From<CommonErrorCode> for ApiErrorCode {
     }
 }
 
-/// A row of the table: the form of an error code in responses.
+/// A row of the table: how an error code is represented in responses.
 #[derive(Debug, Clone)]
 pub struct ErrorRow {
     /// The code in the original's spelling.
@@ -80,7 +80,7 @@ impl ErrorTable {
         Ok(Self { rows, internal })
     }
 
-    /// Returns the row of a code; the unspecified codes have that of `InternalError`.
+    /// Returns the row of a code. Unspecified codes have the row of `InternalError`.
     #[must_use]
     pub fn row(&self, code: ApiErrorCode) -> &ErrorRow {
         self.rows.get(&code).unwrap_or(&self.internal)

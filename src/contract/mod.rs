@@ -1,5 +1,5 @@
-//! The contract: the types generated from `proto`, and the authorization and error tables, which are options in `proto`
-//! and read back from the descriptors.
+//! The contract: the types generated from `proto`, and the authorization and error tables. The tables are options in
+//! `proto`, and are read from the descriptors.
 
 mod api_error;
 mod api_error_response;
@@ -21,7 +21,7 @@ pub mod v1 {
     tonic::include_proto!("appferry.v1");
 }
 
-/// Long-running operations, for clients that do not know the contract.
+/// The messages, clients and servers of long-running operations, for clients that do not know the contract.
 #[allow(missing_docs, clippy::pedantic)]
 pub mod longrunning {
     tonic::include_proto!("google.longrunning");
@@ -63,7 +63,7 @@ pub enum Error {
     Row(String),
 }
 
-/// Initializes a static value on first use; a failed initialization is repeated at the next.
+/// Initializes a static value on first use. If the initialization fails, the next use repeats it.
 fn get_or_try_init<T, E>(cell: &'static OnceLock<T>, init: impl FnOnce() -> Result<T, E>) -> Result<&'static T, E> {
     match cell.get() {
         Some(value) => Ok(value),
@@ -93,9 +93,9 @@ pub fn json(name: &str, message: &[u8]) -> Result<serde_json::Value, Error> {
 /// The tables of the contract.
 #[derive(Debug)]
 pub struct Contract {
-    /// What each method requires of its caller.
+    /// The permission that each method requires of its caller.
     pub authorizations: AuthorizationTable,
-    /// The form of each error code.
+    /// How each error code is represented in responses.
     pub errors: ErrorTable,
 }
 
@@ -110,11 +110,11 @@ impl Contract {
         get_or_try_init(&CONTRACT, || Self::from_pool(pool()?))
     }
 
-    /// Reads the tables of other descriptors.
+    /// Reads the tables from other descriptors.
     ///
     /// # Errors
     ///
-    /// Fails as [`load`](Self::load) does.
+    /// Fails in the same cases as [`load`](Self::load).
     pub fn from_pool(pool: &DescriptorPool) -> Result<Self, Error> {
         Ok(Self { authorizations: AuthorizationTable::read(pool)?, errors: ErrorTable::read(pool)? })
     }

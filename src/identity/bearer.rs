@@ -19,7 +19,7 @@ pub struct Token {
     pub holder: Arc<Identity>,
 }
 
-/// All tokens, by digest. The look-up is not constant in time, but reveals only digests, which a caller can't choose.
+/// All tokens, by digest. The time of a look-up varies, but reveals only digests, which a caller can't choose.
 #[derive(Debug, Clone, Default)]
 pub struct Tokens(HashMap<[u8; 32], Token>);
 

@@ -69,7 +69,7 @@ fn is_spiffe(uri: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CertificateNames(Vec<CertificateName>);
 
-/// A certificate without a usable name.
+/// Why a certificate has no usable names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
     /// The certificate or its subject alternative names can't be parsed.
@@ -118,7 +118,7 @@ impl CertificateNames {
         }
     }
 
-    /// Returns the names.
+    /// Returns the SPIFFE ID, or the DNS names.
     #[must_use]
     pub fn names(&self) -> &[CertificateName] {
         &self.0

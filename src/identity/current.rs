@@ -1,4 +1,4 @@
-//! The authenticator in force, and notifications of its replacement.
+//! The authenticator of the active configuration, and notifications of its replacement.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::Authenticator;
 
-/// Holds the [`Authenticator`] of the configuration in force.
+/// Holds the [`Authenticator`] of the active configuration.
 #[derive(Debug)]
 pub struct CurrentAuthenticator {
     authenticator: ArcSwap<Authenticator>,
@@ -15,19 +15,19 @@ pub struct CurrentAuthenticator {
 }
 
 impl CurrentAuthenticator {
-    /// Puts an authenticator into force.
+    /// Creates a holder whose active authenticator is `authenticator`.
     #[must_use]
     pub fn new(authenticator: Authenticator) -> Self {
         Self { authenticator: ArcSwap::from_pointee(authenticator), changed: watch::Sender::new(()) }
     }
 
-    /// Returns the authenticator in force.
+    /// Returns the active authenticator.
     #[must_use]
     pub fn load(&self) -> Guard<Arc<Authenticator>> {
         self.authenticator.load()
     }
 
-    /// Replaces the authenticator. Long-running calls are reauthorized.
+    /// Replaces the active authenticator, and has long-running calls reauthorized.
     pub fn replace(&self, authenticator: Authenticator) {
         self.authenticator.store(Arc::new(authenticator));
         self.changed.send_replace(());

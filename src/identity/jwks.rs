@@ -13,7 +13,7 @@ use jsonwebtoken::{
 /// Maximum number of keys of an issuer.
 const MAX_KEYS: usize = 64;
 
-/// An error of a key set.
+/// Why a key set can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetError {
     /// The text is not a key set.
@@ -27,7 +27,7 @@ pub enum KeySetError {
     NoneUsable,
 }
 
-/// A public key.
+/// A public key, bound to one algorithm.
 #[derive(Debug, Clone)]
 struct Key {
     id: Option<String>,
@@ -40,8 +40,8 @@ struct Key {
 pub struct KeySet(Vec<Key>);
 
 impl KeySet {
-    /// Parses a key set. Each key is bound to one algorithm, so that a token can't have a public key used as a shared
-    /// secret. Keys of unsupported types, shared secrets and weak keys are left out.
+    /// Parses a key set. Each key is bound to one algorithm, so that no token can cause a public key to be used as a
+    /// shared secret. Keys of unsupported types, shared secrets and weak keys are left out.
     ///
     /// # Errors
     ///
@@ -92,15 +92,15 @@ fn parse_key(jwk: &Jwk) -> Option<Key> {
     Some(Key { id: jwk.common.key_id.clone(), algorithm, public })
 }
 
-/// Whether an Ed25519 public key is not a point of small order, for which signatures can be forged (RFC 8032, section
-/// 5.1.7, leaves the check to the verifier; the library does not perform it).
+/// Whether an Ed25519 public key is strong. A point of small order is weak: signatures for it can be forged. RFC 8032,
+/// section 5.1.7, leaves this check to the verifier, and the library does not perform it.
 fn is_strong(x: &str) -> bool {
     let bytes = URL_SAFE_NO_PAD.decode(x).ok();
     let point = bytes.and_then(|bytes| CompressedEdwardsY::from_slice(&bytes).ok()?.decompress());
     point.is_some_and(|point| !point.is_small_order())
 }
 
-/// The current keys of an issuer; replaced when they are fetched again. Clones share them.
+/// The current keys of an issuer. They are replaced when they are fetched again. Clones share the keys.
 #[derive(Debug, Clone, Default)]
 pub struct SharedKeySet {
     current: Arc<ArcSwap<KeySet>>,
@@ -109,7 +109,7 @@ pub struct SharedKeySet {
 }
 
 impl SharedKeySet {
-    /// Creates keys that are not replaced.
+    /// Creates keys that are never fetched.
     #[must_use]
     pub fn fixed(set: KeySet) -> Self {
         let keys = Self::default();
@@ -117,7 +117,7 @@ impl SharedKeySet {
         keys
     }
 
-    /// Replaces the keys.
+    /// Replaces the keys in all clones.
     pub fn replace(&self, set: KeySet) {
         self.current.store(Arc::new(set));
     }

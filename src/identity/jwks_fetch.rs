@@ -12,7 +12,7 @@ use url::Url;
 use super::{KeySet, KeySetError, SharedKeySet};
 use crate::{
     domain::{ForeignText, with_causes},
-    server_trust::{self, TrustError},
+    storage::server_trust::{self, TrustError},
 };
 
 /// Largest key set, in bytes.
@@ -27,7 +27,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(5);
 pub struct JwksSource {
     /// Address of the key set.
     pub url: Url,
-    /// Certificates in PEM form that are trusted besides those of the system.
+    /// Certificates in PEM form that are trusted in addition to the system's.
     pub certificates: Option<Vec<u8>>,
     /// File with a bearer token to send.
     pub token_file: Option<PathBuf>,
@@ -56,12 +56,12 @@ enum Error {
     KeySet(#[from] KeySetError),
 }
 
-/// Fetches keys in background tasks. Keys whose source a new configuration keeps are not fetched again.
+/// Fetches keys in background tasks. Keys are not fetched again if a new configuration keeps their source.
 #[derive(Debug, Default)]
 pub struct JwksFetcher {
-    /// Keys by source, of this configuration.
+    /// Keys of this configuration, by source.
     keys: HashMap<JwksSource, SharedKeySet>,
-    /// Keys of the configuration before, to be reused.
+    /// Keys of the previous configuration, which can be reused.
     reusable: HashMap<JwksSource, SharedKeySet>,
     tasks: HashMap<JwksSource, DropGuard>,
 }
@@ -79,8 +79,8 @@ impl JwksFetcher {
         Self { reusable: self.keys.clone(), ..Self::default() }
     }
 
-    /// Takes over the sources of `successor`: starts tasks for new ones, and stops those of removed ones. All tasks
-    /// stop when the fetcher is dropped.
+    /// Takes over the sources of `successor`: starts tasks for new sources, and stops the tasks of removed sources. All
+    /// tasks stop when the fetcher is dropped.
     pub fn follow(&mut self, successor: Self, tasks: &TaskTracker) {
         self.tasks.retain(|source, _| successor.keys.contains_key(source));
         self.keys = successor.keys;
@@ -96,7 +96,7 @@ impl JwksFetcher {
     }
 }
 
-/// Fetches the keys of one source until it is dropped.
+/// Fetches the keys of one source, periodically and when a token names an unknown key.
 async fn run(source: JwksSource, keys: SharedKeySet) {
     loop {
         let wait = match source.fetch().await {
@@ -110,7 +110,7 @@ async fn run(source: JwksSource, keys: SharedKeySet) {
                 MIN_INTERVAL
             }
         };
-        // Enforced even if tokens keep naming unknown keys.
+        // This wait applies even if tokens keep naming unknown keys.
         tokio::time::sleep(MIN_INTERVAL.min(wait)).await;
         tokio::select! {
             () = tokio::time::sleep(wait.saturating_sub(MIN_INTERVAL)) => {}

@@ -13,7 +13,7 @@ use crate::{domain::Timestamp, ram::Claim};
 /// Longest token, in bytes.
 const MAX_BYTES: usize = 8 << 10;
 
-/// A trusted issuer.
+/// A trusted issuer of JSON Web Tokens.
 #[derive(Debug, Clone)]
 pub struct Issuer {
     /// Value of `iss` in the issuer's tokens.
@@ -61,7 +61,7 @@ pub fn verify(issuers: &[Issuer], token: &str, now: Timestamp) -> Result<Caller,
     if token.len() > MAX_BYTES {
         return Err(invalid(format!("The JSON Web Token is longer than {MAX_BYTES} bytes")));
     }
-    // Not verified yet: only selects the issuer whose keys verify the token.
+    // The claim is not verified yet. It only selects the issuer whose keys verify the token.
     let payload = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok()).ok_or_else(malformed)?;
     let claim: IssuerClaim = serde_json::from_slice(&payload).map_err(|_| malformed())?;
     let issuer = issuers.iter().find(|issuer| issuer.name == claim.iss).ok_or(AuthError::Unknown)?;
@@ -87,7 +87,7 @@ impl Issuer {
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         validation.set_issuer(&[&self.name]);
         validation.set_audience(&self.audiences);
-        // Checked in `caller`, with the clock that is passed in.
+        // `caller` checks these times against `now`.
         (validation.validate_exp, validation.validate_nbf) = (false, false);
         let keys = self.keys.current(header.kid.as_deref());
         let mut last_error = None;
@@ -179,7 +179,8 @@ fn has_value(claim: &Value, value: &str) -> bool {
     }
 }
 
-/// Returns the values of a claim: one, or those of a list. An empty list has none, like a missing claim.
+/// Returns the values of a claim: its only value, or the entries of a list. An empty list has no values, like a missing
+/// claim.
 fn values(claim: &Value) -> impl Iterator<Item = String> {
     let entries = match claim {
         Value::Array(entries) => entries.as_slice(),

@@ -1,8 +1,8 @@
-//! Authentication: the kinds of credentials, one a file, and the [`Authenticator`] that maps credentials to principals.
+//! Authentication: the kinds of credentials, one per file, and the [`Authenticator`] that maps credentials to
+//! principals.
 //!
-//! Authorization of the principals is decided by [`crate::ram`].
+//! [`crate::ram`] decides whether a principal is authorized.
 
-pub mod acs3;
 mod authenticator;
 mod bearer;
 mod certificate;
@@ -13,6 +13,8 @@ mod jwt;
 mod revocation;
 
 use std::sync::Arc;
+
+use acs3::SignatureError;
 
 pub use authenticator::{Authenticator, Credentials};
 pub use bearer::{Token, Tokens};
@@ -35,14 +37,14 @@ pub struct Identity {
     pub principal: Principal,
     /// Policies of the principal and of its groups.
     pub policies: Policies,
-    /// Limits of its calls.
+    /// Limits of the principal's calls.
     pub quota: Quota,
 }
 
 /// Limits of a principal's calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Calls per second, all of them at once if need be; unlimited if `None`.
+    /// Maximum number of calls per second, which may come in one burst; unlimited if `None`.
     pub calls_per_second: Option<u32>,
     /// Maximum number of calls and streams in flight.
     pub max_in_flight: u32,
@@ -55,8 +57,8 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// Default of `max_in_flight`: enough for a pipeline with many regions, and less than half of the service's own
-    /// default, so that one principal can't use up its capacity.
+    /// Default of `max_in_flight`. It is enough for a pipeline with many regions, and less than half of the service's
+    /// own default, so that one principal can't use up the service's capacity.
     pub const MAX_IN_FLIGHT: u32 = 384;
 }
 
@@ -91,7 +93,7 @@ impl AuthMethod {
 pub struct Caller {
     /// The caller's principal.
     pub identity: Arc<Identity>,
-    /// The kind of its credential.
+    /// The kind of the caller's credential.
     pub method: AuthMethod,
     /// Claims for policy conditions.
     pub claims: Arc<[Claim]>,
@@ -106,10 +108,10 @@ impl Caller {
 /// Why authentication failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// The credential is not configured. The error does not reveal whether a similar one is.
+    /// The credential is not configured. The error does not reveal whether a similar credential is configured.
     #[error("unknown credential")]
     Unknown,
-    /// The credential is known but invalid, for this reason, which its holder may learn.
+    /// The credential is known but invalid. Its holder may learn the reason.
     #[error("{0}")]
     Invalid(String),
     /// The signature does not match the request, for this reason.
@@ -118,10 +120,20 @@ pub enum AuthError {
     /// The request was not signed recently.
     #[error("the request was signed at {signed}, more than {minutes} minutes from the server's time", minutes = acs3::CLOCK_SKEW.as_secs() / 60)]
     Stale {
-        /// The signed time.
+        /// The time of the signature, as the request states it.
         signed: Timestamp,
     },
     /// The request was made before.
     #[error("the nonce was used before")]
     Replayed,
+}
+
+impl From<SignatureError> for AuthError {
+    fn from(error: SignatureError) -> Self {
+        match error {
+            SignatureError::UnknownKey => Self::Unknown,
+            SignatureError::Mismatch(reason) => Self::Signature(reason),
+            SignatureError::Stale { signed } => Self::Stale { signed },
+        }
+    }
 }

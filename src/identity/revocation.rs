@@ -1,18 +1,20 @@
-//! Revocation without a valid configuration: credentials and policies that a broken configuration no longer lists are
-//! removed from the one in force; new ones are not added.
+//! Revocation without a valid configuration. Credentials and policies that an invalid configuration no longer lists are
+//! removed from the active configuration. New credentials and policies are not added.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
-use super::{Authenticator, CertificateName, Identity, acs3::AccessKeys};
+use acs3::{AccessKey, AccessKeys};
+
+use super::{Authenticator, CertificateName, Identity};
 use crate::ram::{Policies, Principal};
 
-/// The principals and credentials that a configuration lists, valid or not.
+/// The principals and credentials that a configuration lists, even if the configuration is invalid.
 #[derive(Debug, Clone, Default)]
 pub struct ListedCredentials {
-    /// Principals, each with the names of its policies and of those of its groups.
+    /// Principals, each with the names of its own policies and of its groups' policies.
     pub principals: HashMap<Principal, HashSet<String>>,
     /// Principals by the SHA-256 of their bearer tokens.
     pub tokens: HashMap<[u8; 32], Principal>,
@@ -69,15 +71,15 @@ impl Authenticator {
         let certificates = self.certificates.iter().filter_map(|(name, identity)| {
             Some((name.clone(), listed.retain(identity, listed.certificates.get(name))?))
         });
-        let access_keys = self.access_keys.keys.iter().filter_map(|(id, key)| {
-            let holder = listed.retain(&key.holder, listed.access_keys.get(id))?;
-            Some((id.clone(), super::acs3::AccessKey { holder, ..key.clone() }))
+        let access_keys = self.access_keys.iter().filter_map(|key| {
+            let holder = listed.retain(&key.holder, listed.access_keys.get(&key.id))?;
+            Some(AccessKey { holder, ..key.clone() })
         });
         Self {
             tokens: tokens.collect(),
             issuers: issuers.collect(),
             certificates: certificates.collect(),
-            access_keys: AccessKeys { keys: access_keys.collect(), hosts: self.access_keys.hosts.clone() },
+            access_keys: AccessKeys::new(access_keys, self.access_keys.hosts().clone()),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Brute-force protection: throttles source addresses after repeated authentication failures. Calls with a valid
 //! credential are never throttled.
 //!
-//! Failures are records of the audit log, up to a rate; beyond it they are counted and recorded as one line per source
-//! and second.
+//! Up to a rate, every failure gets a record of its own in the audit log. Further failures are counted, and recorded in
+//! one line per source and second.
 
 use std::{
     collections::HashMap,
@@ -24,13 +24,13 @@ use crate::{
     metrics,
 };
 
-/// Number of sources with a failure count; the least recent are forgotten.
+/// Maximum number of sources with a failure count. The least recently used are forgotten.
 const MAX_SOURCES: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not 0");
 /// Failures per second, of all sources together, that have a record of their own.
 const RECORDS_PER_SECOND: u32 = 100;
 /// Interval of the summaries.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Number of sources with a line of their own in each summary; the others share one.
+/// Maximum number of sources with a line of their own in each summary. All other sources share one line.
 const MAX_SUMMARIZED_SOURCES: usize = 64;
 
 /// Counts authentication failures by source address.
@@ -48,23 +48,23 @@ struct Failures {
     records: RateLimiter,
     /// Failures without a record since the last summary, by source.
     summary: HashMap<IpAddr, u64>,
-    /// The same, of sources beyond [`MAX_SUMMARIZED_SOURCES`].
+    /// Failures without a record since the last summary, of all sources beyond [`MAX_SUMMARIZED_SOURCES`].
     other_sources: u64,
 }
 
 /// How a failed attempt is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailedAttempt {
-    /// It gets a record of its own in the audit log.
+    /// The attempt gets a record of its own in the audit log.
     Logged,
-    /// It is part of the next summary.
+    /// The attempt is counted in the next summary.
     Counted,
-    /// It is part of the next summary, and its source has to wait for this long.
+    /// The attempt is counted in the next summary, and its source has to wait for this long.
     Throttled(Duration),
 }
 
 impl AuthThrottle {
-    /// Allows `per_minute` failures per source and minute, all of them at once if need be.
+    /// Allows `per_minute` failures per source and minute, which may come in one burst.
     #[must_use]
     pub fn new(per_minute: u32, audit: Audit, clock: Clock) -> Self {
         let failures = Failures {
@@ -92,7 +92,7 @@ impl AuthThrottle {
         throttled.map_or(FailedAttempt::Counted, FailedAttempt::Throttled)
     }
 
-    /// Writes a summary every second until `stop` is canceled, and a last one then.
+    /// Writes a summary every second, and a final one when `stop` is canceled.
     pub async fn run(&self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
             self.summarize();
@@ -113,7 +113,8 @@ impl AuthThrottle {
     }
 
     fn write(&self, summary: &RejectionSummary) {
-        // Does not wait for the queue: while it is full, calls are rejected anyway. A lost line is counted.
+        // Does not wait for room in the queue, because calls are rejected anyway while it is full. A lost line is
+        // counted.
         if self.audit.summarize(summary).is_some() {
             metrics::record_lost_decisions(summary.refused);
         }

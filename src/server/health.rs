@@ -1,4 +1,5 @@
-//! Readiness: whether the service can handle calls. It can't without its database, nor while the audit log is blocked.
+//! Readiness: whether the service can handle calls. It can't while the database is unavailable or the audit log is
+//! blocked.
 
 use std::time::Duration;
 
@@ -15,13 +16,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Whether the service can handle calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
-    /// It can.
+    /// The service can handle calls.
     Ready,
-    /// It can't, for this reason.
+    /// The service can't handle calls, for this reason.
     NotReady(String),
 }
 
-/// Publishes the readiness.
+/// Publishes the readiness to the gRPC health service and to the admin listener.
 #[derive(Debug)]
 pub struct PublishedHealth {
     /// The gRPC health service; `None` in workers, which have none.
@@ -40,8 +41,8 @@ impl PublishedHealth {
     }
 }
 
-/// Publishes whether the database accepts writes and the audit log, if this process has one, is written. When `stop` is
-/// canceled, publishes that the service is not ready, and returns.
+/// Publishes that the service is ready while the database accepts writes and the audit log, if this process has one, is
+/// written. When `stop` is canceled, publishes that the service is not ready, and returns.
 pub async fn run(health: PublishedHealth, state: Db, audit: Option<Audit>, stop: CancellationToken) {
     let mut before = Readiness::Ready;
     loop {
@@ -80,7 +81,7 @@ pub async fn run(health: PublishedHealth, state: Db, audit: Option<Audit>, stop:
     health.publish(Readiness::NotReady("the service is shutting down".to_owned())).await;
 }
 
-/// Ends all streams of the health service: an open one would delay the shutdown.
+/// Ends all streams of the health service, because an open stream would delay the shutdown.
 pub async fn end_watches(mut health: HealthReporter) {
     for service in SERVICES {
         health.clear_service_status(service).await;

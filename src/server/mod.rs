@@ -1,5 +1,5 @@
 //! The gRPC and HTTP server: listeners, the middleware stack, the handlers, and the admin endpoints. Requests are
-//! parsed into domain types here; invalid ones are rejected.
+//! parsed into domain types here, and invalid requests are rejected.
 
 mod admin;
 mod auth_throttle;
@@ -14,11 +14,19 @@ mod source_pool;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
+use grpc::{ImageHandlers, SyncHandlers};
+use http_api::{HttpApi, grpc_bridge::GrpcStack};
 use hyper::body::Incoming;
+use middleware::{
+    BodyLimitLayer, ContractServices, DeadlineLayer, NormalizeErrorsLayer, PublicMethodsLayer, RejectMalformedLayer,
+    RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer, response_for_panic,
+};
+use source_pool::SourcePool;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
+use tower_http::catch_panic::CatchPanicLayer;
 
 pub use admin::StatusPage;
 pub use auth_throttle::AuthThrottle;
@@ -35,16 +43,8 @@ use crate::{
     db::Db,
     domain::Clock,
     identity::CurrentAuthenticator,
-    region::Backend,
+    storage::Backend,
 };
-use admin::AdminService;
-use grpc::{ImageHandlers, SyncHandlers};
-use http_api::{HttpApi, grpc_bridge::GrpcStack};
-use middleware::{
-    BodyLimitLayer, CatchPanic, ContractServices, DeadlineLayer, MapOutcomeLayer, NormalizeErrors, PublicMethodsLayer,
-    RejectMalformedLayer, RequestAuthenticator, RequestAuthorizer, RequestIdLayer, Router, TraceLayer,
-};
-use source_pool::SourcePool;
 
 /// Largest request message, and largest response of the reflection service, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
@@ -56,10 +56,10 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 const MESSAGE_ARRIVAL: Duration = Duration::from_secs(10);
 /// Longest time for all requests of a reflection stream to arrive.
 const REFLECTION_ARRIVAL: Duration = Duration::from_secs(60);
-/// Messages of unauthenticated callers that are buffered at the same time: in total, and per source address.
+/// Maximum numbers of buffered messages of unauthenticated callers, in total and per source address.
 const UNAUTHENTICATED_MESSAGES: (usize, usize) = (256, 32);
 
-/// Service names with a health status: those of the contract, and the empty name for the server as a whole.
+/// Service names with a health status: the contract's services, and the empty name for the server as a whole.
 const SERVICES: [&str; 4] = [
     "",
     v1::app_sync_service_server::SERVICE_NAME,
@@ -94,13 +94,13 @@ pub struct Dependencies {
     pub stop: CancellationToken,
 }
 
-/// A service as a [`Listener`] serves it to its connections.
+/// The boxed service that a [`Listener`] runs for its connections.
 pub type Frontend = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 /// The entry points that listeners serve.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Endpoints {
-    /// gRPC.
     pub grpc: Frontend,
     /// HTTP form of the original API.
     pub openapi: Frontend,
@@ -116,7 +116,9 @@ pub type Health = tonic_health::server::HealthReporter;
 /// Creates the admin service: probes, metrics and, on servers, the status page.
 #[must_use]
 pub fn admin(readiness: watch::Receiver<health::Readiness>, page: Option<StatusPage>) -> Frontend {
-    Frontend::new(AdminService::new(readiness, page))
+    let router = admin::router(readiness, page);
+    let to_frontend = |response: Response<axum::body::Body>| response.map(Body::new);
+    Frontend::new(ServiceBuilder::new().map_response(to_frontend).service(router))
 }
 
 /// Creates the services of all entry points; they share one middleware stack.
@@ -151,10 +153,11 @@ pub async fn endpoints(dependencies: Dependencies) -> Result<Endpoints, tonic_re
         .layer(RequestIdLayer)
         // Outside of every layer that rejects calls, so that rejections are traced and counted.
         .layer(TraceLayer(contract))
+        // Outside of the panic guard and of the gRPC library, whose errors do not have the contract's form.
+        .layer(NormalizeErrorsLayer(contract))
+        .map_response(|response: Response<_>| response.map(Body::new))
         // Outside of all code that may panic.
-        .layer(MapOutcomeLayer::<CatchPanic>::new(contract))
-        // Outside of the gRPC library, whose errors do not have the contract's form.
-        .layer(MapOutcomeLayer::<NormalizeErrors>::new(contract))
+        .layer(CatchPanicLayer::custom(response_for_panic))
         .service(Router { guarded, public });
     let bridged = GrpcStack::new(stack.clone());
     let openapi = Frontend::new(HttpApi::new(bridged.clone(), message_slots));
@@ -162,7 +165,7 @@ pub async fn endpoints(dependencies: Dependencies) -> Result<Endpoints, tonic_re
     Ok(Endpoints { grpc: Frontend::new(stack), openapi, page, health })
 }
 
-/// Handlers of the contract's methods.
+/// Creates the handlers of the contract's methods.
 fn contract_services(dependencies: &Dependencies) -> ContractServices {
     let synchronizations = Arc::new(SyncHandlers::new(dependencies));
     ContractServices {
@@ -175,8 +178,8 @@ fn contract_services(dependencies: &Dependencies) -> ContractServices {
     }
 }
 
-/// Health and reflection. They need no credential and stand outside of the limits of the contract's methods, so that a
-/// busy server still answers its probes; [`PublicMethodsLayer`] limits them separately.
+/// Creates the health and reflection services. They need no credential and stand outside the limits of the contract's
+/// methods, so that a busy server still answers its probes. [`PublicMethodsLayer`] limits them separately.
 async fn public_services() -> Result<(Health, Routes), tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     health::set(&reporter, tonic_health::ServingStatus::Serving).await;

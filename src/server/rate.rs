@@ -14,14 +14,14 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Allows `count` events per `period`, all of them at once if need be.
+    /// Allows `count` events per `period`, which may come in one burst.
     #[must_use]
     pub fn new(count: u32, period: Duration) -> Self {
         Self { interval: period / count.max(1), burst: period }
     }
 }
 
-/// The events of one subject.
+/// Counts the events of one subject.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RateLimiter {
     /// The "theoretical arrival time": when the next event is due at the steady rate.

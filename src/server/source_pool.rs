@@ -9,7 +9,7 @@ use std::{
 
 use super::listener::peer::Peer;
 
-/// A pool of slots. Clones share them.
+/// A pool of slots. Clones share the slots.
 #[derive(Debug, Clone)]
 pub struct SourcePool(Arc<Pool>);
 
@@ -26,7 +26,7 @@ struct InUse {
     sources: HashMap<Option<IpAddr>, usize>,
 }
 
-/// A slot in use; free again once dropped.
+/// A slot in use, which is freed on drop.
 #[derive(Debug)]
 pub struct PoolSlot {
     pool: Arc<Pool>,

@@ -17,14 +17,14 @@ use crate::metrics;
 /// The capacity of the queue in bytes.
 const CAPACITY: usize = 4 << 20;
 
-/// A bounded queue of log lines with a writer thread. Clones share it.
+/// A bounded queue of log lines with a writer thread. Clones share the queue.
 #[derive(Debug, Clone)]
 pub struct LogQueue(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a line is queued and when all are written.
+    /// Notified when a line is queued and when all lines are written.
     changed: Condvar,
 }
 
@@ -55,7 +55,7 @@ impl LogQueue {
     pub fn flush(&self, limit: Duration) {
         let state = self.0.lock();
         let busy = |state: &mut State| state.writing || !state.lines.is_empty();
-        // Lines that are not written by then are lost with the process.
+        // Lines that are not written within the limit are lost with the process.
         drop(self.0.changed.wait_timeout_while(state, limit, busy));
     }
 

@@ -1,5 +1,5 @@
-//! Formats logs on standard error: one line per event, as plain text or JSON, with the request ids and the trace id
-//! that it belongs to. The format and the filter can be changed while the process runs.
+//! Formats logs on standard error: one line per event, as plain text or JSON, with the request ids and the trace id of
+//! the event. The format and the filter can be changed while the process runs.
 
 use std::{
     borrow::Cow,
@@ -40,7 +40,7 @@ use crate::domain::{ForeignText, printable, printable_json};
 const OWN_TARGET: &str = "appferry";
 /// The spans with request ids: calls and copies.
 const SPANS_WITH_IDS: [&str; 2] = ["call", "copy"];
-/// The field of those spans with the request ids.
+/// The field of these spans that holds the request ids.
 const REQUEST_ID_FIELD: &str = "appferry.request_id";
 
 /// The format of log lines.
@@ -54,8 +54,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// The longest line, in bytes. Foreign texts are shortened before; this bounds everything else, including events of
-/// libraries.
+/// The longest line, in bytes. Foreign texts are shortened before they are logged. This limit bounds all other texts,
+/// including events of libraries.
 const MAX_LINE: usize = 16 << 10;
 
 /// Changes the logs of the running process.
@@ -79,7 +79,7 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::try_new(format!("{QUIET_TARGETS},{text}"))
 }
 
-/// The layers that write logs, filtered by `RUST_LOG` or else `default_filter`.
+/// Returns the layers that write logs, filtered by `RUST_LOG` or else `default_filter`.
 pub(super) fn layers(default_filter: &str) -> Result<impl Layer<Registry> + Send + Sync + use<>, Error> {
     let (filter, fixed) = match env::var(EnvFilter::DEFAULT_ENV) {
         Ok(text) if !text.is_empty() => (parse_filter(&text)?, true),
@@ -89,8 +89,8 @@ pub(super) fn layers(default_filter: &str) -> Result<impl Layer<Registry> + Send
     // Fails only for a second subscriber, which can't be installed anyway.
     let queue = LogQueue::start(io::stderr()).map_err(Error::Thread)?;
     let _ = HANDLE.set(LogHandle { filter: handle, lines: queue.clone(), fixed });
-    // Lines have no span context, because spans are for traces. Only the two kinds with request ids are created without
-    // an export.
+    // Lines have no span context, because spans are for traces. Without an export, only the two kinds of spans with
+    // request ids are created.
     let events = filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(LineFormat::new(io::stderr().is_terminal()))
@@ -163,8 +163,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for RequestIdLayer {
     }
 }
 
-/// Bounds a text line and escapes control characters, except the colours if `ansi` is set: escape characters in logged
-/// values are escaped by the formatter before.
+/// Bounds a text line and escapes its control characters. If `ansi` is set, keeps escape characters: they only come
+/// from colors, because the formatter has already escaped those in logged values.
 fn bounded_line(line: &str, ansi: bool) -> Cow<'_, str> {
     let printable = printable(line, |c| ansi && c == '\u{1b}');
     if printable.len() <= MAX_LINE {
@@ -174,7 +174,7 @@ fn bounded_line(line: &str, ansi: bool) -> Cow<'_, str> {
     Cow::Owned(format!("{}…", &printable[..end]))
 }
 
-/// Bounds a JSON line, given without its last brace, by shortening each text in it if it is too long.
+/// Bounds a JSON line, which is given without its last brace. If the line is too long, shortens each text in it.
 fn bounded_json(line: &str) -> Cow<'_, str> {
     let shorter = || {
         let fields: serde_json::Map<String, Value> = serde_json::from_str(&format!("{line}}}")).ok()?;
@@ -241,7 +241,7 @@ where
     }
 }
 
-/// The request ids and the trace id of an event: those of its span or of the nearest ancestor that has them.
+/// Returns the request ids and the trace id of an event: those of its span, or of the nearest ancestor that has them.
 fn ids_of(event: &Event<'_>) -> (Option<String>, Option<String>) {
     tracing::dispatcher::get_default(|dispatch: &Dispatch| {
         let current = || dispatch.current_span().id().cloned();

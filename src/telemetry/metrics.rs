@@ -1,5 +1,5 @@
-//! Exports metrics: scraped by Prometheus, or sent by OTLP. There is one set for the life of a process, like the
-//! instruments.
+//! Exports metrics: Prometheus scrapes them, or the process sends them by OTLP. Like the instruments, the export exists
+//! once and lasts for the life of the process.
 
 use std::sync::OnceLock;
 
@@ -11,7 +11,8 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 use super::{Error, FLUSH_TIMEOUT, check_protocol, exports, resource};
 use crate::metrics;
 
-/// The variables with the endpoint of metrics (OpenTelemetry specification, "OTLP Exporter Configuration").
+/// The environment variables that set the endpoint of metrics (OpenTelemetry specification, "OTLP Exporter
+/// Configuration").
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 static EXPORT: OnceLock<Export> = OnceLock::new();
@@ -25,7 +26,7 @@ struct Export {
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// Starts to record metrics if Prometheus scrapes them or an endpoint is configured. Must be called within a runtime.
-/// Only the first effective call of a process counts.
+/// Has no effect once metrics are recorded.
 pub fn start(is_scraped: bool) -> Result<(), Error> {
     let is_sent = exports(&ENDPOINTS, "OTEL_METRICS_EXPORTER");
     if EXPORT.get().is_some() || !(is_scraped || is_sent) {
@@ -33,7 +34,7 @@ pub fn start(is_scraped: bool) -> Result<(), Error> {
     }
     let mut builder = SdkMeterProvider::builder().with_resource(resource());
     let registry = Registry::new();
-    // Added only if needed: every reader keeps all measurements once more.
+    // Added only if needed, because every reader keeps its own copy of all measurements.
     if is_scraped {
         builder = builder.with_reader(opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?);
     }
@@ -49,7 +50,7 @@ pub fn start(is_scraped: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// All metrics in the text format of Prometheus; `None` if nothing is recorded.
+/// Returns all metrics in the text format of Prometheus; `None` if nothing is recorded.
 #[must_use]
 pub fn scrape() -> Option<Vec<u8>> {
     let mut text = Vec::new();
@@ -62,7 +63,7 @@ pub fn scrape() -> Option<Vec<u8>> {
     }
 }
 
-/// Exports the last metrics, within a time limit.
+/// Exports the last metrics within a time limit.
 pub(super) fn shutdown() {
     if let Some(Err(error)) = EXPORT.get().map(|export| export.provider.shutdown_with_timeout(FLUSH_TIMEOUT)) {
         tracing::warn!(%error, "failed to flush metrics on shutdown");

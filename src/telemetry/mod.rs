@@ -1,25 +1,18 @@
 //! Exports traces and metrics, and writes logs.
 //!
-//! The standard `OTEL_*` variables configure the export. Without an endpoint nothing is exported, and no span is
-//! created for it.
+//! The standard `OTEL_*` variables configure the export. Without an endpoint, nothing is exported and no spans are
+//! created for an export.
 
 mod log_queue;
 pub mod logs;
 pub mod metrics;
 
-use std::{env, sync::OnceLock, time::Duration};
+use std::{env, time::Duration};
 
-use opentelemetry::{
-    KeyValue,
-    trace::{SpanKind, Tracer as _, TracerProvider as _},
-};
+use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
-use opentelemetry_sdk::{
-    Resource,
-    trace::{SdkTracer, SdkTracerProvider, Span},
-};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::Subscriber;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
     Layer,
     filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
@@ -28,7 +21,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// The variables with the endpoint of traces (OpenTelemetry specification, "OTLP Exporter Configuration").
+/// The environment variables that set the endpoint of traces (OpenTelemetry specification, "OTLP Exporter
+/// Configuration").
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 /// The instrumentation scope of the spans.
 const SCOPE: &str = "appferry";
@@ -36,11 +30,8 @@ const SCOPE: &str = "appferry";
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit for writing the last log lines.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-/// The log filter without `RUST_LOG`.
+/// The log filter that applies without `RUST_LOG`.
 pub const DEFAULT_LOG: &str = "warn,appferry=info";
-
-/// Creates spans outside of `tracing`, for [`leaf`].
-static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// Why telemetry can't start.
 #[derive(Debug, thiserror::Error)]
@@ -78,10 +69,11 @@ impl Telemetry {
         match &provider {
             Some(provider) => {
                 registry.with(trace_layer(provider)).try_init()?;
-                // Not set before: only the first subscriber gets here.
-                let _ = TRACER.set(provider.tracer(SCOPE));
+                // Set here and not before `try_init`, because only the first subscriber gets here.
+                instrumentation::set_tracer(provider.tracer(SCOPE));
             }
-            // No layer instead of a layer that is `None`: with that, every library would create its spans for nothing.
+            // Adds no layer at all. With a layer that is `None`, every library would create spans that are never
+            // exported.
             None => registry.try_init()?,
         }
         Ok(Self(provider))
@@ -98,17 +90,7 @@ impl Telemetry {
     }
 }
 
-/// A child of the current span that ends when it is dropped; `None` without an export.
-///
-/// It has no log events and no children. Meant for operations that happen thousands of times a second, where the
-/// bookkeeping of `tracing` would cost more than the span.
-pub fn leaf<const N: usize>(name: &'static str, kind: SpanKind, attributes: [KeyValue; N]) -> Option<Span> {
-    let tracer = TRACER.get()?;
-    let builder = tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
-    Some(tracer.build_with_context(builder, &tracing::Span::current().context()))
-}
-
-/// The layer that exports the spans of this crate, independent of the log filter.
+/// Returns the layer that exports the spans of this crate, independent of the log filter.
 fn trace_layer<S>(provider: &SdkTracerProvider) -> impl Layer<S> + Send + Sync + use<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -126,7 +108,7 @@ where
         .with_filter(targets.and(spans))
 }
 
-/// The endpoint of traces, if they are exported.
+/// Returns the endpoint of traces, if they are exported.
 #[must_use]
 pub fn endpoint() -> Option<String> {
     let set = ENDPOINTS.iter().find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()));
@@ -140,7 +122,7 @@ fn exports(endpoints: &[&str], exporter: &str) -> bool {
     endpoints.iter().any(set) && !is("OTEL_SDK_DISABLED", "true") && !is(exporter, "none")
 }
 
-/// Fails if one of the variables names another protocol than gRPC.
+/// Fails if one of the variables names a protocol other than gRPC.
 fn check_protocol(variables: &[&str]) -> Result<(), Error> {
     for name in variables {
         match env::var(name) {

@@ -86,7 +86,7 @@ async fn streams_count_for_as_long_as_they_are_open() {
 /// The HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Sends bytes over a new connection and returns the response until the connection ends.
+/// Sends bytes over a new connection and returns everything that the service sends until the connection ends.
 async fn answered(running: &Running, said: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(running.address).await.expect("it listens");
     stream.write_all(said).await.expect("it is sent");
@@ -95,7 +95,7 @@ async fn answered(running: &Running, said: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// Returns how long the service keeps a connection open that only sends the preface.
+/// Returns how long the service keeps open a connection that only sends the preface.
 async fn lasts(running: &Running) -> Duration {
     let began = Instant::now();
     assert!(!answered(running, PREFACE).await.is_empty(), "it receives GOAWAY");

@@ -184,7 +184,7 @@ async fn a_client_token_makes_a_repeat_the_same_call() {
     }
     let ids: std::collections::BTreeSet<_> = together.join_all().await.into_iter().collect();
     assert_eq!(ids.len(), 1, "one call, however often it is made");
-    // The same regions in another order are the same parameters.
+    // Requests that differ only in the order of the regions have the same parameters.
     let again = client.synchronize_app(request(&["cn-shanghai", "cn-beijing"])).await.expect("accepted").into_inner();
     assert!(ids.contains(&again.request_id));
     assert_eq!(count(&running).await, 1);
@@ -205,7 +205,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
     ids.reverse();
     let mut client = running.app_sync().await;
     let cancel = CancelSynchronizationRequest { request_id: ids[3].clone() };
-    // The joined copy continues: every caller waits for the same replica.
+    // The copy itself continues, because the other synchronizations wait for the same replica.
     client.cancel_synchronization(cancel).await.expect("it is canceled");
 
     let mut all = Vec::new();

@@ -1,4 +1,5 @@
-//! Authorization: what no statement allows is denied, and a denied caller does not learn what exists.
+//! Authorization: an action that no statement allows is denied, and a denied caller does not learn which resources
+//! exist.
 
 use appferry::{
     app::Role,

@@ -151,7 +151,7 @@ async fn a_call_is_repeated_when_the_service_says_so_under_one_token() {
     let [(first, token), (second, again), (third, at_last)] = &received[..] else { panic!("{received:?}") };
     assert!(!token.is_empty() && token == again && token == at_last, "{received:?}");
     assert!(*second - *first >= retry_after && *third - *second >= retry_after);
-    // A response that lacks a promised field is an error, not a default.
+    // A response without a field that the contract guarantees is an error. The client substitutes no default.
     let error = client.get_synchronization("x").await.expect_err("there is none in it");
     assert!(matches!(error, Error::Incomplete(_)), "{error}");
 }
@@ -190,14 +190,14 @@ async fn a_watch_goes_on_through_cut_connections_and_a_service_that_is_replaced(
     assert!(first.regions.iter().all(|region| region.state() == RegionState::Pending));
     let connections = tcp_proxy.connections();
     tcp_proxy.cut();
-    // The library reconnects; since nothing has changed, it yields nothing.
+    // The library reconnects. The watch yields no snapshot, because nothing has changed.
     tokio::select! {
         next = watch.next() => panic!("nothing has changed: {next:?}"),
         () = until("a new connection", async || (tcp_proxy.connections() > connections).then_some(())) => {}
     }
     let next = tokio::time::timeout(Duration::from_millis(500), watch.next()).await;
     assert!(next.is_err(), "nothing has changed: {next:?}");
-    // Until another service that works takes over.
+    // The watch continues once a service with workers takes over.
     let running = running.stop().await.start().await;
     tcp_proxy.set_upstream(running.address.port());
     tcp_proxy.cut();
@@ -222,7 +222,7 @@ async fn calls_through_connections_that_are_cut_all_the_time_are_accepted_once_e
     let client = builder.connect().await.expect("it answers");
     let app = running.add("a", &[noise(10, 1)]).await;
     let uncut = self::client(&running).await;
-    // Each connection lives until more calls have been accepted, independent of the machine's speed.
+    // Cuts the connections only after more calls have been accepted, so that the test makes progress on any machine.
     let cutting = async {
         for accepted in (3..40).step_by(3) {
             let list = ListSynchronizationsRequest { page_size: accepted, ..Default::default() };
@@ -278,7 +278,7 @@ async fn shows(running: Running, command: impl Fn() -> Command + Send + Sync + '
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_rust_carries_an_image() {
-    // Built together with all tests, but not if only this test is selected.
+    // Cargo builds the examples together with all tests, but not if this test alone is selected.
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--locked", "--quiet", "--example", "synchronize"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     process::stdout(&build.output().expect("cargo runs"));

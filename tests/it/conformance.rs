@@ -1,5 +1,5 @@
-//! Every kind of store as source and as target: the same images, copied by the same calls, and read back by other
-//! programs.
+//! Every kind of store serves as source and as target: the same calls copy the same images, and other programs read the
+//! copies.
 
 use std::path::{Path, PathBuf};
 
@@ -17,8 +17,8 @@ use crate::harness::{
 
 const KINDS: [&str; 3] = TARGETS;
 
-/// A service whose home region has one kind of store and that copies to all: `cn-beijing` is a directory, `cn-shanghai`
-/// a bucket, `cn-shenzhen` a registry.
+/// A service whose home region has one kind of store. It copies to a region of every kind: `cn-beijing` is a directory,
+/// `cn-shanghai` a bucket, and `cn-shenzhen` a registry.
 struct Fixture {
     running: Running,
     home: &'static str,
@@ -45,7 +45,7 @@ impl Fixture {
         Self { running: site.start().await, home, home_registry, registry, bucket }
     }
 
-    /// Writes a layout to the home region, and returns its source name for registration.
+    /// Writes a layout to the home region and registers it as an image.
     async fn put(&self, layout: &Path, id: &str) {
         let request = match self.home {
             "registry" => {
@@ -94,7 +94,7 @@ async fn upload(bucket: &Bucket, layout: &Path, prefix: &str) {
     }
 }
 
-/// Copies an image with blobs of several sizes: for one request, for a multipart upload, and for chunks.
+/// Copies an image whose blobs have different sizes, which are sent in one request, in parts, or in chunks.
 async fn every_direction(home: &'static str) {
     let fixture = Fixture::build(home).await;
     let directory = tempfile::tempdir().expect("a directory");

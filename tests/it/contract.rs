@@ -144,7 +144,8 @@ async fn health_is_told_to_everybody_and_watched() {
     let stopped = tokio::spawn(running.stop());
     let last = watch.message().await.expect("it goes on").expect("a status");
     assert_eq!(last.status(), ServingStatus::NotServing);
-    // A watch does not delay the shutdown: it is ended, instead of being cut off after the default 12 s.
+    // A watch does not delay the shutdown: the service ends its stream instead of cutting it off after the default
+    // 12 s.
     while let Some(contains) = watch.message().await.expect("it ends in order") {
         assert_eq!(contains.status(), ServingStatus::NotServing);
     }
@@ -230,7 +231,7 @@ fn what_breaks_clients_is_found() {
     let write = |contract: &str| std::fs::write(&file, contract).expect("it is written");
     write(&proto.replace("string client_token = 3;", "string client_token = 15;"));
     is_refused("SynchronizeAppRequest");
-    // An addition breaks no client, until it is released and then removed.
+    // Adding a field breaks no client. Removing the field after a release does.
     write(&proto.replace("string client_token = 3;", "string client_token = 3;\n  string note = 15;"));
     process::stdout(&breaking(&[]));
     process::stdout(&breaking(&["--release"]));

@@ -1,5 +1,5 @@
-//! Copies: every kind of image, only the missing blobs, verified, and visible only when complete; a region that fails
-//! does not affect the others and reports the reason.
+//! Copies of every kind of image. A copy transfers only the missing blobs, is verified, and becomes visible only when
+//! it is complete. A region that fails does not affect the others and reports the reason.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
@@ -105,7 +105,7 @@ async fn an_image_of_many_architectures_arrives_with_all_of_them() {
     for target in TARGETS {
         let layout = running.site.image(target, "gromacs");
         images::verify(&layout);
-        // Reads the image with skopeo.
+        // Checks independently of the service that the image is readable.
         let name = format!("oci:{}", layout.display());
         let raw = Command::new("skopeo").args(["inspect", "--raw", &name]).output().expect("skopeo is installed");
         let raw = crate::harness::process::stdout(&raw);
@@ -236,7 +236,7 @@ async fn a_fault_that_passes_is_tried_again_and_seen_meanwhile() {
 #[tokio::test]
 async fn a_region_that_can_t_be_written_fails_alone_at_once() {
     let mut site = Site::new();
-    // A file system that accepts no files, not even from root.
+    // This file system accepts no files, not even from root.
     site.stores.push(("cn-shanghai", "dir:///sys/kernel".to_owned()));
     let running = site.start().await;
     let app = running.add("a", &[noise(1_000, 1)]).await;
@@ -275,8 +275,8 @@ async fn a_disk_that_fills_up_fails_alone_and_leaves_nothing_half_done() {
     let path = config.to_str().expect("text").to_owned();
     crate::harness::process::migrate(&config);
     let full = site.region("cn-shanghai");
-    // Runs in its own mount namespace, so that the mount disappears with the service. The file system holds half of the
-    // image; it reports more free space, because the limit is on the number of files too.
+    // The service runs in its own mount namespace, so that the mount disappears with the service. The file system
+    // reports enough free bytes for the image, but has too few inodes for all of its files.
     let script = format!(
         "mount -t tmpfs -o size=64m,nr_inodes=8 tmpfs {} && exec {APPFERRY} serve --config {path}",
         full.display()
@@ -331,7 +331,7 @@ async fn a_copy_that_is_canceled_stops_and_never_becomes_visible() {
     let canceled = running.get(&id).await;
     assert_eq!(canceled.state(), SynchronizationState::Canceled);
     assert!(canceled.regions.iter().all(|r| r.state() == RegionState::Canceled));
-    // A later image takes the same path; once it has arrived, the worker has noticed the change.
+    // The same workers copy a later image. Once it has arrived, they have noticed the cancellation.
     let other = running.add("b", &[noise(1_000, 1)]).await;
     let later = running.synchronize(&other, &[]).await.expect("it is accepted");
     assert_eq!(running.finished(&later).await.state(), SynchronizationState::Succeeded);

@@ -1,4 +1,4 @@
-//! `kill -9` at any moment: every acknowledged call still ends, and every digest is right.
+//! `kill -9` at any moment: every acknowledged synchronization still ends, and every digest is correct.
 
 use std::{
     net::SocketAddr,

@@ -6,10 +6,10 @@ use std::sync::{
 };
 
 use appferry::{
+    acs3::{self, SignedRequest},
     app::Role,
     contract::v1::{SynchronizeAppRequest, app_sync_service_client::AppSyncServiceClient},
     domain::{Secret, Timestamp},
-    identity::acs3::{self, SignedRequest},
 };
 use http::HeaderMap;
 use prost::Message as _;
@@ -359,7 +359,7 @@ async fn a_signed_call_is_taken_once_by_all_processes_together() {
         "SignatureDoesNotMatch",
         400,
     );
-    // The signature covers the content: the digest of another content is rejected before the call is executed.
+    // The signature covers the content: a digest of other content is rejected before the call is executed.
     let other_content = |m: &mut MetadataMap| {
         drop(m.insert("x-acs-content-sha256", hex::encode(Sha256::digest(b"other")).parse().expect("a value")));
     };

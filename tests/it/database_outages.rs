@@ -1,5 +1,5 @@
-//! Database outages: calls are answered in time with the contract's errors, readiness follows, workers wait and
-//! continue, and no acknowledged call is lost.
+//! Database outages: calls are answered in time with the contract's errors, the service reports that it is not ready,
+//! workers wait and continue, and no acknowledged call is lost.
 
 use std::{
     process::{Child, Command},
@@ -32,7 +32,7 @@ use crate::harness::{
 /// Upper bound for any response while the database does not respond.
 const SOON: Duration = Duration::from_secs(8);
 
-/// Starts a service on its own server, with an image.
+/// Starts a service with the database at `url`, and registers an image.
 async fn on(url: &str, connections: u32) -> Running {
     let mut site = Site::new().on(url);
     site.more = String::from("[housekeeping]\ninterval_ms = 200\n");
@@ -62,7 +62,7 @@ async fn is_unavailable(running: &Running) {
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 }
 
-/// Asserts that calls succeed, and that all acknowledged ones have ended.
+/// Asserts that calls succeed again, and that every acknowledged synchronization succeeds.
 async fn works_again(running: &Running, acknowledged: &[String]) {
     becomes_ready(running, true).await;
     let id = until("an accepted call", async || running.synchronize("a", &[]).await.ok()).await;
@@ -102,7 +102,7 @@ async fn a_server_that_hangs_holds_nobody() {
     let running = on(&url, 4).await;
     let id = running.synchronize("a", &["cn-beijing"]).await.expect("it is accepted");
     running.finished(&id).await;
-    // All processes of the server: connections stay open, and nothing responds.
+    // While all processes of the server are stopped, connections stay open, and nothing responds.
     let processes = |signal| {
         let children = Command::new("pgrep").args(["-P", &server.pid().to_string()]).output().expect("pgrep runs");
         let children = String::from_utf8_lossy(&children.stdout).lines().filter_map(|line| line.parse().ok()).collect();
@@ -127,7 +127,7 @@ async fn a_server_whose_connections_are_used_up_is_waited_for() {
     let running = on(&server.url("postgres"), 2).await;
     let admin = database::look(&server.url("postgres")).await;
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'appferry'";
-    // The service loses its connections, and other clients take every slot, until it has got none back.
+    // Ends the connections of the service and lets other clients take the slots, until the service has none left.
     let mut others = Vec::new();
     until("the other sessions to take every connection", async || {
         admin.execute_unprepared(kill).await.expect("they are cut off");
@@ -150,7 +150,7 @@ async fn a_server_whose_connections_are_used_up_is_waited_for() {
     running.stop().await;
 }
 
-/// An administrator repeatedly terminates sessions while calls are made.
+/// An administrator repeatedly terminates sessions while clients make calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_are_cut_off_lose_nothing() {
     if !postgres::is_installed() {
@@ -206,7 +206,7 @@ async fn a_failover_is_followed() {
     })
     .await;
 
-    // The service is connected to the standby, which is read-only: it is not ready, and reports that.
+    // The service is now connected to the standby. It reports that it is not ready, because the standby is read-only.
     tcp_proxy.set_upstream(follower.port());
     tcp_proxy.cut();
     is_unavailable(&running).await;
@@ -214,7 +214,7 @@ async fn a_failover_is_followed() {
     follower.promote();
     works_again(&running, &[id]).await;
 
-    // Back again, without cutting connections: the service itself closes those that lead to the wrong server.
+    // Another failover, which cuts no connections: the service itself closes those that lead to the wrong server.
     let back = Postgres::following(&follower);
     looks.execute_unprepared("ALTER SYSTEM SET default_transaction_read_only = on").await.expect("it is set");
     back.promote();
@@ -227,7 +227,7 @@ async fn a_failover_is_followed() {
     running.stop().await;
 }
 
-/// A server on a full disk.
+/// A database server on a small disk that a test can fill.
 struct Small {
     server: Child,
     port: u16,
@@ -236,7 +236,7 @@ struct Small {
 
 impl Small {
     /// Starts a server whose disk has little free space, in its own mount namespace. Its log is elsewhere: without
-    /// space for the log, the server would crash and free some.
+    /// space for the log, the server would crash and free space.
     async fn start(room: &str) -> Self {
         let new = || tempfile::Builder::new().prefix("appferry-small-").tempdir().expect("a directory");
         let (directory, log) = (new(), new());
@@ -264,20 +264,20 @@ impl Small {
 }
 
 impl Small {
-    /// Returns the path of another file on its disk, as the server's namespace sees it.
+    /// Returns the path of another file on the server's disk, through the server's mount namespace.
     fn other(&self) -> std::path::PathBuf {
         let directory = self.directories[0].path().display();
         format!("/proc/{}/root{directory}/other", self.server.id()).into()
     }
 
-    /// Fills the disk.
+    /// Fills the disk with another file.
     fn fill(&self) {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(self.other()).expect("a file");
         let more = [7; 4_096];
         while std::io::Write::write_all(&mut file, &more).is_ok() {}
     }
 
-    /// Frees the disk.
+    /// Removes the file that filled the disk.
     fn empty(&self) {
         std::fs::remove_file(self.other()).expect("it is there");
     }
@@ -303,7 +303,7 @@ async fn a_disk_that_is_full_is_told_and_waited_for() {
     // Another program fills the disk.
     small.fill();
     until("a call that fails for lack of disk space", async || {
-        // Repeated, because space may have been freed.
+        // Fills the disk again, because the server may have freed space.
         small.fill();
         let status = running.synchronize("a", &[]).await.err()?;
         let refused = refusal::read(&status);
@@ -361,7 +361,7 @@ async fn a_worker_that_was_stopped_changes_nothing(kind: Kind) {
         (log.contains("was canceled or taken over") || log.contains("report rejected")).then_some(())
     })
     .await;
-    // It has polled since then, and found nothing.
+    // The first worker has polled since it continued, and has found no work.
     let again = running.add("b", &[noise(1_000, 3)]).await;
     let next = running.synchronize(&again, &["cn-shanghai"]).await.expect("it is accepted");
     running.finished(&next).await;

@@ -1,4 +1,4 @@
-//! Validates `deploy/` and the Dockerfile with the tools for their formats, and the contained configurations with
+//! Validates `deploy/` and the Dockerfile with the tools for their formats, and the configurations in them with
 //! appferry itself.
 
 use std::{
@@ -92,7 +92,7 @@ fn the_configurations_are_such() {
     Config::parse(text).expect("the configuration of the manifests");
 }
 
-/// The first text between two others.
+/// Returns the first text between `before` and `after`.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{before} is missing"));
     rest.split_once(after).unwrap_or_else(|| panic!("{after} is missing")).0

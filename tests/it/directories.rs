@@ -36,7 +36,7 @@ async fn a_canceled_copy_is_not_visible_afterwards() {
     for n in 0..IMAGES {
         let app = running.add(&format!("a{n}"), &[noise(1 << 20, n), noise(1 << 19, 1_000 + n)]).await;
         let request = running.synchronize(&app, &[REGION]).await.expect("it is accepted");
-        // Each image is canceled later than the one before, from at once to about its end.
+        // Each copy is canceled later than the one before: the first at once, the last near its end.
         let moment = u32::try_from(n).expect("a small number") * Duration::from_millis(4);
         tokio::time::sleep(moment).await;
         let cancel = CancelSynchronizationRequest { request_id: request };
@@ -45,13 +45,13 @@ async fn a_canceled_copy_is_not_visible_afterwards() {
             canceled.insert(app);
         }
     }
-    // Queued behind all of them: when it is done and nothing is in progress, no canceled image is copied any more.
+    // The last copy is queued behind all others. Once it has finished and no partial file is left, none is in progress.
     let last = running.add("last", &[noise(1_000, 7_777)]).await;
     let request = running.synchronize(&last, &[REGION]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
     let site = &running.site;
     until("the end of every write", async || unfinished(&site.region(REGION)).is_empty().then_some(())).await;
-    // An image that had just been published is removed again.
+    // An image that was published just before its cancellation is removed again.
     until("the removal of canceled copies", async || visible(site).is_disjoint(&canceled).then_some(())).await;
     assert!(!canceled.is_empty(), "none was canceled in time");
     running.stop().await;
@@ -84,7 +84,7 @@ fn age(path: &Path) {
     fs::File::open(path).and_then(|file| file.set_modified(then)).expect("the time is set");
 }
 
-/// Writes what an interrupted claim leaves: a complete blob and a partial one.
+/// Writes the leftovers of an interrupted claim: a complete blob and a partial one.
 fn leave(image: &Path) {
     let blobs = image.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("directories");
@@ -109,7 +109,7 @@ async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     let site = Site::new();
     let config = site.write_config();
     process::migrate(&config);
-    // From a copy that was canceled, and from an `image add` that was killed.
+    // Leftovers of a canceled copy, and of an `image add` that was killed.
     let [copy, added] = [site.image(REGION, "gone"), site.image(HOME, "killed")];
     let young = site.image(REGION, "young");
     for image in [&copy, &added, &young] {
@@ -144,7 +144,7 @@ async fn leftovers_are_listed_by_the_doctor_and_removed_by_maintenance() {
     let report = doctor(&config);
     assert!(!report.contains("gone") && !report.contains("killed") && report.contains("young"), "{report}");
 
-    // The next copy resumes the recent one.
+    // The next copy resumes from the recent leftovers.
     images::write(&site.image(HOME, "young"), &[noise(1 << 20, 1)]);
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "young").await;
     let mut client = site::app_sync(served.address, Some(site::ADMIN)).await;

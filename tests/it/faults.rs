@@ -291,7 +291,7 @@ async fn a_bucket_that_refuses_parts_keeps_none() {
     running.stop().await;
 }
 
-/// The parts that exist are not sent again, even after a restart of the service.
+/// Parts that the bucket already has are not sent again, even after a restart of the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_in_parts_outlives_its_worker() {
     let bucket = Bucket::start().await;
@@ -318,7 +318,7 @@ async fn an_upload_in_parts_outlives_its_worker() {
     running.stop().await;
 }
 
-/// The same with a directory: the written part of a large blob is not sent again, and is not left behind.
+/// The written part of a large blob in a directory is neither written again nor left behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_blob_in_a_directory_outlives_its_worker() {
     let source = Registry::start().await;
@@ -351,7 +351,7 @@ async fn a_large_blob_in_a_directory_outlives_its_worker() {
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
     assert_eq!(images::verify(&running.site.image("cn-beijing", "a")), root);
 
-    // The copy continues directly.
+    // This copy is not canceled: it continues after the restart.
     proxy.rule(slow);
     let request = running.synchronize(APP, &["cn-shanghai"]).await.expect("it is accepted");
     let blobs = running.site.image("cn-shanghai", "a").join("blobs/sha256");
@@ -370,7 +370,7 @@ async fn a_large_blob_in_a_directory_outlives_its_worker() {
     running.stop().await;
 }
 
-/// The same with a registry that keeps the received bytes of an upload.
+/// A registry that keeps the received bytes of an upload does not receive them again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_in_chunks_outlives_its_worker() {
     let resumable_registry = ResumableRegistry::start().await;

@@ -16,10 +16,10 @@ use crate::harness::{
 
 const SICK: &str = TARGETS[0];
 const HEALTHY: [&str; 2] = [TARGETS[1], TARGETS[2]];
-/// More images than a worker copies into one region at once.
+/// The number of images, which is more than a worker copies into one region at once.
 const IMAGES: usize = 7;
 
-/// Returns a site whose first region has another store. Few concurrent copies and long timeouts make a shared
+/// Returns a site whose region [`SICK`] has the given store. Few concurrent copies and long timeouts make a shared
 /// bottleneck visible.
 fn site(store: String) -> Site {
     let mut site = Site::new().with(SICK, store, "");

@@ -25,7 +25,7 @@ use crate::harness::{
     until,
 };
 
-/// Takes the write lock of a site's database until dropped.
+/// Takes the write lock of a site's database. It is released when the returned connection is dropped.
 async fn hold(running: &Running) -> sea_orm::DatabaseConnection {
     let mut options = sea_orm::ConnectOptions::new(format!("sqlite://{}", running.site.file().display()));
     options.max_connections(1);
@@ -62,7 +62,7 @@ async fn a_call_ends_by_the_deadline_that_its_caller_names() {
     let held = hold(&running).await;
     let started = Instant::now();
     let refused = bare_call(running.address, "150m", &ask(&app, &[])).await;
-    // Before the 5 s transaction timeout.
+    // The call ends before the transaction timeout of 5 s.
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let refused = refusal::read(&refused);
     refused.is(Code::DeadlineExceeded, "RequestTimeout", 408);

@@ -71,7 +71,7 @@ async fn a_line_of_json_names_its_request_and_its_trace() {
     };
     let answered = lines.iter().find(answered).expect("a line of the call");
     assert_eq!((&answered["request_id"], &answered["trace_id"]), (&Value::from(&*id), &Value::from(TRACE)));
-    // A line without a request names none.
+    // A line that belongs to no request has no ids.
     let serving = find(&lines, "serving").expect("it serves");
     assert!(serving.get("request_id").is_none() && serving.get("trace_id").is_none(), "{serving}");
 }
@@ -93,7 +93,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     let site = Site::new();
     logging(&site, "");
     let served = served(&site, None).await;
-    // A worker with the same configuration and its own database.
+    // Starts a worker with the same configuration and its own database.
     let other = Site::new();
     logging(&other, "");
     let config = other.directory.path().join("appferry.toml");
@@ -114,7 +114,7 @@ async fn what_is_logged_is_changed_while_a_server_and_a_worker_run() {
     let text = fs::read_to_string(&served.log).expect("a log");
     assert!(text.contains("\"call finished\""), "debug is logged now: {text}");
 
-    // Then changes it back; an invalid filter changes nothing.
+    // The filter can be narrowed again.
     logging(&site, "filter = \"warn,appferry=off\"");
     until("the narrower filter", async || {
         let before = fs::metadata(&served.log).expect("a log").len();

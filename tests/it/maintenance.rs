@@ -1,4 +1,4 @@
-//! The leader's maintenance: an unresponsive store delays only its own part.
+//! The leader's maintenance: an unresponsive store delays only the maintenance of its own region.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,8 +8,8 @@ use appferry::{
         Backoff, Content, Descriptor, Digest, Event, Image, ImageId, ImageKind, ImageName, RegionId, RegionStatus,
         Regions, RequestId, Targets, WorkerId,
     },
-    region::{
-        Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, guard::Guard,
+    storage::{
+        Backend, Credentials, Location, MANIFEST_TYPE, RegistryClient, RegistryStore, Store, Stores, ssrf_guard::Guard,
     },
     worker::{Maintenance, MaintenanceSettings, STRAY_UPLOADS},
 };
@@ -73,7 +73,7 @@ impl Fixture {
         Self { _directory: directory, state, tasks, stop }
     }
 
-    /// Claims an image for both regions, with a lease of that duration.
+    /// Claims an image for both regions, with the given lease.
     async fn claimed(&self, id: &str, lease: Duration) -> (RequestId, Claim) {
         self.state.image_add(&image(id)).await.expect("it is added");
         let ask = NewSynchronization {
@@ -104,7 +104,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
     let healthy = Proxy::start(registry.address, |_| Action::Pass).await;
     let fixture = Fixture::open().await;
 
-    // Uploads of canceled copies to both regions.
+    // Leaves uploads of canceled copies in both regions.
     for n in 0..3 {
         let (request, claim) = fixture.claimed(&format!("canceled-{n}"), Duration::from_secs(600)).await;
         for claimed in &claim.regions {
@@ -117,7 +117,7 @@ async fn a_store_that_does_not_answer_delays_neither_other_stores_nor_rescue_nor
         }
         fixture.state.synchronization_cancel(request).await.expect("it is canceled");
     }
-    // A copy whose worker has died.
+    // Claims an image with a short lease, like a worker that dies.
     let (orphan, claim) = fixture.claimed("orphan", Duration::from_millis(50)).await;
     let fence = claim.regions.iter().find(|claimed| claimed.region == region(HEALTHY)).expect("the region").fence;
 

@@ -1,5 +1,5 @@
-//! Metrics: scraped by a real Prometheus, which evaluates every expression of the alerts and the dashboard; exported by
-//! OTLP; and of bounded cardinality. Also the health probes.
+//! Metrics and health probes. A real Prometheus scrapes the metrics and evaluates every expression of the alerts and of
+//! the dashboard. The metrics are also exported by OTLP, and their cardinality is bounded.
 
 use std::{
     collections::BTreeSet,
@@ -131,7 +131,7 @@ async fn what_happens_is_counted() {
     assert!(count("appferry_commit_duration_seconds_count", &["reports"]) >= 1);
     assert!(count("db_client_connection_count", &[]) >= 1);
 
-    // Every exported metric is documented, and no other.
+    // The documented metrics are exactly the exported ones.
     let reported = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     let reported: BTreeSet<&str> = reported.filter(|name| *name != "target_info").collect();
     let row = |line: &'static str| line.strip_prefix("| `")?.split('`').next();
@@ -206,7 +206,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// Evaluates an expression.
+    /// Evaluates a `PromQL` expression and returns the resulting series.
     async fn ask(&self, expression: &str) -> Vec<Value> {
         let url = url::Url::parse_with_params(&format!("{}/api/v1/query", self.url), [("query", expression)]);
         let (_, text) = get(url.expect("a URL").as_str()).await;
@@ -255,12 +255,12 @@ async fn prometheus_answers_every_expression() {
                 let idle = query.split(" == ").next().expect("a part");
                 assert!(!prometheus.ask(idle).await.is_empty(), "{idle}");
             }
-            // A rate of an event that has never happened has no result; the firing is tested below.
+            // The rate of an event that has never happened has no result.
             "AppferryCallErrors" => {}
             _ => assert!(!prometheus.ask(compared).await.is_empty(), "{name}: {compared} has no answer"),
         }
     }
-    // One alert that fires, and one that does not.
+    // One alert fires, and another one does not.
     let state = |wanted: &str| {
         let rule = rules.iter().find(|rule| rule["name"] == wanted).expect("the rule");
         rule["query"].as_str().expect("text").to_owned()
@@ -294,7 +294,7 @@ async fn probes_tell_life_and_readiness_apart() {
     assert_eq!(is("/livez", 200).await, "alive\n");
     assert_eq!(is("/readyz", 200).await, "ready\n");
     assert_eq!(get(&format!("{http}/nothing")).await.0, 404);
-    // A port without a listener.
+    // No server listens on this port.
     tcp_proxy.set_upstream(1);
     tcp_proxy.cut();
     let why = is("/readyz", 503).await;

@@ -1,4 +1,4 @@
-//! The HTTP API of the original, used by its official Python client, pinned and unmodified.
+//! The HTTP form of the original API. Most calls use its official Python client, which is pinned and unmodified.
 
 use std::{fmt::Write as _, fs, net::SocketAddr};
 
@@ -47,7 +47,7 @@ fn site() -> Site {
     site
 }
 
-/// Makes calls, one after the other, and returns the results.
+/// Makes calls with the official client, one after the other, and returns the results.
 async fn make(address: SocketAddr, calls: &[Value]) -> Vec<Value> {
     let job = json!({"package": "alibabacloud_ehpcinstant20230701", "endpoint": address.to_string(), "calls": calls})
         .to_string();
@@ -135,7 +135,7 @@ async fn the_official_client_does_all_that_it_can() {
         let told = body(&running, call("list_images", json!({"ImageNames": [name]}))).await;
         assert_eq!(ids(&told, "Images"), std::slice::from_ref(new));
     }
-    // Without the client's own encoding: by GET, as a form, and with indexed list parameters.
+    // These calls bypass the client's own encoding: by GET, as a form, and with indexed list parameters.
     let generic = |more: Value| {
         let mut call = json!({"action": "SynchronizeApp", "version": "2023-07-01", "key": ADMIN});
         call.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
@@ -340,7 +340,7 @@ async fn what_is_not_signed_as_it_should_be_is_told_how() {
         assert_eq!((&told["statusCode"], &told["body"]["Code"]), (&json!(status), &json!(code)), "{call}: {told}");
         assert!(told["body"]["Message"].as_str().is_some_and(|text| text.contains(says)), "{told}");
     }
-    // A request head that never ends, and one that is too long: both are rejected by a timeout or a limit.
+    // A request head that never ends is rejected by a timeout, one that is too long by a limit.
     let mut slow = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
     slow.write_all(b"POST / HTTP/1.1\r\nHost: a\r\n").await.expect("it is sent");
     let mut long = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");

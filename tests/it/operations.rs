@@ -32,7 +32,7 @@ fn name(id: &str) -> String {
     format!("operations/{id}")
 }
 
-/// Returns its metadata, whose state must be consistent with the operation's.
+/// Returns the metadata of an operation, whose state must be consistent with the operation's.
 fn synchronization(operation: &Operation) -> Synchronization {
     let metadata = operation.metadata.as_ref().expect("metadata");
     assert_eq!(metadata.type_url, "type.googleapis.com/appferry.v1.Synchronization");
@@ -69,7 +69,7 @@ async fn whoever_waits_is_answered_before_the_deadline_and_when_the_service_stop
     let app = running.add("a", &[noise(10, 1)]).await;
     let id = running.synchronize(&app, &["cn-beijing"]).await.expect("it is accepted");
     let mut client = operations(&running, site::ADMIN).await;
-    // At most as long as the caller asked for, and not until the call's deadline.
+    // The wait ends after the timeout that the caller asked for, and before the call's deadline.
     let began = Instant::now();
     let open = wait(&mut client, &id, Some(Duration::from_millis(300))).await;
     assert!(!open.done && (300..5_000).contains(&began.elapsed().as_millis()), "{:?}: {open:?}", began.elapsed());
@@ -83,11 +83,11 @@ async fn whoever_waits_is_answered_before_the_deadline_and_when_the_service_stop
         .await
         .expect_err("a negative time");
     refusal::read(&refused).is(Code::InvalidArgument, "InvalidParams", 403);
-    // And not beyond the shutdown of the service.
+    // The wait also ends when the service shuts down.
     let (mut waiter, waited) = (client.clone(), id.clone());
     let waiting = tokio::spawn(async move { wait(&mut waiter, &waited, None).await });
     tokio::task::yield_now().await;
-    // Sent over the same connection after the other call, so that call is in progress once this one is answered.
+    // This call follows the wait on the same connection: once it is answered, the wait is in progress.
     client.get_operation(GetOperationRequest { name: name(&id) }).await.expect("it is known");
     running.stop().await;
     assert!(!waiting.await.expect("it ends").done);
@@ -105,7 +105,7 @@ async fn a_canceled_operation_and_a_failed_one_end_with_errors() {
     assert!(matches!(&canceled.result, Some(Ending::Error(error)) if error.code == Code::Cancelled as i32));
 
     let site = running.stop().await;
-    // A file instead of a region's directory.
+    // Puts a file in place of a region's directory.
     std::fs::remove_dir_all(site.region("cn-beijing")).ok();
     std::fs::write(site.region("cn-beijing"), "not a directory").expect("it is written");
     let running = site.start().await;
@@ -176,7 +176,7 @@ async fn operations_are_asked_for_by_who_may_ask_for_synchronizations() {
     running.stop().await;
 }
 
-/// Google's generic client for long-running operations, which does not know appferry.
+/// Uses Google's generic client for long-running operations, which has no code for appferry.
 #[tokio::test]
 async fn a_generic_client_follows_a_synchronization() {
     let running = Site::new().start().await;

@@ -26,7 +26,7 @@ async fn first_start() -> (tempfile::TempDir, Served, String) {
     (directory, served, endpoint)
 }
 
-/// Runs a client command against it.
+/// Runs a client command against the service at `endpoint`.
 fn client(directory: &Path, endpoint: &str, arguments: &[&str]) -> std::process::Output {
     process::command(directory, arguments).env("APPFERRY_ENDPOINT", endpoint).output().expect("the program runs")
 }
@@ -83,7 +83,7 @@ async fn the_first_start_needs_nothing_and_says_what_to_type_next() {
             vec!["cn-shenzhen", "dir"],
         ]
     );
-    // A second process on the same data directory: the same token, and only one process at a time.
+    // Only one process at a time can use a data directory, and a later process has the same token.
     failed(&run(directory.path(), &["serve"]), 1, &["is in use by another appferry"]);
     let before = fs::read_to_string(&token).expect("a token");
     drop(served);
@@ -156,7 +156,7 @@ async fn an_image_is_added_synchronized_followed_listed_and_removed() {
 
     stdout(&command(&["image", "remove", &app]));
     failed(&command(&["image", "show", &app]), 1, &["ImageNotFound"]);
-    // The bytes have not changed: another image does not take over the name.
+    // The removed image still has its bytes in the store, so that another image cannot take its id.
     let taken = command(&["image", "add", "--name", "other", "--file", "other.img", "--id", &app]);
     failed(&taken, 1, &["there is another image called", &app]);
     let same = command(&["image", "add", "--name", "solver", "--file", "disk.img", "--id", &app]);
@@ -305,7 +305,7 @@ fn shells_and_readers_of_manuals_are_told_of_every_command() {
             ["synchronization", "client-token", "vm-image"].iter().all(|word| text.contains(word)) || shell == "bash"
         );
     }
-    // Bash parses the script and completes by it.
+    // Bash parses the script and completes with it.
     let script = "source <(\"$0\" completions bash); COMP_WORDS=(appferry image a); COMP_CWORD=2; _appferry appferry a image; \
                   echo \"${COMPREPLY[@]}\"";
     let completed =

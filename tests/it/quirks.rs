@@ -1,5 +1,5 @@
-//! Registries that deviate from the specification: an image arrives nevertheless, the deviation is remembered, and only
-//! the bytes of rejected requests are sent twice.
+//! Registries that deviate from the specification. Images arrive nevertheless, the service remembers the deviation, and
+//! it sends only the bytes of rejected requests twice.
 
 use appferry::contract::v1::{RegionSynchronization, SynchronizationState};
 use http::{Method, StatusCode};
@@ -16,7 +16,7 @@ use crate::harness::{
 
 const MIB: usize = 1 << 20;
 const CHUNK: u64 = 64 << 20;
-/// Larger than the initial chunk size.
+/// The size of a blob that is larger than the initial chunk size, in bytes.
 const LARGE: usize = 66 * MIB;
 const TARGET: &str = "cn-beijing";
 
@@ -57,7 +57,7 @@ async fn every_known_registry_is_written_and_read() {
         assert_eq!(registry.unfinished(), 0, "{name}");
         running.stop().await;
 
-        // From there to a directory, and to another repository of the same registry.
+        // Copies the image from there to a directory, and to another repository of the same registry.
         let site = Site::new().with(HOME, registry.store("apps"), "").with(TARGET, registry.store("others"), "");
         let running = site.start().await;
         let same = register(&mut running.images().await, &app).await;
@@ -80,7 +80,7 @@ async fn what_is_refused_is_tried_in_another_way_and_not_again() {
         assert_eq!(refused, 1, "{requests:?}");
         assert!(bytes(&requests) <= LARGE as u64 + CHUNK + 400_000, "{} bytes were sent", bytes(&requests));
 
-        // The next blob, and one after a restart, is sent in the mode that works.
+        // The next blob, and the first one after a restart, are sent in the mode that works.
         let app = running.add("b", &[noise(LARGE, 3)]).await;
         synchronized(&running, &app, TARGET, quirks.registry).await;
         let running = running.stop().await.start().await;
@@ -97,7 +97,7 @@ async fn what_is_refused_is_tried_in_another_way_and_not_again() {
 async fn a_put_that_is_refused_or_not_looked_at_is_followed_by_a_patch() {
     for (quirks, in_vain) in [(ARTIFACTORY, 1), (PULP, 2)] {
         let (registry, running) = to(quirks).await;
-        // One blob at a time, so that the second uses what the first has learned.
+        // Copies one image at a time, so that the second copy uses the upload mode that the first one found.
         for (seed, name) in ["a", "b"].into_iter().enumerate() {
             let app = running.add(name, &[noise(300_000, seed as u64)]).await;
             synchronized(&running, &app, TARGET, quirks.registry).await;
@@ -123,13 +123,13 @@ async fn chunks_are_as_large_as_the_registry_takes_them() {
     };
     let mib = |method: Method, bytes: u64| (method, bytes << 20);
     let (patch, put) = (Method::PATCH, Method::PUT);
-    // The announced maximum.
+    // Chunks have the announced maximum size.
     let announced = chunks(TELLING).await;
     assert_eq!(
         announced,
         [20, 20, 20].map(|n| mib(patch.clone(), n)).into_iter().chain([mib(put.clone(), 6)]).collect::<Vec<_>>()
     );
-    // The announced minimum.
+    // Chunks have the announced minimum size.
     let large = chunks(Quirks { min_chunk: Some(65 << 20), ..SPECIFIED }).await;
     assert_eq!(large, [mib(patch.clone(), 65), mib(put.clone(), 1)]);
     // An unannounced limit is discovered.
@@ -137,7 +137,7 @@ async fn chunks_are_as_large_as_the_registry_takes_them() {
     assert_eq!(discovered, [4; 16].map(|n| mib(patch.clone(), n)).into_iter().chain([mib(put, 2)]).collect::<Vec<_>>());
 }
 
-/// The reported offset is wrong: only the final digest decides.
+/// If the reported offset is wrong, only the final digest decides.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_misreports_offsets_is_sent_everything_once() {
     let size = 140 * MIB;
@@ -154,7 +154,8 @@ async fn a_registry_that_misreports_offsets_is_sent_everything_once() {
 async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off() {
     let size = 140 * MIB;
     let registry = QuirkyRegistry::start(ECR).await;
-    // The configuration, which is too small to be interrupted, and the layer's last request.
+    // The first two PUT requests belong to the configuration, which is too small to be interrupted, and to the end of
+    // the layer.
     let mut puts = 0;
     let proxy = Proxy::start(registry.address, move |request| {
         let is_put = request.method == Method::PUT && request.path.contains("/blobs/uploads/");
@@ -169,14 +170,14 @@ async fn an_upload_whose_offsets_are_misreported_is_resumed_where_it_broke_off()
     running.stop().await;
 }
 
-/// When a request is redirected after its bytes were sent, they are read again and sent to the new location.
+/// When a request is redirected after its bytes were sent, the bytes are read again and sent to the new location.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_that_are_redirected_are_sent_again() {
     let streams = Quirks { put: Takes::None(StatusCode::METHOD_NOT_ALLOWED), ..SPECIFIED };
     for quirks in [SPECIFIED, streams, ECR] {
         let quirks = Quirks { redirects_uploads: true, ..quirks };
         let (registry, running) = to(quirks).await;
-        // Sent in one request, in chunks, and from memory.
+        // These layers are sent in one request, in chunks, and from memory.
         let layers = [noise(3 * MIB, 1), noise(LARGE, 2), noise(300_000, 3)];
         let total: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
         let app = running.add("a", &layers).await;
@@ -202,7 +203,7 @@ async fn bytes_that_are_redirected_are_sent_again() {
     }
 }
 
-/// A mount is only an optimization.
+/// A mount is only an optimization: the blob is uploaded if the mount fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mount_that_fails_is_followed_by_an_upload() {
     let refusals = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE, StatusCode::CREATED];
@@ -227,8 +228,8 @@ async fn a_mount_that_fails_is_followed_by_an_upload() {
     }
 }
 
-/// A registry that claims to have a blob at the beginning of its upload, and lacks it, receives the blob; it is not
-/// asked in this way again.
+/// A registry may claim at the beginning of an upload that it has the blob although it lacks it. The service then sends
+/// the blob, and does not ask that registry in this way again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_says_to_have_what_it_has_not_is_sent_it() {
     let (registry, running) = to(Quirks { mount: Some(StatusCode::CREATED), ..SPECIFIED }).await;
@@ -244,7 +245,8 @@ async fn a_registry_that_says_to_have_what_it_has_not_is_sent_it() {
     running.stop().await;
 }
 
-/// A registry that begins an upload even for a blob that it has is asked once, and that upload is aborted.
+/// A registry may begin an upload even for a blob that it has. The service asks such a registry once, and aborts that
+/// upload.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_mounts_nothing_is_asked_what_it_has() {
     let (registry, running) = to(Quirks { mount: Some(StatusCode::ACCEPTED), ..SPECIFIED }).await;

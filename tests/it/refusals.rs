@@ -1,4 +1,4 @@
-//! Invalid input: each is rejected with an error that names the field and the value, and the service stays available.
+//! Invalid input is rejected with an error that names the field and the value, and the service stays available.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ async fn a_message_of_a_mebibyte_is_refused() {
     let running = accepting().await;
     let refused = running.synchronize(&"x".repeat(1 << 20), &[]).await.expect_err("too large");
     refusal::read(&refused).is_invalid("the request", &["65536"]);
-    // Also for methods whose resource is in the message: the body is not even read completely, for any caller.
+    // The same applies to methods whose resource is in the message. The body is not read completely, for any caller.
     for token in [ADMIN, SYNC_ONLY] {
         let request = GetImageRequest { image_id: "x".repeat(1 << 20), ..Default::default() };
         let refused = images_client(running.address, Some(token)).await.get_image(request).await;
@@ -229,7 +229,7 @@ async fn a_corrupt_layout_is_not_registered() {
     running.stop().await;
 }
 
-/// Returns the first entry of an index with another digest.
+/// Returns the first entry of an index, with its digest replaced by `digest`.
 fn entry_of(index: &str, digest: &str) -> String {
     let index: serde_json::Value = serde_json::from_str(index).expect("it is JSON");
     let mut entry = index["manifests"][0].clone();

@@ -5,9 +5,9 @@ use std::{path::Path, sync::Arc};
 use appferry::{
     contract::v1::SynchronizationState,
     domain::{Descriptor, Digest, ImageName},
-    region::{
-        Chunk, Credentials, Error, Journal, Location, RegistryClient, RegistryStore, Result, Stage, Store as _, Tree,
-        Verdict, guard::Guard,
+    storage::{
+        Chunk, Credentials, Error, Journal, Location, ManifestGraph, RegistryClient, RegistryStore, Result, Stage,
+        Store as _, Verdict, ssrf_guard::Guard,
     },
 };
 use http::{Method, StatusCode};
@@ -111,7 +111,7 @@ async fn an_image_in_dockers_own_form_is_carried_byte_for_byte() {
 }
 
 /// Adds a signature without the service: a manifest whose subject is the image, and the tag that lists it. Returns the
-/// signature's digest.
+/// digest of the signature and the list.
 async fn sign(registry: &Registry, repository: &str, subject: &str, size: usize) -> (String, String) {
     let client = reqwest::Client::new();
     let base = format!("http://{}/v2/{repository}", registry.address);
@@ -178,7 +178,7 @@ async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     // A registry with the referrers API needs no tag.
     assert!(resumable_registry.has(&signature) && resumable_registry.has("1") && !resumable_registry.has(&tag));
 
-    // In layouts, the image is the only entry, and it names the index that lists the referrers.
+    // In layouts, the image is the only entry. That entry names the index that lists the referrers.
     let out = running.site.directory.path().join("out");
     bucket.pull("x/a", &out).await;
     for layout in [&running.site.image("cn-shenzhen", "a"), &out] {
@@ -200,7 +200,7 @@ async fn signatures_travel_with_the_image_through_every_kind_of_store() {
     running.stop().await;
 }
 
-/// A source with the referrers API.
+/// The source has the referrers API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn referrers_are_found_by_the_api_where_there_is_one() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -254,11 +254,11 @@ impl Journal for Overtaken {
     }
 }
 
-fn tree() -> Tree {
+fn tree() -> ManifestGraph {
     let content = r#"{"schemaVersion":2}"#;
     let digest = images::digest(content.as_bytes()).parse().expect("a digest");
     let root = Descriptor { media_type: images::MANIFEST.into(), digest, size: content.len() as u64 };
-    Tree { manifests: vec![(root, content.into())], ..Tree::default() }
+    ManifestGraph { manifests: vec![(root, content.into())], ..ManifestGraph::default() }
 }
 
 fn store(proxy: &Proxy) -> RegistryStore {
@@ -267,7 +267,7 @@ fn store(proxy: &Proxy) -> RegistryStore {
     RegistryStore::new(client.expect("a client"))
 }
 
-/// Writes a blob from a stream, once.
+/// Writes a blob from a stream without retries.
 async fn write_once(store: &RegistryStore, stage: &Stage, content: &[u8]) -> Result<()> {
     let digest = images::digest(content).parse().expect("a digest");
     let blob = Descriptor { media_type: "x/y".into(), digest, size: content.len() as u64 };
@@ -279,12 +279,12 @@ async fn write_once(store: &RegistryStore, stage: &Stage, content: &[u8]) -> Res
     store.write_blob(stage, &blob, 0, chunks).await
 }
 
-/// An upload is followed to a few places, and to none that is not the registry's.
+/// An upload follows a limited number of redirects, and none to a host that is not the registry's.
 #[tokio::test]
 async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
     let registry = Registry::start().await;
     let content = noise(3 << 20, 1);
-    let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::region::Memory>::default());
+    let stage = || Stage::new(ImageName("a:1".into()), 1, Arc::<appferry::storage::Memory>::default());
     let redirect = |status: StatusCode, to: String| Action::Answer(status, vec![("location", to)], String::new());
     let proxy = Proxy::start(registry.address, move |seen: &ReceivedRequest| {
         let is_redirected = seen.writes_blob();
@@ -299,7 +299,7 @@ async fn bytes_that_are_redirected_go_to_a_few_places_that_are_allowed() {
     let refused = write_once(&store, &around, &content).await.expect_err("it leads around");
     assert!(refused.to_string().contains("redirected too often"), "{refused}");
     assert_eq!(refused.verdict(), Verdict::Fail);
-    // One upload was begun, and it is what went around.
+    // All attempts used the same upload.
     let begun = proxy.requests().iter().filter(|seen| seen.method == Method::POST).count();
     assert_eq!(begun, 1);
     proxy.rule(move |seen: &ReceivedRequest| {
@@ -323,12 +323,12 @@ async fn who_was_overtaken_moves_no_tag() {
     assert!(matches!(refused, Err(Error::Overtaken)), "{refused:?}");
     assert!(!resumable_registry.has("1"));
 
-    // Detects that another client moves the tag right after.
+    // The service detects that another client moves the tag right after it was written.
     proxy.rule(|request: &ReceivedRequest| {
         let looks = request.method != Method::PUT && request.path.ends_with("/manifests/1");
         if looks { Action::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Action::Pass }
     });
-    let contended = store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await;
+    let contended = store(&proxy).publish(&stage(Arc::<appferry::storage::Memory>::default()), &tree()).await;
     assert!(matches!(contended, Err(Error::Contended(_))), "{contended:?}");
 
     // The response to `HEAD` may be stale.
@@ -336,5 +336,5 @@ async fn who_was_overtaken_moves_no_tag() {
         let looks = request.method == Method::HEAD && request.path.ends_with("/manifests/1");
         if looks { Action::Answer(StatusCode::NOT_FOUND, vec![], String::new()) } else { Action::Pass }
     });
-    store(&proxy).publish(&stage(Arc::<appferry::region::Memory>::default()), &tree()).await.expect("it is there");
+    store(&proxy).publish(&stage(Arc::<appferry::storage::Memory>::default()), &tree()).await.expect("it is there");
 }

@@ -159,12 +159,12 @@ async fn a_wait_that_is_told_by_a_date_is_kept() {
             return Action::Pass;
         }
         counted.fetch_add(1, Ordering::Relaxed);
-        // A server clock that is years behind.
+        // The clock of this server is years behind.
         let date = |second: u32| format!("Fri, 27 Nov 2020 03:00:0{second} GMT");
         answer(429, vec![("date", date(0)), ("retry-after", date(3))], "")
     });
     fixture.arrives("a wait").await;
-    // The layer and the configuration.
+    // At most one upload of the layer and one of the configuration were refused.
     assert!((1..=2).contains(&refused.load(Ordering::Relaxed)), "{refused:?}");
 }
 
@@ -202,7 +202,7 @@ fn guarded(
         if request.authorization.as_deref() == Some("Bearer the-token") {
             return Action::Pass;
         }
-        // Two challenges in one header field, as proxies join them.
+        // One header field has two challenges, as proxies join them.
         let ways = format!(r#"Basic realm="a, b", Bearer realm="{realm}",service="registry""#);
         answer(401, vec![("www-authenticate", ways)], "")
     }
@@ -218,7 +218,7 @@ async fn a_realm_that_redirects_is_followed_and_shown_no_secret_elsewhere() {
     let also = elsewhere.address;
     let keys =
         format!("username = \"bob\"\npassword_file = \"{}\"\nalso_hosts = [\"{also}\"]", password.path().display());
-    // Same server: the credentials are sent.
+    // A redirect to the same server receives the credentials.
     let fixture = Fixture::start_with(&keys).await;
     let realm = format!("http://{}/token", fixture.target.address);
     fixture.target.rule(guarded(realm, |request| match request.path.split('?').next()? {
@@ -233,7 +233,7 @@ async fn a_realm_that_redirects_is_followed_and_shown_no_secret_elsewhere() {
     fixture.arrives("a realm that redirects").await;
     assert_eq!(elsewhere.requests().len(), 0);
 
-    // Another server: the credentials are not sent.
+    // A redirect to another server does not receive the credentials.
     let fixture = Fixture::start_with(&keys).await;
     let realm = format!("http://{}/token", fixture.target.address);
     fixture.target.rule(guarded(realm, move |request| {

@@ -1,4 +1,4 @@
-//! Relaying: which region is the source of another, and that slow regions do not delay others.
+//! Relaying: regions that have an image serve as sources for others, and slow regions do not delay other regions.
 
 use appferry::contract::v1::{ErrorCode, RegionState, SynchronizationState, error_detail::Reason};
 use http::StatusCode;
@@ -58,7 +58,8 @@ impl Fixture {
 async fn a_home_region_that_may_feed_one_at_a_time_is_helped_by_those_that_have_the_image() {
     let fixture = Fixture::build("egress_copies = 1", "").await;
     fixture.synchronized().await;
-    // Sequentially, or through a region that has the image: two regions can be served at once from the second round on.
+    // The home region serves one region at a time. From the second round on, a region that has the image also serves
+    // one.
     let from_others: u64 = fixture.proxies[1..].iter().map(Proxy::down).sum();
     assert!(from_others >= SIZE, "{from_others} bytes came from regions that had it");
     assert!(fixture.proxies[0].down() < 3 * SIZE, "{} bytes came from the home region", fixture.proxies[0].down());
@@ -100,7 +101,7 @@ async fn a_region_at_one_mebibyte_a_second_holds_nobody() {
         )
         .await;
     let mut site = Site::new().with("cn-shenzhen", proxy.store("apps"), "");
-    // A lease that does not expire on a busy machine: this tests whether a slow region loses an attempt.
+    // The lease does not expire on a busy machine: the test checks whether a slow region loses an attempt.
     site.worker = site.worker.replace("lease_ms = 10000", "lease_ms = 30000\npatience_ms = 500");
     let running = site.start().await;
     let app = running.add("a", &[noise(40 << 20, 1), noise(1 << 20, 2)]).await;

@@ -69,7 +69,7 @@ async fn a_change_counts_without_a_restart_and_a_broken_one_does_not() {
     drop(served);
 }
 
-/// As log rotation does: the file is renamed, and the service receives SIGHUP.
+/// The test rotates the log: it renames the file and sends SIGHUP to the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_a_hangup_the_audit_log_is_opened_anew() {
     let site = Site::new();
@@ -99,7 +99,7 @@ async fn decisions_are_kept_while_the_audit_log_cannot_be_written() {
     }
     fs::remove_file(site.audit()).expect("there is space");
     served.hang_up();
-    until("the log line", async || log().contains("audit log is written again").then_some(())).await;
+    until("the log line", async || log().contains("audit log is writable again").then_some(())).await;
     assert_eq!(log().matches("failed to write the audit log").count(), 1, "{}", log());
     let decisions = lines(&site).iter().map(|line| line["decision"].clone()).collect::<Vec<_>>();
     assert_eq!(decisions, ["allow", "deny", "allow"]);

@@ -1,4 +1,4 @@
-//! The requests of a small image's copy to its stores: their number is the minimum.
+//! The copy of a small image sends the minimum number of requests to the stores.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use crate::harness::{
 const TARGET: &str = "cn-beijing";
 /// How long a check of a tag is valid before the tag is moved.
 const SHOWN_LATELY: Duration = Duration::from_secs(2);
-/// The layers of an image, without its configuration.
+/// The number of layers of an image, without its configuration.
 const LAYERS: u64 = 3;
 
 type Counts = BTreeMap<&'static str, usize>;
@@ -62,7 +62,7 @@ fn since(before: &Counts, after: Counts) -> Counts {
     new.filter(|(_, count)| *count > 0).collect()
 }
 
-/// Allows for a busy machine, on which the check of the tag may expire before the tag is moved, and is repeated.
+/// Counts repeated checks of the tag as one: on a busy machine, a check may expire before the tag is moved.
 fn looked_once(began: Instant, mut counts: Counts) -> Counts {
     if began.elapsed() >= SHOWN_LATELY {
         counts.entry("HEAD manifest").and_modify(|looks| *looks = 1);
@@ -112,7 +112,7 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
     assert_eq!(looked_once(began, target_first.clone()), written.into_iter().collect());
     let began = Instant::now();
     synchronized(&running, "fresh-2", TARGET).await;
-    // The configuration is that of the first image: it is checked and read at the target, not at the source.
+    // Both images have the same configuration. It is checked and read at the target, not at the source.
     let read_again = [("GET blob", 3), ("GET manifest", 1), ("GET tags", 1)];
     assert_eq!(since(&first, counts(&from, "fresh")), read_again.into_iter().collect());
     let shared =
@@ -139,7 +139,7 @@ async fn a_list_of_tags_is_not_older_than_the_call() {
         assert_eq!(target.get(&tag(&image, ".sig")), Some(signature), "{id}");
     }
     let asked = counts(&from, "a");
-    // One list for each image, and for each signature the one existing tag.
+    // The tags are listed once for each image, and for each signature only the existing tag is requested.
     assert_eq!((asked["GET tags"], asked["HEAD manifest"]), (3, 3 + 3), "{asked:?}");
     running.stop().await;
 }

@@ -65,7 +65,7 @@ async fn a_client_that_does_not_answer_does_not_hold_the_service() {
     // Sends the preface and empty SETTINGS, then nothing, not even after GOAWAY.
     let mut silent = TcpStream::connect(served.address).expect("it listens");
     silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("it is sent");
-    // A connection that does not even send a preface.
+    // This connection does not even send a preface.
     let mute = TcpStream::connect(served.address).expect("it listens");
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("it answers, so both were accepted");
@@ -91,7 +91,7 @@ async fn calls_are_taken_until_everybody_has_heard_that_it_is_not_ready() {
     served.terminate();
     until("the readiness probe to fail", async || (status_of("/readyz").await == 503).then_some(())).await;
     assert_eq!(status_of("/livez").await, 200);
-    // On a new connection.
+    // The service still accepts new connections and answers calls.
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let refused = client.synchronize_app(ask("nobody-knows-it", &[])).await.expect_err("there is none");
     assert_eq!(refused.code(), Code::NotFound);

@@ -39,7 +39,7 @@ struct Piped {
 }
 
 impl Piped {
-    /// Starts it with the audit log on standard output, and waits until it is ready.
+    /// Starts a service with the audit log on standard output, and waits until it is ready.
     async fn start(site: &mut Site, change: impl FnOnce(&mut Command)) -> Self {
         let (address, http) = (free_address(), free_address());
         site.more = format!("[http]\nlisten = \"{http}\"\n");

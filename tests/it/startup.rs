@@ -60,7 +60,7 @@ async fn idle_connections_do_not_take_the_descriptors_of_stores() {
     site::register(&mut images_client(served.address, Some(site::ADMIN)).await, "a").await;
     let idle: Vec<_> = (0..150).map(|_| TcpStream::connect(served.address).expect("the system takes it")).collect();
     let descriptors = format!("/proc/{}/fd", served.id());
-    // As many as fit, and those of the client; further connections wait in the backlog.
+    // The service accepts as many connections as fit; further ones wait in the backlog.
     until("connections", async || {
         let open = std::fs::read_dir(&descriptors).expect("it runs").count();
         (open > 90).then_some(())

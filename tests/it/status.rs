@@ -20,7 +20,7 @@ use crate::harness::{
 /// A browser with the open page.
 struct Browser {
     child: Child,
-    /// Closed at the end, upon which the script closes the browser.
+    /// The standard input of the script, which closes the browser when this input ends.
     steps: Option<ChildStdin>,
     page: BufReader<ChildStdout>,
     url: String,
@@ -69,7 +69,7 @@ async fn serve(site: &mut Site, more: &str) -> (Served, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     let site = Site::new();
-    // Slow enough for the progress to be visible.
+    // The copy is slow enough for its progress to be visible.
     let store = format!("dir://{}", site.region("cn-beijing").display());
     let mut site = site.with("cn-beijing", store, "ingress_bytes_per_second = 1500000");
     images::write(&site.image(HOME, "gromacs-2026"), &[noise(12_000_000, 1)]);
@@ -86,7 +86,7 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
         .step(&json!({ "do": "enter", "token": site::ADMIN, "see": ["Live", "gromacs-2026", "cn-beijing", "AVAILABLE (home)"] }));
     assert!(!page["text"].as_str().expect("text").contains("COPYING"), "{page}");
 
-    // The page is not touched meanwhile.
+    // The page shows the new synchronization without any input.
     fs::remove_dir(site.region("cn-shenzhen")).expect("it was there");
     let mut client = app_sync(served.address, Some(site::ADMIN)).await;
     let regions = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
@@ -97,7 +97,7 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     if let Ok(directory) = std::env::var("APPFERRY_SCREENSHOTS") {
         browser.step(&json!({ "do": "shoot", "file": format!("{directory}/status.png") }));
     }
-    // By keyboard to the synchronization, and to its error.
+    // Opens the synchronization and finds its error, by keyboard alone.
     let page = browser.step(&json!({ "do": "follow", "link": &id, "see": ["COPYING", "MiB of 11.44 MiB", "FAILED"] }));
     assert!(page["text"].as_str().expect("text").contains("acs:ram::1234:user/admin"), "{page}");
     let page = browser
@@ -111,7 +111,7 @@ async fn the_page_shows_what_is_where_as_it_happens_and_by_the_keyboard() {
     assert_eq!((&colors["light"], &colors["dark"]), (&json!("rgb(255, 255, 255)"), &json!("rgb(21, 24, 29)")));
     let logs = browser.step(&json!({ "do": "logs" }));
     assert_eq!(logs["hosts"], json!([url.trim_start_matches("http://")]), "no foreign hosts");
-    // The guessed token is the only error in the log.
+    // The guessed token is the only error in the browser's log.
     for message in logs["messages"].as_array().expect("messages") {
         let message = message.as_str().expect("text");
         assert!(message.contains("/api/") && message.contains("404"), "{message}");
@@ -154,7 +154,7 @@ async fn the_page_tells_what_its_reader_could_ask_for_and_nothing_else() {
     assert!(status == StatusCode::FORBIDDEN && body.contains("InvalidParams") && body.contains("nonsense"), "{body}");
     let (status, ..) = get(&format!("{url}/api/secrets"), Some(site::ADMIN)).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
-    // Decisions are logged as for any call.
+    // The audit log has the decisions, as for any call.
     let audit = fs::read_to_string(site.audit()).expect("an audit log");
     assert!(audit.contains("/appferry.v1.ImageService/ListImages"), "{audit}");
 

@@ -72,7 +72,7 @@ async fn an_upload_that_another_one_followed_is_aborted_when_the_registry_answer
     let running = to(&proxy).await;
     let app = running.add("a", &[noise(66 * MIB, 1)]).await;
     let request = running.synchronize(&app, &[TARGET]).await.expect("it is accepted");
-    // Sixty-six mebibytes through a debug build take their time beside other tests.
+    // A debug build is slow at copying 66 MiB while other tests run.
     let done = finished_within(&mut running.app_sync().await, &request, Duration::from_secs(300)).await;
     assert_eq!(done.state(), SynchronizationState::Succeeded, "{done:?}");
     until("nothing to be left", async || (registry.unfinished() == 0).then_some(())).await;

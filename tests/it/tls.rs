@@ -31,7 +31,7 @@ use crate::harness::{
 const WORKLOAD: &str = "spiffe://cluster.local/ns/hpc/sa/publisher";
 const NOW: (i64, i64) = (-60, 3_600);
 
-/// A service with its own certificate that accepts client certificates of `clients`.
+/// Returns a site with its own certificate, which accepts client certificates of the authority `clients`.
 fn site(key_material: &KeyMaterial, more: &str) -> Site {
     key_material.authority("servers");
     key_material.authority("clients");
@@ -69,7 +69,7 @@ async fn connect(
     connect_counted(running, key_material, certificate, &Arc::default()).await
 }
 
-/// A channel that counts its connections.
+/// Connects a channel that counts its connections.
 async fn connect_counted(
     running: &Running,
     key_material: &KeyMaterial,
@@ -99,7 +99,7 @@ async fn call(channel: Channel, token: Option<&str>) -> Status {
 }
 
 /// Asserts that the service rejects a client certificate, or the lack of one, during the handshake. With TLS 1.3, a
-/// client may notice that on first use of the connection only.
+/// client may notice the rejection only when it first uses the connection.
 async fn is_rejected(running: &Running, key_material: &KeyMaterial, certificate: Option<&str>) {
     let rejected = match connect(running, key_material, certificate).await {
         Ok(channel) => {
@@ -111,7 +111,7 @@ async fn is_rejected(running: &Running, key_material: &KeyMaterial, certificate:
     assert!(rejected, "{certificate:?} is accepted");
 }
 
-/// Returns the reason of the error; an authorized caller receives that the image does not exist.
+/// Makes a call for an unknown image and returns the reason of the error: `ImageNotFound` for an authorized caller.
 async fn reason(channel: Channel, token: Option<&str>) -> String {
     refusal::read(&call(channel, token).await).reason
 }
@@ -121,7 +121,7 @@ async fn a_certificate_says_who_calls() {
     let key_material = KeyMaterial::new();
     let running = site(&key_material, "").start_as(Role::Server).await;
     key_material.authority("strangers");
-    // The matching name is beyond the number of names that are read.
+    // The matching name comes after the last name that the service reads.
     let many: Vec<_> = (0..64).map(|n| format!("n{n}.example.com")).chain(["ci.example.com".to_owned()]).collect();
     let many = many.join(",");
     for (authority, name, names, valid) in [
@@ -247,7 +247,7 @@ async fn a_connection_ends_at_once_when_its_issuer_is_taken_out() {
     running.stop().await;
 }
 
-/// A certificate that signs itself, with some extensions, made by openssl. Returns the files of it and of its key.
+/// Creates a self-signed certificate with the given extensions. Returns the paths of the certificate and its key.
 fn signs_itself(directory: &Path, name: &str, extensions: &[&str]) -> [String; 2] {
     let [certificate, key] = ["pem", "key"].map(|end| directory.join(format!("{name}.{end}")).display().to_string());
     let mut openssl = Command::new("openssl");
@@ -261,7 +261,8 @@ fn signs_itself(directory: &Path, name: &str, extensions: &[&str]) -> [String; 2
     [certificate, key]
 }
 
-/// What `curl --cacert` takes of a server that has signed itself is taken here, whatever it says of being an authority.
+/// The command line accepts the self-signed server certificates that `curl --cacert` accepts, whether or not they claim
+/// to be authorities.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_takes_a_server_that_signs_itself() {
     const NAMED: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1";

@@ -1,5 +1,5 @@
-//! Traces: from the caller through the stack and the commit to each region's copy, also across a crash; received by an
-//! OTLP collector.
+//! Traces lead from the caller through the stack and the commit to each region's copy, even across a crash. An OTLP
+//! collector receives them.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -29,7 +29,7 @@ fn command(site: &Site, endpoint: &str) -> Command {
     let config = site.write_config();
     let mut command = process::command(site.directory.path(), &["serve", "--config", "appferry.toml"]);
     process::migrate(&config);
-    // A long export interval: the received spans were flushed by the shutdown.
+    // The export interval is so long that only the shutdown flushes the spans.
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "600000");
     command
 }
@@ -103,7 +103,7 @@ async fn a_call_and_its_copies_are_one_trace() {
         let bytes = done.regions.iter().find(|r| r.region_id == target).expect("the region").bytes_copied;
         assert_eq!(attribute(copy, "appferry.bytes_copied"), Some(bytes.to_string()));
     }
-    // One span per blob and region, with the size, the source, and the attempt.
+    // There is one span per blob and region, with the size, the source, and the attempt.
     let layer = &images::layers(&site.image(HOME, "a"))[0];
     let blobs = collector.spans(&format!("blob {layer}"));
     assert_eq!(blobs.len(), TARGETS.len(), "{blobs:?}");
@@ -272,7 +272,7 @@ async fn who_asked_too_often_is_in_the_span_of_what_was_refused() {
 #[tokio::test]
 async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     let mut site = Site::new();
-    // Slow enough that the process is killed during the copies, on any machine.
+    // The copies are so slow that the process is killed during them, on any machine.
     site.keys = TARGETS.map(|target| (target, "ingress_bytes_per_second = 65536".to_owned())).to_vec();
     let (collector, endpoint) = Collector::start().await;
     let mut served = Served::start(command(&site, &endpoint), site.directory.path().join("log")).await;
@@ -295,7 +295,7 @@ async fn a_copy_that_is_taken_up_after_a_crash_is_linked_to_its_call() {
     served.terminate();
     assert!(served.ended().await.success());
     for region in &done.regions {
-        // On a machine that stalls for longer than a lease, the copy is claimed once more; the last attempt reported.
+        // There may be more attempts on a machine that stalls for longer than a lease. The last one ended the copy.
         assert!(region.attempt >= 2, "{region:?}");
         let mut copies = collector.spans(&format!("copy {}", region.region_id));
         copies.retain(|copy| attribute(copy, "appferry.attempt") == Some(region.attempt.to_string()));

@@ -49,7 +49,7 @@ async fn a_replica_that_is_found_damaged_is_made_good_by_the_next_call() {
     assert_eq!(results.len(), 4);
     assert!(results.iter().all(|f| f.intactness() == Intactness::Intact && f.bytes_read > 500_000), "{results:?}");
 
-    // A changed byte, a replaced object, and a missing blob.
+    // Changes a byte of a file, replaces an object, and removes a blob.
     let layer = images::layers(&running.site.image(HOME, "a"))[0].clone();
     let file = images::blob_path(&running.site.image("cn-beijing", "a"), &layer);
     let mut bytes = fs::read(&file).expect("it is there");

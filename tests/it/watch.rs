@@ -94,7 +94,7 @@ async fn a_thousand_watchers_cost_the_database_what_one_costs() {
     let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     let _heard = tracing_subscriber::registry().with(rounds.clone()).set_default();
     let mut site = Site::new();
-    // More than the default limit per principal, on one connection.
+    // Allows more streams of one connection and of one principal than the defaults.
     site.server = "max_streams_per_connection = 2048".to_owned();
     site.more = "[limits]\nmax_in_flight = 2048\n".to_owned();
     let running = site.start_as(Role::Server).await;

@@ -1,5 +1,5 @@
-//! What processes on one database share: the leader's lease, locks of regions, recorded stores and registries, stray
-//! uploads, used nonces, and the row that the readiness check writes.
+//! Tables that the processes on one database share: the leader's lease, locks of regions, recorded stores and
+//! registries, stray uploads, used nonces, and the row that the readiness check writes.
 
 use sea_orm_migration::prelude::*;
 

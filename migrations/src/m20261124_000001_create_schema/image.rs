@@ -10,9 +10,9 @@ use crate::{
 /// The tables of this module.
 pub const TABLES: [&str; 3] = ["image", "image_reference", "image_generation"];
 
-/// The only row of `image_generation`, a number that changes whenever an image is removed or superseded. The statement
-/// that writes a batch of calls compares it in one lookup instead of reading every image again. MySQL and MariaDB lock
-/// the images instead.
+/// Creates the table `image_generation` with its only row, a number that changes whenever an image is removed or
+/// superseded. The statement that writes a batch of calls compares the number in one lookup instead of reading every
+/// image again. MySQL and MariaDB lock the images instead.
 const GENERATION: [&str; 2] = [
     "CREATE TABLE IF NOT EXISTS image_generation (id INTEGER PRIMARY KEY CHECK (id = 1), generation BIGINT NOT NULL)",
     "INSERT INTO image_generation (id, generation) VALUES (1, 0) ON CONFLICT DO NOTHING",
@@ -24,8 +24,8 @@ pub async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     idempotent::create_clustered_table(manager, image(backend)).await?;
     let by_root = "CREATE INDEX image_root_digest ON image (root_digest)";
     idempotent::create_index(manager, "image", "image_root_digest", by_root).await?;
-    // MySQL and MariaDB index a prefix of a text; no name is longer than this one. They do not read in the order of the
-    // columns after a prefix, so an index in the order of registration would not help them.
+    // MySQL and MariaDB index a prefix of a text; no name is longer than this prefix. They cannot read rows in the
+    // order of columns that follow a prefix, so an index in the order of registration would not help them.
     let name = if backend == DbBackend::MySql { "name(128)" } else { "name" };
     idempotent::create_index(manager, "image", "image_name", format!("CREATE INDEX image_name ON image ({name})"))
         .await?;

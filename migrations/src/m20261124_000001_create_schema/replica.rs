@@ -1,5 +1,5 @@
-//! The state machine's rows, and what is recorded about copies: publications, written and read blobs, uploads, copies
-//! by ECS.
+//! Tables of the replicas and of the records about copies: publications, written and read blobs, uploads, copies by
+//! ECS.
 
 use sea_orm_migration::{prelude::*, sea_orm::DbBackend};
 
@@ -14,8 +14,8 @@ use crate::{
 /// The tables of this module.
 pub const TABLES: [&str; 6] = ["replica", "published", "written_blob", "read_blob", "upload", "ecs_copy"];
 
-/// Rows of `replica` are updated several times: free space on their page keeps an update from looking for another page,
-/// and frequent vacuuming removes dead rows before the index grows with them.
+/// Storage parameters of `replica`, whose rows are updated several times. Free space on a page keeps an update from
+/// looking for another page. Frequent vacuuming removes dead rows before the index grows with them.
 const STORAGE: &str = "ALTER TABLE replica SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)";
 
 /// Creates the tables and their indexes.
@@ -32,10 +32,10 @@ pub async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     Ok(())
 }
 
-/// Every region has a queue of its own, ordered by time. The index holds due rows alone where the database can do that,
-/// so that it stays small however many copies have ended. On PostgreSQL it leaves out the image: a claim reads and
-/// locks the row anyway, and rows that are requested together share one entry. SQLite and MySQL add the primary key to
-/// every index.
+/// Returns the statement that creates the queue of every region, ordered by time. Where the database supports partial
+/// indexes, the index holds only due rows, so that it stays small regardless of the number of ended copies. On
+/// PostgreSQL it leaves out the image: a claim reads and locks the row anyway, and rows that are requested together
+/// share one entry. SQLite and MySQL add the primary key to every index.
 fn due(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::Postgres => "CREATE INDEX replica_due ON replica (region_id, due_at) WHERE due_at IS NOT NULL",

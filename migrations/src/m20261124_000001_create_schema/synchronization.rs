@@ -10,8 +10,8 @@ use crate::{
 /// The tables of this module.
 pub const TABLES: [&str; 2] = ["synchronization", "synchronization_target"];
 
-/// Partial indexes by state: each stays small whatever has finished, and accepting a call pays for no index that its
-/// row is not in. A running synchronization is in the index of running ones alone.
+/// Partial indexes by state. Each index stays small regardless of the number of rows outside it, and accepting a call
+/// updates only the indexes that contain its row. A running synchronization is in no index of another state.
 const PARTIAL_INDEXES: [(&str, &str); 5] = [
     (
         "synchronization_running",
@@ -35,13 +35,13 @@ const PARTIAL_INDEXES: [(&str, &str); 5] = [
     ),
 ];
 
-/// Lists running synchronizations newest first: a few among millions of rows.
+/// Lists the running synchronizations, newest first: a few among millions of rows.
 const RUNNING_LISTED: (&str, &str) = (
     "synchronization_running_listed",
     "CREATE INDEX synchronization_running_listed ON synchronization (request_id) WHERE state = 'RUNNING'",
 );
 
-/// The indexes of MySQL and MariaDB, which have no partial ones.
+/// The indexes of MySQL and MariaDB, which do not support partial indexes.
 const FULL_INDEXES: [(&str, &str); 4] = [
     ("synchronization_of_image", "CREATE INDEX synchronization_of_image ON synchronization (image_id, request_id)"),
     (
@@ -52,7 +52,7 @@ const FULL_INDEXES: [(&str, &str); 4] = [
     ("synchronization_token", "CREATE UNIQUE INDEX synchronization_token ON synchronization (principal, client_token)"),
 ];
 
-/// Leaves free space on the pages of rows that are updated a few times; see the replicas' storage.
+/// Leaves free space on the pages, because rows are updated a few times; see the storage of the table `replica`.
 const STORAGE: &str = "ALTER TABLE synchronization SET (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.05)";
 
 /// Creates the tables and their indexes.

@@ -19,7 +19,7 @@ use crate::{
         add_image_request::ImageSpec as WireSpec,
     },
     domain::{ImageId, ImageKind, ImageName, Progress, with_causes},
-    region::{ImageSpec, Memory, Stage, Store, split_digest},
+    storage::{ImageSpec, Memory, Stage, Store, split_digest},
     worker::import,
 };
 
@@ -71,7 +71,7 @@ pub struct Origin {
 }
 
 impl Add {
-    /// The arguments to add a disk file, for `demo`.
+    /// Returns the arguments with which `demo` adds a disk file.
     pub fn disk(connection: Connection, name: String, file: PathBuf) -> Self {
         Self {
             connection,
@@ -86,7 +86,7 @@ impl Add {
         }
     }
 
-    /// Puts the image into the store, unless it is there, and registers it. Returns its id.
+    /// Puts the image into the home region's store, unless the store has it, and registers it. Returns its id.
     pub async fn run(self) -> Result<String> {
         // Connects first: an image that can't be registered is not copied.
         let client = self.connection.client().await?;
@@ -162,11 +162,11 @@ impl Add {
             bar.set_length(progress.total);
             bar.set_position(progress.copied + progress.skipped);
         };
-        // The time as the fence: a later attempt has a higher one, and removes the leftovers of an earlier one.
+        // The time serves as the fence: a later attempt has a higher one and removes the leftovers of earlier attempts.
         let fence = clock.now().as_millis().unsigned_abs();
         let name = spec_name(&**store, image.kind, &id)?;
         let stage = Stage::new(name, fence, Arc::new(Memory::default()));
-        // A store that can't be read can't be written either, and the import reports why.
+        // If the store can't be read, the import fails and reports the reason.
         let is_new = matches!(store.root(&stage.name).await, Ok(None));
         let (_, warnings) = import(image.source, image.name, home.clone(), Arc::clone(store), stage.clone(), show)
             .await
@@ -178,8 +178,8 @@ impl Add {
     }
 }
 
-/// Warns if the image's name has another digest now than the registered one. A caller without permission to read the
-/// image gets no warning.
+/// Warns if the image's name now refers to a digest other than the registered one. A caller without permission to read
+/// the image gets no warning.
 async fn warn_of_moved_name(client: &Client, id: &str) {
     let Ok(image) = client.get_image(id).await else { return };
     for line in moved_names(&image) {
@@ -193,12 +193,12 @@ struct StoredImage {
     kind: ImageKind,
     store: Arc<dyn Store>,
     stage: Stage,
-    /// Whether this command put it there.
+    /// Whether this command put the image into the store.
     is_new: bool,
 }
 
 impl StoredImage {
-    /// Removes the image, if this command put it there: no registration needs it.
+    /// Removes the image if this command put it into the store. No registration needs it then.
     async fn discard(self) {
         if !self.is_new {
             return;
@@ -218,15 +218,15 @@ fn invalid_config() -> impl FnOnce(crate::config::Error) -> Error {
     Error::local("invalid configuration")
 }
 
-/// Whether the service certainly did not register the image. Otherwise its bytes may be needed: the response may be
-/// lost, or an image of that id may be registered.
+/// Returns whether it is certain that the service did not register the image. In other cases the bytes of the image may
+/// be needed: the response may have been lost, or an image with that id may be registered.
 fn is_rejected(error: &client::Error) -> bool {
     use tonic::Code;
     let is_final = |code| matches!(code, Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument);
     error.refusal().is_some_and(|refusal| refusal.error.is_some() && is_final(refusal.status.code()))
 }
 
-/// The spec of an image that is in the home region's store under its id.
+/// Returns the spec of an image that is in the home region's store under its id.
 fn spec(kind: ImageKind, id: &ImageId) -> ImageSpec {
     match kind {
         ImageKind::Vm => ImageSpec::Vm(id.to_string()),
@@ -234,13 +234,13 @@ fn spec(kind: ImageKind, id: &ImageId) -> ImageSpec {
     }
 }
 
-/// The name that the home region's store gives to an image with that id.
+/// Returns the name that the home region's store gives to an image with the given id.
 fn spec_name(store: &dyn Store, kind: ImageKind, id: &ImageId) -> Result<ImageName> {
     let located = store.locate(&spec(kind, id)).map_err(|problem| Error::usage(format!("--id {id}: {problem}")))?;
     Ok(located.name)
 }
 
-/// Parses the id. Fails if an image with that id is registered.
+/// Parses an image id. Fails if an image with that id is registered.
 async fn unregistered(client: &Client, id: &str) -> Result<ImageId> {
     let id: ImageId = id.parse().map_err(|error| Error::usage(format!("--id: {error}")))?;
     match client.get_image(id.as_str()).await {

@@ -1,22 +1,22 @@
-//! Opens an image of this machine: a disk, an OCI layout or an archive.
+//! Opens an image on this machine: a disk, an OCI layout or an archive.
 
 use std::{path::Path, sync::Arc};
 
 use super::{Error, Result};
 use crate::{
     domain::{Digest, ForeignText, ImageKind, ImageName},
-    region::{Archive, DirStore, DiskFile, Source, split_digest},
+    storage::{Archive, DirStore, DiskFile, Source, split_digest},
 };
 
-/// An image of this machine.
+/// An image on this machine.
 pub struct LocalImage {
-    /// The kind that it is registered as.
+    /// The kind under which the image is registered.
     pub kind: ImageKind,
-    /// The source that reads it.
+    /// The source that reads the image.
     pub source: Arc<dyn Source>,
     /// The name of the image in the source.
     pub name: ImageName,
-    /// The warning if the name that was given with a digest belongs to another image now.
+    /// A warning if the user gave a name and a digest, and the name now refers to another digest.
     pub warning: Option<String>,
 }
 
@@ -38,7 +38,7 @@ impl LocalImage {
 
     async fn open_layout(text: &str) -> Result<Self> {
         let (path, image) = split_name(text, |path| Path::new(path).exists());
-        // A name may have an @ of its own.
+        // A name may itself contain an `@`.
         let (image, digest) = image.map(|image| split_digest(image).unwrap_or((image, None))).unzip();
         let (image, digest) = (image.map(str::to_owned), digest.flatten());
         // The digest takes precedence over the name.
@@ -65,16 +65,16 @@ impl LocalImage {
     }
 }
 
-/// The warning if the image with that name in the layout does not have the digest that was given with the name.
+/// Returns a warning if the image with the given name has a digest other than `digest`, which was given with the name.
 async fn moved_name(by_name: &dyn Source, layout: &ImageName, image: &str, digest: Digest) -> Option<String> {
-    // Without an image of that name, the digest alone decides.
+    // If no image has that name, the digest alone selects the image.
     let shown = by_name.root(layout).await.ok()??.digest;
     let image = ForeignText::value(image);
     (shown != digest).then(|| format!("{image} has digest {shown} now; {digest} is added, as given"))
 }
 
-/// Splits the path of a layout from the name of an image in it. Both may have colons: the longest existing path is the
-/// layout's. Without one, the path ends at the first colon, as in skopeo.
+/// Splits `text` into the path of a layout and the name of an image in it. Both may have colons: the longest prefix
+/// that exists is the path. If no prefix exists, the path ends at the first colon, as in skopeo.
 fn split_name(text: &str, exists: impl Fn(&str) -> bool) -> (&str, Option<&str>) {
     if exists(text) {
         return (text, None);

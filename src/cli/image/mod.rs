@@ -118,7 +118,7 @@ async fn show(arguments: ImageArguments) -> Result<()> {
         &image.image_id,
         &format!("{} {}", image.name, image.image_version),
         &print::bytes(image.size_bytes),
-        // Empty for an ECS image.
+        // An ECS image has no digest.
         &image.digest,
     ];
     let head = head.map(ForeignText::new).into_iter().filter(|part| !part.trim().is_empty());
@@ -138,7 +138,7 @@ async fn show(arguments: ImageArguments) -> Result<()> {
     print::line(&text)
 }
 
-/// A line for each region in which the image's name has another digest now.
+/// Returns a line for each region in which the image's name now refers to another digest.
 fn moved_names(image: &Image) -> impl Iterator<Item = String> {
     image.additional_regions_info.iter().filter(|info| !info.shown_digest.is_empty()).map(|info| {
         let (region, shown) = (ForeignText::value(&info.region_id), ForeignText::value(&info.shown_digest));

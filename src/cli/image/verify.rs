@@ -9,7 +9,7 @@ use crate::{
     domain::ForeignText,
 };
 
-/// The limit of the chain of successors that is followed.
+/// The maximum number of successors that are followed.
 const MAX_SUCCESSORS: usize = 16;
 
 #[derive(Debug, Args)]
@@ -62,13 +62,14 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     Err(Error::failed(advice(&image_id, &unintact, &context)))
 }
 
-/// The facts that the remedy depends on. It is empty if the caller may not read the image, and the advice is then the
-/// general one.
+/// The facts that the remedy depends on. If the caller may not read the image, there are none, and the advice is
+/// general.
 #[derive(Debug, Default)]
 struct Context {
     /// The home region, to which nothing is copied.
     home: Option<String>,
-    /// The image that has superseded this one, which is no longer copied, and the regions in which it is available.
+    /// The image that superseded this one, and the regions in which that image is available. A superseded image is no
+    /// longer copied.
     successor: Option<(String, Vec<String>)>,
 }
 
@@ -93,7 +94,7 @@ impl Context {
     }
 }
 
-/// The problem and the remedy for each region in which the image is not intact.
+/// Describes the problem and the remedy for the regions in which the image is not intact.
 fn advice(image_id: &str, unintact: &[(String, Intactness)], context: &Context) -> String {
     let regions_with = |matches: &dyn Fn(&str, Intactness) -> bool| {
         let regions = unintact.iter().filter(|(region, intactness)| matches(region, *intactness));
@@ -140,8 +141,8 @@ fn sync(image_id: &str, regions: &[&str]) -> String {
     format!("`appferry sync {image_id} --to {}`", regions.join(" --to "))
 }
 
-/// The problem and the remedy for regions without an intact image that was superseded, which a synchronization would
-/// refuse to copy.
+/// Describes the problem and the remedy for regions in which a superseded image is not intact. A synchronization would
+/// refuse to copy that image.
 fn superseded(image_id: &str, regions: &[&str], successor: &str, available: &[String]) -> Option<String> {
     if regions.is_empty() {
         return None;

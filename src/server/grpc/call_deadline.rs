@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When a call ends. A request extension of every call.
+/// The time at which a call ends. A request extension of every call.
 #[derive(Debug, Clone, Copy)]
 pub struct CallDeadline {
-    /// The point in time.
+    /// The deadline as a point in time.
     pub at: Instant,
-    /// The duration of the call until then.
+    /// The time from the arrival of the call to the deadline.
     pub allowed: Duration,
 }

@@ -26,7 +26,6 @@ pub fn targets(field: &'static str, names: &[String], regions: &Regions) -> Resu
     regions.parse_targets(names).map_err(invalid)
 }
 
-/// Converts a time.
 pub fn time(timestamp: Timestamp) -> TimestampMessage {
     let millis = timestamp.as_millis();
     let nanos = i32::try_from(millis.rem_euclid(1_000)).unwrap_or(0) * 1_000_000;
@@ -38,7 +37,6 @@ pub fn count(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Converts a region's state.
 pub fn region_state(status: RegionStatus) -> v1::RegionState {
     match status {
         RegionStatus::Pending => v1::RegionState::Pending,
@@ -50,7 +48,7 @@ pub fn region_state(status: RegionStatus) -> v1::RegionState {
     }
 }
 
-/// Converts how the presence of an image in a region was established.
+/// Converts the way in which the presence of an image in a region was established.
 pub fn verification(verification: Option<Verification>) -> v1::Verification {
     match verification {
         None => v1::Verification::Unspecified,
@@ -59,7 +57,7 @@ pub fn verification(verification: Option<Verification>) -> v1::Verification {
     }
 }
 
-/// Returns the error code of a fault.
+/// Returns the contract's error code for a kind of fault.
 pub fn fault_code(kind: FaultKind) -> ErrorCode {
     match kind {
         FaultKind::Store => ErrorCode::ServiceApiError,
@@ -74,7 +72,6 @@ fn fault(fault: &Fault, region: &RegionId, request_id: RequestId, errors: &Error
     ApiError::new(fault_code(fault.kind), fault.message.as_str()).in_regions([region]).detail(errors, request_id)
 }
 
-/// Converts a synchronization.
 pub fn synchronization(synchronization: &Synchronization, errors: &ErrorTable) -> v1::Synchronization {
     let state = match synchronization.state {
         SynchronizationState::Running => v1::SynchronizationState::Running,

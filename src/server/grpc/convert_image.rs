@@ -6,10 +6,11 @@ use crate::{
     domain::{Content, Digest, Image, ImageKind, RegionId, Regions, Replica, Targets},
 };
 
-/// Converts an image with its state in the requested ones of the configured regions.
+/// Converts an image with its state in those configured regions that are requested.
 ///
-/// `url` is the address that clients pull the image from, `id_in` returns the image's id in a region where it differs
-/// from the image's own, and `shown_at_home` is the digest that its name refers to at home, if that is another image's.
+/// `url` is the address from which clients pull the image. `id_in` returns the image's id in a region, if it differs
+/// from the image's own id. `shown_at_home` is the digest that the image's name refers to in the home region, if it is
+/// not this image's digest.
 pub fn image(
     image: &Image,
     url: String,

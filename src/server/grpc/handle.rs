@@ -1,4 +1,5 @@
-//! Common frame of all handlers: the permit before, the error's status and log line after.
+//! The steps that all handlers share: taking the permit before a handler runs, and afterwards converting and logging
+//! its error.
 
 use tonic::{Request, Response, Status};
 

@@ -26,17 +26,17 @@ use crate::{
     },
     db::{self, Db, ImageFilter, NameConflictPolicy},
     domain::{Clock, Content, Digest, EcsImageId, Image, ImageId, RegionId, Replica, Targets},
-    region::{Backend, Manifests},
     server::Dependencies,
+    storage::{Backend, ManifestCache},
 };
 
 /// Longest name, version and description of an image, in characters.
 const MAX_NAME: usize = 128;
 const MAX_VERSION: usize = 64;
 const MAX_DESCRIPTION: usize = 1_024;
-/// Concurrent look-ups of new images in the home region; each keeps the image's manifests in memory.
+/// Maximum number of concurrent look-ups of new images. Each look-up keeps the image's manifests in memory.
 const MAX_LOOKUPS: usize = 4;
-/// Longest wait for the home region's store in `GetImage`, which otherwise answers without it.
+/// Maximum time that `GetImage` waits for the home region's store. After that, it answers without the store.
 const SHOWN_DIGEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ids of images in ECS regions, where they differ from the image's id.
@@ -53,7 +53,7 @@ pub struct ImageHandlers {
     /// Limits concurrent look-ups to [`MAX_LOOKUPS`].
     lookups: Semaphore,
     /// Cache of manifests that look-ups have read.
-    manifests: Manifests,
+    manifests: ManifestCache,
 }
 
 impl ImageHandlers {
@@ -66,7 +66,7 @@ impl ImageHandlers {
             clock,
             verifier: Verifier::new(dependencies),
             lookups: Semaphore::new(MAX_LOOKUPS),
-            manifests: Manifests::default(),
+            manifests: ManifestCache::default(),
         }
     }
 

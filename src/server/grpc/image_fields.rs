@@ -10,7 +10,7 @@ use crate::{
     },
     db,
     domain::{Image, ImageKind, is_unprintable},
-    region::ImageSpec,
+    storage::ImageSpec,
 };
 
 /// Maximum number of values of a filter.
@@ -59,7 +59,7 @@ pub fn filter_values<T>(
     values.iter().map(|value| parse(field, value)).collect()
 }
 
-/// Parses the kind of a new image, and where it is.
+/// Parses the kind and the location of a new image.
 pub fn image_spec(image_type: i32, spec: Option<SpecField>) -> Result<(ImageKind, ImageSpec), ApiError> {
     let invalid =
         |field, description: &str| ApiError::invalid(Violation { field, description: description.to_owned() });

@@ -1,12 +1,11 @@
 //! Parses the names and filters of operations.
 
+use super::convert;
 use crate::{
     contract::{ApiError, Violation},
     db::SynchronizationFilter,
     domain::{ForeignText, IdError, RequestId, SynchronizationState},
 };
-
-use super::convert;
 
 /// Collection of all operations; the prefix of their names.
 pub const COLLECTION: &str = "operations";

@@ -25,8 +25,8 @@ use crate::{
     domain::{ForeignText, RequestId, Synchronization, SynchronizationState},
 };
 
-/// How long before the call's deadline `WaitOperation` returns, at most; less if a tenth of the call's duration is
-/// less.
+/// Time between the latest return of `WaitOperation` and the call's deadline. A tenth of the call's duration is used
+/// instead if it is shorter.
 const WAIT_MARGIN: Duration = Duration::from_secs(1);
 
 impl SyncHandlers {
@@ -50,7 +50,8 @@ impl SyncHandlers {
         Operation { name: format!("{COLLECTION}/{request_id}"), metadata: Some(message), done, result }
     }
 
-    /// Waits until the synchronization has ended, until `at`, or until the service stops; returns its state then.
+    /// Waits until the synchronization has ended, until `at`, or until the service stops. Then returns the operation's
+    /// state.
     async fn wait(&self, id: RequestId, at: Instant) -> Result<Operation, ApiError> {
         let mut snapshots = self.state.synchronization_watch(id).await?;
         let done = snapshots.wait_for(|snapshot| snapshot.state.is_terminal());
@@ -64,7 +65,8 @@ impl SyncHandlers {
     }
 }
 
-/// Returns the error of a failed synchronization: the code of the first region that failed, and the causes of all.
+/// Returns the error of a failed synchronization: the code of the first region that failed, and the causes of all
+/// failures.
 fn failure(synchronization: &Synchronization) -> ApiError {
     let failed = || synchronization.regions.iter().filter_map(|view| Some((&view.region, view.fault.as_ref()?)));
     let causes: Vec<String> = failed().map(|(region, fault)| format!("{region}: {}", fault.message)).collect();
@@ -75,7 +77,7 @@ fn failure(synchronization: &Synchronization) -> ApiError {
     }
 }
 
-/// Returns when `WaitOperation` returns at the latest.
+/// Returns the latest time at which `WaitOperation` returns.
 fn wait_until(timeout: Option<prost_types::Duration>, deadline: Option<CallDeadline>) -> Result<Instant, ApiError> {
     let now = Instant::now();
     let latest = deadline.map_or(now, |deadline| deadline.at - WAIT_MARGIN.min(deadline.allowed / 10));

@@ -34,13 +34,13 @@ pub fn skip(value: i32) -> Result<u64, ApiError> {
     }
 }
 
-/// Returns the token of the page after the entry `last`; empty unless there are more entries.
+/// Returns the token of the page after the entry `last`. The token is empty if there are no more entries.
 pub fn next_token<T: ToString>(last: Option<&T>, more: bool) -> String {
     // Encoded, so that clients do not build tokens of their own.
     last.filter(|_| more).map(|last| hex::encode(last.to_string())).unwrap_or_default()
 }
 
-/// Parses a page token: the last entry of the page before.
+/// Parses a page token: the last entry of the previous page.
 pub fn last_entry<T: FromStr>(token: &str) -> Result<Option<T>, ApiError> {
     if token.is_empty() {
         return Ok(None);

@@ -12,7 +12,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Permits a call. For the authorization layer only.
+    /// Permits a call. Only the authorization layer may call this.
     pub(in crate::server) fn grant(request_id: RequestId, caller: Caller) -> Self {
         Self { request_id, caller }
     }
@@ -21,7 +21,8 @@ impl Permit {
     ///
     /// # Errors
     ///
-    /// Fails with `PERMISSION_DENIED` if there is none: the call did not pass through the authorization layer.
+    /// Fails with `PERMISSION_DENIED` if the call has no permit, because it did not pass through the authorization
+    /// layer.
     pub fn take<T>(request: &mut Request<T>) -> Result<Self, Status> {
         let permit = request.extensions_mut().remove();
         permit.ok_or_else(|| Status::permission_denied("the call was not authorized"))

@@ -1,4 +1,4 @@
-//! Looks up an image to be registered in its home region: its name there, content and size.
+//! Looks up an image that is to be registered: its name, content and size in the home region.
 
 use super::convert;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
         v1::{CommonErrorCode, ErrorCode},
     },
     domain::{Content, Digest, EcsImageId, FaultKind, ImageName, RegionId},
-    region::{self, Backend, Ecs, ImageSpec, Located, Manifests, Measure, RememberingSource, Store, Tree},
+    storage::{self, Backend, CachingSource, Ecs, ImageSpec, Located, ManifestCache, ManifestGraph, Measure, Store},
 };
 
 const GIBIBYTE: u64 = 1 << 30;
@@ -31,7 +31,7 @@ impl SourceImage {
         backend: &Backend,
         home: &RegionId,
         spec: &ImageSpec,
-        manifests: &Manifests,
+        manifests: &ManifestCache,
     ) -> Result<Self, ApiError> {
         match backend {
             Backend::Stores(stores) => {
@@ -46,7 +46,7 @@ impl SourceImage {
         store: &dyn Store,
         home: &RegionId,
         spec: &ImageSpec,
-        manifests: &Manifests,
+        manifests: &ManifestCache,
     ) -> Result<Self, ApiError> {
         let Located { name, digest } = store.locate(spec).map_err(|description| invalid_spec(spec, description))?;
         let failed = |error| store_error(home, &error);
@@ -59,8 +59,8 @@ impl SourceImage {
             let cause = format!("The home region {home} has no image {name}{digest}.");
             ApiError::new(ErrorCode::ImageNotFound, cause).in_regions([home])
         })?;
-        let remembering = RememberingSource { source: store, manifests };
-        let Measure { bytes, absent } = Tree::measure(&remembering, &name, &root).await.map_err(failed)?;
+        let caching = CachingSource { source: store, manifests };
+        let Measure { bytes, absent } = ManifestGraph::measure(&caching, &name, &root).await.map_err(failed)?;
         Ok(Self { name, content: Content::Blobs(root), size: bytes, absent })
     }
 
@@ -84,7 +84,7 @@ fn invalid_spec(spec: &ImageSpec, description: String) -> ApiError {
     ApiError::invalid(Violation { field, description })
 }
 
-fn store_error(home: &RegionId, error: &region::Error) -> ApiError {
+fn store_error(home: &RegionId, error: &storage::Error) -> ApiError {
     let kind = if error.is_missing() { FaultKind::ImageNotFound } else { error.fault_kind() };
     ApiError::new(convert::fault_code(kind), format!("the home region {home}: {error}")).in_regions([home])
 }

@@ -43,7 +43,7 @@ impl From<Error> for ApiError {
                 let advice = "Nothing was changed; repeat the call later";
                 Self::unavailable(advice, RETRY_AFTER).with_source(Arc::new(error))
             }
-            // The connection may have failed after the commit.
+            // The connection may have failed after the commit, so the call may have taken effect.
             Error::Unavailable(_) | Error::Slow(_) => {
                 let advice =
                     "The database can't be reached; repeat the call later, with the same client_token if it has one";

@@ -47,7 +47,7 @@ impl SyncHandlers {
         convert::synchronization(synchronization, &self.contract.errors)
     }
 
-    /// Parses a request to create a synchronization, without a look-up.
+    /// Parses a request to create a synchronization. Performs no look-up.
     fn parse(&self, request: Request<SynchronizeAppRequest>, permit: &Permit) -> Result<NewSynchronization, ApiError> {
         let trace = trace_context(&request);
         let body = request.into_inner();
@@ -75,8 +75,8 @@ impl SyncHandlers {
     }
 }
 
-/// Returns the trace context to store with a synchronization: that of the call's span or, if no spans are exported, the
-/// caller's.
+/// Returns the trace context to store with a synchronization: the context of the call's span or, if no spans are
+/// exported, the caller's context.
 fn trace_context<T>(request: &Request<T>) -> Option<TraceContext> {
     let bounded = |value: &str| (!value.is_empty() && value.len() <= MAX_TRACE_HEADER).then(|| value.to_owned());
     let header = |name| request.metadata().get(name).and_then(|value| value.to_str().ok()).and_then(bounded);
@@ -95,7 +95,7 @@ fn traceparent(span: &SpanContext) -> String {
     header
 }
 
-/// The snapshots of a synchronization on their way to one watcher.
+/// A stream of a synchronization's snapshots to one watcher.
 struct WatchStream {
     snapshots: Snapshots,
     contract: &'static Contract,
@@ -110,7 +110,7 @@ enum NextItem {
     Current,
     /// A snapshot that differs from the last one sent.
     Changed,
-    /// None: the last item has been sent.
+    /// No item: the last one has been sent.
     End,
 }
 

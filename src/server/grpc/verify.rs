@@ -15,14 +15,14 @@ use crate::{
     },
     db::{self, Db},
     domain::{Content, EcsStatus, Fault, FaultKind, ForeignText, Image, RegionId, RegionStatus},
-    region::{self, Backend, Inspection, MovedName, Store},
     server::{Dependencies, RETRY_AFTER},
+    storage::{self, Backend, Inspection, MovedName, Store},
 };
 
 /// Maximum number of images that are verified at the same time.
 const MAX_VERIFICATIONS: usize = 8;
 
-/// Verifies images.
+/// Handles `VerifyImage`.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     state: Db,
@@ -32,7 +32,7 @@ pub struct Verifier {
     slots: Arc<Semaphore>,
 }
 
-/// The results of a verification, one per region; ends after the first error.
+/// The results of a verification, one per region. The stream ends after the first error.
 pub type VerificationStream = Pin<Box<dyn Stream<Item = Result<VerifyImageResponse, Status>> + Send>>;
 
 impl Verifier {
@@ -65,7 +65,7 @@ impl Verifier {
         })))
     }
 
-    /// Returns the regions to verify, each with whether it should have the image.
+    /// Returns the regions to verify. The boolean is true for a region that should have the image.
     fn regions(
         &self,
         names: &[String],
@@ -141,13 +141,13 @@ impl VerificationRun {
             Content::Blobs(_) => FaultKind::Store,
             Content::Ecs => FaultKind::Ecs,
         };
-        // No effect if the replica's state has changed since: then the copy is being repaired already.
+        // No effect if the replica's state has changed in the meantime: then the copy is already being repaired.
         let _ = self.verifier.state.replica_damaged(&self.image.id, region, Fault::new(kind, message)).await?;
         Ok(())
     }
 
     /// Records that the image was read and is intact. A publication is not recorded while entries of its indexes are
-    /// absent, as they may still appear. Images of ECS are not read, and not recorded.
+    /// absent, because they may still appear. Images of ECS can't be read, so nothing is recorded for them.
     async fn confirm(&self, region: &RegionId, inspection: &Inspection) -> Result<(), db::Error> {
         let (state, image) = (&self.verifier.state, &self.image);
         let (Some(root), Some(store)) = (image.root(), self.verifier.backend.store(region)) else { return Ok(()) };
@@ -155,7 +155,7 @@ impl VerificationRun {
             if inspection.absent == 0 {
                 state.publication_confirm(region, &store.name_of(image), root).await?;
             }
-            // No effect if the replica's state has changed since: then another copy was read.
+            // No effect if the replica's state has changed in the meantime: then another copy was read.
             let _ = state.replica_confirmed(&image.id, region).await?;
         }
         Ok(())
@@ -175,7 +175,7 @@ impl VerificationRun {
                 } else {
                     (store.name_of(image), MovedName::Damages)
                 };
-                Ok(region::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent, moved).await?)
+                Ok(storage::verify(Arc::<dyn Store>::clone(store), &name, root, &image.absent, moved).await?)
             }
             (Backend::Ecs(ecs), Content::Ecs) => {
                 let copies = self.verifier.state.ecs_copies(&[&image.id]).await?;

@@ -41,11 +41,11 @@ impl ActionCall {
 
 /// An action, and the method that it calls.
 pub struct Action {
-    /// The action's name.
+    /// The value of the `Action` parameter.
     pub name: &'static str,
-    /// The method's path.
+    /// The path of the gRPC method.
     pub path: &'static str,
-    /// Parses the parameters.
+    /// Parses the parameters into a call of the method.
     pub parse: fn(&mut Parameters) -> Result<ActionCall, ApiError>,
 }
 
@@ -158,7 +158,7 @@ fn remove_image(parameters: &mut Parameters) -> Result<ActionCall, ApiError> {
     Ok(ActionCall::new(&request, results::remove_image))
 }
 
-/// Parses a boolean; a missing one is false.
+/// Parses a boolean, which is false if the parameter is missing.
 fn flag(parameters: &mut Parameters, name: &str) -> Result<bool, ApiError> {
     match parameters.text(name).as_str() {
         "" | "false" => Ok(false),

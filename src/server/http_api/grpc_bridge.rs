@@ -18,7 +18,7 @@ use crate::server::{listener::peer::Peer, middleware::MESSAGE_PREFIX_BYTES};
 const PASSED_HEADERS: [HeaderName; 3] =
     [AUTHORIZATION, HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
-/// The middleware stack, as frontends call it.
+/// The middleware stack in the form in which frontends call it.
 pub type GrpcStack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// Creates a gRPC call of a method with the headers and the peer of an HTTP request.
@@ -40,7 +40,7 @@ pub fn grpc_request(method: Uri, message: &[u8], headers: &HeaderMap, peer: Opti
     request
 }
 
-/// Adds the prefix to a message (gRPC over HTTP/2, "Length-Prefixed-Message").
+/// Prefixes a message with its flag and length (gRPC over HTTP/2, "Length-Prefixed-Message").
 fn length_prefixed(message: &[u8]) -> Bytes {
     // Frontends limit requests to far less than 4 GiB.
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
@@ -51,7 +51,7 @@ fn length_prefixed(message: &[u8]) -> Bytes {
 ///
 /// # Errors
 ///
-/// Fails with the status of the response, if that is not OK.
+/// Fails with the status of the response, if the status is not OK.
 pub async fn response_message(response: Response<Body>) -> Result<Vec<u8>, Status> {
     if let Some(status) = Status::from_header_map(response.headers()) {
         return Err(status);

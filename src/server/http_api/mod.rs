@@ -13,14 +13,18 @@ use std::{
     time::Duration,
 };
 
+use actions::{ACTIONS, Action, ActionCall};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use grpc_bridge::GrpcStack;
 use http::{
     Method, Request, Response, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
+use parameters::{Parameters, invalid};
+use results::ResultEncoder;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
@@ -34,17 +38,13 @@ use crate::{
     contract::{ApiError, v1::CommonErrorCode},
     domain::ForeignText,
 };
-use actions::{ACTIONS, Action, ActionCall};
-use grpc_bridge::GrpcStack;
-use parameters::{Parameters, invalid};
-use results::ResultEncoder;
 
 /// The version of the original API.
 const VERSION: &str = "2023-07-01";
 /// Longest time for the content of a request to arrive.
 const CONTENT_ARRIVAL: Duration = Duration::from_secs(10);
 
-/// Serves the HTTP form.
+/// Serves the HTTP form of the original API.
 #[derive(Debug, Clone)]
 pub struct HttpApi {
     stack: GrpcStack,
@@ -116,7 +116,7 @@ async fn content(body: Incoming, peer: Option<&Peer>, message_slots: &SourcePool
     }
 }
 
-/// A request as a call of a method, or the error that prevents it.
+/// A request that was parsed into a call of a method, or into the error that prevents the call.
 struct ParsedRequest {
     method: Uri,
     message: Vec<u8>,
@@ -126,8 +126,8 @@ struct ParsedRequest {
 }
 
 impl ParsedRequest {
-    /// A request without a method. Still goes through the stack, which authenticates the caller before the error is
-    /// sent.
+    /// Creates a request that names no method. It still goes through the stack, which authenticates the caller before
+    /// the error is sent.
     fn malformed(error: ApiError) -> Self {
         let method = Uri::from_static("/appferry.v1.AppSyncService/Unknown");
         Self { method, message: Vec::new(), error: Some(error), signed_by_parameters: false, encoder: None }

@@ -61,12 +61,12 @@ impl Parameters {
         self.0.remove(name)
     }
 
-    /// Takes a string; a missing one is empty.
+    /// Takes a string, which is empty if the parameter is missing.
     pub fn text(&mut self, name: &str) -> String {
         self.take(name).unwrap_or_default()
     }
 
-    /// Takes a number; a missing one is `default`.
+    /// Takes a number, which is `default` if the parameter is missing.
     pub fn number(&mut self, name: &str, default: i32) -> Result<i32, ApiError> {
         match self.take(name) {
             None => Ok(default),
@@ -95,7 +95,7 @@ impl Parameters {
         })
     }
 
-    /// Takes an object: in JSON in one parameter, or `NAME.KEY` for each of its keys.
+    /// Takes an object: as JSON in one parameter, or `NAME.KEY` for each of its keys.
     pub fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, ApiError> {
         let dotted: Map<String, Value> =
             self.take_children(name).into_iter().map(|(k, v)| (k, Value::String(v))).collect();

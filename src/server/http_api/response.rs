@@ -29,7 +29,7 @@ pub async fn http_response(
         (Ok(_), None) => error_fields(Status::internal("the response has no JSON form"), host),
         (Err(status), _) => error_fields(status, host),
     };
-    // SynchronizeApp's own RequestId, that of the synchronization, has precedence.
+    // SynchronizeApp's own RequestId, which is the id of the synchronization, has precedence.
     fields.entry("RequestId").or_insert_with(|| json!(request_id));
     let mut response = Response::new(Body::new(http_body_util::Full::from(Value::Object(fields).to_string())));
     *response.status_mut() = http_status;

@@ -10,8 +10,8 @@ use crate::contract::v1::{self, ImageType, RegionState, image::ImageSpec};
 pub type ResultEncoder = Box<dyn FnOnce(&[u8]) -> Result<Map<String, Value>, DecodeError> + Send>;
 
 /// A requested page.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Page {
-    /// Number of the page, from 1.
     pub number: i32,
     /// Maximum number of entries.
     pub size: i32,

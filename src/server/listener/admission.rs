@@ -1,8 +1,8 @@
 //! Admission control of a listener: limits open connections in total and per source address.
 //!
-//! When the listener is full, the connection that is least in use is evicted: one without an authenticated call before
-//! one with, an older before a newer one. A connection with an authenticated call in flight is never evicted, so that
-//! unauthenticated clients can't lock out others.
+//! When the listener is full, it evicts the connection that is least in use. Connections without an authenticated call
+//! are evicted before all others, and older connections before newer ones. A connection with an authenticated call in
+//! flight is never evicted, so that unauthenticated clients can't lock out others.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::peer::{Activity, ConnectionUse};
 
-/// Maximum number of unauthenticated connections of one source address. A further one evicts the oldest.
+/// Maximum number of unauthenticated connections of one source address. A further connection evicts the oldest.
 pub const UNAUTHENTICATED_PER_SOURCE: usize = 256;
 
 /// The connection slots of a listener.
@@ -43,7 +43,7 @@ struct ConnectionEntry {
     evicted: CancellationToken,
 }
 
-/// A connection's slot; free again once dropped.
+/// The slot of a connection, which is freed on drop.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     id: u64,

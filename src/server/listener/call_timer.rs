@@ -1,7 +1,7 @@
 //! Drops calls whose client does not read the response.
 //!
-//! Hyper polls a response body only as far as the client's flow-control window allows, so that a body can't end itself.
-//! Dropping the task that sends it does, and resets the stream (RFC 9113, section 5.4.2).
+//! Hyper polls a response body only as far as the client's flow-control window allows, so a body can't end itself.
+//! Dropping the task that sends the body ends the call, and resets the stream (RFC 9113, section 5.4.2).
 
 use std::{
     cell::RefCell,
@@ -22,16 +22,16 @@ struct DropConditions {
 }
 
 thread_local! {
-    /// The conditions that the call which this thread polls has set during this poll.
+    /// The conditions that the call on this thread has set during the current poll.
     static CONDITIONS: RefCell<DropConditions> = const { RefCell::new(DropConditions { at: None, when: None }) };
 }
 
-/// Drops the call that is being polled at `time`.
+/// Sets the time at which the call that this thread is polling is dropped.
 pub fn end_at(time: Instant) {
     CONDITIONS.with_borrow_mut(|conditions| conditions.at = Some(time));
 }
 
-/// Drops the call that is being polled when `event` resolves.
+/// Sets the event on which the call that this thread is polling is dropped.
 pub fn end_when(event: BoxFuture<'static, ()>) {
     CONDITIONS.with_borrow_mut(|conditions| conditions.when = Some(event));
 }
@@ -92,7 +92,7 @@ mod tests {
 
     use super::{CallExecutor, end_at, end_when};
 
-    /// Returns how long a call lasts that never ends by itself and sets these conditions.
+    /// Returns the duration of a call that sets its conditions with `set` and never ends by itself.
     async fn duration(set: impl Fn(Instant) + Send + Sync + 'static) -> Duration {
         let (sender, dropped) = oneshot::channel::<()>();
         let begun = Instant::now();

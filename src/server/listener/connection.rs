@@ -1,4 +1,4 @@
-//! Serves one connection: the PROXY protocol, TLS, HTTP, and when and how the connection is closed.
+//! Serves one connection: the PROXY protocol, TLS and HTTP. Closes the connection when its conditions require it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,15 +39,15 @@ const CALLS_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_HEADER_LIST: u32 = 16 << 10;
 /// Largest request line and headers of an HTTP/1.1 request, in bytes.
 const MAX_HTTP1_HEAD: usize = 16 << 10;
-/// Longest time for them to arrive.
+/// Longest time for the request line and the headers to arrive.
 const HTTP1_HEAD_ARRIVAL: Duration = Duration::from_secs(10);
-/// Flow-control windows of a stream and of a connection, in bytes: what a client may send before it is read.
+/// Flow-control windows of a stream and of a connection: the bytes that a client may send before the server reads them.
 const RECEIVE_WINDOWS: (u32, u32) = (64 << 10, 256 << 10);
 /// Send buffer of a stream, in bytes.
 const MAX_SEND_BUFFER: usize = 32 << 10;
 
-/// Stream resets after which a connection is closed ("rapid reset", CVE-2023-44487): those of streams that were not
-/// accepted yet, and those that the server sent because of protocol errors.
+/// Stream resets after which a connection is closed ("rapid reset", CVE-2023-44487): resets of streams that were not
+/// accepted yet, and resets that the server sent because of protocol errors.
 const MAX_RESETS: (usize, usize) = (20, 1_024);
 
 /// An accepted connection.
@@ -81,8 +81,8 @@ impl Connection {
         serve_http(stream, service, &slot.activity, self.close).await;
     }
 
-    /// Reads the PROXY protocol's header, and counts the connection for the address in it. `None` if the connection is
-    /// to be closed.
+    /// Reads the PROXY protocol's header, and counts the connection for the address in it. Returns `None` if the
+    /// connection has to be closed.
     async fn read_proxy_header(&self, stream: &mut TcpStream, peer: &mut Peer, slot: &ConnectionSlot) -> Option<()> {
         match proxy::read_header(stream).await {
             Ok(Some(caller)) if !slot.count_for(peer::source(caller)) => {
@@ -101,8 +101,8 @@ impl Connection {
         }
     }
 
-    /// Performs the TLS handshake, and adds the names of the client's certificate to `peer`. `None` if the connection
-    /// is to be closed.
+    /// Performs the TLS handshake, and adds the names of the client's certificate to `peer`. Returns `None` if the
+    /// connection has to be closed.
     async fn handshake(&mut self, stream: TcpStream, peer: &mut Peer) -> Option<TlsStream<TcpStream>> {
         let address = self.address;
         let handshake = self.close.tls.as_mut()?.borrow_and_update().acceptor().accept(stream);
@@ -241,8 +241,8 @@ impl CloseConditions {
     }
 }
 
-/// Waits until a closing connection may be cut: its client has had time to leave and no call is in flight, or
-/// `max_call` has passed. From then on the connection begins no more calls.
+/// Waits until a closing connection may be cut. First gives the client time to leave; after that, the connection begins
+/// no more calls. Then waits until no call is in flight or `max_call` has passed.
 async fn drain(activity: &Activity, max_call: Duration) {
     sleep(LEAVE).await;
     activity.close();

@@ -13,8 +13,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::{Status, body::Body};
 
-/// Size in bytes up to which unsent data does not hold the guard. Larger data does: a client that reads nothing must
-/// not end its call by leaving the response in the server's buffers.
+/// Unsent data up to this size in bytes does not hold the guard. Larger data holds it, because a client that reads
+/// nothing must not end its call by leaving the response in the server's buffers.
 const UNGUARDED: usize = 512;
 /// Largest frame of a response, in bytes. The rest of a longer response stays with the call, which has a deadline,
 /// until the client's flow-control window has room.
@@ -31,7 +31,7 @@ pin_project! {
 }
 
 impl<F, G> GuardedFuture<F, G> {
-    /// Holds `guard` for the call.
+    /// Holds `guard` until the call ends.
     pub fn new(inner: F, guard: G) -> Self {
         Self { inner, guard: Some(guard) }
     }

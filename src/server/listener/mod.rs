@@ -1,7 +1,7 @@
 //! The listener: accepts connections up to a limit and serves each in a task of its own.
 //!
-//! It is not hyper's or tonic's, so that connections have an age, an idle time and a priority, and a shutdown has a
-//! deadline that no client can extend (hyperium/hyper#4170).
+//! It replaces the listeners of hyper and tonic, so that connections have a maximum age, a maximum idle time and a
+//! priority, and a shutdown has a deadline that no client can extend (hyperium/hyper#4170).
 
 mod admission;
 pub mod call_timer;
@@ -14,6 +14,10 @@ mod write_coalescing;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use admission::{Admission, ConnectionSlot};
+use connection::{CloseConditions, Connection};
+use proxy::Proxies;
+use tls::{ServerTls, Tls};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -22,10 +26,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Frontend;
-use admission::{Admission, ConnectionSlot};
-use connection::{CloseConditions, Connection};
-use proxy::Proxies;
-use tls::{ServerTls, Tls};
 
 /// Pause after `accept` failed, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -78,8 +78,8 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Serves until `stop` is canceled. Then stops accepting, drains the calls in flight, and returns. Connections that
-    /// are still open when `abandon` is canceled are cut.
+    /// Serves until `stop` is canceled. Then stops accepting, drains the calls in flight, and returns. Cuts connections
+    /// that are still open when `abandon` is canceled.
     pub async fn serve(self, service: Frontend, stop: CancellationToken, abandon: CancellationToken) {
         let tasks = TaskTracker::new();
         let admission = Admission::new(self.settings.max_connections, self.settings.max_per_source);

@@ -1,4 +1,4 @@
-//! The other end of a connection, and the connection's service, which adds it to every call.
+//! The other end of a connection, and the connection's service, which adds the [`Peer`] to every call.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ use crate::{identity::CertificateNames, server::Frontend};
 /// The caller's end of a connection. A request extension of every call.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// The caller's address: that of the connection, or the one that a trusted proxy reports.
+    /// The caller's address: the address of the connection, or the address that a trusted proxy reports.
     pub address: IpAddr,
     /// Whether the connection uses TLS.
     pub secure: bool,
@@ -44,8 +44,8 @@ impl Peer {
     }
 }
 
-/// Returns the source that limits of an address are counted for: an IPv4 address, or an IPv6 network of 64 bits, of
-/// which one host can use any address (RFC 6177).
+/// Returns the source for which the limits of an address are counted: an IPv4 address, or the 64-bit network of an IPv6
+/// address, because one host can use any address of such a network (RFC 6177).
 #[must_use]
 pub fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -60,7 +60,7 @@ pub fn source(address: IpAddr) -> IpAddr {
 /// Counts the calls of a connection.
 #[derive(Debug, Default)]
 pub struct Activity {
-    /// Calls that have ever begun.
+    /// Number of calls that have begun since the connection was opened.
     begun: AtomicU64,
     in_flight: AtomicUsize,
     /// Authenticated calls in flight.
@@ -71,7 +71,7 @@ pub struct Activity {
     is_closed: AtomicBool,
 }
 
-/// How a connection is used; decides which one is evicted when the listener is full.
+/// How a connection is used. This decides which connection is evicted when the listener is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionUse {
     /// The connection has had no authenticated call.
@@ -83,8 +83,8 @@ pub enum ConnectionUse {
 }
 
 impl Activity {
-    /// Returns `None` while calls are in flight, else the number of calls that have ever begun: if it is the same
-    /// later, the connection was idle in between.
+    /// Returns `None` while calls are in flight, and otherwise the number of calls that have begun since the connection
+    /// was opened. If the number is the same later, the connection was idle in between.
     pub fn idle_generation(&self) -> Option<u64> {
         (self.in_flight.load(Ordering::Acquire) == 0).then(|| self.begun.load(Ordering::Acquire))
     }
@@ -100,7 +100,7 @@ impl Activity {
         }
     }
 
-    /// Counts an authenticated call.
+    /// Counts an authenticated call until the result is dropped.
     pub fn authenticated(self: &Arc<Self>) -> AuthenticatedCall {
         self.authenticated.fetch_add(1, Ordering::AcqRel);
         if !self.was_authenticated.load(Ordering::Acquire) {
@@ -115,7 +115,7 @@ impl Activity {
     }
 }
 
-/// An authenticated call in flight; no longer counted once dropped.
+/// An authenticated call in flight, which is counted until it is dropped.
 #[derive(Debug)]
 pub struct AuthenticatedCall(Arc<Activity>);
 
@@ -125,7 +125,7 @@ impl Drop for AuthenticatedCall {
     }
 }
 
-/// A call in flight; no longer counted once dropped.
+/// A call in flight, which is counted until it is dropped.
 #[derive(Debug)]
 pub struct CallInFlight(Arc<Activity>);
 
@@ -150,7 +150,7 @@ pub struct ConnectionService {
     /// Never contended: the task that reads the connection begins all of its calls.
     inner: Mutex<Frontend>,
     peer: Peer,
-    /// The trusted proxies, if the peer is one of them: its calls are those of other addresses.
+    /// The trusted proxies, if the peer is one of them. Its calls then come from other addresses.
     proxies: Option<Arc<Proxies>>,
 }
 

@@ -19,7 +19,7 @@ use tokio::{
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// First bytes of the PROXY protocol's header (version 2, section 2.2).
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Largest variable part of that header, in bytes: addresses, and extensions.
+/// Maximum size of the variable part of the PROXY header (addresses and extensions), in bytes.
 const MAX_VARIABLE_BYTES: usize = 1_024;
 
 /// The header in which a proxy reports the caller's address.
@@ -36,11 +36,11 @@ pub enum ForwardedHeader {
 /// The trusted proxies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Proxies {
-    /// Networks of their addresses.
+    /// Networks of the proxies' addresses.
     pub networks: Vec<IpNet>,
-    /// The header that they set.
+    /// The header that the proxies set.
     pub header: ForwardedHeader,
-    /// Whether their connections begin with the header of the PROXY protocol.
+    /// Whether the proxies' connections begin with the header of the PROXY protocol.
     pub protocol: bool,
 }
 

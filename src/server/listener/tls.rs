@@ -28,13 +28,13 @@ pub struct TlsSettings {
     pub certificate_file: PathBuf,
     /// The private key of the server's certificate.
     pub key_file: PathBuf,
-    /// Issuers of accepted client certificates; if unset, clients are not asked for one.
+    /// Issuers of accepted client certificates. If unset, clients are not asked for a certificate.
     pub client_ca_file: Option<PathBuf>,
     /// Whether clients without a certificate are rejected.
     pub require_client_certificate: bool,
 }
 
-/// An error of the TLS configuration.
+/// Why the TLS configuration can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file can't be read.
@@ -60,7 +60,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads the files.
+    /// Reads the files that `settings` names.
     ///
     /// # Errors
     ///
@@ -71,8 +71,8 @@ impl Tls {
         Ok(Self { settings, loaded: Mutex::new(files.digest()), current })
     }
 
-    /// Reloads the files. If they have changed, open connections are closed gracefully, and those whose client
-    /// certificate is no longer accepted are cut: no connection outlives the certificates that it was accepted by.
+    /// Reloads the files. If they have changed, open connections are closed gracefully, and connections whose client
+    /// certificate is no longer accepted are cut. No connection outlives the certificates that it was accepted with.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Returns the configuration in force, and notifies of changes.
+    /// Returns a receiver of the configuration in force, which is notified of changes.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<ServerTls>> {
         self.current.subscribe()
@@ -98,7 +98,7 @@ impl Tls {
 #[derive(Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
-    /// Verifies client certificates, if clients are asked for one.
+    /// Verifies client certificates; `None` if clients are not asked for a certificate.
     client_verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
@@ -120,7 +120,7 @@ impl ServerTls {
     }
 }
 
-/// The content of the files.
+/// The content of the files that [`TlsSettings`] names.
 struct Files {
     certificate: Vec<u8>,
     key: Vec<u8>,
@@ -164,7 +164,7 @@ impl Files {
         Ok(Arc::new(ServerTls { config: Arc::new(config), client_verifier }))
     }
 
-    /// Returns the verifier of client certificates, if clients are asked for one.
+    /// Returns the verifier of client certificates; `None` if clients are not asked for a certificate.
     fn client_verifier(
         &self,
         settings: &TlsSettings,

@@ -1,5 +1,5 @@
-//! Coalesces socket writes: responses that are ready together go out in one system call. Calls that were committed
-//! together are answered by one task each; without this, each response would be a write of its own.
+//! Coalesces socket writes: responses that are ready together go out in one system call. Separate tasks answer calls
+//! that were committed together, so that each response would otherwise be a write of its own.
 //!
 //! A connection whose client reads nothing for a while is closed, because its unsent responses use memory.
 
@@ -20,7 +20,8 @@ use tokio::{
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 pin_project! {
-    /// A stream whose writes yield once to the tasks that are ready to run, which may add to them.
+    /// A stream that, before it writes, yields once to the tasks that are ready to run, because they may add to the
+    /// write.
     #[derive(Debug)]
     pub struct CoalescingStream<S> {
         #[pin]
@@ -194,7 +195,7 @@ mod tests {
     async fn every_flush_writes() {
         let recorder = Recorder::default();
         let mut out = CoalescingStream::new(recorder.clone());
-        // Several writes before a flush, as to a client that reads little at a time.
+        // Several writes before a flush, as for a client that reads little at a time.
         out.write_all(b"one").await.expect("the write succeeds");
         out.write_all(b"two").await.expect("the write succeeds");
         out.flush().await.expect("the flush succeeds");

@@ -32,7 +32,7 @@ use crate::{
     },
     db::Db,
     domain::{Clock, with_causes},
-    identity::{AuthError, Caller, CurrentAuthenticator, acs3},
+    identity::{AuthError, Caller, CurrentAuthenticator},
     server::{RETRY_AFTER, auth_throttle::AuthThrottle, listener::peer::Peer, source_pool::SourcePool},
 };
 
@@ -186,7 +186,7 @@ impl From<RejectedCredential> for SignatureError {
 }
 
 impl RequestAuthenticator {
-    /// Authenticates a call without reading its message, as far as that is possible.
+    /// Authenticates a call without reading its message, unless its credential is a signature.
     fn by_headers(&self, request: &Request<Body>) -> Result<Presented, RejectedCredential> {
         let authenticator = self.authenticator.load();
         let original = request.extensions().get::<OriginalRequest>();
@@ -203,7 +203,7 @@ impl RequestAuthenticator {
             };
         };
         let (scheme, credential) = value.split_once(' ').unwrap_or((value, ""));
-        if scheme == acs3::SCHEME && (original.is_some() || !authenticator.access_keys().is_empty()) {
+        if scheme == acs3::SCHEME && (original.is_some() || authenticator.has_access_keys()) {
             // An unknown key is rejected before its message is buffered.
             let key = acs3::AuthorizationHeader::parse(request.headers()).map(|header| header.credential);
             return match key {
@@ -229,9 +229,9 @@ impl RequestAuthenticator {
             authority: head.uri.authority().map(http::uri::Authority::as_str),
         };
         let authenticator = Arc::clone(&self.authenticator.load());
-        let verified = authenticator.access_keys().verify(&signed, &content, self.clock.now())?;
-        match self.state.nonce_claim(&verified.nonce).await {
-            Ok(true) => Ok(verified.caller),
+        let (caller, nonce) = authenticator.signed(&signed, &content, self.clock.now())?;
+        match self.state.nonce_claim(&nonce).await {
+            Ok(true) => Ok(caller),
             Ok(false) => Err(AuthError::Replayed.into()),
             Err(error) => {
                 tracing::warn!(
@@ -243,8 +243,8 @@ impl RequestAuthenticator {
         }
     }
 
-    /// Returns the head and the content that a signature covers: those of the HTTP request that a frontend received, or
-    /// of the gRPC call itself, whose message is read for this.
+    /// Returns the head and the content that a signature covers. They belong to the HTTP request that a frontend
+    /// received, or to the gRPC call itself, whose message is read for this purpose.
     async fn signed_parts(&self, request: &mut Request<Body>) -> Result<(RequestHead, Bytes), RejectedCredential> {
         if let Some(OriginalRequest { head, content, .. }) = request.extensions_mut().remove() {
             let content = content.map_err(Rejection::Error).map_err(RejectedCredential::incomplete_message)?;
@@ -259,7 +259,7 @@ impl RequestAuthenticator {
         Ok((RequestHead::new(request), message))
     }
 
-    /// Adds the caller to the call, and its credential if the call may outlive it.
+    /// Adds the caller to the call. Adds the caller's credential too if the call may outlive the credential.
     fn accept(&self, request: &mut Request<Body>, caller: Caller) {
         Span::current().record("appferry.principal", caller.identity.principal.as_str());
         let path = request.uri().path();

@@ -1,8 +1,8 @@
 //! Authorizes calls by the contract's authorization table and the caller's policies.
 //!
-//! An action on all resources is decided before the body is read; an action on the resource that a field names, as soon
-//! as the message has arrived. Both come before validation and look-ups: the response does not reveal whether a
-//! resource exists.
+//! An action on all resources is decided before the body is read. An action on the resource that a field names is
+//! decided as soon as the message has arrived. Both decisions precede validation and look-ups, so that the response
+//! does not reveal whether a resource exists.
 
 use std::{
     convert::Infallible,
@@ -122,7 +122,7 @@ enum HeaderCheck {
 /// A decision about a call. An allowed call has its [`Permit`].
 struct Decision {
     outcome: Result<(), Rejection>,
-    /// The record in the audit log, if it still waits for capacity of the queue.
+    /// The record in the audit log, if it still waits for room in the queue.
     pending: Option<PendingRecord>,
     /// Reauthorizes a long-running call.
     ongoing: Option<Box<OngoingCall>>,

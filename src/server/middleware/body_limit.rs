@@ -6,19 +6,22 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{LengthLimitError, Limited};
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
 
 use super::{message::MESSAGE_PREFIX_BYTES, request_id};
-use crate::contract::{ApiError, Contract, Violation};
-use crate::domain::RequestId;
+use crate::{
+    contract::{ApiError, Contract, Violation},
+    domain::RequestId,
+};
 
-/// Adds [`BodyLimit`]. `Limited` of http-body-util limits the size only, and its error is not the contract's.
+/// Adds [`BodyLimit`].
 #[derive(Debug, Clone)]
 pub struct BodyLimitLayer {
     max_bytes: usize,
@@ -64,18 +67,20 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let request_id = request_id(&request);
         let BodyLimitLayer { max_bytes, arrival, contract } = self.layer;
-        let remaining = max_bytes + MESSAGE_PREFIX_BYTES;
-        let limited = |inner| LimitedBody { inner, remaining, max_bytes, timeout: None, arrival, request_id, contract };
-        let request = request.map(|inner| Body::new(limited(inner)));
+        let limited = |body| {
+            let inner = Limited::new(body, max_bytes + MESSAGE_PREFIX_BYTES);
+            LimitedBody { inner, max_bytes, timeout: None, arrival, request_id, contract }
+        };
+        let request = request.map(|body| Body::new(limited(body)));
         self.inner.call(request)
     }
 }
 
 pin_project! {
+    /// Adds the time limit, and turns the errors of both limits into the contract's errors.
     struct LimitedBody<B> {
         #[pin]
-        inner: B,
-        remaining: usize,
+        inner: Limited<B>,
         max_bytes: usize,
         // Started at the first wait: most bodies have arrived when they are read, and need no timer.
         #[pin]
@@ -100,20 +105,15 @@ impl<B: HttpBody<Data = Bytes, Error: Into<StdError>>> HttpBody for LimitedBody<
             let status = |()| ApiError::timeout(*this.arrival).status(&this.contract.errors, *this.request_id);
             return expired.map(|expired| Some(Err(status(expired))));
         };
-        let frame = frame.map(|frame| frame.map_err(|error| Status::from_error(error.into())));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            match this.remaining.checked_sub(data.remaining()) {
-                Some(remaining) => *this.remaining = remaining,
-                None => {
-                    let description = format!("it is larger than {} bytes", this.max_bytes);
-                    let error = ApiError::invalid(Violation { field: "the request", description });
-                    return Poll::Ready(Some(Err(error.status(&this.contract.errors, *this.request_id))));
-                }
+        let status = |error: StdError| match error.downcast_ref() {
+            Some(LengthLimitError { .. }) => {
+                let description = format!("it is larger than {} bytes", this.max_bytes);
+                let error = ApiError::invalid(Violation { field: "the request", description });
+                error.status(&this.contract.errors, *this.request_id)
             }
-        }
-        Poll::Ready(frame)
+            None => Status::from_error(error),
+        };
+        Poll::Ready(frame.map(|frame| frame.map_err(status)))
     }
 
     fn is_end_stream(&self) -> bool {

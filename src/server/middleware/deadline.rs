@@ -1,6 +1,6 @@
-//! Ends calls at their deadline with `DEADLINE_EXCEEDED`, streams included. tonic's own deadline layer ends at the
-//! response headers and answers CANCELLED. A call whose client does not read even that response is dropped after a
-//! grace period.
+//! Ends calls, including streams, at their deadline with `DEADLINE_EXCEEDED`. tonic's own deadline layer covers a call
+//! only until its response headers, and answers CANCELLED. A call whose client does not read even that response is
+//! dropped after a grace period.
 
 use std::{
     convert::Infallible,
@@ -33,11 +33,11 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// Default and maximum deadlines, as durations from the arrival of a call.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
-    /// Used for unary calls without a timeout of their own.
+    /// Used for unary calls without a timeout from the caller.
     pub default: Duration,
     /// Maximum for unary calls.
     pub longest: Duration,
-    /// Maximum for streams, and the default for streams without a timeout of their own.
+    /// Maximum for streams, and the default for streams without a timeout from the caller.
     pub stream: Duration,
 }
 

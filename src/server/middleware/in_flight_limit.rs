@@ -1,7 +1,7 @@
 //! Caps in-flight calls. Excess calls fail with UNAVAILABLE and a retry delay.
 //!
-//! Capacity is acquired in `call`, not in `poll_ready`: a connection keeps its stack, and would keep the capacity with
-//! it.
+//! Capacity is acquired in `call`, not in `poll_ready`, because a connection keeps its stack and would keep the
+//! acquired capacity with it.
 
 use std::{
     convert::Infallible,

@@ -1,4 +1,4 @@
-//! Reads a call's single message before the handler does: signatures and resource names are decided from it.
+//! Reads a call's single message before the handler does: signature verification and resource authorization need it.
 
 use std::mem;
 
@@ -52,8 +52,8 @@ pub async fn read_message(request: &mut Request<Body>) -> Result<Bytes, Rejectio
     Ok(message)
 }
 
-/// Returns the message of a body that holds exactly one, so that authorization decides about the same bytes as the
-/// handler reads.
+/// Returns the message of a body that holds exactly one message, so that authorization decides about the same bytes
+/// that the handler reads.
 pub fn only_message(body: &[u8]) -> Option<&[u8]> {
     let (prefix, message) = body.split_at_checked(MESSAGE_PREFIX_BYTES)?;
     let length = u32::from_be_bytes(prefix.get(1..)?.try_into().ok()?);

@@ -1,12 +1,10 @@
-//! The middleware stack: tower layers, one a file, and the router behind them.
+//! The middleware stack: tower layers, one per file, and the router behind them.
 
 mod authenticate;
 mod authorize;
 mod body_limit;
-mod catch_panic;
 mod deadline;
 mod in_flight_limit;
-mod map_outcome;
 mod message;
 mod normalize_errors;
 mod original_request;
@@ -29,12 +27,10 @@ use tonic::body::Body;
 pub use authenticate::{AuthenticateLayer, RequestAuthenticator};
 pub use authorize::{AuthorizeLayer, RequestAuthorizer};
 pub use body_limit::BodyLimitLayer;
-pub use catch_panic::CatchPanic;
 pub use deadline::{DeadlineLayer, Deadlines};
 pub use in_flight_limit::InFlightLimitLayer;
-pub use map_outcome::MapOutcomeLayer;
 pub use message::MESSAGE_PREFIX_BYTES;
-pub use normalize_errors::NormalizeErrors;
+pub use normalize_errors::{NormalizeErrorsLayer, response_for_panic};
 pub use original_request::{MalformedRequest, OriginalRequest, RequestHead};
 pub use public_methods::PublicMethodsLayer;
 pub use quota::QuotaLayer;

@@ -1,6 +1,6 @@
-//! Limits of the methods that need no credential, health and reflection: few calls at a time, and fewer per source
-//! address, so that an unauthenticated caller can't use more memory through them than through the contract's methods.
-//! Only the headers that gRPC needs are passed on.
+//! Limits the methods that need no credential: health and reflection. Few calls are served at a time, and fewer per
+//! source address, so that an unauthenticated caller can't use more memory through these methods than through the
+//! contract's methods. Only the headers that gRPC needs are passed on.
 
 use std::{
     convert::Infallible,
@@ -38,7 +38,7 @@ pub const PUBLIC_METHODS: [&str; 4] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// Returns the longest duration of a call of a public method; `stream_limit` is that of any stream.
+/// Returns the longest duration of a call of a public method. `stream_limit` is the longest duration of any stream.
 pub fn max_duration(path: &str, stream_limit: Duration) -> Duration {
     match path.rsplit('/').next() {
         Some("Watch") => stream_limit,

@@ -1,4 +1,4 @@
-//! What each principal uses of its quota: calls per second, calls in flight, concurrent lists and verifications.
+//! Current usage of each principal's quota: calls per second, calls in flight, concurrent lists and verifications.
 
 use std::{
     collections::HashMap,
@@ -22,17 +22,18 @@ use crate::{
     },
 };
 
-/// Concurrent lists per principal, from the query to the last byte of the response. More wait until their deadline.
+/// Concurrent lists per principal, from the query to the last byte of the response. Further lists wait until their
+/// deadline.
 const MAX_LISTS: usize = 4;
-/// Concurrent verifications per principal. More are throttled.
+/// Concurrent verifications per principal. Further verifications are throttled.
 const MAX_VERIFICATIONS: u32 = 2;
 
 /// Which limits a call counts against, and until when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// The response is an id: the call counts until it begins.
+    /// The response is an id. The call counts until the response begins.
     Small,
-    /// The response may be large: the call counts until its last byte.
+    /// The response may be large. The call counts until the last byte of the response.
     Response,
     /// The call reads and returns many rows.
     List,
@@ -81,7 +82,7 @@ fn try_increment(count: &AtomicU32, limit: u32) -> bool {
     before < limit
 }
 
-/// Usage of all principals. Bounded by the principals that the configuration names; looked up without a lock.
+/// Usage of all principals, looked up without a lock. The number of principals in the configuration bounds its size.
 #[derive(Debug, Default)]
 pub struct Usages(ArcSwap<HashMap<Principal, Arc<Usage>>>);
 
@@ -126,7 +127,7 @@ impl Usages {
     }
 }
 
-/// A call in flight; no longer counted once dropped.
+/// A call in flight, which is counted until it is dropped.
 #[derive(Debug)]
 pub struct CountedCall {
     usage: Arc<Usage>,
@@ -136,7 +137,7 @@ pub struct CountedCall {
 }
 
 impl CountedCall {
-    /// The semaphore of the principal's concurrent lists.
+    /// Returns the semaphore that limits the principal's concurrent lists.
     pub fn lists(&self) -> Arc<Semaphore> {
         Arc::clone(&self.usage.lists)
     }

@@ -23,7 +23,7 @@ use crate::{
     audit::{self, Audit},
     contract::{ApiError, Contract, v1::CommonErrorCode::NoPermission},
     domain::{Clock, RequestId, Timestamp},
-    identity::{AuthError, AuthMethod, Caller, CertificateNames, CurrentAuthenticator, acs3},
+    identity::{AuthError, AuthMethod, Caller, CertificateNames, CurrentAuthenticator},
     metrics, ram,
     server::listener::call_timer,
 };
@@ -60,7 +60,7 @@ impl PresentedCredential {
                 let (_, token) = header.split_once(' ').ok_or(AuthError::Unknown)?;
                 authenticator.bearer(token.trim_ascii(), now)
             }
-            // The signature was verified when the call began; from then on its key has to exist.
+            // The signature was verified when the call began. After that, its key only has to exist.
             (AuthMethod::AccessKey, _) => {
                 let mut headers = HeaderMap::new();
                 headers.extend(self.header.clone().map(|header| (AUTHORIZATION, header)));
@@ -105,7 +105,7 @@ impl OngoingCall {
         }
     }
 
-    /// Waits until the call is no longer permitted, and records that.
+    /// Waits until the call is no longer permitted, and records the denial.
     async fn revocation(mut self) -> ApiError {
         loop {
             if let Err(reason) = self.decide() {

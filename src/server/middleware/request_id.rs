@@ -15,8 +15,9 @@ use crate::domain::RequestId;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Adds [`WithRequestId`]. tower-http's layer of the same name copies an id that the caller sends; ids of this service
-/// are its own, because they name synchronizations.
+/// Adds [`WithRequestId`]. The service generates all ids itself, because they name synchronizations. tower-http's
+/// layers would keep an id that the caller sends, and carry it in a header of the request, which the caller may have
+/// signed.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestIdLayer;
 
@@ -70,8 +71,8 @@ impl<F: Future<Output = HttpResult>> Future for WithRequestIdFuture<F> {
         let this = self.project();
         let Ok(mut response) = ready!(this.inner.poll(cx));
         if let Ok(mut id) = HeaderValue::try_from(this.id.to_string()) {
-            // Not a secret, but never repeated: a literal never indexed (RFC 7541, section 6.2.3) does not evict
-            // repeated headers from the connection's table.
+            // The id is not a secret, but it never repeats. As a never-indexed literal (RFC 7541, section 6.2.3), it
+            // does not evict repeated headers from the connection's table.
             id.set_sensitive(true);
             response.headers_mut().insert(X_REQUEST_ID, id);
         }

@@ -32,7 +32,7 @@ fn service_name(path: &str) -> &str {
 pub struct Router<G, P> {
     /// Methods of the contract, behind their layers.
     pub guarded: G,
-    /// Health and reflection, behind theirs.
+    /// Health and reflection, behind their layers.
     pub public: P,
 }
 

@@ -48,7 +48,8 @@ pub struct Trace<S> {
     contract: &'static Contract,
 }
 
-/// Returns the method name for metrics and spans. Unknown methods share one: callers can invent any number of them.
+/// Returns the method name for metrics and spans. Unknown methods share one name, because callers can invent any number
+/// of methods.
 fn method_name(path: &str, contract: &'static Contract) -> &'static str {
     let of_contract = contract.authorizations.path(path);
     let path = of_contract.or_else(|| PUBLIC_METHODS.into_iter().find(|public| *public == path));
@@ -198,7 +199,7 @@ fn code_name(code: Code) -> &'static str {
 }
 
 pin_project! {
-    /// Polls the call inside of its span.
+    /// Polls the call inside its span.
     #[derive(Debug)]
     pub struct TraceFuture<F> {
         #[pin]

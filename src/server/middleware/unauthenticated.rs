@@ -20,8 +20,8 @@ use crate::{
     server::{auth_throttle::FailedAttempt, listener::peer::Peer},
 };
 
-/// A call that is not authenticated yet. Counts as a failed attempt if it is dropped before it was settled or rejected:
-/// the caller disconnected, or the deadline passed.
+/// A call that is not authenticated yet. Counts as a failed attempt if it is dropped before it is settled or rejected,
+/// because the caller disconnected or the deadline passed.
 pub struct UnauthenticatedCall {
     pub authenticator: Arc<RequestAuthenticator>,
     request_id: RequestId,
@@ -96,7 +96,7 @@ impl UnauthenticatedCall {
 
 impl Drop for UnauthenticatedCall {
     fn drop(&mut self) {
-        // Dropping can't wait for capacity of the audit log's queue; a record that does not fit is counted as lost.
+        // Dropping can't wait for room in the audit log's queue. A record that does not fit is counted as lost.
         if !self.is_settled && self.record("the call ended before its caller was authenticated").1.is_some() {
             metrics::record_lost_decisions(1);
         }

@@ -33,7 +33,7 @@ fn layers(seed: u64) -> Vec<Vec<u8>> {
 async fn a_bucket_with_object_lock_takes_images() {
     let bucket = Bucket::start().await;
     bucket.make_locked("locked");
-    // As S3 does (Amazon S3, "Object Lock considerations"); MinIO is less strict.
+    // Requires a checksum, as S3 does (Amazon S3, "Object Lock considerations"); MinIO is less strict.
     let strict = |request: &ReceivedRequest| {
         let is_signed = request.authorization.as_ref().is_some_and(|signed| signed.contains("x-amz-checksum-"));
         if request.method == Method::PUT && !is_signed {

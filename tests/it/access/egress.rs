@@ -4,8 +4,9 @@ use std::{fs, sync::Arc};
 
 use appferry::{
     domain::ImageName,
-    region::{
-        Credentials, Egress, Error, ForwardProxy, Location, RegistryClient, RegistryStore, Source as _, guard::Guard,
+    storage::{
+        Credentials, Egress, Error, ForwardProxy, Location, RegistryClient, RegistryStore, Source as _,
+        ssrf_guard::Guard,
     },
 };
 
@@ -51,7 +52,7 @@ async fn stores_that_only_the_proxy_can_reach_get_their_images() {
         tunnelled.clone().count() > 0 && tunnelled.clone().all(|request| request.target.ends_with(":443")),
         "{requests:?}"
     );
-    // `ferry:through`
+    // The Base64 form of `ferry:through`.
     assert!(
         requests.iter().all(|request| request.authorization.as_deref() == Some("Basic ZmVycnk6dGhyb3VnaA==")),
         "{requests:?}"
@@ -114,7 +115,7 @@ async fn the_proxy_is_not_asked_for_what_is_never_contacted() {
     let refused = root(None, "registry+http://registry.test/apps", false).await.expect_err("the name does not resolve");
     assert!(refused.to_string().contains("network.proxy_resolves = true"), "{refused}");
     assert_eq!(recording_proxy.requests(), Vec::new());
-    // The step that the message suggests.
+    // Takes the step that the message suggests.
     let result = root(None, "registry+http://registry.test/apps", true).await.expect("it answers");
     assert!(result.is_none() && recording_proxy.requests().len() == 1);
     root(Some("192.0.2.1:0"), "registry+http://registry.test/apps", false).await.expect("it answers");

@@ -128,8 +128,8 @@ async fn a_certificate_of_the_file_is_taken_for_its_name_and_its_time() {
     running.stop().await;
 }
 
-/// The message names the cause: the proxy, which is down, requires a login or rejects the destination; or the store; or
-/// neither.
+/// The message names the cause: a proxy that is down, requires a login or rejects the destination; the store; or
+/// neither of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_doctor_names_the_key_of_the_proxy_that_is_in_the_way() {
     let (lost, shut) = (RecordingProxy::start(&[]).await, RecordingProxy::start_answering(&[], "403 Forbidden").await);
@@ -167,7 +167,7 @@ async fn the_doctor_names_the_key_of_the_proxy_that_is_in_the_way() {
         let mend = of(region);
         assert!(mend.contains(region) && told.iter().all(|told| mend.contains(told)), "{region}: {mend}");
     }
-    // The registry there has no TLS, which the proxy does not affect.
+    // The registry at that address has no TLS, so that the failure is not due to the proxy.
     let mend = of("odd");
     assert!(!mend.contains("proxy") && mend.contains("check that the store is running"), "{mend}");
 }

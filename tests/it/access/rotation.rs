@@ -41,7 +41,7 @@ fn refuse(challenge: &str) -> Action {
     Action::Answer(StatusCode::UNAUTHORIZED, vec![("www-authenticate", challenge.to_owned())], String::new())
 }
 
-/// Starts a registry that accepts timestamps that have not expired as passwords.
+/// Starts a registry that accepts unexpired timestamps as passwords.
 async fn basic(upstream: &Registry) -> Proxy {
     Proxy::start(upstream.address, |request| {
         if password(request).is_some_and(|password| is_fresh(&password)) {
@@ -53,7 +53,7 @@ async fn basic(upstream: &Registry) -> Proxy {
     .await
 }
 
-/// Starts a registry that accepts timestamps that have not expired as tokens, and issues them for such a password.
+/// Starts a registry that accepts unexpired timestamps as tokens, and issues a token for an unexpired password.
 /// `tells` sets whether the token response states the lifetime.
 async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
     Proxy::start(upstream.address, move |request| {
@@ -69,7 +69,7 @@ async fn bearer(upstream: &Registry, tells: bool) -> Proxy {
     .await
 }
 
-/// Writes a credential helper whose passwords are the current time, and which records that it ran.
+/// Writes a credential helper that returns the current time as the password, and records each run.
 fn helper(directory: &Path) -> PathBuf {
     let path = directory.join("docker-credential-clock");
     let script = format!(
@@ -81,7 +81,7 @@ fn helper(directory: &Path) -> PathBuf {
     path
 }
 
-/// Repeatedly replaces a file's content by the current time, each time atomically.
+/// Repeatedly replaces the content of a file by the current time. Each replacement is atomic.
 fn rewritten(path: PathBuf) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         loop {
@@ -163,7 +163,7 @@ async fn a_password_that_was_replaced_is_shown_without_a_restart() {
     let first = running.add("first", &[noise(100_000, 1)]).await;
     synchronized(&running, &first, &regions).await;
 
-    // The registry's password changed before the files did; this fails at once.
+    // The registry's password changes before the files do. The copies fail at once.
     *password_now.lock().expect("no panic") = "two";
     let second = running.add("second", &[noise(100_000, 2)]).await;
     let request = running.synchronize(&second, &regions).await.expect("it is accepted");

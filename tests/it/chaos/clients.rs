@@ -1,5 +1,5 @@
-//! The clients: each makes one call after the other, retries unanswered calls with the same token, and sometimes
-//! cancels one.
+//! The clients of a run. Each client makes one call after the other, retries unanswered calls with the same token, and
+//! sometimes cancels a call.
 
 use std::{
     collections::VecDeque,
@@ -29,10 +29,10 @@ use crate::harness::{
 };
 
 const CLIENTS: usize = 8;
-/// How many of the newest images are requested.
+/// Number of the newest images that repeated requests choose from.
 const WINDOW: usize = 24;
-/// Calls of a client that may be in progress at once. Without a limit, a machine that is too slow for the load falls
-/// behind further and further: every copy is slower then, and more of them stall and are retried.
+/// Maximum number of a client's calls in progress. Without a limit, a machine that is too slow for the load falls
+/// behind further and further, because every copy slows down, and more copies stall and are retried.
 const MAX_OPEN: usize = 32;
 /// Deadline of one call.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -83,7 +83,7 @@ pub fn start(cluster: &Cluster, ledger: &Ledger, seed: u64) -> Clients {
 }
 
 impl Clients {
-    /// Stops the clients after their current call.
+    /// Stops each client after its current call.
     pub async fn finish(self) {
         self.shared.done.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -106,7 +106,7 @@ impl Shared {
         AppSync::new(InterceptedService::new(self.channel(number), Token::of(ADMIN)))
     }
 
-    /// Writes a new image and registers it, retrying until that succeeds.
+    /// Writes a new image and registers it, retrying until the registration succeeds. Returns the image's name.
     pub async fn add(&self) -> String {
         let number = self.images.fetch_add(1, Ordering::Relaxed);
         let name = format!("image-{number}");
@@ -116,7 +116,7 @@ impl Shared {
         name
     }
 
-    /// Registers an image, retrying until that succeeds.
+    /// Registers an image, retrying until the registration succeeds.
     async fn register(&self, name: &str) {
         for attempt in rand::random_range(0..self.addresses.len()).. {
             match self.images(attempt).add_image(registration(name)).await {
@@ -132,7 +132,7 @@ impl Shared {
         Images::new(InterceptedService::new(self.channel(number), Token::of(ADMIN)))
     }
 
-    /// Removes an image. Returns false if a copy of it is in progress.
+    /// Removes an image, retrying after transient errors. Returns false if a copy of the image is in progress.
     async fn remove(&self, name: &str) -> bool {
         for attempt in rand::random_range(0..self.addresses.len()).. {
             let request = RemoveImageRequest { image_id: name.to_owned(), ..Default::default() };
@@ -147,8 +147,8 @@ impl Shared {
         false
     }
 
-    /// Requests an image that may have been removed. The call is not recorded in the ledger, because its outcome is not
-    /// predictable.
+    /// Requests an image that may have been removed. The ledger does not record the call, because its outcome is
+    /// unpredictable.
     async fn ask(&self, app: &str, targets: &[&str], token: &str) {
         let request = SynchronizeAppRequest { client_token: token.to_owned(), ..site::ask(app, targets) };
         for attempt in rand::random_range(0..self.addresses.len()).. {
@@ -160,7 +160,7 @@ impl Shared {
         }
     }
 
-    /// Waits until a call has ended.
+    /// Waits until the call at this index of the ledger has ended.
     async fn wait_until_ended(&self, index: usize) {
         for attempt in 0.. {
             if self.has_ended(index, attempt).await {
@@ -170,21 +170,21 @@ impl Shared {
         }
     }
 
-    /// Returns whether a call is known to have ended.
+    /// Returns whether a server reports that a call has ended. An unanswered request counts as no.
     async fn has_ended(&self, index: usize, server: usize) -> bool {
         let request = GetSynchronizationRequest { request_id: self.ledger.request_id(index) };
         let found = self.app_sync(server).get_synchronization(request).await;
         found.is_ok_and(|found| found.into_inner().synchronization.is_some_and(|s| s.finish_time.is_some()))
     }
 
-    /// Returns one of the newest images.
+    /// Returns a random image among the newest ones; `None` if no image is registered.
     fn recent_image(&self, random: &mut StdRng) -> Option<String> {
         let registered = self.registered.lock().expect("no panic");
         registered[registered.len().saturating_sub(WINDOW)..].choose(random).cloned()
     }
 
-    /// Retries a call with one token until it is answered. Returns its index in the ledger; `None` if it was rejected
-    /// permanently.
+    /// Makes a call, retrying with the same token until it is answered. Returns the index of the call in the ledger;
+    /// `None` if the service rejects the call permanently.
     pub async fn call(&self, app: &str, targets: &[&str], token: &str) -> Option<usize> {
         let request = SynchronizeAppRequest {
             app_id: app.to_owned(),
@@ -208,7 +208,7 @@ impl Shared {
         None
     }
 
-    /// Cancels a call, retrying until that is answered.
+    /// Cancels a call, retrying until the cancellation is answered.
     pub async fn cancel(&self, index: usize) {
         let request_id = self.ledger.request_id(index);
         self.ledger.canceling(index);
@@ -221,10 +221,10 @@ impl Shared {
         }
     }
 
-    /// Waits after a transient error; any other error is a failure of the test.
+    /// Waits a moment after a transient error. Panics on any other error.
     async fn rest_after(&self, status: &Status) {
         let passing = [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown];
-        // A transport error is `Unknown` without details, or `Internal` from h2.
+        // A transport error has no details: its code is `Unknown`, or `Internal` if h2 reports it.
         let cut = status.details().is_empty();
         assert!(passing.contains(&status.code()) || cut, "{status:?}");
         if status.code() == Code::Unavailable && !cut {
@@ -238,7 +238,7 @@ struct Client {
     shared: Arc<Shared>,
     number: usize,
     random: StdRng,
-    /// Its calls that may be in progress, oldest first.
+    /// Ledger indexes of the client's calls that may be in progress, oldest first.
     open: VecDeque<usize>,
 }
 
@@ -246,7 +246,7 @@ impl Client {
     async fn run(mut self) {
         let mut calls = 0;
         while !self.shared.done.load(Ordering::Relaxed) {
-            // Half of the calls are for a new image; the others join, repeat or extend recent calls.
+            // Half of the calls request a new image. The others join, repeat or extend recent calls.
             let recent_image = self.shared.recent_image(&mut self.random).filter(|_| self.random.random_bool(0.5));
             let app = match recent_image {
                 Some(app) => app,
@@ -265,7 +265,7 @@ impl Client {
                 if self.random.random_bool(0.03) {
                     self.shared.cancel(index).await;
                 }
-                // Sometimes a response counts as lost and the call is retried: the request id must be the same.
+                // Sometimes treats the response as lost and retries the call, which must return the same request id.
                 if self.random.random_bool(0.05) {
                     let again = self.shared.call(&app, &targets, &token).await.expect("it was accepted before");
                     let entries = self.shared.ledger.entries();
@@ -281,7 +281,7 @@ impl Client {
         }
     }
 
-    /// Waits until fewer than [`MAX_OPEN`] of its calls are in progress, or the run ends.
+    /// Waits until fewer than [`MAX_OPEN`] of the client's calls are in progress, or until the run ends.
     async fn wait_for_room(&mut self) {
         while self.open.len() >= MAX_OPEN && !self.shared.done.load(Ordering::Relaxed) {
             if self.shared.has_ended(self.open[0], self.random.random_range(0..self.shared.addresses.len())).await {
@@ -297,7 +297,8 @@ async fn continue_soon() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Requests many images for the narrow region alone, then one image for another region. Returns how long that one took.
+/// Requests `many` images for the narrow region alone, then one image for another region. Returns how long the last
+/// call took.
 pub async fn starve(shared: &Shared, many: usize) -> Duration {
     for number in 0..many {
         let app = shared.add().await;
@@ -311,8 +312,8 @@ pub async fn starve(shared: &Shared, many: usize) -> Duration {
     started.elapsed()
 }
 
-/// Registers an image, has it copied, and removes it while other clients request it; then registers another image under
-/// the same id, several times. Returns the number of removals. The final verdict checks what the regions report.
+/// Repeatedly registers an image, has it copied, and removes it while another call requests it. Each new image has
+/// other content under the same id. Returns the number of removals. The final verdict checks the results.
 pub async fn race_removal(shared: &Shared) -> usize {
     let number = shared.images.fetch_add(1, Ordering::Relaxed);
     let name = format!("race-{number}");
@@ -335,7 +336,7 @@ pub async fn race_removal(shared: &Shared) -> usize {
             removed += 1;
             continue;
         }
-        // The call came first: its copies end before another image can take the name.
+        // The call came first, so the image cannot be removed until its copies have ended.
         while !shared.remove(&name).await {
             continue_soon().await;
         }
@@ -344,7 +345,7 @@ pub async fn race_removal(shared: &Shared) -> usize {
     removed
 }
 
-/// Makes read calls in a loop until aborted.
+/// Lists synchronizations in a loop until the task is aborted.
 pub async fn read(shared: Arc<Shared>) {
     for attempt in 0.. {
         let request = appferry::contract::v1::ListSynchronizationsRequest { page_size: 100, ..Default::default() };

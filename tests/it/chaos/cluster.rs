@@ -27,7 +27,7 @@ pub const NARROW: &str = "cn-shenzhen";
 /// The region whose disk can be frozen.
 pub const DISK: &str = "cn-beijing";
 
-/// A region that is removed from the configuration and restored. Calls without regions include it.
+/// The region that is removed from the configuration and restored. Calls that name no regions include it.
 pub const REMOVABLE: &str = "cn-chengdu";
 
 /// One process of the service.
@@ -42,7 +42,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Starts the process unless it runs. It may exit by itself while the database is unavailable.
+    /// Starts the process unless it runs. A process may have exited by itself while the database was unavailable.
     pub fn start(&mut self) {
         let running = self.child.as_mut().is_some_and(|child| child.try_wait().expect("a child").is_none());
         if running {
@@ -73,7 +73,7 @@ impl Member {
         }
     }
 
-    /// Returns the last lines of its log that contain a text.
+    /// Returns the last `lines` lines of the process's log that contain `text`.
     fn last_logged(&self, text: &str, lines: usize) -> Vec<String> {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let name = self.log.file_name().unwrap_or_default().to_string_lossy();
@@ -81,7 +81,7 @@ impl Member {
         found.iter().skip(found.len().saturating_sub(lines)).map(|line| format!("{name}: {line}")).collect()
     }
 
-    /// Returns whether its log contains a text.
+    /// Returns whether the process's log contains `text`.
     pub fn has_logged(&self, text: &str) -> bool {
         std::fs::read_to_string(&self.log).unwrap_or_default().contains(text)
     }
@@ -110,7 +110,8 @@ pub struct Cluster {
 pub const SERVERS: usize = 3;
 const WORKERS: usize = 3;
 
-/// Interval of the leader's maintenance; a region that no process has configured for twelve intervals is suspended.
+/// Configures the interval of the leader's maintenance. A region that no process has configured for twelve intervals is
+/// suspended.
 const HOUSEKEEPING: &str = "[housekeeping]\ninterval_ms = 500\n";
 
 fn removable_region(site: &Site) -> String {
@@ -131,7 +132,7 @@ impl Cluster {
         );
         site.server = String::from("max_in_flight = 256\nshutdown_seconds = 5");
         site.database = String::from("timeout_ms = 2000");
-        // Enough attempts to retry until an unavailable store is back.
+        // Allows enough attempts to retry until an unavailable store is back.
         site.worker = format!(
             "lease_ms = {}\nstall_ms = {}\nheartbeat_ms = 300\npoll_ms = 500\nconcurrency = 8\nattempts = 100000\nretry_first_ms = 300\n\
              retry_longest_ms = 3000",
@@ -184,8 +185,8 @@ impl Cluster {
         }
     }
 
-    /// Adds the region to, or removes it from, the configuration of every process. Returns how many processes were
-    /// killed for that.
+    /// Adds the removable region to the configuration or removes it, and restarts every process. Returns the number of
+    /// processes killed.
     pub fn configure_removable_region(&mut self, is_in: bool) -> usize {
         let region = if is_in { removable_region(&self.site) } else { String::new() };
         self.site.more = HOUSEKEEPING.to_owned() + &region;
@@ -198,17 +199,17 @@ impl Cluster {
         killed.sum()
     }
 
-    /// Returns whether the log of any process contains a text.
+    /// Returns whether the log of any process contains `text`.
     pub fn has_logged(&self, text: &str) -> bool {
         self.members.iter().any(|member| member.has_logged(text))
     }
 
-    /// Returns the last lines of each process's log that contain a text.
+    /// Returns the last `lines` lines of each process's log that contain `text`.
     pub fn last_logged(&self, text: &str, lines: usize) -> Vec<String> {
         self.members.iter().flat_map(|member| member.last_logged(text, lines)).collect()
     }
 
-    /// Restarts everything that does not run, and waits until all servers listen.
+    /// Restarts every process that does not run, and waits until all servers listen.
     pub async fn heal(&mut self) {
         let members = &mut self.members;
         until("the service", async || {

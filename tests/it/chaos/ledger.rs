@@ -1,4 +1,4 @@
-//! The clients' record of acknowledged calls, kept outside of the service: one line on disk per acknowledgement.
+//! The clients' record of acknowledged calls, kept outside of the service. A file has one line per acknowledged call.
 
 use std::{
     fs::File,
@@ -12,9 +12,9 @@ use std::{
 pub struct Entry {
     pub request_id: String,
     pub app: String,
-    /// The target regions; empty for all.
+    /// The target regions; empty for all regions.
     pub targets: Vec<String>,
-    /// Whether the client has requested its cancellation.
+    /// Whether the client has requested the cancellation of the call.
     pub canceled: bool,
 }
 
@@ -27,7 +27,7 @@ impl Ledger {
         Self(Arc::new(Mutex::new((file, Vec::new()))))
     }
 
-    /// Records an acknowledgement. Returns its index.
+    /// Records an acknowledged call. Returns its index.
     pub fn acknowledged(&self, entry: Entry) -> usize {
         let (file, entries) = &mut *self.0.lock().expect("no panic");
         writeln!(file, "{} {} {}", entry.request_id, entry.app, entry.targets.join(","))
@@ -36,7 +36,7 @@ impl Ledger {
         entries.len() - 1
     }
 
-    /// Records a cancellation before it is sent.
+    /// Records that the client is about to request the cancellation of a call.
     pub fn canceling(&self, index: usize) {
         self.0.lock().expect("no panic").1[index].canceled = true;
     }

@@ -1,8 +1,8 @@
-//! Chaos test: three servers and three workers on one PostgreSQL, clients, registries, and a seeded schedule of
-//! failures. At the end every acknowledged call must have ended, and every image that is reported AVAILABLE must be
-//! complete, byte by byte.
+//! Chaos test: three servers and three workers share one PostgreSQL server and serve clients, while a seeded schedule
+//! causes failures. At the end every acknowledged call must have ended, and every image that is reported AVAILABLE must
+//! be complete, byte by byte.
 //!
-//! `scripts/chaos [--minutes N] [--seed S]` runs it for a chosen duration; a short run is part of the test suite.
+//! `scripts/chaos [--minutes N] [--seed S]` runs the test for a chosen duration. The test suite includes a short run.
 
 mod clients;
 mod cluster;
@@ -17,14 +17,14 @@ use cluster::Cluster;
 use ledger::Ledger;
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use crate::harness::history;
-
 pub use scenario::Scenario;
+
+use crate::harness::history;
 
 /// Lease duration of a claim.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Time after which a copy without progress counts as stalled.
+/// How long a copy may make no progress before it counts as stalled.
 const STALL: Duration = Duration::from_secs(2);
 
 /// The parameters of a run.
@@ -32,7 +32,7 @@ const STALL: Duration = Duration::from_secs(2);
 pub struct Run {
     pub seed: u64,
     pub lasts: Duration,
-    /// Scenarios that run once each, before the random ones.
+    /// Scenarios that run once each, before randomly chosen ones.
     pub first: Vec<Scenario>,
 }
 
@@ -46,13 +46,13 @@ pub struct Outcome {
     pub kills: usize,
     pub scenarios: Vec<(&'static str, usize)>,
     pub notes: Vec<String>,
-    /// Acknowledged calls that the database lacks or that have not ended.
+    /// Acknowledged calls that are missing in the database or have not ended.
     pub lost: Vec<String>,
     /// Calls with a wrong outcome.
     pub wrong: Vec<String>,
-    /// Replicas that are reported AVAILABLE and are missing or damaged.
+    /// Replicas that are reported AVAILABLE but are missing or damaged.
     pub damaged: Vec<String>,
-    /// Replicas that were verified.
+    /// Number of replicas whose content was verified.
     pub verified: usize,
     pub steps: usize,
     pub events: Vec<(&'static str, usize)>,

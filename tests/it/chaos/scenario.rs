@@ -1,5 +1,5 @@
-//! The failure scenarios. Those that occur in the most comprehensive comparison of PostgreSQL queues
-//! (`hardbyte/postgresql-job-queue-benchmarking`) have its names.
+//! The failure scenarios. Scenarios that also occur in the most comprehensive comparison of PostgreSQL queues
+//! (`hardbyte/postgresql-job-queue-benchmarking`) have the same names as there.
 
 /// A failure scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,15 +12,15 @@ pub enum Scenario {
     RepeatedKills,
     /// PostgreSQL is restarted, gracefully or not.
     PostgresRestart,
-    /// An administrator terminates sessions.
+    /// An administrator terminates sessions of the database.
     BackendKill,
     /// The leader is killed.
     LeaderFailover,
-    /// Other clients take every connection of the database.
+    /// Other clients use up the connections of the database.
     PoolExhaustion,
     /// A registry is unavailable: every copy to it fails and is retried.
     RetryStorm,
-    /// One region has more pending copies than it can take; another region must not wait for them.
+    /// One region has many more pending copies than its limit. Another region must not wait for them.
     Starvation,
     /// A process is paused for longer than its leases, and then continues.
     Paused,
@@ -28,19 +28,19 @@ pub enum Scenario {
     ConnectionCuts,
     /// An open transaction holds an old snapshot.
     IdleTransaction,
-    /// Far more calls than usual.
+    /// Clients make far more calls than usual.
     SustainedOverload,
-    /// Readers without pauses, and a long query.
+    /// Clients read without pauses while a long query runs.
     ActiveReaders,
-    /// A registry accepts connections and does not respond.
+    /// A registry accepts connections but does not respond.
     SilentStore,
-    /// The disk of a region blocks every write. Skipped without root.
+    /// The disk of a region blocks every write. Skipped unless the test runs as root.
     FrozenDisk,
-    /// An image is removed while it is requested, and another one is registered under its id.
+    /// An image is removed while it is requested, and another image is registered under the same id.
     RemovalRace,
     /// The database's clock is set forward or back.
     ClockStep,
-    /// A region whose store is unavailable is removed from the configuration of all processes, and restored.
+    /// A region whose store is unavailable is removed from the configuration of all processes, then added again.
     RegionTakenOut,
 }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::harness::database;
 
-/// Runs the schedule.
+/// Runs scenarios until the end of the run.
 pub async fn play(cluster: &mut Cluster, clients: &Clients, run: &Run, random: &mut StdRng, outcome: &mut Outcome) {
     let until = Instant::now() + run.lasts;
     let mut scenarios: BTreeMap<&'static str, usize> = BTreeMap::new();
@@ -47,12 +47,12 @@ pub async fn play(cluster: &mut Cluster, clients: &Clients, run: &Run, random: &
     outcome.unavailable = clients.shared.unavailable.load(Ordering::Relaxed);
 }
 
-/// Draws a duration from a range of milliseconds.
+/// Returns a random duration from a range of milliseconds.
 fn millis(random: &mut StdRng, range: Range<u64>) -> Duration {
     Duration::from_millis(random.random_range(range))
 }
 
-/// Runs one scenario, and returns how many processes were killed.
+/// Runs one scenario. Returns the number of processes killed.
 async fn perform(
     scenario: Scenario,
     cluster: &mut Cluster,
@@ -101,7 +101,7 @@ async fn perform(
     kills
 }
 
-/// Kills a process once or several times, and restarts it. Returns the number of kills.
+/// Kills and restarts a process, once or several times. Returns the number of kills.
 async fn kill_some(scenario: Scenario, cluster: &mut Cluster, random: &mut StdRng) -> usize {
     let members = match scenario {
         Scenario::ServerKill => 0..SERVERS,
@@ -121,8 +121,8 @@ async fn kill_some(scenario: Scenario, cluster: &mut Cluster, random: &mut StdRn
     kills
 }
 
-/// Removes a region from the configuration while its store is unavailable, until its pending copies have been
-/// suspended; then restores both. Returns how many processes were killed.
+/// Makes a region's store unavailable and removes the region from the configuration. Restores both once the region's
+/// pending copies have been suspended. Returns the number of processes killed.
 async fn take_region_out(cluster: &mut Cluster, outcome: &mut Outcome) -> usize {
     let (store, away) = (cluster.site.region(REMOVABLE), cluster.site.region("away"));
     std::fs::rename(&store, &away).expect("the store is moved");
@@ -130,7 +130,7 @@ async fn take_region_out(cluster: &mut Cluster, outcome: &mut Outcome) -> usize 
     let mut kills = cluster.configure_removable_region(false);
     let suspended = format!("region is not configured any more; its copies are suspended region={REMOVABLE}");
     let since = Instant::now();
-    // The current leader may have suspended the copies before, or have none to suspend.
+    // Waits for a limited time, because the leader logs nothing if there are no copies to suspend.
     while !cluster.has_logged(&suspended) && since.elapsed() < Duration::from_secs(15) {
         sleep(Duration::from_millis(200)).await;
     }
@@ -152,7 +152,7 @@ async fn disturb_store(scenario: Scenario, cluster: &mut Cluster, random: &mut S
         Scenario::SilentStore => {
             let registry = &cluster.registries[random.random_range(0..cluster.registries.len())];
             registry.signal(Signal::STOP);
-            // Longer than the stall timeout.
+            // The pause exceeds the stall timeout.
             sleep(STALL + millis(random, 500..4_000)).await;
             registry.signal(Signal::CONT);
         }
@@ -236,7 +236,7 @@ async fn admin(cluster: &Cluster) -> Option<DatabaseConnection> {
     sea_orm::Database::connect(options).await.ok()
 }
 
-/// Returns the current leader.
+/// Returns the holder of the leader lease.
 async fn leader(cluster: &Cluster) -> Option<String> {
     let db = database::look(&cluster.url()).await;
     let ask = "SELECT holder FROM leader_lease WHERE expires_at > 0".to_owned();

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Outcome, cluster::Cluster, ledger::Ledger};
 use crate::harness::{database, images};
 
-/// Deadline for all accepted work to end after the last failure.
+/// How long accepted work may take to end after the last failure.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Waits until all accepted work has ended, and checks the outcome.
@@ -28,7 +28,7 @@ pub async fn judge(cluster: &Cluster, ledger: &Ledger, outcome: &mut Outcome) {
     verify_replicas(&db, cluster, outcome).await;
 }
 
-/// Reports what the database and the logs say about the replicas that accepted work still waits for.
+/// Reports the database rows and the log lines about the replicas that accepted calls still wait for.
 async fn report_stuck(db: &DatabaseConnection, cluster: &Cluster, outcome: &mut Outcome) {
     let running = "SELECT image_id FROM synchronization WHERE state = 'RUNNING'";
     let replicas = format!(
@@ -52,7 +52,7 @@ async fn report_stuck(db: &DatabaseConnection, cluster: &Cluster, outcome: &mut 
     }
 }
 
-/// Compares the acknowledged calls with the synchronizations in the database.
+/// Checks that the database has every acknowledged call, with the right outcome.
 async fn compare_ledger(db: &DatabaseConnection, ledger: &Ledger, outcome: &mut Outcome) {
     let mut states: HashMap<String, (String, String)> = HashMap::new();
     for row in rows(db, "SELECT upper(request_id::text) AS id, state, image_id FROM synchronization").await {
@@ -85,9 +85,9 @@ async fn compare_ledger(db: &DatabaseConnection, ledger: &Ledger, outcome: &mut 
     }
 }
 
-/// Compares the states of synchronizations, of their regions, and of replicas.
+/// Checks that the states of synchronizations, of their regions, and of replicas are consistent.
 async fn compare_regions(db: &DatabaseConnection, outcome: &mut Outcome) {
-    // Compares the state of each region with the state of its call.
+    // Finds calls whose state contradicts the states of their regions.
     let contradictions = "SELECT upper(s.request_id::text) AS id FROM synchronization AS s \
         LEFT JOIN synchronization_target AS t USING (request_id) GROUP BY s.request_id, s.state, s.targets \
         HAVING (s.state = 'SUCCEEDED' AND bool_or(t.status <> 'AVAILABLE')) \
@@ -95,7 +95,7 @@ async fn compare_regions(db: &DatabaseConnection, outcome: &mut Outcome) {
     for row in rows(db, contradictions).await {
         outcome.wrong.push(format!("{}: its regions contradict it", row.try_get::<String>("", "id").expect("text")));
     }
-    // A region that was reported to have the image has it.
+    // Finds calls that reported an image as AVAILABLE in a region where its replica is not.
     let gone = "SELECT upper(t.request_id::text) AS id FROM synchronization_target AS t JOIN synchronization AS s USING (request_id) \
         JOIN replica AS r ON r.image_id = s.image_id AND r.region_id = t.region_id \
         WHERE t.status = 'AVAILABLE' AND r.state <> 'AVAILABLE'";
@@ -106,7 +106,7 @@ async fn compare_regions(db: &DatabaseConnection, outcome: &mut Outcome) {
     }
 }
 
-/// Reads every replica that is reported AVAILABLE.
+/// Reads and verifies every replica that is reported AVAILABLE.
 async fn verify_replicas(db: &DatabaseConnection, cluster: &Cluster, outcome: &mut Outcome) {
     let ask = "SELECT r.image_id, r.region_id, i.root_digest FROM replica AS r JOIN image AS i ON i.id = r.image_id \
                WHERE r.state = 'AVAILABLE'";
@@ -149,7 +149,7 @@ fn in_directory(layout: &std::path::Path, root: &str) -> Result<(), String> {
     if read == root { Ok(()) } else { Err(format!("its root is {read}")) }
 }
 
-/// Pulls an image as any client does.
+/// Pulls an image from a registry as an ordinary client does, and verifies its digests.
 async fn in_registry(client: &reqwest::Client, host: &str, image: &str, root: &str) -> Result<(), String> {
     let get = async |path: String| {
         let request = client.get(format!("http://{host}/v2/apps/images/{path}")).header("accept", images::MANIFEST);

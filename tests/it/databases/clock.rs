@@ -1,4 +1,4 @@
-//! Clock changes: no wait is extended by more than a lease, and nothing is lost.
+//! Changes of the clock: no wait is extended by more than a lease, and no copy or call is lost.
 
 use std::{
     sync::{
@@ -29,8 +29,8 @@ on_every_database! {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Emulates a clock that was set back by an hour: due times and leases lie an hour ahead. One copy waits for an hour
-/// anyway, because its store asked for that.
+/// Emulates a clock that was set back by an hour, by moving due times an hour ahead. One copy waits for an hour anyway,
+/// because its store asked for that delay.
 async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;
@@ -64,12 +64,12 @@ async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     assert!(claim(&state, "w", 2).await.is_empty());
     assert_eq!(state.restart_waits(lease).await.expect("it answers"), 3);
     let earlier = retry().await.until(planned);
-    assert!(earlier > HOUR - lease && earlier <= HOUR, "a retry is {earlier:?} earlier");
+    assert!(earlier + lease > HOUR && earlier <= HOUR, "a retry is {earlier:?} earlier");
     let due = claim(&state, "w", 2).await;
     assert_eq!(due.iter().map(|claim| &claim.id).collect::<Vec<_>>(), [&b], "a pending replica is due at once");
     assert!(state.replica_holds(&a, &region("one"), held.regions[0].fence).await.expect("it answers"));
     assert_eq!(status(&get(&state, first).await, "one"), RegionStatus::Copying);
-    // A claimed replica is due when its lease expires. The test moves the time instead of waiting.
+    // A claimed replica is due when its lease expires. Changes the due time instead of waiting.
     db.execute_unprepared("UPDATE replica SET due_at = due_at - 10000 WHERE image_id = 'a'").await.expect("later");
     until("the next claim", async || (!claim(&state, "w", 2).await.is_empty()).then_some(())).await;
     verify(&state, &b, &region("one"), due[0].regions[0].fence).await.expect("it is in time");
@@ -79,7 +79,7 @@ async fn waits_that_lie_too_far_ahead_are_shortened(kind: Kind) {
     tasks.join().await;
 }
 
-/// A process with exclusive access to the database uses its own monotonic clock.
+/// With SQLite, the process has exclusive access to the database and uses its own monotonic clock.
 async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: Kind) {
     if kind != Kind::Sqlite {
         return; // The database server's clock is used.
@@ -92,7 +92,7 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     let a = add(&state, "a").await;
     let hour = i64::try_from(HOUR.as_millis()).expect("small");
 
-    // The clock goes back, right after a call was accepted and while a lease runs.
+    // Sets the clock back, immediately after a call was accepted and while a lease is held.
     let one = state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     let held = claim_within(&state, "gone", 1, SHORT, &std::collections::BTreeMap::new(), 0).await;
     assert_eq!(held.len(), 1);
@@ -110,7 +110,7 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
         verify(&state, &a, &to, fence).await.expect("it is in time");
     }
 
-    // The clock goes forward, while rows exist that could be pruned.
+    // Sets the clock forward, while rows exist that could be pruned.
     offset.store(hour * 24 * 100, Ordering::Relaxed);
     for _ in 0..3 {
         assert_eq!(state.synchronization_prune(HOUR).await.expect("it answers"), (0, false));
@@ -121,8 +121,8 @@ async fn a_clock_that_is_set_under_a_process_neither_strands_nor_forgets(kind: K
     fixture.end().await;
 }
 
-/// The leader has died and the clock was set back by an hour: the leader lease expires in time, and a region that no
-/// process configures is noticed as soon as usual.
+/// The leader has died and the clock was set back by an hour. The leader lease still expires in time, and a region that
+/// no process configures is still noticed in time.
 async fn a_clock_that_is_set_back_strands_neither_the_leader_s_duty_nor_the_regions(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;

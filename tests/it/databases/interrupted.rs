@@ -1,4 +1,4 @@
-//! Migrations that are interrupted after each writing statement in turn: the next run completes them.
+//! Interrupted migrations: the next run completes a migration, whichever writing statement was its last.
 
 use std::{
     path::Path,
@@ -20,10 +20,10 @@ on_every_database! {
     migrations_at_the_same_time_wait_for_each_other
 }
 
-/// How long a migration may wait until the server notices that the interrupted connection is closed.
+/// How long a migration may wait until the server notices that the interrupted migration's connection is closed.
 const WAIT: Duration = Duration::from_secs(60);
 
-/// For each writing statement of a migration in turn, interrupts the migration after it and completes it.
+/// For each writing statement, runs a migration that is interrupted after this statement, then completes the migration.
 async fn a_first_start_that_was_interrupted_is_completed(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
@@ -45,14 +45,15 @@ async fn a_first_start_that_was_interrupted_is_completed(kind: Kind) {
     assert!(statement > 10, "only {statement} statements were seen");
 }
 
-/// Runs the migration and aborts it after the writing statement with that number. Returns whether there is one.
+/// Runs the migration and aborts it after its `statement`-th writing statement, counted from one. Returns whether the
+/// migration has so many.
 async fn cut_after(url: &str, statement: usize) -> bool {
     let mut db = database::look(url).await;
     let seen = Arc::new(AtomicUsize::new(0));
     db.set_metric_callback(move |executed| {
-        // After a read-only statement, nothing has changed.
+        // Skips read-only statements, because they change nothing.
         if !executed.statement.sql.starts_with("SELECT") && seen.fetch_add(1, Ordering::SeqCst) + 1 == statement {
-            // Ends the task and drops its connection; unlike a panic, without a message.
+            // Ends the task and drops its connection like a panic, but without a message.
             std::panic::resume_unwind(Box::new("cut"));
         }
     });
@@ -69,7 +70,7 @@ async fn cut_after(url: &str, statement: usize) -> bool {
     }
 }
 
-/// Returns the definition of the schema and the recorded migrations.
+/// Returns the definition of the schema and the rows that record the applied migrations.
 async fn contents(url: &str) -> Vec<String> {
     let db = database::look(url).await;
     let backend = db.get_database_backend();
@@ -101,7 +102,7 @@ async fn contents(url: &str) -> Vec<String> {
     lines
 }
 
-/// Three concurrent migrations of an empty database: all succeed, and each step is applied once.
+/// Three migrations of an empty database run concurrently. All succeed, and each step is applied once.
 async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = empty(kind, directory.path()).await;
@@ -111,7 +112,7 @@ async fn migrations_at_the_same_time_wait_for_each_other(kind: Kind) {
     assert_eq!(steps.iter().sum::<usize>(), Migrator::migrations().len(), "{steps:?}");
 }
 
-/// Returns the URL of an empty database; on SQLite, without creating the file.
+/// Returns the URL of an empty database. The file of a SQLite database does not exist yet.
 async fn empty(kind: Kind, directory: &Path) -> String {
     match kind {
         Kind::Sqlite => format!("sqlite://{}/state.db", directory.display()),

@@ -80,7 +80,7 @@ async fn images_are_found_by_what_is_known_of_them(kind: Kind) {
         (gromacs(), "abcd"),
         (ImageFilter { names: names(&["lammps", "Gromacs"]), ..ImageFilter::default() }, "efg"),
         (ImageFilter { kind: Some(Container), ..gromacs() }, "d"),
-        // Of images that were registered at the same time, the one with the highest id.
+        // Of images that were created at the same time, the one with the highest id is the latest.
         (latest(), "bdeg"),
         (ImageFilter { kind: Some(Container), ..latest() }, "dg"),
         (ImageFilter { latest_only: true, ..gromacs() }, "bd"),

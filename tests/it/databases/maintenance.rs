@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use appferry::{
+    acs3::Nonce,
     db::{Db, Error},
     domain::{Digest, EcsCopy, EcsImageId, ImageName, ImageUse, RegionStatus, Stale, Timestamp},
-    identity::acs3::Nonce,
 };
 
 use super::{Fixture, LEASE, SHORT, add, ask, claim, claim_within, get, region, status, verify, worker};
@@ -35,7 +35,7 @@ async fn house_is_kept_by_one(kind: Kind) {
     two.leader_resign(&second).await.expect("it answers");
     assert!(one.leader_acquire(&first, LEASE).await.expect("it answers"), "a resigning leader is replaced at once");
 
-    // Eight concurrent attempts: one is elected.
+    // Eight workers try concurrently, and one of them is elected.
     two.leader_resign(&first).await.expect("it answers");
     let mut takers = tokio::task::JoinSet::new();
     for n in 0..8 {
@@ -71,7 +71,7 @@ async fn what_was_left_behind_is_rescued_and_what_is_old_forgotten(kind: Kind) {
     fixture.end().await;
 }
 
-/// The retention of a synchronization counts from its end, not from its acceptance.
+/// The retention period of a synchronization starts when it ends, not when it is accepted.
 async fn what_ended_just_now_is_kept(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let state = fixture.process().await;
@@ -111,7 +111,7 @@ async fn uploads_are_remembered(kind: Kind) {
     fixture.end().await;
 }
 
-/// An upload that a store did not abort is due immediately in its own region, and again after each deferral.
+/// An upload that its store failed to abort is due immediately in its own region, and again after each deferral.
 async fn uploads_that_were_not_aborted_are_tried_again_when_they_are_due(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let (state, other) = (fixture.process().await, fixture.process().await);
@@ -132,13 +132,13 @@ async fn uploads_that_were_not_aborted_are_tried_again_when_they_are_due(kind: K
     assert_eq!((left.len(), left[0].session.as_str(), left[0].attempts), (1, "second", 1));
     state.stray_upload_forget(&left[0]).await.expect("it answers");
     assert!(due(&one).await.is_empty());
-    // As if the clock had been set back by two hours since the first one was deferred.
+    // Emulates a clock that was set back by two hours after the first upload was deferred.
     state.stray_upload_defer(&strays[0], hour * 3).await.expect("it answers");
     assert_eq!(due(&one).await.len(), 1);
     fixture.end().await;
 }
 
-/// A nonce is accepted once by all processes together, until no valid request can have it any more.
+/// All processes together accept a nonce once, until it has expired.
 async fn a_nonce_is_taken_once(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let states = [fixture.process().await, fixture.process().await];
@@ -158,14 +158,14 @@ async fn a_nonce_is_taken_once(kind: Kind) {
     assert_eq!(states[0].nonce_prune().await.expect("it is done"), 1);
     assert!(states[1].nonce_claim(&nonce("old", now - hour)).await.expect("it is new again"));
     assert!(!states[1].nonce_claim(&nonce("new", now + hour)).await.expect("it is known"));
-    // Another key may use the same nonce.
+    // A different access key may use the same nonce.
     let of_another = Nonce { access_key_id: "LTAJ".into(), ..nonce("new", now + hour) };
     assert!(states[1].nonce_claim(&of_another).await.expect("it is new"));
     fixture.end().await;
 }
 
-/// The ECS copies of a replica are known to its next claim, and are abandoned when no call needs them; a claim with an
-/// old fence changes none of them.
+/// The next claim of a replica finds the ECS copy that an earlier claim recorded. The leader abandons a copy that no
+/// call needs. A claim with an old fence cannot change a copy.
 async fn copies_of_ecs_are_remembered(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let state = fixture.process().await;
@@ -193,7 +193,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let stale = state.ecs_copy_save(&a, &one, fence - 1, &copy).await.expect("it answers");
     assert!(stale.is_err(), "an old claim changes nothing");
 
-    // Canceled: the leader abandons it, once.
+    // The leader abandons the copy of a canceled call once.
     state.synchronization_cancel(id).await.expect("it is canceled");
     assert!(state.ecs_copy_save(&a, &one, fence, &copy).await.expect("it answers").is_err());
     assert_eq!(state.ecs_copy_abandoned().await.expect("it answers"), [(a.clone(), one.clone())]);
@@ -204,7 +204,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     let nothing = state.ecs_copy_abandon(&a, &one).await.expect("it answers").expect("its generation is still there");
     assert_eq!(nothing.discarded, None);
 
-    // Requested again, before it was deleted and after.
+    // A new call needs the copy, so that forgetting it has no effect.
     state.accept(ask(&a, &["one"])).await.expect("it is accepted");
     state.ecs_copy_forget(&a, &one).await.expect("it answers");
     let fence = claim(&state, "w", 1).await.remove(0).regions[0].fence;
@@ -218,7 +218,7 @@ async fn copies_of_ecs_are_remembered(kind: Kind) {
     fixture.end().await;
 }
 
-/// Maintenance must not remove these from a store.
+/// Maintenance must not remove images in use from a store.
 async fn what_images_are_used_for_is_known(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let state = fixture.process().await;
@@ -226,7 +226,7 @@ async fn what_images_are_used_for_is_known(kind: Kind) {
     let name = |name: &str| ImageName(name.to_owned());
     let names = ["a", "b", "c", "n", "gone"].map(name);
     let uses = async |of: &str| state.image_uses(&region(of), &names).await.expect("it answers");
-    // In their home region all three are known by their source, elsewhere by their ids.
+    // In their home region all three images have the name of their source, in other regions their own ids.
     assert_eq!(uses("home").await, BTreeMap::from([(name("n"), ImageUse::Kept)]));
     assert_eq!(uses("one").await, BTreeMap::new());
 

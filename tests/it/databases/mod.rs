@@ -1,7 +1,7 @@
-//! One test suite for every supported database. Each test has its own database; where it refers to processes, each has
-//! its own `Db`, connections and tasks.
+//! Tests that run on every supported database. Each test has its own database. A "process" in these tests is a `Db`
+//! with its own connections and tasks.
 
-/// Generates a test of each function for each database.
+/// Generates one test per function and database.
 macro_rules! on_every_database {
     ($($test:ident)*) => {
         on_every_database!(@on sqlite Sqlite $($test)*);
@@ -52,15 +52,15 @@ use crate::harness::{
     history,
 };
 
-/// A lease that does not expire during a test.
+/// The duration of a lease that does not expire during a test.
 const LEASE: Duration = Duration::from_secs(600);
-/// A lease that expires during a test.
+/// The duration of a lease that expires during a test.
 const SHORT: Duration = Duration::from_millis(200);
 
-/// The first three entries.
+/// A page of the first three entries.
 const THREE: PageRange = PageRange { skip: 0, limit: 3 };
 
-/// A database with any number of processes.
+/// A database, and the processes that a test has started on it.
 struct Fixture {
     directory: tempfile::TempDir,
     url: String,
@@ -94,7 +94,7 @@ impl Fixture {
         state
     }
 
-    /// Stops every process.
+    /// Stops every process, and returns the directory and the URL of the database.
     async fn stop(self) -> (tempfile::TempDir, String) {
         self.stop.cancel();
         for tasks in self.tasks {
@@ -170,7 +170,7 @@ fn worker(name: &str) -> WorkerId {
     WorkerId(name.into())
 }
 
-/// Claims replicas of all regions, without limits.
+/// Claims replicas of up to `images` images in all regions, without limits on copies.
 async fn claim(state: &Db, owner: &str, images: usize) -> Vec<Claim> {
     claim_within(state, owner, images, LEASE, &BTreeMap::new(), 0).await
 }

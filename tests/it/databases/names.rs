@@ -1,4 +1,4 @@
-//! Publications: who published a name, which blobs are trusted, and which image owns a name.
+//! Publications: which image was published under a name, which image owns a name, and which blobs are trusted.
 
 use appferry::{
     db::{Db, Error, NameConflictPolicy, Publication, ReadBlob, RegionName},
@@ -17,8 +17,9 @@ on_every_database! {
     what_was_learned_about_a_registry_is_known_to_every_process
 }
 
-/// As long as digests are, and longer.
+/// A digest of the usual length.
 const ONE: Digest = Digest::Sha256([1; 32]);
+/// A digest of the maximum length.
 const TWO: Digest = Digest::Sha512([0xf2; 64]);
 
 /// Returns a container image with the name `foo:1`.
@@ -98,7 +99,8 @@ async fn blobs_that_were_written_or_read_are_known(kind: Kind) {
     fixture.end().await;
 }
 
-/// Copies everything that is due. A transaction that was aborted a moment ago may still hold locks.
+/// Claims the due replicas and reports them as verified. Repeats the claim until it finds one, because a transaction
+/// that was just aborted may still hold locks.
 async fn copy_all(state: &Db) {
     let claims = until("a claim", async || {
         let claims = claim(state, "w", 5).await;

@@ -38,7 +38,7 @@ async fn a_claim_that_ran_out_is_overtaken(kind: Kind) {
     .await;
     assert!(second.fence > first.fence);
     assert_eq!(second.attempt, 2);
-    // The worker whose lease expired can change nothing.
+    // The worker whose lease expired can no longer change the replica.
     let before = get(&state, id).await;
     let fault = Fault { kind: FaultKind::Store, message: "late".into() };
     let faulted = Event::Faulted { fence: first.fence, fault, retry_after: None, progress: DONE };
@@ -83,7 +83,8 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     let single = add(&state, "single").await;
     state.accept(ask(&single, &["three"])).await.expect("it is accepted");
 
-    // Region two takes two concurrent copies over all workers; its pending copies delay no other region.
+    // The limit of region two is two concurrent copies of all workers together. Its pending copies delay no other
+    // region.
     let (mut into_two, mut claimed) = (0, BTreeSet::new());
     for round in 0..12 {
         for claim in claim_within(&state, "w", 3, LEASE, &two_limited, round).await {
@@ -95,7 +96,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     for (image, to) in [("wide", "one"), ("wide", "three"), ("single", "three")] {
         assert!(claimed.contains(&(image.to_owned(), to.to_owned())), "{image} to {to} was not claimed: {claimed:?}");
     }
-    // When one has ended, the replica that has waited longest is claimed.
+    // When one of the two copies has ended, the replica that has waited longest is claimed.
     let ended = claimed.iter().find(|(_, to)| to == "two").expect("one").clone();
     let held = state.image_get(&image_id(&ended.0)).await.expect("it is there").1;
     let fence = held.iter().find(|(r, _)| r.as_str() == "two").expect("the replica").1.fence;
@@ -106,7 +107,7 @@ async fn one_image_with_many_regions_starves_no_other(kind: Kind) {
     fixture.end().await;
 }
 
-/// Four processes claim concurrently for a region that takes three copies.
+/// Four processes claim concurrently for a region whose limit is three copies.
 async fn limits_hold_across_processes(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let mut processes = Vec::new();
@@ -141,7 +142,7 @@ async fn limits_hold_across_processes(kind: Kind) {
     fixture.end().await;
 }
 
-/// Region ids are case-sensitive, and so are their limits.
+/// Region ids are case-sensitive: regions whose ids differ only in case have separate limits.
 async fn regions_differ_in_case(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let both = Regions::new(region("home"), ["one", "ONE"].map(region));
@@ -165,7 +166,7 @@ async fn regions_differ_in_case(kind: Kind) {
     fixture.end().await;
 }
 
-/// A region that serves as many copies as its limit for one process serves none for another.
+/// All processes together share a source region's limit of copies.
 async fn a_source_is_shared_by_all_processes(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let (here, there) = (fixture.process().await, fixture.process().await);
@@ -180,7 +181,7 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
         claim.regions.iter().map(|c| (c.region.clone(), c.fence, region("home"))).collect()
     };
     let (first, second) = (sources_of(&claims[0]), sources_of(&claims[1]));
-    // Both claim concurrently: three copies in total.
+    // Both processes reserve concurrently, and get three copies in total.
     let (one, two) = tokio::join!(
         here.reserve_egress(&claims[0].id, &first, &limits),
         there.reserve_egress(&claims[1].id, &second, &limits)
@@ -191,7 +192,7 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
     let from_home: u32 = in_flight.iter().filter(|u| u.from == Some(region("home"))).map(|u| u.copies).sum();
     let ours: u32 = in_flight.iter().filter(|u| u.is_own).map(|u| u.copies).sum();
     assert_eq!((from_home, ours), (3, 3), "{in_flight:?}");
-    // When one has ended, one more is claimed.
+    // When one copy has ended, one more is reserved.
     let (fed, fed_by) = if one.is_empty() { (&two, 1) } else { (&one, 0) };
     let ended = claims[fed_by].regions.iter().find(|c| c.region == fed[0]).expect("it was claimed");
     verify(&here, &claims[fed_by].id, &ended.region, ended.fence).await.expect("it is in time");
@@ -206,10 +207,11 @@ async fn a_source_is_shared_by_all_processes(kind: Kind) {
 async fn a_worker_hears_of_what_another_process_accepts(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let (here, there) = (fixture.process().await, fixture.process().await);
-    // PostgreSQL notifies other processes. With the other databases, workers poll.
+    // PostgreSQL notifies other processes, so the poll interval exceeds the deadline. With other databases, workers
+    // poll.
     let poll = if kind == Kind::Postgres { 2 * PATIENCE } else { Duration::from_millis(100) };
     let mut seen = 0;
-    // The first call may be found because of the wake-up when the process started to listen.
+    // Makes several calls, because a process also wakes up when it starts to listen, and may then find the first call.
     for name in ["first", "second", "third"] {
         let image = add(&here, name).await;
         here.accept(ask(&image, &["one"])).await.expect("it is accepted");

@@ -1,4 +1,4 @@
-//! Readiness: whether the state can be written.
+//! Readiness: a process is ready only while it can write to the database.
 
 use appferry::db::Error;
 use sea_orm::{ConnectionTrait as _, SqliteTransactionMode, TransactionOptions, TransactionTrait as _};
@@ -14,7 +14,7 @@ on_every_database! {
     who_writes_into_a_file_that_is_gone_is_not_ready
 }
 
-/// The file was deleted or replaced while it was open.
+/// The file of a SQLite database is deleted or replaced while it is open.
 async fn who_writes_into_a_file_that_is_gone_is_not_ready(kind: Kind) {
     if kind != Kind::Sqlite {
         return; // Only SQLite has a file.
@@ -51,7 +51,7 @@ async fn who_can_not_write_is_not_ready(kind: Kind) {
             .await
             .expect("a row");
     }
-    // The result of a recent write is reused for a while.
+    // Repeats the check, because it reuses the result of a recent write for a while.
     let refused = until("the readiness check to fail", async || state.ready().await.err()).await;
     assert!(refused.is_temporary(), "{refused:?}");
     if kind == Kind::Sqlite {

@@ -1,4 +1,4 @@
-//! Replicas in regions that no process configures any more.
+//! Replicas in regions that were removed from the configuration of every process.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +23,7 @@ fn reason() -> Fault {
     Fault::new(FaultKind::Store, "two is not configured any more")
 }
 
-/// Starts a process with one region beside the home region.
+/// Starts a process that configures the home region and region `one`.
 async fn with_one_region(fixture: &mut Fixture) -> Db {
     fixture.process_with_regions(Regions::new(region("home"), [region("one")])).await
 }
@@ -36,7 +36,7 @@ async fn replicas_of_a_region_that_is_not_configured_are_suspended_until_it_is(k
     assert_eq!(claim_within(&all, "dead", 1, SHORT, &BTreeMap::new(), 0).await.len(), 1);
     let pending = all.accept(ask(&waits, &["one", "two"])).await.expect("it is accepted");
 
-    // A replica that is being copied is left to its worker until its lease has expired.
+    // The copy in progress is suspended only after its worker's lease has expired.
     let mut suspended = 0;
     until("both to be suspended", async || {
         suspended += few.replicas_suspend(&region("two"), &reason()).await.expect("it can be done");
@@ -102,7 +102,7 @@ async fn regions_are_known_with_their_stores(kind: Kind) {
     all.regions_seen(Duration::ZERO).await.expect("it can be recorded");
     let expected = [("home", None), ("one", Some("dir:///one")), ("three", None), ("two", None)];
     assert_eq!(stores_of(&few).await, expected.map(|(region, at)| (region.to_owned(), at.map(str::to_owned))));
-    // Only regions that a process configures count as seen.
+    // A process marks only the regions that it configures as seen.
     until("the time to pass", async || {
         few.regions_seen(Duration::ZERO).await.expect("it can be recorded");
         let stores = few.region_stores().await.expect("they can be read");

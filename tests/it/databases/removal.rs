@@ -22,20 +22,21 @@ on_every_database! {
     a_call_that_begins_a_copy_again_is_seen_by_a_removal
 }
 
-/// Requests an image and removes it concurrently, from two processes.
+/// Requests an image in one process while another process removes it. Returns the [`outcome`].
 async fn race(one: &Db, other: &Db, image: &ImageId) -> [bool; 2] {
     let (accepted, removed) = tokio::join!(one.accept(ask(image, &["one"])), other.image_remove(image));
     outcome(&accepted, &removed)
 }
 
-/// Returns whether the call was accepted and whether the image was removed; each may fail only because of the other.
+/// Returns whether the call was accepted and whether the image was removed. Each operation may fail only because of the
+/// other one.
 fn outcome<T: std::fmt::Debug>(accepted: &Result<T, Error>, removed: &Result<(), Error>) -> [bool; 2] {
     assert!(matches!(accepted, Ok(_) | Err(Error::ImageNotFound(_))), "{accepted:?}");
     assert!(matches!(removed, Ok(()) | Err(Error::ImageInUse { .. })), "{removed:?}");
     [accepted.is_ok(), removed.is_ok()]
 }
 
-/// Checks the final state: if the call came first, the image and its replica exist; otherwise neither does.
+/// Checks the final state. If the call came first, the image and its replica exist; otherwise both are absent.
 async fn check(state: &Db, image: &ImageId, outcome: [bool; 2]) {
     let [accepted, removed] = outcome;
     assert!(accepted != removed, "accepted: {accepted}, removed: {removed}");
@@ -62,7 +63,7 @@ async fn one_of_both_wins(kind: Kind) {
     fixture.end().await;
 }
 
-/// Waits until `count` sessions wait for locks.
+/// Waits until at least `count` database sessions wait for locks.
 async fn until_waiting(db: &DatabaseConnection, count: i64) {
     let ask = match db.get_database_backend() {
         DbBackend::Postgres => {
@@ -82,7 +83,7 @@ async fn until_waiting(db: &DatabaseConnection, count: i64) {
     .await;
 }
 
-/// Another session locks the image's row, as a backup does: the removal has begun and has not deleted yet.
+/// Another session locks the image's row, as a backup does. The removal blocks before it deletes the row.
 async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) {
     if kind == Kind::Sqlite {
         return; // SQLite has a single writer: a removal cannot be blocked halfway.
@@ -112,7 +113,7 @@ async fn a_removal_that_is_held_up_sees_what_was_accepted_meanwhile(kind: Kind) 
     fixture.end().await;
 }
 
-/// A call has been decided and blocks before its write; meanwhile its image is removed.
+/// A call has been decided and blocks before its write. Meanwhile its image is removed.
 async fn a_call_that_is_held_up_is_refused_once_its_image_is_gone(kind: Kind) {
     if kind != Kind::Postgres {
         return; // SQLite: see `db::accept`. MySQL: a call locks its image before the decision.

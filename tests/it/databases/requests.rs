@@ -1,4 +1,4 @@
-//! Calls: accepted, repeated, rejected, and concurrent.
+//! Acceptance of calls, including repeated, rejected and concurrent ones.
 
 use std::{
     collections::BTreeMap,
@@ -65,7 +65,7 @@ async fn a_call_goes_to_its_end(kind: Kind) {
     let failed = ended.regions.iter().find(|view| view.region == two.region).expect("the region");
     assert!(failed.fault.as_ref().expect("a fault").message.ends_with("byte, ünd mehr"), "{failed:?}");
 
-    // The failed replica restarts with a higher fence; the available one does not.
+    // The failed replica is requested again with a higher fence. The available replica is not requested again.
     let again = state.accept(ask(&a, &[])).await.expect("it is accepted");
     let running = get(&state, again).await;
     let accepted: Vec<_> = running.regions.iter().map(|view| (view.region.as_str(), view.status)).collect();
@@ -102,7 +102,7 @@ async fn a_token_names_one_call(kind: Kind) {
         NewSynchronization { principal: "acs:ram::1:user/b".into(), ..with_token(ask(&a, &["one"]), "t") };
     assert_ne!(state.accept(somebody_else).await.expect("it is accepted"), first);
 
-    // Two processes use one token concurrently, many times: each time one synchronization results.
+    // Two processes use one token concurrently. Both calls return the same synchronization in every round.
     for round in 0..30 {
         let token = format!("round-{round}");
         let one = with_token(ask(&a, &["one"]), &token);
@@ -113,12 +113,12 @@ async fn a_token_names_one_call(kind: Kind) {
     fixture.end().await;
 }
 
-/// A call that the database rejects fails without affecting the others of its group.
+/// A call that the database rejects fails without affecting the other calls of its group.
 async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let state = fixture.process().await;
     let a = add(&state, "a").await;
-    // SQLite does not limit the length of a name, so a trigger rejects it.
+    // SQLite does not limit the length of a principal's name, so a trigger rejects the long one.
     if kind == Kind::Sqlite {
         let db = database::look(&fixture.url).await;
         let trigger = "CREATE TRIGGER no_long BEFORE INSERT ON synchronization WHEN length(NEW.principal) > 256 \
@@ -143,7 +143,8 @@ async fn a_call_that_can_t_be_written_fails_alone(kind: Kind) {
     fixture.end().await;
 }
 
-/// On PostgreSQL, a group is written after the group before it, but does not wait long for a group that is blocked.
+/// On PostgreSQL, a group of calls waits until the group before it is written, but does not wait long if that group is
+/// blocked.
 #[tokio::test]
 async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
     if !Kind::Postgres.is_available() {
@@ -176,12 +177,12 @@ async fn a_call_that_waits_for_a_lock_holds_up_no_other() {
     fixture.end().await;
 }
 
-/// An image is removed while it is requested: either it is in use, or the call fails because it does not exist. No task
-/// blocks forever.
+/// An image is removed while it is requested. Either the removal fails because the image is in use, or the call fails
+/// because the image does not exist. No task blocks forever.
 async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let (here, there) = (fixture.process().await, fixture.process().await);
-    // One call that certainly comes before the removal; the others race with it.
+    // The first call certainly precedes its removal. The other calls race with theirs.
     let first = add(&here, "first").await;
     let mut accepted = vec![here.accept(ask(&first, &["one"])).await.expect("it is accepted")];
     there.image_remove(&first).await.expect_err("it is in use");
@@ -225,8 +226,8 @@ async fn an_image_that_is_removed_leaves_nobody_waiting(kind: Kind) {
     fixture.end().await;
 }
 
-/// Several processes concurrently accept, join, cancel, copy and fail the same few images. No intermediate state may
-/// show: every call is answered, and every accepted call ends.
+/// Several processes concurrently accept and cancel calls for the same few images, and complete or fail the copies.
+/// Every call is answered, and every accepted call ends.
 async fn many_processes_at_once_lose_nothing(kind: Kind) {
     let mut fixture = Fixture::new(kind).await;
     let mut processes = Vec::new();
@@ -259,7 +260,7 @@ async fn many_processes_at_once_lose_nothing(kind: Kind) {
     fixture.end().await;
 }
 
-/// Claims and reports until `done` is canceled and nothing is due. Every third copy fails.
+/// Claims replicas and reports results until `done` is canceled and no replica is due. Every third copy fails.
 async fn work(state: Db, number: usize, done: CancellationToken) {
     let (mut round, mut seen) = (number, 0);
     loop {
@@ -289,7 +290,7 @@ async fn work(state: Db, number: usize, done: CancellationToken) {
                 let (state, image) = (state.clone(), claim.id.clone());
                 let report = Report { region: claimed.region, event };
                 reports.spawn(async move {
-                    // The copy may have been canceled meanwhile; then the report is stale.
+                    // The report is stale if the copy was canceled meanwhile.
                     let reported = state.replica_report(&image, report).await.expect("it can be reported");
                     assert!(matches!(reported, Ok(()) | Err(Stale)));
                 });
@@ -301,7 +302,7 @@ async fn work(state: Db, number: usize, done: CancellationToken) {
     }
 }
 
-/// Makes twelve calls, of which it cancels every fourth, and returns the accepted ones.
+/// Makes twelve calls and cancels every fourth. Returns the ids of the accepted calls.
 async fn call(state: Db, images: Vec<ImageId>, caller: usize) -> Vec<RequestId> {
     let mut accepted = Vec::new();
     for call in 0..12 {

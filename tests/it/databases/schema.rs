@@ -12,7 +12,7 @@ on_every_database! {
     digests_by_sha512_fit
 }
 
-/// Two concurrent migrations and a later one: each step is applied once.
+/// Two concurrent migrations and a later one apply each step once.
 async fn a_schema_is_brought_up_to_date_once(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::empty(kind, directory.path()).await;
@@ -35,7 +35,7 @@ async fn a_schema_is_brought_up_to_date_once(kind: Kind) {
     assert!(matches!(refused, Error::SchemaNewer(_)), "{refused:?}");
 }
 
-/// Every column of digests holds the longest digest that OCI registers.
+/// Every column for digests is wide enough for the longest digest that OCI registers.
 async fn digests_by_sha512_fit(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = database::fresh(kind, directory.path()).await;
@@ -57,7 +57,7 @@ async fn digests_by_sha512_fit(kind: Kind) {
         ("read_blob", "region_id, location, blob", format!("'one', 'images', '{digest}'")),
         ("upload", "image_id, region_id, blob, session", format!("'a', 'one', '{digest}', ''")),
     ] {
-        // BLOB is a type in MySQL.
+        // `blob` must be quoted in MySQL, where it is the name of a type.
         let columns = if kind == Kind::MySql { columns.replace("blob", "`blob`") } else { columns.to_owned() };
         let insert = format!("INSERT INTO {table} ({columns}) VALUES ({values})");
         db.execute_unprepared(&insert).await.unwrap_or_else(|error| panic!("{insert}: {error}"));

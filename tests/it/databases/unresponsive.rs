@@ -1,5 +1,5 @@
-//! A server that stops responding, and connections that a network has cut: every query ends by its deadline, and
-//! succeeds once the server is reachable again.
+//! Database servers that stop responding, and connections that were cut: every query ends by its deadline, and succeeds
+//! once the server is reachable again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,12 +8,12 @@ use std::{
 };
 
 use appferry::{
+    acs3::Nonce,
     db::{
         ClaimRequest, Db, ImageFilter, LaneCapacity, NameConflictPolicy, Publication, ReadBlob, RegionName, Report,
         Settings, StrayUpload, SynchronizationFilter,
     },
     domain::{Digest, EcsCopy, Event, Fault, FaultKind, ImageId, ImageName, RegionId, Timestamp, Verification},
-    identity::acs3::Nonce,
 };
 use futures_util::future::BoxFuture;
 
@@ -38,12 +38,12 @@ async fn behind_a_switch(kind: Kind, fixture: &mut Fixture) -> (TcpProxy, Settin
     let mut through = url.clone();
     through.set_port(Some(tcp_proxy.address.port())).expect("it has a port");
     assert!(kind != Kind::Sqlite);
-    // A single connection for reads: if it leaked, no later read could succeed.
+    // Allows a single connection for reads, so that no later read succeeds if a query leaks the connection.
     let settings = Settings::new(through.to_string());
     (tcp_proxy, Settings { timeout: TIMEOUT, acquire_timeout: TIMEOUT / 2, readers: 1, ..settings })
 }
 
-/// Lists calls of methods by their names. Each returns whether it succeeded.
+/// Builds a list of calls of methods, each with the method's name. A call returns whether it succeeded.
 macro_rules! calls {
     ($state:ident: $($name:ident($($argument:expr),*);)*) => {
         vec![$((stringify!($name), {
@@ -53,7 +53,7 @@ macro_rules! calls {
     };
 }
 
-/// Returns a call of every method of the state that queries the database.
+/// Returns one call of every method of `Db` that queries the database.
 fn questions(state: &Db) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     let (a, one, blob) = (|| image_id("a"), || region("one"), Digest::Sha256([9; 32]));
     let copy = || EcsCopy::first(Timestamp::from_millis(1));
@@ -150,10 +150,10 @@ fn questions(state: &Db) -> Vec<(&'static str, BoxFuture<'static, bool>)> {
     }
 }
 
-/// Returns the methods of `Db` that query the database, parsed from its source.
+/// Returns the names of the methods of `Db` that query the database, parsed from its source.
 fn methods() -> BTreeSet<String> {
     let mut methods = BTreeSet::new();
-    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/db"))];
+    let mut directories = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/crates/db/src"))];
     let mut files = Vec::new();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).expect("the source") {
@@ -229,7 +229,7 @@ async fn whatever_is_asked_of_a_silent_server_ends_in_time(kind: Kind) {
     fixture.end().await;
 }
 
-/// The network, or a restart of the server, has cut idle connections.
+/// The network or a restart of the server has cut the idle connections. The next query succeeds nevertheless.
 async fn the_first_question_after_a_pause_does_not_pay_for_a_cut(kind: Kind) {
     if kind == Kind::Sqlite {
         return; // SQLite is not accessed over a network.
@@ -240,7 +240,8 @@ async fn the_first_question_after_a_pause_does_not_pay_for_a_cut(kind: Kind) {
     fixture.tasks.push(tasks);
     for n in 0..4 {
         let name = format!("i-{n}");
-        // Each method comes first once, so that the background tasks' own queries do not repair the connections for it.
+        // Each round calls a different method first after the cut, because the first query repairs the connections for
+        // later ones.
         tcp_proxy.cut();
         // Connections that have been idle for this long are checked before use.
         tokio::time::sleep(Duration::from_millis(1_200)).await;

@@ -1,4 +1,4 @@
-//! Warnings about missing attachments are kept in the replica's row and in every call that waited for it.
+//! Warnings about missing attachments are kept in the replica's row and in every call that waited for the replica.
 
 use appferry::{
     db::Report,
@@ -30,7 +30,7 @@ async fn warnings_are_kept(kind: Kind) {
     let (kept, replicas) = state.image_get(&id).await.expect("it is there");
     assert_eq!((&kept.absent, &replicas[0].1.warnings), (&incomplete.absent, &warnings));
 
-    // A new copy clears the replica's warnings; the calls keep theirs.
+    // When the replica is found damaged, its warnings are cleared. The calls keep theirs.
     let fault = Fault::new(FaultKind::Store, "found damaged");
     state.replica_damaged(&id, &one, fault).await.expect("it answers").expect("it was available");
     assert!(state.image_get(&id).await.expect("it is there").1[0].1.warnings.is_empty());

@@ -30,7 +30,7 @@ async fn what_is_attached_travels_through_registries_and_layouts() {
             source.list(&image, std::slice::from_ref(&note));
             source.list(&note, std::slice::from_ref(&of_note));
         }
-        // Attached as cosign does, by a tag, here with a SHA-256 digest.
+        // This signature is attached by a tag, as cosign does, here with a SHA-256 digest.
         let signature = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": source.blob("application/vnd.oci.image.config.v1+json", b"{}"),
@@ -59,7 +59,7 @@ async fn what_is_attached_travels_through_registries_and_layouts() {
         synchronized(&running, "a", &[REGISTRY, DIRECTORY]).await;
         arrives(&target);
 
-        // From the layout to another store.
+        // Copies the image from the layout to another store.
         let layout = running.site.image(DIRECTORY, "a");
         assert!(images::blob_path(&layout, digest(&of_note)).exists());
         let onward = ScriptedRegistry::start(habits).await;

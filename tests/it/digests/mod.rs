@@ -52,7 +52,7 @@ async fn synchronized(running: &Running, app: &str, regions: &[&str]) -> Vec<Reg
     done.regions
 }
 
-/// Synchronizes an image to a region, which must fail permanently. Returns the message.
+/// Synchronizes an image to a region, which must fail permanently. Returns the error message.
 async fn refused(running: &Running, app: &str, region: &str) -> String {
     let done = finished(running, app, &[region]).await;
     let [region] = &done.regions[..] else { panic!("{done:?}") };

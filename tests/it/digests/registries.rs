@@ -13,8 +13,8 @@ use crate::harness::{
 
 const TARGET: &str = "cn-beijing";
 
-/// A registry that accepts a tag together with a digest shows the image by that digest; one that does not shows it by
-/// SHA-256. Copies from both have the same content.
+/// A registry that accepts a tag together with a digest reports that digest for the tag; other registries report the
+/// SHA-256 digest. Copies from both have the same content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_goes_through_registries_that_name_tags_by_any_algorithm() {
     for tags_digests in [true, false] {
@@ -42,7 +42,8 @@ async fn an_image_goes_through_registries_that_name_tags_by_any_algorithm() {
     }
 }
 
-/// A tag that a registry shows by SHA-256 is recognized as the published image by SHA-512.
+/// A tag for which a registry reports the SHA-256 digest is recognized as the image that was published with a SHA-512
+/// digest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_is_there_already_is_not_taken_for_another() {
     let registry = QuirkyRegistry::start(SPECIFIED).await;
@@ -60,7 +61,7 @@ async fn an_image_that_is_there_already_is_not_taken_for_another() {
     assert_eq!(done[0].bytes_copied, 0, "{done:?}");
     assert!(registry.requests().iter().all(|seen| seen.method != http::Method::PUT));
 
-    // Nor does it count as a foreign image when another image follows under the same name.
+    // When another image follows under the same name, the published image does not count as foreign.
     again().await;
     add(&running, "a", MANIFEST, &[noise(300_000, 2)]).await;
     synchronized(&running, "a", &[TARGET]).await;
@@ -90,7 +91,7 @@ async fn a_layer_is_mounted_from_another_repository() {
     running.stop().await;
 }
 
-/// When such a registry rejects a blob because of the way in which it was sent, the blob is sent in another way.
+/// When a registry rejects a blob with a SHA-512 digest because of the upload mode, another mode is used.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_that_has_another_reason_is_no_reason_to_give_up() {
     let registry = QuirkyRegistry::start(PULP).await;
@@ -126,7 +127,7 @@ async fn a_registry_that_knows_sha256_alone_fails_by_itself_and_at_once() {
     running.stop().await;
 }
 
-/// The distribution project's registry accepts blobs by SHA-512 but no manifests.
+/// The distribution project's registry accepts blobs with SHA-512 digests, but no manifests with such digests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_takes_blobs_alone_says_which_manifest_it_refuses() {
     let registry = Registry::start().await;

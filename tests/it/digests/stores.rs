@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 use appferry::{
     contract::v1::{Intactness, VerifyImageRequest, VerifyImageResponse},
     domain::ImageName,
-    region::{Archive, MovedName, Source as _, verify},
+    storage::{Archive, MovedName, Source as _, verify},
 };
 use object_store::ObjectStoreExt as _;
 
@@ -64,7 +64,7 @@ async fn an_image_arrives_in_every_kind_of_store_whatever_its_digests_are_by() {
         synchronized(&running, name, &[]).await;
         is_intact(&running, name).await;
 
-        // Verified independently of the service.
+        // Verifies the copies independently of the service.
         assert_eq!(images::verify(&running.site.image("cn-shenzhen", name)), root);
         let out = running.site.directory.path().join(format!("out-{name}"));
         bucket.pull(&format!("x/{name}"), &out).await;
@@ -82,7 +82,7 @@ async fn an_image_arrives_in_every_kind_of_store_whatever_its_digests_are_by() {
     running.stop().await;
 }
 
-/// A blob that another image of the store has is not copied again, also with a SHA-512 digest.
+/// A blob that another image of the store has is not copied again, even if it has a SHA-512 digest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_another_image_has_is_taken_from_there() {
     use std::os::unix::fs::MetadataExt as _;
@@ -171,7 +171,7 @@ async fn an_upload_outlives_its_worker() {
     running.stop().await;
 }
 
-/// The same with a directory, in which no leftovers remain.
+/// The written part of a blob in a directory is not written again, and no leftovers remain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_file_outlives_its_worker() {
     let source = ScriptedRegistry::start(Behavior::default()).await;

@@ -1,7 +1,8 @@
-//! Tests of the documentation: the commands in its sessions are executed and must print what is shown, and the example
+//! Tests of the documentation: the commands of console sessions print the documented output, and the example
 //! configuration is valid and states the actual defaults.
 
 mod session;
+mod test_names;
 
 use std::{
     fs,
@@ -11,13 +12,13 @@ use std::{
 };
 
 use appferry::config::{Audit, Config, Housekeeping, Limits, Server, Worker};
+use session::tools;
 
 use crate::harness::{
     database::{Kind, empty},
     ecs::{Ecs, KEY},
     process::{APPFERRY, stdout},
 };
-use session::tools;
 
 const README: &str = include_str!("../../../README.md");
 const ALIBABA: &str = include_str!("../../../docs/alibaba-cloud.md");
@@ -40,7 +41,7 @@ fn what_the_documents_show_is_printed() {
     }
 }
 
-/// Runs against an emulation of the provider's documented API.
+/// Runs the document's session against an emulation of the provider's API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     let ecs =
@@ -63,7 +64,7 @@ async fn what_the_document_about_alibaba_cloud_shows_is_printed() {
     tokio::task::spawn_blocking(run).await.expect("the output matches");
 }
 
-/// The deployment guide: three processes on PostgreSQL, with traces and metrics.
+/// Runs the session of the deployment guide, which starts three processes on PostgreSQL with traces and metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_page_about_deploying_shows_is_printed() {
     if !Kind::Postgres.is_available() {
@@ -98,7 +99,7 @@ fn the_example_is_a_configuration_with_the_defaults_that_it_claims() {
     assert_eq!(config.region[0].keep_free_bytes, 0);
 }
 
-/// Returns all documents.
+/// Returns the paths of all documents.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths: Vec<PathBuf> = Vec::new();

@@ -1,4 +1,4 @@
-//! Runs the shell sessions in a document and compares their output.
+//! Runs the shell sessions of a document, and compares their output with the documented output.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -42,24 +42,24 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// Returns the named files that a document shows: TOML and YAML blocks with a file name.
+/// Returns the name and the content of each file that a document shows: a TOML or YAML block with a file name.
 fn files(document: &str) -> Vec<(&str, &str)> {
     let blocks = ["```toml ", "```yaml "].into_iter().flat_map(|opening| document.split(opening).skip(1));
     blocks.filter_map(|text| text.split_once("\n```").and_then(|(block, _)| block.split_once('\n'))).collect()
 }
 
-/// Returns the local ports that a document mentions, each with a free port that replaces it.
+/// Returns the local addresses that a document mentions, each with a free address that replaces it.
 fn ports(document: &str) -> Vec<(String, String)> {
     const HERE: &str = "127.0.0.1:";
     const DEFAULT: &str = "50051";
     let named =
         document.split(HERE).skip(1).map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-    // The command line uses the default port if none is given.
+    // Includes the default port, which the command line uses if the document states no endpoint.
     let named: BTreeSet<String> = named.filter(|port| !port.is_empty()).chain([DEFAULT.to_owned()]).collect();
     named.iter().map(|port| (format!("{HERE}{port}"), free_address().to_string())).collect()
 }
 
-/// Replaces the ports in a text.
+/// Replaces the first address of each pair by the second in a text.
 fn replace_ports(text: &str, ports: &[(String, String)]) -> String {
     ports.iter().fold(text.to_owned(), |text, (named, free)| text.replace(named, free))
 }
@@ -89,7 +89,7 @@ impl Shell {
 
     /// Runs a command and returns its output.
     fn run(&mut self, command: &str) -> String {
-        // Waits until a service that was started in the background responds.
+        // If the command starts a service in the background, waits until the service responds.
         let wait = if command.starts_with("appferry serve") && command.ends_with('&') {
             "\nuntil appferry health >/dev/null 2>&1; do sleep 0.05; done"
         } else {
@@ -102,7 +102,7 @@ impl Shell {
             let length = self.output.read_line(&mut line).expect("it prints");
             assert!(length > 0, "the shell exited in {command:?}: {printed}");
             if line == "<end>\n" {
-                // The line break before the marker does not belong to the output.
+                // Removes the line break before the marker, which is not part of the output.
                 printed.pop();
                 return printed;
             }
@@ -118,7 +118,7 @@ impl Drop for Shell {
     }
 }
 
-/// Replaces everything that differs between runs by placeholders.
+/// Replaces ids, times and digests, which differ between runs, by placeholders.
 fn normalized(text: &str) -> String {
     let uuid = |word: &str| uuid::Uuid::try_parse(word).is_ok() && word.len() == 36;
     let time = |word: &str| word.len() > 19 && word.as_bytes()[10] == b'T' && word.ends_with('Z');
@@ -150,7 +150,8 @@ fn uuids(text: &str) -> Vec<String> {
     words.filter(|word| word.len() == 36 && uuid::Uuid::try_parse(word).is_ok()).map(str::to_owned).collect()
 }
 
-/// Compares actual with expected output: JSON by value; an error of grpcurl by its message; everything else exactly.
+/// Returns whether actual and expected output match. Compares JSON by value, errors of `grpcurl` by their messages, and
+/// other output exactly.
 fn same(printed: &str, expected: &str) -> bool {
     let json = |text: &str| -> Option<Vec<Value>> {
         serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().ok()
@@ -165,7 +166,7 @@ fn same(printed: &str, expected: &str) -> bool {
     }
 }
 
-/// Creates a directory with the program and a `grpcurl` that is implemented with buf.
+/// Creates a directory with the `appferry` program and a script `grpcurl`, which calls buf. Returns its path.
 pub fn tools(directory: &Path) -> PathBuf {
     let tools = directory.join("tools");
     fs::create_dir(&tools).expect("a directory");
@@ -191,7 +192,7 @@ exec buf curl --protocol grpc --http2-prior-knowledge "${arguments[@]}" "http://
     tools
 }
 
-/// Runs the sessions of a document, which must have at least `least` steps.
+/// Runs the sessions of a document, and asserts that they have at least `least` steps.
 pub fn run(document: &str, least: usize, directory: &Path, tools: &Path, variables: &[(&str, &str)]) {
     let steps = steps(document);
     assert!(steps.len() >= least, "there are too few steps: {steps:?}");

@@ -35,7 +35,7 @@ async fn a_temporary_key_is_shown_with_its_token() {
     let request = running.synchronize("app", &["cn-beijing"]).await.expect("it is accepted");
     assert_eq!(running.finished(&request).await.state(), SynchronizationState::Succeeded);
 
-    // Errors about a token come from STS, whichever service returns them.
+    // An error about a token counts as an error of STS, whichever service returns it.
     ecs.inject("CopyImage", "cn-shanghai", InjectedFault::Refuse(400, "InvalidSecurityToken.Malformed", None), 1);
     let request = running.synchronize("app", &["cn-shanghai"]).await.expect("it is accepted");
     let (code, message) = failure(&running.finished(&request).await, "cn-shanghai");

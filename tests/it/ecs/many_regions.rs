@@ -1,4 +1,4 @@
-//! The case of `coreos/coreos-assembler#2592`: one image to 23 regions, with failures on the way.
+//! The case of `coreos/coreos-assembler#2592`: one image is copied to 23 regions, with failures on the way.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::harness::{
     until,
 };
 
-/// The 23 regions beside the home region.
+/// The 23 regions other than the home region.
 const TARGETS: [&str; 23] = [
     "cn-beijing",
     "cn-chengdu",
@@ -69,7 +69,7 @@ async fn one_image_goes_to_23_regions_whatever_happens() {
     let mut client = app_sync(served.address, Some(house::ADMIN)).await;
     let request = client.synchronize_app(ask("app", &[])).await.expect("it is accepted").into_inner().request_id;
 
-    // Killed after some copies have been requested, and again while most are in progress.
+    // The service is killed after some copies have been requested, and again while most are in progress.
     let accepted =
         || ecs.provider().calls.iter().filter(|call| call.action == "CopyImage" && call.code == "OK").count();
     for copies in [3, 15] {

@@ -66,7 +66,7 @@ impl Fixture {
         self.running.images().await.add_image(request).await.expect("it is registered");
     }
 
-    /// Synchronizes and waits for the end.
+    /// Synchronizes the image and waits until the synchronization has ended.
     async fn carry(&self, regions: &[&str]) -> Synchronization {
         let request = self.running.synchronize("app", regions).await.expect("it is accepted");
         self.running.finished(&request).await
@@ -234,7 +234,7 @@ async fn a_copy_that_is_canceled_is_given_up_at_the_provider() {
     assert_eq!(fixture.ecs.count("CancelCopyImage", Some("cn-beijing"), "OK"), 1);
     assert_eq!(fixture.running.finished(&request).await.state(), SynchronizationState::Canceled);
 
-    // Requested again, it is another copy.
+    // Another call starts a new copy.
     fixture.ecs.provider().lag = Duration::ZERO;
     fixture.ecs.provider().takes = Duration::from_millis(50);
     assert_eq!(fixture.carry(&["cn-beijing"]).await.state(), SynchronizationState::Succeeded);

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use appferry::{
+    acs3::{AuthorizationHeader, SignedRequest, signature},
     domain::Secret,
-    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
@@ -18,8 +18,8 @@ use crate::harness::{
     until,
 };
 
-/// Signed requests of the official client, version 7.11.8, with all signed fields: as it sent them in the test below,
-/// at the stated times.
+/// Signed requests of the official client, version 7.11.8, with all signed fields. The client sent them in the test
+/// below, at the stated times.
 const VECTORS: &str = include_str!("vectors.json");
 
 /// Makes calls with the official client, one after the other, and returns the results.
@@ -92,7 +92,7 @@ async fn the_official_client_takes_the_server_for_the_provider() {
     assert_eq!(results[2]["code"], "InvalidImageId.NotFound");
     assert_eq!(results[3]["code"], "InvalidSecurityToken.Malformed");
 
-    // Includes the signed headers and the signature.
+    // The service computes the same signatures for the recorded requests.
     let calls = ecs.provider().calls.clone();
     let verified = calls.iter().filter(|call| call.code != "SignatureDoesNotMatch");
     let signed: Vec<&Value> = verified.map(|call| &call.signed).collect();

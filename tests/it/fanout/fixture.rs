@@ -15,7 +15,7 @@ use appferry::{
         Backoff, Content, Image, ImageKind, ImageName, RegionId, RegionStatus, Regions, RequestId, Synchronization,
         SynchronizationState, Targets, WorkerId, relay::Topology,
     },
-    region::{Backend, DirStore, Store, Stores, Tree},
+    storage::{Backend, DirStore, ManifestGraph, Store, Stores},
     worker::{Settings, Worker},
 };
 use sea_orm::{ConnectionTrait as _, DbBackend, Statement};
@@ -28,23 +28,24 @@ use crate::harness::{database, images, until};
 pub const LEASE: Duration = Duration::from_secs(2);
 pub const OTHERS: [&str; 3] = ["one", "three", "two"];
 
-/// A state, a worker, and four stores.
+/// A database, a worker, and the stores of four regions.
 pub struct Fixture {
     pub directory: tempfile::TempDir,
     pub state: Db,
     state_tasks: Tasks,
     worker: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
-    /// Blob bytes that were read from the home region.
+    /// Number of blob bytes read from the home region.
     pub read: Arc<AtomicU64>,
-    /// The writes of region `one`.
+    /// Counts of blob writes to region `one`.
     pub writing: Arc<Writing>,
     /// Opens the gate of region `one`'s writers.
     pub gate: watch::Sender<bool>,
-    /// Makes region `one` panic.
+    /// Makes the store of region `one` panic.
     pub panics: Arc<AtomicBool>,
-    /// The number of bytes after which reads of the home region block, and the gate that releases them.
+    /// The number of bytes after which reads of the home region block.
     pub held_after: Arc<AtomicU64>,
+    /// Opens the gate that releases blocked reads of the home region.
     pub source_gate: watch::Sender<bool>,
 }
 
@@ -88,7 +89,7 @@ impl Fixture {
         let name = ImageName("a".into());
         let home = stores.get(&id("home")).expect("the home region");
         let root = home.root(&name).await.expect("it is there").expect("it is there");
-        let size = Tree::read(&**home, &name, &root, &[]).await.expect("it is whole").size();
+        let size = ManifestGraph::read(&**home, &name, &root, &[]).await.expect("it is whole").size();
         let image = Image {
             id: "a".parse().expect("an id"),
             name: "a".into(),
@@ -145,7 +146,7 @@ impl Fixture {
         due
     }
 
-    /// Waits until these regions have the image, and returns the state of all.
+    /// Waits until these regions have the image. Returns the synchronization, which includes all regions.
     pub async fn available(&self, request: RequestId, regions: &[&str]) -> Synchronization {
         until("the image", async || {
             let synchronization = self.state.synchronization_get(request).await.expect("it is known");

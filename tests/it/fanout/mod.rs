@@ -1,5 +1,5 @@
-//! Fan-out: the source is read once for all regions, and a region that lags is detached. Uses stores that count bytes
-//! and that block until a gate opens.
+//! Fan-out: a worker reads the source once for all regions, and detaches a region that lags. The tests use stores that
+//! count bytes and block until a gate opens.
 
 mod fixture;
 mod observed_store;
@@ -10,12 +10,12 @@ use appferry::{
     db::NewSynchronization,
     domain::{RegionStatus, SynchronizationState, Targets},
 };
+use fixture::{Fixture, LEASE, OTHERS, id};
 
 use crate::harness::{
     images::{self, noise},
     until,
 };
-use fixture::{Fixture, LEASE, OTHERS, id};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_source_is_read_once_for_all_regions() {
@@ -48,7 +48,7 @@ async fn a_region_that_lags_holds_nobody_and_goes_on_alone() {
     fixture.gate.send(true).expect("a task waits");
     let done = fixture.available(request, &OTHERS).await;
     assert!(done.regions.iter().all(|region| region.attempt == 1), "lagging is no fault: {done:?}");
-    // Two layers and the configuration, each once: received bytes are not sent again, and no upload is interrupted.
+    // The two layers and the configuration are written once each: no upload is interrupted and started again.
     assert_eq!(fixture.writing.begun.load(Ordering::Relaxed), 3);
     let root = images::verify(&fixture.layout("home"));
     assert_eq!(images::verify(&fixture.layout("one")), root);
@@ -74,7 +74,7 @@ async fn a_copy_that_outlasts_its_lease_is_kept_alive() {
     let fixture = Fixture::build(&[noise(50_000, 1)], Duration::from_secs(30), false).await;
     let request = fixture.synchronize().await;
     fixture.available(request, &["three", "two"]).await;
-    // The lease is extended past the time at which the first one would have expired.
+    // Waits until the lease is extended well beyond its first expiry.
     let first = fixture.lease_of("one").await;
     let enough = first + 2 * i64::try_from(LEASE.as_millis()).expect("it is short");
     until("renewals", async || (fixture.lease_of("one").await >= enough).then_some(())).await;
@@ -123,7 +123,7 @@ async fn a_region_whose_store_hangs_is_given_up_and_holds_nobody() {
     fixture.stop().await;
 }
 
-/// A panic is an error of its region at once; the lease is not renewed forever.
+/// A panic fails the copy to its region immediately: the worker does not renew the lease forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_panics_fails_and_holds_no_other() {
     let fixture = Fixture::build(&[noise(50_000, 1)], Duration::from_secs(30), true).await;
@@ -146,8 +146,8 @@ async fn a_copy_that_panics_fails_and_holds_no_other() {
 /// A region that is requested while its image is being copied joins the running fan-out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_comes_later_joins_the_copy_of_its_image() {
-    // The remaining data after the other regions have joined fits into the queues: on a busy machine, no region may
-    // lag.
+    // The data that remains after the later regions have joined fits into the queues, so that no region lags even on a
+    // busy machine.
     let layers: Vec<_> = (0..48).map(|seed| noise(50_000, seed)).collect();
     let blobs: u64 = layers.iter().map(|layer| layer.len() as u64).sum();
     let fixture = Fixture::build(&layers, Duration::from_secs(30), true).await;

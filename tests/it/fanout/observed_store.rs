@@ -1,4 +1,4 @@
-//! A directory store that counts what is read and written, and blocks until a gate opens.
+//! A directory store that counts reads and writes, and that can block both until a gate opens.
 
 use std::sync::{
     Arc,
@@ -7,14 +7,15 @@ use std::sync::{
 
 use appferry::{
     domain::{Descriptor, Image, ImageName, Verification},
-    region::{
-        BlobChunks, Chunk, DirStore, ImageSpec, Located, Presence, Result, Source, Stage, Store, StoreKind, Tree,
+    storage::{
+        BlobChunks, Chunk, DirStore, ImageSpec, Located, ManifestGraph, Presence, Result, Source, Stage, Store,
+        StoreKind,
     },
 };
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-/// A directory store that counts the blob bytes read from it, and whose writers wait for a gate.
+/// A directory store that counts the blob bytes read from it. Its writers wait until a gate opens.
 #[derive(Debug, Clone)]
 pub struct ObservedStore {
     pub store: DirStore,
@@ -23,7 +24,7 @@ pub struct ObservedStore {
     pub writing: Arc<Writing>,
     /// Whether `prepare` panics.
     pub panics: Arc<AtomicBool>,
-    /// The number of blob bytes after which further reads wait for the gate.
+    /// The number of blob bytes after which reads wait until `source_open` is true.
     pub held_after: Arc<AtomicU64>,
     pub source_open: watch::Receiver<bool>,
 }
@@ -36,7 +37,7 @@ pub struct Writing {
     pub most: AtomicU64,
 }
 
-/// Counts a write until dropped: a write may be canceled.
+/// Counts a write as current until dropped, because a write may be canceled.
 struct Writer<'a>(&'a Writing);
 
 impl<'a> Writer<'a> {
@@ -110,12 +111,12 @@ impl Store for ObservedStore {
         self.store.prepare(stage).await
     }
 
-    async fn is_complete(&self, stage: &Stage, tree: &Tree) -> Result<Option<Verification>> {
+    async fn is_complete(&self, stage: &Stage, tree: &ManifestGraph) -> Result<Option<Verification>> {
         self.store.is_complete(stage, tree).await
     }
 
-    async fn look(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
-        self.store.look(stage, blob).await
+    async fn stat_blob(&self, stage: &Stage, blob: &Descriptor) -> Result<Presence> {
+        self.store.stat_blob(stage, blob).await
     }
 
     async fn has_manifest(&self, stage: &Stage, manifest: &Descriptor) -> Result<bool> {
@@ -142,7 +143,7 @@ impl Store for ObservedStore {
         self.store.write_manifest(stage, manifest, content).await
     }
 
-    async fn publish(&self, stage: &Stage, tree: &Tree) -> Result<()> {
+    async fn publish(&self, stage: &Stage, tree: &ManifestGraph) -> Result<()> {
         self.store.publish(stage, tree).await
     }
 }

@@ -1,14 +1,12 @@
-//! Fuzz target for signed requests: for any headers, paths and queries, a valid signature is accepted and nothing else
-//! is.
+//! Fuzz target for signed requests: for any headers, paths and queries, a valid signature is accepted and any other
+//! signature is rejected.
 
 use std::sync::Arc;
 
 use appferry::{
+    acs3::{self, AccessKey, Hosts, SignedRequest},
     domain::{Secret, Timestamp},
-    identity::{
-        AuthError, Authenticator, Credentials, Identity, Quota,
-        acs3::{self, AccessKey, Hosts, SignedRequest},
-    },
+    identity::{AuthError, Authenticator, Credentials, Identity, Quota},
     ram::Policies,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -24,7 +22,8 @@ fn directory() -> Authenticator {
     Credentials { access_keys: vec![key], hosts: Hosts::new(["localhost".to_owned()]), ..Credentials::default() }.into()
 }
 
-/// The input: a line with method, path and query; header lines; an empty line; the content.
+/// Runs the target. The input consists of a line with method, path and query, of header lines, of an empty line, and of
+/// the content.
 pub fn run(data: &[u8]) {
     let (head, content) = match data.windows(2).position(|two| two == b"\n\n") {
         Some(end) => (&data[..end], &data[end + 2..]),
@@ -48,10 +47,10 @@ pub fn run(data: &[u8]) {
     let query = query.unwrap_or_default();
     let verify = |headers: &HeaderMap, query: &str, content: &[u8]| {
         let request = SignedRequest { method, path, query, headers, authority: Some("localhost") };
-        directory.access_keys().verify(&request, content, now)
+        directory.signed(&request, content, now)
     };
     assert!(verify(&headers, query, content).is_err(), "it is not signed");
-    // Then signs the same request properly, if that is possible.
+    // Signs the same request correctly, if that is possible.
     headers.remove("authorization");
     headers.insert("x-acs-content-sha256", hex::encode(Sha256::digest(content)).parse().expect("a value"));
     if !content.is_empty() {

@@ -1,5 +1,5 @@
-//! Fuzz target for request messages, through the whole stack: every input is answered with a status of the contract,
-//! never with an unexpected error.
+//! Fuzz target for request messages that a client sends to a running service. The service answers every input with a
+//! status of the contract, never with an unexpected error.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -45,7 +45,8 @@ impl Target {
         Self { running, sender }
     }
 
-    /// The first byte selects the method, and whether the rest is sent raw or as one message.
+    /// Sends the input in a call. Its first byte selects the method, and whether the rest is sent raw or as one
+    /// message.
     pub fn run(&mut self, data: &[u8]) {
         let Some((first, message)) = data.split_first() else { return };
         let method = METHODS[usize::from(*first) % METHODS.len()];
@@ -72,7 +73,7 @@ impl Target {
             let status = head.headers.get("grpc-status").or(trailers).expect("a status");
             status.to_str().expect("text").parse::<u16>().expect("a number")
         });
-        // Neither UNKNOWN (2) nor INTERNAL (13): no input of a caller is the service's error.
+        // UNKNOWN (2) and INTERNAL (13) would report an error of the service, which no input of a caller may cause.
         assert!(![2, 13].contains(&status), "{method} is answered {status}");
     }
 }

@@ -1,7 +1,7 @@
-//! Fuzz target for `WWW-Authenticate` headers of registries: the parsed challenge is bounded, contained in the input,
-//! and survives a round trip.
+//! Fuzz target for `WWW-Authenticate` headers of registries: a parsed challenge has bounded lengths, is contained in
+//! the input, and survives a round trip.
 
-use appferry::region::Challenge;
+use appferry::storage::Challenge;
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
 
 fn read<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<Challenge> {
@@ -12,7 +12,7 @@ fn read<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<Challenge> {
     Challenge::of(&headers)
 }
 
-/// The input: one header value per line.
+/// Runs the target. The input has one header value per line.
 pub fn run(data: &[u8]) {
     let Some(Challenge::Bearer { realm, service }) = read(data.split(|byte| *byte == b'\n')) else { return };
     assert!(realm.len() <= 2_048 && service.as_ref().is_none_or(|service| service.len() <= 512));

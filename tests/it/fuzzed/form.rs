@@ -10,7 +10,7 @@ use tokio::{
 
 use super::start::{Running, TOKEN};
 
-/// A service with an HTTP API.
+/// A running service with an HTTP API.
 pub struct Target(Running);
 
 impl Target {
@@ -19,7 +19,8 @@ impl Target {
         Self(Running::start(directory, "[openapi]\nlisten = \"127.0.0.1:0\"\n", Service::openapi_address))
     }
 
-    /// The first byte selects whether the rest is the query or the content, and whether a token is sent.
+    /// Sends the input in a request. Its first byte selects whether the rest is the query or the content, and whether a
+    /// token is sent.
     pub fn run(&mut self, data: &[u8]) {
         let Some((first, rest)) = data.split_first() else { return };
         let visible = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
@@ -44,10 +45,10 @@ impl Target {
         });
         let text = String::from_utf8_lossy(&answer);
         let status: u16 = text.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
-        // No input of a caller is the service's error.
+        // No input of a caller may cause an error of the service.
         assert!(status < 500, "{text}");
         let (_, body) = text.split_once("\r\n\r\n").expect("a head");
-        // hyper rejects some request targets itself, with an empty body.
+        // For some request targets, hyper itself responds with an empty body.
         let json = serde_json::from_str::<serde_json::Value>(body).is_ok();
         assert!(json || (status == 400 && body.is_empty()), "{text}");
     }

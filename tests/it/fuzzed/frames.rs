@@ -1,5 +1,5 @@
-//! Fuzz target for HTTP/2 frames: for any bytes after the preface, the connection ends or responds, and another
-//! connection is served.
+//! Fuzz target for HTTP/2 frames: for any bytes after the preface, the service responds or closes the connection, and
+//! still serves another connection.
 
 use std::{path::Path, time::Duration};
 
@@ -15,7 +15,7 @@ use super::start::Running;
 /// The HTTP/2 connection preface and an empty SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A service.
+/// A running service.
 pub struct Target(Running);
 
 impl Target {
@@ -24,8 +24,8 @@ impl Target {
         Self(Running::start(directory, "", Service::address))
     }
 
-    /// Sends frames in the input's compact encoding: one byte each for the type, the flags, the stream, and the length
-    /// of the payload that follows.
+    /// Sends the frames that the input encodes. A frame has one byte each for the type, the flags, the stream, and the
+    /// length of the payload, which follows.
     pub fn run(&mut self, data: &[u8]) {
         let mut sent = PREFACE.to_vec();
         let mut rest = data;

@@ -1,5 +1,5 @@
 //! Fuzz target for JSON Web Tokens and key sets: no input causes a panic, unsigned input never authenticates, and
-//! signed input only if its claims are valid.
+//! signed input authenticates only if its claims are valid.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use appferry::{
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
 
-/// A key pair for these tests.
+/// The key pair with which this target signs and verifies tokens.
 const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIBOS7uNzv7dcWRKmMPc+DRLCzKgdnSziuUn0zuxb1zyj\n-----END PRIVATE KEY-----\n";
 const PUBLIC: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"ed","use":"sig","x":"Uy2NhcyoazJd8nvnGkKwuvRhTj3tODD1tDZmvq8M480"}]}"#;
 const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);

@@ -1,4 +1,4 @@
-//! Runs the fuzz targets of `fuzz/` on their corpus.
+//! Runs the fuzz targets of `fuzz/` on their corpora.
 
 mod acs3;
 mod body;

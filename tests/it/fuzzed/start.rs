@@ -1,4 +1,4 @@
-//! The service under test for fuzz targets.
+//! Starts the service that fuzz targets test.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -12,10 +12,10 @@ use tokio::runtime::Runtime;
 /// The token of a principal with all permissions.
 #[allow(dead_code, reason = "not every target shows it")]
 pub const TOKEN: &str = "fuzz";
-/// The SHA-256 of [`TOKEN`].
+/// The SHA-256 digest of [`TOKEN`].
 const TOKEN_SHA256: &str = "93850b707585e404e4951a3ddc1f05a34b3d4f5fc081d616f46d8a2e8f1c8e68";
 
-/// A service, the runtime of it and of its clients, and the address that a target talks to.
+/// A running service, the runtime of the service and its clients, and the address to which a target connects.
 pub struct Running {
     pub runtime: Runtime,
     pub address: SocketAddr,
@@ -23,8 +23,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a service whose files are in `directory`; `more` is appended to its configuration. `address` selects
-    /// the listener.
+    /// Starts a service whose files are in `directory`, and appends `more` to its configuration. `address` selects the
+    /// listener.
     pub fn start(directory: &Path, more: &str, address: fn(&Service) -> Option<SocketAddr>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");

@@ -6,14 +6,14 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-/// The first port. The range is below the ephemeral ports of Linux (`ip_local_port_range`, from 32768), so no
-/// connection or listener takes a port before its server starts or restarts.
+/// The first port of the range. The range lies below the ephemeral ports of Linux (`ip_local_port_range`, from 32768),
+/// so that the kernel assigns none of its ports to another socket before a server starts or restarts.
 const FIRST: u16 = 12_000;
 const COUNT: u16 = 20_000;
 
 static GIVEN: AtomicU16 = AtomicU16::new(0);
 
-/// Returns a free address of this machine that no other test is given.
+/// Returns a free loopback address that no other test gets.
 pub fn free_address() -> SocketAddr {
     // Concurrent runs start at different ports.
     let begin = process::id() * 101;

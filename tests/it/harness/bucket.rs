@@ -58,7 +58,7 @@ impl Bucket {
         self.directory.path().join("secret")
     }
 
-    /// Returns the configuration keys of a region whose store is this bucket, reached through `by`.
+    /// Returns the configuration keys of a region whose store is this bucket, with `by` as the endpoint address.
     pub fn keys(&self, by: SocketAddr) -> String {
         let secret = self.secret();
         fs::write(&secret, PASSWORD).expect("a secret");
@@ -68,7 +68,7 @@ impl Bucket {
         )
     }
 
-    /// Returns an independent client of the bucket.
+    /// Returns a client of the bucket that does not use the code under test.
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
         self.objects_of(BUCKET)
     }
@@ -101,7 +101,7 @@ impl Bucket {
         }
     }
 
-    /// Creates a bucket with Object Lock, whose objects are retained for a day.
+    /// Creates a bucket with Object Lock, which retains every object for one day.
     pub fn make_locked(&self, bucket: &str) {
         self.request("s3", "PUT", &format!("/{bucket}"), &["x-amz-bucket-object-lock-enabled: true"], "");
         let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
@@ -132,7 +132,7 @@ impl Bucket {
         )
     }
 
-    /// Sends an administrative request, by an independent client.
+    /// Sends an administrative request with `curl`, and returns the response body.
     fn request(&self, service: &str, method: &str, path: &str, headers: &[&str], body: &str) -> String {
         let mut command = Command::new("curl");
         command.args(["--silent", "--show-error", "--fail-with-body", "--request", method, "--data-binary", body]);
@@ -154,7 +154,7 @@ impl Bucket {
     }
 }
 
-/// Returns the `Content-MD5` of a text, computed by openssl: only this server requires MD5.
+/// Returns the `Content-MD5` of a text. Uses Python, because only this server requires MD5.
 fn md5(text: &str) -> String {
     let script =
         "import base64,hashlib,sys;print(base64.b64encode(hashlib.md5(sys.argv[1].encode()).digest()).decode())";

@@ -60,7 +60,7 @@ impl MetricsService for Collector {
 }
 
 impl Collector {
-    /// Starts a collector, and returns its endpoint.
+    /// Starts a collector, and returns it with its endpoint URL.
     pub async fn start() -> (Self, String) {
         let collector = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -72,7 +72,7 @@ impl Collector {
         (collector, endpoint)
     }
 
-    /// Returns the received spans with a name.
+    /// Returns the received spans that have the given name.
     pub fn spans(&self, name: &str) -> Vec<Span> {
         self.all().into_iter().filter(|span| span.name == name).collect()
     }

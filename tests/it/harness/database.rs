@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the environment variable with the URL of the server.
+    /// Returns the name of the environment variable that holds the URL of the server.
     fn variable(self) -> Option<&'static str> {
         match self {
             Self::Sqlite => None,
@@ -36,10 +36,10 @@ impl Kind {
     }
 }
 
-/// Printed once if no server runs.
+/// The message that is printed once if no server runs.
 const SERVERS: &str = "skipped the tests that need database servers; to run them: source scripts/databases";
 
-/// Creates an empty database, and returns its URL. SQLite's file is in `directory`.
+/// Creates an empty database, and returns its URL. A SQLite database is a file in `directory`.
 pub async fn empty(kind: Kind, directory: &Path) -> String {
     let name = format!("test_{}", Uuid::now_v7().simple());
     let Some(variable) = kind.variable() else {
@@ -62,7 +62,7 @@ pub async fn fresh(kind: Kind, directory: &Path) -> String {
     url
 }
 
-/// Opens an independent connection to a database.
+/// Opens a connection to a database, bypassing the service.
 pub async fn look(url: &str) -> DatabaseConnection {
     let mut options = sea_orm::ConnectOptions::new(url);
     options.max_connections(1).sqlx_logging(false);

@@ -5,7 +5,7 @@ use std::{
     process::Command,
 };
 
-/// A file system that can be frozen. Thawed and unmounted when dropped.
+/// A mounted file system, which is thawed and unmounted when this value is dropped.
 #[derive(Debug)]
 pub struct FreezableDisk {
     directory: tempfile::TempDir,
@@ -18,7 +18,7 @@ fn run(command: &str, arguments: &[&Path]) {
 }
 
 impl FreezableDisk {
-    /// Creates a file system, thawed. Returns `None` without root, which mounting requires.
+    /// Creates and mounts a file system. Returns `None` if this process is not root, because mounting requires root.
     pub fn new() -> Option<Self> {
         if !rustix::process::getuid().is_root() {
             return None;
@@ -50,7 +50,7 @@ impl FreezableDisk {
 
 impl Drop for FreezableDisk {
     fn drop(&mut self) {
-        // It may be thawed already.
+        // Thawing fails if the file system is not frozen.
         let _ = Command::new("fsfreeze").arg("-u").arg(self.path()).output();
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).output();
     }

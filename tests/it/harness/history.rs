@@ -1,5 +1,5 @@
-//! The history of every replica, recorded by database triggers: each version of each row. It is independent of the
-//! service. Every step must be a transition of the domain's state machine.
+//! The history of every replica. Database triggers record each version of each row, independently of the service. Every
+//! step from one version to the next must be a transition of the domain's state machine.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -32,7 +32,7 @@ const COLUMNS: [&str; 19] = [
     "warnings",
 ];
 
-/// Installs the triggers in an empty database.
+/// Installs the recording triggers in a database that has no rows yet.
 pub async fn record(url: &str) {
     let db = database::look(url).await;
     let columns = COLUMNS.join(", ");
@@ -85,7 +85,7 @@ pub async fn record(url: &str) {
     db.close().await.expect("it is closed");
 }
 
-/// One version of a row.
+/// One recorded version of a row of `replica`.
 struct Version {
     change: String,
     key: (ImageId, RegionId),
@@ -161,18 +161,18 @@ impl FromQueryResult for Version {
 /// The result of a replay.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// Replayed steps.
+    /// Number of replayed steps.
     pub steps: usize,
     /// Number of occurrences of each event.
     pub events: BTreeMap<&'static str, usize>,
 }
 
-/// Replays the history of a database through the domain's transitions. The lease duration of each worker is one of
-/// `leases`.
+/// Replays the recorded history of a database through the domain's transitions. `leases` contains the lease duration of
+/// every worker.
 ///
 /// # Panics
 ///
-/// Panics if a step is not a transition.
+/// Panics if a recorded step is not a transition.
 pub async fn replay(url: &str, leases: &[Duration]) -> Replayed {
     let db = database::look(url).await;
     let mut replayed = Replayed::default();
@@ -220,7 +220,7 @@ async fn page(db: &DatabaseConnection, after: i64) -> Vec<(i64, Version)> {
     rows.into_iter().map(read).collect()
 }
 
-/// Returns the event that leads from one version to the next; `None` if there is none.
+/// Returns the name of the event that leads from one version to the next; `None` if no event does.
 pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Option<&'static str> {
     let Some(before) = before else {
         let ReplicaState::Pending { not_before, .. } = &after.state else { return None };
@@ -243,7 +243,7 @@ pub fn explain(before: Option<&Replica>, after: &Replica, lease: Duration) -> Op
         })
 }
 
-/// Returns the events, with their times, that may have led to `after`.
+/// Returns the names of the events that may have led to `after`, with each event and its time.
 fn candidates(before: &Replica, after: &Replica, lease: Duration) -> Vec<(&'static str, Event, Timestamp)> {
     let (fence, progress) = (before.fence, after.progress);
     let mut events = Vec::new();

@@ -24,7 +24,7 @@ impl Drop for HttpServer {
 }
 
 impl HttpServer {
-    /// Serves each connection in its own task; an error of `answer` breaks the connection.
+    /// Starts a server that handles each connection in its own task. An error of `answer` breaks the connection.
     pub async fn start<A, F, B, E>(answer: A) -> Self
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,

@@ -23,7 +23,7 @@ pub fn digest_by(algorithm: &str, content: &[u8]) -> String {
     }
 }
 
-/// Whether content has a digest, by the digest's own algorithm.
+/// Returns whether `content` has the given digest. The digest names the hash algorithm.
 pub fn matches(digest: &str, content: &[u8]) -> bool {
     let algorithm = digest.split(':').next().unwrap_or_default();
     ["sha256", "sha512"].contains(&algorithm) && digest_by(algorithm, content) == digest
@@ -31,7 +31,7 @@ pub fn matches(digest: &str, content: &[u8]) -> bool {
 
 /// Returns pseudorandom bytes that differ for every seed.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
-    // xorshift64*: fast, and different for every seed.
+    // xorshift64*, because it is fast.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let words = std::iter::repeat_with(|| {
         state ^= state >> 12;
@@ -67,7 +67,7 @@ pub struct Algorithms {
     pub layers: &'static str,
 }
 
-/// Writes an image's manifest and its blobs to a layout, and returns its descriptor.
+/// Writes an image's manifest and blobs to a layout, and returns the descriptor of the manifest.
 fn put_image(layout: &Path, layers: &[Vec<u8>], config: &Value) -> Value {
     put_image_by(Algorithms { manifest: "sha256", config: "sha256", layers: "sha256" }, layout, layers, config)
 }
@@ -99,7 +99,7 @@ pub fn write(layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image with digests of these algorithms. Returns the digest of its manifest.
+/// Writes a layout of one image whose digests use these algorithms. Returns the digest of its manifest.
 #[allow(dead_code, reason = "no bench does")]
 pub fn write_by(by: Algorithms, layout: &Path, layers: &[Vec<u8>]) -> String {
     begin(layout);
@@ -108,7 +108,7 @@ pub fn write_by(by: Algorithms, layout: &Path, layers: &[Vec<u8>]) -> String {
     manifest["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image with this configuration under a name. Returns the digest of its manifest.
+/// Writes a layout of one image with this configuration and name. Returns the digest of its manifest.
 pub fn write_called(layout: &Path, layers: &[Vec<u8>], config: &Value, name: &str) -> String {
     begin(layout);
     let mut manifest = put_image(layout, layers, config);
@@ -142,8 +142,8 @@ pub fn write_platforms(layout: &Path) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout with an image for two architectures under a tag, beside another image. Returns the digest of the
-/// index.
+/// Writes a layout with two images, one of which is for two architectures and has the tag. Returns the digest of that
+/// image's index.
 pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     begin(layout);
     let mut index = put_platforms(layout);
@@ -154,7 +154,8 @@ pub fn write_multi_arch(layout: &Path, tag: &str) -> String {
     index["digest"].as_str().expect("a digest").to_owned()
 }
 
-/// Writes a layout of one image with layers of these sizes, one at a time: they may be larger than memory.
+/// Writes a layout of one image with layers of these sizes in bytes. Writes one layer at a time, because all layers
+/// together may be larger than memory.
 #[allow(dead_code, reason = "the bench of carrying uses it")]
 pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     begin(layout);
@@ -185,7 +186,7 @@ pub fn write_sizes(layout: &Path, sizes: &[usize]) {
     end(layout, &json!([put(layout, MANIFEST, manifest.to_string().as_bytes())]));
 }
 
-/// Returns the files below a directory.
+/// Returns the paths of all files below a directory, including those in subdirectories.
 pub fn files(directory: &Path) -> Vec<PathBuf> {
     let mut open = vec![directory.to_owned()];
     let mut files_found = Vec::new();
@@ -198,7 +199,7 @@ pub fn files(directory: &Path) -> Vec<PathBuf> {
     files_found
 }
 
-/// Copies the files below a directory.
+/// Copies all files below a directory to another directory, keeping their relative paths.
 pub fn copy_tree(from: &Path, to: &Path) {
     for file in files(from) {
         let target = to.join(file.strip_prefix(from).expect("it is below"));
@@ -207,7 +208,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Returns the digests of a layout's layers, in order.
+/// Returns the digests of the layers of a layout's first image, in the order of its manifest.
 pub fn layers(layout: &Path) -> Vec<String> {
     let index: Value = read(&layout.join("index.json"));
     let manifest = index["manifests"][0]["digest"].as_str().expect("a digest");
@@ -220,8 +221,8 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).expect("it is there")).expect("it is JSON")
 }
 
-/// Verifies a layout from its index down: every referenced file exists and has its digest, and every file is
-/// referenced. Returns the digest of its root.
+/// Verifies that every file that a layout's index references, directly or indirectly, exists and has the stated digest,
+/// and that no other file exists. Returns the digest of the root.
 pub fn verify(layout: &Path) -> String {
     let index = read(&layout.join("index.json"));
     let entries = index["manifests"].as_array().expect("entries");

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-/// A directory with keys and certificates.
+/// A temporary directory with keys and certificates.
 pub struct KeyMaterial(tempfile::TempDir);
 
 impl KeyMaterial {
@@ -25,7 +25,7 @@ impl KeyMaterial {
         self.run("keys", &[]);
     }
 
-    /// Signs a token with these claims.
+    /// Returns a signed token with these claims and header fields.
     pub fn token(&self, key: &str, algorithm: &str, claims: &Value, header: &Value) -> String {
         self.run("token", &[key, algorithm, &claims.to_string(), &header.to_string()])
     }
@@ -35,7 +35,7 @@ impl KeyMaterial {
         self.run("ca", &[name]);
     }
 
-    /// Issues a certificate for `names`, valid from and to these offsets from now in seconds.
+    /// Issues a certificate for `names`. `valid` is its validity period, as two offsets from now in seconds.
     pub fn certificate(&self, authority: &str, name: &str, names: &str, valid: (i64, i64)) {
         self.run("certificate", &[authority, name, names, &valid.0.to_string(), &valid.1.to_string()]);
     }

@@ -1,5 +1,5 @@
-//! The test harness: a site with its own regions, a service in this process or in another one, images, and a decoder of
-//! errors. Every test has its own directories, database and ports.
+//! The test harness: sites with regions, services in this process and in processes of their own, images, emulated
+//! servers, and a decoder of errors. Every test has its own directories, database and ports.
 
 pub mod address;
 pub mod bucket;
@@ -36,14 +36,14 @@ use std::{
     time::Duration,
 };
 
-/// Deadline of an expected event.
+/// How long a test waits for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls `met` until it returns a value.
 ///
 /// # Panics
 ///
-/// Panics if it does not within [`PATIENCE`].
+/// Panics if `met` returns no value within [`PATIENCE`].
 pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T {
     let look = async {
         loop {
@@ -56,11 +56,11 @@ pub async fn until<T>(what: &str, mut met: impl AsyncFnMut() -> Option<T>) -> T 
     tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
-/// Polls `met` until a server that has just been started responds. The server logs to `log`.
+/// Polls `met` until it returns a value, while a server starts. A panic shows the server's log, the file `log`.
 ///
 /// # Panics
 ///
-/// Panics if the server exits, or does not respond within [`PATIENCE`].
+/// Panics if the server exits, or if `met` returns no value within [`PATIENCE`].
 pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: impl AsyncFnMut() -> Option<T>) -> T {
     until(what, async || {
         if let Some(status) = child.try_wait().expect("a child") {
@@ -71,12 +71,11 @@ pub async fn until_up<T>(what: &str, child: &mut Child, log: &Path, mut met: imp
     .await
 }
 
-/// Reports that a component which tests need is missing on this machine: prints `message` once for all tests, and
-/// returns false.
+/// Reports that this machine lacks a component that tests need. Prints `message` once for all tests, and returns false.
 ///
 /// # Panics
 ///
-/// Panics if `CI` is set: there, no test may be skipped.
+/// Panics if `CI` is set, because no test may be skipped there.
 fn missing(message: &'static str) -> bool {
     static PRINTED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
     assert!(std::env::var_os("CI").is_none(), "{message}");

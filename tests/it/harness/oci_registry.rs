@@ -1,5 +1,5 @@
-//! The registry of go-containerregistry, which has the referrers API of the distribution specification 1.1, in its own
-//! process. It keeps everything in memory. (Its `main` is in `oci-registry/`.)
+//! The registry of go-containerregistry, in its own process. It supports the referrers API of the distribution
+//! specification 1.1 and keeps everything in memory. (Its `main` is in `oci-registry/`.)
 
 use std::{
     fs::File,

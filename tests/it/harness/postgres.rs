@@ -1,4 +1,4 @@
-//! A PostgreSQL server for a single test, which may stop, kill, fill and demote it.
+//! A PostgreSQL server for a single test. The test may stop, freeze, crash and promote it.
 
 use std::{
     fs,
@@ -10,17 +10,17 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{address::free_address, missing};
 
-/// A server whose directory is removed when dropped.
+/// A PostgreSQL server. Its directory is removed when this value is dropped.
 #[derive(Debug)]
 pub struct Postgres {
     directory: tempfile::TempDir,
     port: u16,
     options: String,
-    /// The file that its clock is read from, if the clock can be set.
+    /// The file from which libfaketime reads the server's clock, if the clock can be set.
     clock: Option<PathBuf>,
 }
 
-/// Printed once if the server is not installed.
+/// The message that is printed once if the server is not installed.
 const SERVER: &str = "skipped the tests that start their own PostgreSQL; to run them, install it: source scripts/tools";
 
 /// Returns whether the server is installed. A test that starts one returns early otherwise.
@@ -51,7 +51,8 @@ fn is_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
-/// Returns a command for a program of the server, run as an unprivileged user: the server refuses to run as root.
+/// Returns a command that runs a program of the server as an unprivileged user, because the server refuses to run as
+/// root.
 fn program(name: &str) -> Command {
     let mut command = as_the_server("env");
     command.arg(programs().join(name));
@@ -68,7 +69,7 @@ fn as_the_server(program: &str) -> Command {
     }
 }
 
-/// Returns the path of libfaketime, which replaces the clock of a program.
+/// Returns the path of libfaketime, a library that replaces the clock of a program.
 fn faketime() -> PathBuf {
     let roots = ["/usr/lib", "/usr/local/lib"].map(fs::read_dir).into_iter().flatten().flatten().flatten();
     let paths = roots.flat_map(|root| [root.path(), root.path().join("faketime")]);
@@ -129,10 +130,11 @@ impl Postgres {
         server
     }
 
-    /// Sets the clock to an offset in seconds from the machine's, if the server has its own.
+    /// Sets the server's clock to this offset from the machine's clock, in seconds. Does nothing unless
+    /// [`Self::with_clock`] started the server.
     pub fn set_clock(&self, seconds: i64) {
         let Some(clock) = &self.clock else { return };
-        // Replaced atomically, because it is read at any moment.
+        // Replaces the file atomically, because the server may read it at any moment.
         let next = clock.with_extension("next");
         fs::write(&next, format!("{seconds:+}")).expect("it is written");
         fs::rename(next, clock).expect("it is put in place");
@@ -154,7 +156,8 @@ impl Postgres {
     fn pg_ctl(&self, arguments: &[&str]) -> Output {
         let mut pg_ctl = as_the_server("env");
         if let Some(clock) = &self.clock {
-            // Set after the change of user: libfaketime creates a shared resource that belongs to the first user.
+            // Preloads libfaketime only after the change of user, because it creates a shared resource that belongs to
+            // the first user.
             pg_ctl.arg(format!("LD_PRELOAD={}", faketime().display()));
             pg_ctl.arg(format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()));
             pg_ctl.args(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"]);
@@ -172,7 +175,7 @@ impl Postgres {
         done("pg_ctl start", &self.pg_ctl(&["start", "--wait", "--silent", &log, &options]));
     }
 
-    /// Stops the server: `fast` terminates its sessions, `immediate` is a crash.
+    /// Stops the server. The mode `fast` terminates its sessions; the mode `immediate` is like a crash.
     pub fn stop(&self, mode: &str) {
         done("pg_ctl stop", &self.pg_ctl(&["stop", "--wait", "--silent", &format!("--mode={mode}")]));
     }
@@ -189,15 +192,15 @@ impl Postgres {
     }
 }
 
-/// Stopped processes, which continue when this is dropped.
+/// Processes that are stopped until this value is dropped.
 #[derive(Debug)]
 pub struct Frozen(Vec<Pid>);
 
 impl Postgres {
-    /// Stops (SIGSTOP) the server and all its sessions: connections stay open, and nothing responds.
+    /// Stops the server and all its sessions with SIGSTOP: connections stay open, but the server does not respond.
     pub fn freeze(&self) -> Frozen {
         let parent = self.pid();
-        // The fourth field of `stat` is the parent; the second is the name, in parentheses.
+        // The fourth field of `stat` is the parent's id. Skips the name, the second field, which may contain spaces.
         let child = |pid: &i32| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().nth(1).unwrap_or_default());
@@ -208,7 +211,7 @@ impl Postgres {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let pids: Vec<Pid> = [parent].into_iter().chain(all.filter(child)).filter_map(Pid::from_raw).collect();
         for pid in &pids {
-            // A session may have ended just now.
+            // A session may have ended since it was listed.
             let _ = kill_process(*pid, Signal::STOP);
         }
         Frozen(pids)

@@ -1,4 +1,4 @@
-//! The program in its own process.
+//! The `appferry` program in processes of its own.
 
 use std::{
     fs::File,
@@ -11,17 +11,17 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{until, until_up};
 
-/// The program that was built with the tests.
+/// Path of the `appferry` program that was built with the tests.
 pub const APPFERRY: &str = env!("CARGO_BIN_EXE_appferry");
 
-/// Returns a command of the program in a directory, with a clean environment.
+/// Returns a command that runs the program in a directory, without environment variables that affect it.
 pub fn command(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(APPFERRY);
     clean(&mut command).args(arguments).current_dir(directory).stdin(Stdio::null());
     command
 }
 
-/// Removes the environment variables that affect the program.
+/// Removes the environment variables that affect the program from a command.
 pub fn clean(command: &mut Command) -> &mut Command {
     let ours = |name: &str| ["APPFERRY_", "OTEL_", "RUST_LOG"].iter().any(|prefix| name.starts_with(prefix));
     for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
@@ -30,7 +30,7 @@ pub fn clean(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Runs a command to its end.
+/// Runs the program in a directory, waits until it exits, and returns its output.
 pub fn run(directory: &Path, arguments: &[&str]) -> Output {
     command(directory, arguments).output().expect("the program runs")
 }
@@ -45,7 +45,7 @@ pub fn migrate(config: &Path) {
     stdout(&run(config.parent().expect("a directory"), &["migrate", "--config", path]));
 }
 
-/// Returns the output of a command, which must have succeeded.
+/// Returns the standard output of a command, and asserts that the command succeeded.
 pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout.clone()).expect("text")
@@ -111,12 +111,12 @@ impl Served {
         kill_process(pid(&self.child), Signal::TERM).expect("it can be signaled");
     }
 
-    /// Sends SIGHUP, on which the service reloads its files.
+    /// Sends SIGHUP, so that the service reloads its files.
     pub fn hang_up(&self) {
         kill_process(pid(&self.child), Signal::HUP).expect("it can be signaled");
     }
 
-    /// Waits for the exit.
+    /// Waits until the service exits, and returns its exit status.
     pub async fn ended(&mut self) -> ExitStatus {
         until("the service's end", async || self.child.try_wait().expect("a child")).await
     }
@@ -141,7 +141,7 @@ impl Worker {
         kill_process(pid(&self.child), signal).expect("it can be signaled");
     }
 
-    /// Returns its log.
+    /// Returns the worker's log.
     pub fn logged(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

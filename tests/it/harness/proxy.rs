@@ -1,4 +1,4 @@
-//! A reverse proxy in front of a store: counts traffic and injects faults of networks and servers.
+//! A reverse proxy in front of a store that counts traffic and injects network and server faults.
 
 use std::{
     convert::Infallible,
@@ -21,30 +21,30 @@ use super::http_server::HttpServer;
 type Broken = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, Broken>;
 
-/// The treatment of a request.
+/// How the proxy treats a request.
 #[derive(Debug, Clone)]
 pub enum Action {
     /// Forward the request and the response.
     Pass,
     /// Respond with this status, headers and body.
     Answer(StatusCode, Vec<(&'static str, String)>, String),
-    /// Cut both connections after this many bytes of the request body.
+    /// Forward this many bytes of the request body, then cut both connections.
     CutRequest(u64),
-    /// Cut the connection after this many bytes of the response body.
+    /// Forward this many bytes of the response body, then cut the connection.
     CutAnswer(u64),
     /// Corrupt the byte at this offset of the response body.
     CorruptAnswer(u64),
     /// Corrupt the byte at this offset of the request body.
     CorruptRequest(u64),
-    /// Forward after this delay.
+    /// Forward the request after this delay.
     Delay(Duration),
     /// Never respond.
     Hang,
-    /// Forward both bodies at this rate in bytes per second.
+    /// Forward both bodies, each at this rate in bytes per second.
     Throttle(u64),
 }
 
-/// A received request, as rules see it.
+/// The parts of a received request that rules can inspect.
 #[derive(Debug, Clone)]
 pub struct ReceivedRequest {
     pub method: Method,
@@ -53,12 +53,12 @@ pub struct ReceivedRequest {
 }
 
 impl ReceivedRequest {
-    /// Returns whether it reads a blob.
+    /// Returns whether the request reads a blob.
     pub fn reads_blob(&self) -> bool {
         self.method == Method::GET && self.path.contains("/blobs/sha")
     }
 
-    /// Returns whether it writes bytes of a blob.
+    /// Returns whether the request writes bytes of a blob.
     pub fn writes_blob(&self) -> bool {
         (self.method == Method::PATCH || self.method == Method::PUT) && self.path.contains("/blobs/uploads/")
     }
@@ -73,7 +73,8 @@ struct Shared {
     up: AtomicU64,
     down: AtomicU64,
     client: reqwest::Client,
-    /// Rate limit of all responses together in bytes per second; unlimited if `None`.
+    /// Rate limit of all responses together in bytes per second, and the time at which the next bytes may be sent;
+    /// unlimited if `None`.
     link: Mutex<Option<(u64, tokio::time::Instant)>>,
     uplink: Mutex<Option<(u64, tokio::time::Instant)>>,
 }
@@ -86,7 +87,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy that treats each request as a rule decides.
+    /// Starts a proxy that treats each request as `rule` returns.
     pub async fn start(upstream: SocketAddr, rule: impl FnMut(&ReceivedRequest) -> Action + Send + 'static) -> Self {
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         let shared = Arc::new(Shared {
@@ -124,13 +125,13 @@ impl Proxy {
         self.shared.down.load(Ordering::Relaxed)
     }
 
-    /// Limits the rate of all responses together.
+    /// Limits the rate of all responses together, in bytes per second.
     #[allow(dead_code, reason = "used by benchmarks only")]
     pub fn hold_link(&self, bytes_per_second: u64) {
         *self.shared.link.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
 
-    /// Limits the rate of all requests together.
+    /// Limits the rate of all requests together, in bytes per second.
     pub fn hold_uplink(&self, bytes_per_second: u64) {
         *self.shared.uplink.lock().expect("no panic") = Some((bytes_per_second, tokio::time::Instant::now()));
     }
@@ -186,7 +187,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     Ok(response.body(StreamBody::new(down).boxed_unsync())?)
 }
 
-/// Applies the treatment to a body, and counts its bytes.
+/// Applies an action to a body, and counts the bytes.
 fn apply(
     body: impl Stream<Item = Result<Bytes, Broken>> + Send + Unpin + 'static,
     action: &Action,

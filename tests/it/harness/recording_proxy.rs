@@ -1,4 +1,4 @@
-//! An HTTP forward proxy, for plain requests and for CONNECT, that records requests and resolves additional host names.
+//! An HTTP forward proxy for plain requests and for CONNECT. It records requests and resolves additional host names.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use tokio::{
 /// Maximum size of a request head in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// A received request or CONNECT.
+/// A received request, which may be a CONNECT request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxiedRequest {
     pub method: String,
@@ -63,7 +63,7 @@ impl RecordingProxy {
         self.requests.lock().expect("no panic").clone()
     }
 
-    /// Returns the key of `[network]` that configures it.
+    /// Returns the key of `[network]` that makes a service use this proxy.
     pub fn key(&self) -> String {
         format!("proxy = \"http://{}\"", self.address)
     }

@@ -1,4 +1,4 @@
-//! Decodes a failed call as its caller does.
+//! Decodes the errors of failed calls as a caller does.
 
 use appferry::contract::{
     ApiErrorCode,
@@ -12,7 +12,7 @@ use tonic_types::{StatusExt as _, pb};
 #[derive(Debug)]
 pub struct Refusal {
     pub code: tonic::Code,
-    /// `google.rpc.ErrorInfo.reason`.
+    /// The field `reason` of `google.rpc.ErrorInfo`.
     pub reason: String,
     pub message: String,
     pub detail: ErrorDetail,
@@ -22,7 +22,7 @@ pub struct Refusal {
     pub fields: Vec<String>,
 }
 
-/// Decodes an error, and checks the invariants of all errors: that all details are present and consistent.
+/// Decodes an error, and checks that all its details are present and consistent, as in every error.
 pub fn read(status: &Status) -> Refusal {
     let outer = pb::Status::decode(status.details()).expect("the details are a google.rpc.Status");
     assert_eq!((outer.code, outer.message.as_str()), (status.code() as i32, status.message()), "{status:?}");
@@ -54,13 +54,14 @@ pub fn read(status: &Status) -> Refusal {
 }
 
 impl Refusal {
-    /// Asserts the code, the reason and the HTTP status.
+    /// Asserts that the error has this code, reason and HTTP status.
     pub fn is(&self, code: tonic::Code, reason: &str, http_status: i32) -> &Self {
         assert_eq!((self.code, self.reason.as_str(), self.detail.http_status), (code, reason, http_status), "{self:?}");
         self
     }
 
-    /// Asserts `InvalidParams` for a field, with a message that contains `says`.
+    /// Asserts that the error is `InvalidParams` for one field, and that its message contains the field's name and
+    /// every text in `says`.
     pub fn is_invalid(&self, field: &str, says: &[&str]) {
         self.is(tonic::Code::InvalidArgument, "InvalidParams", 403);
         assert_eq!(self.fields, [field], "{self:?}");
@@ -70,7 +71,7 @@ impl Refusal {
     }
 }
 
-/// Returns the code in a detail.
+/// Returns the API error code that an error detail contains.
 pub fn code(detail: &ErrorDetail) -> ApiErrorCode {
     match detail.reason.expect("a reason") {
         Reason::Code(code) => ErrorCode::try_from(code).expect("a code").into(),

@@ -1,6 +1,6 @@
 //! A registry that keeps the received bytes of an interrupted upload and reports their number, as the distribution
 //! specification describes ("Pushing a blob in chunks"). The distribution project's own registry does not: it rejects
-//! an upload once it has more bytes than it reported. This one stores blobs and manifests, and verifies digests.
+//! an upload that has more bytes than the registry reported. This one verifies digests and stores manifests.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,8 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use super::{http_server::HttpServer, images};
 
-/// The received part of an upload: its bytes are hashed with the algorithm that its first request named, and are not kept.
+/// The received part of an upload. The bytes are hashed with the algorithm that the first request named, and are not
+/// kept.
 #[derive(Clone)]
 struct Upload {
     hash: Hash,
@@ -56,10 +57,11 @@ impl Upload {
 #[derive(Default)]
 struct Content {
     uploads: BTreeMap<u64, Upload>,
-    /// The newest status request by upload: bytes of requests before it are discarded.
+    /// By upload: a counter that its status and write requests increment. A request whose count is outdated writes no
+    /// more bytes.
     turns: BTreeMap<u64, u64>,
     begun: u64,
-    /// Blob sizes by digest: the bytes were verified and are not kept.
+    /// Sizes of blobs by digest. The bytes of a blob are verified, but not kept.
     blobs: BTreeMap<String, u64>,
     manifests: BTreeMap<String, (String, Bytes)>,
 }
@@ -88,7 +90,7 @@ impl ResumableRegistry {
         lock(&self.content).uploads.len()
     }
 
-    /// Returns whether it has a manifest with that tag.
+    /// Returns whether the registry has a manifest with this tag.
     pub fn has(&self, tag: &str) -> bool {
         lock(&self.content).manifests.contains_key(tag)
     }
@@ -194,7 +196,8 @@ async fn upload(
     empty(status(code).header("location", location).header("range", range))
 }
 
-/// Appends the bytes of a request to an upload. The bytes before an interruption are kept.
+/// Appends the bytes of a request to an upload. If the request is interrupted, the bytes received before stay part of
+/// the upload.
 async fn append(content: &Mutex<Content>, mut body: Incoming, id: u64) -> Result<(), StatusCode> {
     let turn = {
         let mut content = lock(content);
@@ -216,7 +219,7 @@ async fn append(content: &Mutex<Content>, mut body: Incoming, id: u64) -> Result
     Ok(())
 }
 
-/// Returns the manifests that have this subject.
+/// Responds with a list of the manifests that have this subject.
 fn referrers(content: &Content, subject: &str) -> Response<Full<Bytes>> {
     let refers = |body: &Bytes| {
         let manifest: Option<serde_json::Value> = serde_json::from_slice(body).ok();

@@ -1,5 +1,6 @@
-//! An emulated registry whose content a test adds, removes and inspects directly: unusual media types, lists with
-//! dangling entries, images attached by tags. The repository's name is ignored. Supports the referrers API, or not.
+//! An emulated registry whose content a test adds, removes and inspects directly, such as unusual media types, lists
+//! with dangling entries, and images attached by tags. It ignores the repository's name. Its [`Behavior`] determines
+//! whether it supports the referrers API.
 
 use std::{
     collections::BTreeMap,
@@ -19,24 +20,24 @@ use super::{
     images::{INDEX, MANIFEST, digest, digest_by, matches},
 };
 
-/// The configurable behavior.
+/// Features and restrictions of the registry; all are off by default.
 #[derive(Debug, Clone, Copy, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a habit of its own")]
 pub struct Behavior {
     /// Supports the referrers API.
     pub lists_referrers: bool,
-    /// Lists its tags.
+    /// Supports listing its tags.
     pub lists_tags: bool,
     /// Rejects a manifest whose subject does not exist.
     pub wants_subjects: bool,
     /// Rejects an index with an entry that does not exist.
     pub wants_entries: bool,
-    /// Tags are immutable.
+    /// Rejects a manifest whose tag already exists.
     pub keeps_tags: bool,
     /// Accepts only SHA-256 digests.
     pub only_sha256: bool,
-    /// Accepts tags together with a manifest that is pushed by its digest, and refers them to that digest (distribution
-    /// specification, "Pushing Manifests").
+    /// Accepts tags in the query of a request that pushes a manifest by its digest (distribution specification,
+    /// "Pushing Manifests").
     pub tags_digests: bool,
 }
 
@@ -64,7 +65,7 @@ pub struct ScriptedRegistry {
     _server: HttpServer,
 }
 
-/// Returns a descriptor of a content.
+/// Returns a descriptor of `content`, with its SHA-256 digest.
 pub fn describe(kind: &str, content: &[u8]) -> Value {
     describe_by("sha256", kind, content)
 }
@@ -110,7 +111,7 @@ impl ScriptedRegistry {
         describe_by(algorithm, kind, content)
     }
 
-    /// Adds a manifest by its digest and by a tag, and returns its descriptor.
+    /// Adds a manifest, which its digest and the tag, if any, refer to. Returns its descriptor.
     pub fn manifest(&self, kind: &str, content: &Value, tag: Option<&str>) -> Value {
         self.manifest_by("sha256", kind, content, tag)
     }
@@ -129,7 +130,7 @@ impl ScriptedRegistry {
         self.image_by("sha256", layer, tag)
     }
 
-    /// Adds an image with one layer and digests of an algorithm, and returns its descriptor.
+    /// Adds an image with one layer whose digests use `algorithm`, and returns its descriptor.
     pub fn image_by(&self, algorithm: &str, layer: &[u8], tag: Option<&str>) -> Value {
         let config = self.blob_by(algorithm, "application/vnd.oci.image.config.v1+json", br#"{"os":"linux"}"#);
         let layer = self.blob_by(algorithm, "application/vnd.oci.image.layer.v1.tar", layer);
@@ -137,8 +138,8 @@ impl ScriptedRegistry {
         self.manifest_by(algorithm, MANIFEST, &manifest, tag)
     }
 
-    /// Adds a manifest whose subject is another one, with digests of the subject's algorithm, and returns its
-    /// descriptor.
+    /// Adds a manifest with the given subject, and returns its descriptor. Its digests use the algorithm of the
+    /// subject's digest.
     pub fn refer(&self, subject: &Value, text: &str) -> Value {
         let algorithm = subject["digest"].as_str().and_then(|digest| digest.split(':').next()).expect("a digest");
         let config = self.blob_by(algorithm, "application/vnd.oci.empty.v1+json", b"{}");
@@ -150,7 +151,7 @@ impl ScriptedRegistry {
         self.manifest_by(algorithm, MANIFEST, &manifest, None)
     }
 
-    /// Adds a referrers list under the tag that substitutes for the API.
+    /// Adds a referrers list under the tag that clients read if a registry does not support the referrers API.
     pub fn list(&self, subject: &Value, entries: &[Value]) {
         let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
         self.manifest(INDEX, &list, Some(&tag(subject, "")));
@@ -164,7 +165,7 @@ impl ScriptedRegistry {
         assert!(was, "it was there");
     }
 
-    /// Returns the manifest that a tag or a digest refers to.
+    /// Returns the descriptor of the manifest that a tag or a digest refers to.
     pub fn get(&self, reference: &str) -> Option<Value> {
         self.content().manifests.get(reference).map(Manifest::descriptor)
     }
@@ -181,8 +182,8 @@ impl ScriptedRegistry {
     }
 }
 
-/// Returns the tag of an attachment of a manifest: at most 64 digits of its digest (distribution specification,
-/// "Referrers Tag Schema").
+/// Returns the tag of an attachment of `subject`: the algorithm and the first 64 digits of the subject's digest
+/// (distribution specification, "Referrers Tag Schema"), followed by `kind`.
 pub fn tag(subject: &Value, kind: &str) -> String {
     let (algorithm, digits) = subject["digest"].as_str().and_then(|digest| digest.split_once(':')).expect("a digest");
     format!("{algorithm}-{}{kind}", &digits[..64])
@@ -267,7 +268,7 @@ fn upload(content: &mut Content, method: &Method, id: &str, query: &str, body: &
     }
 }
 
-/// Whether content is taken by a digest.
+/// Returns whether the registry accepts content under this digest.
 fn takes(content: &Content, digest: &str, bytes: &[u8]) -> bool {
     matches(digest, bytes) && (digest.starts_with("sha256:") || !content.habits.only_sha256)
 }

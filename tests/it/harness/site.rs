@@ -1,4 +1,4 @@
-//! A directory with regions and a database, and a service in this process that uses it.
+//! A site: a directory with regions and a database. A service in this process or in another one can use the site.
 
 use std::{fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -31,13 +31,13 @@ pub const SYNC_ONLY: &str = "the-pipelines-token";
 /// The token of a principal with read permissions only.
 pub const READER: &str = "the-readers-token";
 
-/// The lease duration of a site's workers: longer than a busy disk may delay a heartbeat.
+/// Lease duration of a site's workers. It exceeds the time by which a busy disk may delay a heartbeat.
 pub const LEASE: Duration = Duration::from_secs(10);
 
 pub const HOME: &str = "cn-hangzhou";
 pub const TARGETS: [&str; 3] = ["cn-beijing", "cn-shanghai", "cn-shenzhen"];
 
-/// An interceptor that adds a token to every call, if it has one.
+/// An interceptor that adds a token, if any, to every call.
 #[derive(Debug, Clone)]
 pub struct Token(Option<String>);
 
@@ -62,17 +62,17 @@ impl Interceptor for Token {
 pub type AppSync = AppSyncServiceClient<InterceptedService<Channel, Token>>;
 pub type Images = ImageServiceClient<InterceptedService<Channel, Token>>;
 
-/// A home region, three other regions, and a database. The directory is removed when dropped.
+/// A home region, three other regions, and a database. The directory is removed when this value is dropped.
 #[derive(Debug)]
 pub struct Site {
     pub directory: tempfile::TempDir,
-    /// The database URL, unless it is a file of the directory.
+    /// The database URL; `None` for a SQLite file in the directory.
     pub url: Option<String>,
     /// Additional lines of `[database]`.
     pub database: String,
     /// Additional lines of `[audit]`.
     pub audit_more: String,
-    /// Additional sections.
+    /// Additional sections of the configuration file.
     pub more: String,
     /// Lines of `[server]`.
     pub server: String,
@@ -80,9 +80,9 @@ pub struct Site {
     pub worker: String,
     /// Stores that replace the directories of regions.
     pub stores: Vec<(&'static str, String)>,
-    /// Additional lines of regions.
+    /// Additional lines of the sections of regions.
     pub keys: Vec<(&'static str, String)>,
-    /// Regions of ECS instead of all others, the home region first.
+    /// ECS regions that replace all other regions, the home region first; none by default.
     pub ecs: Vec<&'static str>,
 }
 
@@ -108,13 +108,13 @@ impl Site {
         }
     }
 
-    /// Uses another database.
+    /// Sets the database URL.
     pub fn on(mut self, url: &str) -> Self {
         self.url = Some(url.to_owned());
         self
     }
 
-    /// Replaces a region's directory by another store.
+    /// Replaces a region's directory by another store, and adds lines to the region's section.
     pub fn with(mut self, region: &'static str, store: impl Into<String>, keys: impl Into<String>) -> Self {
         self.stores.push((region, store.into()));
         self.keys.push((region, keys.into()));
@@ -208,7 +208,7 @@ impl Site {
     }
 
     pub async fn start_as(self, role: Role) -> Running {
-        // Loaded from the file, which the service reloads when it changes.
+        // Loads the configuration from a file, because the service reloads the file when it changes.
         let config = Config::load(&self.write_config()).expect("the configuration");
         db::migrate(&config.database.settings()).await.expect("the schema");
         let service = Service::start(&config, role).await.expect("the service starts");
@@ -255,7 +255,7 @@ impl Running {
         register(&mut self.images().await, name).await
     }
 
-    /// Synchronizes an image; to all regions if none is given.
+    /// Synchronizes an image to these regions, or to all regions if the list is empty. Returns the request id.
     pub async fn synchronize(&self, app: &str, regions: &[&str]) -> Result<String, Status> {
         let response = self.app_sync().await.synchronize_app(ask(app, regions)).await?;
         Ok(response.into_inner().request_id)
@@ -265,7 +265,7 @@ impl Running {
         get(&mut self.app_sync().await, request_id).await
     }
 
-    /// Watches a synchronization until it has ended.
+    /// Watches a synchronization until it has ended, and returns its final state.
     pub async fn finished(&self, request_id: &str) -> Synchronization {
         finished(&mut self.app_sync().await, request_id).await
     }
@@ -279,7 +279,7 @@ pub async fn app_sync(address: SocketAddr, token: Option<&str>) -> AppSync {
     AppSyncServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
 }
 
-/// Returns a client that connects on its first call: the service may have exited by then.
+/// Returns a client that connects only on its first call, because the service may have exited by then.
 pub fn app_sync_lazy(address: SocketAddr) -> AppSync {
     let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
     AppSyncServiceClient::with_interceptor(channel, Token(Some(ADMIN.to_owned())))
@@ -289,7 +289,7 @@ pub async fn images_client(address: SocketAddr, token: Option<&str>) -> Images {
     ImageServiceClient::with_interceptor(channel(address).await, Token(token.map(str::to_owned)))
 }
 
-/// Returns a request to synchronize.
+/// Returns a request to synchronize an image to these regions, or to all regions if the list is empty.
 pub fn ask(app: &str, regions: &[&str]) -> SynchronizeAppRequest {
     SynchronizeAppRequest {
         app_id: app.to_owned(),
@@ -298,7 +298,7 @@ pub fn ask(app: &str, regions: &[&str]) -> SynchronizeAppRequest {
     }
 }
 
-/// Returns a request to register the image `name` of the home region's store, with the same id.
+/// Returns a request to register an image whose name and id in the home region's store are both `name`.
 pub fn registration(name: &str) -> AddImageRequest {
     AddImageRequest {
         name: name.to_owned(),
@@ -333,7 +333,7 @@ pub async fn finished(client: &mut AppSync, request_id: &str) -> Synchronization
     finished_within(client, request_id, super::PATIENCE).await
 }
 
-/// Watches a synchronization until it has ended, at most for `patience`.
+/// Watches a synchronization until it has ended, and returns its final state. Waits for `patience` at most.
 pub async fn finished_within(client: &mut AppSync, request_id: &str, patience: Duration) -> Synchronization {
     let watch = async {
         let request = WatchSynchronizationRequest { request_id: request_id.to_owned() };

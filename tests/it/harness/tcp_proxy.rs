@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a database server, whose upstream can be changed and whose connections can be cut.
+//! A TCP proxy in front of a database server. A test can change its upstream and cut its connections.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +25,7 @@ pub struct TcpProxy {
 }
 
 impl TcpProxy {
-    /// Starts a proxy to a port of this machine.
+    /// Starts a proxy whose upstream is a port of this machine.
     pub async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -49,7 +49,7 @@ impl TcpProxy {
                     tokio::select! {
                         biased;
                         true = silenced => {
-                            // Neither end is notified.
+                            // Keeps both connections open without reading from them.
                             let _ = cut.changed().await;
                         }
                         _ = copy_bidirectional(&mut client, &mut upstream) => {}
@@ -61,12 +61,12 @@ impl TcpProxy {
         proxy
     }
 
-    /// Returns the number of connections that were ever accepted.
+    /// Returns the number of connections accepted since the start.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Changes the upstream port of new connections.
+    /// Changes the upstream port. Existing connections keep theirs.
     pub fn set_upstream(&self, port: u16) {
         self.upstream.store(port, Ordering::Relaxed);
     }

@@ -1,15 +1,15 @@
-//! Draws a trace as SVG: one row per span, in the order of their start, indented below the parent.
+//! Draws traces as SVG, with one row per span. Spans are sorted by start time and indented below their parents.
 
 use std::fmt::Write as _;
 
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 
 const WIDTH: f64 = 1_000.0;
-/// Left edge of the bars.
+/// Horizontal position at which the bars start.
 const LEFT: f64 = 430.0;
 const ROW: f64 = 22.0;
 
-/// Draws traces, one below the other.
+/// Returns an SVG image of the traces, one below the other. Each trace has a title.
 pub fn draw(traces: &[(&str, Vec<Span>)]) -> String {
     let all = || traces.iter().flat_map(|(_, spans)| spans);
     let begin = all().map(|span| span.start_time_unix_nano).min().expect("a span");
@@ -61,7 +61,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// Returns each span after its parent, with its depth.
+/// Returns the spans with their depths. Each span follows its parent.
 fn in_order(spans: &[Span]) -> Vec<(usize, &Span)> {
     let mut sorted: Vec<&Span> = spans.iter().collect();
     sorted.sort_by_key(|span| span.start_time_unix_nano);

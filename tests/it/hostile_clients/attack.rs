@@ -1,4 +1,4 @@
-//! The attacks on a process.
+//! The attacks that hostile clients make on a process of the service.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,17 +10,17 @@ use tokio::{
 use super::http2::{ACK, Connection, PING, frame, message};
 use crate::harness::site::{READER, SYNC_ONLY};
 
-/// How long an attacker reads responses.
+/// How long an attacker waits for responses.
 const SHORT: Duration = Duration::from_millis(20);
 
 const SIGNED: &str = "ACS3-HMAC-SHA256 Credential=known,SignedHeaders=host,Signature=00";
 
-/// A kind of attack. Each is repeated until the end.
+/// A kind of attack. Attackers repeat an attack until the end of the test.
 #[derive(Debug, Clone, Copy)]
 pub enum Attack {
     /// Reflection requests whose responses are not read.
     Reflection,
-    /// Calls with a credential whose messages never end.
+    /// Calls with this credential whose messages never end.
     HalfSent(&'static str),
     /// Connections that send nothing.
     Silent,
@@ -52,7 +52,7 @@ pub const ATTACKS: [Attack; 11] = [
     Attack::Guessing,
 ];
 
-/// The addresses of a process.
+/// The addresses on which a process listens.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub grpc: SocketAddr,
@@ -60,7 +60,7 @@ pub struct Addresses {
     pub http: SocketAddr,
 }
 
-/// The newest connections that an attacker keeps open.
+/// The connections that an attacker keeps open. Old connections are dropped when there are too many.
 #[derive(Default)]
 pub struct OpenConnections {
     connections: Vec<Connection>,
@@ -82,7 +82,7 @@ impl OpenConnections {
 }
 
 impl Attack {
-    /// Attacks once, and leaves connections open in `open`.
+    /// Makes the attack once. Adds its connections to `open`, which keeps them open.
     pub async fn once(self, addresses: Addresses, open: &mut OpenConnections) {
         match self {
             Self::Reflection => request_reflection(addresses, open).await,
@@ -167,7 +167,7 @@ async fn send_heads(addresses: Addresses, open: &mut OpenConnections) {
 async fn list_without_reading(addresses: Addresses, open: &mut OpenConnections) {
     let mut connection = Connection::open(addresses.grpc, 0).await;
     for _ in 0..32 {
-        // A page of a thousand entries.
+        // Asks for a page of a thousand entries.
         connection.ask("/appferry.v1.ImageService/ListImages", READER, &[8, 0xe8, 0x07]).await;
     }
     connection.listen(Duration::from_millis(200), |_| false).await;

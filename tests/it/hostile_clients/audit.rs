@@ -1,4 +1,4 @@
-//! Unauthenticated callers cannot fill the audit log or the log.
+//! Unauthenticated callers cannot fill the audit log or the process log.
 
 use std::{fs, time::Duration};
 
@@ -35,7 +35,7 @@ async fn refusals_are_few_lines_that_are_short() {
     .await;
     assert!(log.lines().count() < 160, "{} lines", log.lines().count());
     assert!(log.lines().all(|line| line.len() < 512), "a line is longer");
-    // Rejected calls do not lead to the rejection of valid ones.
+    // The service still answers valid calls after it has rejected many others.
     let refused = app_sync(running.address, Some(ADMIN)).await.synchronize_app(ask("nobody-knows-it", &[])).await;
     assert_eq!(refusal::read(&refused.expect_err("there is none")).reason, "ImageNotFound");
     running.stop().await;
@@ -76,7 +76,7 @@ async fn frames_that_nobody_asked_for_write_no_log() {
     connection.listen(Duration::from_millis(200), |_| false).await;
     let before = logged().len();
     connection.send(&frame(PING, ACK, 0, b"12345678").repeat(2_000)).await;
-    // Once this call is answered, everything before it has been read.
+    // Once the service answers this call, it has read all earlier bytes of the connection.
     let stream = connection.call("/nothing.at.All/Here", &[]).await;
     assert!(connection.listen(Duration::from_secs(5), |c| c.closed || c.ended.contains_key(&stream)).await);
     assert!(logged().len() - before < 2_048, "{}", logged());

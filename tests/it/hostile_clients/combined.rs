@@ -1,5 +1,5 @@
-//! All attacks at once against one process with the default limits: the limits together keep the memory bounded and
-//! leave capacity for the administrator.
+//! All attacks at once against one process with the default limits. The limits together keep the process's memory
+//! bounded and leave capacity for the administrator.
 
 use std::time::{Duration, Instant};
 
@@ -22,14 +22,14 @@ use crate::harness::{
     site::{ADMIN, HOME, Site, images_client},
 };
 
-/// Limit for the resident memory of the process in MiB.
+/// Limit for the peak resident memory of the process, in MiB.
 const LIMIT_MIB: u64 = 256;
 
-/// Duration of the attacks.
+/// How long the attacks last.
 const ATTACK: Duration = Duration::from_secs(12);
 
-/// Pause before an attack is repeated: the attacks aim at memory and concurrency, not at the two processors that they
-/// share with the service.
+/// Pause before an attack is repeated. The attacks target memory and concurrency. They must not exhaust the processors,
+/// which they share with the service.
 const REST: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,7 +52,7 @@ async fn all_attacks_at_once_keep_nobody_out_and_take_little_memory() {
     let end = Instant::now() + ATTACK;
     for attack in ATTACKS {
         attackers.spawn(async move {
-            // Everything stays open until the end.
+            // Keeps the newest connections open until the end.
             let mut open = OpenConnections::default();
             while Instant::now() < end {
                 attack.once(addresses, &mut open).await;
@@ -78,11 +78,11 @@ async fn all_attacks_at_once_keep_nobody_out_and_take_little_memory() {
     let peak_mib = peak(&served);
     println!("at most {peak_mib} MiB; the administrator waited for {slowest:?} at most");
     assert!(peak_mib < LIMIT_MIB, "{peak_mib} MiB");
-    // The attackers and the service share the processors with other tests, and neither is optimized.
+    // The bound is generous, because attackers and service are unoptimized and share the processors with other tests.
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }
 
-/// Registers images with long descriptions, so that lists are large.
+/// Registers images with long descriptions, so that list responses are large.
 async fn fill(site: &Site, file: &std::path::Path) {
     let config = Config::load(file).expect("it is one");
     db::migrate(&config.database.settings()).await.expect("the schema");

@@ -1,4 +1,4 @@
-//! Concurrency limits for unauthenticated callers and for a single authenticated one.
+//! Limits on the concurrent calls of unauthenticated callers and of a single authenticated caller.
 
 use std::time::Duration;
 
@@ -50,17 +50,17 @@ fn open(connections: &[Connection]) -> usize {
 async fn half_sent_calls_keep_nobody_out() {
     let running = with_key().start_as(Role::Server).await;
     for (credential, most) in [
-        // Rejected at once: the key does not exist.
+        // The service rejects these calls immediately, because the key does not exist.
         ("ACS3-HMAC-SHA256 Credential=x,SignedHeaders=host,Signature=00", 0),
-        // These require reading the message: limited per source address.
+        // The service must read the message to verify the signature. It limits these calls per source address.
         (SIGNED, 32),
-        // Authenticated, but authorized for none of it: limited per principal.
+        // The principal is authenticated but not authorized. The service limits these calls per principal.
         (&format!("Bearer {SYNC_ONLY}"), 384),
     ] {
         let mut connections = half_sent(&running, 1_152, credential).await;
         assert!(open(&connections) <= most, "{credential}: {}", open(&connections));
         administrator_is_served(&running).await;
-        // The service ends them by its own timeout.
+        // The service ends the remaining calls when its own timeout expires.
         for connection in &mut connections {
             let ended = connection.listen(Duration::from_secs(15), |c| c.ended.len() == 128).await;
             assert!(ended, "{credential}: {} of 128 have ended", connection.ended.len());
@@ -76,7 +76,7 @@ async fn whoever_gives_up_half_way_is_written_down() {
     connection.call(GET_IMAGE, &[("authorization", SIGNED), ("grpc-timeout", "50m")]).await;
     let gone = connection.call(GET_IMAGE, &[("authorization", SIGNED)]).await;
     connection.listen(Duration::from_secs(5), |c| !c.ended.is_empty()).await;
-    // RST_STREAM with CANCEL.
+    // Resets the stream with RST_STREAM and the error code CANCEL.
     connection.send(&super::http2::frame(3, 0, gone, &8_u32.to_be_bytes())).await;
     until("both decisions in the audit log", async || {
         let text = std::fs::read_to_string(running.site.audit()).unwrap_or_default();

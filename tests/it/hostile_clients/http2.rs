@@ -1,4 +1,4 @@
-//! A minimal HTTP/2 client that sends single frames, for sequences that no real client produces.
+//! A minimal HTTP/2 client that sends single frames, so that tests can send sequences that no real client produces.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -20,34 +20,35 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
 
-/// Encodes a frame.
+/// Returns an encoded HTTP/2 frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Encodes a gRPC message.
+/// Returns an encoded, uncompressed gRPC message with its length prefix.
 pub fn message(content: &[u8]) -> Vec<u8> {
     let length = u32::try_from(content.len()).expect("it is short").to_be_bytes();
     [&[0], &length[..], content].concat()
 }
 
-/// A connection. It acknowledges SETTINGS and does nothing else by itself.
+/// An HTTP/2 connection. The only frames that it sends by itself are acknowledgements of SETTINGS.
 pub struct Connection {
     stream: TcpStream,
     unread: Vec<u8>,
     next: u32,
-    /// The ended streams, with the error code of the reset if there was one.
+    /// The ended streams. The value is the error code if the server reset the stream.
     pub ended: BTreeMap<u32, Option<u32>>,
     /// Number of received DATA bytes by stream.
     pub received: BTreeMap<u32, usize>,
-    /// Whether GOAWAY was received, and whether the connection has ended.
+    /// Whether the server has sent GOAWAY.
     pub told_to_go: bool,
+    /// Whether the connection has ended.
     pub closed: bool,
 }
 
 impl Connection {
-    /// Connects, and grants each stream of the server a window of `window` bytes.
+    /// Connects to a server, and grants it a flow-control window of `window` bytes per stream.
     pub async fn open(address: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(address).await.expect("it listens");
         let mut connection = Self {
@@ -65,7 +66,7 @@ impl Connection {
         connection
     }
 
-    /// Sends bytes. A closed connection is only noticed by [`Self::listen`].
+    /// Sends bytes. If that fails, marks the connection as closed.
     pub async fn send(&mut self, bytes: &[u8]) {
         self.closed |= self.stream.write_all(bytes).await.is_err();
     }
@@ -84,7 +85,7 @@ impl Connection {
         ];
         let mut block = Vec::new();
         for (name, value) in fixed.iter().chain(headers) {
-            // A literal header field without indexing, with a literal name (RFC 7541, section 6.2.2).
+            // Encodes a literal header field without indexing, with a literal name (RFC 7541, section 6.2.2).
             block.push(0);
             for text in [name, value] {
                 length(&mut block, text.len());
@@ -95,12 +96,12 @@ impl Connection {
         stream
     }
 
-    /// Sends data on a stream; with `END_STREAM` if `end` is set.
+    /// Sends a DATA frame on a stream, with `END_STREAM` if `end` is true.
     pub async fn data(&mut self, stream: u32, bytes: &[u8], end: bool) {
         self.send(&frame(DATA, if end { END_STREAM } else { 0 }, stream, bytes)).await;
     }
 
-    /// Sends a complete request.
+    /// Sends a complete call with a token. Returns the id of its stream.
     pub async fn ask(&mut self, path: &str, token: &str, content: &[u8]) -> u32 {
         let token = format!("Bearer {token}");
         let stream = self.call(path, &[("authorization", &token)]).await;
@@ -108,7 +109,8 @@ impl Connection {
         stream
     }
 
-    /// Receives frames until a condition holds, for at most `limit`. Returns whether it holds.
+    /// Receives frames until `until` holds or the connection is closed, for at most `limit`. Returns whether `until`
+    /// holds.
     pub async fn listen(&mut self, limit: Duration, until: impl Fn(&Self) -> bool) -> bool {
         let end = Instant::now() + limit;
         while !until(self) && !self.closed {
@@ -149,7 +151,7 @@ impl Connection {
     }
 }
 
-/// Encodes the length of a string as in RFC 7541, section 5.1, without Huffman coding.
+/// Appends the length of a string that is not Huffman-coded (RFC 7541, section 5.1).
 fn length(block: &mut Vec<u8>, length: usize) {
     let Some(mut rest) = length.checked_sub(127) else {
         block.push(u8::try_from(length).expect("it is less than 127"));

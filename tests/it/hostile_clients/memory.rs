@@ -1,5 +1,5 @@
-//! The memory that the process holds for unauthenticated clients and for clients that do not read. The service runs in
-//! its own process, whose resident memory is measured.
+//! The memory that the service holds for unauthenticated clients and for clients that do not read responses. The tests
+//! run the service in its own process and measure the resident memory of this process.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::harness::{
 const REFLECT: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// Limit for the growth in MiB: far less than the attackers send.
+/// Limit for the growth of the memory in MiB. The attackers send far more.
 const ADDED: u64 = 48;
 
 async fn serve(site: &Site) -> Served {
@@ -24,7 +24,7 @@ async fn serve(site: &Site) -> Served {
     Served::configured(&file).await
 }
 
-/// Returns the resident memory of the process in MiB.
+/// Returns the current resident memory of the process in MiB.
 fn resident(served: &Served) -> u64 {
     memory(served, "VmRSS:")
 }
@@ -44,11 +44,11 @@ fn memory(served: &Served, name: &str) -> u64 {
 async fn what_nobody_has_proved_anything_for_takes_little_memory() {
     let site = Site::new();
     let served = serve(&site).await;
-    // Warms up.
+    // Connects once, so that the memory that a first connection needs does not count as growth.
     drop(app_sync(served.address, Some(READER)).await);
     let before = resident(&served);
     let mut connections = Vec::new();
-    // Reflection requests of 64 KiB, whose response repeats them, over and over; and unfinished messages with long
+    // Sends many reflection requests of 64 KiB, which their responses repeat, and unfinished messages with long
     // headers.
     let mut question = vec![0x0a];
     question.extend([0xf0, 0xff, 0x03]);
@@ -77,11 +77,11 @@ async fn a_question_of_reflection_that_is_too_long_is_refused() {
     let running = Site::new().start_as(appferry::app::Role::Server).await;
     let mut connection = Connection::open(running.address, 1 << 20).await;
     let stream = connection.call(REFLECT, &[]).await;
-    // Announces a message longer than the limit.
+    // Announces a message that is longer than the limit.
     connection.data(stream, &[0, 0, 1, 0, 1, 1, 2, 3], false).await;
     assert!(connection.listen(Duration::from_secs(5), |c| c.ended.contains_key(&stream)).await);
     assert_eq!(connection.received.get(&stream), None, "nothing is answered");
-    // A regular reflection request succeeds.
+    // An ordinary reflection request succeeds.
     let stream = connection.call(REFLECT, &[]).await;
     let symbol = b"appferry.v1.ImageService";
     let lookup = [&[0x22, u8::try_from(symbol.len()).expect("it is short")][..], symbol].concat();

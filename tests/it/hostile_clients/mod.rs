@@ -1,5 +1,5 @@
-//! Hostile clients: each listener limits bytes, concurrency and time per client. With the default configuration, an attack is
-//! rejected, and an authorized caller is served within seconds.
+//! Hostile clients: each listener limits the bytes, the concurrency and the time of a client. With the default
+//! configuration, an attack is rejected, and an authorized caller is served within seconds.
 
 mod attack;
 mod audit;
@@ -17,7 +17,7 @@ use appferry::contract::v1::ListRegionsRequest;
 
 use crate::harness::site::{ADMIN, Running, images_client};
 
-/// Checks that the administrator is served in time, over a new connection.
+/// Asserts that the service answers the administrator in time, over a new connection.
 async fn administrator_is_served(running: &Running) {
     let began = Instant::now();
     let served = async {
@@ -26,6 +26,6 @@ async fn administrator_is_served(running: &Running) {
     };
     let served = tokio::time::timeout(Duration::from_secs(10), served).await;
     served.expect("it is answered").expect("the administrator may ask");
-    // The bound allows for a machine that runs other tests.
+    // The bound is generous, because the machine runs other tests at the same time.
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

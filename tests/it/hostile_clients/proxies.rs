@@ -1,5 +1,5 @@
-//! Trusted proxies: only they may state the client's address, and guessing through one does not lock out its other
-//! clients.
+//! Trusted proxies: only a trusted proxy may state the client's address. A client that guesses tokens through a proxy
+//! does not lock out other clients of the proxy.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::harness::{
 
 const LIST_REGIONS: &str = "/appferry.v1.ImageService/ListRegions";
 
-/// Returns the source address of the last decision in the audit log.
+/// Waits until the audit log has `decisions` decisions, and returns the source address of the last of them.
 async fn source_of_last(running: &Running, decisions: usize) -> String {
     until("the decision", async || {
         let text = std::fs::read_to_string(running.site.audit()).unwrap_or_default();
@@ -65,7 +65,7 @@ async fn the_proxy_protocol_says_for_whom_a_connection_is() {
     stream.read_to_string(&mut answer).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     assert_eq!(source_of_last(&running, 1).await, "192.0.2.9");
-    // Without a PROXY header, the connection is rejected.
+    // The service closes a connection without a PROXY header.
     let mut stream = tokio::net::TcpStream::connect(running.openapi()).await.expect("it listens");
     stream.write_all(request).await.expect("it is sent");
     let mut answer = Vec::new();

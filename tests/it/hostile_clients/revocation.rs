@@ -1,4 +1,4 @@
-//! Revocation: open streams and connections are checked again when the directory changes.
+//! Revocation: the service checks open streams and connections again when the directory of principals changes.
 
 use std::{fs, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::harness::{
     until,
 };
 
-/// The file is checked every second, and changes take effect within one more; doubled for a loaded machine.
+/// How long a change of the configuration file may take to have an effect. The service checks the file every second and
+/// applies a change within another second. The limit is doubled for a loaded machine.
 const LIMIT: Duration = Duration::from_secs(4);
 
 /// Starts a synchronization that does not end, because one of its regions has no store.
@@ -30,13 +31,13 @@ async fn lasting() -> (Running, String) {
     (running, id)
 }
 
-/// Changes the configuration file.
+/// Replaces the content of the configuration file by the result of `act`.
 fn change(running: &Running, act: impl FnOnce(String) -> String) {
     let file = running.site.directory.path().join("appferry.toml");
     let text = fs::read_to_string(&file).expect("the configuration");
     let changed = act(text.clone());
     assert_ne!(changed, text);
-    // Replaces the file atomically, so that no partial file is read.
+    // Replaces the file atomically, so that the service reads no partial file.
     let new = file.with_extension("new");
     fs::write(&new, changed).expect("it is written");
     fs::rename(new, file).expect("it is replaced");
@@ -47,7 +48,7 @@ fn digest(token: &str) -> String {
     hex::encode(sha2::Sha256::digest(token))
 }
 
-/// Returns the status with which a watch of the reader ends after the configuration was changed.
+/// Returns the status with which the reader's watch ends after the configuration is changed.
 async fn watch_ends(running: &Running, id: &str, act: impl FnOnce(String) -> String) -> tonic::Status {
     let mut client = app_sync(running.address, Some(READER)).await;
     let request = WatchSynchronizationRequest { request_id: id.to_owned() };
@@ -94,7 +95,7 @@ async fn a_stream_ends_when_its_token_or_its_policy_is_taken_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_configuration_that_cannot_be_used_still_takes_out_whom_it_does_not_list() {
     let (running, id) = lasting().await;
-    // The token is removed, and the file has other errors: a region without a store and an unknown key.
+    // Removes the token. The file also has errors: a home region without a store and an unknown key.
     let ended = watch_ends(&running, &id, |text| {
         let text = text.replace(&digest(READER), &"0".repeat(64));
         text.replace("[worker]\n", "[worker]\nno_such_key = 1\n")
@@ -108,7 +109,8 @@ async fn a_configuration_that_cannot_be_used_still_takes_out_whom_it_does_not_li
         "ImageNotFound",
         "others are still authorized"
     );
-    // An invalid configuration admits no new credential. Once the removal in it is in effect, it has been read.
+    // An invalid configuration admits no new credential. Also removes a token: once the removal is in effect, the
+    // service has read the file.
     change(&running, |text| {
         let text = text.replace(&"0".repeat(64), &digest("a-new-token"));
         text.replace(&digest(SYNC_ONLY), &"1".repeat(64))

@@ -1,4 +1,4 @@
-//! Timeouts: every call, response and connection ends by a timer that its client cannot extend.
+//! Timeouts: every call, response and connection has a time limit that the client cannot extend.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const LIST_IMAGES: &str = "/appferry.v1.ImageService/ListImages";
 const WATCH: &str = "/appferry.v1.AppSyncService/WatchSynchronization";
 const VERIFY: &str = "/appferry.v1.ImageService/VerifyImage";
 
-/// CANCEL (RFC 9113, section 7).
+/// The error code CANCEL (RFC 9113, section 7).
 const CANCEL: Option<u32> = Some(8);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,7 +33,7 @@ async fn an_answer_that_nobody_takes_ends_by_its_deadline() {
     let id = running.synchronize(&app, &[]).await.expect("it is accepted");
     let watch = [&[0x0a, 36][..], id.as_bytes()].concat();
     let verify = [&[0x0a, u8::try_from(app.len()).expect("it is short")][..], app.as_bytes()].concat();
-    // A window of zero bytes, or of one, which must not let the whole response through.
+    // A window of zero bytes or one byte, so that the whole response cannot be sent.
     for window in [0, 1] {
         let mut connection = Connection::open(running.address, window).await;
         let streams = [
@@ -75,7 +75,7 @@ async fn who_takes_no_answers_keeps_only_its_own_places() {
     for _ in 0..20 {
         connection.ask(VERIFY, VERIFIER, &verify).await;
     }
-    // Two of them are processed; the others are rejected with a retry delay.
+    // Two of the calls are processed. The others are rejected with a retry delay.
     assert!(connection.listen(Duration::from_secs(5), |c| c.ended.len() == 18).await, "{:?}", connection.ended);
     let mut other = Connection::open(running.address, 65_535).await;
     let stream = other.ask(VERIFY, ADMIN, &verify).await;

@@ -1,4 +1,5 @@
-//! Data at rest: files and database rows reveal no secret, and modified ones are not trusted.
+//! Secrets on disk and in transit: the database reveals no secret, the program refuses a data directory that other
+//! users can modify, and the command line sends an unencrypted token only to this machine.
 
 use std::{
     fs::{self, Permissions},
@@ -20,7 +21,7 @@ use crate::harness::{
 
 const SECRET: &str = "UPLOAD-SECRET-123";
 
-/// Returns the files in a directory that contain a text.
+/// Returns the files of a directory whose content includes a text.
 fn holds(directory: &Path, text: &str) -> Vec<String> {
     let files = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
     let has = |path: &std::path::PathBuf| {
@@ -29,7 +30,7 @@ fn holds(directory: &Path, text: &str) -> Vec<String> {
     files.filter(has).map(|path| path.display().to_string()).collect()
 }
 
-/// A registry that accepts a chunked upload and interrupts it, over and over.
+/// A registry accepts a chunked upload and interrupts it repeatedly. The location of the upload contains a secret.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_secret_of_an_upload_is_not_in_the_database() {
     let proxy = hostile(|request| match request.method {
@@ -44,7 +45,7 @@ async fn the_secret_of_an_upload_is_not_in_the_database() {
     running.add("a", &[noise(65 << 20, 1)]).await;
     let id = running.synchronize("a", &["cn-shanghai"]).await.expect("it is accepted");
     let directory = running.site.directory.path().to_owned();
-    // The upload's location is stored encrypted.
+    // Waits until the database contains the location of the upload in encrypted form.
     until("a recorded upload", async || (!holds(&directory, "sealed1:").is_empty()).then_some(())).await;
     let done = running.finished(&id).await;
     assert_eq!(done.state(), SynchronizationState::Failed);
@@ -77,7 +78,7 @@ fn a_data_directory_of_others_is_refused() {
     refused(directory.path(), "admin-token");
     mode(&data.join("admin-token"), 0o600);
     process::stdout(&process::run(directory.path(), &["migrate"]));
-    // A symbolic link and a directory that belong to another user: only root can change owners.
+    // The program also refuses a directory or a symbolic link of another user. Only root can change owners.
     if rustix::process::geteuid().is_root() {
         chown(&data, Some(1_234), Some(1_234)).expect("the owner changes");
         refused(directory.path(), "belongs to user 1234");

@@ -1,11 +1,11 @@
-//! A malicious challenge of a registry does not affect later requests.
+//! A malicious challenge from a registry does not affect later requests.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-use appferry::region::{Error, Source as _, Store as _};
+use appferry::storage::{Error, Source as _, Store as _};
 
 use super::{MANIFEST, answer, hostile, manifest, name, store, trap};
 use crate::harness::proxy::{Action, ReceivedRequest};
@@ -40,8 +40,8 @@ async fn one_bad_answer_spoils_no_request_after_it() {
         "Negotiate".to_owned(),
         String::new(),
     ] {
-        // It sends the malicious challenge with its first and its fourth response: before and after the first valid
-        // token.
+        // The registry sends the malicious challenge in its first and its fifth response, before and after it accepts a
+        // valid token. Responses of the token server do not count.
         let count = Arc::<AtomicUsize>::default();
         let (said, counted) = (challenge.clone(), Arc::clone(&count));
         let proxy = hostile(move |request| {
@@ -68,7 +68,7 @@ async fn one_bad_answer_spoils_no_request_after_it() {
     assert_eq!(trap.requests().len(), 0, "the host is not contacted");
 }
 
-/// A token server that becomes unavailable for a while after it has worked.
+/// A token server becomes unavailable for a while after it has issued a token.
 #[tokio::test]
 async fn a_realm_that_goes_away_is_asked_for_again() {
     let (away, realm) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());

@@ -1,5 +1,5 @@
-//! Hostile stores: whatever location a registry returns, no unconfigured host is contacted, and no credential is sent
-//! to another host.
+//! Hostile stores: whatever location a registry returns, the service contacts no unconfigured host and sends no
+//! credential to another host.
 
 mod at_rest;
 mod challenges;
@@ -13,9 +13,9 @@ use std::sync::{
 
 use appferry::{
     domain::{Algorithm, Descriptor, ImageName},
-    region::{
+    storage::{
         Chunk, Credentials, Error, Location, Memory, RegistryClient, RegistryStore, Result, Source as _, Stage,
-        Store as _, guard::Guard,
+        Store as _, ssrf_guard::Guard,
     },
 };
 use http::{Method, StatusCode};
@@ -28,7 +28,7 @@ use crate::harness::{
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A server that must not be contacted: counts requests and records their credentials.
+/// Starts a server that must not be contacted. Returns it with the number of requests that contained a credential.
 async fn trap() -> (Proxy, Arc<AtomicUsize>) {
     let shown = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&shown);
@@ -147,7 +147,7 @@ async fn addresses_that_are_never_dialed_are_not_dialed_even_where_they_are_list
     assert!(matches!(loopback, Err(Error::Forbidden { .. })), "{loopback:?}");
 }
 
-/// A name that resolves to a public address when it is checked and to the loopback address when it is dialed (DNS
+/// A host name resolves to a public address when it is checked, and to the loopback address when it is dialed (DNS
 /// rebinding).
 #[tokio::test]
 async fn a_name_that_is_bound_anew_is_not_dialed() {

@@ -1,12 +1,13 @@
-//! A store with wrong sizes does not cause large allocations or overflows.
+//! Wrong sizes in the metadata of a store cause no large allocations and no overflows.
 
 use std::{collections::HashMap, fs, sync::Arc, time::Instant};
 
 use appferry::{
     client::Client,
     domain::{Descriptor, Digest, ImageName},
-    region::{
-        Access, AccessKeys, Chunk, DirStore, Error, Location, Source as _, Store as _, Tree, guard::Guard, open_bucket,
+    storage::{
+        Access, AccessKeys, Chunk, DirStore, Error, Location, ManifestGraph, Source as _, Store as _, open_bucket,
+        ssrf_guard::Guard,
     },
 };
 use http::Method;
@@ -23,7 +24,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Maximum size of a manifest in bytes.
 const MOST: usize = 4 << 20;
 
-/// Returns a manifest whose layers have distinct digests and these sizes.
+/// Returns a manifest whose layers have distinct digests and state these sizes.
 fn layers(sizes: impl IntoIterator<Item = u64>) -> String {
     layers_from(0, sizes)
 }
@@ -38,7 +39,7 @@ fn layers_from(first: usize, sizes: impl IntoIterator<Item = u64>) -> String {
     json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }).to_string()
 }
 
-/// Returns an index of manifests with the stated sizes.
+/// Returns an index that states these sizes for the manifests.
 fn index<'a>(manifests: impl IntoIterator<Item = (&'a Descriptor, u64)>) -> String {
     let entry = |(of, size): (&Descriptor, u64)| json!({ "mediaType": of.media_type, "digest": of.digest.to_string(), "size": size });
     let manifests: Vec<_> = manifests.into_iter().map(entry).collect();
@@ -49,7 +50,7 @@ fn of(kind: &str, content: &str) -> Descriptor {
     Descriptor { media_type: kind.into(), ..blob(content.as_bytes()) }
 }
 
-/// Starts a registry of one repository with these manifests, the first of which has every tag, and without referrers.
+/// Starts a registry with these manifests and no referrers. Every tag refers to the first manifest.
 async fn registry(contents: Vec<(&'static str, String)>) -> Proxy {
     let root = contents[0].clone();
     let by_digest: HashMap<Digest, _> =
@@ -72,11 +73,11 @@ async fn registry(contents: Vec<(&'static str, String)>) -> Proxy {
     .await
 }
 
-async fn read(proxy: &Proxy, root: &Descriptor) -> Result<Tree, Error> {
+async fn read(proxy: &Proxy, root: &Descriptor) -> Result<ManifestGraph, Error> {
     let store = store(proxy);
-    let measured = Tree::measure(&store, &name(), root).await;
-    let read = Tree::read(&store, &name(), root, &[]).await;
-    assert_eq!(measured.as_ref().ok().map(|measure| measure.bytes), read.as_ref().map(Tree::size).ok());
+    let measured = ManifestGraph::measure(&store, &name(), root).await;
+    let read = ManifestGraph::read(&store, &name(), root, &[]).await;
+    assert_eq!(measured.as_ref().ok().map(|measure| measure.bytes), read.as_ref().map(ManifestGraph::size).ok());
     assert_eq!(measured.as_ref().err().map(ToString::to_string), read.as_ref().err().map(ToString::to_string));
     read
 }
@@ -106,7 +107,7 @@ async fn more_parts_than_an_image_may_have_are_refused() {
     for (counts, good) in
         [(vec![36_000], false), (vec![20_001], false), (vec![19_000], true), (vec![11_000, 11_000], false)]
     {
-        // The blobs of different manifests are distinct.
+        // Different manifests have different layers, so that the total number of layers counts.
         let content = |(n, count): (usize, &usize)| (MANIFEST, layers_from(n * 100_000, vec![1; *count]));
         let contents: Vec<_> = counts.iter().enumerate().map(content).collect();
         let below: Vec<_> = contents.iter().map(|(kind, content)| of(kind, content)).collect();
@@ -128,19 +129,19 @@ async fn a_manifest_of_another_size_than_is_said_is_refused() {
         let refused = read(&proxy, &Descriptor { size, ..root.clone() }).await;
         assert!(matches!(refused, Err(Error::SizeMismatch { .. } | Error::Malformed { .. })), "{size}: {refused:?}");
     }
-    // In a directory, the size of the file counts.
+    // A directory store compares the stated size with the size of the file.
     let directory = tempfile::tempdir().expect("a directory");
     let blobs = directory.path().join("a/blobs/sha256");
     fs::create_dir_all(&blobs).expect("a layout");
     fs::write(blobs.join(root.digest.hex()), &content).expect("a blob");
     let store = DirStore::new(directory.path());
     let at = ImageName("a".into());
-    Tree::read(&store, &at, &root, &[]).await.expect("it is one");
-    let refused = Tree::read(&store, &at, &Descriptor { size: 1, ..root }, &[]).await;
+    ManifestGraph::read(&store, &at, &root, &[]).await.expect("it is one");
+    let refused = ManifestGraph::read(&store, &at, &Descriptor { size: 1, ..root }, &[]).await;
     assert!(matches!(refused, Err(Error::SizeMismatch { .. })), "{refused:?}");
 }
 
-/// A referrers list that is a sparse file of one tebibyte.
+/// The referrers list is a sparse file of one tebibyte.
 #[tokio::test]
 async fn a_directory_has_nothing_read_that_is_too_large() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -161,12 +162,13 @@ async fn a_directory_has_nothing_read_that_is_too_large() {
     let store = DirStore::new(directory.path());
     let started = Instant::now();
     fs::write(layout.join("blobs/sha256").join(root.digest.hex()), &content).expect("a manifest");
-    let tree = Tree::read_with_attachments(&store, &ImageName("a".into()), &root, &[]).await.expect("it is one");
+    let tree =
+        ManifestGraph::read_with_attachments(&store, &ImageName("a".into()), &root, &[]).await.expect("it is one");
     assert!(tree.warnings.iter().any(|warning| warning.contains("the most is")), "{:?}", tree.warnings);
     assert!(started.elapsed().as_secs() < 5);
 }
 
-/// The client library reads a bucket's error responses whole.
+/// The client library reads error responses whole, so the service must limit the responses of a bucket.
 #[tokio::test]
 async fn no_answer_of_a_bucket_is_held_whole() {
     let page = format!(
@@ -204,8 +206,9 @@ fn peak(process: u32) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
 }
 
-/// Indexes whose manifests claim one byte and have four MiB; endless referrers lists; and annotations that take more
-/// memory than their encoding. All of it in sixteen concurrent copies.
+/// Registers 48 images concurrently, 16 each of three kinds: indexes that state one byte for manifests of 4 MiB,
+/// indexes that state the true size of such manifests, and indexes whose annotations take more memory than their
+/// encoding.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_lies_takes_little_memory() {
     let filler = format!("{}{}", layers([1]), " ".repeat(MOST));

@@ -1,5 +1,5 @@
-//! Texts of hostile stores end up in errors, rows, logs, headers and terminals: they must be short and printable
-//! everywhere.
+//! Texts from hostile stores end up in errors, rows, logs, headers and terminals. They must be short and printable in
+//! all of them.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use appferry::{
         image_service_server::{ImageService, ImageServiceServer},
     },
     domain::{Digest, ImageName, is_unprintable},
-    region::{DirStore, Error, Source as _, Store as _, Tree},
+    storage::{DirStore, Error, ManifestGraph, Source as _, Store as _},
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -36,9 +36,10 @@ use crate::harness::{
 
 /// Control sequences, direction overrides, and line breaks.
 const EVIL: &str = "\u{1b}]0;PWNED\u{7}\u{1b}[2Jred\u{202e}\u{9b}32m\r\nFAKE-LINE  AVAILABLE\u{8}\u{2066}";
-/// Longer than any reasonable error message.
+/// Length of a text that is longer than any reasonable error message, in bytes.
 const LONG: usize = 3_500_000;
-/// Maximum length of an error message: the operation, the quoted text, and the sentence around them.
+/// Maximum length in bytes of an error message, which includes the operation, the quoted text, and the sentence around
+/// them.
 const MOST: usize = 1_200;
 
 fn evil() -> String {
@@ -51,7 +52,7 @@ fn is_fit(error: &Error) {
     assert!(!text.contains(is_unprintable), "{text:?}");
 }
 
-/// Returns a manifest with a wrong field in one layer.
+/// Returns a manifest whose only layer has this value in one field.
 fn manifest_with(field: &str, value: serde_json::Value) -> String {
     let digest = blob(b"{}").digest.to_string();
     let mut layer = json!({ "mediaType": "application/octet-stream", "digest": digest, "size": 2 });
@@ -72,7 +73,7 @@ async fn no_manifest_makes_an_error_long_or_unprintable() {
         let root = manifest(content.as_bytes());
         let kind = vec![("content-type", MANIFEST.to_owned())];
         let proxy = hostile(move |_| answer(200, kind.clone(), &content)).await;
-        let error = Tree::read(&store(&proxy), &name(), &root, &[]).await.expect_err("it is none");
+        let error = ManifestGraph::read(&store(&proxy), &name(), &root, &[]).await.expect_err("it is none");
         assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
         is_fit(&error);
     }
@@ -126,8 +127,8 @@ async fn no_tag_of_a_layout_makes_an_error_long_or_unprintable() {
     }
 }
 
-/// End to end: the home region's registry is valid until an image is registered. Then its lists are malicious, and for
-/// a while its blobs.
+/// An end-to-end test. The home region's registry behaves until an image is registered. Then its referrers lists are
+/// malicious, and for a while also its responses for blobs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
     let lies = Arc::<AtomicBool>::default();
@@ -211,7 +212,7 @@ async fn a_region_that_lies_fills_no_row_no_log_and_no_screen() {
     assert!(rows < 1 << 20, "{rows} bytes");
 }
 
-/// Errors quote a caller's input shortened, so that they fit into the 8 KiB of headers that every gRPC client accepts.
+/// Errors shorten the input that they quote, so that they fit into the 8 KiB of headers that every gRPC client accepts.
 #[tokio::test]
 async fn a_refusal_fits_into_headers_whatever_it_is_about() {
     let running = Site::new().start().await;
@@ -255,7 +256,7 @@ async fn a_name_that_a_terminal_would_act_on_is_refused() {
     images.add_image(described).await.expect("it is valid");
 }
 
-/// A malicious service: the command line escapes control sequences in its responses.
+/// The command line escapes control sequences in the responses of a malicious service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_lies_does_nothing_to_a_terminal() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -284,7 +285,7 @@ async fn a_service_that_lies_does_nothing_to_a_terminal() {
     serving.abort();
 }
 
-/// Responds to every call with the same text.
+/// A service whose responses all contain the same malicious text.
 struct Liar;
 
 fn image() -> Image {

@@ -19,7 +19,7 @@ use crate::harness::{
     site::{self, ADMIN, HOME, Site, app_sync},
 };
 
-/// Concurrent reads.
+/// The number of concurrent reads.
 const AT_ONCE: usize = 3;
 /// The document with the table of results.
 const TABLE: &str = "docs/interop.md";
@@ -152,7 +152,7 @@ async fn read_all(fixture: &Arc<Fixture>, readings: Vec<Reading>) -> Failures {
     failures
 }
 
-/// One row for each writer and kind of region.
+/// Returns the table, with one row for each writer and kind of region.
 fn table(failures: &Failures) -> String {
     let names = |readers: &[Reader]| readers.iter().map(|reader| reader.name).collect::<Vec<_>>().join(", ");
     let mut table = "| written by | carried to | read there by |\n|---|---|---|\n".to_owned();

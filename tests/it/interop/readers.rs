@@ -7,9 +7,9 @@ use super::{Tools, tools::text};
 /// A location of an image.
 #[derive(Debug, Clone)]
 pub enum Place {
-    /// A layout: of a directory region, or downloaded from a bucket.
+    /// A layout of a directory region, or one that was downloaded from a bucket.
     Layout(PathBuf),
-    /// A registry, and the name in it.
+    /// The address of a registry, and the image's name in it.
     Registry(SocketAddr, String),
 }
 
@@ -26,11 +26,11 @@ pub struct Reader {
 /// Resources for one read.
 #[derive(Debug)]
 pub struct Spare {
-    /// A number that no other read has.
+    /// A number that is unique to this read.
     pub number: usize,
     /// A path that does not exist yet.
     pub path: String,
-    /// A name in a registry that accepts anything.
+    /// The name under which `crane push`, which reads a layout, pushes the image to a registry.
     pub pushed: String,
 }
 
@@ -76,14 +76,15 @@ fn umoci(tools: &Tools, from: &str, spare: &Spare) -> Result<Option<String>, Str
     if solver == b"one" { Ok(None) } else { Err(format!("{from} unpacked has another file")) }
 }
 
-/// podman derives an image name from the layout's path, which must be lower case: a symbolic link provides such a path.
+/// Reads a layout with podman. podman derives an image name from the path of the layout, and that name must be lower
+/// case: a symbolic link provides such a path.
 fn podman_layout(tools: &Tools, layout: &str, name: &str, spare: &Spare) -> Result<Option<String>, String> {
     let link = format!("linked-{}", spare.number);
     std::os::unix::fs::symlink(layout, tools.path(&link)).map_err(|error| error.to_string())?;
     podman(tools, &format!("oci:{link}{name}"), spare)
 }
 
-/// Reads layouts, with and without the image's name.
+/// The readers of layouts. Some select the image by its name.
 pub const OF_LAYOUTS: &[Reader] = &[
     Reader { name: "skopeo", read: |tools, layout, spare| skopeo(tools, &format!("oci:{layout}"), spare) },
     Reader {
@@ -112,7 +113,7 @@ pub const OF_LAYOUTS: &[Reader] = &[
     Reader { name: "umoci `:latest`", read: |tools, layout, spare| umoci(tools, &format!("{layout}:latest"), spare) },
 ];
 
-/// Reads from registries.
+/// The readers of registries.
 pub const OF_REGISTRIES: &[Reader] = &[
     Reader { name: "skopeo", read: |tools, name, spare| skopeo(tools, &format!("docker://{name}"), spare) },
     Reader { name: "podman", read: |tools, name, spare| podman(tools, &format!("docker://{name}"), spare) },

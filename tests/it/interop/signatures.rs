@@ -54,7 +54,7 @@ impl Fixture {
             let image = format!("{address}/apps/{name}");
             let output = self.tools.run("oras", &["discover", "--plain-http", "--format", "json", &image]);
             assert!(output.contains(SIGNATURE), "{image}: {output}");
-            // The image, the signature and its bundle.
+            // The copy has the image, the signature and its bundle.
             let copy = format!("{}:copy", self.tools.path(&format!("of-{}", address.port())).display());
             self.tools.run("oras", &["cp", "--recursive", "--from-plain-http", &image, "--to-oci-layout", &copy]);
         }

@@ -18,7 +18,7 @@ impl Tools {
         Self { directory }
     }
 
-    /// Returns the path of a file or directory that is removed when this is dropped.
+    /// Returns the path of a file or directory that is removed when `self` is dropped.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -42,7 +42,8 @@ impl Tools {
         self.try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// podman and buildah store images in the private directory, without overlay file systems.
+    /// Returns the options with which podman and buildah store images in the private directory, without overlay file
+    /// systems.
     fn storage(&self, program: &str) -> Vec<String> {
         if !["podman", "buildah"].contains(&program) {
             return Vec::new();

@@ -38,11 +38,11 @@ impl Writer {
 pub struct Base {
     pub layout: PathBuf,
     pub digest: String,
-    /// Its name in the registry.
+    /// The image's name in the registry.
     pub pushed: String,
 }
 
-/// Creates the image, whose layers are real tar archives: programs unpack them.
+/// Creates the image. Its layers are real tar archives, because programs unpack them.
 pub fn base(layout: &Path) -> String {
     let tar = |name: &str, content: &[u8]| {
         let mut tar = tar::Builder::new(Vec::new());

@@ -1,17 +1,17 @@
-//! Exhaustive model check of the replica state machine: three workers that claim, copy, and report late or never;
-//! expiring leases; calls that join, cancel and restart. Every step of the replica is `Replica::apply`, the function
-//! that the service runs.
+//! Exhaustive model check of the replica state machine. Three workers claim, copy, and report late or never; leases
+//! expire; calls join, cancel and restart copies. The model changes the replica only with `Replica::apply`, the
+//! function that the service runs.
 //!
-//! The invariants of every reachable state:
+//! The model check verifies these invariants in every reachable state:
 //!
-//! - *verified*: a replica is AVAILABLE only if the worker with its last claim has verified it;
+//! - *verified*: a replica is AVAILABLE only if the worker with the last claim has verified it;
 //! - *none lost*: while a call waits for a replica, the replica is pending or being copied;
-//! - *ended once*: a call's result for a replica is the replica's outcome, reported once;
+//! - *ended once*: a call gets the replica's outcome as its result, exactly once;
 //! - *overtaken*: a write with an old fence changes nothing;
-//! - *superseded*: a replica whose name was taken over stays so;
-//! - *awake*: when something is due, not every worker sleeps without a notification;
-//! - *suspended*: a pending replica in an unconfigured region is claimed by no worker, and is pending again when the
-//!   region is configured.
+//! - *superseded*: a replica whose name was taken over stays superseded;
+//! - *awake*: when the replica is due, at least one worker is awake or notified;
+//! - *suspended*: no worker claims a pending replica in an unconfigured region, and the replica is pending again when
+//!   the region is configured.
 
 mod walk;
 mod world;
@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use appferry::domain::{Event, Progress, Replica, Timestamp, Verification, Warnings, WorkerId};
 use stateright::{Checker as _, Model as _};
-
-use crate::harness::history::explain;
 use walk::Walk;
 use world::Machine;
+
+use crate::harness::history::explain;
 
 #[test]
 fn the_machine_holds_in_every_state_that_can_be_reached() {
@@ -43,7 +43,7 @@ fn the_machine_holds_where_its_region_comes_and_goes() {
     assert!(checker.unique_state_count() > 5_000, "{}", checker.unique_state_count());
 }
 
-/// Returns the invariants that an injected fault violates, with the length of the shortest counterexample.
+/// Returns the names of the invariants that a state machine with an injected fault violates.
 fn violations(machine: Machine) -> Vec<&'static str> {
     let checker = Walk { machine, suspends: false }
         .checker()
@@ -71,7 +71,7 @@ fn planted_faults_are_found() {
     }
 }
 
-/// The replay rejects histories that a faulty service would produce.
+/// The replay of a history detects steps that only a faulty service would make.
 #[test]
 fn what_is_no_transition_is_found_out() {
     let lease = Duration::from_millis(10);

@@ -10,8 +10,9 @@ use stateright::{Model, Property};
 use super::world::{CLAIMS, Call, LEASE, Machine, Worker, World};
 
 const WORKERS: usize = 3;
-/// The end of time in the model. A lease lasts for two steps, and a retry follows after one.
+/// The last time in the model, in milliseconds. Time advances by one millisecond at a time.
 const LAST: i64 = 4;
+/// Delay of a retry, which is half as long as a lease.
 const RETRY: Duration = Duration::from_millis(1);
 const CALLS: usize = 3;
 
@@ -35,11 +36,11 @@ pub enum Step {
     Tick,
 }
 
-/// A walk through all states.
+/// A model with all transitions of one state machine.
 pub struct Walk {
     pub machine: Machine,
-    /// Whether the region is removed from the configuration once. Uses fewer workers and calls, because the state space
-    /// would be too large.
+    /// Whether the region may be removed from the configuration once. If so, the model has fewer workers and calls,
+    /// because the state space would be too large otherwise.
     pub suspends: bool,
 }
 
@@ -104,7 +105,7 @@ impl Model for Walk {
         if world.damaged < 1 && world.standing() == Standing::Available {
             steps.push(Step::Damage);
         }
-        // Rejected while a copy is in progress.
+        // The service rejects a takeover of the name while a copy is in progress.
         if !world.superseded && world.standing() == Standing::Available {
             steps.push(Step::Supersede);
         }
@@ -203,7 +204,7 @@ impl Model for Walk {
                 let status = world.replica.as_ref().map(Replica::status);
                 !world.superseded || status == Some(RegionStatus::Superseded)
             }),
-            // Checks that the relevant states are reachable.
+            // These properties check that the relevant states are reachable.
             Property::sometimes("a copy is there", |_, world: &World| world.standing() == Standing::Available),
             Property::sometimes("a copy is suspended", |walk: &Self, world: &World| {
                 !walk.suspends || world.is_suspended()

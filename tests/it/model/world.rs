@@ -5,11 +5,11 @@ use std::time::Duration;
 use appferry::domain::{Event, Outcome, RegionStatus, Replica, Standing, Timestamp, WorkerId};
 use stateright::Representative;
 
-/// Claims in one run of the model at most.
+/// Maximum number of claims in one run of the model.
 pub const CLAIMS: u8 = 4;
 pub const LEASE: Duration = Duration::from_millis(2);
 
-/// The machine under test: the service's, or one with an injected fault.
+/// The state machine under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine {
     Ours,
@@ -25,13 +25,13 @@ pub enum Machine {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Worker {
-    /// It is about to poll.
+    /// The worker is about to poll.
     Awake,
-    /// It has polled and found nothing. The flag is set by a notification since then.
+    /// The worker has polled and found nothing. The flag is set if a notification has arrived since then.
     Looked(bool),
-    /// It sleeps until a notification or its next poll.
+    /// The worker sleeps until a notification or its next poll.
     Asleep,
-    /// It holds a claim with that fence, the last or an earlier one, and has verified its copy or not.
+    /// The worker holds a claim, which need not be the last one.
     Holds { fence: u64, claim: u8, verified: bool },
 }
 
@@ -47,7 +47,8 @@ pub struct World {
     pub replica: Option<Replica>,
     pub calls: Vec<Call>,
     pub workers: Vec<Worker>,
-    /// Whether workers were notified of due replicas. Replicas that become due by time are found by polling.
+    /// Whether workers were notified since the last claim that the replica is due. If the replica becomes due by the
+    /// passing of time, workers find it by polling.
     pub rung: bool,
     pub claims: u8,
     pub canceled: u8,
@@ -74,13 +75,13 @@ impl World {
         Standing::from_status(self.replica.as_ref().map(Replica::status))
     }
 
-    /// Applies an event to the replica; `None` if it is not valid.
+    /// Applies an event to the replica. Returns `None` if the event is not valid.
     pub fn apply(&mut self, event: Event) -> Option<()> {
         self.replica = Some(self.replica.as_ref()?.apply(event, self.now).ok()?);
         Some(())
     }
 
-    /// Lets all workers poll.
+    /// Wakes all sleeping workers, as their poll timers do.
     pub fn poll(&mut self) {
         for worker in &mut self.workers {
             if *worker == Worker::Asleep {
@@ -160,7 +161,7 @@ impl World {
         }
     }
 
-    /// Accepts a call, or rejects it; a rejection changes nothing and is `None`.
+    /// Accepts a call. Returns `None` if the call is rejected, which changes nothing.
     pub fn call(&mut self, machine: Machine) -> Option<()> {
         match self.standing() {
             Standing::Available => return None,
@@ -177,7 +178,7 @@ impl World {
         Some(())
     }
 
-    /// Cancels the first waiting call; the replica is canceled if no other call waits for it.
+    /// Cancels the first waiting call, and the replica as well if no other call waits for it.
     pub fn cancel(&mut self) -> Option<()> {
         self.canceled += 1;
         if self.calls.iter().filter(|call| **call == Call::Waits).count() == 1 {
@@ -187,7 +188,7 @@ impl World {
         Some(())
     }
 
-    /// Lets a worker claim the replica if it is due.
+    /// Lets a worker poll, and claim the replica if it is due.
     pub fn look(&mut self, machine: Machine, worker: usize) -> Option<()> {
         let due = self.replica.clone().filter(|replica| replica.claimable(self.now) && self.claims < CLAIMS);
         self.workers[worker] = match due {

@@ -2,7 +2,7 @@
 
 use appferry::{
     domain::ImageName,
-    region::{DirStore, Source as _, Tree},
+    storage::{DirStore, ManifestGraph, Source as _},
 };
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ async fn what_is_attached_by_tags_travels_from_store_to_store() {
     let image = source.image(b"layer", Some("a"));
     let tags = [".sig", ".att", ".sbom"].map(|kind| tag(&image, kind));
     let attached = tags.clone().map(|tag| signatures(&source, &tag, &[&tag]));
-    // An attachment of an attachment.
+    // This attachment belongs to another attachment.
     let deep = tag(&attached[2], ".sig");
     let of_sbom = signatures(&source, &deep, &["of the bill of materials"]);
     register(&running, source.address, "a").await;
@@ -110,7 +110,7 @@ async fn what_lies_beside_an_image_without_a_name_belongs_to_it() {
     std::fs::write(home.join("index.json"), index.to_string()).expect("an index");
     let (store, name) = (DirStore::new(directory.path()), ImageName("b".into()));
     let root = store.root(&name).await.expect("it is read").expect("an image");
-    let tree = Tree::read_with_attachments(&store, &name, &root, &[]).await.expect("it is whole");
+    let tree = ManifestGraph::read_with_attachments(&store, &name, &root, &[]).await.expect("it is whole");
     assert!(tree.warnings.is_empty(), "{:?}", tree.warnings);
     let attached: Vec<_> = tree.attachments.iter().filter_map(|one| Some(one.root()?.0.digest.to_string())).collect();
     assert_eq!(attached, [digest(&note)]);

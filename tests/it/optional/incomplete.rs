@@ -87,8 +87,8 @@ async fn an_index_is_carried_without_what_was_not_there() {
     running.stop().await;
 }
 
-/// An entry that appears after the registration of the image is copied to the regions whose copy starts after that, and
-/// to the others when the image is added again: a published index does not prove that its absent entries were copied.
+/// An entry that appears after the registration of the image is copied to regions whose copy starts later. Other
+/// regions get it when the image is added again: a published index does not prove that its absent entries were copied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_that_comes_later_is_carried() {
     let (source, target) =
@@ -110,7 +110,7 @@ async fn an_entry_that_comes_later_is_carried() {
     let layout = running.site.image("cn-shenzhen", "a");
     assert!(images::blob_path(&layout, digest(&late)).exists());
 
-    // Verification of the others finds them intact, and keeps the warning.
+    // In the other regions, VerifyImage finds the image intact and repeats the warning.
     for region in [REGISTRY, DIRECTORY] {
         let found = intact(&running, "a", region).await;
         assert!(warns(&found.warnings, digest(&late), "was not there"), "{found:?}");
@@ -140,7 +140,7 @@ async fn what_something_is_follows_from_its_place() {
     let scan = source.blob("x/y", b"scan");
     let artifact = source.manifest(kind, &json!({ "mediaType": kind, "artifactType": "x/y", "blobs": [scan] }), None);
     let cache = source.blob("application/vnd.buildkit.cacheconfig.v0", b"{\"layers\":[{\"blob\":\"x\"}]}");
-    // A layer with the media type of a manifest that is not a manifest.
+    // This layer has the media type of a manifest, but is not a manifest.
     let layer = source.blob(MANIFEST, b"no manifest");
     let config = source.blob("x/y", b"{}");
     let odd = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] });
@@ -159,8 +159,8 @@ async fn what_something_is_follows_from_its_place() {
     running.stop().await;
 }
 
-/// The manifests of a large index are read concurrently: sequentially, they would take 45 seconds, and the deadline is
-/// 30.
+/// The manifests of a large index are read concurrently. Sequential reads would take 45 seconds, and the deadline is 30
+/// seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_index_is_registered_in_time() {
     let source = ScriptedRegistry::start(Behavior::default()).await;

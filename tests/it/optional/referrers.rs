@@ -67,7 +67,7 @@ async fn an_image_arrives_whatever_is_said_of_its_referrers() {
     }
 }
 
-/// A registry whose referrers API fails once is queried again for the next image; and a list is recognized whatever its
+/// A registry whose referrers API fails once is queried again for the next image. A list is recognized whatever its
 /// media type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_odd_answer_takes_no_signatures_away() {
@@ -106,7 +106,7 @@ async fn a_referrer_that_is_gone_is_left_out() {
     let running = between(source.store(), &target).await;
     let image = source.image(b"layer", Some("a"));
     let (good, ghost) = (source.refer(&image, "good"), source.refer(&image, "ghost"));
-    // A referrer whose manifest exists and whose content does not.
+    // The manifest of this referrer exists, but its content does not.
     let hollow = source.refer(&image, "hollow");
     source.list(&image, &[ghost.clone(), good.clone(), hollow.clone()]);
     register(&running, source.address, "a").await;
@@ -122,7 +122,7 @@ async fn a_referrer_that_is_gone_is_left_out() {
     assert!(listed.contains(digest(&good)) && !listed.contains(digest(&ghost)), "{listed}");
     assert!(!listed.contains(digest(&hollow)) && target.get(digest(&good)).is_some(), "{listed}");
 
-    // The same dangling entries in a target region's list.
+    // The list in the target region has the same dangling entries.
     target.list(&image, &[ghost.clone(), good.clone(), describe(ARTIFACT, b"{}  ")]);
     let result = intact(&running, "a", REGISTRY).await;
     assert!(warns(&result.warnings, digest(&ghost), "is not there") && result.warnings.len() == 2, "{result:?}");
@@ -191,7 +191,7 @@ async fn a_referrer_that_is_not_found_at_once_is_asked_for_again() {
         let mut counts = counts.lock().expect("no panic");
         let count = counts.entry(manifest.to_owned()).or_default();
         *count += 1;
-        // Missing twice, so that neither one retry nor endless retries pass.
+        // One manifest is missing twice and one forever, so that the test detects too few and endless retries.
         let is_missed = manifest == gone || (manifest == slow && *count <= 2);
         if is_missed { Action::Answer(StatusCode::NOT_FOUND, Vec::new(), "{}".into()) } else { Action::Pass }
     })
@@ -256,7 +256,7 @@ async fn referrers_of_any_type_travel() {
     let scan = source.blob("application/json", b"scan");
     let artifact = json!({ "mediaType": ARTIFACT, "artifactType": "x/scan", "blobs": [scan], "subject": image });
     let artifact = source.manifest(ARTIFACT, &artifact, None);
-    // An unknown media type, whose content has the structure of a manifest.
+    // This referrer has an unknown media type, but the structure of a manifest.
     let kind = "application/vnd.example.manifest.v9+json";
     let other = json!({ "mediaType": kind, "layers": [source.blob("x/y", b"other")], "subject": image });
     let other = source.manifest(kind, &other, None);

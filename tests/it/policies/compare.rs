@@ -1,4 +1,4 @@
-//! Differential test of the two policy evaluators, and the algebraic laws of decisions.
+//! Compares the decisions of the two policy evaluators, and checks algebraic laws of decisions.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -14,9 +14,9 @@ use super::{
     naive::{self, Call, Outcome},
 };
 
-/// Calls per set of random policies.
+/// Number of calls per set of random policies.
 const CALLS: usize = 100;
-/// How many of them are also decided with an additional statement, and in another order.
+/// Number of these calls that are also decided with an additional statement and with the policies in another order.
 const LAWS: usize = 5;
 
 /// Returns the condition keys of the random policies.
@@ -34,7 +34,7 @@ pub fn compile(documents: &[Value]) -> Policies {
     Policies(attached.collect())
 }
 
-/// A call in the types of the service.
+/// A call, converted to the types of the service's evaluator.
 pub struct Typed<'c> {
     call: &'c Call,
     claims: Vec<Claim>,
@@ -58,13 +58,13 @@ impl<'c> Typed<'c> {
         }
     }
 
-    /// Returns the decision, which must be consistent with its explanation.
+    /// Returns the decision of the service's evaluator, after checking that the explanation matches it.
     pub fn judged_by(&self, policies: &Policies) -> Outcome {
         let context = self.context();
         let request = Request { action: &self.call.action, resource: &self.call.resource, context: &context };
         let decision = policies.decide(&request);
         let explained = policies.explain(&request);
-        // The explanation matches the decision.
+        // The statements that the explanation reports as applicable must lead to the same decision.
         let applies = |effect| explained.iter().any(|reason| reason.mismatch.is_none() && reason.effect == effect);
         match decision {
             Decision::Allowed(_) => {
@@ -82,7 +82,7 @@ impl<'c> Typed<'c> {
         }
     }
 
-    /// Returns the decision without its explanation, which is slower.
+    /// Returns the decision without checking its explanation, because an explanation is slow.
     fn decided_by(&self, policies: &Policies) -> Outcome {
         let context = self.context();
         match policies.decide(&Request { action: &self.call.action, resource: &self.call.resource, context: &context })
@@ -94,8 +94,8 @@ impl<'c> Typed<'c> {
     }
 }
 
-/// Decides random calls by random policies with both evaluators, and returns the first difference. `plant` may inject a
-/// fault into the service evaluator's input.
+/// Decides random calls by random policies with both evaluators, and returns the first difference, if any. `plant` may
+/// inject a fault into the input of the service's evaluator.
 pub fn compare(seed: u64, tuples: usize, plant: impl Fn(&Value) -> Value) -> Option<String> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut judged = 0;

@@ -1,4 +1,4 @@
-//! Random policies and calls, from a vocabulary that is small enough for matches.
+//! Random policies and calls. Their vocabulary is so small that policies often match calls.
 
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde_json::{Map, Value, json};
@@ -71,7 +71,7 @@ fn one<'a>(rng: &mut StdRng, words: &[&'a str]) -> &'a str {
     words.choose(rng).expect("there are some")
 }
 
-/// Returns one word, or a list of several.
+/// Returns a random word, or a list of one to three random words.
 fn some(rng: &mut StdRng, words: &[&str]) -> Value {
     if rng.random_bool(0.5) {
         return json!(one(rng, words));
@@ -147,7 +147,7 @@ pub fn call(rng: &mut StdRng) -> Call {
         ("corp:level", &NUMBERS),
     ];
     for (key, words) in all {
-        // Claims may have several values.
+        // A claim may have several values, other keys have at most one.
         let count = if CLAIMS.contains(&key) { rng.random_range(0..=3) } else { u32::from(rng.random_bool(0.85)) };
         context.extend((0..count).map(|_| (key.to_owned(), one(rng, words).to_owned())));
     }

@@ -19,7 +19,7 @@ fn two_evaluators_agree() {
     }
 }
 
-/// Applies `change` to every statement of a document.
+/// Returns a document whose statements have been changed by `change`.
 fn each(document: &Value, change: impl Fn(&mut serde_json::Map<String, Value>)) -> Value {
     let mut document = document.clone();
     match &mut document["Statement"] {
@@ -29,7 +29,8 @@ fn each(document: &Value, change: impl Fn(&mut serde_json::Map<String, Value>)) 
     document
 }
 
-/// The comparison detects every kind of evaluator fault: each is injected into the input of one evaluator.
+/// The comparison detects each of these evaluator faults. The test emulates a fault by changing the input of one
+/// evaluator.
 #[test]
 fn a_planted_fault_is_found() {
     type Fault = (&'static str, fn(&mut serde_json::Map<String, Value>));

@@ -1,11 +1,11 @@
-//! A reference implementation of RAM's rules, written from their description: as simple as possible, interpreting the
-//! JSON for every call, and without code of the service's evaluator.
+//! A reference implementation of RAM's rules, written from their description. It is as simple as possible, interprets
+//! the JSON for every call, and shares no code with the service's evaluator.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-/// A decision.
+/// The decision on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Allowed,
@@ -13,12 +13,12 @@ pub enum Outcome {
     NotAllowed,
 }
 
-/// A call, with all values as text.
+/// A call whose values are all text.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub action: String,
     pub resource: String,
-    /// Pairs of key and value; a key with several values occurs repeatedly.
+    /// Pairs of a condition key and a value. A key with several values occurs repeatedly.
     pub context: Vec<(String, String)>,
 }
 
@@ -64,7 +64,7 @@ fn covers(pattern: &str, resource: &str) -> bool {
     if pattern.chars().all(|c| c == '*') {
         return true;
     }
-    // A statement about specific resources does not apply to all resources.
+    // A pattern for specific resources does not match an action on all resources.
     if resource == "*" {
         return false;
     }
@@ -124,7 +124,8 @@ fn holds(operator: &str, fact: &str, value: &str) -> bool {
     }
 }
 
-/// `*` matches any sequence of characters, `?` any single one.
+/// Returns whether a pattern matches a text. `*` matches any sequence of characters, and `?` matches any single
+/// character.
 fn glob(pattern: &str, text: &str) -> bool {
     fn go(pattern: &[char], text: &[char]) -> bool {
         match pattern.split_first() {
@@ -137,7 +138,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     go(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>())
 }
 
-/// Compares bit by bit.
+/// Returns whether an address is in a network, comparing bit by bit.
 fn in_network(address: &str, network: &str) -> bool {
     let bits = |text: &str| {
         let address: IpAddr = text.parse().ok()?;
@@ -160,7 +161,7 @@ fn in_network(address: &str, network: &str) -> bool {
     }
 }
 
-/// Returns the seconds since the epoch of `YYYY-MM-DDTHH:MM:SS` with `Z` or an offset, counting day by day.
+/// Converts `YYYY-MM-DDTHH:MM:SS` with `Z` or an offset to seconds since the epoch, counting day by day.
 fn seconds(text: &str) -> Option<f64> {
     let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);

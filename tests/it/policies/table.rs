@@ -1,5 +1,6 @@
-//! Manually verified decisions, and documents that are rejected.
+//! Decisions whose expected results were determined by hand, and documents that must be rejected.
 
+use Outcome::{Allowed, Denied, NotAllowed};
 use appferry::ram::Document;
 use serde_json::{Value, json};
 
@@ -7,8 +8,6 @@ use super::{
     compare::{Typed, compile, keys},
     naive::{self, Call, Outcome},
 };
-
-use Outcome::{Allowed, Denied, NotAllowed};
 
 const SYNC: &str = "ehpc:SynchronizeApp";
 const GET: &str = "ehpc:GetImage";
@@ -73,7 +72,8 @@ fn resources() {
         (json!("acs:ecs:*:*:*"), APP, NotAllowed),
         (json!("acs:ehpc:cn-hangzhou:1234:app/ci-vm-1"), APP, NotAllowed),
         (json!("acs:ehpc:cn-hangzhou:*:app/*"), "acs:ehpc:cn-hangzhou:1234:app/x", Allowed),
-        // A wildcard does not match across a colon, whatever an id contains.
+        // A wildcard matches only within one of the five parts of a resource name. Only the last part may contain
+        // colons.
         (json!("acs:ehpc:*:1234:app/x"), "acs:ehpc:*:*:app/y:1234:app/x", NotAllowed),
         (json!("acs:ehpc:*:*:app/*"), "acs:ehpc:*:*:app/a:b", Allowed),
         // Only the pattern `*` covers an action on all resources.
@@ -172,7 +172,7 @@ fn conditions() {
     }
 }
 
-/// Condition keys with several values are sets (RAM, "Condition operators", set operators).
+/// A condition key with several values is a set (RAM, "Condition operators", set operators).
 #[test]
 fn a_set_is_asked_as_a_whole_or_each_of_it() {
     let (yes, no) = (Allowed, NotAllowed);
@@ -204,7 +204,7 @@ fn a_set_is_asked_as_a_whole_or_each_of_it() {
         let context: Vec<_> = facts.iter().map(|fact| ("corp:team", *fact)).collect();
         judge(&statement, SYNC, "*", &context, expected);
     }
-    // A Deny on one of many values denies.
+    // A Deny applies if its condition holds for one of several values.
     let statements = json!([
         allow(&json!("*"), &json!("*")),
         { "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": { "StringEquals": { "corp:team": "interns" } } },
@@ -246,7 +246,7 @@ fn all_conditions_must_hold() {
     judge(&statements, SYNC, "*", &[], Denied);
 }
 
-/// Errors of a document name the path of the invalid element.
+/// The error for an invalid document contains the path of the invalid element.
 #[test]
 fn a_faulty_document_is_refused_with_the_path_to_the_fault() {
     let statement = |more: &str| {

@@ -64,7 +64,7 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     target.pull("apps/a:1", &out);
     images::verify(&out);
 
-    // Reading verifies it.
+    // VerifyImage reads the existing content and checks its digests.
     let request = VerifyImageRequest { image_id: "a".into(), region_ids: vec![REGION.into()] };
     let mut results = running.images().await.verify_image(request).await.expect("it is verified").into_inner();
     while let Some(region) = results.message().await.expect("it goes on") {
@@ -76,10 +76,10 @@ async fn a_tag_that_others_pushed_is_not_believed_to_be_whole() {
     running.stop().await;
 }
 
-/// Once with the default setting, and once in a region that reads existing content.
+/// Copies to a region with the default setting, and to a region that reads existing content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_blob_of_the_right_size_is_never_verified() {
-    // A blob that is checked separately, and one that is checked when its upload begins.
+    // One blob is checked separately, the other when its upload begins.
     for size in [300_000, 20_000] {
         a_damaged_blob_is_never_verified(size).await;
     }
@@ -125,7 +125,7 @@ async fn what_is_there_is_read_once_and_verified() {
     register(&running, "two", &format!("{}/apps/a:2", source.address)).await;
     let reads = || proxy.requests().iter().filter(|request| request.reads_blob()).count();
     assert_eq!(says(&synchronized(&running, "one", REGION).await), VERIFIED);
-    // Both layers and the configuration.
+    // Both layers and the configuration were read.
     assert_eq!(reads(), 3);
     let before = proxy.down();
     assert_eq!(says(&synchronized(&running, "two", REGION).await), VERIFIED);

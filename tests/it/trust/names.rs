@@ -109,7 +109,7 @@ async fn an_image_that_is_named_by_its_digest_too_is_that_one() {
     running.stop().await;
 }
 
-/// The same with the command line, and for a layout.
+/// The command line warns of a name that refers to another image now, in a registry and in a layout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_warns_of_a_name_that_has_moved() {
     let source = Registry::start().await;
@@ -189,7 +189,7 @@ async fn a_layout_that_others_put_there_is_replaced_on_demand_alone() {
     running.stop().await;
 }
 
-/// The same with the command line.
+/// The command line names the image that owns a name, and marks copies that are only trusted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     let (source, target) = (Registry::start().await, Registry::start().await);
@@ -220,7 +220,7 @@ async fn the_command_line_says_whose_a_name_is_and_what_is_trusted() {
     process::stdout(&add("two", &["--supersede"]));
     let shown = process::stdout(&client(&["image", "show", "one"]));
     assert!(shown.contains("SUPERSEDED") && shown.contains("superseded by two"), "{shown}");
-    // The remedy for the old image is not a copy, which would be rejected.
+    // The suggested remedy for the old image is not a copy, because a copy would be rejected.
     let verified = client(&["image", "verify", "one", "--region", "cn-shanghai"]);
     let told = process::stderr(&verified);
     assert_eq!(verified.status.code(), Some(1), "{told}");

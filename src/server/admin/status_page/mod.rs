@@ -1,11 +1,18 @@
-//! The status page: a matrix of images and regions, and a page for each synchronization. Static files without a build
-//! step; their queries are JSON, and each is a call of a method with the caller's credential.
+//! The status page: a matrix of images and regions, and a page for each synchronization. Its files are static and need
+//! no build step. Its queries return JSON, and each query calls a method with the caller's credential.
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
-use http_body_util::Full;
-use prost::Message as _;
+use std::future::ready;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{FromRequestParts, Path, RawQuery},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
+use prost::Message;
 use serde_json::{Value, json};
-use tonic::body::Body;
 use tower::ServiceExt as _;
 
 use crate::{
@@ -44,58 +51,6 @@ pub struct StatusPage {
     plaintext: bool,
 }
 
-/// A query of the page: the method that it calls, the encoded request, and the name of the response message.
-struct PageQuery {
-    method: Uri,
-    request: Vec<u8>,
-    response: &'static str,
-}
-
-impl PageQuery {
-    fn parse(path: &str, query: &str) -> Option<Self> {
-        let parameter = |name: &str| {
-            let pair = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name);
-            pair.map(|(_, value)| value.into_owned()).unwrap_or_default()
-        };
-        let (method, request, response) = match path.strip_prefix("/api/")? {
-            "regions" => (
-                Uri::from_static("/appferry.v1.ImageService/ListRegions"),
-                ListRegionsRequest {}.encode_to_vec(),
-                "ListRegionsResponse",
-            ),
-            "images" => (
-                Uri::from_static("/appferry.v1.ImageService/ListImages"),
-                ListImagesRequest { page_size: PAGE_SIZE, page_token: parameter("page_token"), ..Default::default() }
-                    .encode_to_vec(),
-                "ListImagesResponse",
-            ),
-            "synchronizations" => {
-                let is_running = parameter("state") == "RUNNING";
-                let state = if is_running { SynchronizationState::Running } else { SynchronizationState::Unspecified };
-                let request = ListSynchronizationsRequest {
-                    state: state.into(),
-                    page_size: MAX_SYNCHRONIZATIONS,
-                    ..Default::default()
-                };
-                (
-                    Uri::from_static("/appferry.v1.AppSyncService/ListSynchronizations"),
-                    request.encode_to_vec(),
-                    "ListSynchronizationsResponse",
-                )
-            }
-            other => {
-                let request_id = other.strip_prefix("synchronizations/")?.to_owned();
-                (
-                    Uri::from_static("/appferry.v1.AppSyncService/GetSynchronization"),
-                    GetSynchronizationRequest { request_id }.encode_to_vec(),
-                    "GetSynchronizationResponse",
-                )
-            }
-        };
-        Some(Self { method, request, response })
-    }
-}
-
 impl StatusPage {
     /// Creates a page whose queries call `stack`. `plaintext` sets whether credentials are accepted over unencrypted
     /// connections that are not local.
@@ -104,51 +59,104 @@ impl StatusPage {
         Self { stack, plaintext }
     }
 
-    /// Responds to a request for one of the page's paths; `None` for other paths.
-    pub async fn respond(&self, uri: &Uri, headers: &HeaderMap, peer: Option<Peer>) -> Option<Response<Body>> {
-        if let Some((_, content_type, text)) = FILES.iter().find(|(path, ..)| *path == uri.path()) {
-            return Some(response(StatusCode::OK, content_type, *text));
-        }
-        let query = PageQuery::parse(uri.path(), uri.query().unwrap_or_default())?;
-        let is_private = self.plaintext || peer.as_ref().is_some_and(|peer| peer.address.is_loopback());
-        let (status, value) = if is_private {
-            self.query(query, headers, peer).await
-        } else {
-            let message = "The credential would be sent unencrypted: open the page on the server itself, or set \
-                           server.allow_plaintext if the network is trusted";
-            (StatusCode::FORBIDDEN, json!({ "reason": "Plaintext", "message": message }))
-        };
-        Some(response(status, "application/json", value.to_string()))
+    /// Creates the routes of the page's files and queries.
+    pub fn router(self) -> Router {
+        let queries = Router::new()
+            .route("/api/regions", get(regions))
+            .route("/api/images", get(images))
+            .route("/api/synchronizations", get(synchronizations))
+            .route("/api/synchronizations/{request_id}", get(synchronization))
+            .with_state(self);
+        FILES.into_iter().fold(queries, |router, (path, content_type, text)| {
+            router.route(path, get(move || ready(response(StatusCode::OK, content_type, text))))
+        })
     }
+}
 
-    async fn query(&self, query: PageQuery, headers: &HeaderMap, peer: Option<Peer>) -> (StatusCode, Value) {
-        let call = grpc_bridge::grpc_request(query.method, &query.request, headers, peer);
-        let Ok(response) = self.stack.clone().oneshot(call).await;
-        let error: ApiErrorResponse = match grpc_bridge::response_message(response).await {
-            Ok(message) => match contract::json(query.response, &message) {
-                Ok(value) => return (StatusCode::OK, value),
+/// The sender of a query. Methods are called with the sender's credential. A credential that others could read is
+/// rejected.
+struct Caller {
+    stack: GrpcStack,
+    headers: HeaderMap,
+    peer: Option<Peer>,
+}
+
+impl FromRequestParts<StatusPage> for Caller {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, page: &StatusPage) -> Result<Self, Response> {
+        let peer = parts.extensions.get::<Peer>().cloned();
+        if page.plaintext || peer.as_ref().is_some_and(|peer| peer.address.is_loopback()) {
+            return Ok(Self { stack: page.stack.clone(), headers: parts.headers.clone(), peer });
+        }
+        let message = "The credential would be sent unencrypted: open the page on the server itself, or set \
+                       server.allow_plaintext if the network is trusted";
+        Err(json_response(StatusCode::FORBIDDEN, &json!({ "reason": "Plaintext", "message": message })))
+    }
+}
+
+impl Caller {
+    /// Calls a method and returns its response as JSON. `response` is the type of the response message.
+    async fn call(self, method: &'static str, request: impl Message, response: &str) -> Response {
+        let Self { stack, headers, peer } = self;
+        let method = Uri::from_static(method);
+        let call = grpc_bridge::grpc_request(method, &request.encode_to_vec(), &headers, peer);
+        let Ok(called) = stack.oneshot(call).await;
+        let error: ApiErrorResponse = match grpc_bridge::response_message(called).await {
+            Ok(message) => match contract::json(response, &message) {
+                Ok(value) => return json_response(StatusCode::OK, &value),
                 Err(error) => tonic::Status::internal(error.to_string()).into(),
             },
             Err(status) => status.into(),
         };
         let status = error.http_status.and_then(|status| StatusCode::from_u16(status).ok());
         let fields = json!({ "reason": error.reason, "message": error.message, "requestId": error.request_id });
-        (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), fields)
+        json_response(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &fields)
     }
 }
 
-fn response(status: StatusCode, content_type: &'static str, content: impl Into<bytes::Bytes>) -> Response<Body> {
-    let mut response = Response::new(Body::new(Full::from(content.into())));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    for (name, value) in [
+async fn regions(caller: Caller) -> Response {
+    caller.call("/appferry.v1.ImageService/ListRegions", ListRegionsRequest {}, "ListRegionsResponse").await
+}
+
+async fn images(caller: Caller, RawQuery(query): RawQuery) -> Response {
+    let page_token = parameter(query, "page_token");
+    let request = ListImagesRequest { page_size: PAGE_SIZE, page_token, ..Default::default() };
+    caller.call("/appferry.v1.ImageService/ListImages", request, "ListImagesResponse").await
+}
+
+async fn synchronizations(caller: Caller, RawQuery(query): RawQuery) -> Response {
+    let is_running = parameter(query, "state") == "RUNNING";
+    let state = if is_running { SynchronizationState::Running } else { SynchronizationState::Unspecified };
+    let request =
+        ListSynchronizationsRequest { state: state.into(), page_size: MAX_SYNCHRONIZATIONS, ..Default::default() };
+    let method = "/appferry.v1.AppSyncService/ListSynchronizations";
+    caller.call(method, request, "ListSynchronizationsResponse").await
+}
+
+async fn synchronization(caller: Caller, Path(request_id): Path<String>) -> Response {
+    let request = GetSynchronizationRequest { request_id };
+    caller.call("/appferry.v1.AppSyncService/GetSynchronization", request, "GetSynchronizationResponse").await
+}
+
+/// Returns the first value of a query parameter, or an empty text.
+fn parameter(query: Option<String>, name: &str) -> String {
+    let query = query.unwrap_or_default();
+    let pair = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name);
+    pair.map(|(_, value)| value.into_owned()).unwrap_or_default()
+}
+
+fn json_response(status: StatusCode, value: &Value) -> Response {
+    response(status, "application/json", value.to_string())
+}
+
+fn response(status: StatusCode, content_type: &'static str, content: impl Into<Body>) -> Response {
+    let headers = [
         (header::CONTENT_TYPE, content_type),
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    response
+    ];
+    (status, headers, content.into()).into_response()
 }

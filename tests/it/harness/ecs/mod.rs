@@ -1,9 +1,9 @@
-//! An emulation of Alibaba Cloud ECS, as far as its documentation describes the copying of images (API 2014-05-26:
-//! `CopyImage`, `DescribeImages`, `CancelCopyImage`, `DeleteImage`), and of `AssumeRole` of STS (2015-04-01): the
-//! states of an image, the queue of a region, duplicate names, client tokens, paginated and delayed lists, and
-//! verification of every signature.
+//! An emulation of two Alibaba Cloud services, written from their documentation: the image copying of ECS (API
+//! 2014-05-26: `CopyImage`, `DescribeImages`, `CancelCopyImage`, `DeleteImage`) and `AssumeRole` of STS (2015-04-01).
+//! It covers the states of an image, the queue of a region, duplicate names, client tokens, paginated and delayed
+//! lists, and the verification of every signature.
 //!
-//! The official client is tested against it too (`tests/it/ecs`), which checks the emulation itself.
+//! To check the emulation itself, `tests/it/ecs` also runs the official client against it.
 
 pub mod provider;
 mod signature;
@@ -19,36 +19,36 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use provider::Provider;
 use serde_json::{Value, json};
 
 use super::http_server::HttpServer;
-use provider::Provider;
 
-/// The access key id and secret that it accepts.
+/// The access key id and secret that the provider accepts.
 pub const KEY: [&str; 2] = ["LTAI-ecs", "the-ecs-secret"];
 
-/// An injected fault.
+/// A fault that the provider injects into a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InjectedFault {
-    /// The connection ends before the request is executed.
+    /// The connection is cut before the request is executed.
     Cut,
-    /// The request is executed, and the connection ends without a response.
+    /// The request is executed, but the connection is cut before the response.
     CutAfter,
-    /// The request is executed, and the response never comes.
+    /// The request is executed, but never answered.
     Hang,
-    /// The request is rejected with that status, code and `Retry-After` in seconds.
+    /// The request is rejected with this HTTP status, error code, and `Retry-After` in seconds.
     Refuse(u16, &'static str, Option<u64>),
 }
 
 /// A fault to inject into future requests.
 #[derive(Debug, Clone)]
 pub struct PlannedFault {
-    /// The affected action.
+    /// The action whose requests are affected, such as `CopyImage`.
     pub action: &'static str,
-    /// The affected region: of a copy, the destination.
+    /// The affected region; for a copy, the destination. `*` stands for all regions.
     pub region: String,
     pub fault: InjectedFault,
-    /// The number of affected requests.
+    /// The number of requests still to be affected.
     pub times: usize,
 }
 
@@ -56,13 +56,13 @@ pub struct PlannedFault {
 #[derive(Debug, Clone)]
 pub struct Call {
     pub action: String,
-    /// The region: of a copy, the destination.
+    /// The region of the request; for a copy, the destination.
     pub region: String,
     /// The error code of the response; `OK` on success.
     pub code: String,
-    /// Time since the server started.
+    /// Time from the start of the server to the request.
     pub at: Duration,
-    /// Everything that the signature covers, and the signature.
+    /// The signature, and all parts of the request that it may cover.
     pub signed: Value,
 }
 
@@ -74,7 +74,7 @@ pub struct Ecs {
 }
 
 impl Ecs {
-    /// Starts a server with some regions, whose copies take `takes`.
+    /// Starts a server with these regions. A copy takes `takes`.
     pub async fn start(regions: &[&str], takes: Duration) -> Self {
         let provider = Arc::new(Mutex::new(Provider::new(regions, takes)));
         let serving = Arc::clone(&provider);
@@ -87,12 +87,12 @@ impl Ecs {
         lock(&self.provider)
     }
 
-    /// Injects a fault into the next `times` requests.
+    /// Injects a fault into the next `times` requests for this action and region.
     pub fn inject(&self, action: &'static str, region: &str, fault: InjectedFault, times: usize) {
         self.provider().planned_faults.push(PlannedFault { action, region: region.to_owned(), fault, times });
     }
 
-    /// Returns how many requests for an action had a result, in one region or in all.
+    /// Returns the number of requests for an action that were answered with `code`, in one region or in all.
     pub fn count(&self, action: &str, region: Option<&str>, code: &str) -> usize {
         let is = |call: &&Call| {
             call.action == action && call.code == code && region.is_none_or(|region| call.region == region)
@@ -120,7 +120,7 @@ impl Refused {
     }
 }
 
-/// The connection must be cut without a response.
+/// The error with which a request handler makes the server cut the connection.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is cut")]
 struct Cut;

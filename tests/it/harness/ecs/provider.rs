@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Call, InjectedFault, KEY, PlannedFault, Refused};
 
-/// Concurrent copies per region; further ones are queued.
+/// Maximum number of concurrent copies per region. Further copies are queued.
 const AT_ONCE: usize = 5;
 
-/// The status of an image.
+/// The status of an image, as `DescribeImages` reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Waiting,
@@ -30,18 +30,18 @@ pub struct EcsImage {
     pub status: Status,
     pub gibibytes: u64,
     pub tags: Vec<(String, String)>,
-    /// Start of the copy; `None` unless it is being copied.
+    /// When the copy of the image started; `None` if it has not started, or if the image is not a copy.
     since: Option<Instant>,
-    /// The time from which lists include it.
+    /// The time from which lists include the image.
     listed: Instant,
 }
 
-/// An access key.
+/// An access key that the provider accepts.
 #[derive(Debug, Clone)]
 pub struct Key {
     pub id: String,
     pub secret: String,
-    /// The security token that requests must present, and its expiry.
+    /// The security token that requests must present, and its expiry as a time since the start of the provider.
     pub token: Option<(String, Duration)>,
 }
 
@@ -53,20 +53,20 @@ pub struct Provider {
     pub nonces: BTreeSet<String>,
     pub calls: Vec<Call>,
     pub planned_faults: Vec<PlannedFault>,
-    /// Duration of a copy.
+    /// How long a copy takes.
     pub takes: Duration,
-    /// Delay until a new image is listed.
+    /// Delay until lists include a new image.
     pub lag: Duration,
-    /// Number of copies that fail, by region.
+    /// Number of future copies that will fail, by region.
     pub failing: BTreeMap<String, usize>,
     /// Regions whose image quota is exhausted.
     pub full: BTreeSet<String>,
-    /// Lifetime of the keys of a role.
+    /// Lifetime of the temporary keys of a role.
     pub role: Duration,
     regions: BTreeMap<String, Vec<EcsImage>>,
-    /// By client token: the parameters of its first request and the resulting image id.
+    /// By client token: the parameters of the first request with this token, and the id of the resulting image.
     tokens: HashMap<String, (Vec<(String, String)>, String)>,
-    /// Number of images ever created, by region.
+    /// Number of image ids ever assigned, by region.
     counts: BTreeMap<String, u64>,
     roles: u64,
 }
@@ -92,7 +92,7 @@ impl Provider {
         }
     }
 
-    /// Adds an available image.
+    /// Adds an available image, and returns its id.
     pub fn put(&mut self, region: &str, name: &str, tags: &[(&str, &str)]) -> String {
         let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let id = self.id(region);
@@ -125,7 +125,7 @@ impl Provider {
         self.tokens.len()
     }
 
-    /// Returns a new image id, deterministic for the sequence of images in the region.
+    /// Returns a new image id, which depends only on the region and on the number of ids assigned there before.
     fn id(&mut self, region: &str) -> String {
         let count = self.counts.entry(region.to_owned()).or_default();
         *count += 1;
@@ -141,7 +141,8 @@ impl Provider {
         Some(planned.fault.clone())
     }
 
-    /// Updates the progress of copies, five of a region at once.
+    /// Updates the statuses of copies: ends those whose time has passed, and starts queued ones, up to [`AT_ONCE`] per
+    /// region.
     fn advance(&mut self) {
         for (region, images) in &mut self.regions {
             for image in images.iter_mut().filter(|image| image.status == Status::Creating) {
@@ -165,7 +166,7 @@ impl Provider {
         }
     }
 
-    /// Executes an action, or rejects it as the documentation describes.
+    /// Executes an action, or rejects it with the documented error.
     pub fn execute(&mut self, action: &str, parameters: &[(String, String)]) -> Result<Value, Refused> {
         self.advance();
         let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());

@@ -1,10 +1,10 @@
-//! Verification of the signatures of requests to the provider.
+//! Verifies the signatures of requests to the provider.
 
 use std::time::Duration;
 
 use appferry::{
+    acs3::{AuthorizationHeader, SignedRequest, signature},
     domain::{Secret, Timestamp},
-    identity::acs3::{AuthorizationHeader, SignedRequest, signature},
 };
 use http::{HeaderMap, request::Parts};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Refused, provider::Provider};
 
-/// Decodes the parameters of a query and of a form.
+/// Decodes the parameters in the query and in the form of a request.
 pub fn parameters(query: &str, content: &[u8]) -> Vec<(String, String)> {
     let pairs = |text| url::form_urlencoded::parse(text).into_owned();
     pairs(query.as_bytes()).chain(pairs(content)).collect()
@@ -22,7 +22,7 @@ pub fn header(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// Returns everything that a signature may cover, and the signature.
+/// Returns the signature of a request and all parts of the request that it may cover.
 pub fn signed_fields(parts: &Parts) -> Value {
     let all = parts.headers.keys().map(|name| (name.to_string(), header(&parts.headers, name.as_str()).into()));
     json!({
@@ -34,7 +34,7 @@ pub fn signed_fields(parts: &Parts) -> Value {
 }
 
 impl Provider {
-    /// Checks that the request is signed with a known key, recently, and with a fresh nonce.
+    /// Verifies that the request has a valid signature by a known key, a recent date, and a new nonce.
     pub fn verify(&mut self, parts: &Parts, content: &[u8]) -> Result<(), Refused> {
         let refuse = |status, code: &str| Err(Refused::new(status, code, "The request is not signed as it should be."));
         let Some(shown) = AuthorizationHeader::parse(&parts.headers) else { return refuse(400, "MissingSignature") };

@@ -1,5 +1,5 @@
-//! Known deviations of registries from the distribution specification, one constant per registry, with the public
-//! report of each. A [`Registry`](server::QuirkyRegistry) emulates one of them.
+//! Known deviations of registries from the distribution specification, with public reports of them. Each registry has a
+//! constant, which a [`QuirkyRegistry`](server::QuirkyRegistry) can emulate.
 
 pub mod server;
 
@@ -10,24 +10,24 @@ use http::StatusCode;
 pub enum Offsets {
     /// All received bytes.
     Right,
-    /// The range after the first chunk, forever.
+    /// The bytes of the first chunk, even after further chunks.
     OfFirstChunk,
-    /// The length of the last chunk.
+    /// A range from zero with the length of the last chunk.
     OfLastChunk,
-    /// No bytes.
+    /// Zero bytes, although the registry keeps the received ones.
     Zero,
     /// No `Range` header.
     Unsaid,
 }
 
-/// The treatment of one form of upload request.
+/// How a registry treats one form of upload request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     /// Accepts any size.
     All,
-    /// Accepts at most this many bytes; more are rejected with this status.
+    /// Accepts at most this many bytes, and rejects more with this status.
     UpTo(u64, StatusCode),
-    /// Accepts at least this many bytes, except in the last request; fewer are rejected with this status.
+    /// Accepts at least this many bytes, and rejects fewer with this status.
     AtLeast(u64, StatusCode),
     /// Rejects every request with this status.
     None(StatusCode),
@@ -54,31 +54,34 @@ pub struct Quirks {
     /// URL of the public report.
     pub report: &'static str,
     pub offsets: Offsets,
-    /// `PATCH` with `Content-Range`, `PATCH` without, and `PUT` with content.
+    /// How `PATCH` requests with `Content-Range` are treated.
     pub chunks: Takes,
+    /// How `PATCH` requests without `Content-Range` are treated.
     pub stream: Takes,
+    /// How `PUT` requests with content are treated.
     pub put: Takes,
-    /// The chunk size limits that it announces when an upload begins.
+    /// The minimum chunk size in bytes that the registry announces when an upload begins, if any.
     pub min_chunk: Option<u64>,
+    /// The maximum chunk size in bytes that the registry announces when an upload begins, if any.
     pub max_chunk: Option<u64>,
     /// Status of the response that completes an upload.
     pub committed: StatusCode,
-    /// Status of the response to a mount request; `None` if it mounts.
+    /// Status of the response to a mount request; `None` if the registry mounts the blob.
     pub mount: Option<StatusCode>,
     pub heads: Heads,
     /// Whether responses state the digest of a manifest in a header.
     pub digest_header: bool,
-    /// Whether responses are compressed unless the request declines that.
+    /// Whether responses are compressed unless the request accepts only `identity`.
     pub compresses: bool,
-    /// Whether reads of blobs, and writes, are redirected to another path.
+    /// Whether reads of blobs, starts of uploads, and pushes of manifests are redirected to another path.
     pub redirects: bool,
-    /// Whether requests with bytes of uploads are redirected, too.
+    /// Whether requests with bytes of uploads are redirected to another path.
     pub redirects_uploads: bool,
-    /// Number of reads of each new blob that do not find it.
+    /// Number of reads of each new blob that fail with 404 before one succeeds.
     pub lags: u32,
 }
 
-/// Behavior as specified.
+/// The behavior that the distribution specification describes.
 pub const SPECIFIED: Quirks = Quirks {
     registry: "a registry as specified",
     report: "opencontainers/distribution-spec",
@@ -100,7 +103,8 @@ pub const SPECIFIED: Quirks = Quirks {
 
 const MIB: u64 = 1 << 20;
 
-/// Amazon ECR: every chunk is stored, but `Range` stays as after the first; no digest header for manifests.
+/// Amazon ECR: `Range` covers only the first chunk, although every chunk is stored; manifests have no digest
+/// header.
 pub const ECR: Quirks = Quirks {
     registry: "Amazon ECR",
     report: "aws/containers-roadmap#2831, distribution/distribution#3792",
@@ -109,7 +113,7 @@ pub const ECR: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Alibaba Cloud ACR: `Range` counts from the chunk's beginning.
+/// Alibaba Cloud ACR: `Range` covers only the last chunk.
 pub const ACR: Quirks = Quirks {
     registry: "Alibaba Cloud ACR",
     report: "regclient/regclient#627",
@@ -141,7 +145,8 @@ pub const QUAY: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Red Hat's registry: no digest header, and compressed responses unless declined.
+/// Red Hat's registry: manifests have no digest header, and responses are compressed unless the request declines
+/// compression.
 pub const RED_HAT: Quirks = Quirks {
     registry: "registry.access.redhat.com",
     report: "quay/quay#1310, containerd/containerd#3238",
@@ -150,7 +155,7 @@ pub const RED_HAT: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// GitLab: mount requests are answered with 401, and blobs are redirected.
+/// GitLab: mount requests are rejected with 401, and requests for blobs are redirected.
 pub const GITLAB: Quirks = Quirks {
     registry: "GitLab",
     report: "estesp/manifest-tool#53, oras-project/oras#923",
@@ -159,7 +164,7 @@ pub const GITLAB: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Harbor: mounting from an inaccessible project is denied; a pushed blob is not found for a moment.
+/// Harbor: mounting from an inaccessible project is rejected, and the first read of a pushed blob does not find it.
 pub const HARBOR: Quirks = Quirks {
     registry: "Harbor",
     report: "goharbor/harbor#17097, goharbor/harbor#4259, oras-project/oras#1892",
@@ -168,7 +173,7 @@ pub const HARBOR: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// zot: `Range` of a chunk is far too small.
+/// zot: `Range` covers only the last chunk.
 pub const ZOT: Quirks = Quirks {
     registry: "zot",
     report: "regclient/regclient#961, project-zot/zot#3983",
@@ -176,7 +181,7 @@ pub const ZOT: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// distribution 2: reports zero bytes of an upload, which it cannot resume.
+/// distribution 2: cannot resume an upload, and reports zero received bytes.
 pub const DISTRIBUTION_2: Quirks = Quirks {
     registry: "distribution 2",
     report: "distribution/distribution#475, distribution/distribution#2363",
@@ -184,11 +189,11 @@ pub const DISTRIBUTION_2: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// distribution 3: reports the received bytes of an upload.
+/// distribution 3: reports the received bytes of an upload as specified.
 pub const DISTRIBUTION_3: Quirks =
     Quirks { registry: "distribution 3", report: "distribution/distribution#3755", ..SPECIFIED };
 
-/// Registries that support only `GET`.
+/// Registries that reject `HEAD`.
 pub const GET_ONLY: Quirks = Quirks {
     registry: "a registry without HEAD",
     report: "containerd/cri#787, merll/docker-registry-util#3",
@@ -204,7 +209,7 @@ pub const ARTIFACTORY: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Pulp: ignores the content of `PUT`, so that the digest does not match.
+/// Pulp: ignores the content of `PUT` requests, so that the digest of the upload does not match.
 pub const PULP: Quirks =
     Quirks { registry: "Pulp", report: "pulp/pulp_container#1274", put: Takes::Ignores, ..SPECIFIED };
 
@@ -230,7 +235,7 @@ pub const TELLING: Quirks = Quirks {
     ..SPECIFIED
 };
 
-/// Registries that report an empty content for `HEAD`, and respond to everything with 200.
+/// Registries that report a content length of zero for `HEAD`, and complete uploads with status 200.
 pub const LOOSE: Quirks = Quirks {
     registry: "a registry of its own kind",
     report: "yusing/godoxy#169, harrisonwang/wharf#11",

@@ -1,4 +1,4 @@
-//! A registry in this process that keeps its content in memory and emulates one row of the table.
+//! A registry in this process that keeps its content in memory and emulates the quirks of one registry.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ struct Upload {
 struct Content {
     begun: u64,
     uploads: BTreeMap<u64, Upload>,
-    /// By repository and digest: the content, and how many reads will not find it.
+    /// By repository and digest: the content, and the number of further reads that fail with 404.
     blobs: BTreeMap<(String, String), (Bytes, u32)>,
     /// By repository and by tag or digest: the media type and the content.
     manifests: BTreeMap<(String, String), (String, Bytes)>,
@@ -39,7 +39,7 @@ struct Content {
 pub struct ReceivedRequest {
     pub method: Method,
     pub path: String,
-    /// Size of the request body.
+    /// Size of the request body in bytes.
     pub bytes: u64,
     pub status: StatusCode,
 }
@@ -68,7 +68,7 @@ impl QuirkyRegistry {
         format!("registry+http://{}/{namespace}", self.address)
     }
 
-    /// Returns the requests since the last call.
+    /// Returns the requests received since the last call of this method.
     pub fn requests(&self) -> Vec<ReceivedRequest> {
         std::mem::take(&mut lock(&self.content).requests)
     }
@@ -211,7 +211,7 @@ impl Call {
             });
         }
         if quirks.compresses && text(&self.headers, "accept-encoding") != Some("identity") {
-            // The content need not be valid gzip: no client may mistake it for the blob.
+            // The content need not be valid gzip, because no client may accept it as the blob.
             return answer.header("content-encoding", "gzip").body("compressed".into()).expect("a response");
         }
         let range = text(&self.headers, "range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
@@ -233,7 +233,7 @@ impl Call {
                         content.blobs.insert((self.repository.clone(), blob.clone()), (bytes, 0));
                         return empty(status(StatusCode::CREATED));
                     }
-                    // An upload is begun instead.
+                    // Starts an upload instead of mounting.
                     (None | Some(StatusCode::ACCEPTED), _) => {}
                     (Some(answer), _) => return empty(status(answer)),
                 }
@@ -281,7 +281,7 @@ impl Call {
         empty(answer.header("range", format!("0-{}", end.saturating_sub(1))))
     }
 
-    /// Appends the body of a request to an upload, or returns the status to reject it with.
+    /// Appends the body of a request to an upload. If the registry rejects the request, returns its status.
     fn append(&self, quirks: Quirks, upload: &mut Upload) -> Option<StatusCode> {
         let range = text(&self.headers, "content-range");
         let begins = range.and_then(|range| range.split('-').next()?.parse::<usize>().ok());

@@ -1,0 +1,5 @@
+//! Wake-ups within and between processes, and the snapshots that watchers receive.
+
+pub mod notify;
+pub mod signal;
+pub mod watchers;
