@@ -1,6 +1,6 @@
 //! Simulates how long an image takes to reach every region when the egress of each region is limited. Compares two
-//! plans with the lower bound for whole copies: a star, in which the home region feeds all others, and the plan of the
-//! workers, in which every region that has the image feeds others.
+//! plans: a star, in which the home region feeds all others, and the plan of the workers, in which every region that
+//! has the image feeds others. Compares both with the lower bound for whole copies.
 //!
 //! Each region has a worker of its own, so that every copy gets its share of the source's egress. The unit of time is
 //! the duration of one copy that uses the whole egress of one region.

@@ -106,7 +106,7 @@ async fn a_small_image_between_registries_takes_so_many_requests() {
     let began = Instant::now();
     synchronized(&running, "fresh-1", TARGET).await;
     let first = counts(&from, "fresh");
-    // This registry has no referrers API, which is discovered once for each repository.
+    // This registry has no referrers API. The service discovers that once for each repository.
     assert_eq!(since(&before, first.clone()), read.into_iter().collect());
     let target_first = counts(&to, "fresh");
     assert_eq!(looked_once(began, target_first.clone()), written.into_iter().collect());

@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 
 use super::Result;
 
-/// The record of a claim that outlives its worker: unfinished uploads, which the next claim of the replica resumes,
-/// written and published content, and whether the claim is still valid.
+/// The record of a claim. It outlives the claim's worker, and holds the unfinished uploads (which the next claim of the
+/// replica resumes), the written and published content, and whether the claim is still valid.
 #[async_trait]
 pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Fails if the claim is lost. Called right before writes that a fence can't guard. Registries, for example, have

@@ -356,8 +356,9 @@ pub trait Store: Source {
         Ok(false)
     }
 
-    /// Removes the image that the stage's writer has just published and that has no references. Returns whether it was
-    /// removed. An image that another writer has changed since is kept. A store without this operation removes nothing.
+    /// Removes the image that the stage's writer has just published. The caller ensures that nothing refers to it.
+    /// Returns whether it was removed. Keeps an image that another writer has changed since. A store without this
+    /// operation removes nothing.
     async fn discard(&self, _stage: &Stage) -> Result<bool> {
         Ok(false)
     }

@@ -1,4 +1,5 @@
-//! Finds and removes leftovers in the stores: files and images of copies that failed, were canceled or died.
+//! Finds and removes leftovers in the stores: files and images of copies that failed, were canceled, or lost their
+//! worker.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -112,7 +113,7 @@ async fn remove(state: &Db, region: &RegionId, store: &dyn Store, until: Timesta
         }
     }
     if count > 0 {
-        tracing::info!(%region, count, bytes, "removed leftovers of copies that failed, were canceled or died");
+        tracing::info!(%region, count, bytes, "removed leftovers of copies that failed, were canceled or lost their worker");
     }
     Ok(())
 }

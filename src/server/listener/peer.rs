@@ -150,7 +150,7 @@ pub struct ConnectionService {
     /// Never contended: the task that reads the connection begins all of its calls.
     inner: Mutex<Frontend>,
     peer: Peer,
-    /// The trusted proxies, if the peer is one of them. Its calls then come from other addresses.
+    /// The trusted proxies, if the peer is one of them. It then forwards the calls of clients at other addresses.
     proxies: Option<Arc<Proxies>>,
 }
 

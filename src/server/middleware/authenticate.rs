@@ -39,7 +39,7 @@ use crate::{
 /// The collaborators of [`AuthenticateLayer`].
 #[derive(Debug)]
 pub struct RequestAuthenticator {
-    /// Credentials of the configuration in force.
+    /// Checks credentials against the configuration in force.
     pub authenticator: Arc<CurrentAuthenticator>,
     /// Throttles addresses after repeated failures.
     pub auth_throttle: Arc<AuthThrottle>,

@@ -42,7 +42,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Starts the process unless it runs. A process may have exited by itself while the database was unavailable.
+    /// Starts the process unless it is running. It may have exited by itself while the database was unavailable.
     pub fn start(&mut self) {
         let running = self.child.as_mut().is_some_and(|child| child.try_wait().expect("a child").is_none());
         if running {

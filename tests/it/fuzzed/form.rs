@@ -45,7 +45,7 @@ impl Target {
         });
         let text = String::from_utf8_lossy(&answer);
         let status: u16 = text.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
-        // No input of a caller may cause an error of the service.
+        // No input from a caller may cause a server error (5xx).
         assert!(status < 500, "{text}");
         let (_, body) = text.split_once("\r\n\r\n").expect("a head");
         // For some request targets, hyper itself responds with an empty body.

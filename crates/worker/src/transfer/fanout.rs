@@ -71,7 +71,7 @@ pub struct State {
     pub planning: usize,
     /// When the first of them was announced.
     pub planning_since: Instant,
-    /// When the first member joined that has not been sent anything yet.
+    /// When the first of the members that have not been sent anything yet joined.
     pub ready_since: Option<Instant>,
     closed: bool,
 }

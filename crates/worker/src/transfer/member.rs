@@ -119,7 +119,7 @@ impl Member {
         }
     }
 
-    /// Returns how long to wait for room before checking whether others wait.
+    /// Returns how long to wait for room in the queue before checking whether other members wait for this one.
     pub fn poll_interval(&self) -> Duration {
         lock(&self.lag).left(self.patience, Instant::now()).clamp(SHORTEST_POLL, LONGEST_POLL)
     }
