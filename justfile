@@ -36,7 +36,7 @@ bench NAME:
 
 # Starts the embedded service, copies an image, and ends.
 demo:
-    cargo run --release --locked -- demo --exit
+    cargo run --locked -- demo --exit
 
 # Runs every check and every test.
 test:
