@@ -89,6 +89,6 @@ mod tests {
         drop(held);
         assert!(pool.try_acquire(Some(&three)).is_some());
         drop(other);
-        assert!(pool.0.in_use.lock().expect("nobody panicked").sources.is_empty(), "no source is left");
+        assert!(pool.0.in_use.lock().expect("no panic").sources.is_empty(), "no source is left");
     }
 }

@@ -163,7 +163,7 @@ pub enum Error {
         advice: &'static str,
     },
     /// An upload that an earlier attempt began is gone or invalid.
-    #[error("{0}: the upload that was begun is gone; it begins anew")]
+    #[error("{0}: the upload session is gone; a new one will be started")]
     UploadGone(ForeignText),
     /// A registry redirected an upload after its bytes were consumed. They are read again and sent to the target.
     #[error("{what}: it points to {to}; the bytes are sent there from where the request began")]
@@ -179,7 +179,7 @@ pub enum Error {
     #[error("the claim is not good any more")]
     Overtaken,
     /// Another client changed the content concurrently.
-    #[error("{0} was changed by somebody else while it was written")]
+    #[error("{0} was changed by another client while it was written")]
     Contended(ForeignText),
     /// The journal of the claim can't be read from the database or written to it.
     #[error("the database: {0}")]

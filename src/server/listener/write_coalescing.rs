@@ -127,7 +127,7 @@ mod tests {
 
     impl AsyncWrite for Recorder {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-            self.0.lock().expect("nobody panicked").push(bytes.to_vec());
+            self.0.lock().expect("no panic").push(bytes.to_vec());
             Poll::Ready(Ok(bytes.len()))
         }
 
@@ -186,7 +186,7 @@ mod tests {
             }
         });
         writer.await.expect("the task ends");
-        let writes = recorder.0.lock().expect("nobody panicked").clone();
+        let writes = recorder.0.lock().expect("no panic").clone();
         assert_eq!(writes.concat().len(), 100);
         assert!(writes.len() <= 3, "{} writes", writes.len());
     }
@@ -200,7 +200,7 @@ mod tests {
         out.write_all(b"two").await.expect("the write succeeds");
         out.flush().await.expect("the flush succeeds");
         out.write_all(b"three").await.expect("the write succeeds");
-        assert_eq!(*recorder.0.lock().expect("nobody panicked"), [&b"one"[..], b"two", b"three"]);
+        assert_eq!(*recorder.0.lock().expect("no panic"), [&b"one"[..], b"two", b"three"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,9 +36,9 @@ impl Store for RegistryStore {
 
     /// Checks for an image that does not exist, and starts and aborts an upload.
     async fn probe(&self) -> Result<Option<u64>> {
-        let nobody = ImageName(format!("appferry-probe-{}", uuid::Uuid::now_v7().simple()));
-        self.root(&nobody).await?;
-        self.try_to_write(&self.at(&nobody).repository).await?;
+        let probe = ImageName(format!("appferry-probe-{}", uuid::Uuid::now_v7().simple()));
+        self.root(&probe).await?;
+        self.try_to_write(&self.at(&probe).repository).await?;
         Ok(None)
     }
 

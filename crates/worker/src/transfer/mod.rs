@@ -34,7 +34,8 @@ use self::{
 };
 use super::pacing::Paces;
 
-/// How often a copy is resumed within one attempt after its connection broke.
+/// How often a copy is resumed within one attempt after its connection broke, and a read of its source reopened without
+/// receiving anything.
 const RESUMPTIONS: Backoff =
     Backoff { first: Duration::from_millis(400), longest: Duration::from_secs(2), attempts: 4 };
 /// The longest `Retry-After` for which a copy waits within one attempt.

@@ -4,18 +4,18 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use domain::{Backoff, Descriptor, ImageName};
+use domain::{Descriptor, ImageName};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use storage::{BlobChunks, Error, Result, Source, Verdict};
 use tokio::time::{sleep, timeout};
+
+use super::RESUMPTIONS;
 
 /// Blobs above this size, in bytes, are read in concurrent ranges.
 const RANGED: u64 = 64 << 20;
 /// The size of a range in bytes, and the number of concurrent ranges. Their product bounds the memory of a read.
 const RANGE: u64 = 8 << 20;
 const RANGES: usize = 3;
-/// How often a read is reopened without having received anything.
-const REOPENS: Backoff = Backoff { first: Duration::from_millis(400), longest: Duration::from_secs(2), attempts: 4 };
 
 /// The blob to read, and how long its source may send nothing.
 #[derive(Debug, Clone)]
@@ -107,7 +107,7 @@ impl Range {
                     return Ok(Some(bytes));
                 }
                 Err(error) if error.verdict() == Verdict::Retry => {
-                    let Some(wait) = REOPENS.wait(self.reopened, rand::random()) else { return Err(error) };
+                    let Some(wait) = RESUMPTIONS.wait(self.reopened, rand::random()) else { return Err(error) };
                     let wait = error.retry_after().unwrap_or(wait);
                     tracing::info!(%error, position = self.position, blob = %self.blob_source.blob.digest, "source read interrupted; reopening");
                     self.chunks = None;
